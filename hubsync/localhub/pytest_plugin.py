@@ -1,0 +1,1 @@
+"""The pytest fixture `local_hub`."""
