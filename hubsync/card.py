@@ -1,0 +1,92 @@
+"""The dataset card: so that `datasets.load_dataset` finds every config and split from the first commit on.
+
+A card that a person wrote keeps every word and every key; only what is missing in its `configs:` is added. The YAML
+is huggingface_hub's to read and write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+PATH = "README.md"
+
+
+class Entry(NamedTuple):
+    """One split of one config, and the glob that finds its shards."""
+
+    config: str
+    split: str
+    glob: str
+
+
+class CardError(ValueError):
+    """The card that stands there can't be read, so it is left alone."""
+
+
+def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes | None:
+    """The card with `entries` in its `configs:`; None where it already shows all of them.
+
+    Raises:
+        CardError: the card's YAML can't be read.
+    """
+    from huggingface_hub import DatasetCard
+
+    if existing is None:
+        text = "---\nconfigs: []\n---\n" + _BODY.format(name=repo.split("/")[-1], repo=repo)
+    else:
+        text = existing.decode("utf-8", "surrogateescape")
+    try:
+        card = DatasetCard(text, ignore_metadata_errors=False)
+        configs: Any = card.data.get("configs") or []
+        if isinstance(configs, dict):
+            configs = [configs]
+        changed = existing is None
+        for entry in entries:
+            changed = _add(configs, entry) or changed
+        if not changed:
+            return None
+        card.data["configs"] = configs
+        return str(card).encode("utf-8", "surrogateescape")
+    except Exception as error:
+        raise CardError(f"{PATH}: {type(error).__name__}: {error}") from error
+
+
+def _add(configs: list[Any], entry: Entry) -> bool:
+    """Adds what is missing; answers whether anything was."""
+    config = next((c for c in configs if c.get("config_name", "default") == entry.config), None)
+    ours = {"split": entry.split, "path": entry.glob}
+    if config is None:
+        configs.append({"config_name": entry.config, "data_files": [ours]})
+        return True
+    files = config.get("data_files")
+    if files is None:
+        config["data_files"] = [ours]
+        return True
+    if isinstance(files, str) or not any(isinstance(f, dict) for f in files):
+        # A bare pattern, or a list of them, stands for the split `train`.
+        files = [{"split": "train", "path": files}]
+    split = next((f for f in files if isinstance(f, dict) and f.get("split") == entry.split), None)
+    if split is None:
+        config["data_files"] = [*files, ours]
+        return True
+    paths = [split["path"]] if isinstance(split["path"], str) else list(split["path"])
+    if any(path == entry.glob or fnmatchcase(entry.glob.replace("*", "x"), path) for path in paths):
+        return False
+    split["path"] = [*paths, entry.glob]
+    config["data_files"] = files
+    return True
+
+
+_BODY = """
+# {name}
+
+This dataset grows while a job runs: its rows are brought here by hubsync, in JSON Lines shards.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("{repo}")
+```
+"""

@@ -1,0 +1,168 @@
+"""The spool's SQLite database: segments and their states, plans, offsets, keys, the governor's memory.
+
+Promises that what a transaction wrote survives the process (WAL), and a power cut where durability is "fsync"
+(synchronous=FULL). Any number of processes may have it open. It knows nothing of files: `spool.py` keeps bytes and
+rows of the two in step. Its version is `PRAGMA user_version`; an older one is migrated, a newer one refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hubsync.errors import SpoolError, SpoolVersionError
+
+VERSION = 1
+_APPLICATION_ID = 0x48756273  # "Hubs"
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- `mark` is the writer's last committed watermark, as JSON.
+CREATE TABLE writers (name TEXT PRIMARY KEY, epoch INTEGER NOT NULL, mark TEXT) WITHOUT ROWID;
+
+CREATE TABLE plans (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, created_at REAL NOT NULL, parent TEXT, summary TEXT NOT NULL,
+    notes BLOB NOT NULL, sent INTEGER NOT NULL DEFAULT 0
+);
+
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    writer TEXT NOT NULL, file TEXT NOT NULL,
+    config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'staged', 'committed', 'dead')),
+    bytes INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0, batches INTEGER NOT NULL DEFAULT 0,
+    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,
+    series TEXT, seq INTEGER, path TEXT,            -- fixed when it is sealed
+    sha256 TEXT, git_oid TEXT, mode TEXT,           -- known when it is staged
+    urgent INTEGER NOT NULL DEFAULT 0,              -- somebody waits for it: a flush
+    plan INTEGER REFERENCES plans (id), sha TEXT, error TEXT
+);
+CREATE INDEX pending ON segments (state, id) WHERE state IN ('open', 'sealed', 'staged', 'dead');
+CREATE INDEX planned ON segments (plan) WHERE plan IS NOT NULL;
+CREATE UNIQUE INDEX paths ON segments (path) WHERE path IS NOT NULL;
+
+CREATE TABLE series (name TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE offsets (source TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE segment_offsets (
+    source TEXT NOT NULL, offset INTEGER NOT NULL, segment INTEGER NOT NULL, PRIMARY KEY (source, offset)
+) WITHOUT ROWID;
+CREATE INDEX offsets_of_segment ON segment_offsets (segment);
+-- blake2b of the key, so that a key of any length costs the same.
+CREATE TABLE keys (digest BLOB PRIMARY KEY, segment INTEGER) WITHOUT ROWID;
+-- The configs and splits that the dataset's card already shows.
+CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NULL, PRIMARY KEY (config, split, glob))
+    WITHOUT ROWID;
+"""
+
+
+class Catalogue:
+    """One connection, shared by the threads of one process under a lock."""
+
+    def __init__(self, path: Path, *, fsync: bool = False) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        try:
+            # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self._open(fsync)
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolError(
+                f"the spool's catalogue {path} can't be opened: {error}. Its segments beside it are untouched."
+            ) from error
+
+    def _open(self, fsync: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            self._db.close()
+            raise SpoolVersionError(
+                f"the spool {self.path.parent} was written by a newer hubsync (format {version}, this one reads "
+                f"{VERSION}). Nothing was touched. Upgrade hubsync here, or give this job another spool."
+            )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
+        # A checkpoint costs an fsync, so it is the worker's to do beside the hot path: see `checkpoint`.
+        self._db.execute("PRAGMA wal_autocheckpoint = 0")
+        if version < VERSION:
+            with self.transaction():
+                if self.value("PRAGMA user_version") < VERSION:  # another process may have been first
+                    for statement in _statements(_SCHEMA):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Raises `SpoolError` where the disk or the database refuses; nothing is changed then."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise SpoolError(f"the spool's catalogue {self.path} refuses: {error}. Nothing was changed.") from error
+
+    def run(self, sql: str, *values: Any) -> int:
+        """Executes one statement; answers the last row id."""
+        with self._lock:
+            return self._db.execute(sql, values).lastrowid or 0
+
+    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        with self._lock:
+            found: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
+            return found
+
+    def value(self, sql: str, *values: Any) -> Any:
+        """The first column of the first row, or None."""
+        found = self.row(sql, *values)
+        return found[0] if found is not None else None
+
+    def get(self, key: str) -> str | None:
+        value: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
+        return value
+
+    def set(self, key: str, value: str | None) -> None:
+        if value is None:
+            self.run("DELETE FROM meta WHERE key = ?", key)
+        else:
+            self.run(
+                "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value
+            )
+
+    def checkpoint(self) -> None:
+        """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it."""
+        if os.path.getsize(f"{self.path}-wal") < 1_000_000:
+            return
+        db = sqlite3.connect(self.path, timeout=1)
+        try:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.OperationalError:
+            pass  # busy, or the disk is full: the log keeps everything, and the next turn tries again
+        finally:
+            db.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+
+def _statements(script: str) -> list[str]:
+    lines = (line.split("--")[0] for line in script.splitlines())
+    return [s for s in "\n".join(lines).split(";") if s.strip()]

@@ -1,0 +1,116 @@
+"""Time as a dependency: the system's clock, and one that tests turn by hand.
+
+Every wait of the worker goes through a `Clock`, so that a test of an hour's outage takes no time at all. The
+time-outs that a caller gives (`put(timeout=…)`) and those of HTTP are real: they bound somebody's real waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+import anyio.lowlevel
+
+
+class Clock(Protocol):
+    """What the worker needs of time."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Returns after `seconds`; may be cancelled."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def time(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+
+class ManualClock:
+    """A clock that stands still until `advance` is called, from any thread."""
+
+    def __init__(self, now: float = 1_000_000_000.0) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._sleepers: list[tuple[float, int, Callable[[], None]]] = []
+        self._ids = itertools.count()
+
+    def time(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Moves on by `seconds` and wakes all who slept until then."""
+        with self._lock:
+            self._now += seconds
+            due: list[Callable[[], None]] = []
+            while self._sleepers and self._sleepers[0][0] <= self._now:
+                due.append(heapq.heappop(self._sleepers)[2])
+        for wake in due:
+            wake()
+
+    def sleepers(self) -> int:
+        """How many are asleep now."""
+        with self._lock:
+            return len(self._sleepers)
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await anyio.lowlevel.checkpoint()
+            return
+        event = anyio.Event()
+        wake = loop_waker(event.set)
+        entry = (0.0, next(self._ids), wake)
+        with self._lock:
+            entry = (self._now + seconds, entry[1], wake)
+            heapq.heappush(self._sleepers, entry)
+        try:
+            await event.wait()
+        finally:
+            with self._lock:
+                if entry in self._sleepers:
+                    self._sleepers.remove(entry)
+                    heapq.heapify(self._sleepers)
+
+
+def loop_waker(callback: Callable[[], object]) -> Callable[[], None]:
+    """A function that any thread may call, at once and without waiting, to have `callback` run in this event loop.
+
+    anyio's own `from_thread.run_sync` waits for the loop's turn, and whoever wakes the worker must not. A loop that
+    has ended in the meantime is no error: nobody is left to be woken.
+    """
+    import sniffio
+
+    if sniffio.current_async_library() == "trio":
+        import trio
+
+        token = trio.lowlevel.current_trio_token()
+
+        def wake_trio() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(callback)
+
+        return wake_trio
+
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+
+    def wake_asyncio() -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(callback)
+
+    return wake_asyncio

@@ -1,0 +1,197 @@
+"""Every exception that hubsync raises on purpose.
+
+HubsyncError
+├── ConfigError (ValueError)      an argument that can't work: repo id, config, split, template, policy
+├── RowError (ValueError)         a row that can't become a JSON line; its whole batch is refused
+├── QueueFull                     the bounded queue is full and its policy is "raise", or `timeout` passed
+├── BatchTooLarge                 one batch is larger than the whole queue may be
+├── ClosedError                   put or flush after close
+├── ForkedError                   a forked child touched its parent's uploader
+├── OffsetUnknown                 new spool, Hub out of reach: what is in the dataset can't be known yet
+├── SpoolError                    the spool's directory, disk or catalogue
+│   ├── SpoolMismatch             a spool of another repo, revision or endpoint
+│   ├── SpoolVersionError         written by a newer hubsync
+│   └── SpoolBusy                 another live process commits for this spool
+├── NotDrained                    close or flush ran out of time: what is left, where, and how to bring it up
+├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
+└── HubError                      what the Hub answered, or that it didn't
+    ├── TransientError            retried for ever by the worker
+    │   ├── AmbiguousError        the answer was lost: it may have taken effect
+    │   ├── StaleParentError      412, somebody else committed in between
+    │   └── RateLimitedError      429: the API's window, or the commit quota
+    ├── BlockedError              needs a person; the worker keeps accepting into the spool
+    │   ├── AuthenticationError   401: no token, a bad or an expired one
+    │   ├── WriteForbiddenError   403: the token may not write there
+    │   ├── RepoMissingError      the repo (or the branch) is not there
+    │   └── StorageQuotaError     the account's storage is full
+    └── DefectError               413, 422, a path refused: this content will never be accepted
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class HubsyncError(Exception):
+    """The root of all errors that hubsync raises on purpose."""
+
+
+class ConfigError(HubsyncError, ValueError):
+    """An argument that can never work. Raised by the constructor, before anything is written."""
+
+
+class RowError(HubsyncError, ValueError):
+    """A row that can't become a line of JSON. Its whole batch is refused; nothing of it was written.
+
+    Attributes:
+        row: index of the row in its batch, from 0.
+        path: where in the row, such as `messages[2].content`; empty for the row itself.
+        reason: what is wrong with the value, and what to do.
+    """
+
+    def __init__(self, row: int, path: str, reason: str) -> None:
+        self.row, self.path, self.reason = row, path, reason
+        where = f"row {row}, field {path!r}" if path else f"row {row}"
+        super().__init__(f"{where}: {reason} The whole batch was refused; nothing of it was written.")
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str]]:
+        return type(self), (self.row, self.path, self.reason)
+
+
+class QueueFull(HubsyncError):
+    """The queue is at its bound. The batch was not accepted; put it again later."""
+
+
+class BatchTooLarge(HubsyncError, ValueError):
+    """One batch is larger than the whole queue may ever be. It was not accepted."""
+
+
+class ClosedError(HubsyncError):
+    """The uploader is closed. The batch was not accepted."""
+
+
+class ForkedError(HubsyncError):
+    """This process was forked from the uploader's. Open an uploader here: any number may share a spool."""
+
+
+class OffsetUnknown(HubsyncError):
+    """The spool is new and the Hub can't be reached, so it can't be known which offsets the dataset holds."""
+
+
+class SpoolError(HubsyncError):
+    """The spool's directory, disk or catalogue refuses to work."""
+
+
+class SpoolMismatch(SpoolError, ValueError):
+    """The spool belongs to another repo, revision or endpoint."""
+
+
+class SpoolVersionError(SpoolError):
+    """The spool was written by a newer hubsync. Nothing was touched."""
+
+
+class SpoolBusy(SpoolError):
+    """Another live process is the spool's committer."""
+
+
+class NotDrained(HubsyncError):
+    """Time ran out before all was committed. What is left is safe in the spool.
+
+    Attributes:
+        spool: the spool's directory.
+        rows, bytes: what is not yet committed.
+    """
+
+    def __init__(self, spool: Path, rows: int, size: int, why: str) -> None:
+        self.spool, self.rows, self.bytes, self.why = spool, rows, size, why
+        super().__init__(
+            f"{rows:,} rows ({size:,} bytes) are not on the Hub yet: {why} They are safe in {spool}; "
+            f"the next job that opens this spool brings them up, or run: hubsync drain {spool}"
+        )
+
+    def __reduce__(self) -> tuple[type[NotDrained], tuple[Path, int, int, str]]:
+        return type(self), (self.spool, self.rows, self.bytes, self.why)
+
+
+class ShardsRefused(HubsyncError):
+    """The Hub refused single shards for good. They are kept in the spool's dead letter; the rest is committed."""
+
+
+class HubError(HubsyncError):
+    """What the Hub answered, or that it did not.
+
+    Attributes:
+        status: the HTTP status, None where there was no answer.
+        request_id: the Hub's id of the request, for its support; None where it gave none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
+        self.status, self.request_id = status, request_id
+        super().__init__(message if request_id is None else f"{message} (request {request_id})")
+
+
+class TransientError(HubError):
+    """Passes by itself: connection, time-out, 408, 409, 412, 425, 429, 5xx.
+
+    Attributes:
+        retry_after_s: seconds the Hub asked to wait; None where it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message, status=status, request_id=request_id)
+
+
+class AmbiguousError(TransientError):
+    """The request was sent and its answer lost: it may have taken effect. Reconcile before sending it again."""
+
+
+class StaleParentError(TransientError):
+    """412: the branch's head is not the parent that the commit named."""
+
+
+class RateLimitedError(TransientError):
+    """429. `commit_quota` tells the hourly commit quota from the API's request window."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+        commit_quota: bool = False,
+    ) -> None:
+        self.commit_quota = commit_quota
+        super().__init__(message, status=status, request_id=request_id, retry_after_s=retry_after_s)
+
+
+class BlockedError(HubError):
+    """Needs a person. The worker keeps accepting into the spool and tries again at a slow pace."""
+
+
+class AuthenticationError(BlockedError):
+    """401: no token, a bad one, or one that has expired. `hf auth login`, or set HF_TOKEN."""
+
+
+class WriteForbiddenError(BlockedError):
+    """403: the token may not write to this repo."""
+
+
+class RepoMissingError(BlockedError):
+    """The repo or the branch does not exist, or this token may not see it."""
+
+
+class StorageQuotaError(BlockedError):
+    """The account's storage is full."""
+
+
+class DefectError(HubError):
+    """413, 422, a path refused: this content will never be accepted, however often it is sent."""

@@ -1,0 +1,135 @@
+"""The records that the spool and a destination exchange, and the destination's contract.
+
+Staging knows nothing of committing, and a plan's item is (path, length, hashes, content) and never "that file": so
+shards may come to be staged elsewhere, or a path be committed again with longer content, without a new format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+Mode = Literal["regular", "lfs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A sealed segment under its path in the dataset: bytes, hashes and rows are fixed."""
+
+    segment: int
+    writer: str
+    file: Path
+    path: str
+    size: int
+    rows: int
+    sha256: str
+    git_oid: str
+    mode: Mode | None = None  # None until it is staged
+
+    def is_at(self, standing: Standing) -> bool:
+        """Whether what stands at the path is this shard's content."""
+        return standing.oid in (self.sha256, self.git_oid)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands at a path of the repo: the git oid of a regular file, the sha256 of an LFS one."""
+
+    path: str
+    oid: str
+    commit: str | None = None  # the commit that last touched it, where the Hub said so
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A shard is on the Hub as far as it can be before a commit; `standing` is the oid of what is at its path now."""
+
+    mode: Mode
+    standing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A small file of hubsync's own that goes along in a commit: the card, a watermark."""
+
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the next commit contains. It stands in the catalogue before it is sent."""
+
+    id: int
+    shards: Sequence[Shard]
+    notes: Sequence[Note] = ()
+    parent: str | None = None
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far one writer is in the dataset: what `.hubsync/<writer>.json` holds.
+
+    Attributes:
+        epoch: how often the writer was opened.
+        next: the next sequence number by series (a path with `*` for the number).
+        rows: rows committed by this writer.
+        offsets: the highest committed offset by source.
+    """
+
+    writer: str
+    epoch: int
+    next: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    offsets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The branch as the Hub has it: its newest commit, None for a branch without any."""
+
+    sha: str | None
+
+
+class Destination(Protocol):
+    """Where shards go. Every method raises a `HubError` of the kind that tells the worker what to do next.
+
+    Contracts: `stage` is idempotent and makes nothing visible. `commit` is atomic, sends once and never retries: an
+    `AmbiguousError` means that it may have landed, and only then. `standing` reads at the given commit, so that a
+    commit on that parent can't overwrite what it did not show.
+    """
+
+    async def check(self, *, private: bool | None) -> Head:
+        """Makes sure that the repo exists (creating it) and that the token may write there."""
+        ...
+
+    async def head(self) -> Head:
+        """The branch's newest commit."""
+        ...
+
+    async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        """Uploads what goes up as blobs; answers for each, in order. `regular` ones wait for the commit."""
+        ...
+
+    async def commit(self, plan: Plan) -> str:
+        """Sends the plan as one commit on its parent; answers the new commit's sha."""
+        ...
+
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
+        """What stands at `paths` in the commit `at`; a path where nothing stands is left out."""
+        ...
+
+    async def read(self, path: str, at: str) -> bytes | None:
+        """A small file's content in the commit `at`; None where there is none."""
+        ...
+
+    async def watermarks(self) -> Sequence[Watermark]:
+        """The watermarks of all writers at the branch's head."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of its connections."""
+        ...

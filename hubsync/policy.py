@@ -1,0 +1,209 @@
+"""The frozen policies: every bound and pace of the uploader, with its unit in its name.
+
+The defaults serve a user who sets nothing. Each policy checks itself when it is made and raises `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hubsync.errors import ConfigError
+
+MIB = 1024 * 1024
+
+Ack = Literal["queued", "spooled", "committed"]
+
+# A namespace and a name as the Hub takes them: letters, digits, `-`, `_`, `.`; at most 96 characters each.
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+# What `datasets` takes for a split (datasets.splits), and a config name that is safe as a folder and in a glob.
+_SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+
+
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be above 0, not {value!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePolicy:
+    """The bounded queue between producers and the worker.
+
+    Attributes:
+        max_bytes: encoded bytes that may wait in memory. A batch above it is refused with `BatchTooLarge`.
+        max_batches: batches that may wait.
+        when_full: "block" the producer, "raise" `QueueFull`, or "drop" the batch: counted, and said by its receipt.
+    """
+
+    max_bytes: int = 64 * MIB
+    max_batches: int = 10_000
+    when_full: Literal["block", "raise", "drop"] = "block"
+
+    def __post_init__(self) -> None:
+        _positive(max_bytes=self.max_bytes, max_batches=self.max_batches)
+        if self.when_full not in ("block", "raise", "drop"):
+            raise ConfigError(f'when_full must be "block", "raise" or "drop", not {self.when_full!r}.')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPolicy:
+    """When a segment is sealed and becomes a shard: whichever comes first.
+
+    Attributes:
+        max_bytes: bytes of JSON Lines. 64 MiB keeps a dataset's file count low and its upload retries cheap.
+        max_rows: rows; None for no bound. A batch is never torn apart, so a shard may end early.
+        linger_s: seconds that its first row may wait. Rows are on the Hub about this much after their `put`.
+    """
+
+    max_bytes: int = 64 * MIB
+    max_rows: int | None = None
+    linger_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _positive(max_bytes=self.max_bytes, max_rows=self.max_rows, linger_s=self.linger_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitPolicy:
+    """How commits are spent.
+
+    Attributes:
+        per_hour: commits sent in any hour, at most. The Hub allows a free account about 128 (undocumented; quoted by
+            its own 429), for all its processes and hosts together, so the default leaves a few to others.
+        max_files: shards in one commit. The Hub advises 50 to 100.
+        max_inline_bytes: bytes of small files that travel inside the commit; about 100 MiB is the Hub's bound.
+    """
+
+    per_hour: int = 120
+    max_files: int = 100
+    max_inline_bytes: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        _positive(per_hour=self.per_hour, max_files=self.max_files, max_inline_bytes=self.max_inline_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Pace of the retries: full jitter, `random() * min(max_s, initial_s * 2**n)`, for ever.
+
+    Attributes:
+        initial_s, max_s: bounds of the wait after a transient failure, in seconds.
+        blocked_s: wait before the next try while a person is needed (a revoked token, a deleted repo).
+        request_timeout_s: time-out of one request. The Hub advises 60 s for a commit.
+    """
+
+    initial_s: float = 1.0
+    max_s: float = 120.0
+    blocked_s: float = 60.0
+    request_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _positive(
+            initial_s=self.initial_s,
+            max_s=self.max_s,
+            blocked_s=self.blocked_s,
+            request_timeout_s=self.request_timeout_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolPolicy:
+    """The directory that holds what is not yet committed.
+
+    Attributes:
+        directory: where; None for a directory of its own per repo below `$HUBSYNC_HOME`, else
+            `$XDG_STATE_HOME/hubsync`, else `~/.local/state/hubsync`.
+        max_bytes: bytes it may hold. At the bound the worker stops taking from the queue, whose policy then applies.
+        durability: "process": an accepted row survives SIGKILL. "fsync": it survives a power cut as well.
+    """
+
+    directory: str | Path | None = None
+    max_bytes: int = 50 * 1024 * MIB
+    durability: Literal["process", "fsync"] = "process"
+
+    def __post_init__(self) -> None:
+        _positive(max_bytes=self.max_bytes)
+        if self.durability not in ("process", "fsync"):
+            raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the shards of one uploader stand in the dataset.
+
+    The template's fields are `{config}`, `{split}`, `{writer}` and `{seq}` (with an optional width, `{seq:05d}`).
+    """
+
+    config: str = "default"
+    split: str = "train"
+    template: str = ""
+
+    def __post_init__(self) -> None:
+        if not _CONFIG.fullmatch(self.config):
+            raise ConfigError(
+                f"config {self.config!r} can't be a folder and a config name: use letters, digits, '-', '_', '.', "
+                "beginning with a letter or a digit."
+            )
+        if not _SPLIT.fullmatch(self.split):
+            raise ConfigError(
+                f"split {self.split!r} is none that `datasets` takes: use letters, digits and '_', parted by '.'."
+            )
+        if not self.template:
+            folder = "data" if self.config == "default" else "{config}"
+            object.__setattr__(self, "template", folder + "/{split}-{writer}-{seq:05d}.jsonl")
+        self._check()
+
+    def _check(self) -> None:
+        template = self.template
+        try:
+            first, second = (self.path("w", n) for n in (0, 1))
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"path template {template!r} can't be filled in ({error}): its fields are {{config}}, {{split}}, "
+                "{writer} and {seq} or {seq:05d}."
+            ) from None
+        if first == second:
+            raise ConfigError(f"path template {template!r} gives every shard the same path: it needs {{seq}}.")
+        if not first.endswith(".jsonl"):
+            raise ConfigError(f"path template {template!r} must end in .jsonl, which is what the shards are.")
+        if "{split" not in template or (self.config != "default" and "{config" not in template):
+            raise ConfigError(
+                f"path template {template!r} would mix configs or splits in one glob: it needs {{split}}, and "
+                "{config} where the config is not 'default'."
+            )
+        parts = first.split("/")
+        bad = any(p in ("", ".", "..") or p.startswith((".", "__")) for p in parts)
+        if bad or "\\" in first or any(c in first for c in "*?[]{}\n\r\0") or len(first) > 200:
+            raise ConfigError(
+                f"path template {template!r} gives {first!r}: a path must be relative, without '..', hidden folders, "
+                "names that begin with '__' (datasets ignores both), or glob characters."
+            )
+
+    def path(self, writer: str, seq: int) -> str:
+        """The path in the dataset of one writer's shard number `seq`."""
+        return self.template.format(config=self.config, split=self.split, writer=writer, seq=seq)
+
+    def series(self, writer: str) -> str:
+        """What names one run of sequence numbers: two writers share it exactly where their paths could collide."""
+        return re.sub(r"\{seq[^}]*\}", "*", self.template).format(config=self.config, split=self.split, writer=writer)
+
+    @property
+    def glob(self) -> str:
+        """The pattern that finds this config's and split's shards, of all writers."""
+        pattern = re.sub(r"\{(writer|seq)[^}]*\}", "*", self.template).format(config=self.config, split=self.split)
+        return re.sub(r"\*(-\*)+", "*", pattern)
+
+
+def check_repo_id(repo_id: str) -> str:
+    """`repo_id` as it is, or `ConfigError` where the Hub would never take it."""
+    text = repo_id if isinstance(repo_id, str) else repr(repo_id)
+    if not _REPO_ID.fullmatch(text) or "--" in text or ".." in text or text.endswith((".", "-", ".git")):
+        raise ConfigError(
+            f"repo id {text!r} is none: it is 'namespace/name' in letters, digits, '-', '_' and '.', "
+            "without '--' or '..', such as 'user/rollouts'."
+        )
+    return text

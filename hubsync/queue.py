@@ -1,0 +1,172 @@
+"""The bounded in-memory queue between producers and the worker.
+
+Thread-safe, and bounded in bytes and batches. A producer hands its batch over without the event loop's turn; the
+worker's thread takes all that waits in one go. At a bound the policy applies, and each case is counted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
+from hubsync.policy import QueuePolicy
+from hubsync.receipt import Receipt
+
+
+class Batch(NamedTuple):
+    """The encoded rows of one `put`."""
+
+    lines: bytes
+    rows: int
+    receipt: Receipt
+    source: str = "default"
+    offset: int | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Something the worker's thread is to do after all that was put before it, such as to seal."""
+
+    run: Callable[[], object]
+
+
+class QueueDepth(NamedTuple):
+    """What waits, and what the policy did so far."""
+
+    batches: int
+    rows: int
+    bytes: int
+    blocked: int
+    raised: int
+    dropped: int
+
+
+Offer = Literal["accepted", "full", "dropped"]
+
+
+class BoundedQueue:
+    """Many producers, one consumer."""
+
+    def __init__(self, policy: QueuePolicy) -> None:
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._filled = threading.Condition(self._lock)
+        self._emptied = threading.Condition(self._lock)
+        self._items: deque[Batch | Order] = deque()
+        self._bytes = self._batches = self._rows = 0
+        self._blocked = self._raised = self._dropped = 0
+        self._async_waiters: list[Callable[[], None]] = []
+        self._closed = False
+
+    def put(self, batch: Batch, timeout: float | None = None) -> bool:
+        """Hands a batch over; blocks at the bound where the policy says so. False: it was dropped.
+
+        Raises:
+            BatchTooLarge, ClosedError: at once.
+            QueueFull: the policy is "raise", or `timeout` seconds passed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            offer = self._offer(batch)
+            if offer == "full":
+                self._blocked += 1
+                while offer == "full":
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if (left is not None and left <= 0) or not self._emptied.wait(left):
+                        raise self._full(f"no room for {timeout} s")
+                    offer = self._offer(batch)
+            return offer == "accepted"
+
+    def offer(self, batch: Batch, on_room: Callable[[], None] | None = None) -> Offer:
+        """Hands a batch over without ever blocking; where it is "full", `on_room` is called once there may be room."""
+        with self._lock:
+            offer = self._offer(batch)
+            if offer == "full" and on_room is not None:
+                if not self._async_waiters:
+                    self._blocked += 1
+                self._async_waiters.append(on_room)
+            return offer
+
+    def order(self, order: Order) -> None:
+        """Appends an order behind all that was put so far. Bounds do not apply."""
+        with self._lock:
+            self._items.append(order)
+            self._filled.notify()
+
+    def take(self) -> list[Batch | Order]:
+        """All that waits, in order; blocks while there is nothing. Empty once it is closed and drained.
+
+        What was taken still counts against the bounds until `release`: memory holds it until then.
+        """
+        with self._filled:
+            while not self._items and not self._closed:
+                self._filled.wait()
+            items = list(self._items)
+            self._items.clear()
+            return items
+
+    def release(self, batches: list[Batch]) -> None:
+        """Gives the room of batches that are spooled back to the producers."""
+        with self._lock:
+            for batch in batches:
+                self._bytes -= len(batch.lines)
+                self._rows -= batch.rows
+            self._batches -= len(batches)
+            self._emptied.notify_all()
+            waiters, self._async_waiters = self._async_waiters, []
+        for wake in waiters:
+            wake()
+
+    def close(self) -> None:
+        """No more batches; those that wait are still taken."""
+        with self._lock:
+            self._closed = True
+            self._filled.notify_all()
+            self._emptied.notify_all()
+            waiters, self._async_waiters = self._async_waiters, []
+        for wake in waiters:
+            wake()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def depth(self) -> QueueDepth:
+        with self._lock:
+            return QueueDepth(self._batches, self._rows, self._bytes, self._blocked, self._raised, self._dropped)
+
+    def _offer(self, batch: Batch) -> Offer:
+        policy, size = self._policy, len(batch.lines)
+        if self._closed:
+            raise ClosedError("the uploader is closed; the batch was not accepted.")
+        if size > policy.max_bytes:
+            raise BatchTooLarge(
+                f"a batch of {batch.rows:,} rows is {size:,} bytes, more than the queue may hold "
+                f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set queue=QueuePolicy(max_bytes={2 * size})."
+            )
+        if self._bytes + size > policy.max_bytes or self._batches >= policy.max_batches:
+            if policy.when_full == "raise":
+                raise self._full("the policy is 'raise'")
+            if policy.when_full == "drop":
+                self._dropped += 1
+                return "dropped"
+            return "full"
+        self._items.append(batch)
+        self._bytes += size
+        self._rows += batch.rows
+        self._batches += 1
+        self._filled.notify()
+        return "accepted"
+
+    def _full(self, why: str) -> QueueFull:
+        self._raised += 1
+        return QueueFull(
+            f"the queue is full ({self._batches:,} batches, {self._bytes:,} bytes; {why}): the batch was not accepted. "
+            "The spool's disk is slower than the producer, or full: see the uploader's stats().state."
+        )

@@ -1,0 +1,241 @@
+"""Rows to JSON Lines: encoded once, at the caller, by msgspec; never again.
+
+Promises one line for each row, each a JSON object with string keys that `datasets` reads, or a `RowError` that names
+the row and the field, with nothing kept of the batch. The README's table of values is this module's contract.
+What a row means, and where its bytes go, is others' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import is_dataclass as _is_dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from types import NoneType
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from hubsync.errors import RowError
+
+# One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
+Row = Any
+# A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`.
+Rows = Any
+
+_STR = frozenset({str})
+_FLOAT = frozenset({float})
+_LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
+_INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
+_NO_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
+_SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch as it will stand in its shard: `rows` lines, each with its newline."""
+
+    lines: bytes
+    rows: int
+
+
+def encode(rows: Rows) -> Encoded:
+    """Encodes a batch.
+
+    Raises:
+        RowError: a row or a value that has no JSON form; see the README's table.
+    """
+    tables = _arrow_slices(rows)
+    if tables is None:
+        return _encode(_as_list(rows))
+    parts, count = [], 0
+    for table in tables:
+        part = _encode(table.to_pylist(), first_row=count)
+        parts.append(part.lines)
+        count += part.rows
+    return Encoded(b"".join(parts), count)
+
+
+def _encode(rows: list[Row] | tuple[Row, ...], first_row: int = 0) -> Encoded:
+    try:
+        lines = _encoder.encode_lines(rows)
+    except Exception:  # noqa: BLE001  (whatever it is, the caller is told which value it was)
+        raise _diagnose(rows, first_row) from None
+    for index, row in enumerate(rows):
+        _check(row, first_row + index, "")
+    if lines.count(b"\n") != len(rows):  # a generator among the rows, or a list that another thread changed
+        raise _diagnose(rows, first_row)
+    return Encoded(lines, len(rows))
+
+
+def _as_list(rows: Rows) -> list[Row] | tuple[Row, ...]:
+    if isinstance(rows, list | tuple):
+        return rows
+    if isinstance(rows, Mapping | str | bytes | msgspec.Struct) or _is_dataclass(rows) or hasattr(rows, "model_dump"):
+        raise RowError(0, "", f"a batch is a list of rows, not one {type(rows).__name__}: write put([row]).")
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        raise RowError(0, "", "a DataFrame is no batch: write put(frame.to_dict('records')).")
+    if not isinstance(rows, Iterable):
+        raise RowError(0, "", f"a batch is a list of rows, not {type(rows).__name__}.")
+    return list(rows)
+
+
+def _arrow_slices(rows: Rows) -> Iterator[Any] | None:
+    """The Arrow tables of a `datasets.Dataset`, a Table or a RecordBatch; None for all else. Imports neither."""
+    module = type(rows).__module__.partition(".")[0]
+    if module == "pyarrow" and hasattr(rows, "to_pylist") and hasattr(rows, "schema"):
+        return (rows.slice(start, _SLICE_ROWS) for start in range(0, rows.num_rows, _SLICE_ROWS))
+    if module == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
+        slices: Iterator[Any] = rows.with_format("arrow").iter(batch_size=_SLICE_ROWS)
+        return slices
+    return None
+
+
+def _hook(value: Any) -> Any:
+    """What msgspec does not know by itself: numpy, pydantic, mappings, subclasses of plain types."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "model_dump"):
+        plain = value.model_dump()
+        _check(plain, 0, "")
+        return plain
+    module = type(value).__module__.partition(".")[0]
+    if module == "numpy" and hasattr(value, "tolist"):
+        if value.dtype.kind == "M":
+            return _iso(value)
+        if value.dtype.kind == "f" and _any_infinite(value):
+            raise ValueError(_INFINITE.format("an infinity"))
+        plain = value.tolist()
+        if isinstance(plain, type(value)):  # such as an array of Python objects, or a datetime64[ns]
+            raise TypeError(f"{type(value).__name__} has no JSON form.")
+        return plain
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form.")
+
+
+def _any_infinite(value: Any) -> bool:
+    import numpy as np
+
+    return bool(np.isinf(value).any())
+
+
+def _iso(value: Any) -> Any:
+    """numpy's dates as ISO 8601 text; `tolist` would make bare integers of those in nanoseconds."""
+    import numpy as np
+
+    return np.datetime_as_string(value).tolist()
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_hook)
+
+
+def _check(value: Any, row: int, path: str) -> None:
+    """Refuses what msgspec would write although readers could not use it.
+
+    Keys that are no strings (`1` and `"1"` would become one column) and infinities (msgspec writes null; NaN as null
+    is a missing value, as in pandas). This is on the hot path: a mapping whose keys are strings and whose values are
+    plain costs two calls into C.
+    """
+    kind = type(value)
+    if kind is dict or isinstance(value, Mapping):
+        if not _STR.issuperset(map(type, value)):
+            for key in value:
+                if not isinstance(key, str):
+                    raise RowError(row, path, f"the key {key!r} is no string: a column's name is. Use str(key).")
+        if not _LEAVES.issuperset(map(type, value.values())):
+            for key, item in value.items():
+                if type(item) not in _LEAVES:
+                    _check(item, row, f"{path}.{key}" if path else str(key))
+    elif kind is float:
+        if math.isinf(value):
+            raise RowError(row, path, _INFINITE.format(value))
+    elif kind is list or kind is tuple or isinstance(value, list | tuple):
+        if not path:
+            raise RowError(row, path, _NO_ROW.format(kind.__name__))
+        kinds = set(map(type, value))
+        if kinds == _FLOAT:  # an embedding
+            if any(map(math.isinf, value)):
+                raise RowError(row, path, _INFINITE.format("an infinity"))
+        elif not kinds <= _LEAVES:
+            for index, item in enumerate(value):
+                if type(item) not in _LEAVES:
+                    _check(item, row, f"{path}[{index}]")
+    elif isinstance(value, msgspec.Struct):
+        if not path and value.__struct_config__.array_like:
+            raise RowError(row, path, _NO_ROW.format(f"an array_like {kind.__name__}"))
+        for name in value.__struct_fields__:
+            _check(getattr(value, name), row, f"{path}.{name}" if path else name)
+    elif _is_dataclass(value):
+        for name in value.__dataclass_fields__:
+            _check(getattr(value, name, None), row, f"{path}.{name}" if path else name)
+    elif not path and not hasattr(value, "model_dump"):
+        raise RowError(row, path, _NO_ROW.format(kind.__name__))
+
+
+# What follows runs only where a batch is refused, to say which value of which row it was.
+
+
+def _diagnose(rows: Sequence[Row], first_row: int) -> RowError:
+    for index, row in enumerate(rows):
+        try:
+            _encoder.encode(row)
+        except Exception as error:  # noqa: BLE001
+            path, reason = _culprit(row, "", error, ())
+            return RowError(first_row + index, path, reason)
+    return RowError(first_row, "", "the batch changed while it was being encoded.")
+
+
+def _culprit(value: Any, path: str, error: Exception, above: tuple[int, ...]) -> tuple[str, str]:
+    """Descends to the innermost value that can't be encoded; answers its path and what is wrong with it."""
+    if id(value) in above:
+        return path, "the value contains itself."
+    if len(above) > 500:
+        return path[:100] + "…", "the value is nested too deep for any reader (over 500 levels)."
+    for step, child in _children(value):
+        try:
+            _encoder.encode(child)
+        except Exception as inner:  # noqa: BLE001
+            deeper = path + step if step.startswith("[") or not path else f"{path}.{step}"
+            return _culprit(child, deeper, inner, (*above, id(value)))
+    return path, _reason(value, error)
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping) and hasattr(value, "model_dump"):
+        value = dict(value)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key).encode("utf-8", "backslashreplace").decode(), item
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(value):
+            yield f"[{index}]", item
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield name, getattr(value, name)
+    elif _is_dataclass(value):
+        for name in value.__dataclass_fields__:
+            yield name, getattr(value, name, None)
+
+
+def _reason(value: Any, error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        what = "the text" if isinstance(value, str) else "a key"
+        return (
+            f"{what} holds a lone surrogate (half of a character), which UTF-8 can't carry and readers refuse. "
+            "Use text.encode('utf-8', 'replace').decode()."
+        )
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                return f"the key {key!r} is no string: a column's name is. Use str(key)."
+    if isinstance(error, RecursionError):
+        return "the value is nested too deep, or contains itself."
+    if isinstance(error, TypeError):
+        return f"{type(value).__module__}.{type(value).__qualname__} has no JSON form. Convert it before put."
+    return error.reason if isinstance(error, RowError) else str(error)

@@ -1,0 +1,262 @@
+"""A writer: this process's own segments of the spool, appended to in takes.
+
+A take is one write and one transaction for all batches that waited (group commit). Bytes are written first and then
+counted in the catalogue, in one transaction with the keys and offsets that make a replay known; so after a crash
+either a batch is there with its key, or it never was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from hubsync.errors import SpoolError
+from hubsync.locks import FileLock
+from hubsync.policy import Layout, ShardPolicy
+from hubsync.queue import Batch
+from hubsync.spool import Spool
+
+_WRITEV = 512  # parts a system call; below every system's IOV_MAX
+
+
+class Accepted(NamedTuple):
+    """What became of one batch: the segment that holds it (None for one without rows), and whether it was there."""
+
+    segment: int | None
+    replayed: bool
+
+
+@dataclass(slots=True)
+class _OpenSegment:
+    """The segment being written: what the catalogue counts of it, and what this take adds."""
+
+    id: int
+    file: Path
+    fd: int
+    size: int = 0
+    rows: int = 0
+    batches: int = 0
+    opened_at: float = 0.0
+    parts: list[bytes] = field(default_factory=list)
+
+
+class SpoolWriter:
+    """Appends batches to this process's own segments. Safe for several threads; the worker uses one."""
+
+    @classmethod
+    def open(cls, spool: Spool, layout: Layout, policy: ShardPolicy) -> SpoolWriter:
+        """Becomes a writer: one whose process is dead, going on with its numbers, else a new one."""
+        for row in spool.catalogue.rows("SELECT name FROM writers ORDER BY name"):
+            lock = spool.writer_lock(row["name"])
+            if lock.acquire():
+                spool.recover(row["name"])
+                with spool.catalogue.transaction():
+                    spool.catalogue.run("UPDATE writers SET epoch = epoch + 1 WHERE name = ?", row["name"])
+                return cls(spool, row["name"], lock, layout, policy)
+        name = secrets.token_hex(4)
+        lock = spool.writer_lock(name)
+        if not lock.acquire():  # pragma: no cover  (32 random bits that are alive)
+            return cls.open(spool, layout, policy)
+        with spool.catalogue.transaction():
+            spool.catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", name)
+        return cls(spool, name, lock, layout, policy)
+
+    def __init__(self, spool: Spool, name: str, lock: FileLock, layout: Layout, policy: ShardPolicy) -> None:
+        self.name = name
+        self._spool = spool
+        self._lock = lock
+        self._layout = layout
+        self._policy = policy
+        self._open: _OpenSegment | None = None
+        self._guard = threading.Lock()
+
+    @property
+    def opened_at(self) -> float | None:
+        """When the oldest row of the open segment came; None where no segment is open."""
+        segment = self._open
+        return segment.opened_at if segment is not None else None
+
+    def append(self, batches: Sequence[Batch]) -> tuple[list[Accepted], list[int]]:
+        """Writes batches, all in one transaction; answers what became of each, and the segments this sealed.
+
+        Raises:
+            SpoolError: the disk or the catalogue refuses. Nothing was accepted; it may be tried again as it is.
+        """
+        with self._guard:
+            before = replace(self._open, parts=[]) if self._open is not None else None
+            touched: list[_OpenSegment] = []
+            try:
+                with self._spool.catalogue.transaction():
+                    result = self._append(batches, touched)
+            except (SpoolError, OSError) as error:
+                self._undo(before, touched)
+                if isinstance(error, OSError):
+                    raise SpoolError(f"the spool {self._spool.directory} can't be written: {error}.") from error
+                raise
+            for segment in touched:
+                if segment is not self._open:
+                    os.close(segment.fd)
+            return result
+
+    def _append(self, batches: Sequence[Batch], touched: list[_OpenSegment]) -> tuple[list[Accepted], list[int]]:
+        accepted: list[Accepted] = []
+        sealed: list[int] = []
+        for batch in batches:
+            replay = self._replay(batch)
+            if replay is not None:
+                accepted.append(replay)
+                continue
+            segment = self._room_for(batch, sealed, touched) if batch.rows else None
+            self._remember(batch, segment.id if segment else None)
+            accepted.append(Accepted(segment.id if segment else None, False))
+            if segment is not None:
+                segment.parts.append(batch.lines)
+                segment.size += len(batch.lines)
+                segment.rows += batch.rows
+                segment.batches += 1
+        if self._open is not None:
+            self._write(self._open)
+            if self._is_full(self._open):
+                sealed.append(self._seal_open())
+        return accepted, sealed
+
+    def _room_for(self, batch: Batch, sealed: list[int], touched: list[_OpenSegment]) -> _OpenSegment:
+        if self._open is not None and self._would_burst(self._open, batch):
+            if self._open not in touched:
+                touched.append(self._open)
+            self._write(self._open)
+            sealed.append(self._seal_open())
+        if self._open is None:
+            self._open = self._new_segment()
+        if self._open not in touched:
+            touched.append(self._open)
+        return self._open
+
+    def _is_full(self, segment: _OpenSegment) -> bool:
+        most = self._policy.max_rows
+        return segment.size >= self._policy.max_bytes or (most is not None and segment.rows >= most)
+
+    def _would_burst(self, segment: _OpenSegment, batch: Batch) -> bool:
+        """A batch is never torn apart: where it does not fit, the segment ends before it."""
+        most = self._policy.max_rows
+        return segment.size + len(batch.lines) > self._policy.max_bytes or (
+            most is not None and segment.rows + batch.rows > most
+        )
+
+    def _new_segment(self) -> _OpenSegment:
+        catalogue, layout, now = self._spool.catalogue, self._layout, self._spool.clock.time()
+        segment = catalogue.run(
+            "INSERT INTO segments (writer, file, config, split, template, opened_at) VALUES (?, '', ?, ?, ?, ?)",
+            self.name, layout.config, layout.split, layout.template, now,
+        )  # fmt: skip
+        file = self._spool.directory / "segments" / f"{self.name}-{segment:08d}.jsonl"
+        catalogue.run("UPDATE segments SET file = ? WHERE id = ?", file.name, segment)
+        fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
+        if self._spool.policy.durability == "fsync":
+            _fsync_directory(file.parent)
+        return _OpenSegment(segment, file, fd, opened_at=now)
+
+    def _write(self, segment: _OpenSegment) -> None:
+        """Bytes first, then the catalogue's count of them: so a torn tail is what the catalogue does not count."""
+        parts, segment.parts = segment.parts, []
+        if not parts:
+            return
+        for start in range(0, len(parts), _WRITEV):
+            _write_all(segment.fd, parts[start : start + _WRITEV])
+        if self._spool.policy.durability == "fsync":
+            os.fdatasync(segment.fd)
+        self._spool.catalogue.run(
+            "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?",
+            segment.size, segment.rows, segment.batches, segment.id,
+        )  # fmt: skip
+
+    def _replay(self, batch: Batch) -> Accepted | None:
+        catalogue = self._spool.catalogue
+        if batch.key is not None:
+            row = catalogue.row("SELECT segment FROM keys WHERE digest = ?", _digest(batch.key))
+            if row is not None:
+                return Accepted(row["segment"], True)
+        if batch.offset is not None:
+            known = self._spool.offset(batch.source)
+            if known is not None and batch.offset <= known:
+                segment = catalogue.value(
+                    "SELECT segment FROM segment_offsets WHERE source = ? AND offset >= ? ORDER BY offset LIMIT 1",
+                    batch.source, batch.offset,
+                )  # fmt: skip
+                return Accepted(segment, True)
+        return None
+
+    def _remember(self, batch: Batch, segment: int | None) -> None:
+        catalogue = self._spool.catalogue
+        if batch.key is not None:
+            catalogue.run("INSERT INTO keys VALUES (?, ?)", _digest(batch.key), segment)
+        if batch.offset is not None:
+            self._spool.raise_offset(batch.source, batch.offset)
+            if segment is not None:
+                catalogue.run("DELETE FROM segment_offsets WHERE segment = ? AND source = ?", segment, batch.source)
+                catalogue.run("INSERT INTO segment_offsets VALUES (?, ?, ?)", batch.source, batch.offset, segment)
+
+    def seal(self) -> int | None:
+        """Closes the open segment, if any, and answers it: its path is fixed from now on."""
+        with self._guard:
+            segment = self._open
+            if segment is None:
+                return None
+            try:
+                with self._spool.catalogue.transaction():
+                    sealed = self._seal_open()
+            except SpoolError:
+                self._open = segment
+                raise
+            os.close(segment.fd)
+            return sealed
+
+    def _seal_open(self) -> int:
+        assert self._open is not None
+        segment, self._open = self._open, None
+        self._spool.seal_segment(segment.id)
+        return segment.id
+
+    def _undo(self, before: _OpenSegment | None, touched: list[_OpenSegment]) -> None:
+        """Takes back what a failed take wrote: the catalogue already has, by its rollback."""
+        for segment in touched:
+            if before is not None and segment.id == before.id:
+                os.ftruncate(segment.fd, before.size)
+            else:
+                os.close(segment.fd)
+                segment.file.unlink(missing_ok=True)
+        self._open = before
+
+    def close(self) -> None:
+        """Lets the writer's name go. Its segments stay for the committer."""
+        with self._guard:
+            if self._open is not None:
+                os.close(self._open.fd)
+                self._open = None
+        self._lock.release()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _write_all(fd: int, parts: list[bytes]) -> None:
+    written = os.writev(fd, parts)
+    if written < sum(map(len, parts)):  # a signal, or a disk that has just become full
+        rest = memoryview(b"".join(parts))[written:]
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+
+def _fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
