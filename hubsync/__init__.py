@@ -1,3 +1,64 @@
-"""Rows from a running job, safe and visible on the Hugging Face Hub while it runs; the job never waits for the network."""
+"""Rows from a running job, safe and visible on the Hugging Face Hub while it runs, without the job ever waiting."""
+
+from hubsync.errors import (
+    AuthenticationError,
+    BatchTooLarge,
+    BlockedError,
+    ClosedError,
+    ConfigError,
+    ForkedError,
+    HubError,
+    HubsyncError,
+    NotDrained,
+    OffsetUnknown,
+    QueueFull,
+    RepoMissingError,
+    RowError,
+    ShardsRefused,
+    SpoolBusy,
+    SpoolError,
+    SpoolMismatch,
+    SpoolVersionError,
+    StorageQuotaError,
+    TransientError,
+    WriteForbiddenError,
+)
+from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.receipt import Receipt
+from hubsync.uploader import AsyncUploader, Stats, Uploader
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncUploader",
+    "AuthenticationError",
+    "BatchTooLarge",
+    "BlockedError",
+    "ClosedError",
+    "CommitPolicy",
+    "ConfigError",
+    "ForkedError",
+    "HubError",
+    "HubsyncError",
+    "NotDrained",
+    "OffsetUnknown",
+    "QueueFull",
+    "QueuePolicy",
+    "Receipt",
+    "RepoMissingError",
+    "RetryPolicy",
+    "RowError",
+    "ShardPolicy",
+    "ShardsRefused",
+    "SpoolBusy",
+    "SpoolError",
+    "SpoolMismatch",
+    "SpoolPolicy",
+    "SpoolVersionError",
+    "Stats",
+    "StorageQuotaError",
+    "TransientError",
+    "Uploader",
+    "WriteForbiddenError",
+    "__version__",
+]

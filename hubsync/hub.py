@@ -75,8 +75,8 @@ class HubDataset:
         except RepoMissingError as error:
             if "RevisionNotFound" in str(error):
                 raise RepoMissingError(
-                    f"{self.target.repo} has no branch {self.target.revision!r}; create it first: "
-                    f"HfApi().create_branch({self.target.repo!r}, branch={self.target.revision!r}, repo_type='dataset')",
+                    f"{self.target.repo} has no branch {self.target.revision!r}; create it first: HfApi()."
+                    f"create_branch({self.target.repo!r}, branch={self.target.revision!r}, repo_type='dataset')",
                     status=error.status,
                 ) from None
             await self._create(private)
@@ -161,13 +161,13 @@ class HubDataset:
                 f"{self._api}/paths-info/{at}",
                 form={"paths": list(paths[start : start + _PATHS]), "expand": "true"},
             )
-            for item in answer.json(what):
-                try:
+            try:
+                for item in answer.json(what):
                     oid = (item.get("lfs") or {}).get("oid") or item["oid"]
                     last = (item.get("lastCommit") or {}).get("id")
                     found[item["path"]] = Standing(item["path"], oid, last)
-                except (KeyError, TypeError, AttributeError):
-                    raise TransientError(f"{what}: an answer that can't be read.") from None
+            except (KeyError, TypeError, AttributeError):
+                raise TransientError(f"{what}: an answer that can't be read.") from None
         return found
 
     async def read(self, path: str, at: str) -> bytes | None:

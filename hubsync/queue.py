@@ -148,7 +148,8 @@ class BoundedQueue:
         if size > policy.max_bytes:
             raise BatchTooLarge(
                 f"a batch of {batch.rows:,} rows is {size:,} bytes, more than the queue may hold "
-                f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set queue=QueuePolicy(max_bytes={2 * size})."
+                f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
+                f"queue=QueuePolicy(max_bytes={2 * size})."
             )
         if self._bytes + size > policy.max_bytes or self._batches >= policy.max_batches:
             if policy.when_full == "raise":

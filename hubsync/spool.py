@@ -276,6 +276,18 @@ class Spool:
                     "UPDATE segments SET state = 'sealed', mode = NULL WHERE id = ? AND state = 'staged'", shard.segment
                 )
 
+    def first_restage(self, shard: Shard) -> bool:
+        """Whether a shard's blob may go up once more; True only the first time it is asked for."""
+        with self.catalogue.transaction():
+            row = self.catalogue.row("SELECT error FROM segments WHERE id = ?", shard.segment)
+            assert row is not None
+            self.catalogue.run("UPDATE segments SET error = 'restaged' WHERE id = ?", shard.segment)
+            return bool(row["error"] != "restaged")
+
+    def newest(self) -> int:
+        """The newest segment; 0 where there is none."""
+        return int(self.catalogue.value("SELECT max(id) FROM segments") or 0)
+
     def renumber(self, shard: Shard, seq: int) -> None:
         """Gives a shard another number: what stands at its path is not ours, and is never overwritten."""
         with self.catalogue.transaction():
@@ -285,12 +297,12 @@ class Spool:
             known = self.catalogue.value("SELECT next FROM series WHERE name = ?", row["series"]) or 0
             self._number(shard.segment, layout, row["writer"], row["series"], max(seq, known))
 
-    def numbered(self, shard: Shard, count: int) -> list[str]:
-        """The paths that this shard's series would give to its next `count` numbers, its own first."""
+    def numbered(self, shard: Shard, skip: int, count: int) -> list[str]:
+        """The paths that this shard's series gives to `count` numbers, from `skip` after its own."""
         row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", shard.segment)
         assert row is not None
         layout = Layout(row["config"], row["split"], row["template"])
-        return [layout.path(row["writer"], row["seq"] + n) for n in range(count)]
+        return [layout.path(row["writer"], row["seq"] + n) for n in range(skip, skip + count)]
 
     def seq(self, shard: Shard) -> int:
         return int(self.catalogue.value("SELECT seq FROM segments WHERE id = ?", shard.segment))
@@ -469,7 +481,7 @@ class Spool:
             committed_shards=done["shards"],
         )
 
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether the spool holds as many bytes as its policy allows."""
         held = self.catalogue.value("SELECT sum(bytes) FROM segments WHERE state IN ('open', 'sealed', 'staged')")
         return (held or 0) >= self.policy.max_bytes

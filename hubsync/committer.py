@@ -1,0 +1,408 @@
+"""Brings sealed segments to the destination, for all writers of a spool: stage, plan, commit, reconcile.
+
+Every commit names its parent. So a commit whose answer was lost, one that lands late, one of a process that was
+paused for an hour: none can land twice or over something that it did not see, because the head has moved. After any
+doubt the worker reads what stands at its paths before it sends anything else. Errors of one file set that file aside;
+errors that pass are waited out; errors that need a person stop the sending, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from hubsync import card
+from hubsync.clock import Clock
+from hubsync.errors import (
+    AmbiguousError,
+    BlockedError,
+    DefectError,
+    HubError,
+    HubsyncError,
+    RateLimitedError,
+    ShardsRefused,
+    SpoolError,
+    StaleParentError,
+    TransientError,
+)
+from hubsync.pace import Backoff, Governor
+from hubsync.plan import Destination, Note, Plan, Shard, Staged
+from hubsync.policy import MIB, CommitPolicy, RetryPolicy
+from hubsync.spool import Spool
+from hubsync.status import State, Status
+
+_log = logging.getLogger("hubsync")
+T = TypeVar("T")
+
+_STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet session
+_STAGE_BYTES = 256 * MIB
+_PROBE = 100  # numbers tried at once when a path is taken
+_POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
+
+# A segment is settled: (segment, sha of its commit, error where it was set aside).
+OnSettled = Callable[[int, str | None, HubsyncError | None], None]
+
+
+class Committer:
+    """The one that stages and commits for a spool, as long as it holds the spool's lock."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        destination: Destination,
+        *,
+        commit: CommitPolicy,
+        retry: RetryPolicy,
+        clock: Clock,
+        rng: random.Random,
+        status: Status,
+        on_settled: OnSettled,
+        on_blocked: Callable[[HubError], None] = lambda error: None,
+        private: bool | None = None,
+    ) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._policy = commit
+        self._retry = retry
+        self._clock = clock
+        self._status = status
+        self._on_settled = on_settled
+        self._on_blocked = on_blocked
+        self._private = private
+        self._rng = rng
+        self._work_bell = Bell(clock)  # something was sealed or staged
+        self._commit_bell = Bell(clock)
+        self._nudge_bell = Bell(clock)  # somebody waits: a blocked worker tries at once
+        self._connected = False
+        self._head: str | None = None
+        self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
+        self._card_refused = False
+        self._governor = Governor(
+            commit, clock, spool.catalogue.get("governor"), lambda text: spool.catalogue.set("governor", text)
+        )
+
+    def wake(self) -> None:
+        """Something was sealed: look now. From the event loop only, as `nudge`."""
+        self._work_bell.ring()
+        self._commit_bell.ring()
+
+    def nudge(self) -> None:
+        """Somebody waits: look now, and try again even where a person is needed."""
+        self.wake()
+        self._nudge_bell.ring()
+
+    async def connect(self) -> None:
+        """Checks access once, and reads the dataset's watermarks into a spool that is new.
+
+        Raises:
+            BlockedError: the token or the repo is not good.
+            TransientError: the Hub can't be asked now; `run` goes on trying.
+        """
+        self._head = (await self._destination.check(private=self._private)).sha
+        if not self._spool.seeded:
+            marks = await self._destination.watermarks()
+            await _in_thread(self._spool.seed, marks)
+        self._connected = True
+
+    async def run(self) -> None:
+        """Waits for the spool's lock, then serves until cancelled."""
+        try:
+            while not await _in_thread(self._spool.become_committer):
+                if not self._connected:
+                    await self._persist("commit", self.connect)
+                await self._clock.sleep(_POLL_S)
+            if not self._connected:
+                await self._persist("commit", self.connect)
+            self._unsure_up_to = await _in_thread(self._spool.newest)
+            plan = await _in_thread(self._spool.open_plan)
+            if plan is not None:
+                await self._reconcile(plan)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._stage_for_ever)
+                tasks.start_soon(self._commit_for_ever)
+        finally:
+            self._spool.resign()
+
+    # Staging.
+
+    async def _stage_for_ever(self) -> None:
+        while True:
+            shards = await self._on_disk(self._look_for_sealed)
+            if shards:
+                await self._stage(shards)
+            else:
+                await self._work_bell.wait(_POLL_S)
+
+    def _look_for_sealed(self) -> list[Shard]:
+        self._spool.adopt()
+        self._spool.catalogue.checkpoint()
+        return self._spool.sealed(_STAGE_SHARDS, _STAGE_BYTES)
+
+    async def _stage(self, shards: Sequence[Shard]) -> None:
+        try:
+            staged = await self._persist("stage", partial(self._destination.stage, shards), defects=True)
+        except DefectError as error:
+            if len(shards) > 1:
+                for shard in shards:
+                    await self._stage([shard])
+            else:
+                await self._bury(shards[0], error)
+            return
+        taken = await self._sort_out(shards, staged)
+        await _in_thread(
+            self._spool.mark_staged,
+            {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in taken},
+        )
+        self.wake()
+
+    async def _sort_out(self, shards: Sequence[Shard], staged: Sequence[Staged]) -> set[int]:
+        """Shards at whose path something stands: ours is committed already, and another's is never overwritten."""
+        doubtful = [s for s, found in zip(shards, staged, strict=True) if found.standing]
+        if not doubtful:
+            return set()
+        head = await self._persist("stage", self._destination.head)
+        return set(await self._compare(doubtful, head.sha or ""))
+
+    async def _compare(self, shards: Sequence[Shard], at: str) -> list[int]:
+        """Settles those of `shards` that stand at their paths in `at`, renumbers those whose path is another's."""
+        standing = await self._persist(
+            "stage", partial(self._destination.standing, [shard.path for shard in shards], at)
+        )
+        ours: dict[int, str] = {}
+        moved: list[int] = []
+        for shard in shards:
+            found = standing.get(shard.path)
+            if found is None:
+                continue
+            if shard.is_at(found):
+                ours[shard.segment] = found.commit or at
+            else:
+                await self._renumber(shard, at)
+                moved.append(shard.segment)
+        if ours:
+            await self._settle(Plan(0, shards), ours)
+        return [*ours, *moved]
+
+    async def _renumber(self, shard: Shard, at: str) -> None:
+        seq = await _in_thread(self._spool.seq, shard)
+        free = seq
+        while True:
+            paths = await _in_thread(self._spool.numbered, shard, free - seq, _PROBE)
+            standing = await self._persist("stage", partial(self._destination.standing, paths, at))
+            taken = [n for n, path in enumerate(paths) if path in standing]
+            if not taken:
+                break
+            free += taken[-1] + 1
+        await _in_thread(self._spool.renumber, shard, free)
+        _log.warning("%s is another's and was left alone; our %d rows go under a later number.", shard.path, shard.rows)
+        self.wake()
+
+    # Committing.
+
+    async def _commit_for_ever(self) -> None:
+        backoff = Backoff(self._retry, self._rng)
+        while True:
+            urgent = await self._on_disk(self._spool.is_urgent)
+            shards = await self._on_disk(
+                partial(self._spool.staged, self._policy.max_files, self._policy.max_inline_bytes)
+            )
+            if not shards:
+                await self._commit_bell.wait(_POLL_S)
+            elif wait := self._governor.wait_s(urgent=urgent):
+                await self._commit_bell.wait(wait if urgent else min(wait, _POLL_S))
+            else:
+                await self._commit(shards, backoff)
+
+    async def _commit(self, shards: Sequence[Shard], backoff: Backoff) -> None:
+        """Plans and sends one commit, and draws the consequences of its answer."""
+        if self._head is None:
+            self._head = (await self._persist("commit", self._destination.head)).sha
+        if min(s.segment for s in shards) <= self._unsure_up_to:
+            gone = await self._compare(shards, self._head or "")
+            shards = [s for s in shards if s.segment not in gone]
+            if not shards:
+                return
+        note, entries = await self._card(shards)
+        plan = await self._on_disk(partial(self._spool.plan, shards, note, self._head, _summary(shards)))
+        try:
+            sha = await self._destination.commit(plan)
+        except (AmbiguousError, StaleParentError) as error:
+            if isinstance(error, AmbiguousError):
+                self._governor.spent()
+            await self._wait_out("commit", error, backoff)
+            await self._reconcile(plan)
+        except TransientError as error:
+            await _in_thread(self._spool.settle, plan, {})
+            await self._wait_out("commit", error, backoff)
+        except BlockedError as error:
+            await _in_thread(self._spool.settle, plan, {})
+            self._head = None
+            await self._wait_for_a_person("commit", error)
+        except DefectError as error:
+            await _in_thread(self._spool.settle, plan, {})
+            await self._isolate(plan, error, backoff)
+        else:
+            backoff.reset()
+            self._governor.spent()
+            self._head = sha
+            await self._settle(plan, {shard.segment: sha for shard in plan.shards})
+            await _in_thread(self._spool.mark_carded, entries)
+            self._status.report("commit", State())
+
+    async def _card(self, shards: Sequence[Shard]) -> tuple[Note | None, Sequence[card.Entry]]:
+        """The card as the next commit should leave it; None where it shows all of `shards` already."""
+        entries = [card.Entry(*entry) for entry in await _in_thread(self._spool.uncarded, shards)]
+        if not entries or self._card_refused:
+            return None, ()
+        existing = await self._persist("commit", partial(self._destination.read, card.PATH, self._head or ""))
+        try:
+            merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries)
+        except card.CardError as error:
+            self._card_refused = True
+            _log.warning(
+                "the dataset's card can't be read and was left alone (%s); rows go on. Mend its YAML so that "
+                "load_dataset finds them.",
+                error,
+            )
+            return None, ()
+        return (None if merged is None else Note(card.PATH, merged)), entries
+
+    async def _reconcile(self, plan: Plan) -> None:
+        """The plan may have landed: what stands at its paths decides, shard by shard."""
+        self._head = (await self._persist("commit", self._destination.head)).sha
+        self._unsure_up_to = await _in_thread(self._spool.newest)
+        standing = await self._persist(
+            "commit", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
+        )
+        landed = {
+            s.segment: standing[s.path].commit or self._head or ""
+            for s in plan.shards
+            if s.path in standing and s.is_at(standing[s.path])
+        }
+        await self._settle(plan, landed)
+        self._status.report("commit", State())
+
+    async def _isolate(self, plan: Plan, error: DefectError, backoff: Backoff) -> None:
+        """The commit was refused for its content. Alone, a shard is the culprit, or its blob is gone; else halve."""
+        self._head = None
+        if len(plan.shards) > 1:
+            half = len(plan.shards) // 2
+            for part in (plan.shards[:half], plan.shards[half:]):
+                await self._commit(part, backoff)
+            return
+        shard = plan.shards[0]
+        if shard.mode == "lfs" and await _in_thread(self._spool.first_restage, shard):
+            _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
+            await _in_thread(self._spool.unstage, [shard])
+        else:
+            await self._bury(shard, error)
+        self.wake()
+
+    async def _bury(self, shard: Shard, error: HubError) -> None:
+        grave = await _in_thread(self._spool.bury, shard, str(error))
+        message = f"the Hub refuses {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}."
+        _log.error("%s", message)
+        self._status.counts.refusals += 1
+        self._on_settled(shard.segment, None, ShardsRefused(message))
+
+    async def _settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
+        await self._on_disk(partial(self._spool.settle, plan, landed))
+        counts = self._status.counts
+        counts.commits += len(set(landed.values()))
+        for shard in plan.shards:
+            if shard.segment in landed:
+                counts.committed_rows += shard.rows
+                counts.committed_bytes += shard.size
+                counts.committed_shards += 1
+                self._on_settled(shard.segment, landed[shard.segment], None)
+
+    # Waiting.
+
+    async def _persist(self, part: str, operation: Callable[[], Awaitable[T]], *, defects: bool = False) -> T:
+        """Does something that is safe to repeat, until it works; with `defects`, a `DefectError` comes out."""
+        backoff = Backoff(self._retry, self._rng)
+        while True:
+            try:
+                result = await operation()
+            except TransientError as error:
+                await self._wait_out(part, error, backoff)
+            except (BlockedError, DefectError) as error:
+                if defects and isinstance(error, DefectError):
+                    raise
+                await self._wait_for_a_person(part, error)
+            else:
+                if self._status.troubled(part):
+                    self._status.report(part, State())
+                return result
+
+    async def _wait_out(self, part: str, error: TransientError, backoff: Backoff) -> None:
+        self._status.counts.retries += 1
+        if isinstance(error, RateLimitedError) and error.commit_quota:
+            wait = self._governor.refused(error.retry_after_s)
+            reason = "commit quota"
+        else:
+            wait = backoff.after_failure(error.retry_after_s)
+            reason = str(error)
+        if not isinstance(error, StaleParentError) or backoff.failures > 3:
+            self._status.report(part, State("backing off", reason, self._clock.time() + wait))
+        await self._clock.sleep(wait)
+
+    async def _wait_for_a_person(self, part: str, error: BlockedError | DefectError) -> None:
+        until = self._clock.time() + self._retry.blocked_s
+        self._status.report(part, State("blocked", str(error), until))
+        self._on_blocked(error)
+        await self._nudge_bell.wait(self._retry.blocked_s)
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        """The spool's disk may be full or gone for a while; then nothing is sent, and nothing is lost."""
+        backoff = Backoff(self._retry, self._rng)
+        while True:
+            try:
+                result = await _in_thread(work)
+            except (SpoolError, OSError) as error:
+                wait = backoff.after_failure()
+                self._status.report("spool", State("spool full", str(error), self._clock.time() + wait))
+                await self._clock.sleep(wait)
+            else:
+                if backoff.failures:
+                    self._status.report("spool", State())
+                return result
+
+
+class Bell:
+    """Wakes its one listener, who otherwise sleeps by the clock. A ring while nobody listens is not lost."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rung = anyio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until it rings, or for `seconds`."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._listen, tasks.cancel_scope)
+            await self._clock.sleep(seconds)
+            tasks.cancel_scope.cancel()
+        if self._rung.is_set():
+            self._rung = anyio.Event()
+
+    async def _listen(self, scope: anyio.CancelScope) -> None:
+        await self._rung.wait()
+        scope.cancel()
+
+
+async def _in_thread(work: Callable[..., T], *args: object) -> T:
+    return await anyio.to_thread.run_sync(partial(work, *args))
+
+
+def _summary(shards: Sequence[Shard]) -> str:
+    rows = sum(shard.rows for shard in shards)
+    return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"

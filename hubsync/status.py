@@ -1,0 +1,107 @@
+"""How the worker is doing: one state, a few counters, told once when it changes and kept for other processes.
+
+The state is written into the catalogue, where `hubsync status` finds it, and logged in one line at the level where
+somebody acts. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time as _time
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+_log = logging.getLogger("hubsync")
+
+StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
+
+
+class State(msgspec.Struct, frozen=True):
+    """What the worker does now.
+
+    Attributes:
+        kind: "ok"; "backing off" until the next try; "blocked" until a person mends it; "offline" by
+            HF_HUB_OFFLINE; "spool full" while the disk or the spool's quota takes no more.
+        reason: why, in words; empty when all is well.
+        until: when the next try is, in seconds since the epoch; None where none is planned.
+    """
+
+    kind: StateKind = "ok"
+    reason: str = ""
+    until: float | None = None
+
+    def __str__(self) -> str:
+        text = self.kind + (f": {self.reason}" if self.reason else "")
+        return text if self.until is None else f"{text}; next try {clock_text(self.until)}"
+
+
+class Counts(msgspec.Struct):
+    """What happened since this process opened its uploader."""
+
+    spooled_batches: int = 0
+    spooled_rows: int = 0
+    spooled_bytes: int = 0
+    replayed_batches: int = 0
+    commits: int = 0
+    retries: int = 0
+    refusals: int = 0
+    committed_rows: int = 0
+    committed_bytes: int = 0
+    committed_shards: int = 0
+
+
+class Status:
+    """The state of one worker. Two parts report to it (the spool's thread, the committer); the worse one shows."""
+
+    def __init__(self, save: Callable[[str], None], waiting: Callable[[], str]) -> None:
+        self.counts = Counts()
+        self._save = save
+        self._waiting = waiting
+        self._lock = threading.Lock()
+        self._parts: dict[str, State] = {}
+        self._shown = State()
+
+    @property
+    def state(self) -> State:
+        return self._shown
+
+    def troubled(self, part: str) -> bool:
+        """Whether one part's last report was not "ok"."""
+        return self._parts.get(part, State()).kind != "ok"
+
+    def report(self, part: str, state: State) -> None:
+        """One part's state has changed, or its next try has."""
+        with self._lock:
+            self._parts[part] = state
+            worst = max(self._parts.values(), key=lambda s: _RANK[s.kind])
+            before, self._shown = self._shown, worst
+        if worst != before:
+            self._save(msgspec.json.encode(worst).decode())
+        if (worst.kind, worst.reason) != (before.kind, before.reason):
+            self._tell(before, worst)
+
+    def _tell(self, before: State, now: State) -> None:
+        if now.kind == "ok":
+            _log.info("going on; it was %s.", before)
+        elif now.kind == before.kind == "backing off":
+            _log.info("%s; %s", now, self._waiting())
+        else:
+            _log.log(_LEVEL[now.kind], "%s; %s", now, self._waiting())
+
+
+_RANK: dict[StateKind, int] = {"ok": 0, "offline": 1, "backing off": 2, "blocked": 3, "spool full": 4}
+_LEVEL: dict[StateKind, int] = {
+    "ok": logging.INFO,
+    "offline": logging.INFO,
+    "backing off": logging.WARNING,
+    "blocked": logging.ERROR,
+    "spool full": logging.ERROR,
+}
+
+
+def clock_text(at: float) -> str:
+    """A time of day for people: 14:05:30, in local time."""
+    return _time.strftime("%H:%M:%S", _time.localtime(at))

@@ -1,0 +1,497 @@
+"""The two faces of the uploader, for threads and for tasks: same names, arguments and errors.
+
+`Uploader` runs the worker in a thread with an event loop of its own; `AsyncUploader` runs it in the caller's. `put`
+encodes at the caller, hands the bytes over and waits as far as `ack` says, which is never for the network.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import threading
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import anyio
+
+from hubsync.clock import Clock, SystemClock, loop_waker
+from hubsync.errors import (
+    BlockedError,
+    ClosedError,
+    ConfigError,
+    ForkedError,
+    HubsyncError,
+    NotDrained,
+    OffsetUnknown,
+    QueueFull,
+)
+from hubsync.policy import Ack, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.queue import Batch, QueueDepth
+from hubsync.receipt import Receipt
+from hubsync.rows import Rows, encode
+from hubsync.spool import SpoolDepth
+from hubsync.status import Counts, State
+from hubsync.worker import Worker
+
+_log = logging.getLogger("hubsync")
+_AT_EXIT_S = 10.0  # what a forgotten uploader may still take at the interpreter's exit
+
+
+class Stats(NamedTuple):
+    """A snapshot of one uploader and its spool.
+
+    Attributes:
+        state: what the worker does now, and why.
+        queue: batches, rows and bytes in memory; how often its bound blocked, raised, dropped.
+        spool: rows and bytes on disk and not yet committed, of all writers; shards by state; what was ever committed.
+        counts: what this uploader did: batches spooled and replayed, commits, retries, refusals.
+        oldest_age_s: seconds that the oldest row not yet committed has waited; None where none waits.
+    """
+
+    state: State
+    queue: QueueDepth
+    spool: SpoolDepth
+    counts: Counts
+    oldest_age_s: float | None
+
+
+class _Uploader:
+    """What the two faces share."""
+
+    def __init__(
+        self,
+        repo: str,
+        *,
+        config: str = "default",
+        split: str = "train",
+        path: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        endpoint: str | None = None,
+        revision: str = "main",
+        spool: str | Path | SpoolPolicy | None = None,
+        queue: QueuePolicy | None = None,
+        shard: ShardPolicy | None = None,
+        commit: CommitPolicy | None = None,
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Checks the arguments; touches neither the disk nor the network.
+
+        Args:
+            repo: the dataset, "namespace/name". Made where it does not exist.
+            config, split: where the rows belong in the dataset.
+            path: template of the shards' paths; its fields are {config}, {split}, {writer}, {seq:05d}.
+            private: whether a repo that is made now is private; None for the account's default.
+            token: None for what HF_TOKEN or `hf auth login` hold, read anew whenever it is needed.
+            endpoint: None for HF_ENDPOINT.
+            revision: a branch.
+            spool: the directory that keeps rows until they are committed; None for one of its own per repo.
+            queue, shard, commit, retry: bounds and pace; the defaults serve.
+            clock, rng: time and randomness, for tests.
+
+        Raises:
+            ConfigError: an argument that can never work.
+        """
+        from hubsync.connect import target_of
+
+        if token is not None and not isinstance(token, str):
+            raise ConfigError("token is a string, or None for the one that huggingface_hub finds.")
+        self.repo = repo
+        self._target = target_of(repo, endpoint, revision)
+        self._layout = Layout(config, split, path or "")
+        self._where = spool
+        self._queue = queue or QueuePolicy()
+        self._shard = shard or ShardPolicy()
+        self._commit = commit or CommitPolicy()
+        self._retry = retry or RetryPolicy()
+        self._clock: Clock = clock or SystemClock()
+        self._rng = rng or random.Random()
+        self._private = private
+        self._secret = token
+        self._worker: Worker | None = None
+        self._pid = os.getpid()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._worker is not None else "not opened"
+        return f"<{type(self).__name__} {self.repo} {state}>"
+
+    @property
+    def spool(self) -> Path:
+        """The spool's directory."""
+        return self._ready().spool.directory
+
+    @property
+    def writer(self) -> str:
+        """This uploader's name among the writers of the dataset."""
+        return self._ready().writer.name
+
+    def offset(self, source: str = "default") -> int | None:
+        """The highest offset accepted and durable from `source`, here or in the dataset; None before the first.
+
+        Raises:
+            OffsetUnknown: the spool is new and the Hub could not be asked yet.
+        """
+        worker = self._ready()
+        self._know_offsets(worker)
+        return worker.spool.offset(source)
+
+    def stats(self) -> Stats:
+        """A snapshot of how it stands."""
+        worker = self._ready()
+        depth = worker.spool.depth()
+        age = None if depth.oldest_at is None else max(0.0, self._clock.time() - depth.oldest_at)
+        counts = worker.status.counts
+        return Stats(worker.status.state, worker.queue.depth(), depth, Counts(**_fields(counts)), age)
+
+    def _build(self) -> Worker:
+        from hubsync.connect import destination_of, open_spool
+
+        spool = open_spool(self._target, self._where, self._clock)
+        try:
+            return Worker(
+                spool,
+                destination_of(self._target, self._secret, self._retry),
+                layout=self._layout,
+                queue=self._queue,
+                shard=self._shard,
+                commit=self._commit,
+                retry=self._retry,
+                clock=self._clock,
+                rng=self._rng,
+                private=self._private,
+            )
+        except BaseException:
+            spool.close()
+            raise
+
+    def _ready(self) -> Worker:
+        worker = self._worker
+        if os.getpid() != self._pid:
+            raise ForkedError(
+                f"this process was forked from the one that opened the uploader of {self.repo}; its rows were not "
+                "accepted. Open an Uploader here: any number may share the repo and the spool."
+            )
+        if self._closed:
+            raise ClosedError(f"the uploader of {self.repo} is closed; the batch was not accepted.")
+        if worker is None:
+            raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
+        if worker.failure is not None:
+            raise ClosedError(
+                f"the uploader of {self.repo} has failed ({worker.failure!r}); what was accepted is safe in "
+                f"{worker.spool.directory}."
+            ) from worker.failure
+        return worker
+
+    def _know_offsets(self, worker: Worker) -> None:
+        if not worker.offline and not worker.spool.seeded:
+            raise OffsetUnknown(
+                f"the spool {worker.spool.directory} is new and {self._target.endpoint} can't be reached, so it can't "
+                f"be known which offsets {self.repo} holds already. Try again when the Hub answers, or put without "
+                "offset."
+            )
+
+    def _batch(self, worker: Worker, rows: Rows, offset: int | None, source: str, key: str | None) -> Batch:
+        if offset is not None:
+            if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63:
+                raise ConfigError(f"an offset is an int from 0, not {offset!r}.")
+            self._know_offsets(worker)
+        if key is not None and not (isinstance(key, str) and key):
+            raise ConfigError(f"a key is a non-empty string, not {key!r}.")
+        encoded = encode(rows)
+        receipt = Receipt(encoded.rows, len(encoded.lines))
+        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key)
+
+    def _not_drained(self, worker: Worker, why: str) -> NotDrained:
+        depth = worker.spool.depth()
+        return NotDrained(worker.spool.directory, depth.rows, depth.bytes, why)
+
+    def _explain(self, worker: Worker, error: HubsyncError) -> HubsyncError:
+        depth = worker.spool.depth()
+        if depth.rows and isinstance(error, BlockedError):
+            error.add_note(
+                f"{depth.rows:,} rows ({depth.bytes:,} bytes) are safe in {worker.spool.directory}. Once this is "
+                f"mended, the next job brings them up, or run: hubsync drain {worker.spool.directory}"
+            )
+        return error
+
+
+class Uploader(_Uploader):
+    """Brings rows to a dataset while the job runs, for threads.
+
+        with Uploader("user/rollouts", split="train") as up:
+            for batch in generate():
+                up.put(batch)
+
+    Any number of threads may `put`. Any number of processes may open the same repo: they share one spool.
+    """
+
+    _thread: threading.Thread | None = None
+    _lock: threading.Lock
+
+    def open(self) -> Self:
+        """Opens the spool and starts the worker. `with` does it.
+
+        Raises:
+            SpoolError: the spool's disk.
+            BlockedError: the token may not write, or the repo can't be had: in the first second, not in the tenth hour.
+        """
+        if self._worker is not None or self._closed:
+            self._ready()
+            return self
+        worker = self._build()
+        started = _Started()
+        self._thread = threading.Thread(
+            target=self._run, args=(worker, started), name=f"hubsync {self.repo}", daemon=True
+        )
+        self._thread.start()
+        try:
+            started.event.wait()
+        except BaseException:
+            worker.stop()
+            raise
+        if worker.failure is not None:
+            self._thread.join()
+            worker.spool.close()
+            raise worker.failure
+        self._worker = worker
+        self._pid = os.getpid()
+        atexit.register(self._at_exit)
+        return self
+
+    @staticmethod
+    def _run(worker: Worker, started: _Started) -> None:
+        try:
+            anyio.run(partial(worker.run, task_status=started))
+        except BaseException as error:  # noqa: BLE001  (kept in worker.failure, and raised by the next call)
+            worker.failure = worker.failure or error
+            _log.debug("the worker ended", exc_info=True)
+        finally:
+            started.event.set()
+
+    def put(
+        self,
+        rows: Rows,
+        *,
+        offset: int | None = None,
+        source: str = "default",
+        key: str | None = None,
+        ack: Ack = "spooled",
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Hands over a batch: accepted as a whole, or refused as a whole.
+
+        Args:
+            rows: a list of dicts, dataclasses, msgspec Structs or pydantic models; or a `datasets.Dataset`, a
+                `pyarrow.Table` or `RecordBatch`.
+            offset: the batch's position in `source`, rising. One that is not above the highest accepted is a replay:
+                nothing is added, and the receipt says so.
+            key: a name of the batch's own. One that was accepted before is a replay as well.
+            ack: how far the batch is when this returns: "queued" (in memory), "spooled" (survives the process),
+                "committed" (on the Hub).
+            timeout: seconds to wait for room in the queue and for `ack`.
+
+        Raises:
+            RowError, BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the batch was not accepted.
+            TimeoutError: it was accepted, but is not as far as `ack` wants.
+        """
+        worker = self._ready()
+        batch = self._batch(worker, rows, offset, source, key)
+        until = None if timeout is None else time.monotonic() + timeout
+        if not worker.queue.put(batch, timeout):
+            batch.receipt._dropped(_DROPPED)
+        elif ack != "queued":
+            batch.receipt.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
+        return batch.receipt
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Returns when all that was accepted so far is committed.
+
+        Raises:
+            NotDrained: `timeout` seconds passed; everything is safe in the spool.
+            BlockedError: a person is needed.
+        """
+        worker = self._ready()
+        try:
+            worker.flush().wait("committed", timeout)
+        except TimeoutError:
+            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
+        except HubsyncError as error:
+            raise self._explain(worker, error) from None
+
+    def close(self, timeout: float | None = None) -> None:
+        """Drains and ends. Whatever happens, what was accepted is on the Hub or in the spool. Twice is once.
+
+        Raises:
+            NotDrained: `timeout` seconds passed.
+            BlockedError: a person is needed.
+            ShardsRefused: the Hub refused single shards for good.
+        """
+        worker = self._worker
+        if worker is None or self._closed or os.getpid() != self._pid:
+            self._closed = True
+            return
+        try:
+            if worker.failure is None:
+                worker.flush(everything=True).wait("committed", timeout)
+        except TimeoutError:
+            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
+        except HubsyncError as error:
+            raise self._explain(worker, error) from None
+        finally:
+            self._closed = True
+            worker.stop()
+            if self._thread is not None:
+                self._thread.join()
+            worker.spool.close()
+            atexit.unregister(self._at_exit)
+        if worker.failure is not None:
+            raise ClosedError(f"the worker failed: {worker.failure!r}. What was accepted is safe.") from worker.failure
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _at_exit(self) -> None:
+        if self._closed or os.getpid() != self._pid:
+            return
+        _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, _AT_EXIT_S)
+        try:
+            self.close(timeout=_AT_EXIT_S)
+        except HubsyncError as error:
+            _log.error("%s", error)
+
+
+class AsyncUploader(_Uploader):
+    """The same for tasks: the worker runs in the caller's event loop (asyncio or trio), in a task group of its own.
+
+        async with AsyncUploader("user/rollouts") as up:
+            async for batch in generate():
+                await up.put(batch)
+
+    Leaving the block drains. A cancelled block does not: its rows are in the spool.
+    """
+
+    _stack: AsyncExitStack | None = None
+
+    async def open(self) -> Self:
+        """As `Uploader.open`. Prefer `async with`, which gives the worker's tasks an owner."""
+        if self._worker is not None or self._closed:
+            self._ready()
+            return self
+        worker = await anyio.to_thread.run_sync(self._build)
+        stack = AsyncExitStack()
+        try:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            await tasks.start(worker.run)
+        except BaseException as error:
+            await stack.__aexit__(type(error), error, error.__traceback__)
+            worker.spool.close()
+            raise
+        self._stack, self._worker, self._pid = stack, worker, os.getpid()
+        return self
+
+    async def put(
+        self,
+        rows: Rows,
+        *,
+        offset: int | None = None,
+        source: str = "default",
+        key: str | None = None,
+        ack: Ack = "spooled",
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
+        worker = self._ready()
+        batch = self._batch(worker, rows, offset, source, key)
+        until = None if timeout is None else time.monotonic() + timeout
+        offer = worker.queue.offer(batch)
+        while offer == "full":
+            room = anyio.Event()
+            offer = worker.queue.offer(batch, loop_waker(room.set))
+            if offer == "full":
+                with anyio.move_on_after(None if until is None else until - time.monotonic()) as scope:
+                    await room.wait()
+                if scope.cancelled_caught:
+                    raise QueueFull(f"the queue had no room for {timeout} s: the batch was not accepted.")
+        if offer == "dropped":
+            batch.receipt._dropped(_DROPPED)
+        elif ack != "queued":
+            await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))
+        return batch.receipt
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """As `Uploader.flush`."""
+        worker = self._ready()
+        try:
+            await worker.flush().wait_async("committed", timeout)
+        except TimeoutError:
+            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
+        except HubsyncError as error:
+            raise self._explain(worker, error) from None
+
+    async def close(self, timeout: float | None = None) -> None:
+        """As `Uploader.close`."""
+        worker = self._worker
+        if worker is None or self._closed or os.getpid() != self._pid:
+            self._closed = True
+            return
+        try:
+            if worker.failure is None:
+                await worker.flush(everything=True).wait_async("committed", timeout)
+        except TimeoutError:
+            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
+        except HubsyncError as error:
+            raise self._explain(worker, error) from None
+        finally:
+            await self._end(worker)
+
+    async def _end(self, worker: Worker) -> None:
+        self._closed = True
+        worker.stop()
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+        worker.spool.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cancelled = kind is not None and issubclass(kind, anyio.get_cancelled_exc_class())
+        if cancelled and self._worker is not None and not self._closed:
+            with anyio.CancelScope(shield=True):
+                await self._end(self._worker)
+            return
+        await self.close()
+
+
+class _Started:
+    """A `TaskStatus` for a thread that waits."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def started(self, value: object = None) -> None:
+        self.event.set()
+
+
+_DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")
+
+
+def _fields(counts: Counts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in counts.__struct_fields__}

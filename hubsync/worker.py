@@ -1,0 +1,338 @@
+"""The uploader's worker: queue to spool in a thread of its own, spool to Hub in the event loop.
+
+The thread takes all that waits and spools it in one go, so a batch becomes safe without the event loop's turn. The
+loop keeps time (linger), stages and commits. `flush` and `close` are orders in the queue: they see all that was put
+before them. A cancelled worker leaves the spool consistent: everything taken is either in it or was never accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskStatus
+
+from hubsync.clock import Clock, loop_waker
+from hubsync.committer import Bell, Committer
+from hubsync.errors import HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
+from hubsync.plan import Destination
+from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
+from hubsync.queue import Batch, BoundedQueue, Order
+from hubsync.receipt import Fate, Receipt
+from hubsync.spool import Spool
+from hubsync.status import State, Status
+from hubsync.writer import Accepted, SpoolWriter
+
+_log = logging.getLogger("hubsync")
+R = TypeVar("R")
+
+_FOLLOW_S = 0.5  # how soon a writer sees what another process committed for it
+_FULL_S = 0.5  # how often a full spool or disk is tried again
+_QUOTA_STEP = 8 * MIB  # bytes spooled between two looks at the spool's quota
+
+
+class Worker:
+    """Everything behind the two faces. `put` side: any thread. `run`: one task, once."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        destination: Destination | None,
+        *,
+        layout: Layout,
+        queue: QueuePolicy,
+        shard: ShardPolicy,
+        commit: CommitPolicy,
+        retry: RetryPolicy,
+        clock: Clock,
+        rng: random.Random,
+        private: bool | None,
+    ) -> None:
+        """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
+        self.spool = spool
+        self.queue = BoundedQueue(queue)
+        self.status = Status(lambda text: spool.catalogue.set("status", text), self._waiting)
+        self.writer = SpoolWriter.open(spool, layout, shard)
+        self.failure: BaseException | None = None
+        self._shard = shard
+        self._clock = clock
+        self._destination = destination
+        self._committing = (commit, retry, rng, private)
+        self._committer: Committer | None = None
+        self._lock = threading.Lock()
+        self._fates: dict[int, Fate] = {}
+        self._flushes: set[Fate] = set()
+        self._unchecked = _QUOTA_STEP  # bytes spooled since the quota was looked at: look before the first
+        self._stopping = threading.Event()
+        self._room = threading.Event()  # something was committed: a full spool may have room
+        self._wake: Callable[[], None] = lambda: None
+        self._nudge: Callable[[], None] = lambda: None
+        self._wake_linger: Callable[[], None] = lambda: None
+
+    @property
+    def offline(self) -> bool:
+        return self._destination is None
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Works until `stop`. Reports started once access is checked, as far as the Hub can be reached.
+
+        Raises:
+            BlockedError: at the start, where the token or the repo is not good.
+        """
+        try:
+            linger_bell = Bell(self._clock)
+            self._wake_linger = loop_waker(linger_bell.ring)
+            if self._destination is not None:
+                commit, retry, rng, private = self._committing
+                self._committer = Committer(
+                    self.spool,
+                    self._destination,
+                    commit=commit,
+                    retry=retry,
+                    clock=self._clock,
+                    rng=rng,
+                    status=self.status,
+                    on_settled=self._settled,
+                    on_blocked=self._blocked,
+                    private=private,
+                )
+                self._wake = loop_waker(self._committer.wake)
+                self._nudge = loop_waker(self._committer.nudge)
+                await self._connect(self._committer)
+            else:
+                self.status.report("commit", State("offline", "HF_HUB_OFFLINE is set; rows are only spooled"))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._linger, linger_bell)
+                if self._committer is not None:
+                    tasks.start_soon(self._committer.run)
+                    tasks.start_soon(self._follow)
+                task_status.started()
+                await self._spool_in_thread()
+                tasks.cancel_scope.cancel()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self._end()
+            if self._destination is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._destination.aclose()
+
+    async def _connect(self, committer: Committer) -> None:
+        try:
+            await committer.connect()
+        except TransientError as error:
+            _log.warning("%s Rows are kept in %s until it answers.", error, self.spool.directory)
+
+    async def _spool_in_thread(self) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._spool_loop, limiter=anyio.CapacityLimiter(1))
+        except anyio.get_cancelled_exc_class():
+            self.queue.close()
+            raise
+
+    def stop(self) -> None:
+        """No more batches. What is queued is still spooled; then `run` ends. From any thread."""
+        self._stopping.set()
+        self._room.set()
+        self.queue.close()
+
+    def _end(self) -> None:
+        self.queue.close()
+        leftover = HubsyncError("the uploader has ended before this batch was spooled; it was not accepted.")
+        for item in self.queue.take():
+            if isinstance(item, Batch):
+                item.receipt._dropped(leftover)
+        self.writer.close()
+        for fate in list(self._flushes):
+            fate.settle(None, leftover)
+
+    # The spool's thread.
+
+    def _spool_loop(self) -> None:
+        while items := self.queue.take():
+            batches: list[Batch] = []
+            for item in items:
+                if isinstance(item, Batch):
+                    batches.append(item)
+                else:
+                    self._spool(batches)
+                    batches = []
+                    item.run()
+            self._spool(batches)
+        self._until_it_works(self.writer.seal)
+        self._wake()
+
+    def _spool(self, batches: list[Batch]) -> None:
+        if not batches:
+            return
+        idle = self.writer.opened_at is None
+        result = self._until_it_works(partial(self._append, batches))
+        if result is None:
+            error = SpoolError(f"the spool {self.spool.directory} takes no more, and the uploader was closed.")
+            for batch in batches:
+                batch.receipt._dropped(error)
+        else:
+            accepted, sealed = result
+            for batch, (segment, replayed) in zip(batches, accepted, strict=True):
+                batch.receipt._spooled(self._fate(segment, replayed), replayed)
+            if sealed:
+                self._wake()
+            if idle or sealed:
+                self._wake_linger()
+        self.queue.release(batches)
+
+    def _append(self, batches: list[Batch]) -> tuple[list[Accepted], list[int]]:
+        if self._unchecked >= _QUOTA_STEP and self.spool.is_full():
+            raise SpoolError(
+                f"the spool {self.spool.directory} holds its {self.spool.policy.max_bytes:,} bytes; it takes more as "
+                "soon as some are committed. Raise SpoolPolicy(max_bytes=…) if the disk has room."
+            )
+        accepted, sealed = self.writer.append(batches)
+        self._count(batches, accepted)
+        return accepted, sealed
+
+    def _count(self, batches: list[Batch], accepted: list[Accepted]) -> None:
+        new = [batch for batch, found in zip(batches, accepted, strict=True) if not found.replayed]
+        size = sum(len(batch.lines) for batch in new)
+        self._unchecked = (0 if self._unchecked >= _QUOTA_STEP else self._unchecked) + size
+        counts = self.status.counts
+        counts.spooled_batches += len(new)
+        counts.spooled_rows += sum(batch.rows for batch in new)
+        counts.spooled_bytes += size
+        counts.replayed_batches += len(batches) - len(new)
+
+    def _until_it_works(self, work: Callable[[], R]) -> R | None:
+        """Tries again while the disk or the spool's quota refuses; None once the uploader is being closed."""
+        while True:
+            try:
+                result = work()
+            except SpoolError as error:
+                self.status.report("spool thread", State("spool full", str(error)))
+                if self._stopping.is_set():
+                    return None
+                self._wake()
+                self._room.clear()
+                self._room.wait(_FULL_S)
+            else:
+                if self.status.troubled("spool thread"):
+                    self.status.report("spool thread", State())
+                return result
+
+    def _fate(self, segment: int | None, replayed: bool) -> Fate:
+        if segment is None:
+            return Fate(settled=True)
+        with self._lock:
+            fate = self._fates.get(segment)
+            if fate is not None:
+                return fate
+            known = self.spool.fate(segment) if replayed else None
+            if known is not None and known[0] == "committed":
+                return Fate(known[1], settled=True)
+            return self._fates.setdefault(segment, Fate())
+
+    # Flushing.
+
+    def flush(self, *, everything: bool = False) -> Receipt:
+        """A receipt that is committed once all that was put before is. `everything`: other writers' shards as well."""
+        receipt = Receipt(0, 0)
+        self.queue.order(Order(lambda: self._flush(receipt, everything)))
+        return receipt
+
+    def _flush(self, receipt: Receipt, everything: bool) -> None:
+        self._until_it_works(self.writer.seal)
+        if self.offline:
+            receipt._spooled(Fate(settled=True), replayed=False)
+            return
+        all_of_it = everything and self.spool.is_committer
+        pending = self._until_it_works(partial(self.spool.urge, None if all_of_it else self.writer.name)) or []
+        with self._lock:
+            fates = [self._fates.setdefault(segment, Fate()) for segment in pending]
+        whole = _all_of(fates)
+        with self._lock:
+            self._flushes.add(whole)
+        whole.subscribe(lambda: self._flushes.discard(whole))
+        receipt._spooled(whole, replayed=False)
+        self._nudge()
+
+    # The event loop's side.
+
+    async def _linger(self, bell: Bell) -> None:
+        while True:
+            opened_at = self.writer.opened_at
+            wait = 3600.0 if opened_at is None else opened_at + self._shard.linger_s - self._clock.time()
+            if wait > 0:
+                await bell.wait(wait)
+            else:
+                self.queue.order(Order(partial(self._seal_if_older, opened_at)))
+                await bell.wait(1.0)
+
+    def _seal_if_older(self, opened_at: float | None) -> None:
+        if self.writer.opened_at == opened_at:
+            self._until_it_works(self.writer.seal)
+            self._wake()
+            self._wake_linger()
+
+    async def _follow(self) -> None:
+        """While another process commits for this writer: sees in the catalogue what became of its segments."""
+        while True:
+            await self._clock.sleep(_FOLLOW_S)
+            if self.spool.is_committer or not self._fates:
+                continue
+            for segment, found in await anyio.to_thread.run_sync(self._look_up):
+                if found[0] == "committed":
+                    self._settled(segment, found[1], None)
+                elif found[0] == "dead":
+                    self._settled(segment, None, ShardsRefused(f"the Hub refused it for good: {found[2]}"))
+
+    def _look_up(self) -> list[tuple[int, tuple[str, str | None, str | None]]]:
+        with self._lock:
+            segments = list(self._fates)
+        found = [(segment, self.spool.fate(segment)) for segment in segments]
+        return [(segment, fate) for segment, fate in found if fate is not None]
+
+    def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
+        self._room.set()
+        with self._lock:
+            fate = self._fates.pop(segment, None)
+        if fate is not None:
+            fate.settle(sha, error)
+
+    def _blocked(self, error: HubError) -> None:
+        """Those who wait for a flush are told; everything accepted stays safe in the spool."""
+        with self._lock:
+            flushes = list(self._flushes)
+        for fate in flushes:
+            fate.settle(None, error)
+
+    def _waiting(self) -> str:
+        depth = self.spool.depth()
+        return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
+
+
+def _all_of(fates: list[Fate]) -> Fate:
+    """A fate that is settled once all of `fates` are, with the first error among them."""
+    whole = Fate()
+    left = [len(fates)]
+    lock = threading.Lock()
+
+    def one_more() -> None:
+        with lock:
+            left[0] -= 1
+            done = left[0] <= 0
+        if done:
+            errors = [fate.error for fate in fates if fate.error is not None]
+            whole.settle(fates[-1].sha if fates else None, errors[0] if errors else None)
+
+    for fate in fates:
+        if not fate.subscribe(one_more):
+            one_more()
+    if not fates:
+        one_more()
+    return whole

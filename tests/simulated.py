@@ -1,0 +1,130 @@
+"""A destination in memory with a script of failures: for tests of the committer's decisions, where sockets add nothing.
+
+The embedded Hub is the double everywhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from hubsync.errors import AmbiguousError, RepoMissingError, StaleParentError
+from hubsync.plan import Head, Mode, Plan, Shard, Staged, Standing, Watermark
+
+
+class SimulatedHub:
+    """One dataset branch. Survives the worker that talks to it, as the Hub does."""
+
+    def __init__(self, mode: Mode = "regular") -> None:
+        self.mode: Mode = mode
+        self.files: dict[str, bytes] = {}
+        self.history: list[dict[str, bytes]] = [{}]
+        self.touched: dict[str, str] = {}
+        self.commits: list[Plan] = []
+        self.overwritten: list[str] = []
+        self.calls: list[str] = []
+        # What the next calls do, by operation: an exception to raise before any effect.
+        self.script: dict[str, deque[Exception]] = {}
+        # The answer of the next commits is lost after they landed.
+        self.lose_answers = 0
+        self.before_commit: Callable[[], None] | None = None
+
+    @property
+    def sha(self) -> str:
+        return f"{len(self.history):040x}"
+
+    def fail(self, operation: str, *errors: Exception) -> None:
+        self.script.setdefault(operation, deque()).extend(errors)
+
+    def foreign_commit(self, path: str, content: bytes) -> None:
+        """Somebody else commits."""
+        self._land({path: content})
+
+    def _land(self, files: Mapping[str, bytes]) -> str:
+        self.files.update(files)
+        self.history.append(dict(self.files))
+        for path in files:
+            self.touched[path] = self.sha
+        return self.sha
+
+    def _call(self, operation: str) -> None:
+        self.calls.append(operation)
+        if self.script.get(operation):
+            raise self.script[operation].popleft()
+
+    async def check(self, *, private: bool | None) -> Head:
+        self._call("check")
+        return Head(self.sha)
+
+    async def head(self) -> Head:
+        self._call("head")
+        return Head(self.sha)
+
+    async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        self._call("stage")
+        return [Staged(self.mode, self._oid(self.files.get(shard.path))) for shard in shards]
+
+    async def commit(self, plan: Plan) -> str:
+        self._call("commit")
+        if self.before_commit is not None:
+            hook, self.before_commit = self.before_commit, None
+            hook()
+        if plan.parent != self.sha:
+            raise StaleParentError("412", status=412)
+        new = {note.path: note.content for note in plan.notes}
+        for shard in plan.shards:
+            content = shard.file.read_bytes()
+            if shard.path in self.files and self.files[shard.path] != content:
+                self.overwritten.append(shard.path)
+            new[shard.path] = content
+        sha = self._land(new)
+        self.commits.append(plan)
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise AmbiguousError("504", status=504)
+        return sha
+
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
+        self._call("standing")
+        files = self.history[int(at, 16) - 1]
+        return {
+            path: Standing(path, self._oid(files[path]) or "", self.touched[path]) for path in paths if path in files
+        }
+
+    async def read(self, path: str, at: str) -> bytes | None:
+        self._call("read")
+        return self.history[int(at, 16) - 1].get(path)
+
+    async def watermarks(self) -> Sequence[Watermark]:
+        self._call("watermarks")
+        return [
+            msgspec.json.decode(content, type=Watermark)
+            for path, content in self.files.items()
+            if path.startswith(".hubsync/")
+        ]
+
+    async def aclose(self) -> None:
+        pass
+
+    def _oid(self, content: bytes | None) -> str | None:
+        if content is None:
+            return None
+        if self.mode == "lfs":
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def rows(self) -> list[dict[str, object]]:
+        """Every row of every shard, in the order of paths."""
+        return [
+            msgspec.json.decode(line)
+            for path in sorted(self.files)
+            if path.endswith(".jsonl")
+            for line in self.files[path].splitlines()
+        ]
+
+
+def gone() -> RepoMissingError:
+    return RepoMissingError("404", status=404)
