@@ -53,14 +53,18 @@ class Target:
     revision: str = "main"
 
 
-def default_directory(target: Target) -> Path:
-    """Where the spool of `target` lives when the user names no place. It is state, not a cache: nobody may sweep it."""
+def default_home() -> Path:
+    """Where spools live when the user names no place. They are state, not a cache: nobody may sweep them."""
     home = os.environ.get("HUBSYNC_HOME")
     if home is None:
-        state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-        home = os.path.join(state, "hubsync")
+        home = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "hubsync")
+    return Path(home)
+
+
+def default_directory(target: Target) -> Path:
+    """The spool of `target` there."""
     tag = hashlib.blake2b(f"{target.endpoint}\0{target.revision}".encode(), digest_size=4).hexdigest()
-    return Path(home) / f"{target.repo.replace('/', '--')}-{tag}"
+    return default_home() / f"{target.repo.replace('/', '--')}-{tag}"
 
 
 class Spool:

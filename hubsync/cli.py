@@ -1,0 +1,318 @@
+"""The command line: demo, pipe, drain, status, hub. Rich for people, plain lines where there is no terminal, JSON for
+programs. Everything it does is a few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hubsync.spool import Spool, SpoolDepth
+    from hubsync.status import Status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hubsync")
+@click.option("-v", "--verbose", count=True, help="Say more: -v what changes, -vv everything.")
+def cli(verbose: int) -> None:
+    """Rows from a running job, safe and visible on the Hugging Face Hub while it runs."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))
+
+
+@cli.command()
+@click.option("--rows", default=4_000, show_default=True, type=click.IntRange(1), help="Rows that the job generates.")
+@click.option("--crash", is_flag=True, help="Kill the job with SIGKILL in the middle, and start it again.")
+@click.option(
+    "--outage", default=3.0, show_default=True, type=click.FloatRange(0), help="Seconds that the Hub is gone."
+)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Keep the Hub and the spool here, to look at afterwards.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json: bool) -> None:
+    """A real job against an embedded Hub, offline: killed, cut off, and every row there exactly once."""
+    from hubsync.demo import run
+
+    sys.exit(0 if run(rows=rows, crash=crash, outage_s=outage, directory=directory, as_json=as_json) else 1)
+
+
+@cli.command()
+@click.argument("repo")
+@click.option("--config", default="default", show_default=True)
+@click.option("--split", default="train", show_default=True)
+@click.option("--path", help="Template of the shards' paths, such as {config}/{split}-{writer}-{seq:05d}.jsonl.")
+@click.option("--private/--public", default=None, help="For a repo that is made now.")
+@click.option("--revision", default="main", show_default=True)
+@click.option("--spool", type=click.Path(path_type=Path), help="Where rows are kept until they are committed.")
+@click.option("--linger", default=60.0, show_default=True, help="Seconds until a row is brought up at the latest.")
+@click.option("--source", help="A name for this stream: run again, it goes on after the lines it already brought.")
+@click.option(
+    "--bad-lines",
+    type=click.Choice(["fail", "set-aside"]),
+    default="fail",
+    show_default=True,
+    help="What to do with a line that is no JSON object.",
+)
+@click.option("--aside", type=click.Path(path_type=Path), help="Where bad lines go [SPOOL/dead-letter/lines.txt].")
+@click.option("--timeout", type=float, help="Seconds to drain at the end; then the rest stays in the spool.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def pipe(
+    repo: str,
+    config: str,
+    split: str,
+    path: str | None,
+    private: bool | None,
+    revision: str,
+    spool: Path | None,
+    linger: float,
+    source: str | None,
+    bad_lines: Any,
+    aside: Path | None,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """JSON Lines from standard input to the dataset REPO.
+
+    \b
+    my-job | hubsync pipe user/rollouts
+    """
+    from hubsync.pipe import pipe as run
+    from hubsync.policy import ShardPolicy
+    from hubsync.uploader import Uploader
+
+    up = Uploader(
+        repo,
+        config=config,
+        split=split,
+        path=path,
+        private=private,
+        revision=revision,
+        spool=spool,
+        shard=ShardPolicy(linger_s=linger),
+    )
+    up.open()
+    where = up.spool
+    try:
+        done = run(sys.stdin.fileno(), up, source=source, bad_lines=bad_lines, aside=aside)
+    finally:
+        up.close(timeout)
+    if as_json:
+        click.echo(json.dumps({"repo": repo, "lines": done.read, "rows": done.rows, "skipped": done.skipped,
+                               "set_aside": done.set_aside}))  # fmt: skip
+        return
+    notes = [f"{done.rows:,} rows are on the Hub in {repo}"]
+    if done.skipped:
+        notes.append(f"{done.skipped:,} lines were there already")
+    if done.set_aside:
+        notes.append(f"{done.set_aside:,} bad lines are in {aside or where / 'dead-letter' / 'lines.txt'}")
+    click.echo("; ".join(notes) + ".", err=True)
+
+
+@cli.command()
+@click.argument("spool", required=False, type=click.Path(path_type=Path))
+@click.option("--timeout", type=float, help="Seconds; then the rest stays in the spool.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def drain(spool: Path | None, timeout: float | None, as_json: bool) -> None:
+    """Brings up what SPOOL still holds; without SPOOL, what all spools at the usual place hold."""
+    from hubsync.drain import drain as run
+    from hubsync.drain import spools
+
+    said = [""]
+
+    def progress(depth: SpoolDepth, status: Status) -> None:
+        line = f"{depth.rows:,} rows ({_size(depth.bytes)}) to go; {status.state}"
+        if line != said[0]:
+            said[0] = line
+            click.echo(line, err=True)
+
+    results = []
+    for directory in [spool] if spool is not None else list(spools()):
+        click.echo(f"{directory}", err=True)
+        left = run(directory, timeout=timeout, progress=progress)
+        results.append({"spool": str(directory), "rows_left": left.rows, "dead_shards": left.dead,
+                        "committed_rows": left.committed_rows})  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(results))
+    elif not results:
+        click.echo("There is no spool; nothing to bring up.", err=True)
+    else:
+        for result in results:
+            dead = f"; {result['dead_shards']} shards in the dead letter" if result["dead_shards"] else ""
+            click.echo(f"{result['spool']}: all on the Hub{dead}.", err=True)
+    if any(result["dead_shards"] for result in results):
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("spool", required=False, type=click.Path(path_type=Path))
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks with --watch.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a spool, one line each.")
+def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> None:
+    """What SPOOL holds, how old it is, what went wrong last, when it is tried next; works while a job writes."""
+    from rich.console import Console
+
+    from hubsync.drain import spools
+
+    console = Console()
+    while True:
+        facts = [spool_facts(directory) for directory in ([spool] if spool is not None else list(spools()))]
+        if as_json:
+            for fact in facts:
+                click.echo(json.dumps(fact))
+        else:
+            if watch and console.is_terminal:
+                console.clear()
+            _show(console, facts)
+        if not watch:
+            return
+        sys.stdout.flush()
+        time.sleep(interval)
+
+
+def spool_facts(directory: Path) -> dict[str, Any]:
+    """What `status` knows of one spool. Opened for a moment only, beside the job that writes it."""
+    from hubsync.clock import SystemClock
+    from hubsync.connect import open_spool
+
+    spool = open_spool(None, directory, SystemClock())
+    try:
+        return _facts_of(spool)
+    finally:
+        spool.close()
+
+
+def _facts_of(spool: Spool) -> dict[str, Any]:
+    import msgspec
+
+    from hubsync.status import State
+
+    depth = spool.depth()
+    stored = spool.catalogue.get("status")
+    state = msgspec.json.decode(stored, type=State) if stored else State()
+    age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
+    return {
+        "spool": str(spool.directory),
+        "repo": spool.target.repo,
+        "revision": spool.target.revision,
+        "endpoint": spool.target.endpoint,
+        "rows_waiting": depth.rows,
+        "bytes_waiting": depth.bytes,
+        "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
+        "oldest_age_s": age,
+        "committed": {
+            "rows": depth.committed_rows,
+            "bytes": depth.committed_bytes,
+            "shards": depth.committed_shards,
+        },
+        "state": state.kind,
+        "reason": state.reason,
+        "next_try_at": state.until,
+        "committer_pid": spool.committer_pid,
+        "dead_letter": [{"path": path, "rows": rows, "why": why} for path, rows, why in spool.dead()],
+    }
+
+
+def _show(console: Console, facts: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    if not facts:
+        console.print("There is no spool.")
+    for fact in facts:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in _lines_of(fact):
+            table.add_row(name, value)
+        console.print(table)
+        console.print()
+
+
+def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
+    from hubsync.status import clock_text
+
+    shards = ", ".join(f"{n} {state}" for state, n in fact["shards"].items() if n and state != "dead")
+    age = fact["oldest_age_s"]
+    committer = f"process {fact['committer_pid']}" if fact["committer_pid"] else "nobody (no job has it open)"
+    state = fact["state"] if fact["committer_pid"] else f"{fact['state']} (as the last job left it)"
+    lines = [
+        ("repo", f"{fact['repo']} ({fact['revision']}) at {fact['endpoint']}"),
+        ("spool", fact["spool"]),
+        (
+            "waiting",
+            f"{fact['rows_waiting']:,} rows, {_size(fact['bytes_waiting'])}" + (f" ({shards})" if shards else ""),
+        ),
+        ("oldest", f"{age:,.0f} s" if age is not None else "nothing waits"),
+        ("committed", f"{fact['committed']['rows']:,} rows, {fact['committed']['shards']:,} shards"),
+        ("committer", committer),
+        ("state", state + (f": {fact['reason']}" if fact["reason"] else "")),
+    ]
+    if fact["next_try_at"] and fact["next_try_at"] > time.time():
+        lines.append(("next try", clock_text(fact["next_try_at"])))
+    lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
+    if fact["rows_waiting"] and not fact["committer_pid"]:
+        lines.append(("to do", f"hubsync drain {fact['spool']}"))
+    return lines
+
+
+@cli.group()
+def hub() -> None:
+    """The embedded Hub, for tests, demos and work without a network."""
+
+
+@hub.command()
+@click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("localhub"), show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=7860, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
+@click.option("--user", "users", multiple=True, metavar="NAME=TOKEN", help="A user and a write token; repeatable.")
+@click.option("--commits-per-hour", type=click.IntRange(1), help="Refuse more, as the real Hub does at about 128.")
+def serve(directory: Path, host: str, port: int, users: tuple[str, ...], commits_per_hour: int | None) -> None:
+    """Serves a Hub from a directory until Ctrl-C."""
+    try:
+        from hubsync.localhub.server import serve as run
+    except ImportError as error:
+        raise click.ClickException(f"{error}: the embedded Hub needs `pip install 'hubsync[localhub]'`.") from None
+    named = {}
+    for user in users:
+        name, sep, token = user.partition("=")
+        if not (name and sep and token):
+            raise click.BadParameter(f"{user!r} is not NAME=TOKEN.", param_hint="--user")
+        named[name] = token
+    run(directory, host, port, named or None, commits_per_hour=commits_per_hour, say=click.echo)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def main() -> None:
+    """The entry point: hubsync's own errors become one message and exit code 1, not a traceback."""
+    from hubsync.errors import HubsyncError
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        cli()
+    except HubsyncError as error:
+        click.echo(f"hubsync: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"  {note}", err=True)
+        sys.exit(1)

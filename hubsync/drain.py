@@ -1,0 +1,122 @@
+"""Bringing up what a spool still holds, without being a writer of it: what `hubsync drain` does.
+
+Commits for dead writers and adopts what they left open; a spool whose committer is alive is left to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from hubsync.clock import SystemClock
+from hubsync.committer import Committer
+from hubsync.connect import destination_of, open_spool
+from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
+from hubsync.policy import CommitPolicy, RetryPolicy
+from hubsync.spool import Spool, SpoolDepth, default_home
+from hubsync.status import Status
+
+_LOOK_S = 0.2
+
+
+def spools() -> Iterator[Path]:
+    """The spools at the place where uploaders keep them by default."""
+    home = default_home()
+    if home.is_dir():
+        yield from sorted(path.parent for path in home.glob("*/catalogue.sqlite"))
+
+
+def drain(
+    directory: Path,
+    *,
+    timeout: float | None = None,
+    commit: CommitPolicy | None = None,
+    retry: RetryPolicy | None = None,
+    progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
+) -> SpoolDepth:
+    """Brings everything in the spool to the Hub; answers what is left, which is nothing but the dead letter.
+
+    Raises:
+        SpoolBusy: another live process commits for it, or writes to it.
+        NotDrained: `timeout` seconds passed.
+        BlockedError: a person is needed.
+    """
+    return anyio.run(_drain, directory, timeout, commit or CommitPolicy(), retry or RetryPolicy(), progress)
+
+
+async def _drain(
+    directory: Path,
+    timeout: float | None,
+    commit: CommitPolicy,
+    retry: RetryPolicy,
+    progress: Callable[[SpoolDepth, Status], None],
+) -> SpoolDepth:
+    clock = SystemClock()
+    spool = open_spool(None, directory, clock)
+    try:
+        destination = destination_of(spool.target, None, retry)
+        if destination is None:
+            raise HubsyncError("HF_HUB_OFFLINE is set: nothing can be brought up. Unset it and try again.")
+        if not spool.become_committer():
+            raise SpoolBusy(
+                f"process {spool.committer_pid} commits for {directory} now; it brings everything up, also for others."
+            )
+        status = Status(lambda text: spool.catalogue.set("status", text), lambda: str(directory))
+        blocked: list[HubError] = []
+        committer = Committer(
+            spool,
+            destination,
+            commit=commit,
+            retry=retry,
+            clock=clock,
+            rng=random.Random(),
+            status=status,
+            on_settled=lambda segment, sha, error: None,
+            on_blocked=blocked.append,
+        )
+        try:
+            with anyio.move_on_after(timeout) as scope:
+                return await _until_empty(spool, committer, status, blocked, progress)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await destination.aclose()
+        assert scope.cancelled_caught
+        left = spool.depth()
+        raise NotDrained(directory, left.rows, left.bytes, f"{timeout} s were not enough ({status.state}).")
+    finally:
+        spool.close()
+
+
+async def _until_empty(
+    spool: Spool,
+    committer: Committer,
+    status: Status,
+    blocked: list[HubError],
+    progress: Callable[[SpoolDepth, Status], None],
+) -> SpoolDepth:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        while True:
+            await anyio.to_thread.run_sync(spool.adopt)
+            await anyio.to_thread.run_sync(spool.urge, None)
+            committer.wake()
+            depth = await anyio.to_thread.run_sync(spool.depth)
+            progress(depth, status)
+            if blocked:
+                break
+            if depth.sealed + depth.staged == 0:
+                break
+            await anyio.sleep(_LOOK_S)
+        tasks.cancel_scope.cancel()
+    if blocked:
+        error = blocked[0]
+        if isinstance(error, BlockedError):
+            error.add_note(f"{depth.rows:,} rows are safe in {spool.directory}.")
+        raise error
+    if depth.rows:
+        raise SpoolBusy(f"{depth.rows:,} rows of {spool.directory} belong to a job that is still writing them.")
+    return depth
