@@ -1,0 +1,289 @@
+"""The ASGI application: from a request to an operation, through the faults, to its handler, into the log.
+
+Pure ASGI, because a fault must be able to abort the connection under a request, answer without the handler, or run the handler and
+throw its answer away. Every answer gets `RateLimit`, `RateLimit-Policy` and `X-Request-Id` here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import socket
+import struct
+import tempfile
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.abc
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from hubsync.localhub import cas, commits, content, control, discussions, lfs, refs, repos
+from hubsync.localhub.core import Core
+from hubsync.localhub.faults import Fault, Faults
+from hubsync.localhub.pace import Windows
+from hubsync.localhub.record import RequestLog, Served
+from hubsync.localhub.routing import Call, HubError, Operation, Route, Router, json_response
+
+_SMALL_BODY_BYTES = 256 << 20
+_HUGE_BYTES = 64 << 20
+_logger = logging.getLogger("hubsync.localhub")
+
+
+class _Match(NamedTuple):
+    operation: Operation
+    route: Route | None
+    params: dict[str, str]
+
+
+@dataclass
+class _Wire:
+    """One request's two directions, with their bytes counted and, under a bandwidth fault, rationed."""
+
+    scope: Scope
+    receive_raw: Receive
+    send_raw: Send
+    headers: dict[str, str]
+    bytes_per_s: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    status: int = 0
+    request_ended: bool = False
+
+    async def receive(self) -> Message:
+        message = await self.receive_raw()
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self.bytes_in += size
+            self.request_ended = not message.get("more_body", False)
+            await self._ration(size)
+        else:
+            self.request_ended = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+            given = {name.lower() for name, _ in message.get("headers", [])}
+            message = {
+                **message,
+                "headers": [*message.get("headers", []), *(pair for pair in raw if pair[0].lower() not in given)],
+            }
+        else:
+            size = len(message.get("body", b""))
+            self.bytes_out += size
+            await self._ration(size)
+        await self.send_raw(message)
+
+    async def drain(self) -> None:
+        """Take in what is left of the request: a refusal that overtakes the body would reach the client as a broken connection."""
+        while not self.request_ended:
+            await self.receive()
+
+    async def abort(self) -> None:
+        """End the connection with a reset, without an answer."""
+        transport: asyncio.Transport = self.scope["state"]["transport"]
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        # uvicorn must have seen the end before the application returns, or it would try to answer 500.
+        while (await self.receive_raw())["type"] != "http.disconnect":
+            pass
+
+    async def _ration(self, size: int) -> None:
+        if self.bytes_per_s is not None and size:
+            await asyncio.sleep(size / self.bytes_per_s)
+
+
+class App:
+    """The Hub as an ASGI application. `tasks` is the owner of effects that land after their request."""
+
+    def __init__(self, core: Core, faults: Faults, log: RequestLog) -> None:
+        self._core = core
+        self._faults = faults
+        self._log = log
+        self._windows = Windows(core.settings.requests_per_window, core.clock)
+        self._router = Router(
+            [
+                *commits.ROUTES, *content.ROUTES, *refs.ROUTES, *cas.ROUTES, *lfs.ROUTES, *discussions.ROUTES, *repos.ROUTES,
+            ]
+        )  # fmt: skip
+        self.tasks: anyio.abc.TaskGroup | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        raw_path = scope["raw_path"].decode("ascii", "replace")
+        wire = _Wire(scope, receive, send, {"X-Request-Id": secrets.token_hex(12)})
+        if raw_path.startswith("/_localhub/") and (
+            answer := await control.answer(scope, wire.receive, self._faults, self._log)
+        ):
+            await answer(scope, wire.receive, wire.send)
+            return
+        found = self._router.match(scope["method"], raw_path)
+        match = _Match(found[0].operation, *found) if found else _Match(Operation.OTHER, None, {})
+        repo = match.params.get("repo")
+        drawn = self._faults.draw(match.operation, repo)
+        wire.bytes_per_s = drawn.bytes_per_s
+        wire.headers |= self._windows.take(scope, match.operation)
+        try:
+            if drawn.delay_s:
+                await asyncio.sleep(drawn.delay_s)
+            if drawn.fault is None:
+                await self._answer(match, wire, wire.receive, wire.send)
+            else:
+                await self._misbehave(drawn.fault, match, wire)
+        finally:
+            struck = drawn.fault.kind if drawn.fault else None
+            self._log.add(
+                Served(
+                    match.operation, scope["method"], raw_path, wire.status, wire.bytes_in, wire.bytes_out, repo, struck
+                )
+            )
+
+    async def _answer(self, match: _Match, wire: _Wire, receive: Receive, send: Send) -> None:
+        """Let the handler answer, as a Hub does that has no fault."""
+        request = Request(wire.scope, receive)
+        try:
+            response = await self._handled(match, wire, request)
+        except HubError as refusal:
+            await wire.drain()
+            response = refusal.response()
+        except ClientDisconnect:
+            return
+        except Exception:
+            _logger.exception("the embedded Hub failed at %s %s", wire.scope["method"], wire.scope["path"])
+            await wire.drain()
+            response = json_response(
+                {"error": "Internal Error - We're working hard to fix this as soon as possible!"}, status=500
+            )
+        await response(wire.scope, receive, send)
+
+    async def _handled(self, match: _Match, wire: _Wire, request: Request) -> Response:
+        self._windows.check(wire.headers, match.operation)
+        if match.route is None:
+            raise HubError(404, "Sorry, we can't find the page you are looking for.")
+        call = Call(match.operation, request, match.params)
+        if match.route.stream is not None:
+            return await match.route.stream(self._core, call)
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > _SMALL_BODY_BYTES:
+                raise HubError(413, "Payload Too Large")
+        call.body = bytes(body)
+        assert match.route.handler is not None
+        return await self._core.in_thread(match.route.handler, self._core, call)
+
+    async def _misbehave(self, fault: Fault, match: _Match, wire: _Wire) -> None:
+        if fault.kind == "outage":
+            await wire.abort()
+            return
+        if fault.kind == "late":
+            await self._postpone(fault, match, wire)
+            return
+        if fault.kind == "hostile" and fault.shape == "truncated":
+            await self._answer_half(match, wire)
+            return
+        if fault.when == "after":
+            await self._answer(match, wire, wire.receive, _swallow)
+        await wire.drain()
+        if fault.kind == "hang":
+            await self._hold_open(fault, wire)
+        elif fault.kind == "reset":
+            await wire.abort()
+        elif fault.kind == "status":
+            await _refusal(fault)(wire.scope, wire.receive, wire.send)
+        else:
+            await _hostile(fault, self._core)(wire.scope, wire.receive, wire.send)
+
+    async def _hold_open(self, fault: Fault, wire: _Wire) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def gone() -> None:
+                while (await wire.receive_raw())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(gone)
+            await self._faults.hold(fault.seconds)
+            tasks.cancel_scope.cancel()
+        await wire.abort()
+
+    async def _postpone(self, fault: Fault, match: _Match, wire: _Wire) -> None:
+        """Keep the whole request, answer at once, and let the handler see the request later."""
+        assert self.tasks is not None
+        kept = tempfile.SpooledTemporaryFile(max_size=8 << 20)  # noqa: SIM115 - the task closes it
+        while not wire.request_ended:
+            kept.write((await wire.receive()).get("body", b""))
+        kept.seek(0)
+
+        async def replay() -> Message:
+            piece = kept.read(1 << 20)
+            return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+        async def land() -> None:
+            with kept:
+                await self._faults.hold(fault.seconds)
+                await self._answer(match, wire, replay, _swallow)
+
+        self.tasks.start_soon(land)
+        if fault.code is None:
+            await wire.abort()
+        else:
+            await _refusal(fault)(wire.scope, wire.receive, wire.send)
+
+    async def _answer_half(self, match: _Match, wire: _Wire) -> None:
+        """The real answer's head and half of its first piece, then a reset."""
+        cut = False
+
+        async def half(message: Message) -> None:
+            nonlocal cut
+            if cut:
+                return
+            if message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                cut = True
+                message = {**message, "body": body[: len(body) // 2], "more_body": True}
+            await wire.send(message)
+
+        await self._answer(match, wire, wire.receive, half)
+        await wire.abort()
+
+
+async def _swallow(message: MutableMapping[str, Any]) -> None:
+    """Where the answer goes of which nobody shall hear."""
+
+
+def _refusal(fault: Fault) -> Response:
+    code = fault.code or 504
+    if fault.body is None:
+        return json_response(
+            {"error": f"{code} (a fault of the embedded Hub)"}, status=code, headers=dict(fault.headers)
+        )
+    is_json = fault.body.lstrip().startswith(("{", "["))
+    media_type = "application/json; charset=utf-8" if is_json else "text/html; charset=utf-8"
+    return Response(fault.body, code, dict(fault.headers), media_type)
+
+
+def _hostile(fault: Fault, core: Core) -> Response:
+    if fault.shape == "html":
+        return Response(
+            "<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>", 200, media_type="text/html"
+        )
+    if fault.shape == "garbage":
+        return Response(b'{"success": tr\xff\xfe\x00', 200, media_type="application/json")
+    if fault.shape == "huge":
+        return Response(json.dumps({"error": "x" * _HUGE_BYTES}), 200, media_type="application/json")
+    if fault.shape == "redirect":
+        return Response(b"", 302, {"Location": "http://localhub.invalid/elsewhere"})
+    if fault.shape == "wrong-shape":
+        return json_response([None, {"unexpected": True}])
+    return Response(b"", 200, media_type="application/json")

@@ -1,0 +1,57 @@
+"""Dataset, model and space cards: the YAML at the top of a README.md, read and judged as the Hub does."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_TEXT_FIELDS = ("pretty_name", "pipeline_tag", "library_name", "title", "sdk", "license_name")
+_LIST_FIELDS = ("datasets", "language", "tags", "task_categories", "metrics", "base_model")
+
+
+def card_data(readme: str) -> dict[str, Any] | None:
+    """The metadata of a README, or None where it has none or it cannot be read."""
+    metadata, errors = _parse(readme)
+    return metadata if metadata and not errors else None
+
+
+def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
+    """(errors, warnings) about a README's metadata; with an error the Hub refuses the commit."""
+    metadata, errors = _parse(readme)
+    if errors:
+        return errors, []
+    if not metadata:
+        return [], ["empty or missing yaml metadata in repo card"]
+    errors = [f'"{name}" must be a string' for name in _TEXT_FIELDS if not isinstance(metadata.get(name, ""), str)]
+    for name in _LIST_FIELDS:
+        value = metadata.get(name, "")
+        if not isinstance(value, str | list) or (
+            isinstance(value, list) and not all(isinstance(item, str) for item in value)
+        ):
+            errors.append(f'"{name}" must be a string or a list of strings')
+    if not isinstance(metadata.get("license", ""), str | list):
+        errors.append('"license" must be a string or a list of strings')
+    configs = metadata.get("configs", [])
+    if repo_type == "dataset" and (
+        not isinstance(configs, list) or not all(isinstance(item, dict) and "config_name" in item for item in configs)
+    ):
+        errors.append('"configs" must be a list of mappings with a "config_name"')
+    return errors, []
+
+
+def _parse(readme: str) -> tuple[dict[str, Any] | None, list[str]]:
+    match = _FRONT_MATTER.match(readme)
+    if match is None:
+        return None, []
+    try:
+        metadata = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        return None, [f"YAML metadata is invalid: {str(error).splitlines()[0]}"]
+    if metadata is None:
+        return None, []
+    if not isinstance(metadata, dict):
+        return None, ["YAML metadata must be a mapping"]
+    return metadata, []

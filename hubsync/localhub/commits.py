@@ -1,0 +1,320 @@
+"""Preupload and commit: what makes a file regular or large, and the atomic step from NDJSON operations to a new head.
+
+The commit's body is read line by line: a file's bytes are decoded, hashed and on disk before the next line is looked at, and nothing is
+visible until the one transaction at the end that checks the parent, spends the quota, writes the trees and moves the ref.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from hubsync.localhub import cards, discussions, git
+from hubsync.localhub.core import Core
+from hubsync.localhub.history import PathConflict
+from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
+from hubsync.localhub.store import Caller, Repo
+
+REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever its name
+_INLINED_BYTES = 100 * 1024 * 1024  # of regular files in one commit
+_LINE_BYTES = 150 * 1024 * 1024
+_PREUPLOAD_FILES = 256  # a client sends at most so many at a time
+_WINDOW_S = 3600.0
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_OID = re.compile(r"[0-9a-f]{40}\Z")
+
+
+# Preupload
+
+
+def preupload(core: Core, call: Call) -> Response:
+    create_pr = call.flag("create_pr")
+    repo, _ = core.writable(call, pull_request=create_pr)
+    commit = core.revision(repo, call.params["rev"])
+    body = call.json()
+    files = body.get("files")
+    if not isinstance(files, list):
+        raise HubError(400, '"files" must be an array')
+    if len(files) > _PREUPLOAD_FILES:
+        raise HubError(400, f'"files" must contain less than or equal to {_PREUPLOAD_FILES} items')
+    ignore = body.get("gitIgnore")
+    if ignore is None:
+        ignore = _text(core, commit.tree, ".gitignore")
+    attributes = body.get("gitAttributes") or _text(core, commit.tree, ".gitattributes")
+    answers = [_upload_mode(core, commit.tree, str(ignore), str(attributes), item) for item in files]
+    return json_response({"files": answers, "commitOid": commit.oid})
+
+
+def _upload_mode(core: Core, tree: str, ignore: str, attributes: str, item: object) -> dict[str, Any]:
+    if not isinstance(item, dict) or not isinstance(item.get("size"), int) or item["size"] < 0:
+        raise HubError(400, '"files" items need a "path", a "size" and a "sample"')
+    path = item.get("path")
+    if problem := git.path_problem(path):
+        raise HubError(400, problem)
+    assert isinstance(path, str)
+    try:
+        binascii.a2b_base64(str(item.get("sample") or ""), strict_mode=True)
+    except binascii.Error:
+        raise HubError(400, f'"sample" of {path} is not base64') from None
+    large = item["size"] >= REGULAR_BYTES or git.lfs_tracked(attributes, path)
+    answer: dict[str, Any] = {
+        "path": path,
+        "uploadMode": "lfs" if large else "regular",
+        "shouldIgnore": git.ignored(ignore, path),
+    }
+    entry = core.history.entry(tree, path)
+    if entry is not None and not entry.is_directory:
+        answer["oid"] = core.history.content(entry.oid).sha256 or entry.oid
+    return answer
+
+
+def _text(core: Core, tree: str, path: str) -> str:
+    entry = core.history.entry(tree, path)
+    if entry is None or entry.is_directory or core.history.content(entry.oid).sha256 is not None:
+        return ""
+    return core.blobs.read("git", entry.oid).decode("utf-8", "replace")
+
+
+# Commit
+
+
+class _Value(msgspec.Struct):
+    """The `value` of any operation line; which fields must be there depends on its key."""
+
+    path: str | None = None
+    content: str | None = None
+    encoding: str = "base64"
+    algo: str = "sha256"
+    oid: str | None = None
+    size: int | None = None
+    summary: str | None = None
+    description: str | None = None
+    parentCommit: str | None = None  # noqa: N815 - the Hub's spelling
+
+
+class _Line(msgspec.Struct):
+    key: str
+    value: _Value
+
+
+@dataclass
+class _Draft:
+    """What the lines so far add up to. `changes` maps a path to a file oid, or to None for a removal."""
+
+    summary: str | None = None
+    description: str = ""
+    parent: str | None = None
+    changes: dict[str, str | None] = field(default_factory=dict)
+    contents: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+    removals: list[tuple[str, bool]] = field(default_factory=list)
+    readme: bytes | None = None
+    inlined: int = 0
+    lines: int = 0
+
+
+async def commit(core: Core, call: Call) -> Response:
+    """`POST .../commit/{rev}`: all of it or nothing."""
+    create_pr = call.flag("create_pr")
+    repo, caller = await core.in_thread(core.writable, call, pull_request=create_pr)
+    await core.in_thread(_check_quota, core, caller)
+    media_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("application/x-ndjson", "application/ndjson"):
+        raise HubError(415, f"Unsupported content type {media_type!r}: a commit is application/x-ndjson")
+    draft = _Draft()
+    async for lines in _line_batches(call.request.stream()):
+        await core.in_thread(_read_lines, core, repo, draft, lines)
+    return await core.in_thread(_land, core, call, repo, caller, draft, create_pr)
+
+
+async def _line_batches(stream: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Whole lines as they come, as many at a time as one piece of the body completes."""
+    rest = bytearray()
+    async for piece in stream:
+        cut = piece.rfind(b"\n")
+        if cut < 0:
+            rest += piece
+        else:
+            rest += piece[:cut]
+            lines, rest = bytes(rest).split(b"\n"), bytearray(piece[cut + 1 :])
+            yield lines
+        if len(rest) > _LINE_BYTES:
+            raise HubError(413, "Payload Too Large")
+    if rest.strip():
+        yield [bytes(rest)]
+
+
+def _read_lines(core: Core, repo: Repo, draft: _Draft, lines: list[bytes]) -> None:
+    for raw in lines:
+        if not raw.strip():
+            continue
+        draft.lines += 1
+        try:
+            line = msgspec.json.decode(raw, type=_Line)
+        except msgspec.DecodeError as error:
+            raise HubError(400, f"Invalid NDJSON at line {draft.lines}: {error}") from None
+        _read_line(core, repo, draft, line)
+
+
+def _read_line(core: Core, repo: Repo, draft: _Draft, line: _Line) -> None:
+    value = line.value
+    if (line.key == "header") != (draft.lines == 1):
+        raise HubError(400, "The first line of a commit, and only the first, must be its header")
+    if line.key == "header":
+        if not value.summary or not value.summary.strip():
+            raise HubError(400, '"summary" is not allowed to be empty')
+        if value.parentCommit is not None and not _OID.match(value.parentCommit):
+            raise HubError(400, '"parentCommit" must be a full commit id')
+        draft.summary, draft.description, draft.parent = value.summary, value.description or "", value.parentCommit
+        return
+    path = value.path
+    if path is not None and line.key == "deletedFolder":
+        path = path.rstrip("/")
+    if problem := git.path_problem(path):
+        raise HubError(400, problem)
+    assert path is not None
+    if line.key == "file":
+        _take_file(core, draft, path, value)
+    elif line.key == "lfsFile":
+        _take_large(core, repo, draft, path, value)
+    elif line.key in ("deletedFile", "deletedFolder"):
+        draft.removals.append((path, line.key == "deletedFolder"))
+    else:
+        raise HubError(400, f'Unknown operation "{line.key}"')
+
+
+def _take_file(core: Core, draft: _Draft, path: str, value: _Value) -> None:
+    if value.content is None or value.encoding not in ("base64", "utf-8"):
+        raise HubError(400, f'"content" of {path} must be a string, its "encoding" base64 or utf-8')
+    try:
+        data = (
+            binascii.a2b_base64(value.content, strict_mode=True)
+            if value.encoding == "base64"
+            else value.content.encode()
+        )
+    except (binascii.Error, ValueError):
+        raise HubError(400, f"Invalid base64 content for {path}") from None
+    draft.inlined += len(data)
+    if draft.inlined > _INLINED_BYTES:
+        raise HubError(413, "Payload Too Large")
+    if len(data) > REGULAR_BYTES:
+        raise HubError(
+            400,
+            "Your push was rejected because it contains files larger than 10 MiB. "
+            f"Please use https://huggingface.co/docs/hub/xet to store large files. Offending files: {path}",
+        )
+    oid = core.blobs.put_git(data)
+    draft.changes[path] = oid
+    draft.contents[oid] = (len(data), None)
+    if path == "README.md":
+        draft.readme = data
+
+
+def _take_large(core: Core, repo: Repo, draft: _Draft, path: str, value: _Value) -> None:
+    if value.algo != "sha256" or value.oid is None or not _SHA256.match(value.oid):
+        raise HubError(400, f'"oid" of {path} must be a sha256 in lower-case hex')
+    size = core.store.granted(repo.id, value.oid)
+    if size is None:
+        raise HubError(
+            400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist: {path}"
+        )
+    if value.size is not None and value.size != size:
+        raise HubError(400, f"LFS object {value.oid} has {size} bytes, not {value.size}: {path}")
+    oid = git.object_oid("blob", git.lfs_pointer(value.oid, size))
+    draft.changes[path] = oid
+    draft.contents[oid] = (size, value.oid)
+
+
+def _check_quota(core: Core, caller: Caller) -> None:
+    """Refuse when the sliding hour is full. The headers of this 429 speak of the API window, only the body of commits, as on the Hub."""
+    limit = core.settings.commits_per_hour
+    if limit is None:
+        return
+    sql = "SELECT count(*), min(at) FROM quota WHERE account = ? AND at > ?"
+    row = core.store.row(sql, caller.name, core.clock() - _WINDOW_S)
+    if row is not None and row[0] >= limit:
+        raise HubError(429, quota_message(limit, row[1] + _WINDOW_S - core.clock()))
+
+
+def quota_message(per_hour: int, wait_s: float) -> str:
+    """What the Hub says when the hour's commits are spent: the wait is rounded up to whole minutes or to about an hour."""
+    minutes = max(1, -(-int(wait_s) // 60))
+    wait = "about 1 hour" if minutes > 45 else f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return (
+        f"You have exceeded the rate limit for repository commits ({per_hour} per hour). Retry this action in {wait}. "
+        "If you're a new user, your limits will raise progressively over time. Get in touch with us at website@huggingface.co "
+        "if you need access now."
+    )
+
+
+def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, create_pr: bool) -> Response:
+    """Check what the lines add up to against the head and, in the same transaction, move the head."""
+    if draft.summary is None:
+        raise HubError(400, "A commit needs a header line")
+    if draft.readme is not None:
+        errors, _ = cards.problems(draft.readme.decode("utf-8", "replace"), repo.type)
+        if errors:
+            raise HubError(400, "Invalid metadata in README.md.\n" + "\n".join(f"- {text}" for text in errors))
+    revision = call.params["rev"]
+    with core.store.transaction():
+        _check_quota(core, caller)
+        base = core.revision(repo, revision)
+        ref = core.history.branch(repo, revision)
+        if ref is None and not create_pr:
+            raise HubError(400, f"Invalid rev id: {revision} is not a branch", code="RevisionNotFound")
+        if draft.parent is not None and draft.parent != base.oid:
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        changes = _with_removals(core, base.tree, draft)
+        for oid, (size, sha256) in draft.contents.items():
+            core.history.add_content(oid, size, sha256)
+        try:
+            tree = core.history.write_tree(base.tree, changes)
+        except PathConflict as conflict:
+            raise HubError(400, f"Invalid operations: {conflict}") from None
+        landed = core.history.add_commit(
+            repo,
+            tree=tree,
+            parent=base.oid,
+            author=caller.name,
+            title=draft.summary,
+            message=draft.description,
+            now=core.clock(),
+        )
+        answer: dict[str, Any] = {
+            "success": True,
+            "commitOid": landed.oid,
+            "commitUrl": f"{core.endpoint}/{repo.web_path}/commit/{landed.oid}",
+            "hookOutput": "",
+        }
+        if create_pr:
+            answer["pullRequestUrl"] = discussions.open_pull_request(core, repo, caller.name, base, landed)
+        else:
+            assert ref is not None
+            core.history.set_ref(repo, ref, landed.oid)
+            discussions.note_commit(core, repo, ref, caller.name, landed)
+        core.store.write("INSERT INTO quota VALUES (?, ?)", caller.name, core.clock())
+        core.store.write("DELETE FROM quota WHERE at <= ?", core.clock() - 2 * _WINDOW_S)
+    return json_response(answer, headers={"X-Repo-Commit": landed.oid})
+
+
+def _with_removals(core: Core, tree: str, draft: _Draft) -> dict[str, str | None]:
+    """All changes; what is removed must be there, except that a path may be removed and added in one commit."""
+    changes: dict[str, str | None] = {}
+    for path, is_folder in draft.removals:
+        entry = core.history.entry(tree, path)
+        if entry is None or entry.is_directory != is_folder:
+            what = "folder" if is_folder else "file"
+            raise HubError(404, f"A {what} with this name doesn't exist: {path}", code="EntryNotFound")
+        changes[path] = None
+    return changes | draft.changes
+
+
+ROUTES = [
+    Route(Operation.PREUPLOAD, "POST", "/api/{type}/{repo}/preupload/{rev}", preupload),
+    Route(Operation.COMMIT, "POST", "/api/{type}/{repo}/commit/{rev}", stream=commit),
+]

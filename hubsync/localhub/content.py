@@ -1,0 +1,227 @@
+"""Reading: trees, paths, and the bytes of files.
+
+`resolve` answers small files itself and sends large ones on (302) to a signed address on this server, which serves ranges whether the
+object is stored whole or as a Xet reconstruction. The metadata headers stand on both answers, because a client follows a redirect
+that stays on one host and reads the headers of the last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from starlette.responses import Response, StreamingResponse
+
+from hubsync.localhub import cas, git
+from hubsync.localhub.core import Core, iso
+from hubsync.localhub.history import Commit, Content, Node
+from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
+from hubsync.localhub.store import Repo
+
+_PAGE = 1000
+_EXPANDED_PAGE = 50
+_URL_TTL_S = 3600.0
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
+
+
+def next_link(core: Core, call: Call, key: str, value: str) -> dict[str, str]:
+    """The `Link` header to the same request with another page mark."""
+    pairs = [pair for pair in call.request.query_params.multi_items() if pair[0] != key]
+    path = call.request.scope["raw_path"].decode("ascii")
+    return {"Link": f'<{core.endpoint}{path}?{urlencode([*pairs, (key, value)])}>; rel="next"'}
+
+
+def tree(core: Core, call: Call) -> Response:
+    repo = core.content_of(call)
+    commit = core.revision(repo, call.params["rev"])
+    expand, recursive = call.flag("expand"), call.flag("recursive")
+    path = call.params.get("path", "").strip("/")
+    entry = core.history.entry(commit.tree, path)
+    if entry is None or not entry.is_directory:
+        raise HubError(404, f'{path} does not exist on "{call.params["rev"]}"', code="EntryNotFound")
+    most = _EXPANDED_PAGE * 2 if expand else _PAGE
+    limit = call.integer("limit", _EXPANDED_PAGE if expand else _PAGE, most=most)
+    cursor = call.request.query_params.get("cursor", "")
+    page: list[Node] = []
+    more = False
+    for node in core.history.walk(entry.oid, f"{path}/" if path else "", recursive=recursive):
+        # The walk's order is fixed for a commit's tree, so the last path of a page marks where the next one begins.
+        if cursor:
+            cursor = "" if node.path == cursor else cursor
+        elif len(page) == limit:
+            more = True
+            break
+        else:
+            page.append(node)
+    headers = {"X-Repo-Commit": commit.oid} | (next_link(core, call, "cursor", page[-1].path) if more else {})
+    return json_response(_described(core, repo, commit, page, expand=expand), headers=headers)
+
+
+def paths_info(core: Core, call: Call) -> Response:
+    repo = core.content_of(call)
+    commit = core.revision(repo, call.params["rev"])
+    paths, expand = _wanted_paths(call)
+    nodes: list[Node] = []
+    for path in dict.fromkeys(paths):
+        entry = core.history.entry(commit.tree, path.strip("/"))
+        if entry is not None and path.strip("/"):
+            nodes.append(Node(path.strip("/"), entry))
+    return json_response(_described(core, repo, commit, nodes, expand=expand), headers={"X-Repo-Commit": commit.oid})
+
+
+def _wanted_paths(call: Call) -> tuple[list[str], bool]:
+    """The paths of a form (as huggingface_hub sends them) or of a JSON body."""
+    from urllib.parse import parse_qs
+
+    if call.request.headers.get("content-type", "").startswith("application/json"):
+        body = call.json()
+        paths, expand = body.get("paths"), body.get("expand") is True
+    else:
+        form = parse_qs(call.body.decode("utf-8", "replace"), keep_blank_values=True)
+        paths, expand = form.get("paths", []), form.get("expand", [""])[0].lower() in ("true", "1")
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise HubError(400, '"paths" must be an array of strings')
+    if len(paths) > _PAGE:
+        raise HubError(413, f'"paths" must contain less than or equal to {_PAGE} items')
+    return paths, expand
+
+
+def _described(core: Core, repo: Repo, commit: Commit, nodes: list[Node], *, expand: bool) -> list[dict[str, Any]]:
+    contents = core.history.contents(node.entry.oid for node in nodes if not node.entry.is_directory)
+    touched = core.history.last_touched(repo, commit.oid, [node.path for node in nodes]) if expand else {}
+    out: list[dict[str, Any]] = []
+    for node in nodes:
+        if node.entry.is_directory:
+            item: dict[str, Any] = {"type": "directory", "oid": node.entry.oid, "size": 0, "path": node.path}
+        else:
+            content = contents[node.entry.oid]
+            item = {"type": "file", "oid": content.oid, "size": content.size, "path": node.path}
+            item |= _large_fields(core, content)
+            if expand:
+                item["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
+        if expand:
+            last = touched[node.path]
+            item["lastCommit"] = {"id": last.oid, "title": last.title, "date": iso(last.created)}
+        out.append(item)
+    return out
+
+
+def _large_fields(core: Core, content: Content) -> dict[str, Any]:
+    if content.sha256 is None:
+        return {}
+    pointer_size = len(git.lfs_pointer(content.sha256, content.size))
+    fields: dict[str, Any] = {"lfs": {"oid": content.sha256, "size": content.size, "pointerSize": pointer_size}}
+    large = core.store.large(content.sha256)
+    if large is not None and large[1] is not None:
+        fields["xetHash"] = large[1]
+    return fields
+
+
+# The bytes of a file
+
+
+def resolve(core: Core, call: Call) -> Response:
+    repo = core.content_of(call)
+    commit = core.revision(repo, call.params["rev"])
+    path = call.params["path"]
+    entry = core.history.entry(commit.tree, path)
+    if entry is None or entry.is_directory or not path:
+        raise HubError(404, "Entry not found", code="EntryNotFound", headers={"X-Repo-Commit": commit.oid})
+    content = core.history.content(entry.oid)
+    headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "Content-Disposition": _disposition(path)}
+    if content.sha256 is None:
+        headers["ETag"] = f'"{content.oid}"'
+        media_type = "text/plain; charset=utf-8"
+        return _ranged(
+            call, content.size, headers, lambda start, end: core.blobs.stream("git", entry.oid, start, end), media_type
+        )
+    headers |= _linked(core, repo, commit.oid, content)
+    claims = {"sha256": content.sha256, "repo": repo.id, "commit": commit.oid, "exp": core.clock() + _URL_TTL_S}
+    location = f"{core.endpoint}/_localhub/blob/{core.sign(claims)}/{quote(path.rsplit('/', 1)[-1], safe='')}"
+    return Response(
+        f"Found. Redirecting to {location}", 302, headers | {"Location": location, "Vary": "Origin, Accept"}
+    )
+
+
+def blob(core: Core, call: Call) -> Response:
+    """A large object under its signed address, as the Hub's CDN serves it: no token needed, ranges understood."""
+    claims = core.verify(call.params["claims"])
+    if claims is None or "sha256" not in claims:
+        raise HubError(403, "Access denied: the signature is wrong or has expired")
+    sha256 = str(claims["sha256"])
+    large = core.store.large(sha256)
+    repo = core.store.repo_by_id(int(claims["repo"]))
+    if large is None or repo is None:
+        raise HubError(404, "Not Found", code="EntryNotFound")
+    size, xet_hash, plain = large
+    headers = {
+        "X-Repo-Commit": str(claims["commit"]),
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": _disposition(call.params["name"]),
+    }
+    headers |= {"ETag": f'"{sha256}"'} | _linked(core, repo, str(claims["commit"]), Content("", size, sha256))
+
+    def pieces(start: int, end: int) -> Iterator[bytes]:
+        if plain:
+            return core.blobs.stream("lfs", sha256, start, end)
+        assert xet_hash is not None
+        return cas.content(core, xet_hash, start, end)
+
+    return _ranged(call, size, headers, pieces, "application/octet-stream")
+
+
+def _linked(core: Core, repo: Repo, commit_oid: str, content: Content) -> dict[str, str]:
+    """The headers that tell a client about the large object behind a path and, where it is in Xet, how to get at it."""
+    assert content.sha256 is not None
+    headers = {"X-Linked-Size": str(content.size), "X-Linked-ETag": f'"{content.sha256}"'}
+    large = core.store.large(content.sha256)
+    if large is not None and large[1] is not None:
+        route = f"{core.endpoint}/api/{repo.type}s/{repo.name}/xet-read-token/{commit_oid}"
+        reconstruction = f"{cas.cas_url(core)}/v1/reconstructions/{large[1]}"
+        headers["X-Xet-Hash"] = large[1]
+        headers["Link"] = f'<{route}>; rel="xet-auth", <{reconstruction}>; rel="xet-reconstruction-info"'
+    return headers
+
+
+def _disposition(path: str) -> str:
+    name = path.rsplit("/", 1)[-1]
+    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
+    return f"inline; filename*=UTF-8''{quote(name, safe='')}; filename=\"{plain}\""
+
+
+def _ranged(call: Call, size: int, headers: dict[str, str], pieces: Any, media_type: str) -> Response:
+    """The whole content or the one range that is asked for. Several ranges at once are served whole, as the standard allows."""
+    start, end, status = 0, size, 200
+    match = _RANGE.match(call.request.headers.get("range", ""))
+    if match and (match[1] or match[2]):
+        if match[1]:
+            start, end = int(match[1]), min(int(match[2]) + 1 if match[2] else size, size)
+        else:
+            start = max(0, size - int(match[2]))
+        if start >= size or end <= start:
+            raise HubError(
+                416, "Requested Range Not Satisfiable", headers=headers | {"Content-Range": f"bytes */{size}"}
+            )
+        status = 206
+        headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+    headers = headers | {"Content-Length": str(end - start)}
+    etag = headers.get("ETag")
+    if etag is not None and etag in call.request.headers.get("if-none-match", ""):
+        return Response(
+            status_code=304, headers={key: value for key, value in headers.items() if key != "Content-Length"}
+        )
+    if call.request.method == "HEAD" or start == end:
+        return Response(b"", status, headers, media_type)
+    return StreamingResponse(pieces(start, end), status, headers, media_type)
+
+
+ROUTES = [
+    Route(Operation.TREE, "GET", "/api/{type}/{repo}/tree/{rev}", tree),
+    Route(Operation.TREE, "GET", "/api/{type}/{repo}/tree/{rev}/{path}", tree),
+    Route(Operation.PATHS_INFO, "POST", "/api/{type}/{repo}/paths-info/{rev}", paths_info),
+    Route(Operation.BLOB, "GET", "/_localhub/blob/{claims}/{name}", blob),
+    Route(Operation.RESOLVE, "GET", "/{web}{repo}/(?:resolve|raw)/{rev}/{path}", resolve),
+    Route(Operation.RESOLVE, "GET", "/api/resolve-cache/{type}/{repo}/{rev}/{path}", resolve),
+]

@@ -1,0 +1,326 @@
+"""What the Hub can be told to do wrong: typed faults, and the plan that decides which of them a request meets.
+
+    Fault.latency | bandwidth      make things slow
+    Fault.status | rate_limit | conflict | stale      refuse
+    Fault.reset | hang | outage    give no answer, before the effect or after it took place
+    Fault.late                     answer with an error at once, and let the effect land later
+    Fault.hostile                  answer with something that no Hub would send
+
+A fault names the operations it is for, how often it strikes and when; drawing is thread-safe and, with a seeded generator, repeatable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import random
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+from hubsync.localhub.routing import Operation
+
+Kind = Literal["latency", "bandwidth", "status", "reset", "hang", "late", "outage", "hostile"]
+When = Literal["before", "after"]
+Shape = Literal["html", "garbage", "huge", "redirect", "empty", "truncated", "wrong-shape"]
+RateShape = Literal["api", "commits", "retry-after"]
+
+_OPERATIONS = {*map(str, Operation), "*"}
+_API_POLICY = (("RateLimit-Policy", '"fixed window";"api";q=1000;w=300'),)
+
+
+class Aim(TypedDict, total=False):
+    """Which requests a fault is for; every constructor of `Fault` takes these.
+
+    `on`: operations, or "*" for all (the default). `times`: how often it strikes, None for ever. `after`: let so many matching requests
+    through first. `probability`: of striking a matching request. `repo`: only requests that name this `namespace/name`.
+    """
+
+    on: str | Iterable[str]
+    times: int | None
+    after: int
+    probability: float
+    repo: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One way of failing. Build it with the constructors below; times are real seconds, whatever clock the Hub was given."""
+
+    kind: Kind
+    on: str | Iterable[str] = "*"
+    times: int | None = None
+    after: int = 0
+    probability: float = 1.0
+    repo: str | None = None
+    when: When = "before"
+    seconds: float | None = None
+    bytes_per_s: float | None = None
+    code: int | None = None
+    body: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    shape: Shape | None = None
+
+    def __post_init__(self) -> None:
+        operations = (self.on,) if isinstance(self.on, str) else tuple(self.on)
+        object.__setattr__(self, "on", tuple(str(operation) for operation in operations))
+        if unknown := [operation for operation in self.on if operation not in _OPERATIONS]:
+            raise ValueError(f"unknown operations {unknown}; there are {sorted(_OPERATIONS)}")
+        if self.kind not in get_args(Kind) or self.when not in get_args(When):
+            raise ValueError(f"unknown kind {self.kind!r} or time {self.when!r}")
+        if self.kind == "status" and not (self.code is not None and 400 <= self.code < 600):
+            raise ValueError("a status fault needs a code from 400 to 599")
+        if self.kind == "hostile" and self.shape not in get_args(Shape):
+            raise ValueError(f"a hostile fault needs a shape, one of {get_args(Shape)}")
+        if (self.kind == "latency" and self.seconds is None) or (
+            self.kind == "bandwidth" and not (self.bytes_per_s or 0) > 0
+        ):
+            raise ValueError(f"a {self.kind} fault needs its measure")
+        if not 0 <= self.probability <= 1 or self.after < 0 or (self.times is not None and self.times < 1):
+            raise ValueError("probability must be in 0..1, after at least 0, times at least 1")
+
+    @classmethod
+    def latency(cls, seconds: float, **aim: Unpack[Aim]) -> Fault:
+        """Wait before anything happens."""
+        return cls(kind="latency", seconds=seconds, **aim)
+
+    @classmethod
+    def bandwidth(cls, bytes_per_s: float, **aim: Unpack[Aim]) -> Fault:
+        """Take and give bodies at this rate."""
+        return cls(kind="bandwidth", bytes_per_s=bytes_per_s, **aim)
+
+    @classmethod
+    def status(
+        cls,
+        code: int,
+        *,
+        when: When = "before",
+        body: str | None = None,
+        retry_after: float | None = None,
+        **aim: Unpack[Aim],
+    ) -> Fault:
+        """Answer with a 4xx or 5xx; with `when="after"` the effect took place nevertheless. `body` is sent as it is."""
+        headers = () if retry_after is None else (("Retry-After", f"{retry_after:g}"),)
+        return cls(kind="status", code=code, when=when, body=body, headers=headers, **aim)
+
+    @classmethod
+    def rate_limit(cls, shape: RateShape = "api", *, seconds: int = 60, **aim: Unpack[Aim]) -> Fault:
+        """A 429 in one of the Hub's shapes.
+
+        `api`: `RateLimit` with `r=0` and `t=seconds`. `commits`: headers that describe an API window with requests left, and a body that
+        speaks of commits per hour. `retry-after`: a bare 429 with `Retry-After: seconds`.
+        """
+        if shape == "commits":
+            body = (
+                '{"error":"You have exceeded the rate limit for repository commits (128 per hour). Retry this action in about 1 hour. '
+                "If you're a new user, your limits will raise progressively over time. Get in touch with us at website@huggingface.co "
+                'if you need access now."}'
+            )
+            headers = (("RateLimit", '"api";r=936;t=271'), *_API_POLICY)
+            return cls(kind="status", code=429, body=body, headers=headers, **aim)
+        if shape == "api":
+            body = f'{{"error":"We had to rate limit you: you have used all your requests. Retry after {seconds} seconds."}}'
+            return cls(
+                kind="status",
+                code=429,
+                body=body,
+                headers=(("RateLimit", f'"api";r=0;t={seconds}'), *_API_POLICY),
+                **aim,
+            )
+        return cls.status(429, retry_after=seconds, **aim)
+
+    @classmethod
+    def conflict(cls, **aim: Unpack[Aim]) -> Fault:
+        """409: another commit is in progress."""
+        body = '{"error":"Another commit is in progress on this branch. Please retry later."}'
+        return cls(kind="status", code=409, body=body, **aim)
+
+    @classmethod
+    def stale(cls, **aim: Unpack[Aim]) -> Fault:
+        """412: the parent is not the head."""
+        return cls(
+            kind="status",
+            code=412,
+            body='{"error":"A commit has happened since. Please refresh and try again."}',
+            **aim,
+        )
+
+    @classmethod
+    def reset(cls, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
+        """Abort the connection (RST), before anything is done or after the effect took place."""
+        return cls(kind="reset", when=when, **aim)
+
+    @classmethod
+    def hang(cls, seconds: float | None = None, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
+        """Hold the connection without a word for so long, or until `release()` or `clear()`, then abort it."""
+        return cls(kind="hang", seconds=seconds, when=when, **aim)
+
+    @classmethod
+    def late(cls, seconds: float | None = None, *, code: int | None = 504, **aim: Unpack[Aim]) -> Fault:
+        """Answer `code` at once (None: reset), and let the effect take place so much later, or at `release()` or `clear()`."""
+        return cls(kind="late", seconds=seconds, code=code, **aim)
+
+    @classmethod
+    def outage(cls, **aim: Unpack[Aim]) -> Fault:
+        """Drop every connection without an answer."""
+        return cls(kind="outage", **aim)
+
+    @classmethod
+    def hostile(cls, shape: Shape, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
+        """Answer with an HTML page, garbage, 64 MiB of nothing, a redirect to another host, nothing, half, or other JSON."""
+        return cls(kind="hostile", shape=shape, when=when, **aim)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Fault:
+        """From the control API: the fields of this class; `rate_limit` (with `shape`, `seconds`), `conflict` and `stale` are kinds too."""
+        fields = dict(value)
+        if isinstance(fields.get("headers"), dict):
+            fields["headers"] = tuple((str(name), str(text)) for name, text in fields["headers"].items())
+        kind = fields.get("kind")
+        try:
+            if kind in ("rate_limit", "conflict", "stale"):
+                del fields["kind"]
+                made: Fault = getattr(cls, str(kind))(**fields)
+                return made
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"bad fault: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"headers": dict(self.headers), "on": list(self.on)}
+
+    def matches(self, operation: Operation, repo: str | None) -> bool:
+        aimed = "*" in self.on or operation in tuple(self.on)
+        return aimed and (self.repo is None or (repo or "").lower() == self.repo.lower())
+
+    @property
+    def ends(self) -> bool:
+        """Whether it decides how the request ends, rather than only slowing it down."""
+        return self.kind not in ("latency", "bandwidth")
+
+
+@dataclass
+class _Active:
+    fault: Fault
+    seen: int = 0
+    struck: int = 0
+
+    def strikes(self, generator: random.Random) -> bool:
+        self.seen += 1
+        if self.seen <= self.fault.after or (self.fault.times is not None and self.struck >= self.fault.times):
+            return False
+        if self.fault.probability < 1 and generator.random() >= self.fault.probability:
+            return False
+        self.struck += 1
+        return True
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one request meets: a wait, a rate, and at most one fault that decides its end."""
+
+    delay_s: float = 0.0
+    bytes_per_s: float | None = None
+    fault: Fault | None = None
+
+
+class Faults:
+    """The active faults. `generator` makes probabilities repeatable."""
+
+    def __init__(self, generator: random.Random | None = None) -> None:
+        self._lock = threading.Lock()
+        self._generator = generator or random.Random()  # noqa: S311 - not a secret
+        self._active: dict[int, _Active] = {}
+        self._numbers = itertools.count(1)
+        self._held: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+
+    def add(self, fault: Fault) -> int:
+        """Activate; returns the number by which `remove` knows it. Earlier faults strike first."""
+        with self._lock:
+            number = next(self._numbers)
+            self._active[number] = _Active(fault)
+            return number
+
+    def remove(self, number: int) -> bool:
+        with self._lock:
+            return self._active.pop(number, None) is not None
+
+    def clear(self) -> None:
+        """Forget all faults and let go of what is held."""
+        with self._lock:
+            self._active.clear()
+        self.release()
+
+    def active(self) -> list[dict[str, Any]]:
+        """The faults with how many requests they have matched (`seen`) and struck (`struck`)."""
+        with self._lock:
+            return [
+                {"id": number, "seen": item.seen, "struck": item.struck, **item.fault.to_json()}
+                for number, item in self._active.items()
+            ]
+
+    def struck(self, number: int) -> int:
+        """How many requests the fault has struck so far; 0 for one that is gone."""
+        with self._lock:
+            item = self._active.get(number)
+            return 0 if item is None else item.struck
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Within the block every connection is dropped without an answer."""
+        number = self.add(Fault.outage())
+        try:
+            yield
+        finally:
+            self.remove(number)
+
+    @property
+    def held(self) -> int:
+        """How many requests hang, and effects wait to land, right now."""
+        with self._lock:
+            return len(self._held)
+
+    def release(self) -> None:
+        """End every hang and let every late effect land now."""
+        with self._lock:
+            held = list(self._held.values())
+        for loop, event in held:
+            with contextlib.suppress(RuntimeError):  # the server stopped meanwhile
+                loop.call_soon_threadsafe(event.set)
+
+    def draw(self, operation: Operation, repo: str | None) -> Drawn:
+        """Decide what a request meets. Once a fault ends the request, later ones neither see nor strike it."""
+        delay, rate, end = 0.0, None, None
+        with self._lock:
+            for item in self._active.values():
+                fault = item.fault
+                if (
+                    (end is not None and fault.ends)
+                    or not fault.matches(operation, repo)
+                    or not item.strikes(self._generator)
+                ):
+                    continue
+                if fault.ends:
+                    end = fault
+                elif fault.kind == "latency":
+                    delay += fault.seconds or 0.0
+                else:
+                    rate = min(rate or float("inf"), fault.bytes_per_s or float("inf"))
+        return Drawn(delay, rate, end)
+
+    async def hold(self, seconds: float | None) -> None:
+        """Wait for so long, or until released."""
+        event = asyncio.Event()
+        key = id(event)
+        with self._lock:
+            self._held[key] = (asyncio.get_running_loop(), event)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), seconds)
+        finally:
+            with self._lock:
+                del self._held[key]

@@ -1,0 +1,207 @@
+"""Git LFS: the batch endpoint, uploads in one PUT or in parts, and the verification after them.
+
+Upload addresses are signed and carry what was asked for; the content must have the sha256 and the size that the batch request named, or
+it is dropped. Only content that was uploaded for a repo may be referred to from that repo's commits.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import Any
+
+from starlette.responses import Response
+
+from hubsync.localhub.core import Core, iso
+from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
+from hubsync.localhub.store import Repo
+
+_TTL_S = 24 * 3600.0
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_MEDIA_TYPE = {"Content-Type": "application/vnd.git-lfs+json"}
+
+
+def batch(core: Core, call: Call) -> Response:
+    body = call.json()
+    operation = body.get("operation")
+    if operation == "download":
+        repo = core.content_of(call)
+    elif operation == "upload":
+        repo, _ = core.writable(call, pull_request=True)
+    else:
+        raise HubError(422, '"operation" must be upload or download')
+    objects = body.get("objects")
+    if not isinstance(objects, list) or body.get("hash_algo", "sha256") != "sha256":
+        raise HubError(422, '"objects" must be an array, "hash_algo" sha256')
+    answers = [_answer(core, repo, str(operation), item) for item in objects]
+    multipart = any("chunk_size" in answer.get("actions", {}).get("upload", {}).get("header", {}) for answer in answers)
+    return json_response({"transfer": "multipart" if multipart else "basic", "objects": answers}, headers=_MEDIA_TYPE)
+
+
+def _answer(core: Core, repo: Repo, operation: str, item: object) -> dict[str, Any]:
+    if not isinstance(item, dict) or not _SHA256.match(str(item.get("oid"))) or not isinstance(item.get("size"), int):
+        raise HubError(422, '"objects" items need an "oid" (sha256) and a "size"')
+    oid, size = str(item["oid"]), int(item["size"])
+    answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
+    held = core.store.granted(repo.id, oid)
+    expires = core.clock() + _TTL_S
+    if operation == "download":
+        if held is None:
+            return {"oid": oid, "size": size, "error": {"code": 404, "message": "Object does not exist"}}
+        signed = core.sign({"sha256": oid, "repo": repo.id, "commit": "", "exp": expires})
+        answer["actions"] = {"download": {"href": f"{core.endpoint}/_localhub/blob/{signed}/{oid}"}}
+        return answer
+    if held is not None:
+        return answer
+    ticket = {"upload": oid, "size": size, "repo": repo.id, "exp": expires}
+    base = f"{core.endpoint}/_localhub/lfs/{core.sign(ticket)}"
+    part_bytes = core.settings.lfs_multipart_bytes
+    upload: dict[str, Any] = {"href": base}
+    if size > part_bytes:
+        parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
+        upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
+    verify = f"{core.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"
+    answer["actions"] = {"upload": upload, "verify": {"href": verify}}
+    return answer
+
+
+def _ticket(core: Core, call: Call) -> dict[str, Any]:
+    ticket = core.verify(call.params["ticket"])
+    if ticket is None or "upload" not in ticket:
+        raise HubError(403, "Access denied: the signature is wrong or has expired")
+    return ticket
+
+
+def _accept(core: Core, ticket: dict[str, Any], sha256: str, size: int) -> None:
+    if (sha256, size) != (ticket["upload"], ticket["size"]):
+        raise HubError(
+            400, f"The content has sha256 {sha256} and {size} bytes, not {ticket['upload']} and {ticket['size']}"
+        )
+
+
+def _register(core: Core, ticket: dict[str, Any]) -> None:
+    core.store.add_large(ticket["upload"], ticket["size"], xet=None)
+    core.store.grant(ticket["repo"], ticket["upload"], core.clock())
+
+
+async def put_object(core: Core, call: Call) -> Response:
+    ticket = _ticket(core, call)
+    with core.blobs.receive(sha256=True) as incoming:
+        async for piece in call.request.stream():
+            incoming.write(piece)
+            if incoming.size > ticket["size"]:
+                raise HubError(400, f"The content is longer than {ticket['size']} bytes")
+        _accept(core, ticket, incoming.sha256, incoming.size)
+        await core.in_thread(core.blobs.keep, incoming, "lfs", ticket["upload"])
+        await core.in_thread(_register, core, ticket)
+    return Response(b"", 200, {"ETag": f'"{ticket["upload"]}"'})
+
+
+async def put_part(core: Core, call: Call) -> Response:
+    ticket, number = _ticket(core, call), int(call.params["number"])
+    size, part_bytes = int(ticket["size"]), core.settings.lfs_multipart_bytes
+    expected = min(part_bytes, size - (number - 1) * part_bytes)
+    if number < 1 or expected <= 0:
+        raise HubError(404, "There is no such part")
+    parts = core.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
+    parts.mkdir(exist_ok=True)
+    with core.blobs.receive(sha256=True) as incoming:
+        async for piece in call.request.stream():
+            incoming.write(piece)
+        if incoming.size != expected:
+            raise HubError(400, f"Part {number} must have {expected} bytes")
+        etag = incoming.sha256
+        incoming.close()
+        incoming.path.replace(parts / f"{number}-{etag}")
+    return Response(b"", 200, {"ETag": f'"{etag}"'})
+
+
+def complete(core: Core, call: Call) -> Response:
+    """Join the parts in their order; each is named by the ETag that its upload was answered with."""
+    ticket = _ticket(core, call)
+    folder = core.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
+    with core.blobs.receive(sha256=True) as incoming:
+        for item in call.json().get("parts", []):
+            part = folder / f"{item['partNumber']}-{str(item['etag']).strip(chr(34))}"
+            if "/" in part.name or not part.exists():
+                raise HubError(400, f"Part {item['partNumber']} was never uploaded")
+            with part.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    incoming.write(piece)
+        _accept(core, ticket, incoming.sha256, incoming.size)
+        core.blobs.keep(incoming, "lfs", ticket["upload"])
+        _register(core, ticket)
+    shutil.rmtree(folder, ignore_errors=True)
+    return json_response({"success": True})
+
+
+def verify(core: Core, call: Call) -> Response:
+    repo, _ = core.writable(call, pull_request=True)
+    body = call.json()
+    held = core.store.granted(repo.id, str(body.get("oid")))
+    if held is None or held != body.get("size"):
+        raise HubError(404, "Object does not exist")
+    return json_response({"success": True}, headers=_MEDIA_TYPE)
+
+
+# The large objects of a repo, as its settings page lists them
+
+
+def listing(core: Core, call: Call) -> Response:
+    repo, _ = core.writable(call)
+    sql = "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ? ORDER BY g.created, g.sha256"
+    names = _names(core, repo)
+    rows = core.store.rows(sql, repo.id)
+    return json_response(
+        [
+            {
+                "fileOid": sha256,
+                "oid": sha256,
+                "size": size,
+                "filename": names.get(sha256, sha256),
+                "pushedAt": iso(at),
+                "ref": "main",
+            }
+            for sha256, at, size in rows
+        ]
+    )
+
+
+def _names(core: Core, repo: Repo) -> dict[str, str]:
+    head = core.revision(repo, "main")
+    nodes = [node for node in core.history.walk(head.tree, "", recursive=True) if not node.entry.is_directory]
+    contents = core.history.contents(node.entry.oid for node in nodes)
+    return {contents[node.entry.oid].sha256 or "": node.path for node in nodes}
+
+
+def duplicate(core: Core, call: Call) -> Response:
+    """Let another repo of the caller refer to large objects of this one, without moving a byte."""
+    source = core.content_of(call)
+    body = call.json()
+    target, files = body.get("target"), body.get("files")
+    if not isinstance(target, dict) or not isinstance(files, list):
+        raise HubError(400, '"target" and "files" are required')
+    call.params = {"type": f"{target.get('type')}s", "repo": str(target.get("name"))}
+    repo, _ = core.writable(call)
+    succeeded: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for item in files:
+        sha256 = str(item.get("sha256"))
+        if core.store.granted(source.id, sha256) is None:
+            failed.append({"sha256": sha256, "error": "Object does not exist"})
+        else:
+            core.store.grant(repo.id, sha256, core.clock())
+            succeeded.append({"sha256": sha256})
+    return json_response({"success": succeeded, "failed": failed})
+
+
+_LFS = "/_localhub/lfs/{ticket}"
+ROUTES = [
+    Route(Operation.LFS_BATCH, "POST", "/{web}(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects/batch", batch),
+    Route(Operation.LFS_VERIFY, "POST", "/{web}(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects/verify", verify),
+    Route(Operation.LFS_UPLOAD, "PUT", _LFS, stream=put_object),
+    Route(Operation.LFS_UPLOAD, "PUT", _LFS + "/(?P<number>[0-9]+)", stream=put_part),
+    Route(Operation.LFS_UPLOAD, "POST", _LFS + "/complete", complete),
+    Route(Operation.LFS_FILES, "GET", "/api/{type}/{repo}/lfs-files", listing),
+    Route(Operation.LFS_FILES, "POST", "/api/{type}/{repo}/lfs-files/duplicate", duplicate),
+]

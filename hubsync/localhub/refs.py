@@ -1,0 +1,142 @@
+"""Branches, tags, the commit log, and the super-squash of a branch."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+from starlette.responses import Response
+
+from hubsync.localhub.content import next_link
+from hubsync.localhub.core import Core, iso
+from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
+
+_BAD_REF = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|/\.|^[./-]|[./]$|\.lock$")
+
+
+def refs(core: Core, call: Call) -> Response:
+    repo = core.readable(call)
+
+    def listed(prefix: str) -> list[dict[str, str]]:
+        found = core.history.refs(repo, prefix)
+        return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in found.items()]
+
+    body = {"branches": listed("refs/heads/"), "converts": listed("refs/convert/"), "tags": listed("refs/tags/")}
+    if call.flag("include_prs"):
+        body["pullRequests"] = listed("refs/pr/")
+    return json_response(body)
+
+
+def commits(core: Core, call: Call) -> Response:
+    repo = core.readable(call)
+    head = core.revision(repo, call.params["rev"])
+    page, limit = (
+        call.integer("p", 1, most=10**6) if "p" in call.request.query_params else 0,
+        call.integer("limit", 50, most=100),
+    )
+    formatted = "formatted" in call.request.query_params.getlist("expand[]")
+    out: list[dict[str, Any]] = []
+    more = False
+    for position, commit in enumerate(core.history.log(repo, head.oid)):
+        if position < page * limit:
+            continue
+        if len(out) == limit:
+            more = True
+            break
+        item: dict[str, Any] = {
+            "id": commit.oid,
+            "title": commit.title,
+            "message": commit.message,
+            "authors": [{"user": commit.author, "avatar": "/avatars/default.svg"}],
+            "date": iso(commit.created),
+        }
+        if formatted:
+            title, message = html.escape(commit.title), html.escape(commit.message)
+            item["formatted"] = {"title": title, "message": f"<p>{message}</p>" if message else ""}
+        out.append(item)
+    headers = {"X-Total-Count": str(sum(1 for _ in core.history.log(repo, head.oid)))}
+    return json_response(out, headers=headers | (next_link(core, call, "p", str(page + 1)) if more else {}))
+
+
+def create_branch(core: Core, call: Call) -> Response:
+    repo, _ = core.writable(call)
+    name = _checked(call.params["name"])
+    body = call.json()
+    with core.store.transaction():
+        if core.history.ref(repo, f"refs/heads/{name}"):
+            raise HubError(409, f"Reference already exists: refs/heads/{name}")
+        start = core.revision(repo, str(body.get("startingPoint") or "main"))
+        oid = start.oid
+        if body.get("emptyBranch"):
+            oid = core.history.add_commit(
+                repo, tree="4b825dc642cb6eb9a060e54bf8d69288fbee4904", parent=None, author=repo.namespace,
+                title="initial commit", message="", now=core.clock(),
+            ).oid  # fmt: skip
+        core.history.set_ref(repo, f"refs/heads/{name}", oid)
+    return json_response({"success": True})
+
+
+def delete_branch(core: Core, call: Call) -> Response:
+    repo, _ = core.writable(call)
+    name = call.params["name"]
+    if name == "main":
+        raise HubError(403, "Cannot delete the default branch: refs/heads/main")
+    full = name if name.startswith("refs/") else f"refs/heads/{name}"
+    if not core.history.delete_ref(repo, full):
+        raise HubError(404, f"Reference does not exist: {full}", code="RevisionNotFound")
+    return json_response({"success": True})
+
+
+def create_tag(core: Core, call: Call) -> Response:
+    repo, _ = core.writable(call)
+    tag = call.json().get("tag")
+    if not isinstance(tag, str):
+        raise HubError(400, '"tag" is required')
+    full = f"refs/tags/{_checked(tag)}"
+    with core.store.transaction():
+        if core.history.ref(repo, full):
+            raise HubError(409, f"Tag reference exists already: {full}")
+        core.history.set_ref(repo, full, core.revision(repo, call.params["rev"]).oid)
+    return json_response({"success": True})
+
+
+def delete_tag(core: Core, call: Call) -> Response:
+    repo, _ = core.writable(call)
+    if not core.history.delete_ref(repo, f"refs/tags/{call.params['name']}"):
+        raise HubError(404, f"Tag not found: {call.params['name']}", code="RevisionNotFound")
+    return json_response({"success": True})
+
+
+def squash(core: Core, call: Call) -> Response:
+    """Replace a branch by one commit without a parent that has its files."""
+    repo, caller = core.writable(call)
+    branch = call.params["rev"]
+    title = str(call.json().get("message") or f"Super-squash branch '{branch}'")
+    with core.store.transaction():
+        head = core.revision(repo, branch)
+        ref = core.history.branch(repo, branch)
+        if ref is None:
+            raise HubError(400, f"{branch} is not a branch", code="RevisionNotFound")
+        commit = core.history.add_commit(
+            repo, tree=head.tree, parent=None, author=caller.name, title=title, message="", now=core.clock()
+        )
+        core.history.set_ref(repo, ref, commit.oid)
+    return json_response({"success": True, "commitOid": commit.oid})
+
+
+def _checked(name: str) -> str:
+    if not name or _BAD_REF.search(name) or len(name) > 200:
+        raise HubError(400, f"Invalid reference name: {name!r}")
+    return name
+
+
+ROUTES = [
+    Route(Operation.REFS, "GET", "/api/{type}/{repo}/refs", refs),
+    Route(Operation.COMMITS, "GET", "/api/{type}/{repo}/commits/{rev}", commits),
+    Route(Operation.REF_WRITE, "POST", "/api/{type}/{repo}/branch/{name}", create_branch),
+    Route(Operation.REF_WRITE, "DELETE", "/api/{type}/{repo}/branch/{name}", delete_branch),
+    Route(Operation.REF_WRITE, "POST", "/api/{type}/{repo}/tag/{rev}", create_tag),
+    Route(Operation.REF_WRITE, "DELETE", "/api/{type}/{repo}/tag/{name}", delete_tag),
+    Route(Operation.SQUASH, "POST", "/api/{type}/{repo}/super-squash/{rev}", squash),
+]

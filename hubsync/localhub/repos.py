@@ -1,0 +1,333 @@
+"""Accounts and repos: whoami, create, delete, move, settings, info, listings, likes, and the metadata check."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime
+from typing import Any
+
+from starlette.responses import Response
+
+from hubsync.localhub import cards, git
+from hubsync.localhub.core import Core, check_repo_name, iso
+from hubsync.localhub.history import Commit
+from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
+from hubsync.localhub.store import Caller, Repo
+
+_TYPES = ("model", "dataset", "space")
+_DEFAULT_LIST = 100
+
+
+def whoami(core: Core, call: Call) -> Response:
+    caller = core.authenticated(call)
+    orgs = [
+        {
+            "type": "org", "id": _hex_id("org", org), "name": org, "fullname": org, "email": None, "canPay": False, "periodEnd": None,
+            "avatarUrl": "/avatars/default.svg", "roleInOrg": "admin", "isEnterprise": False,
+        }
+        for org in core.store.orgs(caller.name)
+    ]  # fmt: skip
+    body = {
+        "type": "user", "id": _hex_id("user", caller.name), "name": caller.name, "fullname": caller.name,
+        "email": f"{caller.name}@localhost", "emailVerified": True, "canPay": False, "isPro": False, "periodEnd": None,
+        "avatarUrl": "/avatars/default.svg", "orgs": orgs,
+        "auth": {"type": "access_token", "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)}},
+    }  # fmt: skip
+    return json_response(body)
+
+
+def create(core: Core, call: Call) -> Response:
+    body = call.json()
+    repo_type, name = _checked_type(body), _full_name(core, call, body)
+    visibility = body.get("visibility")
+    if visibility not in (None, "public", "private", "protected"):
+        raise HubError(400, '"visibility" must be one of public, private, protected')
+    private = bool(body.get("private")) or visibility == "private"
+    extra = {key: body[key] for key in ("sdk", "hardware", "sleepTimeSeconds", "region") if body.get(key) is not None}
+    if repo_type == "space" and extra.get("sdk") not in ("gradio", "streamlit", "docker", "static"):
+        raise HubError(400, '"sdk" must be one of [gradio, docker, static]')
+    with core.store.transaction():
+        existing = core.store.repo(repo_type, name)
+        # A name that only redirects to a moved repo is free to take again.
+        if existing is not None and existing.name.lower() == name.lower():
+            body = {"url": f"{core.endpoint}/{existing.web_path}", "name": existing.name}
+            raise HubError(409, f"You already created this {repo_type} repo: {existing.name}", body=body)
+        repo = core.store.add_repo(repo_type, name, private, core.clock(), extra)
+        _first_commit(core, repo)
+    return json_response(
+        {"url": f"{core.endpoint}/{repo.web_path}", "name": repo.name, "id": _hex_id("repo", str(repo.id))}
+    )
+
+
+def _first_commit(core: Core, repo: Repo) -> None:
+    files = {".gitattributes": git.default_gitattributes(repo.type)}
+    if repo.type == "space":
+        title = repo.name.split("/")[1]
+        files["README.md"] = f"---\ntitle: {title}\nsdk: {repo.extra['sdk']}\n---\n".encode()
+    changes: dict[str, str | None] = {}
+    for path, data in files.items():
+        changes[path] = oid = core.blobs.put_git(data)
+        core.history.add_content(oid, len(data), None)
+    tree = core.history.write_tree(git.EMPTY_TREE, changes)
+    commit = core.history.add_commit(
+        repo, tree=tree, parent=None, author=repo.namespace, title="initial commit", message="", now=core.clock()
+    )
+    core.history.set_ref(repo, "refs/heads/main", commit.oid)
+
+
+def _checked_type(body: dict[str, Any]) -> str:
+    repo_type = body.get("type") or "model"
+    if repo_type not in _TYPES:
+        raise HubError(400, f'"type" must be one of [{", ".join(_TYPES)}]')
+    return str(repo_type)
+
+
+def _full_name(core: Core, call: Call, body: dict[str, Any]) -> str:
+    """The repo id in a create or delete request, for which the caller has been checked to hold the namespace."""
+    caller = core.authenticated(call)
+    name, namespace = str(body.get("name") or ""), str(body.get("organization") or caller.name)
+    if name.count("/") == 1 and not body.get("organization"):
+        namespace, name = name.split("/")
+    check_repo_name(name)
+    _check_owner(core, caller, namespace, str(body.get("type") or "model"))
+    account = core.store.account(namespace)
+    return f"{account[0] if account else namespace}/{name}"
+
+
+def _check_owner(core: Core, caller: Caller, namespace: str, repo_type: str) -> None:
+    if caller.role != "write" or not core.store.may_write(caller, namespace):
+        raise HubError(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
+
+
+def _admin(core: Core, call: Call, repo_type: str, name: str) -> tuple[Repo, Caller]:
+    caller = core.authenticated(call)
+    repo = core.find(caller, repo_type, name)
+    if caller.role != "write" or not core.store.may_write(caller, repo.namespace):
+        raise HubError(403, f"You don't have the rights to administer {repo.type} {repo.name}")
+    return repo, caller
+
+
+def delete(core: Core, call: Call) -> Response:
+    body = call.json()
+    caller = core.authenticated(call)
+    name = str(body.get("name") or "")
+    full = name if "/" in name else f"{body.get('organization') or caller.name}/{name}"
+    repo, _ = _admin(core, call, _checked_type(body), full)
+    core.store.delete_repo(repo)
+    return json_response({"success": True})
+
+
+def move(core: Core, call: Call) -> Response:
+    body = call.json()
+    source, target = str(body.get("fromRepo") or ""), str(body.get("toRepo") or "")
+    namespace, _, name = target.partition("/")
+    check_repo_name(name)
+    repo, caller = _admin(core, call, _checked_type(body), source)
+    _check_owner(core, caller, namespace, repo.type)
+    with core.store.transaction():
+        taken = core.store.repo(repo.type, target)
+        if taken is not None and taken.id != repo.id and taken.name.lower() == target.lower():
+            raise HubError(409, f"Repository {target} already exists")
+        account = core.store.account(namespace)
+        core.store.move_repo(repo, f"{account[0] if account else namespace}/{name}")
+    return json_response({"success": True, "url": f"{core.endpoint}/{target}"})
+
+
+def settings(core: Core, call: Call) -> Response:
+    body = call.json()
+    repo, _ = _admin(core, call, call.repo_type, call.repo_name)
+    gated, visibility = body.get("gated", repo.extra.get("gated", False)), body.get("visibility")
+    if gated not in (False, "auto", "manual"):
+        raise HubError(400, '"gated" must be one of [false, auto, manual]')
+    if visibility not in (None, "public", "private", "protected"):
+        raise HubError(400, '"visibility" must be one of [public, private, protected]')
+    private = body.get("private") if visibility is None else visibility == "private"
+    core.store.update_repo(repo, private=private, gated=gated)
+    return json_response({"private": repo.private if private is None else private, "gated": gated})
+
+
+def auth_check(core: Core, call: Call) -> Response:
+    core.content_of(call)
+    if call.params.get("write"):
+        core.writable(call)
+    return json_response({"status": "ok"})
+
+
+def info(core: Core, call: Call) -> Response:
+    repo = core.readable(call)
+    commit = core.revision(repo, call.params.get("rev", "main"))
+    body = describe(core, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
+    if call.flag("securityStatus"):
+        body["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
+    query = call.request.query_params
+    if wanted := query.getlist("expand") + query.getlist("expand[]"):
+        body = {key: value for key, value in body.items() if key in ("_id", "id", *wanted)}
+    return json_response(body, headers={"X-Repo-Commit": commit.oid})
+
+
+def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
+    """A repo as the Hub's info endpoint shows it."""
+    metadata = _metadata(core, commit)
+    likes = core.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
+    tags = metadata.get("tags") or []
+    body: dict[str, Any] = {
+        "_id": _hex_id("repo", str(repo.id)), "id": repo.name, "author": repo.namespace, "sha": commit.oid,
+        "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
+        "gated": repo.extra.get("gated", False), "downloads": 0, "downloadsAllTime": 0, "likes": likes[0] if likes else 0,
+        "tags": [*(tags if isinstance(tags, list) else [tags]), *_derived_tags(metadata), "region:us"],
+        "siblings": siblings(core, commit, blobs=blobs), "trendingScore": 0,
+        "usedStorage": _used_storage(core, repo),
+    }  # fmt: skip
+    if metadata:
+        body["cardData"] = metadata
+    if repo.type == "model":
+        body |= {"modelId": repo.name, "spaces": [], "config": {}}
+        body |= {key: metadata[key] for key in ("library_name", "pipeline_tag", "model-index") if key in metadata}
+    elif repo.type == "space":
+        runtime = {"stage": "RUNNING", "hardware": {"current": None, "requested": None}, "storage": None}
+        host = repo.name.replace("/", "-").lower()
+        body |= {
+            "sdk": repo.extra["sdk"],
+            "subdomain": host,
+            "host": f"http://{host}.localhost",
+            "runtime": runtime,
+            "models": [],
+        }
+    else:
+        body |= {"description": "", "key": ""}
+    return body
+
+
+def _metadata(core: Core, commit: Commit) -> dict[str, Any]:
+    entry = core.history.entry(commit.tree, "README.md")
+    if entry is None or entry.is_directory or core.history.content(entry.oid).sha256 is not None:
+        return {}
+    data = cards.card_data(core.blobs.read("git", entry.oid).decode("utf-8", "replace")) or {}
+    # YAML knows dates, JSON does not; the Hub shows them as text.
+    shown = json.dumps(
+        data, default=lambda value: value.isoformat() if isinstance(value, date | datetime) else str(value)
+    )
+    return dict(json.loads(shown))
+
+
+def _derived_tags(metadata: dict[str, Any]) -> list[str]:
+    tags: list[str] = []
+    for name in ("license", "language", "task_categories", "size_categories", "datasets"):
+        value = metadata.get(name) or []
+        tags += [f"{name.removesuffix('s')}:{item}" for item in (value if isinstance(value, list) else [value])]
+    return tags
+
+
+def siblings(core: Core, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:
+    files = [node for node in core.history.walk(commit.tree, "", recursive=True) if not node.entry.is_directory]
+    if not blobs:
+        return [{"rfilename": node.path} for node in files]
+    contents = core.history.contents(node.entry.oid for node in files)
+    out: list[dict[str, Any]] = []
+    for node in files:
+        content = contents[node.entry.oid]
+        item: dict[str, Any] = {"rfilename": node.path, "size": content.size, "blobId": content.oid}
+        if content.sha256 is not None:
+            pointer = len(git.lfs_pointer(content.sha256, content.size))
+            item["lfs"] = {"sha256": content.sha256, "size": content.size, "pointerSize": pointer}
+        out.append(item)
+    return out
+
+
+def _used_storage(core: Core, repo: Repo) -> int:
+    sql = "SELECT coalesce(sum(l.size), 0) FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ?"
+    row = core.store.row(sql, repo.id)
+    return int(row[0]) if row else 0
+
+
+def listing(core: Core, call: Call) -> Response:
+    """Repos that the caller may see, newest first; `author`, `search` and `limit` are understood, other filters are not."""
+    caller, query = core.caller(call), call.request.query_params
+    author, search = query.get("author", "").lower(), query.get("search", "").lower()
+    limit = call.integer("limit", _DEFAULT_LIST, most=1000)
+    found: list[dict[str, Any]] = []
+    for repo in core.store.repos(call.repo_type):
+        if (
+            (author and repo.namespace.lower() != author)
+            or search not in repo.name.lower()
+            or not core.may_read(caller, repo)
+        ):
+            continue
+        body = describe(core, repo, core.revision(repo, "main"))
+        if not call.flag("full"):
+            body.pop("siblings")
+        found.append(body)
+        if len(found) == limit:
+            break
+    return json_response(found)
+
+
+def own_repos(core: Core, call: Call) -> Response:
+    namespace = call.params.get("namespace") or core.authenticated(call).name
+    out = [
+        {
+            "id": repo.name, "type": repo.type, "updatedAt": iso(core.revision(repo, "main").created),
+            "visibility": "private" if repo.private else "public", "storage": _used_storage(core, repo), "storagePercent": 0.0,
+        }
+        for repo_type in _TYPES
+        for repo in core.store.repos(repo_type)
+        if repo.namespace.lower() == namespace.lower() and core.may_read(core.caller(call), repo)
+    ]  # fmt: skip
+    return json_response(out)
+
+
+def like(core: Core, call: Call) -> Response:
+    repo, caller = core.readable(call), core.authenticated(call)
+    if call.request.method == "DELETE":
+        core.store.write("DELETE FROM liked WHERE account = ? AND repo = ?", caller.name, repo.id)
+    else:
+        core.store.write("INSERT OR IGNORE INTO liked VALUES (?, ?, ?)", caller.name, repo.id, core.clock())
+    return json_response("OK")
+
+
+def likers(core: Core, call: Call) -> Response:
+    rows = core.store.rows("SELECT account FROM liked WHERE repo = ? ORDER BY at", core.readable(call).id)
+    return json_response([{"user": row[0], "fullname": row[0], "avatarUrl": "/avatars/default.svg"} for row in rows])
+
+
+def likes_of(core: Core, call: Call) -> Response:
+    sql = "SELECT l.at, l.repo FROM liked l WHERE l.account = ? ORDER BY l.at DESC"
+    out: list[dict[str, Any]] = []
+    for at, repo_id in core.store.rows(sql, call.params["account"]):
+        repo = core.store.repo_by_id(repo_id)
+        if repo is not None and core.may_read(core.caller(call), repo):
+            out.append({"createdAt": iso(at), "repo": {"name": repo.name, "type": repo.type}})
+    return json_response(out)
+
+
+def validate_yaml(core: Core, call: Call) -> Response:
+    body = call.json()
+    errors, warnings = cards.problems(str(body.get("content") or ""), str(body.get("repoType") or "model"))
+    answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+    return json_response(answer, status=400 if errors else 200)
+
+
+def _hex_id(kind: str, name: str) -> str:
+    """A stable 24-digit id, shaped like the Hub's."""
+    return git.object_oid(kind, name.encode())[:24]
+
+
+ROUTES = [
+    Route(Operation.WHOAMI, "GET", "/api/whoami-v2", whoami),
+    Route(Operation.REPO_CREATE, "POST", "/api/repos/create", create),
+    Route(Operation.REPO_DELETE, "DELETE", "/api/repos/delete", delete),
+    Route(Operation.REPO_MOVE, "POST", "/api/repos/move", move),
+    Route(Operation.VALIDATE_YAML, "POST", "/api/validate-yaml", validate_yaml),
+    Route(Operation.REPO_SETTINGS, "PUT", "/api/{type}/{repo}/settings", settings),
+    Route(Operation.AUTH_CHECK, "GET", "/api/{type}/{repo}/auth-check", auth_check),
+    Route(Operation.AUTH_CHECK, "GET", "/api/{type}/{repo}/auth-check/{write}", auth_check),
+    Route(Operation.LIKE, "POST", "/api/{type}/{repo}/like", like),
+    Route(Operation.LIKE, "DELETE", "/api/{type}/{repo}/like", like),
+    Route(Operation.LIKE, "GET", "/api/{type}/{repo}/likers", likers),
+    Route(Operation.LIKE, "GET", "/api/users/{account}/likes", likes_of),
+    Route(Operation.REPO_LIST, "GET", "/api/settings/repositories", own_repos),
+    Route(Operation.REPO_LIST, "GET", "/api/organizations/{namespace}/settings/repositories", own_repos),
+    Route(Operation.REPO_LIST, "GET", "/api/{type}", listing),
+    Route(Operation.REPO_INFO, "GET", "/api/{type}/{repo}/revision/{rev}", info),
+    Route(Operation.REPO_INFO, "GET", "/api/{type}/{repo}", info),
+]

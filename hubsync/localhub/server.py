@@ -1,0 +1,246 @@
+"""`LocalHub`: the embedded Hub as an object with its own thread, event loop and port, and `serve`, the same as a blocking command.
+
+Starting, stopping and starting again keeps directory and port, so that a stop in the middle of a job is a real outage: connections are
+refused, and later the Hub is back with all it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from hubsync.localhub.app import App
+from hubsync.localhub.core import Core, Settings
+from hubsync.localhub.faults import Faults
+from hubsync.localhub.record import RequestLog, Served
+from hubsync.localhub.store import Role
+
+DEFAULT_USERS: Mapping[str, str] = {"user": "hf_localhub_user"}
+_START_S = 10.0
+
+
+class _Protocol(H11Protocol):
+    """Puts the connection's transport into each request's state, so that a fault can abort it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.app_state = {**self.app_state, "transport": transport}
+        super().connection_made(transport)
+
+
+class LocalHub:
+    """A Hub on 127.0.0.1 in a directory (default: a temporary one, removed at the end). Use as a context manager, or start and stop it.
+
+    `users` maps names to write tokens; the first is the default user. `commits_per_hour` is a sliding window per user;
+    `requests_per_window` is per 300 seconds (the Hub: 1000), None only tells and never refuses. `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        users: Mapping[str, str] | None = None,
+        commits_per_hour: int | None = None,
+        requests_per_window: int | None = None,
+        xet_token_ttl_s: float = 3600.0,
+        lfs_multipart_bytes: int = 20_000_000,
+        clock: Callable[[], float] = time.time,
+        generator: random.Random | None = None,
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="localhub-") if directory is None else None
+        self.directory = Path(directory if directory is not None else str(self._temporary and self._temporary.name))
+        self.host, self.port = host, port
+        self._users = dict(users or DEFAULT_USERS)
+        self.user, self.token = next(iter(self._users.items()))
+        self._settings = Settings(commits_per_hour, requests_per_window, xet_token_ttl_s, lfs_multipart_bytes)
+        self._clock = clock
+        self.faults = Faults(generator)
+        self._log = RequestLog()
+        self._core: Core | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> LocalHub:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LocalHub({str(self.directory)!r}, {self.endpoint if self.port else 'not started'})"
+
+    # Life
+
+    def start(self) -> LocalHub:
+        """Listen and return when the Hub answers. Raises OSError where the port is taken."""
+        if self._thread is not None:
+            return self
+        listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, self.port))
+            listener.listen(2048)
+            self.port = listener.getsockname()[1]
+            self._open_core()
+        except BaseException:
+            listener.close()
+            raise
+        assert self._core is not None
+        app = App(self._core, self.faults, self._log)
+        config = uvicorn.Config(
+            app, http=_Protocol, ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False, server_header=False,
+            proxy_headers=False, timeout_keep_alive=60, timeout_graceful_shutdown=1, backlog=2048,
+        )  # fmt: skip
+        self._server = server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=_run, args=(server, app, listener), name="localhub", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + _START_S
+        while not server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError(f"the embedded Hub did not start on {self.host}:{self.port}")
+            time.sleep(0.002)
+        return self
+
+    def stop(self) -> None:
+        """Stop listening and drop every connection. State, directory and port are kept for the next `start`."""
+        if self._thread is None or self._server is None:
+            return
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join()
+        self._thread = self._server = None
+        assert self._core is not None
+        self._core.forget_loop()
+
+    def close(self) -> None:
+        """Stop for good; a temporary directory goes."""
+        self.stop()
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _open_core(self) -> None:
+        if self._core is None:
+            self._core = Core(self.directory, self._settings, self._clock)
+            for name, token in self._users.items():
+                self._core.store.add_account(name, "user", self._clock())
+                self._core.store.add_token(token, name, "write", None)
+        self._core.endpoint = self.endpoint
+
+    @property
+    def _opened(self) -> Core:
+        if self._core is None:
+            self._open_core()
+        assert self._core is not None
+        return self._core
+
+    # Where it is and who may use it
+
+    @property
+    def endpoint(self) -> str:
+        """The address for `HF_ENDPOINT`; the port is known after the first start."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def environ(self) -> dict[str, str]:
+        """The environment variables that send a child process to this Hub as its default user."""
+        return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token}
+
+    def add_user(
+        self, name: str, token: str | None = None, *, role: Role = "write", expires_at: float | None = None
+    ) -> str:
+        """Register a user (or give one another token); `expires_at` is in the clock's seconds. Returns the token."""
+        core = self._opened
+        core.store.add_account(name, "user", self._clock())
+        return core.store.add_token(token, name, role, expires_at)
+
+    def add_org(self, name: str, members: list[str]) -> None:
+        """Register an organization whose members may all write."""
+        self._opened.store.add_account(name, "org", self._clock())
+        for member in members:
+            self._opened.store.add_member(name, member)
+
+    def revoke(self, token: str) -> bool:
+        """Make a token invalid from now on; False where it was not known."""
+        return self._opened.store.revoke(token)
+
+    # What it did
+
+    def requests(self, operation: str | None = None) -> tuple[Served, ...]:
+        """A snapshot of what was served, oldest first, of all operations or of one."""
+        return self._log.served(operation)
+
+    def counters(self) -> dict[str, int]:
+        """How many requests came in since the Hub was made, by operation."""
+        return self._log.counters()
+
+    def clear_requests(self) -> None:
+        """Forget what was served so far."""
+        self._log.clear()
+
+    @property
+    def commits_served(self) -> int:
+        """How many commits were answered with success."""
+        return sum(item.status == 200 for item in self._log.served("commit"))
+
+
+def _run(server: uvicorn.Server, app: App, listener: socket.socket) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            app.tasks = tasks
+            await server.serve(sockets=[listener])
+            tasks.cancel_scope.cancel()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(main())
+
+
+def serve(
+    directory: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    users: Mapping[str, str] | None = None,
+    *,
+    say: Callable[[str], None] = print,
+    **settings: Any,
+) -> None:
+    """Run a Hub in the foreground until SIGINT or SIGTERM; `settings` are LocalHub's, `say` gets what a person should read."""
+    stopped = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if not _is_loopback(host):
+            say(
+                f"warning: {host} is not a loopback address: anyone who reaches it gets at this Hub, and its tokens are not secrets"
+            )
+        with LocalHub(directory, host=host, port=port, users=users, **settings) as hub:
+            say(f"the embedded Hub is at {hub.endpoint}, in {hub.directory}")
+            say("  ".join(f"export {name}={value}" for name, value in hub.environ().items()))
+            stopped.wait()
+            say("stopping; the state is kept")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

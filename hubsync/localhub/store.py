@@ -1,0 +1,254 @@
+"""The embedded Hub's database: one SQLite file (WAL) with accounts, tokens, repos, refs, commits, trees and what is in storage.
+
+Holds the connection and its lock, the schema, and the rows about accounts and repos. What is git's is read and written in `history`,
+what is Xet's in `cas`; both use `transaction()` so that a commit is one transaction and a restart finds it whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+RepoType = Literal["model", "dataset", "space"]
+Role = Literal["write", "read"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY COLLATE NOCASE, kind TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS member (
+    org TEXT NOT NULL COLLATE NOCASE, account TEXT NOT NULL COLLATE NOCASE, PRIMARY KEY (org, account));
+CREATE TABLE IF NOT EXISTS token (token TEXT PRIMARY KEY, account TEXT NOT NULL, role TEXT NOT NULL, expires REAL);
+CREATE TABLE IF NOT EXISTS repo (
+    id INTEGER PRIMARY KEY, type TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE, private INTEGER NOT NULL, created REAL NOT NULL,
+    extra TEXT NOT NULL, UNIQUE (type, name));
+CREATE TABLE IF NOT EXISTS moved (
+    type TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE, repo INTEGER NOT NULL, PRIMARY KEY (type, name));
+CREATE TABLE IF NOT EXISTS ref (repo INTEGER NOT NULL, name TEXT NOT NULL, oid TEXT NOT NULL, PRIMARY KEY (repo, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS commits (
+    repo INTEGER NOT NULL, oid TEXT NOT NULL, tree TEXT NOT NULL, parent TEXT, author TEXT NOT NULL, title TEXT NOT NULL,
+    message TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (repo, oid)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tree (oid TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS object (oid TEXT PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS large (sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, xet TEXT, plain INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS granted (
+    repo INTEGER NOT NULL, sha256 TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (repo, sha256)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS xorb (hash TEXT PRIMARY KEY, bytes INTEGER NOT NULL, chunks BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS xetfile (hash TEXT PRIMARY KEY, size INTEGER NOT NULL, terms BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS quota (account TEXT NOT NULL COLLATE NOCASE, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS quota_at ON quota (account, at);
+CREATE TABLE IF NOT EXISTS discussion (repo INTEGER NOT NULL, num INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (repo, num)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS liked (account TEXT NOT NULL, repo INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (account, repo));
+"""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a valid token stands for, and what it may do."""
+
+    name: str
+    role: Role
+    token: str
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository; `name` is `namespace/name` as its creator wrote it."""
+
+    id: int
+    type: RepoType
+    name: str
+    private: bool
+    created: float
+    extra: dict[str, Any]
+
+    @property
+    def namespace(self) -> str:
+        return self.name.split("/", 1)[0]
+
+    @property
+    def web_path(self) -> str:
+        return self.name if self.type == "model" else f"{self.type}s/{self.name}"
+
+
+class Store:
+    """The database; safe from any thread, one transaction at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        # The lock serializes; SQLite's own thread check would only forbid the worker threads.
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA cache_size=-32000")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; nests into the outermost one."""
+        with self._lock:
+            if self._depth == 0:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield self._db
+            except BaseException:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._depth -= 1
+            if self._depth == 0:
+                self._db.execute("COMMIT")
+
+    def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        with self._lock:
+            found: tuple[Any, ...] | None = self._db.execute(sql, values).fetchone()
+            return found
+
+    def write(self, sql: str, *values: object) -> int:
+        """Run one statement; returns how many rows it touched."""
+        with self._lock:
+            return self._db.execute(sql, values).rowcount
+
+    def setting(self, key: str, default: str) -> str:
+        """A value that is fixed at first use and kept for good."""
+        self.write("INSERT OR IGNORE INTO setting VALUES (?, ?)", key, default)
+        row = self.row("SELECT value FROM setting WHERE key = ?", key)
+        assert row is not None
+        return str(row[0])
+
+    # Accounts and tokens
+
+    def add_account(self, name: str, kind: Literal["user", "org"], now: float) -> None:
+        self.write("INSERT OR IGNORE INTO account VALUES (?, ?, ?)", name, kind, now)
+
+    def add_member(self, org: str, account: str) -> None:
+        self.write("INSERT OR IGNORE INTO member VALUES (?, ?)", org, account)
+
+    def account(self, name: str) -> tuple[str, str] | None:
+        """(name as registered, kind), or None."""
+        row = self.row("SELECT name, kind FROM account WHERE name = ?", name)
+        return None if row is None else (str(row[0]), str(row[1]))
+
+    def orgs(self, account: str) -> list[str]:
+        return [row[0] for row in self.rows("SELECT org FROM member WHERE account = ? ORDER BY org", account)]
+
+    def add_token(self, token: str | None, account: str, role: Role, expires: float | None) -> str:
+        token = token or "hf_" + secrets.token_hex(17)
+        self.write("INSERT OR REPLACE INTO token VALUES (?, ?, ?, ?)", token, account, role, expires)
+        return token
+
+    def revoke(self, token: str) -> bool:
+        return self.write("DELETE FROM token WHERE token = ?", token) > 0
+
+    def caller(self, token: str, now: float) -> Caller | None:
+        """The owner of a token that is neither unknown, revoked nor expired."""
+        row = self.row("SELECT account, role, expires FROM token WHERE token = ?", token)
+        if row is None or (row[2] is not None and row[2] <= now):
+            return None
+        return Caller(name=row[0], role=row[1], token=token)
+
+    def may_write(self, caller: Caller, namespace: str) -> bool:
+        """Whether the namespace is the caller's own or an organization's that they belong to (the token's role aside)."""
+        return caller.name.lower() == namespace.lower() or namespace.lower() in map(str.lower, self.orgs(caller.name))
+
+    # Repos
+
+    def repo(self, repo_type: str, name: str) -> Repo | None:
+        """By name, whatever its case, or by a name it had before it was moved."""
+        row = self.row(
+            "SELECT id, type, name, private, created, extra FROM repo WHERE type = ? AND name = ?", repo_type, name
+        )
+        if row is None:
+            sql = (
+                "SELECT r.id, r.type, r.name, r.private, r.created, r.extra FROM moved m JOIN repo r ON r.id = m.repo "
+                "WHERE m.type = ? AND m.name = ?"
+            )
+            row = self.row(sql, repo_type, name)
+        return None if row is None else _repo(row)
+
+    def repo_by_id(self, repo_id: int) -> Repo | None:
+        row = self.row("SELECT id, type, name, private, created, extra FROM repo WHERE id = ?", repo_id)
+        return None if row is None else _repo(row)
+
+    def repos(self, repo_type: str) -> list[Repo]:
+        sql = "SELECT id, type, name, private, created, extra FROM repo WHERE type = ? ORDER BY id DESC"
+        return [_repo(row) for row in self.rows(sql, repo_type)]
+
+    def add_repo(self, repo_type: str, name: str, private: bool, now: float, extra: dict[str, Any]) -> Repo:
+        with self.transaction() as db:
+            db.execute("DELETE FROM moved WHERE type = ? AND name = ?", (repo_type, name))
+            cursor = db.execute(
+                "INSERT INTO repo (type, name, private, created, extra) VALUES (?, ?, ?, ?, ?)",
+                (repo_type, name, private, now, json.dumps(extra)),
+            )
+            found = self.repo_by_id(int(cursor.lastrowid or 0))
+        assert found is not None
+        return found
+
+    def delete_repo(self, repo: Repo) -> None:
+        with self.transaction() as db:
+            for table in ("ref", "commits", "granted", "moved", "discussion", "liked"):
+                db.execute(f"DELETE FROM {table} WHERE repo = ?", (repo.id,))  # noqa: S608 - the names stand one line above
+            db.execute("DELETE FROM repo WHERE id = ?", (repo.id,))
+
+    def move_repo(self, repo: Repo, name: str) -> None:
+        """Rename; the old name goes on leading here until somebody takes it."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM moved WHERE type = ? AND name = ?", (repo.type, name))
+            db.execute("UPDATE repo SET name = ? WHERE id = ?", (name, repo.id))
+            db.execute("INSERT OR REPLACE INTO moved VALUES (?, ?, ?)", (repo.type, repo.name, repo.id))
+
+    def update_repo(self, repo: Repo, *, private: bool | None = None, **extra: Any) -> None:
+        merged = {**repo.extra, **extra}
+        self.write(
+            "UPDATE repo SET private = ?, extra = ? WHERE id = ?",
+            repo.private if private is None else private,
+            json.dumps(merged),
+            repo.id,
+        )
+
+    # What is in storage: small objects by git id, large ones by sha256, and which repo may refer to which
+
+    def grant(self, repo: int, sha256: str, now: float) -> None:
+        """Let a repo's commits refer to a large object: somebody with its write token has shown that they have the content."""
+        self.write("INSERT OR IGNORE INTO granted VALUES (?, ?, ?)", repo, sha256, now)
+
+    def granted(self, repo: int, sha256: str) -> int | None:
+        """The size in bytes of a large object that the repo may refer to, or None."""
+        sql = "SELECT l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ? AND g.sha256 = ?"
+        row = self.row(sql, repo, sha256)
+        return None if row is None else int(row[0])
+
+    def add_large(self, sha256: str, size: int, *, xet: str | None) -> None:
+        """Record a large object that is stored whole (`xet=None`) or as a Xet reconstruction."""
+        sql = (
+            "INSERT INTO large VALUES (?, ?, ?, ?) ON CONFLICT (sha256) DO UPDATE SET "
+            "xet = coalesce(excluded.xet, xet), plain = max(plain, excluded.plain)"
+        )
+        self.write(sql, sha256, size, xet, int(xet is None))
+
+    def large(self, sha256: str) -> tuple[int, str | None, bool] | None:
+        """(size in bytes, Xet hash or None, stored whole?) of a large object."""
+        row = self.row("SELECT size, xet, plain FROM large WHERE sha256 = ?", sha256)
+        return None if row is None else (int(row[0]), row[1], bool(row[2]))
+
+
+def _repo(row: tuple[Any, ...]) -> Repo:
+    return Repo(id=row[0], type=row[1], name=row[2], private=bool(row[3]), created=row[4], extra=json.loads(row[5]))
