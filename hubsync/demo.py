@@ -47,6 +47,7 @@ def corpus() -> Iterator[dict[str, Any]]:
             except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
                 continue
             module = ".".join(file.relative_to(root).with_suffix("").parts)
+            lines = source.splitlines()
             for node in ast.walk(tree):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                     doc = ast.get_docstring(node)
@@ -57,7 +58,7 @@ def corpus() -> Iterator[dict[str, Any]]:
                             "module": module,
                             "name": node.name,
                             "doc": doc,
-                            "source": ast.get_source_segment(source, node) or "",
+                            "source": "\n".join(lines[node.lineno - 1 : node.end_lineno]),
                         }
 
 
@@ -300,12 +301,12 @@ def _report(stage: _Stage, checks: list[Check], kept: Path | None, as_json: bool
         "process_starts": stage.starts,
     }
     if as_json:
-        print(json.dumps({"passed": all(c.passed for c in checks), "figures": figures,
-                          "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]}))  # fmt: skip
+        told = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
+        print(json.dumps({"passed": all(c.passed for c in checks), "figures": figures, "checks": told}))
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print()
     for check in checks:
         mark = "[green]passed[/]" if check.passed else "[red]FAILED[/]"

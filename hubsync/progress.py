@@ -19,10 +19,8 @@ class Progress:
         self._rows = rows
         self._live = self._console.is_terminal and not quiet
         self._told_at = 0.0
-        self._bars = Bars(
-            TextColumn("  {task.description:<10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            console=self._console,
-        )  # fmt: skip
+        columns = TextColumn("  {task.description:<10}"), BarColumn(), MofNCompleteColumn()
+        self._bars = Bars(*columns, TextColumn("{task.fields[note]}"), console=self._console)
         self._generated = self._bars.add_task("generated", total=rows, note="")
         self._committed = self._bars.add_task("on the Hub", total=rows, note="")
 

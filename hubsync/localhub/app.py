@@ -1,7 +1,7 @@
 """The ASGI application: from a request to an operation, through the faults, to its handler, into the log.
 
-Pure ASGI, because a fault must be able to abort the connection under a request, answer without the handler, or run the handler and
-throw its answer away. Every answer gets `RateLimit`, `RateLimit-Policy` and `X-Request-Id` here.
+Pure ASGI, because a fault must be able to abort the connection under a request, answer without the handler, or run
+the handler and throw its answer away. Every answer gets `RateLimit`, `RateLimit-Policy` and `X-Request-Id` here.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class _Wire:
         await self.send_raw(message)
 
     async def drain(self) -> None:
-        """Take in what is left of the request: a refusal that overtakes the body would reach the client as a broken connection."""
+        """Take in what is left of the request: a refusal that overtakes the body would reach the client as a broken
+        connection.
+        """
         while not self.request_ended:
             await self.receive()
 
@@ -112,7 +114,8 @@ class App:
         self._windows = Windows(core.settings.requests_per_window, core.clock)
         self._router = Router(
             [
-                *commits.ROUTES, *content.ROUTES, *refs.ROUTES, *cas.ROUTES, *lfs.ROUTES, *discussions.ROUTES, *repos.ROUTES,
+                *commits.ROUTES, *content.ROUTES, *refs.ROUTES, *cas.ROUTES, *lfs.ROUTES,
+                *discussions.ROUTES, *repos.ROUTES,
             ]
         )  # fmt: skip
         self.tasks: anyio.abc.TaskGroup | None = None

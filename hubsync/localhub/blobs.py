@@ -1,7 +1,8 @@
 """Content on disk: one file per object, named by its hash, moved into place only when complete and verified.
 
-Three kinds: `git` (regular files, by git sha1), `lfs` (by sha256) and `xorb` (by Xet hash). An object never changes once it stands
-under its name, so readers need no lock. Uploads in progress live in `incoming/` and are swept at the next start.
+Three kinds: `git` (regular files, by git sha1), `lfs` (by sha256) and `xorb` (by Xet hash). An object never changes
+once it stands under its name, so readers need no lock. Uploads in progress live in `incoming/` and are swept at the
+next start.
 """
 
 from __future__ import annotations

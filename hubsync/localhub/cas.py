@@ -1,7 +1,8 @@
 """The Xet content-addressed store: tokens, xorb and shard uploads, reconstructions and ranges of xorbs for download.
 
-A shard is registered only when every chunk it names is stored and the file they add up to has the sha256 it declares; that is what lets
-a commit refer to the file. Files are never materialized: a reconstruction is read from the xorbs whenever somebody wants bytes.
+A shard is registered only when every chunk it names is stored and the file they add up to has the sha256 it
+declares; that is what lets a commit refer to the file. Files are never materialized: a reconstruction is read from
+the xorbs whenever somebody wants bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
 
 
 def cas_url(core: Core) -> str:
-    """Where this hub's CAS is. Its id is part of it: hf_xet keeps what it knows of a CAS by address, and ports are used again."""
+    """Where this hub's CAS is. Its id is part of it: hf_xet keeps what it knows of a CAS by address, and ports are used
+    again.
+    """
     return f"{core.endpoint}/_localhub/cas/{core.hub_id}"
 
 

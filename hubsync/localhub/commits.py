@@ -1,7 +1,8 @@
 """Preupload and commit: what makes a file regular or large, and the atomic step from NDJSON operations to a new head.
 
-The commit's body is read line by line: a file's bytes are decoded, hashed and on disk before the next line is looked at, and nothing is
-visible until the one transaction at the end that checks the parent, spends the quota, writes the trees and moves the ref.
+The commit's body is read line by line: a file's bytes are decoded, hashed and on disk before the next line is looked
+at, and nothing is visible until the one transaction at the end that checks the parent, spends the quota, writes the
+trees and moves the ref.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from hubsync.localhub import cards, discussions, git
 from hubsync.localhub.core import Core
 from hubsync.localhub.history import PathConflict
+from hubsync.localhub.pace import commits_spent
 from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
 from hubsync.localhub.store import Caller, Repo
 
@@ -95,7 +97,7 @@ class _Value(msgspec.Struct):
     size: int | None = None
     summary: str | None = None
     description: str | None = None
-    parentCommit: str | None = None  # noqa: N815 - the Hub's spelling
+    parentCommit: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -231,25 +233,16 @@ def _take_large(core: Core, repo: Repo, draft: _Draft, path: str, value: _Value)
 
 
 def _check_quota(core: Core, caller: Caller) -> None:
-    """Refuse when the sliding hour is full. The headers of this 429 speak of the API window, only the body of commits, as on the Hub."""
+    """Refuse when the sliding hour is full. The headers of this 429 speak of the API window, only the body of commits,
+    as on the Hub.
+    """
     limit = core.settings.commits_per_hour
     if limit is None:
         return
     sql = "SELECT count(*), min(at) FROM quota WHERE account = ? AND at > ?"
     row = core.store.row(sql, caller.name, core.clock() - _WINDOW_S)
     if row is not None and row[0] >= limit:
-        raise HubError(429, quota_message(limit, row[1] + _WINDOW_S - core.clock()))
-
-
-def quota_message(per_hour: int, wait_s: float) -> str:
-    """What the Hub says when the hour's commits are spent: the wait is rounded up to whole minutes or to about an hour."""
-    minutes = max(1, -(-int(wait_s) // 60))
-    wait = "about 1 hour" if minutes > 45 else f"{minutes} minute{'s' if minutes > 1 else ''}"
-    return (
-        f"You have exceeded the rate limit for repository commits ({per_hour} per hour). Retry this action in {wait}. "
-        "If you're a new user, your limits will raise progressively over time. Get in touch with us at website@huggingface.co "
-        "if you need access now."
-    )
+        raise HubError(429, commits_spent(limit, row[1] + _WINDOW_S - core.clock()))
 
 
 def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, create_pr: bool) -> Response:

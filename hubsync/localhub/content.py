@@ -1,8 +1,8 @@
 """Reading: trees, paths, and the bytes of files.
 
-`resolve` answers small files itself and sends large ones on (302) to a signed address on this server, which serves ranges whether the
-object is stored whole or as a Xet reconstruction. The metadata headers stand on both answers, because a client follows a redirect
-that stays on one host and reads the headers of the last.
+`resolve` answers small files itself and sends large ones on (302) to a signed address on this server, which serves
+ranges whether the object is stored whole or as a Xet reconstruction. The metadata headers stand on both answers,
+because a client follows a redirect that stays on one host and reads the headers of the last.
 """
 
 from __future__ import annotations
@@ -192,7 +192,9 @@ def _disposition(path: str) -> str:
 
 
 def _ranged(call: Call, size: int, headers: dict[str, str], pieces: Any, media_type: str) -> Response:
-    """The whole content or the one range that is asked for. Several ranges at once are served whole, as the standard allows."""
+    """The whole content or the one range that is asked for. Several ranges at once are served whole, as the standard
+    allows.
+    """
     start, end, status = 0, size, 200
     match = _RANGE.match(call.request.headers.get("range", ""))
     if match and (match[1] or match[2]):

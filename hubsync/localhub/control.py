@@ -1,11 +1,10 @@
-"""The control API under `/_localhub/`: what a process other than the Hub's own can see and make go wrong.
+"""The control API under `/_localhub/`: what a process other than the Hub's own can see and make go wrong, in JSON.
 
-GET    /_localhub/health           {"status": "ok", "held": 0}
-GET    /_localhub/requests         {"counters": {"commit": 3}, "requests": [{...}]}; ?operation=commit, DELETE forgets them
-GET    /_localhub/faults           [{"id": 1, "kind": "status", "seen": 4, "struck": 2, ...}]
-POST   /_localhub/faults           one fault (the fields of `Fault`) -> {"id": 1}
-DELETE /_localhub/faults[/{id}]    forgets all (and releases), or one
-POST   /_localhub/release          ends hangs and lets late effects land
+health: GET {"status": "ok", "held": 0}
+requests: GET {"counters": {"commit": 3}, "requests": [{...}]}, with `?operation=commit` for one; DELETE forgets them
+faults: GET [{"id": 1, "kind": "status", "seen": 4, "struck": 2, ...}]; POST one fault (the fields of `Fault`) {"id": 1}
+faults: DELETE forgets all and releases, DELETE faults/{id} forgets one
+release: POST ends hangs and lets late effects land
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every handler works with: the stores, the settings, and the Hub's rules on who may see and do what.
 
-`readable` and `writable` are the only ways from a request to a repo, so that a private repo looks the same as a missing one
-everywhere, and a read token or a stranger is refused before anything is looked at.
+`readable` and `writable` are the only ways from a request to a repo, so that a private repo looks the same as a
+missing one everywhere, and a read token or a stranger is refused before anything is looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,4 +161,4 @@ def check_repo_name(name: str) -> None:
 
 def iso(seconds: float) -> str:
     """Unix time as the Hub writes it: UTC with milliseconds."""
-    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

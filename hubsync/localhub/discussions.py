@@ -1,4 +1,6 @@
-"""Discussions and pull requests: numbered per repo, each one document of events; a pull request is also the ref `refs/pr/N`."""
+"""Discussions and pull requests: numbered per repo, each one document of events; a pull request is also the ref
+`refs/pr/N`.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
     Fault.late                     answer with an error at once, and let the effect land later
     Fault.hostile                  answer with something that no Hub would send
 
-A fault names the operations it is for, how often it strikes and when; drawing is thread-safe and, with a seeded generator, repeatable.
+A fault names the operations it is for, how often it strikes and when; drawing is thread-safe and, with a seeded
+generator, repeatable.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import json
 import random
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
+from hubsync.localhub.pace import commits_spent
 from hubsync.localhub.routing import Operation
 
 Kind = Literal["latency", "bandwidth", "status", "reset", "hang", "late", "outage", "hostile"]
@@ -35,8 +38,9 @@ _API_POLICY = (("RateLimit-Policy", '"fixed window";"api";q=1000;w=300'),)
 class Aim(TypedDict, total=False):
     """Which requests a fault is for; every constructor of `Fault` takes these.
 
-    `on`: operations, or "*" for all (the default). `times`: how often it strikes, None for ever. `after`: let so many matching requests
-    through first. `probability`: of striking a matching request. `repo`: only requests that name this `namespace/name`.
+    `on`: operations, or "*" for all (the default). `times`: how often it strikes, None for ever. `after`: let so
+    many matching requests through first. `probability`: of striking a matching request. `repo`: only requests that
+    name this `namespace/name`.
     """
 
     on: str | Iterable[str]
@@ -48,7 +52,9 @@ class Aim(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One way of failing. Build it with the constructors below; times are real seconds, whatever clock the Hub was given."""
+    """One way of failing. Build it with the constructors below; times are real seconds, whatever clock the Hub was
+    given.
+    """
 
     kind: Kind
     on: str | Iterable[str] = "*"
@@ -110,19 +116,15 @@ class Fault:
     def rate_limit(cls, shape: RateShape = "api", *, seconds: int = 60, **aim: Unpack[Aim]) -> Fault:
         """A 429 in one of the Hub's shapes.
 
-        `api`: `RateLimit` with `r=0` and `t=seconds`. `commits`: headers that describe an API window with requests left, and a body that
-        speaks of commits per hour. `retry-after`: a bare 429 with `Retry-After: seconds`.
+        `api`: `RateLimit` with `r=0` and `t=seconds`. `commits`: headers that describe an API window with requests
+        left, and a body that speaks of commits per hour. `retry-after`: a bare 429 with `Retry-After: seconds`.
         """
         if shape == "commits":
-            body = (
-                '{"error":"You have exceeded the rate limit for repository commits (128 per hour). Retry this action in about 1 hour. '
-                "If you're a new user, your limits will raise progressively over time. Get in touch with us at website@huggingface.co "
-                'if you need access now."}'
-            )
             headers = (("RateLimit", '"api";r=936;t=271'), *_API_POLICY)
+            body = json.dumps({"error": commits_spent(128, 3600)})
             return cls(kind="status", code=429, body=body, headers=headers, **aim)
         if shape == "api":
-            body = f'{{"error":"We had to rate limit you: you have used all your requests. Retry after {seconds} seconds."}}'
+            body = json.dumps({"error": f"We had to rate limit you. Retry after {seconds} seconds."})
             return cls(
                 kind="status",
                 code=429,
@@ -160,7 +162,9 @@ class Fault:
 
     @classmethod
     def late(cls, seconds: float | None = None, *, code: int | None = 504, **aim: Unpack[Aim]) -> Fault:
-        """Answer `code` at once (None: reset), and let the effect take place so much later, or at `release()` or `clear()`."""
+        """Answer `code` at once (None: reset), and let the effect take place so much later, or at `release()` or
+        `clear()`.
+        """
         return cls(kind="late", seconds=seconds, code=code, **aim)
 
     @classmethod
@@ -170,12 +174,16 @@ class Fault:
 
     @classmethod
     def hostile(cls, shape: Shape, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
-        """Answer with an HTML page, garbage, 64 MiB of nothing, a redirect to another host, nothing, half, or other JSON."""
+        """Answer with an HTML page, garbage, 64 MiB of nothing, a redirect to another host, nothing, half, or other
+        JSON.
+        """
         return cls(kind="hostile", shape=shape, when=when, **aim)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Fault:
-        """From the control API: the fields of this class; `rate_limit` (with `shape`, `seconds`), `conflict` and `stale` are kinds too."""
+        """From the control API: the fields of this class; `rate_limit` (with `shape`, `seconds`), `conflict` and
+        `stale` are kinds too.
+        """
         fields = dict(value)
         if isinstance(fields.get("headers"), dict):
             fields["headers"] = tuple((str(name), str(text)) for name, text in fields["headers"].items())
@@ -233,7 +241,7 @@ class Faults:
 
     def __init__(self, generator: random.Random | None = None) -> None:
         self._lock = threading.Lock()
-        self._generator = generator or random.Random()  # noqa: S311 - not a secret
+        self._generator = generator or random.Random()
         self._active: dict[int, _Active] = {}
         self._numbers = itertools.count(1)
         self._held: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}

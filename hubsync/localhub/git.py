@@ -1,7 +1,8 @@
 """Git's own formats: object ids, trees, LFS pointers, `.gitattributes` and `.gitignore`.
 
-Ids are computed as git computes them, so that an oid a client derives from local bytes equals the oid the embedded Hub answers with.
-Pure functions over bytes and strings; what is stored where is the business of `history` and `blobs`.
+Ids are computed as git computes them, so that an oid a client derives from local bytes equals the oid the embedded
+Hub answers with. Pure functions over bytes and strings; what is stored where is the business of `history` and
+`blobs`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ DIRECTORY = "40000"
 FILE = "100644"
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
-_LFS_MODEL = (
-    "*.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gz *.h5 *.joblib *.lfs.* *.mlmodel *.model *.msgpack *.npy *.npz *.onnx *.ot "
-    "*.parquet *.pb *.pickle *.pkl *.pt *.pth *.rar *.safetensors saved_model/**/* *.tar.* *.tar *.tflite *.tgz *.wasm *.xz "
-    "*.zip *.zst *tfevents*"
-).split()
-_LFS_DATASET_ONLY = (
-    "*.lz4 *.mds *.pcm *.sam *.raw *.aac *.flac *.mp3 *.ogg *.wav *.bmp *.gif *.png *.tiff *.jpg *.jpeg *.webp *.mp4 *.webm"
-).split()
+_LFS_EVERYWHERE = """
+    *.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gz *.h5 *.joblib *.lfs.* *.mlmodel *.model *.msgpack *.npy *.npz *.onnx *.ot
+    *.parquet *.pb *.pickle *.pkl *.pt *.pth *.rar *.safetensors saved_model/**/* *.tar.* *.tar *.tflite *.tgz *.wasm
+    *.xz *.zip *.zst *tfevents*
+"""
+_LFS_IN_DATASETS = """
+    *.lz4 *.mds *.pcm *.sam *.raw *.aac *.flac *.mp3 *.ogg *.wav *.bmp *.gif *.png *.tiff *.jpg *.jpeg *.webp *.mp4
+    *.webm
+"""
 
 
 class Entry(NamedTuple):
@@ -39,7 +41,7 @@ class Entry(NamedTuple):
 
 def default_gitattributes(repo_type: str) -> bytes:
     """The `.gitattributes` that the Hub puts into the first commit of a new repo."""
-    patterns = _LFS_MODEL + (_LFS_DATASET_ONLY if repo_type == "dataset" else [])
+    patterns = (_LFS_EVERYWHERE + (_LFS_IN_DATASETS if repo_type == "dataset" else "")).split()
     return "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in patterns).encode()
 
 
@@ -118,7 +120,9 @@ def lfs_tracked(gitattributes: str, path: str) -> bool:
 
 
 def ignored(gitignore: str, path: str) -> bool:
-    """Whether `.gitignore` leaves `path` out; the last matching line decides, and a matched folder covers what is in it."""
+    """Whether `.gitignore` leaves `path` out; the last matching line decides, and a matched folder covers what is in
+    it.
+    """
     verdict = False
     prefixes = [path[: match.start()] for match in re.finditer("/", path)]
     for raw in gitignore.splitlines():

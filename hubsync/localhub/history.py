@@ -1,7 +1,7 @@
 """Refs, commits and trees of every repo: git's object graph, in the store's tables.
 
-Trees are shared between commits as in git, so a commit writes only the directories it changes. All writes run inside the caller's
-`Store.transaction()`, which makes check-the-parent and move-the-ref one step.
+Trees are shared between commits as in git, so a commit writes only the directories it changes. All writes run inside
+the caller's `Store.transaction()`, which makes check-the-parent and move-the-ref one step.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class History:
                 yield from self.walk(entry.oid, f"{prefix}{name}/", recursive=True)
 
     def write_tree(self, root: str, changes: Mapping[str, str | None]) -> str:
-        """The root after `changes` (path -> new file oid, or None to remove a file or a whole folder). Empty folders vanish."""
+        """The root after `changes` (path -> new file oid, or None to remove a file or a whole folder). Empty folders
+        vanish.
+        """
         here: dict[str, Entry] = dict(self.tree(root))
         below: dict[str, dict[str, str | None]] = {}
         # Removals first: a commit may turn a file into a folder of the same name.
@@ -224,6 +226,6 @@ class History:
         for start in range(0, len(wanted), 500):
             some = wanted[start : start + 500]
             marks = ",".join("?" * len(some))
-            rows = self._store.rows(f"SELECT oid, size, sha256 FROM object WHERE oid IN ({marks})", *some)  # noqa: S608
+            rows = self._store.rows(f"SELECT oid, size, sha256 FROM object WHERE oid IN ({marks})", *some)
             found.update((row[0], Content(*row)) for row in rows)
         return found

@@ -1,7 +1,8 @@
 """Git LFS: the batch endpoint, uploads in one PUT or in parts, and the verification after them.
 
-Upload addresses are signed and carry what was asked for; the content must have the sha256 and the size that the batch request named, or
-it is dropped. Only content that was uploaded for a repo may be referred to from that repo's commits.
+Upload addresses are signed and carry what was asked for; the content must have the sha256 and the size that the
+batch request named, or it is dropped. Only content that was uploaded for a repo may be referred to from that repo's
+commits.
 """
 
 from __future__ import annotations
@@ -149,7 +150,10 @@ def verify(core: Core, call: Call) -> Response:
 
 def listing(core: Core, call: Call) -> Response:
     repo, _ = core.writable(call)
-    sql = "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ? ORDER BY g.created, g.sha256"
+    sql = (
+        "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 "
+        "WHERE g.repo = ? ORDER BY g.created, g.sha256"
+    )
     names = _names(core, repo)
     rows = core.store.rows(sql, repo.id)
     return json_response(

@@ -1,7 +1,8 @@
-"""The Hub's request windows: `RateLimit` and `RateLimit-Policy` on every answer and, where a limit is set, the 429 when one is spent.
+"""The Hub's request windows: `RateLimit` and `RateLimit-Policy` on every answer and, where a limit is set, the 429 when
+one is spent.
 
-Fixed windows of 300 seconds, counted by token or, without one, by address. Only calls to the API and to `resolve` count, each in a
-window of its own; uploads of content go to other hosts on the real Hub.
+Fixed windows of 300 seconds, counted by token or, without one, by address. Only calls to the API and to `resolve`
+count, each in a window of its own; uploads of content go to other hosts on the real Hub.
 """
 
 from __future__ import annotations
@@ -65,7 +66,15 @@ class Windows:
     def check(self, headers: dict[str, str], operation: Operation) -> None:
         """Refuse a request whose window was spent when it was counted."""
         if "Retry-After" in headers and operation not in _FREE:
-            raise HubError(
-                429,
-                f"We had to rate limit you: you have used all the requests of this window. Retry after {headers['Retry-After']} seconds.",
-            )
+            raise HubError(429, f"We had to rate limit you. Retry after {headers['Retry-After']} seconds.")
+
+
+def commits_spent(per_hour: int, wait_s: float) -> str:
+    """What the Hub says when the hour's commits are spent: the wait is rounded up to whole minutes or to about an hour."""
+    minutes = max(1, -(-int(wait_s) // 60))
+    wait = "about 1 hour" if minutes > 45 else f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return (
+        f"You have exceeded the rate limit for repository commits ({per_hour} per hour). Retry this action in {wait}. "
+        "If you're a new user, your limits will raise progressively over time. "
+        "Get in touch with us at website@huggingface.co if you need access now."
+    )

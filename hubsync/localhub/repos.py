@@ -22,8 +22,8 @@ def whoami(core: Core, call: Call) -> Response:
     caller = core.authenticated(call)
     orgs = [
         {
-            "type": "org", "id": _hex_id("org", org), "name": org, "fullname": org, "email": None, "canPay": False, "periodEnd": None,
-            "avatarUrl": "/avatars/default.svg", "roleInOrg": "admin", "isEnterprise": False,
+            "type": "org", "id": _hex_id("org", org), "name": org, "fullname": org, "email": None, "canPay": False,
+            "periodEnd": None, "avatarUrl": "/avatars/default.svg", "roleInOrg": "admin", "isEnterprise": False,
         }
         for org in core.store.orgs(caller.name)
     ]  # fmt: skip
@@ -31,7 +31,9 @@ def whoami(core: Core, call: Call) -> Response:
         "type": "user", "id": _hex_id("user", caller.name), "name": caller.name, "fullname": caller.name,
         "email": f"{caller.name}@localhost", "emailVerified": True, "canPay": False, "isPro": False, "periodEnd": None,
         "avatarUrl": "/avatars/default.svg", "orgs": orgs,
-        "auth": {"type": "access_token", "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)}},
+        "auth": {
+            "type": "access_token", "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)},
+        },
     }  # fmt: skip
     return json_response(body)
 
@@ -173,7 +175,8 @@ def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> 
     body: dict[str, Any] = {
         "_id": _hex_id("repo", str(repo.id)), "id": repo.name, "author": repo.namespace, "sha": commit.oid,
         "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
-        "gated": repo.extra.get("gated", False), "downloads": 0, "downloadsAllTime": 0, "likes": likes[0] if likes else 0,
+        "gated": repo.extra.get("gated", False), "likes": likes[0] if likes else 0, "downloads": 0,
+        "downloadsAllTime": 0,
         "tags": [*(tags if isinstance(tags, list) else [tags]), *_derived_tags(metadata), "region:us"],
         "siblings": siblings(core, commit, blobs=blobs), "trendingScore": 0,
         "usedStorage": _used_storage(core, repo),
@@ -241,7 +244,9 @@ def _used_storage(core: Core, repo: Repo) -> int:
 
 
 def listing(core: Core, call: Call) -> Response:
-    """Repos that the caller may see, newest first; `author`, `search` and `limit` are understood, other filters are not."""
+    """Repos that the caller may see, newest first; `author`, `search` and `limit` are understood, other filters are
+    not.
+    """
     caller, query = core.caller(call), call.request.query_params
     author, search = query.get("author", "").lower(), query.get("search", "").lower()
     limit = call.integer("limit", _DEFAULT_LIST, most=1000)

@@ -1,7 +1,7 @@
 """Names for everything the Hub does (`Operation`), and the way from a request line to one of them.
 
-Paths are matched raw, before percent-decoding, because a revision may hold an encoded slash (`refs%2Fpr%2F1`). `Call` is what a handler
-gets: the request, the decoded path parameters and, for small requests, the whole body.
+Paths are matched raw, before percent-decoding, because a revision may hold an encoded slash (`refs%2Fpr%2F1`).
+`Call` is what a handler gets: the request, the decoded path parameters and, for small requests, the whole body.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ _PLACEHOLDERS = {
 class Route:
     """A method and a path, what they mean, and who answers.
 
-    A `handler` is a plain function that runs in a worker thread and gets the whole body (small requests); a `stream` handler is a
-    coroutine function that reads the body itself.
+    A `handler` is a plain function that runs in a worker thread and gets the whole body (small requests); a `stream`
+    handler is a coroutine function that reads the body itself.
     """
 
     operation: Operation

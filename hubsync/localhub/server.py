@@ -1,7 +1,8 @@
-"""`LocalHub`: the embedded Hub as an object with its own thread, event loop and port, and `serve`, the same as a blocking command.
+"""`LocalHub`: the embedded Hub as an object with its own thread, event loop and port, and `serve`, the same as a
+blocking command.
 
-Starting, stopping and starting again keeps directory and port, so that a stop in the middle of a job is a real outage: connections are
-refused, and later the Hub is back with all it had.
+Starting, stopping and starting again keeps directory and port, so that a stop in the middle of a job is a real
+outage: connections are refused, and later the Hub is back with all it had.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class _Protocol(H11Protocol):
 
 
 class LocalHub:
-    """A Hub on 127.0.0.1 in a directory (default: a temporary one, removed at the end). Use as a context manager, or start and stop it.
+    """A Hub on 127.0.0.1 in a directory (default: a temporary one, removed at the end). Use as a context manager, or
+    start and stop it.
 
-    `users` maps names to write tokens; the first is the default user. `commits_per_hour` is a sliding window per user;
-    `requests_per_window` is per 300 seconds (the Hub: 1000), None only tells and never refuses. `clock` gives Unix seconds.
+    `users` maps names to write tokens; the first is the default user. `commits_per_hour` is a sliding window per
+    user; `requests_per_window` is per 300 seconds (the Hub: 1000), None only tells and never refuses. `clock` gives
+    Unix seconds.
     """
 
     def __init__(
@@ -221,7 +224,9 @@ def serve(
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> None:
-    """Run a Hub in the foreground until SIGINT or SIGTERM; `settings` are LocalHub's, `say` gets what a person should read."""
+    """Run a Hub in the foreground until SIGINT or SIGTERM; `settings` are LocalHub's, `say` gets what a person should
+    read.
+    """
     stopped = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,7 +1,9 @@
-"""The embedded Hub's database: one SQLite file (WAL) with accounts, tokens, repos, refs, commits, trees and what is in storage.
+"""The embedded Hub's database: one SQLite file (WAL) with accounts, tokens, repos, refs, commits, trees and what is in
+storage.
 
-Holds the connection and its lock, the schema, and the rows about accounts and repos. What is git's is read and written in `history`,
-what is Xet's in `cas`; both use `transaction()` so that a commit is one transaction and a restart finds it whole or not at all.
+Holds the connection and its lock, the schema, and the rows about accounts and repos. What is git's is read and
+written in `history`, what is Xet's in `cas`; both use `transaction()` so that a commit is one transaction and a
+restart finds it whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,25 +28,29 @@ CREATE TABLE IF NOT EXISTS member (
     org TEXT NOT NULL COLLATE NOCASE, account TEXT NOT NULL COLLATE NOCASE, PRIMARY KEY (org, account));
 CREATE TABLE IF NOT EXISTS token (token TEXT PRIMARY KEY, account TEXT NOT NULL, role TEXT NOT NULL, expires REAL);
 CREATE TABLE IF NOT EXISTS repo (
-    id INTEGER PRIMARY KEY, type TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE, private INTEGER NOT NULL, created REAL NOT NULL,
-    extra TEXT NOT NULL, UNIQUE (type, name));
+    id INTEGER PRIMARY KEY, type TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE, private INTEGER NOT NULL,
+    created REAL NOT NULL, extra TEXT NOT NULL, UNIQUE (type, name));
 CREATE TABLE IF NOT EXISTS moved (
     type TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE, repo INTEGER NOT NULL, PRIMARY KEY (type, name));
-CREATE TABLE IF NOT EXISTS ref (repo INTEGER NOT NULL, name TEXT NOT NULL, oid TEXT NOT NULL, PRIMARY KEY (repo, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ref (
+    repo INTEGER NOT NULL, name TEXT NOT NULL, oid TEXT NOT NULL, PRIMARY KEY (repo, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commits (
-    repo INTEGER NOT NULL, oid TEXT NOT NULL, tree TEXT NOT NULL, parent TEXT, author TEXT NOT NULL, title TEXT NOT NULL,
-    message TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (repo, oid)) WITHOUT ROWID;
+    repo INTEGER NOT NULL, oid TEXT NOT NULL, tree TEXT NOT NULL, parent TEXT, author TEXT NOT NULL,
+    title TEXT NOT NULL, message TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (repo, oid)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tree (oid TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS object (oid TEXT PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS large (sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, xet TEXT, plain INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS large (
+    sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, xet TEXT, plain INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS granted (
     repo INTEGER NOT NULL, sha256 TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (repo, sha256)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS xorb (hash TEXT PRIMARY KEY, bytes INTEGER NOT NULL, chunks BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS xetfile (hash TEXT PRIMARY KEY, size INTEGER NOT NULL, terms BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS quota (account TEXT NOT NULL COLLATE NOCASE, at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS quota_at ON quota (account, at);
-CREATE TABLE IF NOT EXISTS discussion (repo INTEGER NOT NULL, num INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (repo, num)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS liked (account TEXT NOT NULL, repo INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (account, repo));
+CREATE TABLE IF NOT EXISTS discussion (
+    repo INTEGER NOT NULL, num INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (repo, num)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS liked (
+    account TEXT NOT NULL, repo INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (account, repo));
 """
 
 
@@ -205,7 +211,7 @@ class Store:
     def delete_repo(self, repo: Repo) -> None:
         with self.transaction() as db:
             for table in ("ref", "commits", "granted", "moved", "discussion", "liked"):
-                db.execute(f"DELETE FROM {table} WHERE repo = ?", (repo.id,))  # noqa: S608 - the names stand one line above
+                db.execute(f"DELETE FROM {table} WHERE repo = ?", (repo.id,))
             db.execute("DELETE FROM repo WHERE id = ?", (repo.id,))
 
     def move_repo(self, repo: Repo, name: str) -> None:
@@ -227,7 +233,9 @@ class Store:
     # What is in storage: small objects by git id, large ones by sha256, and which repo may refer to which
 
     def grant(self, repo: int, sha256: str, now: float) -> None:
-        """Let a repo's commits refer to a large object: somebody with its write token has shown that they have the content."""
+        """Let a repo's commits refer to a large object: somebody with its write token has shown that they have the
+        content.
+        """
         self.write("INSERT OR IGNORE INTO granted VALUES (?, ?, ?)", repo, sha256, now)
 
     def granted(self, repo: int, sha256: str) -> int | None:

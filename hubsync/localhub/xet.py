@@ -1,7 +1,8 @@
-"""Xet's wire formats: hashes as text, xorbs (chunks packed into one object) and shards (how files are put together from chunks).
+"""Xet's wire formats: hashes as text, xorbs (chunks packed into one object) and shards (how files are put together from
+chunks).
 
-Readers for what a client uploads, strict about every length and offset, over bytes or a file; nothing here knows of HTTP or of a
-database. Layouts follow the public Xet protocol specification, as hf_xet 1.8 writes them.
+Readers for what a client uploads, strict about every length and offset, over bytes or a file; nothing here knows of
+HTTP or of a database. Layouts follow the public Xet protocol specification, as hf_xet 1.8 writes them.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ def _unpack(scheme: int, data: bytes, unpacked: int) -> bytes:
 
 
 def read_shard(data: bytes) -> list[ShardFile]:
-    """The files that a shard describes. The xorb section is not read: what is stored is known from the xorbs themselves."""
+    """The files that a shard describes. The xorb section is not read: what is stored is known from the xorbs
+    themselves.
+    """
     if len(data) < _SECTION_BYTES:
         raise XetFormatError("the shard is shorter than its header")
     version = struct.unpack_from("<Q", data, 32)[0]
