@@ -196,7 +196,7 @@ def file_terms(core: Core, file_hash: str) -> tuple[list[Term], int]:
 
 
 def _trim(core: Core, terms: list[Term], start: int, end: int) -> tuple[int, list[Term]]:
-    """The terms cut down to the chunks that hold the bytes `start` to `end`, and where `start` is in the first of them."""
+    """Where `start` is in the first of the terms cut down to what holds `start` to `end`, and these terms."""
     out: list[Term] = []
     offset = position = 0
     for term in terms:

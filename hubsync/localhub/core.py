@@ -90,7 +90,7 @@ class Core:
     # Who is calling
 
     def caller(self, call: Call) -> Caller | None:
-        """The token's owner, or None for an anonymous request. A token that is not good is refused, whatever is asked."""
+        """The token's owner, or None for an anonymous request. A bad token is refused, whatever is asked."""
         header = call.request.headers.get("authorization", "")
         scheme, _, token = header.partition(" ")
         if not header:

@@ -79,7 +79,7 @@ class History:
         return self._store.write("DELETE FROM ref WHERE repo = ? AND name = ?", repo.id, name) > 0
 
     def branch(self, repo: Repo, revision: str) -> str | None:
-        """The full name of the writable ref that `revision` names, or None (a tag or a commit cannot be committed to)."""
+        """The full name of the ref to commit to that `revision` names; None for a tag or a commit."""
         full = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
         return full if not full.startswith("refs/tags/") and self.ref(repo, full) else None
 

@@ -19,7 +19,8 @@ _API_REQUESTS = 1000
 _RESOLVE_REQUESTS = 5000
 _FREE = frozenset(
     {
-        Operation.XORB_GRANT, Operation.XORB, Operation.SHARD, Operation.RECONSTRUCTION, Operation.CHUNK, Operation.XORB_DATA,
+        Operation.XORB_GRANT, Operation.XORB, Operation.SHARD, Operation.RECONSTRUCTION, Operation.CHUNK,
+        Operation.XORB_DATA,
         Operation.LFS_UPLOAD, Operation.BLOB,
     }
 )  # fmt: skip
@@ -70,7 +71,7 @@ class Windows:
 
 
 def commits_spent(per_hour: int, wait_s: float) -> str:
-    """What the Hub says when the hour's commits are spent: the wait is rounded up to whole minutes or to about an hour."""
+    """What the Hub says when the hour's commits are spent; the wait is rounded up to minutes or an hour."""
     minutes = max(1, -(-int(wait_s) // 60))
     wait = "about 1 hour" if minutes > 45 else f"{minutes} minute{'s' if minutes > 1 else ''}"
     return (

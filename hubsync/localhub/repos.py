@@ -32,7 +32,8 @@ def whoami(core: Core, call: Call) -> Response:
         "email": f"{caller.name}@localhost", "emailVerified": True, "canPay": False, "isPro": False, "periodEnd": None,
         "avatarUrl": "/avatars/default.svg", "orgs": orgs,
         "auth": {
-            "type": "access_token", "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)},
+            "type": "access_token",
+            "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)},
         },
     }  # fmt: skip
     return json_response(body)
@@ -272,7 +273,8 @@ def own_repos(core: Core, call: Call) -> Response:
     out = [
         {
             "id": repo.name, "type": repo.type, "updatedAt": iso(core.revision(repo, "main").created),
-            "visibility": "private" if repo.private else "public", "storage": _used_storage(core, repo), "storagePercent": 0.0,
+            "visibility": "private" if repo.private else "public", "storage": _used_storage(core, repo),
+            "storagePercent": 0.0,
         }
         for repo_type in _TYPES
         for repo in core.store.repos(repo_type)

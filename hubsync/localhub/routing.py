@@ -49,7 +49,7 @@ class Operation(StrEnum):
     LFS_UPLOAD = "lfs-upload"
     LFS_VERIFY = "lfs-verify"
     LFS_FILES = "lfs-files"
-    XET_TOKEN = "xet-token"
+    XET_TOKEN = "xet-token"  # noqa: S105 - a name, not a secret
     XORB_GRANT = "xorb-grant"
     XORB = "xorb"
     SHARD = "shard"

@@ -107,8 +107,8 @@ class LocalHub:
         assert self._core is not None
         app = App(self._core, self.faults, self._log)
         config = uvicorn.Config(
-            app, http=_Protocol, ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False, server_header=False,
-            proxy_headers=False, timeout_keep_alive=60, timeout_graceful_shutdown=1, backlog=2048,
+            app, http=_Protocol, ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=60, timeout_graceful_shutdown=1, backlog=2048,
         )  # fmt: skip
         self._server = server = uvicorn.Server(config)
         self._thread = threading.Thread(target=_run, args=(server, app, listener), name="localhub", daemon=True)
@@ -231,9 +231,7 @@ def serve(
     previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if not _is_loopback(host):
-            say(
-                f"warning: {host} is not a loopback address: anyone who reaches it gets at this Hub, and its tokens are not secrets"
-            )
+            say(f"warning: {host} is not a loopback address; whoever reaches it can use this Hub")
         with LocalHub(directory, host=host, port=port, users=users, **settings) as hub:
             say(f"the embedded Hub is at {hub.endpoint}, in {hub.directory}")
             say("  ".join(f"export {name}={value}" for name, value in hub.environ().items()))

@@ -171,7 +171,7 @@ class Store:
         return Caller(name=row[0], role=row[1], token=token)
 
     def may_write(self, caller: Caller, namespace: str) -> bool:
-        """Whether the namespace is the caller's own or an organization's that they belong to (the token's role aside)."""
+        """Whether the namespace is the caller's own or of an organization of theirs (the token's role aside)."""
         return caller.name.lower() == namespace.lower() or namespace.lower() in map(str.lower, self.orgs(caller.name))
 
     # Repos

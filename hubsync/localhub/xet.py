@@ -63,7 +63,7 @@ def hash_text(raw: bytes) -> str:
 
 
 def read_xorb(file: BinaryIO, size: int) -> list[Chunk]:
-    """The chunks of a serialized xorb of `size` bytes, from their headers alone; a footer is accepted and not needed."""
+    """The chunks of a serialized xorb of `size` bytes, from their headers; a footer is not needed."""
     chunks: list[Chunk] = []
     position = 0
     while position < size:
