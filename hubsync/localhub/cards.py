@@ -32,6 +32,9 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
             isinstance(value, list) and not all(isinstance(item, str) for item in value)
         ):
             errors.append(f'"{name}" must be a string or a list of strings')
+    model_index = metadata.get("model-index", [])
+    if not isinstance(model_index, list) or not all(isinstance(item, dict) for item in model_index):
+        errors.append('"model-index" must be an array of mappings')
     if not isinstance(metadata.get("license", ""), str | list):
         errors.append('"license" must be a string or a list of strings')
     configs = metadata.get("configs", [])

@@ -24,7 +24,7 @@ from hubsync.localhub.routing import Call, HubError, Operation, Route, json_resp
 from hubsync.localhub.store import Caller, Repo
 
 REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever its name
-_INLINED_BYTES = 100 * 1024 * 1024  # of regular files in one commit
+_INLINED_BYTES = 512 * 1024 * 1024  # of regular files in one commit
 _LINE_BYTES = 150 * 1024 * 1024
 _PREUPLOAD_FILES = 256  # a client sends at most so many at a time
 _WINDOW_S = 3600.0
@@ -58,7 +58,7 @@ def _upload_mode(core: Core, tree: str, ignore: str, attributes: str, item: obje
         raise HubError(400, '"files" items need a "path", a "size" and a "sample"')
     path = item.get("path")
     if problem := git.path_problem(path):
-        raise HubError(400, problem)
+        raise HubError(422, problem)
     assert isinstance(path, str)
     try:
         binascii.a2b_base64(str(item.get("sample") or ""), strict_mode=True)
@@ -178,7 +178,7 @@ def _read_line(core: Core, repo: Repo, draft: _Draft, line: _Line) -> None:
     if path is not None and line.key == "deletedFolder":
         path = path.rstrip("/")
     if problem := git.path_problem(path):
-        raise HubError(400, problem)
+        raise HubError(422, problem)
     assert path is not None
     if line.key == "file":
         _take_file(core, draft, path, value)
@@ -258,10 +258,10 @@ def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, cre
         _check_quota(core, caller)
         base = core.revision(repo, revision)
         ref = core.history.branch(repo, revision)
-        if ref is None and not create_pr:
+        if ref is None:
             raise HubError(400, f"Invalid rev id: {revision} is not a branch", code="RevisionNotFound")
         if draft.parent is not None and draft.parent != base.oid:
-            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+            raise HubError(412, "The branch was updated since you opened this page. Please refresh and try again.")
         changes = _with_removals(core, base.tree, draft)
         for oid, (size, sha256) in draft.contents.items():
             core.history.add_content(oid, size, sha256)
@@ -285,9 +285,8 @@ def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, cre
             "hookOutput": "",
         }
         if create_pr:
-            answer["pullRequestUrl"] = discussions.open_pull_request(core, repo, caller.name, base, landed)
+            answer["pullRequestUrl"] = discussions.open_pull_request(core, repo, caller.name, ref, base, landed)
         else:
-            assert ref is not None
             core.history.set_ref(repo, ref, landed.oid)
             discussions.note_commit(core, repo, ref, caller.name, landed)
         core.store.write("INSERT INTO quota VALUES (?, ?)", caller.name, core.clock())
@@ -300,7 +299,8 @@ def _with_removals(core: Core, tree: str, draft: _Draft) -> dict[str, str | None
     changes: dict[str, str | None] = {}
     for path, is_folder in draft.removals:
         entry = core.history.entry(tree, path)
-        if entry is None or entry.is_directory != is_folder:
+        # A file's removal may name a folder (huggingface_hub allows it), a folder's removal no file.
+        if entry is None or (is_folder and not entry.is_directory):
             what = "folder" if is_folder else "file"
             raise HubError(404, f"A {what} with this name doesn't exist: {path}", code="EntryNotFound")
         changes[path] = None

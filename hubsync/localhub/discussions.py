@@ -27,9 +27,9 @@ _DIFFED_BYTES = 1 << 20
 Document = dict[str, Any]
 
 
-def open_pull_request(core: Core, repo: Repo, author: str, base: Commit, head: Commit) -> str:
-    """Give `head` a number and a ref; returns the pull request's address."""
-    document = _create(core, repo, author, head.title, head.message, base=base, status="open")
+def open_pull_request(core: Core, repo: Repo, author: str, target: str, base: Commit, head: Commit) -> str:
+    """Give `head` a number and a ref, to be merged into the ref `target`; returns the pull request's address."""
+    document = _create(core, repo, author, head.title, head.message, base=(target, base.oid), status="open")
     core.history.set_ref(repo, f"refs/pr/{document['num']}", head.oid)
     document["events"].append(_event(core, author, "commit", {"subject": head.title, "oid": head.oid}))
     _save(core, repo, document)
@@ -83,7 +83,15 @@ def create(core: Core, call: Call) -> Response:
         base = core.revision(repo, "main")
         is_pull = bool(body.get("pullRequest"))
         status = _EMPTY_PR if is_pull else "open"
-        document = _create(core, repo, caller.name, title, description, base=base if is_pull else None, status=status)
+        document = _create(
+            core,
+            repo,
+            caller.name,
+            title,
+            description,
+            base=("refs/heads/main", base.oid) if is_pull else None,
+            status=status,
+        )
         if is_pull:
             core.history.set_ref(repo, f"refs/pr/{document['num']}", base.oid)
         _save(core, repo, document)
@@ -186,14 +194,14 @@ def merge(core: Core, call: Call) -> Response:
             raise HubError(400, "Cannot merge a draft pull request: open it first")
         if conflicts := _conflicts(core, repo, document):
             raise HubError(400, f"This pull request has conflicts: {', '.join(map(str, conflicts))}")
-        base = core.revision(repo, "main")
+        base = core.revision(repo, document["changes"]["base"])
         tree = core.history.write_tree(base.tree, _changes(core, repo, document))
         title = f"{document['title']} (#{document['num']})"
         message = str(call.json().get("comment") or "")
         commit = core.history.add_commit(
             repo, tree=tree, parent=base.oid, author=caller.name, title=title, message=message, now=core.clock()
         )
-        core.history.set_ref(repo, "refs/heads/main", commit.oid)
+        core.history.set_ref(repo, document["changes"]["base"], commit.oid)
         document["status"] = "merged"
         document["changes"] |= {"mergeCommitId": commit.oid}
         document["events"].append(_event(core, caller.name, "status-change", {"status": "merged"}))
@@ -205,7 +213,7 @@ def merge(core: Core, call: Call) -> Response:
 
 
 def _create(
-    core: Core, repo: Repo, author: str, title: str, text: str, *, base: Commit | None, status: str
+    core: Core, repo: Repo, author: str, title: str, text: str, *, base: tuple[str, str] | None, status: str
 ) -> Document:
     row = core.store.row("SELECT coalesce(max(num), 0) + 1 FROM discussion WHERE repo = ?", repo.id)
     assert row is not None
@@ -214,7 +222,7 @@ def _create(
         "isPullRequest": base is not None, "createdAt": iso(core.clock()), "events": [_comment(core, author, text)],
     }  # fmt: skip
     if base is not None:
-        document["changes"] = {"base": "refs/heads/main", "start": base.oid}
+        document["changes"] = {"base": base[0], "start": base[1]}
     return document
 
 
@@ -292,7 +300,11 @@ def _sides(core: Core, repo: Repo, document: Document) -> tuple[dict[str, str], 
     """Path -> oid where the pull request began, at its head, and on its base now."""
     start = core.history.commit(repo, document["changes"]["start"])
     head = core.revision(repo, f"refs/pr/{document['num']}")
-    return _files(core, start.tree), _files(core, head.tree), _files(core, core.revision(repo, "main").tree)
+    return (
+        _files(core, start.tree),
+        _files(core, head.tree),
+        _files(core, core.revision(repo, document["changes"]["base"]).tree),
+    )
 
 
 def _changes(core: Core, repo: Repo, document: Document) -> dict[str, str | None]:

@@ -146,7 +146,7 @@ class Fault:
         return cls(
             kind="status",
             code=412,
-            body='{"error":"A commit has happened since. Please refresh and try again."}',
+            body='{"error":"The branch was updated since you opened this page. Please refresh and try again."}',
             **aim,
         )
 

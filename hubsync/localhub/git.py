@@ -141,7 +141,10 @@ def path_problem(path: object) -> str | None:
     """Why the Hub refuses `path` as a file's place in a repo, or None where it is fine."""
     if not isinstance(path, str) or not path:
         return "path must be a non-empty string"
-    if path.startswith("/") or "\\" in path or any(ord(character) < 32 or ord(character) == 127 for character in path):
+    # A backslash is a character of a name in git; at the front it would lead out of a folder on Windows.
+    if path.startswith(("/", "\\", ".\\", "..\\")) or any(
+        ord(character) < 32 or ord(character) == 127 for character in path
+    ):
         return f"invalid path: {path!r}"
     segments = path.split("/")
     if any(segment in ("", ".", "..") or segment.lower() == ".git" for segment in segments):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,6 +142,26 @@ class History:
                         del pending[path]
             newer = older
         return {**found, **dict.fromkeys(pending, newer)}
+
+    def rewrite(self, repo: Repo, keep: Callable[[str], bool]) -> None:
+        """Write the whole history anew without the files whose oid `keep` refuses, and move every ref to it."""
+        replaced: dict[str, str] = {}
+        for name, head in self.refs(repo, "refs/").items():
+            for old in reversed(list(self.log(repo, head))):
+                if old.oid in replaced:
+                    continue
+                nodes = self.walk(old.tree, "", recursive=True)
+                gone = {node.path: None for node in nodes if not node.entry.is_directory and not keep(node.entry.oid)}
+                replaced[old.oid] = self.add_commit(
+                    repo,
+                    tree=self.write_tree(old.tree, gone) if gone else old.tree,
+                    parent=replaced[old.parent] if old.parent else None,
+                    author=old.author,
+                    title=old.title,
+                    message=old.message,
+                    now=old.created,
+                ).oid
+            self.set_ref(repo, f"refs/{name}", replaced[head])
 
     # Trees
 

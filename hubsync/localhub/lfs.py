@@ -154,28 +154,43 @@ def listing(core: Core, call: Call) -> Response:
         "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 "
         "WHERE g.repo = ? ORDER BY g.created, g.sha256"
     )
-    names = _names(core, repo)
-    rows = core.store.rows(sql, repo.id)
-    return json_response(
-        [
-            {
-                "fileOid": sha256,
-                "oid": sha256,
-                "size": size,
-                "filename": names.get(sha256, sha256),
-                "pushedAt": iso(at),
-                "ref": "main",
-            }
-            for sha256, at, size in rows
-        ]
-    )
+    places = _places(core, repo)
+    out = []
+    for sha256, at, size in core.store.rows(sql, repo.id):
+        ref, path = places.get(sha256, (None, sha256))
+        item = {"fileOid": sha256, "oid": sha256, "size": size, "filename": path, "pushedAt": iso(at), "ref": ref}
+        out.append(item)
+    return json_response(out)
 
 
-def _names(core: Core, repo: Repo) -> dict[str, str]:
-    head = core.revision(repo, "main")
-    nodes = [node for node in core.history.walk(head.tree, "", recursive=True) if not node.entry.is_directory]
-    contents = core.history.contents(node.entry.oid for node in nodes)
-    return {contents[node.entry.oid].sha256 or "": node.path for node in nodes}
+def _places(core: Core, repo: Repo) -> dict[str, tuple[str, str]]:
+    """Where each large object is to be found: a ref, `main` before all others, and a path."""
+    places: dict[str, tuple[str, str]] = {}
+    refs = core.history.refs(repo, "refs/heads/")
+    for name, oid in sorted(refs.items(), key=lambda item: item[0] != "main"):
+        tree = core.history.commit(repo, oid).tree
+        nodes = [node for node in core.history.walk(tree, "", recursive=True) if not node.entry.is_directory]
+        contents = core.history.contents(node.entry.oid for node in nodes)
+        for node in nodes:
+            sha256 = contents[node.entry.oid].sha256
+            if sha256 is not None:
+                places.setdefault(sha256, (f"refs/heads/{name}", node.path))
+    return places
+
+
+def purge(core: Core, call: Call) -> Response:
+    """Take large objects from a repo for good; with `rewriteHistory`, as if they had never been committed."""
+    repo, _ = core.writable(call)
+    deletions = call.json().get("deletions")
+    if not isinstance(deletions, dict) or not isinstance(deletions.get("sha"), list):
+        raise HubError(400, '"deletions.sha" must be an array')
+    gone = {str(sha256) for sha256 in deletions["sha"]}
+    with core.store.transaction():
+        for sha256 in gone:
+            core.store.write("DELETE FROM granted WHERE repo = ? AND sha256 = ?", repo.id, sha256)
+        if deletions.get("rewriteHistory", True):
+            core.history.rewrite(repo, lambda oid: core.history.content(oid).sha256 not in gone)
+    return json_response({"success": True})
 
 
 def duplicate(core: Core, call: Call) -> Response:
@@ -207,5 +222,6 @@ ROUTES = [
     Route(Operation.LFS_UPLOAD, "PUT", _LFS + "/(?P<number>[0-9]+)", stream=put_part),
     Route(Operation.LFS_UPLOAD, "POST", _LFS + "/complete", complete),
     Route(Operation.LFS_FILES, "GET", "/api/{type}/{repo}/lfs-files", listing),
+    Route(Operation.LFS_FILES, "POST", "/api/{type}/{repo}/lfs-files/batch", purge),
     Route(Operation.LFS_FILES, "POST", "/api/{type}/{repo}/lfs-files/duplicate", duplicate),
 ]

@@ -52,7 +52,7 @@ def point_at(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None
 
 
 def _patch_huggingface_hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """What was computed from the environment when the module was imported; names that a version does not have are left."""
+    """Set what was computed from the environment at import; names that a version lacks are left."""
     from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import _http, _xet
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from hubsync.localhub import git
 from hubsync.localhub.content import next_link
 from hubsync.localhub.core import Core, iso
 from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
@@ -65,12 +66,12 @@ def create_branch(core: Core, call: Call) -> Response:
     body = call.json()
     with core.store.transaction():
         if core.history.ref(repo, f"refs/heads/{name}"):
-            raise HubError(409, f"Reference already exists: refs/heads/{name}")
+            raise HubError(409, f"Reference refs/heads/{name} already exists")
         start = core.revision(repo, str(body.get("startingPoint") or "main"))
         oid = start.oid
         if body.get("emptyBranch"):
             oid = core.history.add_commit(
-                repo, tree="4b825dc642cb6eb9a060e54bf8d69288fbee4904", parent=None, author=repo.namespace,
+                repo, tree=git.EMPTY_TREE, parent=None, author=repo.namespace,
                 title="initial commit", message="", now=core.clock(),
             ).oid  # fmt: skip
         core.history.set_ref(repo, f"refs/heads/{name}", oid)
@@ -81,10 +82,10 @@ def delete_branch(core: Core, call: Call) -> Response:
     repo, _ = core.writable(call)
     name = call.params["name"]
     if name == "main":
-        raise HubError(403, "Cannot delete the default branch: refs/heads/main")
+        raise HubError(403, "Cannot delete refs/heads/main")
     full = name if name.startswith("refs/") else f"refs/heads/{name}"
     if not core.history.delete_ref(repo, full):
-        raise HubError(404, f"Reference does not exist: {full}", code="RevisionNotFound")
+        raise HubError(404, f"Invalid rev id: {full}", code="RevisionNotFound")
     return json_response({"success": True})
 
 
@@ -93,11 +94,12 @@ def create_tag(core: Core, call: Call) -> Response:
     tag = call.json().get("tag")
     if not isinstance(tag, str):
         raise HubError(400, '"tag" is required')
-    full = f"refs/tags/{_checked(tag)}"
     with core.store.transaction():
+        commit = core.revision(repo, call.params["rev"])
+        full = f"refs/tags/{_checked(tag)}"
         if core.history.ref(repo, full):
-            raise HubError(409, f"Tag reference exists already: {full}")
-        core.history.set_ref(repo, full, core.revision(repo, call.params["rev"]).oid)
+            raise HubError(409, f"Tag reference {full} already exists")
+        core.history.set_ref(repo, full, commit.oid)
     return json_response({"success": True})
 
 

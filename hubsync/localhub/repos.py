@@ -20,23 +20,29 @@ _DEFAULT_LIST = 100
 
 def whoami(core: Core, call: Call) -> Response:
     caller = core.authenticated(call)
-    orgs = [
-        {
-            "type": "org", "id": _hex_id("org", org), "name": org, "fullname": org, "email": None, "canPay": False,
-            "periodEnd": None, "avatarUrl": "/avatars/default.svg", "roleInOrg": "admin", "isEnterprise": False,
-        }
-        for org in core.store.orgs(caller.name)
-    ]  # fmt: skip
-    body = {
-        "type": "user", "id": _hex_id("user", caller.name), "name": caller.name, "fullname": caller.name,
-        "email": f"{caller.name}@localhost", "emailVerified": True, "canPay": False, "isPro": False, "periodEnd": None,
-        "avatarUrl": "/avatars/default.svg", "orgs": orgs,
+    body = _account(core, "user", caller.name) | {
+        "email": f"{caller.name}@localhost",
+        "emailVerified": True,
+        "isPro": False,
+        "orgs": [_account(core, "org", org) for org in core.store.orgs(caller.name)],
         "auth": {
             "type": "access_token",
             "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)},
         },
-    }  # fmt: skip
+    }
     return json_response(body)
+
+
+def _account(core: Core, kind: str, name: str) -> dict[str, Any]:
+    shown = {
+        "type": kind,
+        "id": _hex_id(kind, name),
+        "name": name,
+        "fullname": core.store.fullname(name),
+        "email": None,
+    }
+    shown |= {"canPay": False, "periodEnd": None, "avatarUrl": "/avatars/default.svg"}
+    return shown | ({"roleInOrg": "admin", "isEnterprise": False} if kind == "org" else {})
 
 
 def create(core: Core, call: Call) -> Response:
@@ -45,7 +51,8 @@ def create(core: Core, call: Call) -> Response:
     visibility = body.get("visibility")
     if visibility not in (None, "public", "private", "protected"):
         raise HubError(400, '"visibility" must be one of public, private, protected')
-    private = bool(body.get("private")) or visibility == "private"
+    private = visibility == "private" or bool(body.get("private", core.store.private_by_default(name.split("/")[0])))
+    private = private and visibility != "public"
     extra = {key: body[key] for key in ("sdk", "hardware", "sleepTimeSeconds", "region") if body.get(key) is not None}
     if repo_type == "space" and extra.get("sdk") not in ("gradio", "streamlit", "docker", "static"):
         raise HubError(400, '"sdk" must be one of [gradio, docker, static]')
@@ -130,7 +137,7 @@ def move(core: Core, call: Call) -> Response:
     with core.store.transaction():
         taken = core.store.repo(repo.type, target)
         if taken is not None and taken.id != repo.id and taken.name.lower() == target.lower():
-            raise HubError(409, f"Repository {target} already exists")
+            raise HubError(409, f"A {repo.type} repository called {target} already exists")
         account = core.store.account(namespace)
         core.store.move_repo(repo, f"{account[0] if account else namespace}/{name}")
     return json_response({"success": True, "url": f"{core.endpoint}/{target}"})

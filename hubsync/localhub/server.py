@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ class LocalHub:
         if self._core is None:
             self._core = Core(self.directory, self._settings, self._clock)
             for name, token in self._users.items():
-                self._core.store.add_account(name, "user", self._clock())
+                self._core.store.add_account(name, "user", name)
                 self._core.store.add_token(token, name, "write", None)
         self._core.endpoint = self.endpoint
 
@@ -167,16 +167,24 @@ class LocalHub:
         return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token}
 
     def add_user(
-        self, name: str, token: str | None = None, *, role: Role = "write", expires_at: float | None = None
+        self,
+        name: str,
+        token: str | None = None,
+        *,
+        role: Role = "write",
+        expires_at: float | None = None,
+        fullname: str | None = None,
     ) -> str:
-        """Register a user (or give one another token); `expires_at` is in the clock's seconds. Returns the token."""
+        """Register a user, or give one another token; `expires_at` is in the clock's seconds. Returns the token."""
         core = self._opened
-        core.store.add_account(name, "user", self._clock())
+        core.store.add_account(name, "user", fullname or name)
         return core.store.add_token(token, name, role, expires_at)
 
-    def add_org(self, name: str, members: list[str]) -> None:
+    def add_org(
+        self, name: str, members: Iterable[str], *, fullname: str | None = None, private_by_default: bool = False
+    ) -> None:
         """Register an organization whose members may all write."""
-        self._opened.store.add_account(name, "org", self._clock())
+        self._opened.store.add_account(name, "org", fullname or name, private=private_by_default)
         for member in members:
             self._opened.store.add_member(name, member)
 

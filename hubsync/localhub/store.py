@@ -23,7 +23,8 @@ Role = Literal["write", "read"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY COLLATE NOCASE, kind TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS account (
+    name TEXT PRIMARY KEY COLLATE NOCASE, kind TEXT NOT NULL, fullname TEXT NOT NULL, private INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS member (
     org TEXT NOT NULL COLLATE NOCASE, account TEXT NOT NULL COLLATE NOCASE, PRIMARY KEY (org, account));
 CREATE TABLE IF NOT EXISTS token (token TEXT PRIMARY KEY, account TEXT NOT NULL, role TEXT NOT NULL, expires REAL);
@@ -141,8 +142,17 @@ class Store:
 
     # Accounts and tokens
 
-    def add_account(self, name: str, kind: Literal["user", "org"], now: float) -> None:
-        self.write("INSERT OR IGNORE INTO account VALUES (?, ?, ?)", name, kind, now)
+    def add_account(self, name: str, kind: Literal["user", "org"], fullname: str, *, private: bool = False) -> None:
+        """Register a user or an organization; new repos of it are private by default where `private` is set."""
+        self.write("INSERT OR IGNORE INTO account VALUES (?, ?, ?, ?)", name, kind, fullname, private)
+
+    def fullname(self, name: str) -> str:
+        row = self.row("SELECT fullname FROM account WHERE name = ?", name)
+        return name if row is None else str(row[0])
+
+    def private_by_default(self, name: str) -> bool:
+        row = self.row("SELECT private FROM account WHERE name = ?", name)
+        return row is not None and bool(row[0])
 
     def add_member(self, org: str, account: str) -> None:
         self.write("INSERT OR IGNORE INTO member VALUES (?, ?)", org, account)
