@@ -124,7 +124,7 @@ class App:
         if scope["type"] != "http":
             return
         raw_path = scope["raw_path"].decode("ascii", "replace")
-        wire = _Wire(scope, receive, send, {"X-Request-Id": secrets.token_hex(12)})
+        wire = _Wire(scope, receive, send, {"X-Request-Id": _request_id(scope)})
         if raw_path.startswith("/_localhub/") and (
             answer := await control.answer(scope, wire.receive, self._faults, self._log)
         ):
@@ -259,6 +259,15 @@ class App:
 
         await self._answer(match, wire, wire.receive, half)
         await wire.abort()
+
+
+def _request_id(scope: Scope) -> str:
+    """The id that the client gave its request, or one that contains it, as the Hub answers."""
+    given = dict(scope["headers"])
+    if b"x-request-id" in given:
+        return str(given[b"x-request-id"].decode("latin-1"))
+    trace = given.get(b"x-amzn-trace-id", b"").decode("latin-1")
+    return f"Root=1-{secrets.token_hex(4)}-{secrets.token_hex(12)}" + (f";{trace}" if trace else "")
 
 
 async def _swallow(message: MutableMapping[str, Any]) -> None:

@@ -34,15 +34,12 @@ def whoami(core: Core, call: Call) -> Response:
 
 
 def _account(core: Core, kind: str, name: str) -> dict[str, Any]:
-    shown = {
-        "type": kind,
-        "id": _hex_id(kind, name),
-        "name": name,
-        "fullname": core.store.fullname(name),
-        "email": None,
-    }
-    shown |= {"canPay": False, "periodEnd": None, "avatarUrl": "/avatars/default.svg"}
-    return shown | ({"roleInOrg": "admin", "isEnterprise": False} if kind == "org" else {})
+    shown: dict[str, Any] = {"type": kind, "id": _hex_id(kind, name), "name": name, "email": None}
+    shown |= {"fullname": core.store.fullname(name), "avatarUrl": "/avatars/default.svg"}
+    shown |= {"canPay": False, "periodEnd": None}
+    if kind == "org":
+        shown |= {"roleInOrg": "admin", "isEnterprise": False}
+    return shown
 
 
 def create(core: Core, call: Call) -> Response:
