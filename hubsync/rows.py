@@ -65,6 +65,8 @@ def _encode(rows: list[Row] | tuple[Row, ...], first_row: int = 0) -> Encoded:
     except Exception:  # noqa: BLE001  (whatever it is, the caller is told which value it was)
         raise _diagnose(rows, first_row) from None
     for index, row in enumerate(rows):
+        if type(row) is not dict:
+            _check_kind(row, first_row + index)
         _check(row, first_row + index, "")
     if lines.count(b"\n") != len(rows):  # a generator among the rows, or a list that another thread changed
         raise _diagnose(rows, first_row)
@@ -135,6 +137,16 @@ def _iso(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_hook)
 
 
+def _check_kind(value: Any, row: int) -> None:
+    """Refuses rows that are no mapping in any form: their lines would be no objects."""
+    kind = type(value).__name__
+    if isinstance(value, msgspec.Struct):
+        if value.__struct_config__.array_like:
+            raise RowError(row, "", _NO_ROW.format(f"an array_like {kind}"))
+    elif not (isinstance(value, Mapping) or _is_dataclass(value) or hasattr(value, "model_dump")):
+        raise RowError(row, "", _NO_ROW.format(kind))
+
+
 def _check(value: Any, row: int, path: str) -> None:
     """Refuses what msgspec would write although readers could not use it.
 
@@ -156,8 +168,6 @@ def _check(value: Any, row: int, path: str) -> None:
         if math.isinf(value):
             raise RowError(row, path, _INFINITE.format(value))
     elif kind is list or kind is tuple or isinstance(value, list | tuple):
-        if not path:
-            raise RowError(row, path, _NO_ROW.format(kind.__name__))
         kinds = set(map(type, value))
         if kinds == _FLOAT:  # an embedding
             if any(map(math.isinf, value)):
@@ -167,15 +177,11 @@ def _check(value: Any, row: int, path: str) -> None:
                 if type(item) not in _LEAVES:
                     _check(item, row, f"{path}[{index}]")
     elif isinstance(value, msgspec.Struct):
-        if not path and value.__struct_config__.array_like:
-            raise RowError(row, path, _NO_ROW.format(f"an array_like {kind.__name__}"))
         for name in value.__struct_fields__:
             _check(getattr(value, name), row, f"{path}.{name}" if path else name)
     elif _is_dataclass(value):
         for name in value.__dataclass_fields__:
             _check(getattr(value, name, None), row, f"{path}.{name}" if path else name)
-    elif not path and not hasattr(value, "model_dump"):
-        raise RowError(row, path, _NO_ROW.format(kind.__name__))
 
 
 # What follows runs only where a batch is refused, to say which value of which row it was.

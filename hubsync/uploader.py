@@ -396,8 +396,8 @@ class AsyncUploader(_Uploader):
         try:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             await tasks.start(worker.run)
-        except BaseException as error:
-            await stack.__aexit__(type(error), error, error.__traceback__)
+        except BaseException:
+            await stack.aclose()
             worker.spool.close()
             raise
         self._stack, self._worker, self._pid = stack, worker, os.getpid()
@@ -473,11 +473,15 @@ class AsyncUploader(_Uploader):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         cancelled = kind is not None and issubclass(kind, anyio.get_cancelled_exc_class())
-        if cancelled and self._worker is not None and not self._closed:
-            with anyio.CancelScope(shield=True):
-                await self._end(self._worker)
-            return
-        await self.close()
+        if cancelled and self._stack is not None and self._worker is not None:
+            self._closed = True
+            self._worker.stop()
+            try:
+                await self._stack.__aexit__(kind, error, trace)
+            finally:
+                self._worker.spool.close()
+        else:
+            await self.close()
 
 
 class _Started:

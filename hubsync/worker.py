@@ -134,7 +134,10 @@ class Worker:
         try:
             await anyio.to_thread.run_sync(self._spool_loop, limiter=anyio.CapacityLimiter(1))
         except anyio.get_cancelled_exc_class():
+            # Cancelled, perhaps before the thread had begun: what is queued was accepted, so it is spooled still.
             self.queue.close()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._spool_loop)
             raise
 
     def stop(self) -> None:
@@ -181,7 +184,8 @@ class Worker:
         else:
             accepted, sealed = result
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
-                batch.receipt._spooled(self._fate(segment, replayed), replayed)
+                fate = self._fate(segment, may_be_settled=replayed or segment in sealed)
+                batch.receipt._spooled(fate, replayed)
             if sealed:
                 self._wake()
             if idle or sealed:
@@ -225,17 +229,16 @@ class Worker:
                     self.status.report("spool thread", State())
                 return result
 
-    def _fate(self, segment: int | None, replayed: bool) -> Fate:
+    def _fate(self, segment: int | None, *, may_be_settled: bool) -> Fate:
+        """The fate of a segment. One that may be sealed may have been committed before its fate was known here."""
         if segment is None:
             return Fate(settled=True)
         with self._lock:
-            fate = self._fates.get(segment)
-            if fate is not None:
-                return fate
-            known = self.spool.fate(segment) if replayed else None
-            if known is not None and known[0] == "committed":
-                return Fate(known[1], settled=True)
-            return self._fates.setdefault(segment, Fate())
+            fate = self._fates.setdefault(segment, Fate())
+        known = self.spool.fate(segment) if may_be_settled else None
+        if known is not None and known[0] in ("committed", "dead"):
+            self._settle_as(segment, known)
+        return fate
 
     # Flushing.
 
@@ -252,9 +255,7 @@ class Worker:
             return
         all_of_it = everything and self.spool.is_committer
         pending = self._until_it_works(partial(self.spool.urge, None if all_of_it else self.writer.name)) or []
-        with self._lock:
-            fates = [self._fates.setdefault(segment, Fate()) for segment in pending]
-        whole = _all_of(fates)
+        whole = _all_of([self._fate(segment, may_be_settled=True) for segment in pending])
         with self._lock:
             self._flushes.add(whole)
         whole.subscribe(lambda: self._flushes.discard(whole))
@@ -285,17 +286,22 @@ class Worker:
             await self._clock.sleep(_FOLLOW_S)
             if self.spool.is_committer or not self._fates:
                 continue
-            for segment, found in await anyio.to_thread.run_sync(self._look_up):
-                if found[0] == "committed":
-                    self._settled(segment, found[1], None)
-                elif found[0] == "dead":
-                    self._settled(segment, None, ShardsRefused(f"the Hub refused it for good: {found[2]}"))
+            await anyio.to_thread.run_sync(self._look_up)
 
-    def _look_up(self) -> list[tuple[int, tuple[str, str | None, str | None]]]:
+    def _look_up(self) -> None:
         with self._lock:
             segments = list(self._fates)
-        found = [(segment, self.spool.fate(segment)) for segment in segments]
-        return [(segment, fate) for segment, fate in found if fate is not None]
+        for segment in segments:
+            known = self.spool.fate(segment)
+            if known is not None:
+                self._settle_as(segment, known)
+
+    def _settle_as(self, segment: int, known: tuple[str, str | None, str | None]) -> None:
+        state, sha, error = known
+        if state == "committed":
+            self._settled(segment, sha, None)
+        elif state == "dead":
+            self._settled(segment, None, ShardsRefused(f"the Hub refused it for good: {error}"))
 
     def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
         self._room.set()

@@ -1,0 +1,85 @@
+"""Fixtures of all tests: an embedded Hub of its own for each test that asks, and a home that is thrown away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
+from hubsync.localhub import LocalHub
+
+# No test asserts a duration, so none fails on a slow machine.
+settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hubsync")
+
+# A test waits for nothing that it does not test: no linger, no pace, short retries.
+FAST: dict[str, Any] = {
+    "shard": ShardPolicy(linger_s=3600),
+    "commit": CommitPolicy(per_hour=100_000),
+    "retry": RetryPolicy(initial_s=0.01, max_s=0.05, blocked_s=0.2, request_timeout_s=5),
+}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBSYNC_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def uploader(hub: LocalHub, tmp_path: Path) -> Callable[..., Uploader]:
+    """Makes uploaders of `user/rows` on the test's Hub and spool; a test closes them by `with`."""
+
+    def make(repo: str = "user/rows", **changes: Any) -> Uploader:
+        given = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST, **changes}
+        return Uploader(repo, **given)
+
+    return make
+
+
+class Dataset:
+    """What stands in a dataset, read by huggingface_hub."""
+
+    def __init__(self, hub: LocalHub, repo: str = "user/rows") -> None:
+        from huggingface_hub import HfApi, HfFileSystem
+
+        self.repo = repo
+        self.api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        self._fs = HfFileSystem(endpoint=hub.endpoint, token=hub.token, skip_instance_cache=True)
+
+    def paths(self, suffix: str = ".jsonl") -> list[str]:
+        return sorted(p for p in self.api.list_repo_files(self.repo, repo_type="dataset") if p.endswith(suffix))
+
+    def read(self, path: str) -> bytes:
+        data: bytes = self._fs.cat_file(f"datasets/{self.repo}/{path}")
+        return data
+
+    def rows(self) -> list[Any]:
+        import json
+
+        self._fs.invalidate_cache()
+        return [json.loads(line) for path in self.paths() for line in self.read(path).splitlines()]
+
+    def ids(self) -> list[int]:
+        return sorted(row["id"] for row in self.rows())
+
+    def commits(self) -> list[str]:
+        return [c.title for c in self.api.list_repo_commits(self.repo, repo_type="dataset")]
+
+
+@pytest.fixture
+def dataset(hub: LocalHub) -> Dataset:
+    return Dataset(hub)

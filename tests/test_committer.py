@@ -1,0 +1,193 @@
+"""The committer's decisions: after every kind of doubt each row is in the dataset once, and nobody's file is lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, ShardsRefused, WriteForbiddenError
+from hubsync import connect as connecting
+from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError
+from tests.simulated import SimulatedHub
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedHub]:
+    hub = SimulatedHub()
+    monkeypatch.setattr(connecting, "destination_of", lambda *args: hub)
+    yield hub
+    assert hub.overwritten == []
+
+
+def open_uploader(tmp_path: Path, **changes: Any) -> AsyncUploader:
+    given: dict[str, Any] = {
+        "endpoint": "http://127.0.0.1:1",
+        "spool": tmp_path / "spool",
+        "shard": ShardPolicy(linger_s=3600, max_rows=1),
+        "commit": CommitPolicy(per_hour=1_000_000),
+        "retry": RetryPolicy(initial_s=0.001, max_s=0.002, blocked_s=0.01),
+        "rng": random.Random(1),
+        **changes,
+    }
+    return AsyncUploader("user/rows", **given)
+
+
+def ids(hub: SimulatedHub) -> list[object]:
+    return sorted(row["id"] for row in hub.rows())  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ("stage", [TransientError("503")] * 3),
+        ("commit", [TransientError("409", status=409), RateLimitedError("429", retry_after_s=0.0)]),
+        ("commit", [RateLimitedError("429", retry_after_s=0.0, commit_quota=True)]),
+        ("commit", [AmbiguousError("reset")] * 3),
+        ("head", [TransientError("503")]),
+        ("read", [TransientError("503")]),
+        ("check", [TransientError("refused")]),
+        ("watermarks", [TransientError("refused")]),
+    ],
+)
+async def test_trouble_that_passes_is_waited_out(
+    simulated: SimulatedHub, tmp_path: Path, trouble: tuple[str, list[Exception]]
+) -> None:
+    simulated.fail(trouble[0], *trouble[1])
+    async with open_uploader(tmp_path) as up:
+        for n in range(3):
+            await up.put([{"id": n}])
+    assert ids(simulated) == [0, 1, 2]
+
+
+async def test_a_commit_whose_answer_is_lost_is_not_sent_again(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.lose_answers = 1
+    async with open_uploader(tmp_path) as up:
+        receipt = await up.put([{"id": 1}])
+        await up.flush()
+        assert receipt.sha == simulated.touched[simulated.commits[0].shards[0].path]
+    assert len(simulated.commits) == 1
+    assert simulated.calls.count("commit") == 1
+
+
+async def test_a_foreign_commit_in_between_loses_nothing(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.before_commit = lambda: simulated.foreign_commit("theirs.txt", b"theirs")
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 1}])
+    assert ids(simulated) == [1]
+    assert simulated.files["theirs.txt"] == b"theirs"
+
+
+async def test_a_persons_edit_of_the_card_in_between_is_kept(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.before_commit = lambda: simulated.foreign_commit("README.md", b"# A person's words\n")
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 1}])
+    assert b"# A person's words" in simulated.files["README.md"]
+    assert b"data/train-*.jsonl" in simulated.files["README.md"]
+
+
+@pytest.mark.parametrize("moment", ["before", "between"])
+async def test_a_file_that_is_not_ours_is_never_overwritten(
+    simulated: SimulatedHub, tmp_path: Path, moment: str
+) -> None:
+    def theirs() -> None:
+        for n in range(150):
+            simulated.foreign_commit(f"data/train-{n:05d}.jsonl", b'{"id":-1}\n')
+
+    if moment == "before":
+        theirs()
+    else:
+        simulated.before_commit = theirs
+    async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
+        for n in range(3):
+            await up.put([{"id": n}])
+    assert ids(simulated) == [-1] * 150 + [0, 1, 2]
+
+
+async def test_a_shard_that_stands_there_already_is_not_brought_again(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.foreign_commit("data/train-00000.jsonl", b'{"id":1}\n')
+    async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
+        receipt = await up.put([{"id": 1}])
+        await up.flush()
+    assert receipt.sha == simulated.touched["data/train-00000.jsonl"]
+    assert ids(simulated) == [1]
+
+
+async def test_the_one_bad_shard_of_many_is_set_aside_and_the_rest_goes_on(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = simulated.commit
+
+    async def refusing(plan: Any) -> str:
+        if any(b'"id":3}' in shard.file.read_bytes() for shard in plan.shards):
+            raise DefectError("422, this one is bad", status=422)
+        return await commit(plan)
+
+    monkeypatch.setattr(simulated, "commit", refusing)
+    up = open_uploader(tmp_path)
+    with pytest.raises(ShardsRefused, match="422, this one is bad"):
+        async with up:
+            receipts = [await up.put([{"id": n}], ack="queued") for n in range(8)]
+    assert ids(simulated) == [0, 1, 2, 4, 5, 6, 7]
+    assert receipts[3].state == "refused"
+    (grave,) = (tmp_path / "spool" / "dead-letter").iterdir()
+    assert grave.read_bytes() == b'{"id":3}\n'
+    assert list((tmp_path / "spool" / "segments").iterdir()) == []
+
+
+async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: SimulatedHub, tmp_path: Path) -> None:
+    up = open_uploader(tmp_path)
+    async with up:
+        simulated.fail("commit", *[WriteForbiddenError("403")] * 2)
+        await up.put([{"id": 1}])
+        with pytest.raises(WriteForbiddenError) as blocked:
+            await up.flush()
+        assert "hubsync drain" in "".join(blocked.value.__notes__)
+        await up.put([{"id": 2}])
+        assert up.stats().spool.rows == 2
+        simulated.script["commit"].clear()
+    assert ids(simulated) == [1, 2]
+
+
+async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.fail("check", WriteForbiddenError("403"))
+    with pytest.raises(WriteForbiddenError):
+        async with open_uploader(tmp_path):
+            pytest.fail("not reached")
+
+
+async def test_a_card_that_cannot_be_read_stops_no_rows(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.foreign_commit("README.md", b"---\na: [unclosed\n---\n")
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 1}])
+    assert ids(simulated) == [1]
+    assert simulated.files["README.md"] == b"---\na: [unclosed\n---\n"
+
+
+async def test_many_shards_travel_in_one_commit(simulated: SimulatedHub, tmp_path: Path) -> None:
+    async with open_uploader(tmp_path, commit=CommitPolicy(per_hour=4)) as up:
+        for n in range(50):
+            await up.put([{"id": n}], ack="queued")
+        await up.flush()
+    assert ids(simulated) == list(range(50))
+    assert len(simulated.commits) <= 3
+
+
+async def test_a_lost_spool_goes_on_from_the_dataset(simulated: SimulatedHub, tmp_path: Path) -> None:
+    for life in ("one", "two"):
+        async with open_uploader(tmp_path, spool=tmp_path / life, path="data/{split}-{seq:05d}.jsonl") as up:
+            start = -1 if (known := up.offset()) is None else known
+            for n in range(start + 1, start + 4):
+                await up.put([{"id": n}], offset=n)
+            assert (await up.put([{"id": 0}], offset=0)).replayed
+    assert ids(simulated) == list(range(6))

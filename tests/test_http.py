@@ -1,0 +1,170 @@
+"""What an answer of the Hub means: the typed errors, and how long to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import anyio
+import httpx
+import pytest
+
+from hubsync import (
+    AuthenticationError,
+    BlockedError,
+    HubError,
+    RepoMissingError,
+    StorageQuotaError,
+    TransientError,
+    WriteForbiddenError,
+)
+from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, StaleParentError
+from hubsync.http import HubHTTP, classify, retry_after
+
+QUOTA = (
+    b'{"error":"You have exceeded the rate limit for repository commits (128 per hour). Retry this action in about '
+    b'1 hour. For assistance, contact the support."}'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (408, {}, TransientError),
+        (409, {}, TransientError),
+        (412, {}, StaleParentError),
+        (425, {}, TransientError),
+        (429, {}, RateLimitedError),
+        (500, {}, TransientError),
+        (502, {}, TransientError),
+        (503, {}, TransientError),
+        (504, {}, TransientError),
+        (401, {}, AuthenticationError),
+        (401, {"x-error-code": "RepoNotFound"}, RepoMissingError),
+        (404, {"x-error-code": "RevisionNotFound"}, RepoMissingError),
+        (402, {}, StorageQuotaError),
+        (403, {}, WriteForbiddenError),
+        (403, {"x-error-message": "Private repository storage limit reached"}, StorageQuotaError),
+        (400, {}, DefectError),
+        (413, {}, DefectError),
+        (422, {}, DefectError),
+        (405, {}, BlockedError),
+        (418, {}, BlockedError),
+    ],
+)
+def test_each_status_has_its_kind(status: int, headers: dict[str, str], kind: type[HubError]) -> None:
+    assert type(classify("it", status, headers, b"")) is kind
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
+def test_an_answer_that_may_hide_an_effect_is_ambiguous(status: int) -> None:
+    assert type(classify("commit", status, {}, b"", effect=True)) is AmbiguousError
+
+
+def test_the_commit_quota_is_told_by_its_body_and_not_by_the_headers_beside_it() -> None:
+    headers = {"ratelimit": '"api";r=871;t=271', "ratelimit-policy": '"fixed window";"api";q=1000;w=300'}
+    error = classify("commit", 429, headers, QUOTA)
+    assert isinstance(error, RateLimitedError)
+    assert (error.commit_quota, error.retry_after_s) == (True, 3600)
+
+
+@pytest.mark.parametrize(
+    ("headers", "said", "seconds"),
+    [
+        ({"retry-after": "12"}, "", 12),
+        ({"ratelimit": '"api";r=0;t=55'}, "", 55),
+        ({"ratelimit": '"api";r=3;t=55'}, "", None),
+        ({}, "Retry in 5 minutes", 300),
+        ({}, "Try again after 30 seconds.", 30),
+        ({}, "Retry this action in about an hour", 3600),
+        ({"retry-after": "soon"}, "", None),
+        ({}, "", None),
+    ],
+)
+def test_the_hubs_word_on_when_to_try_again_is_found(headers: dict[str, str], said: str, seconds: float | None) -> None:
+    assert retry_after(headers, said) == seconds
+
+
+def test_a_date_in_retry_after_is_understood() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    assert 3500 < (retry_after({"retry-after": later}, "") or 0) <= 3600
+
+
+def ask(handler: Callable[[httpx.Request], httpx.Response], **how: object) -> object:
+    """What `send` makes of a server that behaves like `handler`."""
+
+    async def main() -> object:
+        http = HubHTTP("https://hub.test", lambda: "hf_secret", transport=httpx.MockTransport(handler))
+        try:
+            return await http.send("it", "GET", "api/x", **how)  # type: ignore[arg-type]
+        except HubError as error:
+            return error
+        finally:
+            await http.aclose()
+
+    return anyio.run(main)
+
+
+def test_the_token_goes_to_the_hub_alone() -> None:
+    seen: list[httpx.Request] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(302, headers={"location": "https://evil.test/x"})
+
+    error = ask(server)
+    assert isinstance(error, TransientError)
+    assert "evil.test" in str(error)
+    assert [request.url.host for request in seen] == ["hub.test"]
+    assert seen[0].headers["authorization"] == "Bearer hf_secret"
+    assert "hf_secret" not in str(error)
+
+
+def test_a_redirect_on_the_hub_itself_is_followed() -> None:
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/x":
+            return httpx.Response(307, headers={"location": "/api/y"})
+        return httpx.Response(200, json={"path": request.url.path})
+
+    answer = ask(server)
+    assert answer.json("it") == {"path": "/api/y"}  # type: ignore[attr-defined]
+
+
+def test_a_circle_of_redirects_ends() -> None:
+    error = ask(lambda request: httpx.Response(302, headers={"location": "/api/x"}))
+    assert "circle" in str(error)
+
+
+def test_a_huge_answer_is_not_read_to_its_end() -> None:
+    async def endless() -> object:
+        while True:
+            yield b"x" * 1_000_000
+
+    error = ask(lambda request: httpx.Response(200, content=endless()), max_body=5_000_000, effect=True)
+    assert isinstance(error, AmbiguousError)
+
+
+def test_an_answer_that_is_no_json_is_a_proxys() -> None:
+    answer = ask(lambda request: httpx.Response(200, text="<html>log in to the wifi"))
+    with pytest.raises(TransientError, match="no JSON"):
+        answer.json("it")  # type: ignore[attr-defined]
+    with pytest.raises(AmbiguousError):
+        answer.json("it", effect=True)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("effect", [False, True])
+def test_a_connection_that_was_never_made_had_no_effect(effect: bool) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    error = ask(refuse, effect=effect)
+    assert type(error) is TransientError
+
+
+def test_a_connection_that_broke_may_have_had_one() -> None:
+    def reset(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("reset")
+
+    assert type(ask(reset, effect=True)) is AmbiguousError
+    assert type(ask(reset)) is TransientError

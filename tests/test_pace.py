@@ -1,0 +1,65 @@
+"""Backoff and governor, on a clock that is turned by hand."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubsync import CommitPolicy, RetryPolicy
+from hubsync.clock import ManualClock
+from hubsync.pace import Backoff, Governor
+
+
+def test_backoff_is_jittered_bounded_and_obeys_the_hub() -> None:
+    backoff = Backoff(RetryPolicy(initial_s=1, max_s=8), random.Random(1))
+    waits = [backoff.after_failure() for _ in range(200)]
+    assert all(0 <= wait <= min(8, 2**n) for n, wait in enumerate(waits))
+    assert len(set(waits)) == 200
+    assert 30 <= backoff.after_failure(30.0) <= 34
+    backoff.reset()
+    assert backoff.after_failure() <= 1
+
+
+def test_ordinary_commits_keep_an_even_distance_and_flushes_take_from_the_burst() -> None:
+    clock = ManualClock()
+    governor = Governor(CommitPolicy(per_hour=120), clock)
+    assert governor.wait_s(urgent=False) == 0
+    governor.spent()
+    assert governor.wait_s(urgent=False) == 30
+    assert governor.wait_s(urgent=True) == 0
+    clock.advance(30)
+    assert governor.wait_s(urgent=False) == 0
+
+
+@given(st.integers(1, 300), st.lists(st.tuples(st.floats(0, 400), st.booleans()), max_size=400))
+def test_no_hour_sees_more_commits_than_the_quota(per_hour: int, steps: list[tuple[float, bool]]) -> None:
+    clock = ManualClock()
+    governor = Governor(CommitPolicy(per_hour=per_hour), clock)
+    sent: list[float] = []
+    for pause, urgent in steps:
+        clock.advance(pause)
+        clock.advance(governor.wait_s(urgent=urgent))
+        if governor.wait_s(urgent=urgent) == 0:
+            governor.spent()
+            sent.append(clock.time())
+    for start in sent:
+        # Half-open: a commit at the hour's very end belongs to the next one.
+        assert sum(start <= at < start + 3600 - 1e-3 for at in sent) <= per_hour
+
+
+def test_a_refusal_is_obeyed_and_survives_a_restart() -> None:
+    clock = ManualClock()
+    stored: list[str] = []
+    governor = Governor(CommitPolicy(), clock, save=stored.append)
+    assert governor.refused(3600) == 3600
+    again = Governor(CommitPolicy(), clock, stored[-1])
+    assert again.wait_s(urgent=True) == 3600
+    clock.advance(3600)
+    assert again.wait_s(urgent=True) == 0
+
+
+def test_a_refusal_without_a_time_waits_longer_each_time() -> None:
+    governor = Governor(CommitPolicy(), ManualClock())
+    assert [governor.refused(None) for _ in range(4)] == [900, 1800, 3600, 3600]

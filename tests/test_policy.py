@@ -1,0 +1,91 @@
+"""Arguments that can never work are refused by the constructor, with what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from hubsync import CommitPolicy, ConfigError, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, Uploader
+from hubsync.policy import Layout, check_repo_id
+
+
+@pytest.mark.parametrize(
+    "repo", ["", "rows", "a/b/c", "user/", "/rows", "user/ro ws", "user/a--b", "user/a..b", "user/.x", "üser/rows",
+             "user/rows.git", "user/rows-", None, 5]
+)  # fmt: skip
+def test_a_wrong_repo_id_is_refused(repo: str) -> None:
+    with pytest.raises(ConfigError, match="namespace/name"):
+        check_repo_id(repo)
+
+
+@pytest.mark.parametrize("config", ["", "a/b", "../x", ".hidden", "a b", "a*"])
+def test_a_config_that_is_no_folder_is_refused(config: str) -> None:
+    with pytest.raises(ConfigError, match="config"):
+        Layout(config=config)
+
+
+@pytest.mark.parametrize("split", ["", "a-b", "a/b", "train set", "..", "a."])
+def test_a_split_that_datasets_refuses_is_refused(split: str) -> None:
+    with pytest.raises(ConfigError, match="split"):
+        Layout(split=split)
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("data/{split}.jsonl", "same path"),
+        ("data/{seq}.jsonl", "mix"),
+        ("data/{split}-{seq}.json", "must end"),
+        ("../{split}-{seq}.jsonl", "relative"),
+        ("/{split}-{seq}.jsonl", "relative"),
+        (".x/{split}-{seq}.jsonl", "hidden"),
+        ("__x/{split}-{seq}.jsonl", "__"),
+        ("a//{split}-{seq}.jsonl", "relative"),
+        ("a\\{split}-{seq}.jsonl", "relative"),
+        ("*/{split}-{seq}.jsonl", "glob"),
+        ("{split}-{seq}-{host}.jsonl", "host"),
+        ("{split}-{seq:q}.jsonl", "filled in"),
+        ("{split}-{seq.__class__}.jsonl", "same path|relative"),
+        ("{split}-{seq", "filled in"),
+        ("{split}-{}-{seq}.jsonl", "filled in"),
+    ],
+)
+def test_a_template_that_collides_or_escapes_is_refused(template: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        Layout(template=template)
+
+
+def test_a_config_of_its_own_gets_a_folder_of_its_own() -> None:
+    assert Layout().path("ab12", 7) == "data/train-ab12-00007.jsonl"
+    assert Layout().glob == "data/train-*.jsonl"
+    assert Layout("config-1", "test").path("ab12", 0) == "config-1/test-ab12-00000.jsonl"
+    assert Layout("config-1", "test").glob == "config-1/test-*.jsonl"
+    checkpointer = Layout("config-0", "train", "{config}/{split}-{seq:05d}.jsonl")
+    assert (checkpointer.path("ab12", 3), checkpointer.glob) == ("config-0/train-00003.jsonl", "config-0/train-*.jsonl")
+    assert checkpointer.series("ab12") == checkpointer.series("cd34")
+    with pytest.raises(ConfigError, match="mix"):
+        Layout("config-1", "train", "data/{split}-{seq}.jsonl")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: QueuePolicy(max_bytes=0),
+        lambda: QueuePolicy(when_full="wait"),  # type: ignore[arg-type]
+        lambda: ShardPolicy(linger_s=-1),
+        lambda: ShardPolicy(max_rows=0),
+        lambda: CommitPolicy(per_hour=0),
+        lambda: RetryPolicy(max_s=0),
+        lambda: SpoolPolicy(durability="maybe"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", endpoint="ftp://x"),
+        lambda: Uploader("user/rows", revision=""),
+        lambda: Uploader("user/rows", token=True),  # type: ignore[arg-type]
+    ],
+)
+def test_a_bound_that_makes_no_sense_is_refused(make: object) -> None:
+    with pytest.raises(ConfigError):
+        make()  # type: ignore[operator]
+
+
+def test_a_token_shows_in_no_repr() -> None:
+    up = Uploader("user/rows", token="hf_secret")
+    assert "hf_secret" not in repr(up)

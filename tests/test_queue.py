@@ -1,0 +1,114 @@
+"""The bounded queue: its bounds, its three policies, its counters."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from hubsync import BatchTooLarge, ClosedError, QueueFull, QueuePolicy
+from hubsync.queue import Batch, BoundedQueue, Order
+from hubsync.receipt import Receipt
+
+
+def batch(size: int = 10) -> Batch:
+    return Batch(b"x" * size, 1, Receipt(1, size))
+
+
+def taken(queue: BoundedQueue) -> list[Batch]:
+    return [item for item in queue.take() if isinstance(item, Batch)]
+
+
+def test_the_worker_takes_all_that_waits_in_order() -> None:
+    queue = BoundedQueue(QueuePolicy())
+    batches = [batch() for _ in range(3)]
+    for each in batches:
+        assert queue.put(each)
+    assert taken(queue) == batches
+
+
+def test_what_was_taken_counts_until_it_is_spooled() -> None:
+    queue = BoundedQueue(QueuePolicy(max_bytes=25, when_full="raise"))
+    queue.put(batch())
+    queue.put(batch())
+    took = taken(queue)
+    with pytest.raises(QueueFull, match="not accepted"):
+        queue.put(batch())
+    queue.release(took)
+    assert queue.put(batch())
+    assert queue.depth()._asdict() == {
+        "batches": 1, "rows": 1, "bytes": 10, "blocked": 0, "raised": 1, "dropped": 0,
+    }  # fmt: skip
+
+
+def test_batches_are_bounded_as_bytes_are() -> None:
+    queue = BoundedQueue(QueuePolicy(max_batches=1, when_full="drop"))
+    assert queue.put(batch())
+    assert not queue.put(batch())
+    assert queue.depth().dropped == 1
+
+
+def test_a_blocked_producer_goes_on_once_there_is_room() -> None:
+    queue = BoundedQueue(QueuePolicy(max_batches=1))
+    queue.put(batch())
+    done = threading.Event()
+    producer = threading.Thread(target=lambda: (queue.put(batch()), done.set()))
+    producer.start()
+    while not queue.depth().blocked:
+        pass
+    assert not done.is_set()
+    queue.release(taken(queue))
+    assert done.wait(10)
+    producer.join()
+
+
+def test_a_blocked_producer_gives_up_at_its_timeout() -> None:
+    queue = BoundedQueue(QueuePolicy(max_batches=1))
+    queue.put(batch())
+    with pytest.raises(QueueFull, match="no room"):
+        queue.put(batch(), timeout=0)
+
+
+def test_a_blocked_producer_is_told_when_the_queue_closes() -> None:
+    queue = BoundedQueue(QueuePolicy(max_batches=1))
+    queue.put(batch())
+    told: list[Exception] = []
+
+    def put() -> None:
+        try:
+            queue.put(batch())
+        except ClosedError as error:
+            told.append(error)
+
+    producer = threading.Thread(target=put)
+    producer.start()
+    while not queue.depth().blocked:
+        pass
+    queue.close()
+    producer.join(10)
+    assert len(told) == 1
+
+
+def test_a_batch_larger_than_the_queue_is_refused_at_once() -> None:
+    queue = BoundedQueue(QueuePolicy(max_bytes=100))
+    with pytest.raises(BatchTooLarge, match="QueuePolicy"):
+        queue.put(batch(101))
+
+
+def test_an_order_comes_after_all_that_was_put_before() -> None:
+    queue = BoundedQueue(QueuePolicy())
+    first, order, second = batch(), Order(lambda: None), batch()
+    queue.put(first)
+    queue.order(order)
+    queue.put(second)
+    assert queue.take() == [first, order, second]
+
+
+def test_a_closed_queue_still_gives_what_waits_and_then_nothing() -> None:
+    queue = BoundedQueue(QueuePolicy())
+    queue.put(batch())
+    queue.close()
+    assert len(queue.take()) == 1
+    assert queue.take() == []
+    with pytest.raises(ClosedError):
+        queue.put(batch())

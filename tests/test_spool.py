@@ -1,0 +1,322 @@
+"""Spool and writer: what was accepted is on disk, whatever ends the process; what was not never was."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError
+from hubsync.clock import ManualClock
+from hubsync.plan import Shard, Watermark
+from hubsync.policy import Layout
+from hubsync.queue import Batch
+from hubsync.receipt import Receipt
+from hubsync.spool import Spool, Target
+from hubsync.writer import SpoolWriter
+
+TARGET = Target("http://127.0.0.1:1", "user/rows")
+
+
+def batch(*ids: int, **about: Any) -> Batch:
+    lines = b"".join(b'{"id":%d}\n' % n for n in ids)
+    return Batch(lines, len(ids), Receipt(len(ids), len(lines)), **about)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def open_spool(directory: Path) -> Iterator[Callable[..., Spool]]:
+    opened: list[Spool] = []
+
+    def make(target: Target | None = TARGET, **policy: Any) -> Spool:
+        spool = Spool(directory, target=target, policy=SpoolPolicy(**policy), clock=ManualClock())
+        opened.append(spool)
+        return spool
+
+    yield make
+    for spool in opened:
+        spool.close()
+
+
+def writer_of(spool: Spool, layout: Layout | None = None, **shard: Any) -> SpoolWriter:
+    return SpoolWriter.open(spool, layout or Layout(), ShardPolicy(**shard))
+
+
+def all_sealed(spool: Spool) -> list[Shard]:
+    return spool.sealed(1000, 1 << 40)
+
+
+def die(writer: SpoolWriter) -> None:
+    """The process ends here: the lock goes, and nothing else happens."""
+    writer._lock.release()
+
+
+def test_a_take_is_one_segment_whose_bytes_are_the_shards(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    accepted, sealed = writer.append([batch(1, 2), batch(3)])
+    assert [a.replayed for a in accepted] == [False, False]
+    assert sealed == []
+    writer.seal()
+    (shard,) = all_sealed(spool)
+    assert shard.file.read_bytes() == b'{"id":1}\n{"id":2}\n{"id":3}\n'
+    assert (shard.rows, shard.size, shard.path) == (3, 27, f"data/train-{writer.name}-00000.jsonl")
+
+
+def test_segments_are_sealed_by_rows_and_bytes_and_a_batch_is_never_torn(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=3)
+    _, sealed = writer.append([batch(1, 2), batch(3, 4), batch(5), batch(6, 7, 8, 9)])
+    assert len(sealed) == 3
+    assert [shard.rows for shard in all_sealed(spool)] == [2, 3, 4]
+    by_bytes = writer_of(spool, max_bytes=20)
+    by_bytes.append([batch(1), batch(2), batch(3)])
+    by_bytes.seal()
+    assert [shard.rows for shard in all_sealed(spool)][3:] == [2, 1]
+
+
+def test_the_directory_and_its_files_are_the_owners_alone(open_spool: Callable[..., Spool], directory: Path) -> None:
+    os.umask(0)
+    try:
+        writer_of(open_spool()).append([batch(1)])
+    finally:
+        os.umask(0o022)
+    for path in [directory, *directory.rglob("*")]:
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_a_torn_tail_is_cut_back_to_what_was_accepted(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, 2)])
+    (file,) = (spool.directory / "segments").iterdir()
+    with file.open("ab") as torn:
+        torn.write(b'{"id":3}\n{"id"')
+    die(writer)
+    assert spool.adopt() == 2
+    assert all_sealed(spool)[0].file.read_bytes() == b'{"id":1}\n{"id":2}\n'
+
+
+def test_a_file_that_the_catalogue_never_heard_of_is_removed(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    orphan = spool.directory / "segments" / f"{writer.name}-00000099.jsonl"
+    orphan.write_bytes(b'{"id":3}\n')
+    die(writer)
+    writer_of(spool)
+    assert not orphan.exists()
+
+
+def test_bytes_that_a_power_cut_took_are_said_and_whole_lines_kept(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, 2, 3)])
+    (file,) = (spool.directory / "segments").iterdir()
+    os.truncate(file, 14)
+    die(writer)
+    spool.adopt()
+    (shard,) = all_sealed(spool)
+    assert (shard.rows, shard.file.read_bytes()) == (1, b'{"id":1}\n')
+    assert "power cut" in spool.catalogue.value("SELECT error FROM segments")
+
+
+def test_a_failed_write_accepts_nothing_and_can_be_tried_again(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=2)
+    writer.append([batch(1, key="first")])
+    real = os.writev
+
+    def full(fd: int, parts: list[bytes]) -> int:
+        real(fd, [parts[0][:4]])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    again = [batch(2, 3, key="a", offset=1), batch(4, 5, key="b", offset=2)]
+    for _ in range(2):
+        with pytest.raises(SpoolError, match="No space left"):
+            writer.append(again)
+    monkeypatch.undo()
+    accepted, _ = writer.append(again)
+    assert [a.replayed for a in accepted] == [False, False]
+    writer.seal()
+    assert b"".join(s.file.read_bytes() for s in all_sealed(spool)) == b"".join(
+        b.lines for b in [batch(1), *again]
+    )  # fmt: skip
+    assert len(list((spool.directory / "segments").iterdir())) == len(all_sealed(spool))
+
+
+def test_a_key_or_an_offset_seen_before_adds_nothing(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, key="a"), batch(2, offset=5), batch(3, offset=0, source="other")])
+    accepted, _ = writer.append(
+        [
+            batch(1, key="a"),
+            batch(2, offset=5),
+            batch(2, offset=4),
+            batch(9, offset=6),
+            batch(3, offset=0, source="other"),
+            batch(4, key="b"),
+            batch(4, key="b"),
+        ]
+    )
+    assert [a.replayed for a in accepted] == [True, True, True, False, True, False, True]
+    assert (spool.offset("default"), spool.offset("other"), spool.offset("none")) == (6, 0, None)
+    writer.seal()
+    assert all_sealed(spool)[0].rows == 5
+
+
+def test_keys_and_offsets_survive_the_process(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, key="a", offset=3)])
+    die(writer)
+    spool.close()
+    spool = open_spool()
+    accepted, _ = writer_of(spool).append([batch(1, key="a"), batch(1, offset=3)])
+    assert [a.replayed for a in accepted] == [True, True]
+
+
+def test_a_batch_without_rows_moves_the_offset_and_makes_no_shard(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    (accepted,), _ = writer.append([batch(offset=7)])
+    assert (accepted.segment, accepted.replayed, spool.offset("default")) == (None, False, 7)
+    assert writer.seal() is None
+
+
+def test_a_dead_writers_name_and_numbers_go_on(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    first = writer_of(spool)
+    first.append([batch(1)])
+    first.seal()
+    die(first)
+    second = writer_of(spool)
+    second.append([batch(2)])
+    second.seal()
+    assert second.name == first.name
+    assert [s.path[-11:] for s in all_sealed(spool)] == ["00000.jsonl", "00001.jsonl"]
+    assert writer_of(spool).name != first.name
+
+
+def test_writers_that_share_a_series_never_share_a_number(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    layout = Layout("config-0", "train", "{config}/{split}-{seq:05d}.jsonl")
+    writers = [writer_of(spool, layout) for _ in range(3)]
+    for _ in range(2):
+        for writer in writers:
+            writer.append([batch(1)])
+            writer.seal()
+    assert sorted(s.path for s in all_sealed(spool)) == [f"config-0/train-{n:05d}.jsonl" for n in range(6)]
+
+
+def test_a_plan_stands_in_the_catalogue_before_it_is_sent(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, 2, offset=4)])
+    writer.seal()
+    shards = all_sealed(spool)
+    spool.mark_staged({shards[0].segment: "regular"})
+    staged = spool.staged(10, 1 << 30)
+    plan = spool.plan(staged, None, "parent", "Add")
+    spool.close()
+    spool = open_spool()
+    found = spool.open_plan()
+    assert found is not None
+    assert (found.id, found.parent, found.shards, found.notes) == (plan.id, "parent", staged, plan.notes)
+    assert spool.staged(10, 1 << 30) == []
+    assert b'"default": 4' in plan.notes[0].content
+    spool.settle(found, {staged[0].segment: "sha"})
+    assert spool.fate(staged[0].segment) == ("committed", "sha", None)
+    assert (spool.open_plan(), spool.depth().rows, spool.depth().committed_rows) == (None, 0, 2)
+    assert not staged[0].file.exists()
+
+
+def test_a_plan_that_did_not_land_frees_its_shards(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    writer.seal()
+    spool.mark_staged({s.segment: "lfs" for s in all_sealed(spool)})
+    before = spool.staged(10, 1)
+    spool.settle(spool.plan(before, None, None, ""), {})
+    assert spool.staged(10, 1) == before
+
+
+def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    writer.seal()
+    (shard,) = all_sealed(spool)
+    content = shard.file.read_bytes()
+    spool.mark_staged({shard.segment: "lfs"})
+    spool.settle(spool.plan(spool.staged(9, 9), None, None, ""), {shard.segment: "sha"})
+    shard.file.write_bytes(content)
+    spool.adopt()
+    assert not shard.file.exists()
+
+
+def test_a_new_spool_goes_on_from_what_the_dataset_tells(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    layout = Layout("default", "train", "data/{split}-{seq:05d}.jsonl")
+    assert not spool.seeded
+    spool.seed([Watermark("dead", 3, {"data/train-*.jsonl": 12}, 90, {"default": 40, "b": 2}), Watermark("x", 1)])
+    writer = writer_of(spool, layout)
+    (replay, new), _ = writer.append([batch(1, offset=40), batch(2, offset=41)])
+    writer.seal()
+    assert (replay.replayed, new.replayed, spool.seeded) == (True, False, True)
+    assert all_sealed(spool)[0].path == "data/train-00012.jsonl"
+
+
+def test_a_spool_of_another_repo_is_not_touched(open_spool: Callable[..., Spool]) -> None:
+    open_spool().close()
+    for other in (Target("http://127.0.0.1:1", "user/other"), Target("http://127.0.0.1:2", "user/rows"),
+                  Target("http://127.0.0.1:1", "user/rows", "dev")):  # fmt: skip
+        with pytest.raises(SpoolMismatch, match="hubsync drain"):
+            open_spool(other)
+    assert open_spool(None).target == TARGET
+
+
+def test_a_spool_of_a_newer_version_is_not_touched(open_spool: Callable[..., Spool], directory: Path) -> None:
+    spool = open_spool()
+    spool.catalogue.run("PRAGMA user_version = 99")
+    spool.close()
+    with pytest.raises(SpoolVersionError, match="Upgrade hubsync"):
+        open_spool()
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpoolError, match="spool="):
+        Spool(tmp_path / "file" / "spool", target=TARGET)
+
+
+def test_a_catalogue_that_is_no_database_is_a_clear_error(open_spool: Callable[..., Spool], directory: Path) -> None:
+    open_spool().close()
+    for file in directory.glob("catalogue.sqlite*"):
+        file.unlink()
+    (directory / "catalogue.sqlite").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(SpoolError, match="segments beside it are untouched"):
+        open_spool()
+
+
+def test_one_committer_at_a_time(open_spool: Callable[..., Spool]) -> None:
+    first, second = open_spool(), open_spool()
+    assert first.become_committer()
+    assert not second.become_committer()
+    assert second.committer_pid == os.getpid()
+    first.resign()
+    assert second.committer_pid is None
+    assert second.become_committer()
