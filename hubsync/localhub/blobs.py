@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 import shutil
 import time
@@ -30,6 +29,7 @@ class Incoming:
     def __init__(self, path: Path, *, sha256: bool) -> None:
         self.path = path
         self.size = 0
+        self._kept = False
         self._sha256 = hashlib.sha256() if sha256 else None
         self._file = path.open("wb", buffering=0)
 
@@ -37,8 +37,9 @@ class Incoming:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-        self.path.unlink(missing_ok=True)
+        if not self._kept:
+            self.close()
+            self.path.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> None:
         if self._sha256 is not None:
@@ -50,6 +51,19 @@ class Incoming:
 
     def close(self) -> None:
         self._file.close()
+
+    def keep_at(self, target: Path) -> bool:
+        """Move the complete upload to its place; False, and nothing moved, where something stands there."""
+        self.close()
+        if target.exists():
+            return False
+        try:
+            self.path.replace(target)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.path.replace(target)
+        self._kept = True
+        return True
 
     @property
     def sha256(self) -> str:
@@ -87,16 +101,15 @@ class BlobStore:
 
     def keep(self, incoming: Incoming, kind: Kind, key: str) -> bool:
         """Move a complete upload under its name; False where the object already stands there."""
-        incoming.close()
-        return self._place(incoming.path, kind, key)
+        return incoming.keep_at(self.path(kind, key))
 
     def put_git(self, data: bytes) -> str:
         """Store a regular file's content; returns its git blob id."""
         oid = git.object_oid("blob", data)
         if not self.has("git", oid):
-            scratch = self.incoming_dir / secrets.token_hex(12)
-            scratch.write_bytes(data)
-            self._place(scratch, "git", oid)
+            with self.receive() as incoming:
+                incoming.write(data)
+                self.keep(incoming, "git", oid)
         return oid
 
     def read(self, kind: Kind, key: str) -> bytes:
@@ -113,12 +126,3 @@ class BlobStore:
             while left > 0 and (piece := file.read(min(_READ_BYTES, left))):
                 left -= len(piece)
                 yield piece
-
-    def _place(self, source: Path, kind: Kind, key: str) -> bool:
-        target = self.path(kind, key)
-        if target.exists():
-            source.unlink(missing_ok=True)
-            return False
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
-        return True

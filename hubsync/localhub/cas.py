@@ -84,11 +84,7 @@ async def put_xorb(core: Core, call: Call) -> Response:
     if not _HASH.match(name) or call.params["prefix"] != "default":
         raise HubError(400, "Bad xorb hash")
     with core.blobs.receive() as incoming:
-        async for piece in call.request.stream():
-            # Pieces are small and go to the page cache; a hop to a thread for each would cost more than the write.
-            incoming.write(piece)
-            if incoming.size > _XORB_BYTES:
-                raise HubError(413, "The xorb is too large")
+        await core.take_in(call.request.stream(), incoming, _XORB_BYTES)
 
         def register() -> bool:
             incoming.close()

@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from hubsync.localhub.blobs import BlobStore
+from hubsync.localhub.blobs import BlobStore, Incoming
 from hubsync.localhub.history import Commit, History
 from hubsync.localhub.routing import Call, HubError
 from hubsync.localhub.store import Caller, Repo, Store
@@ -32,6 +32,7 @@ from hubsync.localhub.xet import Chunk
 T = TypeVar("T")
 _NAME = re.compile(r"(?!.*--)(?!.*\.\.)[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 _WORKERS = 16
+_WRITE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,24 @@ class Core:
         if self._workers is None:
             self._workers = anyio.CapacityLimiter(_WORKERS)
         return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._workers)
+
+    async def take_in(self, pieces: AsyncIterator[bytes], incoming: Incoming, most: int) -> None:
+        """Write a body to disk as it comes; 413 beyond `most` bytes.
+
+        Hashing and writing run in a worker thread for a mebibyte at a time, while the kernel goes on receiving.
+        """
+        waiting: list[bytes] = []
+        size = 0
+        async for piece in pieces:
+            waiting.append(piece)
+            size += len(piece)
+            if incoming.size + size > most:
+                raise HubError(413, f"Payload Too Large: there may be {most} bytes")
+            if size >= _WRITE_BYTES:
+                await self.in_thread(incoming.write, b"".join(waiting))
+                waiting.clear()
+                size = 0
+        await self.in_thread(incoming.write, b"".join(waiting))
 
     def forget_loop(self) -> None:
         """The limiter belongs to one event loop; a restarted server has another."""

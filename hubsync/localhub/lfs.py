@@ -88,10 +88,7 @@ def _register(core: Core, ticket: dict[str, Any]) -> None:
 async def put_object(core: Core, call: Call) -> Response:
     ticket = _ticket(core, call)
     with core.blobs.receive(sha256=True) as incoming:
-        async for piece in call.request.stream():
-            incoming.write(piece)
-            if incoming.size > ticket["size"]:
-                raise HubError(400, f"The content is longer than {ticket['size']} bytes")
+        await core.take_in(call.request.stream(), incoming, int(ticket["size"]))
         _accept(core, ticket, incoming.sha256, incoming.size)
         await core.in_thread(core.blobs.keep, incoming, "lfs", ticket["upload"])
         await core.in_thread(_register, core, ticket)
@@ -107,13 +104,11 @@ async def put_part(core: Core, call: Call) -> Response:
     parts = core.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
     parts.mkdir(exist_ok=True)
     with core.blobs.receive(sha256=True) as incoming:
-        async for piece in call.request.stream():
-            incoming.write(piece)
+        await core.take_in(call.request.stream(), incoming, expected)
         if incoming.size != expected:
             raise HubError(400, f"Part {number} must have {expected} bytes")
         etag = incoming.sha256
-        incoming.close()
-        incoming.path.replace(parts / f"{number}-{etag}")
+        await core.in_thread(incoming.keep_at, parts / f"{number}-{etag}")
     return Response(b"", 200, {"ETag": f'"{etag}"'})
 
 
