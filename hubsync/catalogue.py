@@ -20,6 +20,8 @@ from hubsync.errors import SpoolError, SpoolVersionError
 VERSION = 1
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
+_CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a few thousand takes
+
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
@@ -148,7 +150,7 @@ class Catalogue:
 
     def checkpoint(self) -> None:
         """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it."""
-        if os.path.getsize(f"{self.path}-wal") < 1_000_000:
+        if os.path.getsize(f"{self.path}-wal") < _CHECKPOINT_BYTES:
             return
         db = sqlite3.connect(self.path, timeout=1)
         try:

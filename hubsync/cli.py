@@ -17,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hubsync.spool import Spool, SpoolDepth
+    from hubsync.spool import SpoolDepth
     from hubsync.status import Status
 
 
@@ -106,7 +106,7 @@ def pipe(
         shard=ShardPolicy(linger_s=linger),
     )
     up.open()
-    where = up.spool
+    where, offline = up.spool, up.stats().state.kind == "offline"
     try:
         done = run(sys.stdin.fileno(), up, source=source, bad_lines=bad_lines, aside=aside)
     finally:
@@ -115,7 +115,12 @@ def pipe(
         click.echo(json.dumps({"repo": repo, "lines": done.read, "rows": done.rows, "skipped": done.skipped,
                                "set_aside": done.set_aside}))  # fmt: skip
         return
-    notes = [f"{done.rows:,} rows are on the Hub in {repo}"]
+    if offline:
+        notes = [
+            f"{done.rows:,} rows are in {where} (HF_HUB_OFFLINE is set); bring them up with: hubsync drain {where}"
+        ]
+    else:
+        notes = [f"{done.rows:,} rows are on the Hub in {repo}"]
     if done.skipped:
         notes.append(f"{done.skipped:,} lines were there already")
     if done.set_aside:
@@ -130,7 +135,7 @@ def pipe(
 def drain(spool: Path | None, timeout: float | None, as_json: bool) -> None:
     """Brings up what SPOOL still holds; without SPOOL, what all spools at the usual place hold."""
     from hubsync.drain import drain as run
-    from hubsync.drain import spools
+    from hubsync.inspect import spools
 
     said = [""]
 
@@ -167,7 +172,7 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
     """What SPOOL holds, how old it is, what went wrong last, when it is tried next; works while a job writes."""
     from rich.console import Console
 
-    from hubsync.drain import spools
+    from hubsync.inspect import spool_facts, spools
 
     console = Console()
     while True:
@@ -183,49 +188,6 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
             return
         sys.stdout.flush()
         time.sleep(interval)
-
-
-def spool_facts(directory: Path) -> dict[str, Any]:
-    """What `status` knows of one spool. Opened for a moment only, beside the job that writes it."""
-    from hubsync.clock import SystemClock
-    from hubsync.connect import open_spool
-
-    spool = open_spool(None, directory, SystemClock())
-    try:
-        return _facts_of(spool)
-    finally:
-        spool.close()
-
-
-def _facts_of(spool: Spool) -> dict[str, Any]:
-    import msgspec
-
-    from hubsync.status import State
-
-    depth = spool.depth()
-    stored = spool.catalogue.get("status")
-    state = msgspec.json.decode(stored, type=State) if stored else State()
-    age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
-    return {
-        "spool": str(spool.directory),
-        "repo": spool.target.repo,
-        "revision": spool.target.revision,
-        "endpoint": spool.target.endpoint,
-        "rows_waiting": depth.rows,
-        "bytes_waiting": depth.bytes,
-        "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
-        "oldest_age_s": age,
-        "committed": {
-            "rows": depth.committed_rows,
-            "bytes": depth.committed_bytes,
-            "shards": depth.committed_shards,
-        },
-        "state": state.kind,
-        "reason": state.reason,
-        "next_try_at": state.until,
-        "committer_pid": spool.committer_pid,
-        "dead_letter": [{"path": path, "rows": rows, "why": why} for path, rows, why in spool.dead()],
-    }
 
 
 def _show(console: Console, facts: list[dict[str, Any]]) -> None:

@@ -220,8 +220,8 @@ class _Stage:
 
     def _committed(self) -> tuple[int, str]:
         """Rows on the Hub and the worker's state, from the catalogue beside the job that writes it."""
-        from hubsync.cli import spool_facts
         from hubsync.errors import SpoolError
+        from hubsync.inspect import spool_facts
 
         try:
             facts = spool_facts(self.spool)
@@ -230,7 +230,7 @@ class _Stage:
         return facts["committed"]["rows"], facts["state"]
 
     def checks(self) -> list[Check]:
-        from hubsync.cli import spool_facts
+        from hubsync.inspect import spool_facts
 
         left = spool_facts(self.spool)
         longest = max(self.told.stalls_ms, default=0.0)

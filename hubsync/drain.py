@@ -6,7 +6,7 @@ Commits for dead writers and adopts what they left open; a spool whose committer
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -17,17 +17,10 @@ from hubsync.committer import Committer
 from hubsync.connect import destination_of, open_spool
 from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
 from hubsync.policy import CommitPolicy, RetryPolicy
-from hubsync.spool import Spool, SpoolDepth, default_home
+from hubsync.spool import Spool, SpoolDepth
 from hubsync.status import Status
 
 _LOOK_S = 0.2
-
-
-def spools() -> Iterator[Path]:
-    """The spools at the place where uploaders keep them by default."""
-    home = default_home()
-    if home.is_dir():
-        yield from sorted(path.parent for path in home.glob("*/catalogue.sqlite"))
 
 
 def drain(

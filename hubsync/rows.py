@@ -26,9 +26,9 @@ Row = Any
 # A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`.
 Rows = Any
 
-_STR = frozenset({str})
 _FLOAT = frozenset({float})
 _LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
+_INFINITIES = frozenset({math.inf, -math.inf})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
 _NO_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a time
@@ -68,8 +68,6 @@ def _encode(rows: list[Row] | tuple[Row, ...], first_row: int = 0) -> Encoded:
         if type(row) is not dict:
             _check_kind(row, first_row + index)
         _check(row, first_row + index, "")
-    if lines.count(b"\n") != len(rows):  # a generator among the rows, or a list that another thread changed
-        raise _diagnose(rows, first_row)
     return Encoded(lines, len(rows))
 
 
@@ -151,31 +149,33 @@ def _check(value: Any, row: int, path: str) -> None:
     """Refuses what msgspec would write although readers could not use it.
 
     Keys that are no strings (`1` and `"1"` would become one column) and infinities (msgspec writes null; NaN as null
-    is a missing value, as in pandas). This is on the hot path: a mapping whose keys are strings and whose values are
-    plain costs two calls into C.
+    is a missing value, as in pandas). This is on the hot path, so plain values are told by their type alone.
     """
     kind = type(value)
     if kind is dict or isinstance(value, Mapping):
-        if not _STR.issuperset(map(type, value)):
-            for key in value:
-                if not isinstance(key, str):
-                    raise RowError(row, path, f"the key {key!r} is no string: a column's name is. Use str(key).")
-        if not _LEAVES.issuperset(map(type, value.values())):
-            for key, item in value.items():
-                if type(item) not in _LEAVES:
-                    _check(item, row, f"{path}.{key}" if path else str(key))
-    elif kind is float:
-        if math.isinf(value):
-            raise RowError(row, path, _INFINITE.format(value))
+        for key, item in value.items():
+            if type(key) is not str and not isinstance(key, str):
+                raise RowError(row, path, f"the key {key!r} is no string: a column's name is. Use str(key).")
+            kind = type(item)
+            if kind is float:
+                if item in _INFINITIES:
+                    raise RowError(row, f"{path}.{key}" if path else str(key), _INFINITE.format(item))
+            elif kind not in _LEAVES:
+                _check(item, row, f"{path}.{key}" if path else str(key))
     elif kind is list or kind is tuple or isinstance(value, list | tuple):
         kinds = set(map(type, value))
         if kinds == _FLOAT:  # an embedding
-            if any(map(math.isinf, value)):
+            if not _INFINITIES.isdisjoint(value):
                 raise RowError(row, path, _INFINITE.format("an infinity"))
         elif not kinds <= _LEAVES:
             for index, item in enumerate(value):
                 if type(item) not in _LEAVES:
                     _check(item, row, f"{path}[{index}]")
+    elif kind is msgspec.Raw:  # whose bytes would go as they are, new lines and all
+        raise RowError(row, path, "msgspec.Raw is taken unseen, and may be no JSON. Decode it before put.")
+    elif kind is float:
+        if value in _INFINITIES:
+            raise RowError(row, path, _INFINITE.format(value))
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             _check(getattr(value, name), row, f"{path}.{name}" if path else name)

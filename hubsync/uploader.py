@@ -264,7 +264,7 @@ class Uploader(_Uploader):
             raise worker.failure
         self._worker = worker
         self._pid = os.getpid()
-        atexit.register(self._at_exit)
+        _open_uploaders.add(self)
         return self
 
     @staticmethod
@@ -352,7 +352,7 @@ class Uploader(_Uploader):
             if self._thread is not None:
                 self._thread.join()
             worker.spool.close()
-            atexit.unregister(self._at_exit)
+            _open_uploaders.discard(self)
         if worker.failure is not None:
             raise ClosedError(f"the worker failed: {worker.failure!r}. What was accepted is safe.") from worker.failure
 
@@ -482,6 +482,19 @@ class AsyncUploader(_Uploader):
                 self._worker.spool.close()
         else:
             await self.close()
+
+
+_open_uploaders: set[Uploader] = set()  # held here, since a job may have let go of one that still drains
+
+
+def _close_forgotten() -> None:
+    for up in list(_open_uploaders):
+        up._at_exit()
+
+
+# Before the interpreter ends its threads and executors, which the worker needs to drain: `atexit` is too late for
+# that. The function is private, and what concurrent.futures uses for the same purpose since Python 3.9.
+getattr(threading, "_register_atexit", atexit.register)(_close_forgotten)
 
 
 class _Started:

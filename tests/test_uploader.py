@@ -340,10 +340,15 @@ def test_a_full_spool_holds_the_producer_and_loses_nothing(uploader: Make, hub: 
     with uploader(queue=policy, spool=spool, shard=ShardPolicy(max_bytes=1_000_000)) as up:
         hub.stop()
         accepted = 0
-        with pytest.raises(QueueFull, match="not accepted"):
-            while accepted < 1000:
+
+        def put_until_full() -> None:
+            nonlocal accepted
+            for _ in range(1_000):
                 up.put([{"id": accepted, "text": "x" * 1_000_000}], ack="queued", timeout=1)
                 accepted += 1
+
+        with pytest.raises(QueueFull, match="not accepted"):
+            put_until_full()
         assert up.stats().state.kind == "spool full"
         assert up.stats().spool.bytes < 20_000_000
         hub.start()
@@ -420,14 +425,14 @@ async def test_the_async_face_does_the_same(hub: LocalHub, tmp_path: Path) -> No
 
 @pytest.mark.anyio
 async def test_a_cancelled_block_leaves_its_rows_in_the_spool(hub: LocalHub, tmp_path: Path) -> None:
-    import anyio
+    import anyio.lowlevel
 
     given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
     with anyio.CancelScope() as scope:
         async with AsyncUploader("user/rows", **given) as up:
             await up.put([{"id": 1}], ack="queued")
             scope.cancel()
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
     async with AsyncUploader("user/rows", **given):
         pass

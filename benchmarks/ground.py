@@ -1,0 +1,93 @@
+"""The ground of the benchmarks: an embedded Hub in a process of its own, its weather, rows of a known size."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from types import TracebackType
+from typing import Any, Literal, Self
+
+Weather = Literal["healthy", "slow", "down"]
+
+
+class Ground:
+    """One Hub process and one temporary directory, both gone afterwards."""
+
+    def __enter__(self) -> Self:
+        self._scratch = tempfile.TemporaryDirectory(prefix="hubsync-bench-")
+        self.directory = self._scratch.name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hubsync", "hub", "serve", "--dir", f"{self.directory}/hub", "--port", "0"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.endpoint = self.token = ""
+        for line in self._process.stdout:
+            if found := re.search(r"export HF_ENDPOINT=(\S+)\s+export HF_TOKEN=(\S+)", line):
+                self.endpoint, self.token = found.groups()
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+        self._scratch.cleanup()
+
+    def environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": self.token,
+            "HF_HOME": f"{self.directory}/hf",
+            "HUBSYNC_HOME": f"{self.directory}/state",
+        }
+
+    def weather(self, weather: Weather) -> None:
+        """Healthy; slow: every commit takes 2 s; down: every connection is dropped."""
+        self._control("DELETE", "faults")
+        if weather == "slow":
+            self._control("POST", "faults", {"kind": "latency", "on": ["commit"], "seconds": 2.0})
+        elif weather == "down":
+            self._control("POST", "faults", {"kind": "outage", "on": ["*"]})
+
+    def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.endpoint}/_localhub/{path}", method=method, data=json.dumps(body).encode() if body else None
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+
+def batches(rows: int, row_bytes: int, kinds: int = 32, seed: int = 0) -> list[list[dict[str, Any]]]:
+    """`kinds` different batches of `rows` rows of about `row_bytes` bytes, of text that compresses as text does."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 10))) for _ in range(5_000)]
+
+    def text(size: int) -> str:
+        return " ".join(rng.choices(words, k=size // 7))
+
+    return [
+        [
+            {
+                "id": kind * rows + n,
+                "prompt": text(row_bytes // 4),
+                "completion": text(row_bytes * 3 // 4),
+                "model": "a-model-of-7b",
+                "score": rng.random(),
+                "tags": ["synthetic", "math"],
+                "usage": {"prompt_tokens": rng.randint(1, 500), "completion_tokens": rng.randint(1, 2_000)},
+            }
+            for n in range(rows)
+        ]
+        for kind in range(kinds)
+    ]

@@ -1,0 +1,80 @@
+"""How long the producer stands still in `put`: batches of 50 rows of 3 kB, one every 4 ms, the Hub in three weathers.
+
+Each case runs in a process of its own, against a Hub in another; cases are interleaved over the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.ground import Ground, Weather, batches
+
+_ROWS, _ROW_BYTES, _THINK_S = 50, 3_000, 0.004
+_WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "down")
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    """All cases; prints the table and answers its rows, times in milliseconds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rounds, puts = (1, 500) if quick else (3, 3_000)
+    figures: list[dict[str, Any]] = []
+    with Ground() as ground:
+        cases = [(weather, ack) for _ in range(rounds) for weather in _WEATHERS for ack in ("queued", "spooled")]
+        stalls: dict[tuple[str, str], list[float]] = {}
+        for number, (weather, ack) in enumerate(cases):
+            ground.weather("healthy")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.stall", ack, str(puts), f"user/stall-{number}"],
+                env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()  # it is open: now the weather may turn
+            ground.weather(weather)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            stalls.setdefault((weather, ack), []).extend(json.loads(process.stdout.readline()))
+            process.kill()
+            process.wait()
+        for (weather, ack), times in stalls.items():
+            figures.append({"hub": weather, "ack": ack, "puts": len(times), **_quantiles(times)})
+    table = Table(title=f"put, batches of {_ROWS} rows of {_ROW_BYTES} bytes (ms)")
+    for column in figures[0]:
+        table.add_column(column, justify="left" if column in ("hub", "ack") else "right")
+    for figure in figures:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in figure.values()))
+    Console().print(table)
+    return figures
+
+
+def _quantiles(times: list[float]) -> dict[str, float]:
+    times = sorted(times)
+    at = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+    return {name: times[min(len(times) - 1, int(q * len(times)))] for name, q in at.items()} | {"max": times[-1]}
+
+
+def _produce(ack: Any, puts: int, repo: str) -> None:
+    from hubsync import ShardPolicy, Uploader
+
+    stock = batches(_ROWS, _ROW_BYTES)
+    with Uploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
+        print("open", flush=True)
+        sys.stdin.readline()
+        times = []
+        for n in range(puts):
+            time.sleep(_THINK_S)
+            before = time.perf_counter()
+            up.put(stock[n % len(stock)], ack=ack)
+            times.append((time.perf_counter() - before) * 1e3)
+        print(json.dumps(times), flush=True)
+        sys.stdin.readline()  # killed here: what was measured is the stall, not the drain
+
+
+if __name__ == "__main__":
+    _produce(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,5 @@
+"""`python -m hubsync` is the command line."""
+
+from hubsync.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""Looking at spools from outside: which there are, and what each holds.
+
+A spool is opened for a moment only, beside the job that writes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hubsync.clock import SystemClock
+from hubsync.connect import open_spool
+from hubsync.spool import Spool, default_home
+from hubsync.status import State
+
+
+def spools() -> Iterator[Path]:
+    """The spools at the place where uploaders keep them by default."""
+    home = default_home()
+    if home.is_dir():
+        yield from sorted(path.parent for path in home.glob("*/catalogue.sqlite"))
+
+
+def spool_facts(directory: Path) -> dict[str, Any]:
+    """What there is to say of one spool, in plain values. Raises `SpoolError` where there is none."""
+    spool = open_spool(None, directory, SystemClock())
+    try:
+        return _facts_of(spool)
+    finally:
+        spool.close()
+
+
+def _facts_of(spool: Spool) -> dict[str, Any]:
+    depth = spool.depth()
+    stored = spool.catalogue.get("status")
+    state = msgspec.json.decode(stored, type=State) if stored else State()
+    age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
+    return {
+        "spool": str(spool.directory),
+        "repo": spool.target.repo,
+        "revision": spool.target.revision,
+        "endpoint": spool.target.endpoint,
+        "rows_waiting": depth.rows,
+        "bytes_waiting": depth.bytes,
+        "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
+        "oldest_age_s": age,
+        "committed": {
+            "rows": depth.committed_rows,
+            "bytes": depth.committed_bytes,
+            "shards": depth.committed_shards,
+        },
+        "state": state.kind,
+        "reason": state.reason,
+        "next_try_at": state.until,
+        "committer_pid": spool.committer_pid,
+        "dead_letter": [{"path": path, "rows": rows, "why": why} for path, rows, why in spool.dead()],
+    }

@@ -1,0 +1,128 @@
+"""Whole jobs in processes of their own, killed for real: every accepted row is there once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hubsync.drain import drain
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+
+
+@pytest.fixture
+def environ(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for name, value in hub.environ().items():
+        monkeypatch.setenv(name, value)
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def start(environ: dict[str, str], *args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.jobs", *map(str, args)], env=environ, stdout=subprocess.PIPE, text=True
+    )
+
+
+def lines(process: subprocess.Popen[str], most: int) -> list[str]:
+    """Reads up to `most` whole lines of what a job tells."""
+    assert process.stdout is not None
+    found = []
+    for line in process.stdout:
+        if line.endswith("\n"):
+            found.append(line.strip())
+        if len(found) >= most:
+            break
+    return found
+
+
+def kill(process: subprocess.Popen[str]) -> list[str]:
+    """SIGKILL; answers what it had told and nobody had read yet."""
+    process.kill()
+    assert process.stdout is not None
+    rest = [line.strip() for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    process.wait()
+    return rest
+
+
+def ids(dataset: Dataset) -> Counter[str]:
+    return Counter(row["id"] for row in dataset.rows())
+
+
+def test_a_job_that_is_killed_again_and_again_brings_every_row_once(
+    hub: LocalHub, environ: dict[str, str], dataset: Dataset, tmp_path: Path
+) -> None:
+    rng = random.Random(7)
+    spool, rows = tmp_path / "spool", 600
+    hub.faults.add(Fault.reset(when="after", on="commit", probability=0.2))
+    hub.faults.add(Fault.status(503, on="*", probability=0.1))
+    for _ in range(6):
+        job = start(environ, "resuming", spool, "a", rows)
+        lines(job, rng.randint(1, 90))
+        kill(job)
+    hub.faults.clear()
+    job = start(environ, "resuming", spool, "a", rows)
+    lines(job, rows)
+    assert job.wait(60) == 0
+    assert ids(dataset) == Counter(f"a-{n}" for n in range(rows))
+    assert list((spool / "segments").iterdir()) == []
+
+
+def test_many_processes_share_a_spool_while_the_committer_is_killed(
+    hub: LocalHub, environ: dict[str, str], dataset: Dataset, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    accepted: list[str] = []
+    jobs = [start(environ, "endless", spool) for _ in range(4)]
+    for job in jobs:
+        accepted += lines(job, 30)
+    while jobs:
+        pid = int((spool / "committer.lock").read_text() or 0)
+        victim = next((job for job in jobs if job.pid == pid), jobs[0])
+        jobs.remove(victim)
+        accepted += kill(victim)
+        for job in jobs:
+            accepted += lines(job, 20)
+    assert drain(spool, timeout=60).rows == 0
+    found = ids(dataset)
+    assert [row for row, times in found.items() if times > 1] == []
+    assert set(accepted) <= set(found)
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGTERM", "SIGINT"])
+def test_a_job_that_ends_in_any_way_loses_nothing(
+    environ: dict[str, str], dataset: Dataset, tmp_path: Path, how: str
+) -> None:
+    spool = tmp_path / "spool"
+    if how == "exit":
+        job = start(environ, "forgetful", spool, 200)
+        assert job.wait(60) == 0
+        assert ids(dataset) == Counter(range(200))
+        return
+    job = start(environ, "endless", spool)
+    accepted = lines(job, 50)
+    job.send_signal(getattr(signal, how))
+    assert job.stdout is not None
+    accepted += [line for line in job.stdout.read().splitlines() if line]
+    assert job.wait(60) != 0
+    drain(spool, timeout=60)
+    assert set(accepted) <= set(ids(dataset))
+    assert max(ids(dataset).values()) == 1
+
+
+def test_the_demo_passes_all_its_checks(environ: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hubsync", "demo", "--rows", "600", "--crash", "--outage", "0.5", "--json"],
+        env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["passed"], (told, done.stderr)
+    assert done.returncode == 0
+    assert len(told["checks"]) >= 6

@@ -1,0 +1,79 @@
+"""The floors of ARCHITECTURE.md: a module imports only from below, and importing hubsync loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hubsync"
+FLOORS = [
+    ["errors"],
+    ["clock", "locks", "policy", "plan", "rows", "http", "card"],
+    ["receipt", "catalogue", "pace", "status", "blobs"],
+    ["queue", "spool"],
+    ["writer", "hub"],
+    ["committer", "connect"],
+    ["worker", "drain", "inspect"],
+    ["uploader"],
+    ["pipe", "progress"],
+    ["demo"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+
+
+def imports(file: Path) -> set[str]:
+    """The modules of hubsync that a file imports, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hubsync"):
+            rest = node.module.split(".")[1:]
+            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+    return found & {*FLOOR, "localhub"}
+
+
+def test_every_module_has_its_floor() -> None:
+    assert {file.stem for file in PACKAGE.glob("*.py")} - {"__init__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", FLOOR)
+def test_a_module_imports_only_from_floors_below(module: str) -> None:
+    above = {other for other in imports(PACKAGE / f"{module}.py") if FLOOR.get(other, -1) >= FLOOR[module]}
+    assert above == set()
+
+
+def test_the_embedded_hub_and_the_uploader_do_not_know_each_other() -> None:
+    for file in (PACKAGE / "localhub").glob("*.py"):
+        assert not re.search(r"from hubsync(?!\.localhub)|import hubsync(?!\.localhub)", file.read_text()), file
+    for file in PACKAGE.glob("*.py"):
+        assert ("localhub" in imports(file)) <= (file.stem in ("cli", "demo")), file
+
+
+def test_files_stay_small_enough_to_read_in_one_sitting() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 600, file
+
+
+def test_importing_hubsync_loads_nothing_heavy() -> None:
+    heavy = [
+        "datasets",
+        "pyarrow",
+        "pandas",
+        "numpy",
+        "httpx",
+        "hf_xet",
+        "starlette",
+        "uvicorn",
+        "click",
+        "rich",
+        "trio",
+    ]
+    code = f"import sys, hubsync; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,128 @@
+"""The command line, as a shell sees it: its output, its exit codes, its messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import Uploader
+from hubsync.localhub import LocalHub
+from tests.conftest import Dataset
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(hub: LocalHub) -> Run:
+    def run(*args: object, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "hubsync", *map(str, args)],
+            env={**os.environ, **hub.environ(), **environ}, input=stdin, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def jsonl(start: int, stop: int) -> str:
+    return "".join(f'{{"id": {n}}}\n' for n in range(start, stop))
+
+
+def test_pipe_brings_every_line(run: Run, dataset: Dataset) -> None:
+    done = run("pipe", "user/rows", stdin=jsonl(0, 2_500).rstrip())
+    assert (done.returncode, done.stderr) == (0, "2,500 rows are on the Hub in user/rows.\n")
+    assert dataset.ids() == list(range(2_500))
+
+
+def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Dataset) -> None:
+    done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
+    assert done.returncode == 1
+    assert "line 4: not a JSON object" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert dataset.ids() == [0, 1, 2]
+
+
+def test_pipe_sets_bad_lines_aside_where_told(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+    aside = tmp_path / "bad.txt"
+    stdin = jsonl(0, 2) + '{"id": \n\n{"a": "\\ud83d"}\n' + jsonl(2, 3)
+    done = run("pipe", "user/rows", "--bad-lines", "set-aside", "--aside", aside, "--json", stdin=stdin)
+    assert json.loads(done.stdout) == {"repo": "user/rows", "lines": 6, "rows": 3, "skipped": 0, "set_aside": 2}
+    assert aside.read_text() == '3\t{"id": \n5\t{"a": "\\ud83d"}\n'
+    assert dataset.ids() == [0, 1, 2]
+
+
+def test_pipe_with_a_source_goes_on_where_it_was(run: Run, dataset: Dataset) -> None:
+    run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 1_500))
+    done = run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 2_100))
+    assert "600 rows are on the Hub in user/rows; 1,500 lines were there already." in done.stderr
+    assert dataset.ids() == list(range(2_100))
+
+
+def test_a_wrong_token_is_one_message_and_exit_code_1(run: Run) -> None:
+    done = run("pipe", "user/rows", stdin=jsonl(0, 1), HF_TOKEN="hf_wrong")
+    assert done.returncode == 1
+    assert done.stderr.startswith("hubsync: ")
+    assert "Traceback" not in done.stderr
+    assert "hf_wrong" not in done.stderr
+
+
+def test_status_shows_a_spool_while_a_job_writes_it_and_drain_leaves_it_to_the_job(
+    run: Run, uploader: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    with uploader() as up:
+        up.put([{"id": 1}])
+        fact = json.loads(run("status", spool, "--json").stdout)
+        assert (fact["repo"], fact["rows_waiting"], fact["shards"]["open"]) == ("user/rows", 1, 1)
+        assert fact["oldest_age_s"] >= 0
+        plain = run("status", spool).stdout
+        assert f"process {os.getpid()}" in plain
+        done = run("drain", spool)
+        assert done.returncode == 1
+        assert f"process {os.getpid()} commits" in done.stderr
+    assert "nothing waits" in run("status", spool).stdout
+
+
+def test_drain_brings_up_what_an_offline_job_left(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+    offline = run("pipe", "user/rows", stdin=jsonl(0, 5), HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert "drain" in offline.stderr
+    fact = json.loads(run("status", "--json").stdout)
+    assert (fact["rows_waiting"], fact["committer_pid"]) == (5, None)
+    assert "hubsync drain" in run("status").stdout
+    done = run("drain", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["rows_left"] == 0
+    assert dataset.ids() == list(range(5))
+
+
+def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
+    assert "no spool" in run("status").stdout
+    assert "no spool" in run("drain").stderr
+    done = run("status", tmp_path / "nowhere")
+    assert done.returncode == 1
+    assert "there is no spool" in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_hub_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    from huggingface_hub import HfApi
+
+    command = [sys.executable, "-m", "hubsync", "hub", "serve", "--dir", str(tmp_path / "h"), "--port", "0"]
+    with subprocess.Popen([*command, "--user", "alice=hf_alice"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        endpoint = next(word for line in process.stdout for word in line.split() if word.startswith("http")).rstrip(",")
+        assert HfApi(endpoint=endpoint, token="hf_alice").whoami()["name"] == "alice"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["hub", "serve", "--help"], ["--version"]])
+def test_help_is_there(run: Run, args: list[Any]) -> None:
+    assert run(*args).returncode == 0
