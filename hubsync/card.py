@@ -25,14 +25,22 @@ class CardError(ValueError):
     """The card that stands there can't be read, so it is left alone."""
 
 
+def load() -> Any:
+    """huggingface_hub's card. Imported late, since it is slow to; but not for the first time at a process' end, when
+    Python no longer lets it.
+    """
+    from huggingface_hub import DatasetCard
+
+    return DatasetCard
+
+
 def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes | None:
     """The card with `entries` in its `configs:`; None where it already shows all of them.
 
     Raises:
         CardError: the card's YAML can't be read.
     """
-    from huggingface_hub import DatasetCard
-
+    DatasetCard = load()
     if existing is None:
         text = "---\nconfigs: []\n---\n" + _BODY.format(name=repo.split("/")[-1], repo=repo)
     else:

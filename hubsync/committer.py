@@ -104,6 +104,7 @@ class Committer:
             BlockedError: the token or the repo is not good.
             TransientError: the Hub can't be asked now; `run` goes on trying.
         """
+        await _in_thread(card.load)
         self._head = (await self._destination.check(private=self._private)).sha
         if not self._spool.seeded:
             marks = await self._destination.watermarks()

@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 
 from hubsync.clock import Clock, loop_waker
 from hubsync.committer import Bell, Committer
-from hubsync.errors import HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
+from hubsync.errors import ClosedError, HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.queue import Batch, BoundedQueue, Order
@@ -108,6 +108,7 @@ class Worker:
             else:
                 self.status.report("commit", State("offline", "HF_HUB_OFFLINE is set; rows are only spooled"))
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._close_when_cancelled)
                 tasks.start_soon(self._linger, linger_bell)
                 if self._committer is not None:
                     tasks.start_soon(self._committer.run)
@@ -140,6 +141,13 @@ class Worker:
                 await anyio.to_thread.run_sync(self._spool_loop)
             raise
 
+    async def _close_when_cancelled(self) -> None:
+        """A part that fails cancels the others; the thread, which can't be cancelled, ends with its queue."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.stop()
+
     def stop(self) -> None:
         """No more batches. What is queued is still spooled; then `run` ends. From any thread."""
         self._stopping.set()
@@ -148,7 +156,7 @@ class Worker:
 
     def _end(self) -> None:
         self.queue.close()
-        leftover = HubsyncError("the uploader has ended before this batch was spooled; it was not accepted.")
+        leftover = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         for item in self.queue.take():
             if isinstance(item, Batch):
                 item.receipt._dropped(leftover)

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, ShardsRefused, WriteForbiddenError
+from hubsync import (
+    AsyncUploader,
+    ClosedError,
+    CommitPolicy,
+    RetryPolicy,
+    ShardPolicy,
+    ShardsRefused,
+    Uploader,
+    WriteForbiddenError,
+)
 from hubsync import connect as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError
 from tests.simulated import SimulatedHub
@@ -191,3 +200,30 @@ async def test_a_lost_spool_goes_on_from_the_dataset(simulated: SimulatedHub, tm
                 await up.put([{"id": n}], offset=n)
             assert (await up.put([{"id": 0}], offset=0)).replayed
     assert ids(simulated) == list(range(6))
+
+
+async def test_a_worker_that_fails_says_so_and_hangs_nobody(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated.fail("commit", ZeroDivisionError("a bug"))
+    up = open_uploader(tmp_path)
+    with pytest.raises(BaseExceptionGroup) as failed:
+        async with up:
+            await up.put([{"id": 1}])
+            await up.flush()
+    assert failed.group_contains(ZeroDivisionError)
+    async with open_uploader(tmp_path):
+        pass
+    assert ids(simulated) == [1]
+
+
+def test_the_other_face_says_so_as_well(simulated: SimulatedHub, tmp_path: Path) -> None:
+    simulated.fail("commit", ZeroDivisionError("a bug"))
+    up = Uploader("user/rows", endpoint="http://127.0.0.1:1", spool=tmp_path / "spool").open()
+    up.put([{"id": 1}])
+    with pytest.raises(ClosedError, match="a bug"):
+        up.flush()
+    with pytest.raises(ClosedError, match="safe"):
+        up.put([{"id": 2}])
+    with pytest.raises(ClosedError, match="safe"):
+        up.close()
