@@ -13,7 +13,7 @@ import secrets
 import socket
 import struct
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class _Wire:
     bytes_in: int = 0
     bytes_out: int = 0
     status: int = 0
+    on_end: Callable[[], None] | None = None
     request_ended: bool = False
 
     async def receive(self) -> Message:
@@ -79,7 +80,15 @@ class _Wire:
             size = len(message.get("body", b""))
             self.bytes_out += size
             await self._ration(size)
+            if not message.get("more_body", False):
+                self.end()
         await self.send_raw(message)
+
+    def end(self) -> None:
+        """Say once that the request is over, before its last byte goes: who has the answer finds it in the log."""
+        if self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end()
 
     async def drain(self) -> None:
         """Take in what is left of the request: a refusal that overtakes the body would reach the client as a broken
@@ -90,6 +99,7 @@ class _Wire:
 
     async def abort(self) -> None:
         """End the connection with a reset, without an answer."""
+        self.end()
         transport: asyncio.Transport = self.scope["state"]["transport"]
         sock = transport.get_extra_info("socket")
         if sock is not None:
@@ -136,6 +146,13 @@ class App:
         drawn = self._faults.draw(match.operation, repo)
         wire.bytes_per_s = drawn.bytes_per_s
         wire.headers |= self._windows.take(scope, match.operation)
+        struck = drawn.fault.kind if drawn.fault else None
+
+        def log() -> None:
+            sizes = (wire.bytes_in, wire.bytes_out)
+            self._log.add(Served(match.operation, scope["method"], raw_path, wire.status, *sizes, repo, struck))
+
+        wire.on_end = log
         try:
             if drawn.delay_s:
                 await asyncio.sleep(drawn.delay_s)
@@ -144,12 +161,7 @@ class App:
             else:
                 await self._misbehave(drawn.fault, match, wire)
         finally:
-            struck = drawn.fault.kind if drawn.fault else None
-            self._log.add(
-                Served(
-                    match.operation, scope["method"], raw_path, wire.status, wire.bytes_in, wire.bytes_out, repo, struck
-                )
-            )
+            wire.end()
 
     async def _answer(self, match: _Match, wire: _Wire, receive: Receive, send: Send) -> None:
         """Let the handler answer, as a Hub does that has no fault."""

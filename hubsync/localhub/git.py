@@ -96,7 +96,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
     """A gitattributes or gitignore glob as a regular expression over a whole path."""
     anchored = "/" in pattern.rstrip("/")
     body = pattern.strip("/")
-    parts = re.split(r"(\*\*/|/\*\*|\*\*|\*|\?|\[[^\]]+\])", body)
+    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[[^\]]+\])", body)
     special = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     out = "".join(
         special.get(part)

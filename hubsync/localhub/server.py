@@ -35,11 +35,14 @@ _START_S = 10.0
 
 
 class _Protocol(H11Protocol):
-    """Puts the connection's transport into each request's state, so that a fault can abort it."""
+    """Puts the connection's transport into each request's state, so that a fault, or a stop, can abort it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.app_state = {**self.app_state, "transport": transport}
         super().connection_made(transport)
+
+    def abort(self) -> None:
+        self.transport.abort()
 
 
 class LocalHub:
@@ -217,6 +220,9 @@ def _run(server: uvicorn.Server, app: App, listener: socket.socket) -> None:
         async with anyio.create_task_group() as tasks:
             app.tasks = tasks
             await server.serve(sockets=[listener])
+            for connection in list(server.server_state.connections):
+                if isinstance(connection, _Protocol):
+                    connection.abort()
             tasks.cancel_scope.cancel()
 
     with contextlib.suppress(asyncio.CancelledError):

@@ -36,10 +36,9 @@ def test_load_dataset_reads_an_old_revision(local_hub: LocalHub, api: HfApi, sha
 
 def test_a_private_dataset_loads_with_its_owners_token(local_hub: LocalHub, api: HfApi, shards: str) -> None:
     api.update_repo_settings(shards, repo_type="dataset", private=True)
-    assert len(datasets.load_dataset(shards, split="train", token=local_hub.token)) == 100
-    stranger = local_hub.add_user("mallory")
     with pytest.raises(datasets.exceptions.DatasetNotFoundError):
-        datasets.load_dataset(shards, split="train", token=stranger, download_mode="force_redownload")
+        datasets.load_dataset(shards, split="train", token=local_hub.add_user("mallory"))
+    assert len(datasets.load_dataset(shards, split="train", token=local_hub.token)) == 100
 
 
 def test_push_to_hub_and_load_are_inverse(local_hub: LocalHub) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -27,9 +26,8 @@ def upload(api: HfApi, path: str, content: bytes) -> None:
 
 
 @pytest.fixture
-def no_xet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_xet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    yield
 
 
 def raw_chunk(content: bytes) -> bytes:
@@ -183,13 +181,15 @@ def test_the_cas_takes_no_token_but_its_own(repo: str, http: httpx.Client, local
 
 def test_a_xet_token_expires(tmp_path: Path) -> None:
     now = [1_800_000_000.0]
+    path = f"/v1/xorbs/default/{'2' * 64}"
     with LocalHub(tmp_path / "hub", xet_token_ttl_s=60, clock=lambda: now[0]) as hub:
-        with httpx.Client(base_url=hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"}) as http:
-            http.post("/api/repos/create", json={"name": "rollouts", "type": "dataset"})
-            cas = Cas(http)
-            assert cas.post(f"/v1/xorbs/default/{'2' * 64}", raw_chunk(b"x")).status_code == 200
-            now[0] += 60
-            assert cas.post(f"/v1/xorbs/default/{'2' * 64}", raw_chunk(b"x")).status_code == 401
+        http = httpx.Client(base_url=hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"})
+        http.post("/api/repos/create", json={"name": "rollouts", "type": "dataset"})
+        cas = Cas(http)
+        assert cas.post(path, raw_chunk(b"x")).status_code == 200
+        now[0] += 60
+        assert cas.post(path, raw_chunk(b"x")).status_code == 401
+        http.close()
 
 
 def test_a_reconstruction_names_the_chunks_of_a_range(repo: str, http: httpx.Client) -> None:
