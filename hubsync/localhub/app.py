@@ -15,6 +15,7 @@ import struct
 import tempfile
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any, NamedTuple
 
 import anyio
@@ -134,7 +135,12 @@ class App:
         if scope["type"] != "http":
             return
         raw_path = scope["raw_path"].decode("ascii", "replace")
-        wire = _Wire(scope, receive, send, {"X-Request-Id": _request_id(scope)})
+        wire = _Wire(
+            scope,
+            receive,
+            send,
+            {"X-Request-Id": _request_id(scope), "Date": formatdate(self._core.clock(), usegmt=True)},
+        )
         if raw_path.startswith("/_localhub/") and (
             answer := await control.answer(scope, wire.receive, self._faults, self._log)
         ):
