@@ -23,6 +23,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hubsync.progress import Progress
+
 if TYPE_CHECKING:
     from hubsync.localhub import LocalHub
 
@@ -173,11 +175,9 @@ class _Stage:
         self.seconds = 0.0
 
     def play(self) -> None:
-        from hubsync.progress import Progress
-
         began = time.monotonic()
-        process = self._start()
         with Progress(self.rows, quiet=self.quiet) as progress:
+            process = self._start(progress)
             while True:
                 code = process.poll()
                 self._outage(progress)
@@ -186,7 +186,7 @@ class _Stage:
                     process.wait()
                     self.killed += 1
                     progress.say("the job is killed by SIGKILL, and started again")
-                    process = self._start()
+                    process = self._start(progress)
                 elif code is not None and (self.outage_began is None or self.outage_ended is not None):
                     break
                 progress.update(self.told.rows, *self._committed())
@@ -195,19 +195,22 @@ class _Stage:
         self.exit_code = process.returncode
         self.seconds = time.monotonic() - began
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self, progress: Progress) -> subprocess.Popen[str]:
         self.starts += 1
         process = subprocess.Popen(
             [sys.executable, "-m", "hubsync.demo", _REPO, str(self.spool), str(self.rows)],
             env=self.environ,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         assert process.stdout is not None
+        assert process.stderr is not None
         threading.Thread(target=self.told.listen, args=(process.stdout,), daemon=True).start()
+        threading.Thread(target=_relay, args=(process.stderr, progress), daemon=True).start()
         return process
 
-    def _outage(self, progress: Any) -> None:
+    def _outage(self, progress: Progress) -> None:
         now = time.monotonic()
         if self.outage_s and self.outage_began is None and self.told.rows >= self.rows // 3:
             self.hub.stop()
@@ -249,6 +252,11 @@ class _Stage:
                 )
             )
         return found
+
+
+def _relay(stream: IO[str], progress: Progress) -> None:
+    for line in stream:
+        progress.say(f"the job logs: {line.rstrip()}")
 
 
 _READ_BACK = """
