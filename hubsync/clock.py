@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -92,11 +93,8 @@ def loop_waker(callback: Callable[[], object]) -> Callable[[], None]:
     anyio's own `from_thread.run_sync` waits for the loop's turn, and whoever wakes the worker must not. A loop that
     has ended in the meantime is no error: nobody is left to be woken.
     """
-    import sniffio
-
-    if sniffio.current_async_library() == "trio":
-        import trio
-
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
         token = trio.lowlevel.current_trio_token()
 
         def wake_trio() -> None:

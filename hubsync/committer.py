@@ -83,9 +83,7 @@ class Committer:
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
         self._card_refused = False
-        self._governor = Governor(
-            commit, clock, spool.catalogue.get("governor"), lambda text: spool.catalogue.set("governor", text)
-        )
+        self._governor = Governor(commit, clock)
 
     def wake(self) -> None:
         """Something was sealed: look now. From the event loop only, as `nudge`."""
@@ -120,7 +118,7 @@ class Committer:
                 await self._clock.sleep(_POLL_S)
             if not self._connected:
                 await self._persist("commit", self.connect)
-            self._unsure_up_to = await _in_thread(self._spool.newest)
+            await self._on_disk(self._take_over)
             plan = await _in_thread(self._spool.open_plan)
             if plan is not None:
                 await self._reconcile(plan)
@@ -129,6 +127,15 @@ class Committer:
                 tasks.start_soon(self._commit_for_ever)
         finally:
             self._spool.resign()
+
+    def _take_over(self) -> None:
+        """Goes on where the last committer, dead now, was."""
+        catalogue = self._spool.catalogue
+        stored = catalogue.get("governor")
+        self._governor = Governor(self._policy, self._clock, stored, lambda text: catalogue.set("governor", text))
+        self._unsure_up_to = self._spool.newest()
+        self._spool.sweep()
+        self._status.save()
 
     # Staging.
 
@@ -237,7 +244,8 @@ class Committer:
             if isinstance(error, AmbiguousError):
                 self._governor.spent()
             await self._wait_out("commit", error, backoff)
-            await self._reconcile(plan)
+            if await self._reconcile(plan):
+                backoff.reset()
         except TransientError as error:
             await _in_thread(self._spool.settle, plan, {})
             await self._wait_out("commit", error, backoff)
@@ -274,8 +282,8 @@ class Committer:
             return None, ()
         return (None if merged is None else Note(card.PATH, merged)), entries
 
-    async def _reconcile(self, plan: Plan) -> None:
-        """The plan may have landed: what stands at its paths decides, shard by shard."""
+    async def _reconcile(self, plan: Plan) -> bool:
+        """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
         self._head = (await self._persist("commit", self._destination.head)).sha
         self._unsure_up_to = await _in_thread(self._spool.newest)
         standing = await self._persist(
@@ -288,6 +296,7 @@ class Committer:
         }
         await self._settle(plan, landed)
         self._status.report("commit", State())
+        return bool(landed)
 
     async def _isolate(self, plan: Plan, error: DefectError, backoff: Backoff) -> None:
         """The commit was refused for its content. Alone, a shard is the culprit, or its blob is gone; else halve."""

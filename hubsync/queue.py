@@ -94,8 +94,10 @@ class BoundedQueue:
             return offer
 
     def order(self, order: Order) -> None:
-        """Appends an order behind all that was put so far. Bounds do not apply."""
+        """Appends an order behind all that was put so far. Bounds do not apply. Raises `ClosedError`."""
         with self._lock:
+            if self._closed:
+                raise ClosedError("the uploader is closed.")
             self._items.append(order)
             self._filled.notify()
 

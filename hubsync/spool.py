@@ -120,7 +120,7 @@ class Spool:
     # Writers.
 
     def adopt(self) -> int:
-        """Seals the segments that dead writers left open, and sweeps what a crash left behind; answers their rows."""
+        """Seals the segments that dead writers left open; answers their rows."""
         rows = 0
         names = {r["writer"] for r in self.catalogue.rows("SELECT DISTINCT writer FROM segments WHERE state = 'open'")}
         for name in names:
@@ -130,7 +130,6 @@ class Spool:
                     rows += self.recover(name)
                 finally:
                     lock.release()
-        self._sweep()
         return rows
 
     def writer_lock(self, name: str) -> FileLock:
@@ -150,9 +149,8 @@ class Spool:
                     self._shortened(row["id"], file, row["bytes"])
                 self.seal_segment(row["id"])
             rows += row["rows"]
-        known = {r["file"] for r in self.catalogue.rows("SELECT file FROM segments WHERE writer = ?", writer)}
         for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
-            if file.name not in known:
+            if self._state_of(file) is None:
                 file.unlink()
         return rows
 
@@ -167,12 +165,17 @@ class Spool:
             len(kept), kept.count(b"\n"), lost, segment,
         )  # fmt: skip
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Removes files of segments that are committed: a crash came between the two."""
         for file in (self.directory / "segments").iterdir():
-            state = self.catalogue.value("SELECT state FROM segments WHERE file = ?", file.name)
-            if state == "committed":
+            if self._state_of(file) == "committed":
                 file.unlink(missing_ok=True)
+
+    def _state_of(self, file: Path) -> str | None:
+        """The state of a file's segment, whose id is in its name; None where the catalogue does not know it."""
+        number = file.stem.rpartition("-")[2]
+        fate = self.fate(int(number)) if number.isdigit() else None
+        return fate[0] if fate is not None else None
 
     def seal_segment(self, segment: int) -> None:
         """Fixes the path. Within a transaction."""
@@ -187,6 +190,9 @@ class Spool:
         self._number(segment, layout, row["writer"], series, seq)
 
     def _number(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
+        # Templates that differ only in a number's width are two series that may meet.
+        while self.catalogue.row("SELECT 1 FROM segments WHERE path = ?", layout.path(writer, seq)):
+            seq += 1
         self.catalogue.run(
             "INSERT INTO series VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next", series, seq + 1
         )

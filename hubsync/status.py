@@ -79,9 +79,13 @@ class Status:
             worst = max(self._parts.values(), key=lambda s: _RANK[s.kind])
             before, self._shown = self._shown, worst
         if worst != before:
-            self._save(msgspec.json.encode(worst).decode())
+            self.save()
         if (worst.kind, worst.reason) != (before.kind, before.reason):
             self._tell(before, worst)
+
+    def save(self) -> None:
+        """Keeps the state for other processes."""
+        self._save(msgspec.json.encode(self._shown).decode())
 
     def _tell(self, before: State, now: State) -> None:
         if now.kind == "ok":

@@ -296,7 +296,7 @@ class Uploader(_Uploader):
                 nothing is added, and the receipt says so.
             key: a name of the batch's own. One that was accepted before is a replay as well.
             ack: how far the batch is when this returns: "queued" (in memory), "spooled" (survives the process),
-                "committed" (on the Hub).
+                "committed" (on the Hub; its shard is sealed for that, as by `flush`).
             timeout: seconds to wait for room in the queue and for `ack`.
 
         Raises:
@@ -309,6 +309,8 @@ class Uploader(_Uploader):
         if not worker.queue.put(batch, timeout):
             batch.receipt._dropped(_DROPPED)
         elif ack != "queued":
+            if ack == "committed":
+                worker.flush()
             batch.receipt.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 
@@ -429,6 +431,8 @@ class AsyncUploader(_Uploader):
         if offer == "dropped":
             batch.receipt._dropped(_DROPPED)
         elif ack != "queued":
+            if ack == "committed":
+                worker.flush()
             await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 

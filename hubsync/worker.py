@@ -7,6 +7,7 @@ before them. A cancelled worker leaves the spool consistent: everything taken is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -16,11 +17,12 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 from anyio.abc import TaskStatus
 
 from hubsync.clock import Clock, loop_waker
 from hubsync.committer import Bell, Committer
-from hubsync.errors import ClosedError, HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
+from hubsync.errors import BlockedError, ClosedError, HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.queue import Batch, BoundedQueue, Order
@@ -32,6 +34,7 @@ from hubsync.writer import Accepted, SpoolWriter
 _log = logging.getLogger("hubsync")
 R = TypeVar("R")
 
+_CONNECT_S = 15.0  # how long a start may wait for a Hub that hangs
 _FOLLOW_S = 0.5  # how soon a writer sees what another process committed for it
 _FULL_S = 0.5  # how often a full spool or disk is tried again
 _QUOTA_STEP = 8 * MIB  # bytes spooled between two looks at the spool's quota
@@ -57,7 +60,7 @@ class Worker:
         """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
         self.spool = spool
         self.queue = BoundedQueue(queue)
-        self.status = Status(lambda text: spool.catalogue.set("status", text), self._waiting)
+        self.status = Status(self._save_status, self._waiting)
         self.writer = SpoolWriter.open(spool, layout, shard)
         self.failure: BaseException | None = None
         self._shard = shard
@@ -67,13 +70,19 @@ class Worker:
         self._committer: Committer | None = None
         self._lock = threading.Lock()
         self._fates: dict[int, Fate] = {}
-        self._flushes: set[Fate] = set()
+        self._asked: set[Receipt] = set()  # flushes that are still orders in the queue
+        self._flushes: set[Fate] = set()  # those that wait for commits
         self._unchecked = _QUOTA_STEP  # bytes spooled since the quota was looked at: look before the first
         self._stopping = threading.Event()
         self._room = threading.Event()  # something was committed: a full spool may have room
         self._wake: Callable[[], None] = lambda: None
         self._nudge: Callable[[], None] = lambda: None
         self._wake_linger: Callable[[], None] = lambda: None
+
+    def _save_status(self, text: str) -> None:
+        """One of a spool's processes speaks for it: the one that commits."""
+        if self.spool.is_committer or self.offline:
+            self.spool.catalogue.set("status", text)
 
     @property
     def offline(self) -> bool:
@@ -126,10 +135,14 @@ class Worker:
                     await self._destination.aclose()
 
     async def _connect(self, committer: Committer) -> None:
+        where = self.spool.directory
         try:
-            await committer.connect()
+            with anyio.move_on_after(_CONNECT_S) as scope:
+                await committer.connect()
         except TransientError as error:
-            _log.warning("%s Rows are kept in %s until it answers.", error, self.spool.directory)
+            _log.warning("%s Rows are kept in %s until it answers.", error, where)
+        if scope.cancelled_caught:
+            _log.warning("the Hub did not answer in %g s. Rows are kept in %s until it does.", _CONNECT_S, where)
 
     async def _spool_in_thread(self) -> None:
         try:
@@ -156,13 +169,17 @@ class Worker:
 
     def _end(self) -> None:
         self.queue.close()
-        leftover = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
+        ended = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         for item in self.queue.take():
             if isinstance(item, Batch):
-                item.receipt._dropped(leftover)
+                item.receipt._dropped(ended)
         self.writer.close()
-        for fate in list(self._flushes):
-            fate.settle(None, leftover)
+        with self._lock:
+            flushes, asked = list(self._flushes), list(self._asked)
+        for fate in flushes:
+            fate.settle(None, ended)
+        for receipt in asked:
+            receipt._dropped(ended)
 
     # The spool's thread.
 
@@ -253,10 +270,14 @@ class Worker:
     def flush(self, *, everything: bool = False) -> Receipt:
         """A receipt that is committed once all that was put before is. `everything`: other writers' shards as well."""
         receipt = Receipt(0, 0)
+        with self._lock:
+            self._asked.add(receipt)
         self.queue.order(Order(lambda: self._flush(receipt, everything)))
         return receipt
 
     def _flush(self, receipt: Receipt, everything: bool) -> None:
+        with self._lock:
+            self._asked.discard(receipt)
         self._until_it_works(self.writer.seal)
         if self.offline:
             receipt._spooled(Fate(settled=True), replayed=False)
@@ -279,7 +300,8 @@ class Worker:
             if wait > 0:
                 await bell.wait(wait)
             else:
-                self.queue.order(Order(partial(self._seal_if_older, opened_at)))
+                with contextlib.suppress(ClosedError):
+                    self.queue.order(Order(partial(self._seal_if_older, opened_at)))
                 await bell.wait(1.0)
 
     def _seal_if_older(self, opened_at: float | None) -> None:
@@ -303,6 +325,12 @@ class Worker:
             known = self.spool.fate(segment)
             if known is not None:
                 self._settle_as(segment, known)
+        stored = self.spool.catalogue.get("status")
+        state = msgspec.json.decode(stored, type=State) if stored else State()
+        if state.kind == "blocked":
+            self._blocked(
+                BlockedError(f"process {self.spool.committer_pid}, which commits here, can't: {state.reason}")
+            )
 
     def _settle_as(self, segment: int, known: tuple[str, str | None, str | None]) -> None:
         state, sha, error = known

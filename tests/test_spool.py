@@ -264,7 +264,7 @@ def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spo
     spool.mark_staged({shard.segment: "lfs"})
     spool.settle(spool.plan(spool.staged(9, 9), None, None, ""), {shard.segment: "sha"})
     shard.file.write_bytes(content)
-    spool.adopt()
+    spool.sweep()
     assert not shard.file.exists()
 
 

@@ -89,7 +89,7 @@ def test_a_large_shard_goes_up_as_a_blob(
 
 
 def test_ack_committed_returns_the_sha(uploader: Make, dataset: Dataset) -> None:
-    with uploader(shard=ShardPolicy(max_rows=2)) as up:
+    with uploader() as up:
         receipt = up.put(numbered(0, 2), ack="committed")
         assert receipt.state == "committed"
         assert receipt.sha in [c.commit_id for c in dataset.api.list_repo_commits(dataset.repo, repo_type="dataset")]
