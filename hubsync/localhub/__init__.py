@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hubsync.localhub.control import Served
     from hubsync.localhub.faults import Fault, Faults
-    from hubsync.localhub.record import Served
     from hubsync.localhub.routing import Operation
     from hubsync.localhub.server import LocalHub, serve
 
@@ -21,7 +21,7 @@ _HOMES = {
     "Faults": "faults",
     "LocalHub": "server",
     "Operation": "routing",
-    "Served": "record",
+    "Served": "control",
     "serve": "server",
 }
 

@@ -25,10 +25,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from hubsync.localhub import cas, commits, content, control, discussions, lfs, refs, repos
+from hubsync.localhub.control import RequestLog, Served
 from hubsync.localhub.core import Core
 from hubsync.localhub.faults import Fault, Faults
-from hubsync.localhub.pace import Windows
-from hubsync.localhub.record import RequestLog, Served
+from hubsync.localhub.limits import Windows
 from hubsync.localhub.routing import Call, HubError, Operation, Route, Router, json_response
 
 _SMALL_BODY_BYTES = 256 << 20
@@ -148,7 +148,7 @@ class App:
             return
         found = self._router.match(scope["method"], raw_path)
         match = _Match(found[0].operation, *found) if found else _Match(Operation.OTHER, None, {})
-        repo = match.params.get("repo")
+        repo = match.params.get("repo") or self._signed_repo(match, scope)
         drawn = self._faults.draw(match.operation, repo)
         wire.bytes_per_s = drawn.bytes_per_s
         wire.headers |= self._windows.take(scope, match.operation)
@@ -168,6 +168,15 @@ class App:
                 await self._misbehave(drawn.fault, match, wire)
         finally:
             wire.end()
+
+    def _signed_repo(self, match: _Match, scope: Scope) -> str | None:
+        """The repo of a request that names it only in a signed token: to the CAS, or about a large object."""
+        signed = match.params.get("ticket") or match.params.get("claims")
+        if signed is None and "hub" in match.params:
+            signed = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")[2]
+        claims = self._core.verify(signed) if signed else None
+        repo = self._core.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
+        return None if repo is None else repo.name
 
     async def _answer(self, match: _Match, wire: _Wire, receive: Receive, send: Send) -> None:
         """Let the handler answer, as a Hub does that has no fault."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import date, datetime
 from typing import Any
 
 import yaml
+
+from hubsync.localhub.core import Core
+from hubsync.localhub.history import Commit
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _TEXT_FIELDS = ("pretty_name", "pipeline_tag", "library_name", "title", "sdk", "license_name")
@@ -43,6 +48,28 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
     ):
         errors.append('"configs" must be a list of mappings with a "config_name"')
     return errors, []
+
+
+def metadata(core: Core, commit: Commit) -> dict[str, Any]:
+    """The metadata of the README that stands in a commit, as JSON can hold it; empty where there is none."""
+    entry = core.history.entry(commit.tree, "README.md")
+    if entry is None or entry.is_directory or core.history.content(entry.oid).sha256 is not None:
+        return {}
+    data = card_data(core.blobs.read("git", entry.oid).decode("utf-8", "replace")) or {}
+    # YAML knows dates, JSON does not; the Hub shows them as text.
+    shown = json.dumps(
+        data, default=lambda value: value.isoformat() if isinstance(value, date | datetime) else str(value)
+    )
+    return dict(json.loads(shown))
+
+
+def derived_tags(metadata: dict[str, Any]) -> list[str]:
+    """The tags that the Hub makes of other fields, such as `license:mit`."""
+    tags: list[str] = []
+    for name in ("license", "language", "task_categories", "size_categories", "datasets"):
+        value = metadata.get(name) or []
+        tags += [f"{name.removesuffix('s')}:{item}" for item in (value if isinstance(value, list) else [value])]
+    return tags
 
 
 def _parse(readme: str) -> tuple[dict[str, Any] | None, list[str]]:

@@ -16,10 +16,9 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from hubsync.localhub import cards, discussions, git
+from hubsync.localhub import cards, discussions, git, limits
 from hubsync.localhub.core import Core
 from hubsync.localhub.history import PathConflict
-from hubsync.localhub.pace import commits_spent
 from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
 from hubsync.localhub.store import Caller, Repo
 
@@ -27,7 +26,6 @@ REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever 
 _INLINED_BYTES = 512 * 1024 * 1024  # of regular files in one commit
 _LINE_BYTES = 150 * 1024 * 1024
 _PREUPLOAD_FILES = 256  # a client sends at most so many at a time
-_WINDOW_S = 3600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OID = re.compile(r"[0-9a-f]{40}\Z")
 
@@ -124,7 +122,7 @@ async def commit(core: Core, call: Call) -> Response:
     """`POST .../commit/{rev}`: all of it or nothing."""
     create_pr = call.flag("create_pr")
     repo, caller = await core.in_thread(core.writable, call, pull_request=create_pr)
-    await core.in_thread(_check_quota, core, caller)
+    await core.in_thread(limits.check_commits, core, caller)
     media_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("application/x-ndjson", "application/ndjson"):
         raise HubError(415, f"Unsupported content type {media_type!r}: a commit is application/x-ndjson")
@@ -158,7 +156,7 @@ def _read_lines(core: Core, repo: Repo, draft: _Draft, lines: list[bytes]) -> No
         draft.lines += 1
         try:
             line = msgspec.json.decode(raw, type=_Line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise HubError(400, f"Invalid NDJSON at line {draft.lines}: {error}") from None
         _read_line(core, repo, draft, line)
 
@@ -232,19 +230,6 @@ def _take_large(core: Core, repo: Repo, draft: _Draft, path: str, value: _Value)
     draft.contents[oid] = (size, value.oid)
 
 
-def _check_quota(core: Core, caller: Caller) -> None:
-    """Refuse when the sliding hour is full. The headers of this 429 speak of the API window, only the body of commits,
-    as on the Hub.
-    """
-    limit = core.settings.commits_per_hour
-    if limit is None:
-        return
-    sql = "SELECT count(*), min(at) FROM quota WHERE account = ? AND at > ?"
-    row = core.store.row(sql, caller.name, core.clock() - _WINDOW_S)
-    if row is not None and row[0] >= limit:
-        raise HubError(429, commits_spent(limit, row[1] + _WINDOW_S - core.clock()))
-
-
 def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, create_pr: bool) -> Response:
     """Check what the lines add up to against the head and, in the same transaction, move the head."""
     if draft.summary is None:
@@ -255,7 +240,7 @@ def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, cre
             raise HubError(400, "Invalid metadata in README.md.\n" + "\n".join(f"- {text}" for text in errors))
     revision = call.params["rev"]
     with core.store.transaction():
-        _check_quota(core, caller)
+        limits.check_commits(core, caller)
         base = core.revision(repo, revision)
         ref = core.history.branch(repo, revision)
         if ref is None:
@@ -289,8 +274,7 @@ def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, cre
         else:
             core.history.set_ref(repo, ref, landed.oid)
             discussions.note_commit(core, repo, ref, caller.name, landed)
-        core.store.write("INSERT INTO quota VALUES (?, ?)", caller.name, core.clock())
-        core.store.write("DELETE FROM quota WHERE at <= ?", core.clock() - 2 * _WINDOW_S)
+        limits.spend_commit(core, caller)
     return json_response(answer, headers={"X-Repo-Commit": landed.oid})
 
 

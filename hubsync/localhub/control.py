@@ -1,5 +1,6 @@
-"""The control API under `/_localhub/`: what a process other than the Hub's own can see and make go wrong, in JSON.
+"""The log of what was served, and the control API by which another process sees it and makes things go wrong.
 
+Under `/_localhub/`, in JSON:
 health: GET {"status": "ok", "held": 0}
 requests: GET {"counters": {"commit": 3}, "requests": [{...}]}, with `?operation=commit` for one; DELETE forgets them
 faults: GET [{"id": 1, "kind": "status", "seen": 4, "struck": 2, ...}]; POST one fault (the fields of `Fault`) {"id": 1}
@@ -10,17 +11,62 @@ release: POST ends hangs and lets late effects land
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter, deque
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from hubsync.localhub.faults import Fault, Faults
-from hubsync.localhub.record import RequestLog
 from hubsync.localhub.routing import json_response
 
 _PREFIX = "/_localhub/"
 _BODY_BYTES = 1 << 20
+_KEPT = 100_000
+
+
+class Served(NamedTuple):
+    """One request. `status` is 0 where the connection ended without an answer; sizes are of bodies, in bytes."""
+
+    operation: str
+    method: str
+    path: str
+    status: int
+    bytes_in: int
+    bytes_out: int
+    repo: str | None
+    fault: str | None
+
+
+class RequestLog:
+    """The last 100,000 requests, and counters that forget nothing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._served: deque[Served] = deque(maxlen=_KEPT)
+        self._counters: Counter[str] = Counter()
+
+    def add(self, served: Served) -> None:
+        with self._lock:
+            self._served.append(served)
+            self._counters[served.operation] += 1
+
+    def served(self, operation: str | None = None) -> tuple[Served, ...]:
+        """A snapshot, oldest first, of all requests or of one operation's."""
+        with self._lock:
+            return tuple(item for item in self._served if operation is None or item.operation == operation)
+
+    def counters(self) -> dict[str, int]:
+        """How many requests came in, by operation, whatever they were answered."""
+        with self._lock:
+            return dict(self._counters)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._served.clear()
+            self._counters.clear()
 
 
 async def answer(scope: Scope, receive: Receive, faults: Faults, log: RequestLog) -> Response | None:

@@ -101,7 +101,9 @@ class Core:
     def verify(self, token: str) -> dict[str, Any] | None:
         """The claims of a string that this Hub signed and that has not expired (`exp`, Unix seconds)."""
         body, _, signature = token.partition(".")
-        if not hmac.compare_digest(hmac.new(self._secret, body.encode(), hashlib.sha256).hexdigest()[:32], signature):
+        if not token.isascii() or not hmac.compare_digest(
+            hmac.new(self._secret, body.encode(), hashlib.sha256).hexdigest()[:32], signature
+        ):
             return None
         claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         return claims if claims.get("exp", 0) > self.clock() else None

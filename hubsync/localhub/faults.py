@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
-from hubsync.localhub.pace import commits_spent
+from hubsync.localhub.limits import commits_spent
 from hubsync.localhub.routing import Operation
 
 Kind = Literal["latency", "bandwidth", "status", "reset", "hang", "late", "outage", "hostile"]

@@ -141,6 +141,8 @@ def path_problem(path: object) -> str | None:
     """Why the Hub refuses `path` as a file's place in a repo, or None where it is fine."""
     if not isinstance(path, str) or not path:
         return "path must be a non-empty string"
+    if any(0xD800 <= ord(character) < 0xE000 for character in path):
+        return f"path is not valid Unicode: {path!r}"
     # A backslash is a character of a name in git; at the front it would lead out of a folder on Windows.
     if path.startswith(("/", "\\", ".\\", "..\\")) or any(
         ord(character) < 32 or ord(character) == 127 for character in path

@@ -117,10 +117,10 @@ def complete(core: Core, call: Call) -> Response:
     ticket = _ticket(core, call)
     folder = core.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
     with core.blobs.receive(sha256=True) as incoming:
-        for item in call.json().get("parts", []):
-            part = folder / f"{item['partNumber']}-{str(item['etag']).strip(chr(34))}"
-            if "/" in part.name or not part.exists():
-                raise HubError(400, f"Part {item['partNumber']} was never uploaded")
+        for number, etag in _named_parts(call.json().get("parts")):
+            part = folder / f"{number}-{etag}"
+            if not part.exists():
+                raise HubError(400, f"Part {number} was never uploaded")
             with part.open("rb") as file:
                 while piece := file.read(1 << 20):
                     incoming.write(piece)
@@ -129,6 +129,18 @@ def complete(core: Core, call: Call) -> Response:
         _register(core, ticket)
     shutil.rmtree(folder, ignore_errors=True)
     return json_response({"success": True})
+
+
+def _named_parts(parts: object) -> list[tuple[int, str]]:
+    """(number, ETag) of the parts in a completion request; both become part of a file name, so both are checked."""
+    named: list[tuple[int, str]] = []
+    for item in parts if isinstance(parts, list) else []:
+        number, etag = (item.get("partNumber"), item.get("etag")) if isinstance(item, dict) else (None, None)
+        etag = str(etag).strip('"')
+        if not isinstance(number, int) or not _SHA256.match(etag):
+            raise HubError(400, '"parts" items need a "partNumber" and the "etag" of the upload')
+        named.append((number, etag))
+    return named
 
 
 def verify(core: Core, call: Call) -> Response:
@@ -200,7 +212,7 @@ def duplicate(core: Core, call: Call) -> Response:
     succeeded: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for item in files:
-        sha256 = str(item.get("sha256"))
+        sha256 = str(item.get("sha256")) if isinstance(item, dict) else str(item)
         if core.store.granted(source.id, sha256) is None:
             failed.append({"sha256": sha256, "error": "Object does not exist"})
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from datetime import date, datetime
 from typing import Any
 
 from starlette.responses import Response
@@ -149,6 +147,8 @@ def settings(core: Core, call: Call) -> Response:
     if visibility not in (None, "public", "private", "protected"):
         raise HubError(400, '"visibility" must be one of [public, private, protected]')
     private = body.get("private") if visibility is None else visibility == "private"
+    if private not in (None, True, False):
+        raise HubError(400, '"private" must be a boolean')
     core.store.update_repo(repo, private=private, gated=gated)
     return json_response({"private": repo.private if private is None else private, "gated": gated})
 
@@ -174,7 +174,7 @@ def info(core: Core, call: Call) -> Response:
 
 def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """A repo as the Hub's info endpoint shows it."""
-    metadata = _metadata(core, commit)
+    metadata = cards.metadata(core, commit)
     likes = core.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
     tags = metadata.get("tags") or []
     body: dict[str, Any] = {
@@ -182,7 +182,7 @@ def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> 
         "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
         "gated": repo.extra.get("gated", False), "likes": likes[0] if likes else 0, "downloads": 0,
         "downloadsAllTime": 0,
-        "tags": [*(tags if isinstance(tags, list) else [tags]), *_derived_tags(metadata), "region:us"],
+        "tags": [*(tags if isinstance(tags, list) else [tags]), *cards.derived_tags(metadata), "region:us"],
         "siblings": siblings(core, commit, blobs=blobs), "trendingScore": 0,
         "usedStorage": _used_storage(core, repo),
     }  # fmt: skip
@@ -204,26 +204,6 @@ def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> 
     else:
         body |= {"description": "", "key": ""}
     return body
-
-
-def _metadata(core: Core, commit: Commit) -> dict[str, Any]:
-    entry = core.history.entry(commit.tree, "README.md")
-    if entry is None or entry.is_directory or core.history.content(entry.oid).sha256 is not None:
-        return {}
-    data = cards.card_data(core.blobs.read("git", entry.oid).decode("utf-8", "replace")) or {}
-    # YAML knows dates, JSON does not; the Hub shows them as text.
-    shown = json.dumps(
-        data, default=lambda value: value.isoformat() if isinstance(value, date | datetime) else str(value)
-    )
-    return dict(json.loads(shown))
-
-
-def _derived_tags(metadata: dict[str, Any]) -> list[str]:
-    tags: list[str] = []
-    for name in ("license", "language", "task_categories", "size_categories", "datasets"):
-        value = metadata.get(name) or []
-        tags += [f"{name.removesuffix('s')}:{item}" for item in (value if isinstance(value, list) else [value])]
-    return tags
 
 
 def siblings(core: Core, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -79,14 +80,14 @@ class HubError(Exception):
         self.body = dict(body or {})
 
     def response(self) -> Response:
-        headers = {"X-Error-Message": re.sub(r"[^\x20-\x7e]+", " ", self.message), **self.headers}
+        headers = {"X-Error-Message": re.sub(r"[^\x20-\x7e]+", " ", self.message).strip(), **self.headers}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
         return json_response({"error": self.message, **self.body}, status=self.status, headers=headers)
 
 
 def json_response(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return Response(body, status_code=status, headers=headers, media_type="application/json; charset=utf-8")
 
 
@@ -111,8 +112,8 @@ class Call:
     def json(self) -> dict[str, Any]:
         """The body as a JSON object; anything else is the caller's mistake (400)."""
         try:
-            value = json.loads(self.body or b"{}")
-        except ValueError as error:
+            value = msgspec.json.decode(self.body or b"{}")
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise HubError(400, f"Invalid JSON in request body: {error}") from None
         if not isinstance(value, dict):
             raise HubError(400, "Request body must be a JSON object")

@@ -26,9 +26,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hubsync.localhub.app import App
+from hubsync.localhub.control import RequestLog, Served
 from hubsync.localhub.core import Core, Settings
 from hubsync.localhub.faults import Faults
-from hubsync.localhub.record import RequestLog, Served
 from hubsync.localhub.store import Role
 
 DEFAULT_USERS: Mapping[str, str] = {"user": "hf_localhub_user"}

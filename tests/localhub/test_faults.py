@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubsync.localhub import Fault, Faults, LocalHub, Operation
-from tests.localhub.conftest import commit, file_line, ndjson
+from tests.localhub.conftest import REPO, commit, file_line, ndjson
 
 BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.ConnectError)
 
@@ -206,6 +206,25 @@ def test_a_fault_can_be_for_one_repo(local_hub: LocalHub, api: HfApi, repo: str,
     local_hub.faults.add(Fault.status(500, on="commit", repo="USER/other"))
     assert commit(http, ndjson(file_line("a"))).status_code == 200
     assert commit(http, ndjson(file_line("a")), repo="user/other").status_code == 500
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.status(503, on="xorb", times=1),
+        Fault.reset(when="after", on="xorb", times=1, repo=REPO),
+        Fault.reset(when="after", on="shard", times=1, repo=REPO),
+        Fault.hostile("truncated", on="xet-token", times=1),
+    ],
+)
+def test_hf_xet_meets_the_faults_of_the_cas_and_tries_again(
+    local_hub: LocalHub, api: HfApi, repo: str, fault: Fault
+) -> None:
+    number = local_hub.faults.add(fault)
+    content = random.Random(repr(fault)).randbytes(100_000)
+    api.upload_file(path_or_fileobj=content, path_in_repo="a.bin", repo_id=repo, repo_type="dataset")
+    assert local_hub.faults.struck(number) == 1
+    assert paths(api, repo) == {"a.bin"}
 
 
 def test_chance_is_repeatable_with_a_seeded_generator() -> None:

@@ -157,3 +157,16 @@ def test_a_gated_repo_shows_itself_but_not_its_files(local_hub: LocalHub, api: H
 def test_too_many_files_in_one_preupload_are_refused(repo: str, http: httpx.Client) -> None:
     files = [{"path": f"{number}", "size": 1, "sample": ""} for number in range(257)]
     assert http.post(f"/api/datasets/{repo}/preupload/main", json={"files": files}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["tree/main/%00", "tree/%ED%A0%80", "tree/main?limit=x", "commits/main?p=-1", "discussions/x"]
+)
+def test_strange_addresses_are_refused_and_never_break_the_hub(repo: str, http: httpx.Client, path: str) -> None:
+    assert http.get(f"/api/datasets/{repo}/{path}").status_code in (400, 404)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff", b'{"tag": "\\ud800"}', b'{"tag": [1]}'])
+def test_strange_bodies_are_refused_and_never_break_the_hub(repo: str, http: httpx.Client, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert http.post(f"/api/datasets/{repo}/tag/main", content=body, headers=headers).status_code == 400

@@ -1,20 +1,27 @@
-"""The Hub's request windows: `RateLimit` and `RateLimit-Policy` on every answer and, where a limit is set, the 429 when
-one is spent.
+"""The Hub's two limits: requests per window, and commits per hour.
 
-Fixed windows of 300 seconds, counted by token or, without one, by address. Only calls to the API and to `resolve`
-count, each in a window of its own; uploads of content go to other hosts on the real Hub.
+Windows are fixed, 300 seconds long, counted by token or, without one, by address; `RateLimit` and `RateLimit-Policy`
+tell of them on every answer. Only calls to the API and to `resolve` count, each in a window of its own: contents go to
+other hosts on the real Hub. The commit quota is a sliding hour per user, kept in the store, and said only in the body
+of its 429, whose headers go on describing the API's window.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from hubsync.localhub.routing import HubError, Operation
+from hubsync.localhub.store import Caller
+
+if TYPE_CHECKING:
+    from hubsync.localhub.core import Core
 
 WINDOW_S = 300
+_HOUR_S = 3600.0
 _API_REQUESTS = 1000
 _RESOLVE_REQUESTS = 5000
 _FREE = frozenset(
@@ -79,3 +86,22 @@ def commits_spent(per_hour: int, wait_s: float) -> str:
         "If you're a new user, your limits will raise progressively over time. "
         "Get in touch with us at website@huggingface.co if you need access now."
     )
+
+
+def check_commits(core: Core, caller: Caller) -> None:
+    """Refuse when the sliding hour is full. The headers of this 429 speak of the API window, only the body of commits,
+    as on the Hub.
+    """
+    limit = core.settings.commits_per_hour
+    if limit is None:
+        return
+    sql = "SELECT count(*), min(at) FROM quota WHERE account = ? AND at > ?"
+    row = core.store.row(sql, caller.name, core.clock() - _HOUR_S)
+    if row is not None and row[0] >= limit:
+        raise HubError(429, commits_spent(limit, row[1] + _HOUR_S - core.clock()))
+
+
+def spend_commit(core: Core, caller: Caller) -> None:
+    """Count a commit that lands; inside its transaction, so that what is refused or lost costs nothing."""
+    core.store.write("INSERT INTO quota VALUES (?, ?)", caller.name, core.clock())
+    core.store.write("DELETE FROM quota WHERE at <= ?", core.clock() - 2 * _HOUR_S)
