@@ -254,10 +254,15 @@ class App:
         while not wire.request_ended:
             kept.write((await wire.receive()).get("body", b""))
         kept.seek(0)
+        ended = False
 
         async def replay() -> Message:
+            nonlocal ended
+            if ended:  # who asks for more waits for the client to go, and it went long ago
+                await anyio.sleep_forever()
             piece = kept.read(1 << 20)
-            return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+            ended = not piece
+            return {"type": "http.request", "body": piece, "more_body": not ended}
 
         async def land() -> None:
             with kept:
