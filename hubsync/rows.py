@@ -30,6 +30,7 @@ _FLOAT = frozenset({float})
 _LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
 _INFINITIES = frozenset({math.inf, -math.inf})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
+_TOO_DEEP = "the value is nested too deep for readers."
 _NO_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a time
 
@@ -67,7 +68,10 @@ def _encode(rows: list[Row] | tuple[Row, ...], first_row: int = 0) -> Encoded:
     for index, row in enumerate(rows):
         if type(row) is not dict:
             _check_kind(row, first_row + index)
-        _check(row, first_row + index, "")
+        try:
+            _check(row, first_row + index, "")
+        except RecursionError:
+            raise RowError(first_row + index, "", _TOO_DEEP) from None
     return Encoded(lines, len(rows))
 
 
@@ -202,7 +206,7 @@ def _culprit(value: Any, path: str, error: Exception, above: tuple[int, ...]) ->
     if id(value) in above:
         return path, "the value contains itself."
     if len(above) > 500:
-        return path[:100] + "…", "the value is nested too deep for any reader (over 500 levels)."
+        return path[:100] + "…", _TOO_DEEP
     for step, child in _children(value):
         try:
             _encoder.encode(child)
@@ -241,7 +245,7 @@ def _reason(value: Any, error: Exception) -> str:
             if not isinstance(key, str):
                 return f"the key {key!r} is no string: a column's name is. Use str(key)."
     if isinstance(error, RecursionError):
-        return "the value is nested too deep, or contains itself."
+        return _TOO_DEEP
     if isinstance(error, TypeError):
         return f"{type(value).__module__}.{type(value).__qualname__} has no JSON form. Convert it before put."
     return error.reason if isinstance(error, RowError) else str(error)
