@@ -6,8 +6,10 @@ hf_xet works in Rust without the GIL; it is called in a worker thread that a can
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from hubsync.plan import Shard
 _LFS = {"accept": "application/vnd.git-lfs+json", "content-type": "application/vnd.git-lfs+json"}
 _BATCH = 100  # objects in one LFS batch call
 _PIECE = 1 << 20
+_XET_NICE = 10
 
 
 def xet_available() -> bool:
@@ -66,7 +69,7 @@ class XetStore:
         except (KeyError, TypeError, ValueError):
             raise TransientError("xet-write-token: the answer lacks casUrl, accessToken or exp.") from None
         auth = self._http.authorization()
-        session = self._get_session()
+        session = await anyio.to_thread.run_sync(self._get_session)
         try:
             await anyio.to_thread.run_sync(
                 self._run, session, access, auth, [(str(s.file), s.sha256) for s in shards], abandon_on_cancel=True
@@ -97,12 +100,24 @@ class XetStore:
             raise TransientError(f"uploading {len(files)} shards to Xet: {type(error).__name__}: {text}") from None
 
     def _get_session(self) -> Any:
-        import hf_xet
-
         with self._lock:
             if self._session is None or self._pid != os.getpid():
-                self._session, self._pid = hf_xet.XetSession(), os.getpid()
+                maker = threading.Thread(target=self._make_session, name="hubsync xet")
+                maker.start()
+                maker.join()
+                self._pid = os.getpid()
             return self._session
+
+    def _make_session(self) -> None:
+        """In a thread of its own, whose lower priority hf_xet's threads take over: chunking and compressing use every
+        core, and the job must not feel it.
+        """
+        import hf_xet
+
+        if sys.platform == "linux":  # where a priority is a thread's own
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _XET_NICE)
+        self._session = hf_xet.XetSession()
 
     def abort(self) -> None:
         """Stops what is under way; the next upload makes a new session."""
