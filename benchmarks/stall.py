@@ -1,6 +1,7 @@
 """How long the producer stands still in `put`: batches of 50 rows of 3 kB, one every 4 ms, the Hub in three weathers.
 
-Each case runs in a process of its own, against a Hub in another; cases are interleaved over the rounds.
+Each case runs in a process of its own, against a Hub in another; cases are interleaved over the rounds. The case
+`encode` only makes JSON of the batch, without an uploader: what is left of its tail is the machine's.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.ground import Ground, Weather, batches
 
 _ROWS, _ROW_BYTES, _THINK_S = 50, 3_000, 0.004
 _WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "down")
+_CASES: list[tuple[Weather | None, str]] = [
+    (None, "encode"),
+    *((weather, ack) for weather in _WEATHERS for ack in ("queued", "spooled")),
+]
 
 
 def run(*, quick: bool) -> list[dict[str, Any]]:
@@ -25,9 +32,8 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     rounds, puts = (1, 500) if quick else (3, 3_000)
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
-        cases = [(weather, ack) for _ in range(rounds) for weather in _WEATHERS for ack in ("queued", "spooled")]
         stalls: dict[tuple[str, str], list[float]] = {}
-        for number, (weather, ack) in enumerate(cases):
+        for number, (weather, ack) in enumerate(_CASES * rounds):
             ground.weather("healthy")
             process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.stall", ack, str(puts), f"user/stall-{number}"],
@@ -36,10 +42,10 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdout.readline()  # it is open: now the weather may turn
-            ground.weather(weather)
+            ground.weather(weather or "healthy")
             process.stdin.write("go\n")
             process.stdin.flush()
-            stalls.setdefault((weather, ack), []).extend(json.loads(process.stdout.readline()))
+            stalls.setdefault((weather or "-", ack), []).extend(json.loads(process.stdout.readline()))
             process.kill()
             process.wait()
         for (weather, ack), times in stalls.items():
@@ -61,19 +67,26 @@ def _quantiles(times: list[float]) -> dict[str, float]:
 
 def _produce(ack: Any, puts: int, repo: str) -> None:
     from hubsync import ShardPolicy, Uploader
+    from hubsync.rows import encode
 
-    stock = batches(_ROWS, _ROW_BYTES)
+    if ack == "encode":
+        _time(encode, puts)
     with Uploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
-        print("open", flush=True)
-        sys.stdin.readline()
-        times = []
-        for n in range(puts):
-            time.sleep(_THINK_S)
-            before = time.perf_counter()
-            up.put(stock[n % len(stock)], ack=ack)
-            times.append((time.perf_counter() - before) * 1e3)
-        print(json.dumps(times), flush=True)
-        sys.stdin.readline()  # killed here: what was measured is the stall, not the drain
+        _time(partial(up.put, ack=ack), puts)
+
+
+def _time(step: Callable[[Any], object], puts: int) -> None:
+    stock = batches(_ROWS, _ROW_BYTES)
+    print("open", flush=True)
+    sys.stdin.readline()
+    times = []
+    for n in range(puts):
+        time.sleep(_THINK_S)
+        before = time.perf_counter()
+        step(stock[n % len(stock)])
+        times.append((time.perf_counter() - before) * 1e3)
+    print(json.dumps(times), flush=True)
+    sys.stdin.readline()  # killed here: what was measured is the stall, not the drain
 
 
 if __name__ == "__main__":
