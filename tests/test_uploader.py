@@ -241,10 +241,22 @@ FAULTS = [
     Fault.status(500, on="commit", times=2),
     Fault.status(409, on="commit", times=2),
     Fault.status(412, on="commit", times=2),
+    Fault.rate_limit("api", seconds=0, on="*", times=3),
+    Fault.rate_limit("retry-after", seconds=0, on="commit", times=2),
+    Fault.hang(0.1, when="before", on="commit", times=1),
+    Fault.hang(0.1, when="after", on="commit", times=1),
+    Fault.late(0.2, on="commit", times=1),
+    *(
+        Fault.hostile(shape, when=when, on=("commit", "preupload", "paths-info", "repo-info"), times=3)
+        for shape in ("html", "garbage", "huge", "redirect", "empty", "truncated", "wrong-shape")
+        for when in ("before", "after")
+    ),
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.code or fault.when}")
+@pytest.mark.parametrize(
+    "fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.shape or fault.code or fault.when}-{fault.when}"
+)
 def test_no_fault_loses_or_repeats_a_row(uploader: Make, hub: LocalHub, dataset: Dataset, fault: Fault) -> None:
     with uploader(shard=ShardPolicy(max_rows=10)) as up:
         hub.faults.add(fault)
