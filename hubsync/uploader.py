@@ -12,7 +12,8 @@ import os
 import random
 import threading
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -210,18 +211,22 @@ class _Uploader:
         receipt = Receipt(encoded.rows, len(encoded.lines))
         return Batch(encoded.lines, encoded.rows, receipt, source, offset, key)
 
-    def _not_drained(self, worker: Worker, why: str) -> NotDrained:
-        depth = worker.spool.depth()
-        return NotDrained(worker.spool.directory, depth.rows, depth.bytes, why)
-
-    def _explain(self, worker: Worker, error: HubsyncError) -> HubsyncError:
-        depth = worker.spool.depth()
-        if depth.rows and isinstance(error, BlockedError):
+    @contextmanager
+    def _drained(self, worker: Worker, timeout: float | None) -> Iterator[None]:
+        """Turns what can end a wait for commits into errors that say what is left, and how to bring it up."""
+        try:
+            yield
+        except TimeoutError:
+            left = worker.spool.depth()
+            why = f"{timeout} s were not enough ({worker.status.state})."
+            raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
+        except BlockedError as error:
+            left = worker.spool.depth()
             error.add_note(
-                f"{depth.rows:,} rows ({depth.bytes:,} bytes) are safe in {worker.spool.directory}. Once this is "
+                f"{left.rows:,} rows ({left.bytes:,} bytes) are safe in {worker.spool.directory}. Once this is "
                 f"mended, the next job brings them up, or run: hubsync drain {worker.spool.directory}"
             )
-        return error
+            raise
 
 
 class Uploader(_Uploader):
@@ -322,12 +327,8 @@ class Uploader(_Uploader):
             BlockedError: a person is needed.
         """
         worker = self._ready()
-        try:
+        with self._drained(worker, timeout):
             worker.flush().wait("committed", timeout)
-        except TimeoutError:
-            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
-        except HubsyncError as error:
-            raise self._explain(worker, error) from None
 
     def close(self, timeout: float | None = None) -> None:
         """Drains and ends. Whatever happens, what was accepted is on the Hub or in the spool. Twice is once.
@@ -342,12 +343,9 @@ class Uploader(_Uploader):
             self._closed = True
             return
         try:
-            if worker.failure is None:
-                worker.flush(everything=True).wait("committed", timeout)
-        except TimeoutError:
-            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
-        except HubsyncError as error:
-            raise self._explain(worker, error) from None
+            with self._drained(worker, timeout):
+                if worker.failure is None:
+                    worker.flush(everything=True).wait("committed", timeout)
         finally:
             self._closed = True
             worker.stop()
@@ -439,12 +437,8 @@ class AsyncUploader(_Uploader):
     async def flush(self, timeout: float | None = None) -> None:
         """As `Uploader.flush`."""
         worker = self._ready()
-        try:
+        with self._drained(worker, timeout):
             await worker.flush().wait_async("committed", timeout)
-        except TimeoutError:
-            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
-        except HubsyncError as error:
-            raise self._explain(worker, error) from None
 
     async def close(self, timeout: float | None = None) -> None:
         """As `Uploader.close`."""
@@ -453,12 +447,9 @@ class AsyncUploader(_Uploader):
             self._closed = True
             return
         try:
-            if worker.failure is None:
-                await worker.flush(everything=True).wait_async("committed", timeout)
-        except TimeoutError:
-            raise self._not_drained(worker, f"{timeout} s were not enough ({worker.status.state}).") from None
-        except HubsyncError as error:
-            raise self._explain(worker, error) from None
+            with self._drained(worker, timeout):
+                if worker.failure is None:
+                    await worker.flush(everything=True).wait_async("committed", timeout)
         finally:
             await self._end(worker)
 
