@@ -83,6 +83,7 @@ class Committer:
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
         self._card_refused = False
+        self._met_another = False
         self._governor = Governor(commit, clock)
 
     def wake(self) -> None:
@@ -114,10 +115,10 @@ class Committer:
         try:
             while not await _in_thread(self._spool.become_committer):
                 if not self._connected:
-                    await self._persist("commit", self.connect)
+                    await self._persist("read", self.connect)
                 await self._clock.sleep(_POLL_S)
             if not self._connected:
-                await self._persist("commit", self.connect)
+                await self._persist("read", self.connect)
             await self._on_disk(self._take_over)
             plan = await _in_thread(self._spool.open_plan)
             if plan is not None:
@@ -208,7 +209,10 @@ class Committer:
                 break
             free += taken[-1] + 1
         await _in_thread(self._spool.renumber, shard, free)
-        _log.warning("%s is another's and was left alone; our %d rows go under a later number.", shard.path, shard.rows)
+        # Two machines on one series meet again and again: once is news.
+        level = logging.DEBUG if self._met_another else logging.WARNING
+        _log.log(level, "%s is another's and was left alone; our rows go under a later number.", shard.path)
+        self._met_another = True
         self.wake()
 
     # Committing.
@@ -230,7 +234,7 @@ class Committer:
     async def _commit(self, shards: Sequence[Shard], backoff: Backoff) -> None:
         """Plans and sends one commit, and draws the consequences of its answer."""
         if self._head is None:
-            self._head = (await self._persist("commit", self._destination.head)).sha
+            self._head = (await self._persist("read", self._destination.head)).sha
         if min(s.segment for s in shards) <= self._unsure_up_to:
             gone = await self._compare(shards, self._head or "")
             shards = [s for s in shards if s.segment not in gone]
@@ -269,7 +273,7 @@ class Committer:
         entries = [card.Entry(*entry) for entry in await _in_thread(self._spool.uncarded, shards)]
         if not entries or self._card_refused:
             return None, ()
-        existing = await self._persist("commit", partial(self._destination.read, card.PATH, self._head or ""))
+        existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
         try:
             merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries)
         except card.CardError as error:
@@ -284,10 +288,10 @@ class Committer:
 
     async def _reconcile(self, plan: Plan) -> bool:
         """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
-        self._head = (await self._persist("commit", self._destination.head)).sha
+        self._head = (await self._persist("read", self._destination.head)).sha
         self._unsure_up_to = await _in_thread(self._spool.newest)
         standing = await self._persist(
-            "commit", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
+            "read", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
         )
         landed = {
             s.segment: standing[s.path].commit or self._head or ""
@@ -358,14 +362,14 @@ class Committer:
             reason = "commit quota"
         else:
             wait = backoff.after_failure(error.retry_after_s)
-            reason = str(error)
+            reason = error.reason
         if not isinstance(error, StaleParentError) or backoff.failures > 3:
             self._status.report(part, State("backing off", reason, self._clock.time() + wait))
         await self._clock.sleep(wait)
 
     async def _wait_for_a_person(self, part: str, error: BlockedError | DefectError) -> None:
         until = self._clock.time() + self._retry.blocked_s
-        self._status.report(part, State("blocked", str(error), until))
+        self._status.report(part, State("blocked", error.reason, until))
         self._on_blocked(error)
         await self._nudge_bell.wait(self._retry.blocked_s)
 

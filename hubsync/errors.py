@@ -121,12 +121,13 @@ class HubError(HubsyncError):
     """What the Hub answered, or that it did not.
 
     Attributes:
+        reason: what happened, without what differs from one try to the next.
         status: the HTTP status, None where there was no answer.
         request_id: the Hub's id of the request, for its support; None where it gave none.
     """
 
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
-        self.status, self.request_id = status, request_id
+        self.reason, self.status, self.request_id = message, status, request_id
         super().__init__(message if request_id is None else f"{message} (request {request_id})")
 
 

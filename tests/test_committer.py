@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.lowlevel
 import pytest
 
 from hubsync import (
@@ -166,6 +167,18 @@ async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: Sim
         assert up.stats().spool.rows == 2
         simulated.script["commit"].clear()
     assert ids(simulated) == [1, 2]
+
+
+async def test_a_state_that_lasts_is_said_once(
+    simulated: SimulatedHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_uploader(tmp_path) as up:
+        for n in range(5):
+            simulated.fail("commit", WriteForbiddenError("403", request_id=f"request-{n}"))
+        await up.put([{"id": 1}])
+        while simulated.script["commit"]:
+            await anyio.lowlevel.checkpoint()
+    assert [r.levelname for r in caplog.records if "blocked" in r.message] == ["ERROR"]
 
 
 async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:
