@@ -175,8 +175,8 @@ async def test_a_state_that_lasts_is_said_once(
     async with open_uploader(tmp_path) as up:
         for n in range(5):
             simulated.fail("commit", WriteForbiddenError("403", request_id=f"request-{n}"))
-        await up.put([{"id": 1}])
-        while simulated.script["commit"]:
+        await up.put([{"id": 1}])  # max_rows=1: sealed at once
+        while not simulated.commits:
             await anyio.lowlevel.checkpoint()
     assert [r.levelname for r in caplog.records if "blocked" in r.message] == ["ERROR"]
 
