@@ -7,6 +7,7 @@ Each case runs in a process of its own, against a Hub in another; cases are inte
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -29,10 +30,10 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     from rich.console import Console
     from rich.table import Table
 
-    rounds, puts = (1, 500) if quick else (3, 3_000)
+    rounds, puts = (1, 500) if quick else (5, 2_000)
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
-        stalls: dict[tuple[str, str], list[float]] = {}
+        stalls: dict[tuple[str, str], list[dict[str, float]]] = {}
         for number, (weather, ack) in enumerate(_CASES * rounds):
             ground.weather("healthy")
             process = subprocess.Popen(
@@ -45,12 +46,13 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
             ground.weather(weather or "healthy")
             process.stdin.write("go\n")
             process.stdin.flush()
-            stalls.setdefault((weather or "-", ack), []).extend(json.loads(process.stdout.readline()))
+            stalls.setdefault((weather or "-", ack), []).append(_quantiles(json.loads(process.stdout.readline())))
             process.kill()
             process.wait()
-        for (weather, ack), times in stalls.items():
-            figures.append({"hub": weather, "ack": ack, "puts": len(times), **_quantiles(times)})
-    table = Table(title=f"put, batches of {_ROWS} rows of {_ROW_BYTES} bytes (ms)")
+        for (weather, ack), runs in stalls.items():
+            medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            figures.append({"hub": weather, "ack": ack, "puts": puts * rounds, **medians})
+    table = Table(title=f"put, batches of {_ROWS} rows of {_ROW_BYTES} bytes (ms, medians of {rounds} rounds)")
     for column in figures[0]:
         table.add_column(column, justify="left" if column in ("hub", "ack") else "right")
     for figure in figures:
