@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,31 +105,35 @@ class Catalogue:
         """All or nothing. Raises `SpoolError` where the disk or the database refuses; nothing is changed then."""
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with self._refusals():
+                    self._db.execute("BEGIN IMMEDIATE")
                     yield
-                except BaseException:
+                    self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite has rolled back by itself where the disk is full
                     self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise SpoolError(f"the spool's catalogue {self.path} refuses: {error}. Nothing was changed.") from error
+                raise
 
     def run(self, sql: str, *values: Any) -> int:
         """Executes one statement; answers the last row id."""
-        with self._lock:
+        with self._lock, self._refusals():
             return self._db.execute(sql, values).lastrowid or 0
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock:
+        with self._lock, self._refusals():
             return self._db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        with self._lock:
+        with self._lock, self._refusals():
             found: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
             return found
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise SpoolError(f"the spool's catalogue {self.path} refuses: {error}.") from error
 
     def value(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, or None."""
@@ -147,6 +151,11 @@ class Catalogue:
             self.run(
                 "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value
             )
+
+    def remember(self, key: str, value: str) -> None:
+        """As `set`, for what may be lost: on a full disk it is passed over."""
+        with suppress(SpoolError):
+            self.set(key, value)
 
     def checkpoint(self) -> None:
         """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it."""

@@ -107,20 +107,20 @@ class Committer:
         self._head = (await self._destination.check(private=self._private)).sha
         if not self._spool.seeded:
             marks = await self._destination.watermarks()
-            await _in_thread(self._spool.seed, marks)
+            await self._on_disk(self._spool.seed, marks)
         self._connected = True
 
     async def run(self) -> None:
         """Waits for the spool's lock, then serves until cancelled."""
         try:
-            while not await _in_thread(self._spool.become_committer):
+            while not await self._on_disk(self._spool.become_committer):
                 if not self._connected:
                     await self._persist("read", self.connect)
                 await self._clock.sleep(_POLL_S)
             if not self._connected:
                 await self._persist("read", self.connect)
             await self._on_disk(self._take_over)
-            plan = await _in_thread(self._spool.open_plan)
+            plan = await self._on_disk(self._spool.open_plan)
             if plan is not None:
                 await self._reconcile(plan)
             async with anyio.create_task_group() as tasks:
@@ -133,7 +133,7 @@ class Committer:
         """Goes on where the last committer, dead now, was."""
         catalogue = self._spool.catalogue
         stored = catalogue.get("governor")
-        self._governor = Governor(self._policy, self._clock, stored, lambda text: catalogue.set("governor", text))
+        self._governor = Governor(self._policy, self._clock, stored, lambda text: catalogue.remember("governor", text))
         self._unsure_up_to = self._spool.newest()
         self._spool.sweep()
         self._status.save()
@@ -164,7 +164,7 @@ class Committer:
                 await self._bury(shards[0], error)
             return
         taken = await self._sort_out(shards, staged)
-        await _in_thread(
+        await self._on_disk(
             self._spool.mark_staged,
             {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in taken},
         )
@@ -199,16 +199,16 @@ class Committer:
         return [*ours, *moved]
 
     async def _renumber(self, shard: Shard, at: str) -> None:
-        seq = await _in_thread(self._spool.seq, shard)
+        seq = await self._on_disk(self._spool.seq, shard)
         free = seq
         while True:
-            paths = await _in_thread(self._spool.numbered, shard, free - seq, _PROBE)
+            paths = await self._on_disk(self._spool.numbered, shard, free - seq, _PROBE)
             standing = await self._persist("stage", partial(self._destination.standing, paths, at))
             taken = [n for n, path in enumerate(paths) if path in standing]
             if not taken:
                 break
             free += taken[-1] + 1
-        await _in_thread(self._spool.renumber, shard, free)
+        await self._on_disk(self._spool.renumber, shard, free)
         # Two machines on one series meet again and again: once is news.
         level = logging.DEBUG if self._met_another else logging.WARNING
         _log.log(level, "%s is another's and was left alone; our rows go under a later number.", shard.path)
@@ -241,7 +241,7 @@ class Committer:
             if not shards:
                 return
         note, entries = await self._card(shards)
-        plan = await self._on_disk(partial(self._spool.plan, shards, note, self._head, _summary(shards)))
+        plan = await self._on_disk(self._spool.plan, shards, note, self._head, _summary(shards))
         try:
             sha = await self._destination.commit(plan)
         except (AmbiguousError, StaleParentError) as error:
@@ -251,26 +251,26 @@ class Committer:
             if await self._reconcile(plan):
                 backoff.reset()
         except TransientError as error:
-            await _in_thread(self._spool.settle, plan, {})
+            await self._on_disk(self._spool.settle, plan, {})
             await self._wait_out("commit", error, backoff)
         except BlockedError as error:
-            await _in_thread(self._spool.settle, plan, {})
+            await self._on_disk(self._spool.settle, plan, {})
             self._head = None
             await self._wait_for_a_person("commit", error)
         except DefectError as error:
-            await _in_thread(self._spool.settle, plan, {})
+            await self._on_disk(self._spool.settle, plan, {})
             await self._isolate(plan, error, backoff)
         else:
             backoff.reset()
             self._governor.spent()
             self._head = sha
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
-            await _in_thread(self._spool.mark_carded, entries)
+            await self._on_disk(self._spool.mark_carded, entries)
             self._status.report("commit", State())
 
     async def _card(self, shards: Sequence[Shard]) -> tuple[Note | None, Sequence[card.Entry]]:
         """The card as the next commit should leave it; None where it shows all of `shards` already."""
-        entries = [card.Entry(*entry) for entry in await _in_thread(self._spool.uncarded, shards)]
+        entries = [card.Entry(*entry) for entry in await self._on_disk(self._spool.uncarded, shards)]
         if not entries or self._card_refused:
             return None, ()
         existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
@@ -289,7 +289,7 @@ class Committer:
     async def _reconcile(self, plan: Plan) -> bool:
         """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
         self._head = (await self._persist("read", self._destination.head)).sha
-        self._unsure_up_to = await _in_thread(self._spool.newest)
+        self._unsure_up_to = await self._on_disk(self._spool.newest)
         standing = await self._persist(
             "read", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
         )
@@ -311,22 +311,22 @@ class Committer:
                 await self._commit(part, backoff)
             return
         shard = plan.shards[0]
-        if shard.mode == "lfs" and await _in_thread(self._spool.first_restage, shard):
+        if shard.mode == "lfs" and await self._on_disk(self._spool.first_restage, shard):
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
-            await _in_thread(self._spool.unstage, [shard])
+            await self._on_disk(self._spool.unstage, [shard])
         else:
             await self._bury(shard, error)
         self.wake()
 
     async def _bury(self, shard: Shard, error: HubError) -> None:
-        grave = await _in_thread(self._spool.bury, shard, str(error))
+        grave = await self._on_disk(self._spool.bury, shard, str(error))
         message = f"the Hub refuses {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}."
         _log.error("%s", message)
         self._status.counts.refusals += 1
         self._on_settled(shard.segment, None, ShardsRefused(message))
 
     async def _settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
-        await self._on_disk(partial(self._spool.settle, plan, landed))
+        await self._on_disk(self._spool.settle, plan, landed)
         counts = self._status.counts
         counts.commits += len(set(landed.values()))
         for shard in plan.shards:
@@ -373,12 +373,12 @@ class Committer:
         self._on_blocked(error)
         await self._nudge_bell.wait(self._retry.blocked_s)
 
-    async def _on_disk(self, work: Callable[[], T]) -> T:
-        """The spool's disk may be full or gone for a while; then nothing is sent, and nothing is lost."""
+    async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
+        """Work on the spool, whose disk may be full or gone for a while; then nothing is sent, and nothing is lost."""
         backoff = Backoff(self._retry, self._rng)
         while True:
             try:
-                result = await _in_thread(work)
+                result = await _in_thread(work, *args)
             except (SpoolError, OSError) as error:
                 wait = backoff.after_failure()
                 self._status.report("spool", State("spool full", str(error), self._clock.time() + wait))

@@ -58,7 +58,7 @@ async def _drain(
             raise SpoolBusy(
                 f"process {spool.committer_pid} commits for {directory} now; it brings everything up, also for others."
             )
-        status = Status(lambda text: spool.catalogue.set("status", text), lambda: str(directory))
+        status = Status(lambda text: spool.catalogue.remember("status", text), lambda: str(directory))
         blocked: list[HubError] = []
         committer = Committer(
             spool,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -359,7 +360,8 @@ class Spool:
             self.catalogue.run("UPDATE segments SET plan = NULL WHERE plan = ?", plan.id)
             self.catalogue.run("DELETE FROM plans WHERE id = ?", plan.id)
         for shard in gone:
-            shard.file.unlink(missing_ok=True)
+            with suppress(OSError):  # what stays is swept at the next start
+                shard.file.unlink()
 
     def _count_committed(self, shards: Sequence[Shard]) -> None:
         for key, more in (
@@ -375,7 +377,8 @@ class Spool:
             self.catalogue.run(
                 "UPDATE segments SET state = 'dead', error = ?, plan = NULL WHERE id = ?", why, shard.segment
             )
-        shard.file.unlink(missing_ok=True)
+        with suppress(OSError):
+            shard.file.unlink()
         return grave
 
     def _watermark_notes(self, shards: Sequence[Shard]) -> list[Note]:

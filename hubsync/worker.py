@@ -82,7 +82,7 @@ class Worker:
     def _save_status(self, text: str) -> None:
         """One of a spool's processes speaks for it: the one that commits."""
         if self.spool.is_committer or self.offline:
-            self.spool.catalogue.set("status", text)
+            self.spool.catalogue.remember("status", text)
 
     @property
     def offline(self) -> bool:

@@ -188,6 +188,25 @@ async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedH
             pytest.fail("not reached")
 
 
+async def test_a_catalogue_that_cannot_grow_holds_everything_up_and_loses_nothing(
+    simulated: SimulatedHub, tmp_path: Path
+) -> None:
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 0}], key="0")
+        await up.flush()
+        assert up._worker is not None
+        catalogue = up._worker.spool.catalogue
+        catalogue.run(f"PRAGMA max_page_count = {catalogue.value('PRAGMA page_count')}")
+        receipts = [await up.put([{"id": n}], key=f"{n}" * 500, ack="queued") for n in range(1, 300)]
+        while up.stats().state.kind != "spool full":
+            await anyio.lowlevel.checkpoint()
+        assert receipts[-1].state == "queued"
+        catalogue.run("PRAGMA max_page_count = 1000000")
+        await up.flush()
+        assert {receipt.state for receipt in receipts} == {"committed"}
+    assert ids(simulated) == list(range(300))
+
+
 async def test_a_card_that_cannot_be_read_stops_no_rows(simulated: SimulatedHub, tmp_path: Path) -> None:
     simulated.foreign_commit("README.md", b"---\na: [unclosed\n---\n")
     async with open_uploader(tmp_path) as up:
