@@ -17,7 +17,7 @@ from typing import Any
 
 from hubsync.errors import SpoolError, SpoolVersionError
 
-VERSION = 1
+VERSION = 2
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
 _CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a few thousand takes
@@ -63,6 +63,18 @@ CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NUL
 """
 
 
+# What brings a catalogue of version n to n + 1, at index n; version 0 is a new one.
+_MIGRATIONS = [
+    _SCHEMA,
+    """
+    -- The lowest offset of a segment. It is not known of older ones: 0 holds the watermark back until they are settled.
+    ALTER TABLE segment_offsets ADD COLUMN first INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX offsets_of_segment;
+    CREATE UNIQUE INDEX offsets_of_segment ON segment_offsets (segment, source);
+    """,
+]
+
+
 class Catalogue:
     """One connection, shared by the threads of one process under a lock."""
 
@@ -94,11 +106,12 @@ class Catalogue:
         self._db.execute("PRAGMA wal_autocheckpoint = 0")
         if version < VERSION:
             with self.transaction():
-                if self.value("PRAGMA user_version") < VERSION:  # another process may have been first
-                    for statement in _statements(_SCHEMA):
+                # Read again: another process may have been first.
+                for migration in _MIGRATIONS[self.value("PRAGMA user_version") :]:
+                    for statement in _statements(migration):
                         self._db.execute(statement)
-                    self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

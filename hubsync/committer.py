@@ -11,28 +11,34 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 from hubsync import card
 from hubsync.clock import Clock
+from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AmbiguousError,
     BlockedError,
     DefectError,
     HubError,
     HubsyncError,
+    LeaseLost,
     RateLimitedError,
     ShardsRefused,
     SpoolError,
     StaleParentError,
     TransientError,
 )
+from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
 from hubsync.plan import Destination, Note, Plan, Shard, Staged
+from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.spool import Spool
 from hubsync.status import State, Status
@@ -67,6 +73,7 @@ class Committer:
         private: bool | None = None,
     ) -> None:
         self._spool = spool
+        self._plans = Plans(spool)
         self._destination = destination
         self._policy = commit
         self._retry = retry
@@ -111,32 +118,51 @@ class Committer:
         self._connected = True
 
     async def run(self) -> None:
-        """Waits for the spool's lock, then serves until cancelled."""
+        """Waits for the spool's lock, then serves until cancelled; and waits again where another has taken over."""
         try:
-            while not await self._on_disk(self._spool.become_committer):
-                if not self._connected:
-                    await self._persist("read", self.connect)
-                await self._clock.sleep(_POLL_S)
-            if not self._connected:
-                await self._persist("read", self.connect)
-            await self._on_disk(self._take_over)
-            plan = await self._on_disk(self._spool.open_plan)
-            if plan is not None:
-                await self._reconcile(plan)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._stage_for_ever)
-                tasks.start_soon(self._commit_for_ever)
+            while True:
+                while not await self._on_disk(self._spool.become_committer):
+                    if not self._connected:
+                        await self._persist("read", self.connect)
+                    await self._clock.sleep(_POLL_S)
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(self._beat_for_ever)
+                        await self._serve(tasks)
+                except* LeaseLost as lost:
+                    _log.warning("%s", lost.exceptions[0])
+                    self._head = None
         finally:
             self._spool.resign()
 
+    async def _beat_for_ever(self) -> None:
+        while True:
+            self._spool.beat()
+            await self._clock.sleep(BEAT_S)
+
+    async def _serve(self, tasks: TaskGroup) -> None:
+        if not self._connected:
+            await self._persist("read", self.connect)
+        await self._on_disk(self._take_over)
+        plan = await self._on_disk(self._plans.unsettled)
+        if plan is not None:
+            await self._reconcile(plan)
+        tasks.start_soon(self._stage_for_ever)
+        tasks.start_soon(self._commit_for_ever)
+
     def _take_over(self) -> None:
-        """Goes on where the last committer, dead now, was."""
+        """Goes on where the last committer, dead now or stopped, was."""
         catalogue = self._spool.catalogue
         stored = catalogue.get("governor")
-        self._governor = Governor(self._policy, self._clock, stored, lambda text: catalogue.remember("governor", text))
-        self._unsure_up_to = self._spool.newest()
+        self._governor = Governor(self._policy, self._clock, stored, self._remember)
+        self._unsure_up_to = self._plans.newest()
         self._spool.sweep()
         self._status.save()
+        reach(CrashPoint.TAKEN_OVER)
+
+    def _remember(self, governor: str) -> None:
+        with suppress(SpoolError), self._spool.leased():
+            self._spool.catalogue.set("governor", governor)
 
     # Staging.
 
@@ -151,7 +177,7 @@ class Committer:
     def _look_for_sealed(self) -> list[Shard]:
         self._spool.adopt()
         self._spool.catalogue.checkpoint()
-        return self._spool.sealed(_STAGE_SHARDS, _STAGE_BYTES)
+        return self._plans.sealed(_STAGE_SHARDS, _STAGE_BYTES)
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
         try:
@@ -165,7 +191,7 @@ class Committer:
             return
         taken = await self._sort_out(shards, staged)
         await self._on_disk(
-            self._spool.mark_staged,
+            self._plans.mark_staged,
             {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in taken},
         )
         self.wake()
@@ -199,16 +225,17 @@ class Committer:
         return [*ours, *moved]
 
     async def _renumber(self, shard: Shard, at: str) -> None:
-        seq = await self._on_disk(self._spool.seq, shard)
+        seq = await self._on_disk(self._plans.seq, shard)
         free = seq
         while True:
-            paths = await self._on_disk(self._spool.numbered, shard, free - seq, _PROBE)
+            paths = await self._on_disk(self._plans.numbered, shard, free - seq, _PROBE)
             standing = await self._persist("stage", partial(self._destination.standing, paths, at))
             taken = [n for n, path in enumerate(paths) if path in standing]
             if not taken:
                 break
             free += taken[-1] + 1
-        await self._on_disk(self._spool.renumber, shard, free)
+        reach(CrashPoint.PATH_TAKEN)
+        await self._on_disk(self._plans.renumber, shard, free)
         # Two machines on one series meet again and again: once is news.
         level = logging.DEBUG if self._met_another else logging.WARNING
         _log.log(level, "%s is another's and was left alone; our rows go under a later number.", shard.path)
@@ -220,9 +247,9 @@ class Committer:
     async def _commit_for_ever(self) -> None:
         backoff = Backoff(self._retry, self._rng)
         while True:
-            urgent = await self._on_disk(self._spool.is_urgent)
+            urgent = await self._on_disk(self._plans.is_urgent)
             shards = await self._on_disk(
-                partial(self._spool.staged, self._policy.max_files, self._policy.max_inline_bytes)
+                partial(self._plans.staged, self._policy.max_files, self._policy.max_inline_bytes)
             )
             if not shards:
                 await self._commit_bell.wait(_POLL_S)
@@ -241,41 +268,45 @@ class Committer:
             if not shards:
                 return
         note, entries = await self._card(shards)
-        plan = await self._on_disk(self._spool.plan, shards, note, self._head, _summary(shards))
+        plan = await self._on_disk(self._plans.write, shards, note, self._head, _summary(shards))
         try:
             sha = await self._destination.commit(plan)
         except (AmbiguousError, StaleParentError) as error:
             if isinstance(error, AmbiguousError):
+                reach(CrashPoint.ANSWER_LOST)
                 self._governor.spent()
             await self._wait_out("commit", error, backoff)
             if await self._reconcile(plan):
                 backoff.reset()
         except TransientError as error:
-            await self._on_disk(self._spool.settle, plan, {})
+            await self._on_disk(self._plans.settle, plan, {})
             await self._wait_out("commit", error, backoff)
         except BlockedError as error:
-            await self._on_disk(self._spool.settle, plan, {})
+            await self._on_disk(self._plans.settle, plan, {})
             self._head = None
             await self._wait_for_a_person("commit", error)
         except DefectError as error:
-            await self._on_disk(self._spool.settle, plan, {})
+            await self._on_disk(self._plans.settle, plan, {})
             await self._isolate(plan, error, backoff)
         else:
+            reach(CrashPoint.ANSWERED)
             backoff.reset()
             self._governor.spent()
+            reach(CrashPoint.QUOTA_COUNTED)
             self._head = sha
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
-            await self._on_disk(self._spool.mark_carded, entries)
+            await self._on_disk(self._plans.mark_carded, entries)
             self._status.report("commit", State())
 
     async def _card(self, shards: Sequence[Shard]) -> tuple[Note | None, Sequence[card.Entry]]:
         """The card as the next commit should leave it; None where it shows all of `shards` already."""
-        entries = [card.Entry(*entry) for entry in await self._on_disk(self._spool.uncarded, shards)]
+        entries = [card.Entry(*entry) for entry in await self._on_disk(self._plans.uncarded, shards)]
         if not entries or self._card_refused:
             return None, ()
         existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
         try:
             merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries)
+            reach(CrashPoint.CARD_MERGED)
         except card.CardError as error:
             self._card_refused = True
             _log.warning(
@@ -289,7 +320,7 @@ class Committer:
     async def _reconcile(self, plan: Plan) -> bool:
         """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
         self._head = (await self._persist("read", self._destination.head)).sha
-        self._unsure_up_to = await self._on_disk(self._spool.newest)
+        self._unsure_up_to = await self._on_disk(self._plans.newest)
         standing = await self._persist(
             "read", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
         )
@@ -298,6 +329,7 @@ class Committer:
             for s in plan.shards
             if s.path in standing and s.is_at(standing[s.path])
         }
+        reach(CrashPoint.RECONCILED)
         await self._settle(plan, landed)
         self._status.report("commit", State())
         return bool(landed)
@@ -311,22 +343,22 @@ class Committer:
                 await self._commit(part, backoff)
             return
         shard = plan.shards[0]
-        if shard.mode == "lfs" and await self._on_disk(self._spool.first_restage, shard):
+        if shard.mode == "lfs" and await self._on_disk(self._plans.first_restage, shard):
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
-            await self._on_disk(self._spool.unstage, [shard])
+            await self._on_disk(self._plans.unstage, [shard])
         else:
             await self._bury(shard, error)
         self.wake()
 
     async def _bury(self, shard: Shard, error: HubError) -> None:
-        grave = await self._on_disk(self._spool.bury, shard, str(error))
+        grave = await self._on_disk(self._plans.bury, shard, str(error))
         message = f"the Hub refuses {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}."
         _log.error("%s", message)
         self._status.counts.refusals += 1
         self._on_settled(shard.segment, None, ShardsRefused(message))
 
     async def _settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
-        await self._on_disk(self._spool.settle, plan, landed)
+        await self._on_disk(self._plans.settle, plan, landed)
         counts = self._status.counts
         counts.commits += len(set(landed.values()))
         for shard in plan.shards:
@@ -379,6 +411,8 @@ class Committer:
         while True:
             try:
                 result = await _in_thread(work, *args)
+            except LeaseLost:
+                raise
             except (SpoolError, OSError) as error:
                 wait = backoff.after_failure()
                 self._status.report("spool", State("spool full", str(error), self._clock.time() + wait))

@@ -11,7 +11,8 @@ HubsyncError
 ├── SpoolError                    the spool's directory, disk or catalogue
 │   ├── SpoolMismatch             a spool of another repo, revision or endpoint
 │   ├── SpoolVersionError         written by a newer hubsync
-│   └── SpoolBusy                 another live process commits for this spool
+│   ├── SpoolBusy                 another live process commits for this spool
+│   └── LeaseLost                 another process took over committing while this one was stopped
 ├── NotDrained                    close or flush ran out of time: what is left, where, and how to bring it up
 ├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
 └── HubError                      what the Hub answered, or that it didn't
@@ -92,6 +93,10 @@ class SpoolVersionError(SpoolError):
 
 class SpoolBusy(SpoolError):
     """Another live process is the spool's committer."""
+
+
+class LeaseLost(SpoolError):
+    """Another process has become the spool's committer while this one was stopped. Nothing was changed."""
 
 
 class NotDrained(HubsyncError):

@@ -5,26 +5,28 @@
 
 A segment's bytes are the future shard's bytes. Bytes are written first and then counted in the catalogue, so a torn
 tail is what the catalogue does not count, and is cut off. Any number of processes may open one spool: each is a
-writer with a locked name of its own, and the holder of `committer.lock` commits for all.
+writer with a locked name of its own, and the holder of `committer.lock` commits for all. One that stops without dying
+is taken over as well: its term is over, and what it tries under its lease then raises `LeaseLost`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
 from hubsync.catalogue import Catalogue
 from hubsync.clock import Clock, SystemClock
-from hubsync.errors import SpoolError, SpoolMismatch
-from hubsync.locks import FileLock
-from hubsync.plan import Mode, Note, Plan, Shard, Watermark
+from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import LeaseLost, SpoolError, SpoolMismatch
+from hubsync.locks import FileLock, Pulse
+from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
 
 SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
@@ -95,6 +97,8 @@ class Spool:
         self.catalogue = Catalogue(directory / "catalogue.sqlite", fsync=self._fsync)
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
+        self._pulses: dict[Path, Pulse] = {}
+        self._term: int | None = None  # which committer of this spool this process is; None where it is none
 
     def _bind(self, target: Target | None) -> Target:
         stored = self.catalogue.get("target")
@@ -114,14 +118,18 @@ class Spool:
             )
         return found
 
+    def file(self, name: str) -> Path:
+        """Where a segment's bytes are."""
+        return self.directory / "segments" / name
+
     def close(self) -> None:
-        self._committer.release()
+        self.resign()
         self.catalogue.close()
 
     # Writers.
 
     def adopt(self) -> int:
-        """Seals the segments that dead writers left open; answers their rows."""
+        """Seals the segments that writers left open who are dead, or have stopped; answers their rows."""
         rows = 0
         names = {r["writer"] for r in self.catalogue.rows("SELECT DISTINCT writer FROM segments WHERE state = 'open'")}
         for name in names:
@@ -131,6 +139,9 @@ class Spool:
                     rows += self.recover(name)
                 finally:
                     lock.release()
+            elif self._pulse(lock.path).stopped():
+                # No need to take its name: a writer looks, within its next transaction, whether its segment is open.
+                rows += self._seal_open(name)
         return rows
 
     def writer_lock(self, name: str) -> FileLock:
@@ -139,20 +150,29 @@ class Spool:
 
     def recover(self, writer: str) -> int:
         """Cuts torn tails back to what was accepted, seals, and removes files that never were. Under the lock."""
-        rows = 0
-        for row in self.catalogue.rows("SELECT * FROM segments WHERE state = 'open' AND writer = ?", writer):
-            file = self.directory / "segments" / row["file"]
-            size = file.stat().st_size if file.exists() else 0
-            if size > row["bytes"]:
-                os.truncate(file, row["bytes"])
-            with self.catalogue.transaction():
-                if size < row["bytes"]:
-                    self._shortened(row["id"], file, row["bytes"])
-                self.seal_segment(row["id"])
-            rows += row["rows"]
+        rows = self._seal_open(writer)
         for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
             if self._state_of(file) is None:
                 file.unlink()
+        return rows
+
+    def _seal_open(self, writer: str) -> int:
+        rows = 0
+        for (segment,) in self.catalogue.rows("SELECT id FROM segments WHERE state = 'open' AND writer = ?", writer):
+            with self.catalogue.transaction():
+                row = self.catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'open'", segment)
+                if row is None:
+                    continue  # its writer was alive after all, and faster
+                file = self.file(row["file"])
+                size = file.stat().st_size if file.exists() else 0
+                if size > row["bytes"]:
+                    os.truncate(file, row["bytes"])
+                elif size < row["bytes"]:
+                    self._shortened(row["id"], file, row["bytes"])
+                reach(CrashPoint.TAIL_CUT)
+                self.seal_segment(row["id"])
+            reach(CrashPoint.ADOPTED)
+            rows += row["rows"]
         return rows
 
     def _shortened(self, segment: int, file: Path, accepted: int) -> None:
@@ -167,9 +187,12 @@ class Spool:
         )  # fmt: skip
 
     def sweep(self) -> None:
-        """Removes files of segments that are committed: a crash came between the two."""
+        """Removes what a crash left: files of segments that are committed or buried, and of locks half taken over."""
         for file in (self.directory / "segments").iterdir():
-            if self._state_of(file) == "committed":
+            if self._state_of(file) in ("committed", "dead"):
+                file.unlink(missing_ok=True)
+        for file in self.directory.glob("committer.*"):
+            if file != self._committer.path:
                 file.unlink(missing_ok=True)
 
     def _state_of(self, file: Path) -> str | None:
@@ -188,9 +211,11 @@ class Spool:
         layout = Layout(row["config"], row["split"], row["template"])
         series = layout.series(row["writer"])
         seq = self.catalogue.value("SELECT next FROM series WHERE name = ?", series) or 0
-        self._number(segment, layout, row["writer"], series, seq)
+        self.number(segment, layout, row["writer"], series, seq)
+        reach(CrashPoint.SEAL_BEGUN)
 
-    def _number(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
+    def number(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
+        """Gives a segment the first free number from `seq`, and seals it under it. Within a transaction."""
         # Templates that differ only in a number's width are two series that may meet.
         while self.catalogue.row("SELECT 1 FROM segments WHERE path = ?", layout.path(writer, seq)):
             seq += 1
@@ -206,33 +231,73 @@ class Spool:
     # The committer.
 
     def become_committer(self) -> bool:
-        """Whether this process now is (or was) the one that stages and commits, for all writers of this spool."""
-        return self._committer.acquire()
+        """Whether this process now is (or was) the one that stages and commits, for all writers of this spool.
+
+        To be asked again and again: that is how a committer is noticed that has stopped without dying.
+        """
+        if self.is_committer:
+            return True
+        stopped = self.committer_stopped()
+        if not (self._committer.acquire() or stopped):
+            return False
+        try:
+            with self.catalogue.transaction():
+                # In a transaction, so that those who seize the lock take turns and each sees what the last one did.
+                if not self._committer.valid():
+                    if not self.committer_stopped():
+                        return False
+                    self._committer.seize()
+                term = int(self.catalogue.get("term") or 0) + 1
+                self.catalogue.set("term", str(term))
+            self._term = term
+        finally:
+            if self._term is None:
+                self._committer.release()
+        reach(CrashPoint.LOCK_TAKEN)
+        return True
 
     @property
     def is_committer(self) -> bool:
-        return self._committer.held
+        return self._term is not None
 
     @property
     def committer_pid(self) -> int | None:
         """The committer's process, whoever it is; None where there is none."""
         return self._committer.holder()
 
-    def resign(self) -> None:
-        self._committer.release()
+    def committer_stopped(self) -> bool:
+        """Whether the committer, another process, lives but has stopped. To be asked again and again."""
+        return self._pulse(self._committer.path).stopped()
 
-    def sealed(self, limit: int, max_bytes: int) -> list[Shard]:
-        """The oldest sealed shards that are not staged, hashed: up to a bound, but always one where there is any."""
-        shards: list[Shard] = []
-        held = 0
-        for row in self.catalogue.rows(
-            "SELECT id, bytes FROM segments WHERE state = 'sealed' ORDER BY id LIMIT ?", limit
-        ):
-            held += row["bytes"]
-            if shards and held > max_bytes:
-                break
-            shards.append(self._shard(row["id"]))
-        return shards
+    def _pulse(self, path: Path) -> Pulse:
+        return self._pulses.setdefault(path, Pulse(path, self.clock))
+
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """A transaction of the committer's.
+
+        Raises:
+            LeaseLost: another process has taken over in the meantime; nothing is changed.
+        """
+        with self.catalogue.transaction():
+            if self._term is None or self.catalogue.get("term") != str(self._term):
+                self._depose()
+            yield
+
+    def beat(self) -> None:
+        """Shows the others that the committer goes on. Raises `LeaseLost` where another has taken over."""
+        self._committer.beat()
+        if not self._committer.valid():
+            self._depose()
+
+    def _depose(self) -> NoReturn:
+        self.resign()
+        raise LeaseLost(f"another process commits for {self.directory} now: this one had stopped for too long.")
+
+    def resign(self) -> None:
+        """Lets another process commit."""
+        self._term = None
+        self._committer.release()
 
     def urge(self, writer: str | None) -> list[int]:
         """Marks what is still to be committed (of one writer, or of all) as waited for, and answers it."""
@@ -243,190 +308,7 @@ class Spool:
             self.catalogue.run(f"UPDATE segments SET urgent = 1 WHERE {pending}", *who)
             return [r["id"] for r in self.catalogue.rows(f"SELECT id FROM segments WHERE {pending}", *who)]
 
-    def is_urgent(self) -> bool:
-        """Whether somebody waits for a staged shard."""
-        return self.catalogue.value("SELECT 1 FROM segments WHERE state = 'staged' AND urgent LIMIT 1") is not None
-
-    def staged(self, limit: int, max_inline_bytes: int) -> list[Shard]:
-        """The oldest staged shards that fit one commit; always at least one where there is any."""
-        shards: list[Shard] = []
-        inline = 0
-        for row in self.catalogue.rows(
-            "SELECT id, mode, bytes FROM segments WHERE state = 'staged' AND plan IS NULL ORDER BY id LIMIT ?", limit
-        ):
-            inline += row["bytes"] if row["mode"] == "regular" else 0
-            if shards and inline > max_inline_bytes:
-                break
-            shards.append(self._shard(row["id"]))
-        return shards
-
-    def _shard(self, segment: int) -> Shard:
-        row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", segment)
-        assert row is not None
-        file = self.directory / "segments" / row["file"]
-        sha256, git_oid = row["sha256"], row["git_oid"]
-        if sha256 is None:
-            sha256, git_oid = _hashes(file, row["bytes"])
-            self.catalogue.run("UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ?", sha256, git_oid, segment)
-        return Shard(
-            segment, row["writer"], file, row["path"], row["bytes"], row["rows"], sha256, git_oid, row["mode"]
-        )  # fmt: skip
-
-    def mark_staged(self, modes: Mapping[int, Mode]) -> None:
-        with self.catalogue.transaction():
-            for segment, mode in modes.items():
-                self.catalogue.run(
-                    "UPDATE segments SET state = 'staged', mode = ? WHERE id = ? AND state = 'sealed'", mode, segment
-                )
-
-    def unstage(self, shards: Iterable[Shard]) -> None:
-        """The Hub no longer knows the blobs: they go up again."""
-        with self.catalogue.transaction():
-            for shard in shards:
-                self.catalogue.run(
-                    "UPDATE segments SET state = 'sealed', mode = NULL WHERE id = ? AND state = 'staged'", shard.segment
-                )
-
-    def first_restage(self, shard: Shard) -> bool:
-        """Whether a shard's blob may go up once more; True only the first time it is asked for."""
-        with self.catalogue.transaction():
-            row = self.catalogue.row("SELECT error FROM segments WHERE id = ?", shard.segment)
-            assert row is not None
-            self.catalogue.run("UPDATE segments SET error = 'restaged' WHERE id = ?", shard.segment)
-            return bool(row["error"] != "restaged")
-
-    def newest(self) -> int:
-        """The newest segment; 0 where there is none."""
-        return int(self.catalogue.value("SELECT max(id) FROM segments") or 0)
-
-    def renumber(self, shard: Shard, seq: int) -> None:
-        """Gives a shard another number: what stands at its path is not ours, and is never overwritten."""
-        with self.catalogue.transaction():
-            row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", shard.segment)
-            assert row is not None
-            layout = Layout(row["config"], row["split"], row["template"])
-            known = self.catalogue.value("SELECT next FROM series WHERE name = ?", row["series"]) or 0
-            self._number(shard.segment, layout, row["writer"], row["series"], max(seq, known))
-
-    def numbered(self, shard: Shard, skip: int, count: int) -> list[str]:
-        """The paths that this shard's series gives to `count` numbers, from `skip` after its own."""
-        row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", shard.segment)
-        assert row is not None
-        layout = Layout(row["config"], row["split"], row["template"])
-        return [layout.path(row["writer"], row["seq"] + n) for n in range(skip, skip + count)]
-
-    def seq(self, shard: Shard) -> int:
-        return int(self.catalogue.value("SELECT seq FROM segments WHERE id = ?", shard.segment))
-
-    # Plans.
-
-    def plan(self, shards: Sequence[Shard], card: Note | None, parent: str | None, summary: str) -> Plan:
-        """Writes down the next commit: the shards, each writer's watermark as it will be, and the card."""
-        with self.catalogue.transaction():
-            notes = [*([card] if card else []), *self._watermark_notes(shards)]
-            plan = self.catalogue.run(
-                "INSERT INTO plans (created_at, parent, summary, notes) VALUES (?, ?, ?, ?)",
-                self.clock.time(), parent, summary, msgspec.msgpack.encode(notes),
-            )  # fmt: skip
-            for shard in shards:
-                self.catalogue.run("UPDATE segments SET plan = ? WHERE id = ?", plan, shard.segment)
-        return Plan(plan, shards, notes, parent, summary)
-
-    def open_plan(self) -> Plan | None:
-        """The plan that an earlier try left: it may have landed, so it is reconciled before anything else is sent."""
-        row = self.catalogue.row("SELECT * FROM plans ORDER BY id LIMIT 1")
-        if row is None:
-            return None
-        segments = self.catalogue.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", row["id"])
-        notes = msgspec.msgpack.decode(row["notes"], type=list[Note])
-        return Plan(row["id"], [self._shard(s["id"]) for s in segments], notes, row["parent"], row["summary"])
-
-    def settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
-        """Ends a plan: `landed` (segment to sha) are committed, the others are free for the next plan."""
-        gone = [shard for shard in plan.shards if shard.segment in landed]
-        now = self.clock.time()
-        with self.catalogue.transaction():
-            for writer, mark in self._marks(gone).items():
-                self.catalogue.run(
-                    "UPDATE writers SET mark = ? WHERE name = ?", msgspec.json.encode(mark).decode(), writer
-                )
-            for shard in gone:
-                self.catalogue.run(
-                    "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL WHERE id = ?",
-                    landed[shard.segment], now, shard.segment,
-                )  # fmt: skip
-            if gone:
-                self._count_committed(gone)
-            self.catalogue.run("UPDATE segments SET plan = NULL WHERE plan = ?", plan.id)
-            self.catalogue.run("DELETE FROM plans WHERE id = ?", plan.id)
-        for shard in gone:
-            with suppress(OSError):  # what stays is swept at the next start
-                shard.file.unlink()
-
-    def _count_committed(self, shards: Sequence[Shard]) -> None:
-        for key, more in (
-            ("rows", sum(s.rows for s in shards)), ("bytes", sum(s.size for s in shards)), ("shards", len(shards)),
-        ):  # fmt: skip
-            self.catalogue.set(f"committed_{key}", str(int(self.catalogue.get(f"committed_{key}") or 0) + more))
-
-    def bury(self, shard: Shard, why: str) -> Path:
-        """Sets a shard aside in the dead letter, for good, and answers where it lies now."""
-        grave = self.directory / "dead-letter" / f"{shard.segment:06d}-{os.path.basename(shard.path)}"
-        os.link(shard.file, grave) if not grave.exists() else None
-        with self.catalogue.transaction():
-            self.catalogue.run(
-                "UPDATE segments SET state = 'dead', error = ?, plan = NULL WHERE id = ?", why, shard.segment
-            )
-        with suppress(OSError):
-            shard.file.unlink()
-        return grave
-
-    def _watermark_notes(self, shards: Sequence[Shard]) -> list[Note]:
-        return [
-            Note(f".hubsync/{writer}.json", msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")
-            for writer, mark in self._marks(shards).items()
-        ]
-
-    def _marks(self, shards: Sequence[Shard]) -> dict[str, Watermark]:
-        """Each writer's watermark once `shards` are committed."""
-        marks: dict[str, Watermark] = {}
-        for shard in shards:
-            row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", shard.segment)
-            assert row is not None
-            mark = marks.get(shard.writer) or self._mark(shard.writer)
-            offsets = dict(mark.offsets)
-            for found in self.catalogue.rows("SELECT * FROM segment_offsets WHERE segment = ?", shard.segment):
-                offsets[found["source"]] = max(offsets.get(found["source"], found["offset"]), found["offset"])
-            following = {**mark.next, row["series"]: max(mark.next.get(row["series"], 0), row["seq"] + 1)}
-            marks[shard.writer] = replace(mark, next=following, rows=mark.rows + shard.rows, offsets=offsets)
-        return marks
-
-    def _mark(self, writer: str) -> Watermark:
-        row = self.catalogue.row("SELECT epoch, mark FROM writers WHERE name = ?", writer)
-        assert row is not None
-        if row["mark"] is None:
-            return Watermark(writer, row["epoch"])
-        return replace(msgspec.json.decode(row["mark"], type=Watermark), epoch=row["epoch"])
-
     # What the dataset told, and what anybody may ask.
-
-    def uncarded(self, shards: Sequence[Shard]) -> list[tuple[str, str, str]]:
-        """The (config, split, glob) of `shards` that the dataset's card may not show yet."""
-        found = []
-        for shard in shards:
-            row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", shard.segment)
-            assert row is not None
-            entry = (row["config"], row["split"], Layout(row["config"], row["split"], row["template"]).glob)
-            known = self.catalogue.value("SELECT 1 FROM cards WHERE config = ? AND split = ? AND glob = ?", *entry)
-            if known is None and entry not in found:
-                found.append(entry)
-        return found
-
-    def mark_carded(self, entries: Iterable[tuple[str, str, str]]) -> None:
-        """The card shows them now."""
-        with self.catalogue.transaction():
-            for entry in entries:
-                self.catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", *entry)
 
     @property
     def seeded(self) -> bool:
@@ -446,6 +328,7 @@ class Spool:
                         name, following,
                     )  # fmt: skip
             self.catalogue.set("seeded", "1")
+        reach(CrashPoint.SEEDED)
 
     def raise_offset(self, source: str, offset: int) -> None:
         self.catalogue.run(
@@ -498,17 +381,3 @@ class Spool:
         """Whether the spool holds as many bytes as its policy allows."""
         held = self.catalogue.value("SELECT sum(bytes) FROM segments WHERE state IN ('open', 'sealed', 'staged')")
         return (held or 0) >= self.policy.max_bytes
-
-
-def _hashes(file: Path, size: int) -> tuple[str, str]:
-    """sha256 (what LFS and Xet call it) and git's blob id (what a regular file is called), in one pass."""
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    seen = 0
-    with file.open("rb", buffering=0) as stream:
-        while chunk := stream.read(1 << 20):
-            sha256.update(chunk)
-            git.update(chunk)
-            seen += len(chunk)
-    if seen != size:
-        raise SpoolError(f"{file} holds {seen} bytes where the catalogue counts {size}: something else wrote to it.")
-    return sha256.hexdigest(), git.hexdigest()

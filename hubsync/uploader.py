@@ -22,6 +22,7 @@ from typing import NamedTuple, Self
 import anyio
 
 from hubsync.clock import Clock, SystemClock, loop_waker
+from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     BlockedError,
     ClosedError,
@@ -208,6 +209,7 @@ class _Uploader:
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
         encoded = encode(rows)
+        reach(CrashPoint.ENCODED)
         receipt = Receipt(encoded.rows, len(encoded.lines))
         return Batch(encoded.lines, encoded.rows, receipt, source, offset, key)
 
@@ -313,7 +315,9 @@ class Uploader(_Uploader):
         until = None if timeout is None else time.monotonic() + timeout
         if not worker.queue.put(batch, timeout):
             batch.receipt._dropped(_DROPPED)
-        elif ack != "queued":
+            return batch.receipt
+        reach(CrashPoint.QUEUED)
+        if ack != "queued":
             if ack == "committed":
                 worker.flush()
             batch.receipt.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
@@ -346,6 +350,7 @@ class Uploader(_Uploader):
             with self._drained(worker, timeout):
                 if worker.failure is None:
                     worker.flush(everything=True).wait("committed", timeout)
+                    reach(CrashPoint.DRAINED)
         finally:
             self._closed = True
             worker.stop()
@@ -428,7 +433,9 @@ class AsyncUploader(_Uploader):
                     raise QueueFull(f"the queue had no room for {timeout} s: the batch was not accepted.")
         if offer == "dropped":
             batch.receipt._dropped(_DROPPED)
-        elif ack != "queued":
+            return batch.receipt
+        reach(CrashPoint.QUEUED)
+        if ack != "queued":
             if ack == "committed":
                 worker.flush()
             await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))

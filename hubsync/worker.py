@@ -22,7 +22,9 @@ from anyio.abc import TaskStatus
 
 from hubsync.clock import Clock, loop_waker
 from hubsync.committer import Bell, Committer
+from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import BlockedError, ClosedError, HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
+from hubsync.locks import BEAT_S
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.queue import Batch, BoundedQueue, Order
@@ -119,6 +121,7 @@ class Worker:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._close_when_cancelled)
                 tasks.start_soon(self._linger, linger_bell)
+                tasks.start_soon(self._beat)
                 if self._committer is not None:
                     tasks.start_soon(self._committer.run)
                     tasks.start_soon(self._follow)
@@ -185,6 +188,7 @@ class Worker:
 
     def _spool_loop(self) -> None:
         while items := self.queue.take():
+            reach(CrashPoint.TAKEN)
             batches: list[Batch] = []
             for item in items:
                 if isinstance(item, Batch):
@@ -211,6 +215,7 @@ class Worker:
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
                 fate = self._fate(segment, may_be_settled=replayed or segment in sealed)
                 batch.receipt._spooled(fate, replayed)
+            reach(CrashPoint.TOLD)
             if sealed:
                 self._wake()
             if idle or sealed:
@@ -309,6 +314,11 @@ class Worker:
             self._until_it_works(self.writer.seal)
             self._wake()
             self._wake_linger()
+
+    async def _beat(self) -> None:
+        while True:
+            self.writer.beat()
+            await self._clock.sleep(BEAT_S)
 
     async def _follow(self) -> None:
         """While another process commits for this writer: sees in the catalogue what became of its segments."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import SpoolError
 from hubsync.locks import FileLock
 from hubsync.policy import Layout, ShardPolicy
@@ -55,6 +56,7 @@ class SpoolWriter:
         for row in spool.catalogue.rows("SELECT name FROM writers ORDER BY name"):
             lock = spool.writer_lock(row["name"])
             if lock.acquire():
+                reach(CrashPoint.NAME_TAKEN)
                 spool.recover(row["name"])
                 with spool.catalogue.transaction():
                     spool.catalogue.run("UPDATE writers SET epoch = epoch + 1 WHERE name = ?", row["name"])
@@ -93,7 +95,11 @@ class SpoolWriter:
             touched: list[_OpenSegment] = []
             try:
                 with self._spool.catalogue.transaction():
+                    reach(CrashPoint.TAKE_BEGUN)
+                    self._pass_over_adopted(touched)
                     result = self._append(batches, touched)
+                    reach(CrashPoint.COUNTED)
+                reach(CrashPoint.SPOOLED)
             except (SpoolError, OSError) as error:
                 self._undo(before, touched)
                 if isinstance(error, OSError):
@@ -103,6 +109,16 @@ class SpoolWriter:
                 if segment is not self._open:
                     os.close(segment.fd)
             return result
+
+    def _pass_over_adopted(self, touched: list[_OpenSegment]) -> None:
+        """A writer that had stopped for long finds its open segment sealed by the committer, and begins another."""
+        segment = self._open
+        if segment is None:
+            return
+        state = self._spool.catalogue.value("SELECT state FROM segments WHERE id = ?", segment.id)
+        if state != "open":
+            touched.append(segment)
+            self._open = None
 
     def _append(self, batches: Sequence[Batch], touched: list[_OpenSegment]) -> tuple[list[Accepted], list[int]]:
         accepted: list[Accepted] = []
@@ -160,6 +176,7 @@ class SpoolWriter:
         fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         if self._spool.policy.durability == "fsync":
             _fsync_directory(file.parent)
+        reach(CrashPoint.SEGMENT_CREATED)
         return _OpenSegment(segment, file, fd, opened_at=now)
 
     def _write(self, segment: _OpenSegment) -> None:
@@ -169,8 +186,10 @@ class SpoolWriter:
             return
         for start in range(0, len(parts), _WRITEV):
             _write_all(segment.fd, parts[start : start + _WRITEV])
+            reach(CrashPoint.PARTLY_WRITTEN)
         if self._spool.policy.durability == "fsync":
             os.fdatasync(segment.fd)
+        reach(CrashPoint.WRITTEN)
         self._spool.catalogue.run(
             "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?",
             segment.size, segment.rows, segment.batches, segment.id,
@@ -199,8 +218,11 @@ class SpoolWriter:
         if batch.offset is not None:
             self._spool.raise_offset(batch.source, batch.offset)
             if segment is not None:
-                catalogue.run("DELETE FROM segment_offsets WHERE segment = ? AND source = ?", segment, batch.source)
-                catalogue.run("INSERT INTO segment_offsets VALUES (?, ?, ?)", batch.source, batch.offset, segment)
+                catalogue.run(
+                    "INSERT INTO segment_offsets (source, offset, segment, first) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (segment, source) DO UPDATE SET offset = excluded.offset",
+                    batch.source, batch.offset, segment, batch.offset,
+                )  # fmt: skip
 
     def seal(self) -> int | None:
         """Closes the open segment, if any, and answers it: its path is fixed from now on."""
@@ -210,12 +232,15 @@ class SpoolWriter:
                 return None
             try:
                 with self._spool.catalogue.transaction():
-                    sealed = self._seal_open()
+                    self._pass_over_adopted([])
+                    if self._open is not None:
+                        self._seal_open()
+                reach(CrashPoint.SEALED)
             except SpoolError:
                 self._open = segment
                 raise
             os.close(segment.fd)
-            return sealed
+            return segment.id
 
     def _seal_open(self) -> int:
         assert self._open is not None
@@ -232,6 +257,10 @@ class SpoolWriter:
                 os.close(segment.fd)
                 segment.file.unlink(missing_ok=True)
         self._open = before
+
+    def beat(self) -> None:
+        """Shows that this writer goes on: its open segment is its own."""
+        self._lock.beat()
 
     def close(self) -> None:
         """Lets the writer's name go. Its segments stay for the committer."""

@@ -12,11 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
-    ["errors"],
-    ["clock", "locks", "policy", "plan", "rows", "http", "card"],
-    ["receipt", "catalogue", "pace", "status", "blobs"],
+    ["errors", "crashpoints"],
+    ["clock", "policy", "plan", "rows", "http", "card"],
+    ["locks", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool"],
-    ["writer", "hub"],
+    ["plans", "writer", "hub"],
     ["committer", "connect"],
     ["worker", "drain", "inspect"],
     ["uploader"],

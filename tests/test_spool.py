@@ -13,6 +13,7 @@ import pytest
 from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError
 from hubsync.clock import ManualClock
 from hubsync.plan import Shard, Watermark
+from hubsync.plans import Plans
 from hubsync.policy import Layout
 from hubsync.queue import Batch
 from hubsync.receipt import Receipt
@@ -50,8 +51,13 @@ def writer_of(spool: Spool, layout: Layout | None = None, **shard: Any) -> Spool
     return SpoolWriter.open(spool, layout or Layout(), ShardPolicy(**shard))
 
 
+def plans_of(spool: Spool) -> Plans:
+    assert spool.become_committer()
+    return Plans(spool)
+
+
 def all_sealed(spool: Spool) -> list[Shard]:
-    return spool.sealed(1000, 1 << 40)
+    return Plans(spool).sealed(1000, 1 << 40)
 
 
 def die(writer: SpoolWriter) -> None:
@@ -227,19 +233,19 @@ def test_a_plan_stands_in_the_catalogue_before_it_is_sent(open_spool: Callable[.
     writer.append([batch(1, 2, offset=4)])
     writer.seal()
     shards = all_sealed(spool)
-    spool.mark_staged({shards[0].segment: "regular"})
-    staged = spool.staged(10, 1 << 30)
-    plan = spool.plan(staged, None, "parent", "Add")
+    plans_of(spool).mark_staged({shards[0].segment: "regular"})
+    staged = plans_of(spool).staged(10, 1 << 30)
+    plan = plans_of(spool).write(staged, None, "parent", "Add")
     spool.close()
     spool = open_spool()
-    found = spool.open_plan()
+    found = plans_of(spool).unsettled()
     assert found is not None
     assert (found.id, found.parent, found.shards, found.notes) == (plan.id, "parent", staged, plan.notes)
-    assert spool.staged(10, 1 << 30) == []
+    assert plans_of(spool).staged(10, 1 << 30) == []
     assert b'"default": 4' in plan.notes[0].content
-    spool.settle(found, {staged[0].segment: "sha"})
+    plans_of(spool).settle(found, {staged[0].segment: "sha"})
     assert spool.fate(staged[0].segment) == ("committed", "sha", None)
-    assert (spool.open_plan(), spool.depth().rows, spool.depth().committed_rows) == (None, 0, 2)
+    assert (plans_of(spool).unsettled(), spool.depth().rows, spool.depth().committed_rows) == (None, 0, 2)
     assert not staged[0].file.exists()
 
 
@@ -248,10 +254,10 @@ def test_a_plan_that_did_not_land_frees_its_shards(open_spool: Callable[..., Spo
     writer = writer_of(spool)
     writer.append([batch(1)])
     writer.seal()
-    spool.mark_staged({s.segment: "lfs" for s in all_sealed(spool)})
-    before = spool.staged(10, 1)
-    spool.settle(spool.plan(before, None, None, ""), {})
-    assert spool.staged(10, 1) == before
+    plans_of(spool).mark_staged({s.segment: "lfs" for s in all_sealed(spool)})
+    before = plans_of(spool).staged(10, 1)
+    plans_of(spool).settle(plans_of(spool).write(before, None, None, ""), {})
+    assert plans_of(spool).staged(10, 1) == before
 
 
 def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spool]) -> None:
@@ -261,8 +267,8 @@ def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spo
     writer.seal()
     (shard,) = all_sealed(spool)
     content = shard.file.read_bytes()
-    spool.mark_staged({shard.segment: "lfs"})
-    spool.settle(spool.plan(spool.staged(9, 9), None, None, ""), {shard.segment: "sha"})
+    plans_of(spool).mark_staged({shard.segment: "lfs"})
+    plans_of(spool).settle(plans_of(spool).write(plans_of(spool).staged(9, 9), None, None, ""), {shard.segment: "sha"})
     shard.file.write_bytes(content)
     spool.sweep()
     assert not shard.file.exists()

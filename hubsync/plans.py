@@ -1,0 +1,293 @@
+"""What a committer does with a spool's sealed segments: staged, planned, settled; watermarks and the card's entries.
+
+A plan is written down before it is sent, so that whoever comes next knows what may have landed. Every change is made
+under the committer's lease: where another process has taken over in the meantime, `LeaseLost` is raised and nothing
+is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import SpoolError
+from hubsync.plan import Mode, Note, Plan, Shard, Watermark
+from hubsync.policy import Layout
+from hubsync.spool import Spool
+
+_WAITING = "state IN ('open', 'sealed', 'staged')"
+
+
+class Plans:
+    """The committer's view of a spool."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._catalogue = spool.catalogue
+
+    # Staging.
+
+    def sealed(self, limit: int, max_bytes: int) -> list[Shard]:
+        """The oldest sealed shards that are not staged, hashed: up to a bound, but always one where there is any."""
+        shards: list[Shard] = []
+        held = 0
+        for row in self._catalogue.rows(
+            "SELECT id, bytes FROM segments WHERE state = 'sealed' ORDER BY id LIMIT ?", limit
+        ):
+            held += row["bytes"]
+            if shards and held > max_bytes:
+                break
+            shards.append(self._shard(row["id"]))
+        return shards
+
+    def _shard(self, segment: int) -> Shard:
+        row = self._segment(segment)
+        file = self._spool.file(row["file"])
+        sha256, git_oid = row["sha256"], row["git_oid"]
+        if sha256 is None:
+            sha256, git_oid = hashes(file, row["bytes"])
+            self._catalogue.run("UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ?", sha256, git_oid, segment)
+            reach(CrashPoint.HASHED)
+        return Shard(
+            segment, row["writer"], file, row["path"], row["bytes"], row["rows"], sha256, git_oid, row["mode"]
+        )  # fmt: skip
+
+    def _segment(self, segment: int) -> Any:
+        row = self._catalogue.row("SELECT * FROM segments WHERE id = ?", segment)
+        assert row is not None
+        return row
+
+    def mark_staged(self, modes: Mapping[int, Mode]) -> None:
+        with self._spool.leased():
+            for segment, mode in modes.items():
+                self._catalogue.run(
+                    "UPDATE segments SET state = 'staged', mode = ? WHERE id = ? AND state = 'sealed'", mode, segment
+                )
+        reach(CrashPoint.STAGED)
+
+    def unstage(self, shards: Iterable[Shard]) -> None:
+        """The Hub no longer knows the blobs: they go up again."""
+        with self._spool.leased():
+            for shard in shards:
+                self._catalogue.run(
+                    "UPDATE segments SET state = 'sealed', mode = NULL WHERE id = ? AND state = 'staged'", shard.segment
+                )
+        reach(CrashPoint.UNSTAGED)
+
+    def first_restage(self, shard: Shard) -> bool:
+        """Whether a shard's blob may go up once more; True only the first time it is asked for."""
+        with self._spool.leased():
+            before = self._segment(shard.segment)["error"]
+            self._catalogue.run("UPDATE segments SET error = 'restaged' WHERE id = ?", shard.segment)
+            return bool(before != "restaged")
+
+    # Another's file at our path.
+
+    def renumber(self, shard: Shard, seq: int) -> None:
+        """Gives a shard another number: what stands at its path is not ours, and is never overwritten."""
+        with self._spool.leased():
+            row = self._segment(shard.segment)
+            known = self._catalogue.value("SELECT next FROM series WHERE name = ?", row["series"]) or 0
+            self._spool.number(shard.segment, _layout(row), row["writer"], row["series"], max(seq, known))
+        reach(CrashPoint.RENUMBERED)
+
+    def newest(self) -> int:
+        """The newest segment; 0 where there is none."""
+        return int(self._catalogue.value("SELECT max(id) FROM segments") or 0)
+
+    def numbered(self, shard: Shard, skip: int, count: int) -> list[str]:
+        """The paths that this shard's series gives to `count` numbers, from `skip` after its own."""
+        row = self._segment(shard.segment)
+        return [_layout(row).path(row["writer"], row["seq"] + n) for n in range(skip, skip + count)]
+
+    def seq(self, shard: Shard) -> int:
+        return int(self._segment(shard.segment)["seq"])
+
+    # Plans.
+
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for a staged shard."""
+        return self._catalogue.value("SELECT 1 FROM segments WHERE state = 'staged' AND urgent LIMIT 1") is not None
+
+    def staged(self, limit: int, max_inline_bytes: int) -> list[Shard]:
+        """The oldest staged shards that fit one commit; always at least one where there is any."""
+        shards: list[Shard] = []
+        inline = 0
+        for row in self._catalogue.rows(
+            "SELECT id, mode, bytes FROM segments WHERE state = 'staged' AND plan IS NULL ORDER BY id LIMIT ?", limit
+        ):
+            inline += row["bytes"] if row["mode"] == "regular" else 0
+            if shards and inline > max_inline_bytes:
+                break
+            shards.append(self._shard(row["id"]))
+        return shards
+
+    def write(self, shards: Sequence[Shard], card: Note | None, parent: str | None, summary: str) -> Plan:
+        """Writes down the next commit: the shards, each writer's watermark as it will be, and the card."""
+        with self._spool.leased():
+            notes = [*([card] if card else []), *self._watermark_notes(shards)]
+            plan = self._catalogue.run(
+                "INSERT INTO plans (created_at, parent, summary, notes) VALUES (?, ?, ?, ?)",
+                self._spool.clock.time(), parent, summary, msgspec.msgpack.encode(notes),
+            )  # fmt: skip
+            for shard in shards:
+                self._catalogue.run("UPDATE segments SET plan = ? WHERE id = ?", plan, shard.segment)
+            reach(CrashPoint.WATERMARKED)
+        reach(CrashPoint.PLANNED)
+        return Plan(plan, shards, notes, parent, summary)
+
+    def unsettled(self) -> Plan | None:
+        """The plan that an earlier try left: it may have landed, so it is reconciled before anything else is sent."""
+        row = self._catalogue.row("SELECT * FROM plans ORDER BY id LIMIT 1")
+        if row is None:
+            return None
+        segments = self._catalogue.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", row["id"])
+        notes = msgspec.msgpack.decode(row["notes"], type=list[Note])
+        return Plan(row["id"], [self._shard(s["id"]) for s in segments], notes, row["parent"], row["summary"])
+
+    def settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
+        """Ends a plan: `landed` (segment to sha) are committed, the others are free for the next plan."""
+        gone = [shard for shard in plan.shards if shard.segment in landed]
+        now = self._spool.clock.time()
+        with self._spool.leased():
+            for writer, mark in self._marks(gone).items():
+                self._catalogue.run(
+                    "UPDATE writers SET mark = ? WHERE name = ?", msgspec.json.encode(mark).decode(), writer
+                )
+            for shard in gone:
+                self._catalogue.run(
+                    "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL WHERE id = ?",
+                    landed[shard.segment], now, shard.segment,
+                )  # fmt: skip
+            if gone:
+                self._count_committed(gone)
+            self._catalogue.run("UPDATE segments SET plan = NULL WHERE plan = ?", plan.id)
+            self._catalogue.run("DELETE FROM plans WHERE id = ?", plan.id)
+            reach(CrashPoint.MARKED)
+        reach(CrashPoint.SETTLED)
+        for shard in gone:
+            with suppress(OSError):  # what stays is swept at the next start
+                shard.file.unlink()
+            reach(CrashPoint.FILE_REMOVED)
+
+    def _count_committed(self, shards: Sequence[Shard]) -> None:
+        for key, more in (
+            ("rows", sum(s.rows for s in shards)), ("bytes", sum(s.size for s in shards)), ("shards", len(shards)),
+        ):  # fmt: skip
+            self._catalogue.set(f"committed_{key}", str(int(self._catalogue.get(f"committed_{key}") or 0) + more))
+
+    def bury(self, shard: Shard, why: str) -> Path:
+        """Sets a shard aside in the dead letter, for good, and answers where it lies now."""
+        grave = self._spool.directory / "dead-letter" / f"{shard.segment:06d}-{os.path.basename(shard.path)}"
+        with self._spool.leased():
+            os.link(shard.file, grave) if not grave.exists() else None
+            reach(CrashPoint.GRAVE_LINKED)
+            self._catalogue.run(
+                "UPDATE segments SET state = 'dead', error = ?, plan = NULL WHERE id = ?", why, shard.segment
+            )
+        reach(CrashPoint.BURIED)
+        with suppress(OSError):
+            shard.file.unlink()
+        return grave
+
+    # What the dataset shows: watermarks, and the card.
+
+    def _watermark_notes(self, shards: Sequence[Shard]) -> list[Note]:
+        return [
+            Note(f".hubsync/{writer}.json", msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")
+            for writer, mark in self._marks(shards).items()
+        ]
+
+    def _marks(self, shards: Sequence[Shard]) -> dict[str, Watermark]:
+        """Each writer's watermark once `shards` are committed."""
+        landing = [shard.segment for shard in shards]
+        complete: dict[str, int | None] = {}
+        marks: dict[str, Watermark] = {}
+        for shard in shards:
+            row = self._segment(shard.segment)
+            mark = marks.get(shard.writer) or self._mark(shard.writer)
+            offsets = dict(mark.offsets)
+            for found in self._catalogue.rows("SELECT source FROM segment_offsets WHERE segment = ?", shard.segment):
+                source = found["source"]
+                if source not in complete:
+                    complete[source] = self._complete_up_to(source, landing)
+                if (offset := complete[source]) is not None:
+                    offsets[source] = max(offsets.get(source, offset), offset)
+            following = {**mark.next, row["series"]: max(mark.next.get(row["series"], 0), row["seq"] + 1)}
+            marks[shard.writer] = replace(mark, next=following, rows=mark.rows + shard.rows, offsets=offsets)
+        return marks
+
+    def _complete_up_to(self, source: str, landing: Sequence[int]) -> int | None:
+        """The offset up to which all of a source is in the dataset once `landing` is; None where that is none.
+
+        Not simply the highest that lands: shards overtake each other (one goes up again, one is renumbered), and if the
+        disk were lost then, a job that goes on from the watermark would pass over what was overtaken.
+        """
+        ours = f"id IN ({','.join(map(str, landing))})"
+        bound = self._catalogue.value(
+            "SELECT min(first) FROM segment_offsets JOIN segments ON id = segment "
+            f"WHERE source = ? AND {_WAITING} AND NOT {ours}",
+            source,
+        )
+        offset: int | None = self._catalogue.value(
+            "SELECT offset FROM segment_offsets JOIN segments ON id = segment "
+            f"WHERE source = ? AND offset < ? AND (state IN ('committed', 'dead') OR {ours}) "
+            "ORDER BY offset DESC LIMIT 1",
+            source, 2**63 - 1 if bound is None else bound,
+        )  # fmt: skip
+        return offset
+
+    def _mark(self, writer: str) -> Watermark:
+        row = self._catalogue.row("SELECT epoch, mark FROM writers WHERE name = ?", writer)
+        assert row is not None
+        if row["mark"] is None:
+            return Watermark(writer, row["epoch"])
+        return replace(msgspec.json.decode(row["mark"], type=Watermark), epoch=row["epoch"])
+
+    def uncarded(self, shards: Sequence[Shard]) -> list[tuple[str, str, str]]:
+        """The (config, split, glob) of `shards` that the dataset's card may not show yet."""
+        found = []
+        for shard in shards:
+            row = self._segment(shard.segment)
+            entry = (row["config"], row["split"], _layout(row).glob)
+            known = self._catalogue.value("SELECT 1 FROM cards WHERE config = ? AND split = ? AND glob = ?", *entry)
+            if known is None and entry not in found:
+                found.append(entry)
+        return found
+
+    def mark_carded(self, entries: Iterable[tuple[str, str, str]]) -> None:
+        """The card shows them now."""
+        with self._spool.leased():
+            for entry in entries:
+                self._catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", *entry)
+        reach(CrashPoint.CARDED)
+
+
+def _layout(row: Any) -> Layout:
+    return Layout(row["config"], row["split"], row["template"])
+
+
+def hashes(file: Path, size: int) -> tuple[str, str]:
+    """sha256 (what LFS and Xet call it) and git's blob id (what a regular file is called), in one pass.
+
+    Raises:
+        SpoolError: the file is not `size` bytes long.
+    """
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    seen = 0
+    with file.open("rb", buffering=0) as stream:
+        while chunk := stream.read(1 << 20):
+            sha256.update(chunk)
+            git.update(chunk)
+            seen += len(chunk)
+    if seen != size:
+        raise SpoolError(f"{file} holds {seen} bytes where the catalogue counts {size}: something else wrote to it.")
+    return sha256.hexdigest(), git.hexdigest()
