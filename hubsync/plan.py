@@ -60,13 +60,17 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the next commit contains. It stands in the catalogue before it is sent."""
+    """What the next commit contains. It stands in the catalogue before it is sent.
+
+    `term` counts the spool's committers: those of one spool never overlap.
+    """
 
     id: int
     shards: Sequence[Shard]
     notes: Sequence[Note] = ()
     parent: str | None = None
     summary: str = ""
+    term: int = 0
 
 
 @dataclass(frozen=True, slots=True)

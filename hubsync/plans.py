@@ -142,7 +142,7 @@ class Plans:
                 self._catalogue.run("UPDATE segments SET plan = ? WHERE id = ?", plan, shard.segment)
             reach(CrashPoint.WATERMARKED)
         reach(CrashPoint.PLANNED)
-        return Plan(plan, shards, notes, parent, summary)
+        return Plan(plan, shards, notes, parent, summary, self._spool.term or 0)
 
     def unsettled(self) -> Plan | None:
         """The plan that an earlier try left: it may have landed, so it is reconciled before anything else is sent."""

@@ -187,10 +187,16 @@ class Spool:
         )  # fmt: skip
 
     def sweep(self) -> None:
-        """Removes what a crash left: files of segments that are committed or buried, and of locks half taken over."""
+        """Removes what a crash left: files of segments that are committed or buried, links into the dead letter that
+        were never counted, and locks half taken over.
+        """
         for file in (self.directory / "segments").iterdir():
             if self._state_of(file) in ("committed", "dead"):
                 file.unlink(missing_ok=True)
+        dead = {f"{r['id']:06d}" for r in self.catalogue.rows("SELECT id FROM segments WHERE state = 'dead'")}
+        for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
+            if grave.name.partition("-")[0] not in dead:
+                grave.unlink(missing_ok=True)
         for file in self.directory.glob("committer.*"):
             if file != self._committer.path:
                 file.unlink(missing_ok=True)
@@ -259,6 +265,11 @@ class Spool:
     @property
     def is_committer(self) -> bool:
         return self._term is not None
+
+    @property
+    def term(self) -> int | None:
+        """Which committer of this spool this process is, counted from 1; None where it is none."""
+        return self._term
 
     @property
     def committer_pid(self) -> int | None:

@@ -1,13 +1,18 @@
-"""Jobs for the tests of whole processes: run as `python -m tests.e2e.jobs NAME ARGS…`, killed from outside."""
+"""Jobs for the tests of whole processes: run as `python -m tests.e2e.jobs NAME ARGS…`, or forked by `zygote`; killed
+from outside, or by themselves at a crash point.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
-from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
+from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader, crashpoints
+from hubsync.crashpoints import CrashPoint
 
 QUICK: dict[str, Any] = {
     "shard": ShardPolicy(linger_s=0.05, max_rows=40),
@@ -33,6 +38,18 @@ def endless(spool: str) -> None:
             print(f"{os.getpid()}-{n}", flush=True)
 
 
+def telling(spool: str, told: str, pause_s: float, path: str | None = None) -> None:
+    """As `endless`; writes to the file `told` what was accepted, so that it outlives every reader."""
+    import time
+
+    fd = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    with Uploader("user/rows", spool=spool, path=path, **QUICK) as up:
+        for n in count():
+            up.put([{"id": f"{os.getpid()}-{n}"}])
+            os.write(fd, b"%d-%d\n" % (os.getpid(), n))
+            time.sleep(pause_s)
+
+
 def forgetful(spool: str, rows: str) -> None:
     """Ends without closing."""
     up = Uploader("user/rows", spool=spool, **QUICK).open()
@@ -40,5 +57,58 @@ def forgetful(spool: str, rows: str) -> None:
         up.put([{"id": n}], ack="queued")
 
 
+def crashing(spool: str, rows: int, path: str | None, point: str | None, nth: int, number: int) -> None:
+    """Goes on by offset; sends itself the signal `number` when it reaches a crash point for the `nth` time."""
+    if point is not None:
+        at(CrashPoint[point], nth, number)
+    shard = ShardPolicy(linger_s=3600, max_rows=4)
+    with Uploader("user/rows", spool=spool, path=path, **{**QUICK, "shard": shard}) as up:
+        start = -1 if (known := up.offset("a")) is None else known
+        for n in range(start + 1, rows):
+            up.put([{"id": n}], offset=n, source="a")
+
+
+def at(point: CrashPoint, nth: int, number: int) -> None:
+    """Sends this process a signal when it reaches `point` for the `nth` time."""
+    seen = count(1)
+
+    def listen(reached: CrashPoint) -> None:
+        if reached is point and next(seen) == nth:
+            os.kill(os.getpid(), number)
+
+    crashpoints.listener = listen
+
+
+def stopping(spool: str, told: str, point: str) -> None:
+    """As `telling`; stops itself (SIGSTOP) once it has reached a crash point often enough to be in the middle."""
+    at(CrashPoint[point], 5, signal.SIGSTOP)
+    telling(spool, told, 0.005)
+
+
+def load() -> None:
+    """Imports what the jobs will need."""
+    import hf_xet  # noqa: F401
+    import httpx  # noqa: F401
+
+    import hubsync.hub
+    from hubsync import card
+
+    card.load()
+
+
+def run(name: str, *args: Any) -> NoReturn:
+    """Runs a job in a process that was forked for it."""
+    code = 0
+    try:
+        globals()[name](*args)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    import threading
+
+    threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter's exit would do
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    {"resuming": resuming, "endless": endless, "forgetful": forgetful}[sys.argv[1]](*sys.argv[2:])
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,120 @@
+"""The crash-point matrix: a process is killed at every named instant, and the next one on the spool mends it.
+
+After each kill the job is started again; in the end every row is in the dataset once, nothing was overwritten, and
+the spool holds nothing that it should not.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import CommitOperationAdd
+
+from hubsync.crashpoints import CrashPoint
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+from tests.e2e.zygote import Jobs
+
+ROWS = 22  # of 4 a shard: five full shards, and one that the drain seals
+
+P = CrashPoint
+# What the world must look like for a point to be reached.
+_LFS = {P.BLOB_STAGED, P.UNSTAGED}
+_LOST = {P.ANSWER_LOST, P.RECONCILED}
+_TAKEN = {P.PATH_TAKEN, P.RENUMBERED}
+_REFUSED = {P.GRAVE_LINKED, P.BURIED}
+_DEAD_BEFORE = {P.NAME_TAKEN, P.TAIL_CUT, P.ADOPTED}
+_ONCE = {P.REPO_CREATED, P.SEEDED, P.LOCK_TAKEN, P.TAKEN_OVER, P.DRAINED, P.CARD_MERGED, P.CARDED, *_DEAD_BEFORE}
+_SHARED_PATHS = "data/{split}-{seq:05d}.jsonl"
+
+
+@pytest.fixture
+def jobs(hub: LocalHub, tmp_path: Path) -> Iterator[Jobs]:
+    with Jobs(environ_of(hub, tmp_path), tmp_path / "log") as jobs:
+        yield jobs
+
+
+def environ_of(hub: LocalHub, tmp_path: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, **hub.environ(), "HF_HOME": str(tmp_path / "hf")}
+
+
+def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset) -> None:
+    if point in _LOST:
+        hub.faults.add(Fault.reset(when="after", on="commit", times=2))
+    if point in _LFS:
+        commit(dataset, {".gitattributes": b"*.jsonl filter=lfs diff=lfs merge=lfs -text\n"})
+    if point is P.UNSTAGED:
+        hub.faults.add(Fault.status(400, on="commit", times=3))
+    if point in _TAKEN:
+        commit(dataset, {f"data/train-{n:05d}.jsonl": b'{"id":-1}\n' for n in (0, 2)})
+    if point in _REFUSED:
+        hub.faults.add(Fault.status(422, on="commit", times=4))
+
+
+def commit(dataset: Dataset, files: dict[str, bytes]) -> None:
+    dataset.api.create_repo(dataset.repo, repo_type="dataset", exist_ok=True)
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    dataset.api.create_commit(dataset.repo, operations, commit_message="by a person", repo_type="dataset")
+
+
+@pytest.mark.parametrize("point", CrashPoint, ids=lambda point: point.title)
+def test_a_process_killed_at(
+    point: CrashPoint, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    path = _SHARED_PATHS if point in _TAKEN else None
+    prepare(point, hub, dataset)
+    if point in _DEAD_BEFORE:
+        assert jobs.end(jobs.start("crashing", spool, ROWS, path, "TOLD", 3, signal.SIGKILL)) == "killed 9"
+    for nth in (1,) if point in _ONCE else (1, 3):
+        end = jobs.end(jobs.start("crashing", spool, ROWS, path, point.name, nth, signal.SIGKILL))
+        if nth == 1:
+            assert end == "killed 9", jobs.log
+        if point is P.GRAVE_LINKED:
+            hub.faults.clear()  # the Hub has changed its mind: nothing may stay in the dead letter
+    hub.faults.clear()
+    last = jobs.end(jobs.start("crashing", spool, ROWS, path, None, 0, 0))
+    assert last == "exited 0" or point in _REFUSED, jobs.log
+    found = Counter(row["id"] for row in dataset.rows() if row["id"] >= 0)
+    found.update(refused(spool))
+    assert found == Counter(range(ROWS))
+    assert shards_ever_changed(dataset) == []
+    assert leftovers(spool) == []
+
+
+def refused(spool: Path) -> list[int]:
+    return [json.loads(line)["id"] for file in (spool / "dead-letter").iterdir() for line in file.open()]
+
+
+def shards_ever_changed(dataset: Dataset) -> list[str]:
+    """Paths whose content is another in a later commit, or that went away."""
+    commits = dataset.api.list_repo_commits(dataset.repo, repo_type="dataset")
+    changed, before = [], {}
+    for one in reversed(commits):
+        tree = dataset.api.list_repo_tree(dataset.repo, recursive=True, revision=one.commit_id, repo_type="dataset")
+        now = {f.path: f.blob_id for f in tree if f.path.endswith(".jsonl")}
+        changed += [path for path, oid in before.items() if now.get(path) != oid]
+        before = now
+    return changed
+
+
+def leftovers(spool: Path) -> list[str]:
+    """What is in the spool and should not be, now that all is on the Hub."""
+    with sqlite3.connect(spool / "catalogue.sqlite") as db:
+        plans = [f"plan {row}" for row in db.execute("SELECT id FROM plans")]
+        waiting = [
+            f"segment {row}" for row in db.execute("SELECT id FROM segments WHERE state NOT IN ('committed', 'dead')")
+        ]
+        graves = {f"{row[0]:06d}" for row in db.execute("SELECT id FROM segments WHERE state = 'dead'")}
+    buried = [p.name for p in (spool / "dead-letter").iterdir() if p.name.split("-")[0] not in graves]
+    files = [p.name for p in (spool / "segments").iterdir()]
+    locks = [p.name for p in spool.glob("committer.*") if p.name != "committer.lock"]
+    return plans + waiting + buried + files + locks
