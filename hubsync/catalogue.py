@@ -17,7 +17,7 @@ from typing import Any
 
 from hubsync.errors import SpoolError, SpoolVersionError
 
-VERSION = 2
+VERSION = 1
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
 _CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a few thousand takes
@@ -54,7 +54,7 @@ CREATE TABLE offsets (source TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT 
 CREATE TABLE segment_offsets (
     source TEXT NOT NULL, offset INTEGER NOT NULL, segment INTEGER NOT NULL, PRIMARY KEY (source, offset)
 ) WITHOUT ROWID;
-CREATE INDEX offsets_of_segment ON segment_offsets (segment);
+CREATE UNIQUE INDEX offsets_of_segment ON segment_offsets (segment, source);
 -- blake2b of the key, so that a key of any length costs the same.
 CREATE TABLE keys (digest BLOB PRIMARY KEY, segment INTEGER) WITHOUT ROWID;
 -- The configs and splits that the dataset's card already shows.
@@ -63,16 +63,7 @@ CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NUL
 """
 
 
-# What brings a catalogue of version n to n + 1, at index n; version 0 is a new one.
-_MIGRATIONS = [
-    _SCHEMA,
-    """
-    -- The lowest offset of a segment. It is not known of older ones: 0 holds the watermark back until they are settled.
-    ALTER TABLE segment_offsets ADD COLUMN first INTEGER NOT NULL DEFAULT 0;
-    DROP INDEX offsets_of_segment;
-    CREATE UNIQUE INDEX offsets_of_segment ON segment_offsets (segment, source);
-    """,
-]
+_MIGRATIONS = [_SCHEMA]  # what brings a catalogue of version n to n + 1, at index n; version 0 is a new one
 
 
 class Catalogue:

@@ -106,16 +106,38 @@ class Committer:
     async def connect(self) -> None:
         """Checks access once, and reads the dataset's watermarks into a spool that is new.
 
+        The committer does that for all of its spool's processes.
+
         Raises:
             BlockedError: the token or the repo is not good.
             TransientError: the Hub can't be asked now; `run` goes on trying.
         """
         await _in_thread(card.load)
         self._head = (await self._destination.check(private=self._private)).sha
-        if not self._spool.seeded:
-            marks = await self._destination.watermarks()
-            await self._on_disk(self._spool.seed, marks)
+        while not await self._on_disk(lambda: self._spool.seeded):
+            if await self._on_disk(self._spool.become_committer):
+                with suppress(LeaseLost):
+                    await self._seed()
+            else:
+                await self._clock.sleep(_POLL_S)
         self._connected = True
+
+    async def _seed(self) -> None:
+        """Goes on from what earlier spools, now lost, have brought: nothing of theirs may land any more.
+
+        A commit of a process that died with its disk may still be on its way, and would bring rows behind the watermark
+        that a job goes on from. A small commit moves the head first, so that what names the old one is refused.
+        """
+        head = await self._destination.head()
+        marks = await self._destination.watermarks()
+        if any(mark.offsets for mark in marks):
+            try:
+                self._head = await self._destination.commit(await self._on_disk(self._plans.claim, head.sha))
+            except RateLimitedError as error:
+                if not error.commit_quota:
+                    raise
+                _log.warning("%s Offsets are taken as they stand; a commit still on its way could repeat rows.", error)
+        await self._on_disk(self._spool.seed, marks)
 
     async def run(self) -> None:
         """Waits for the spool's lock, then serves until cancelled; and waits again where another has taken over."""
@@ -248,15 +270,16 @@ class Committer:
         backoff = Backoff(self._retry, self._rng)
         while True:
             urgent = await self._on_disk(self._plans.is_urgent)
-            shards = await self._on_disk(
-                partial(self._plans.staged, self._policy.max_files, self._policy.max_inline_bytes)
-            )
+            shards = await self._on_disk(self._ready)
             if not shards:
                 await self._commit_bell.wait(_POLL_S)
             elif wait := self._governor.wait_s(urgent=urgent):
                 await self._commit_bell.wait(wait if urgent else min(wait, _POLL_S))
             else:
                 await self._commit(shards, backoff)
+
+    def _ready(self) -> list[Shard]:
+        return self._plans.in_order(self._plans.staged(self._policy.max_files, self._policy.max_inline_bytes))
 
     async def _commit(self, shards: Sequence[Shard], backoff: Backoff) -> None:
         """Plans and sends one commit, and draws the consequences of its answer."""
@@ -267,6 +290,9 @@ class Committer:
             shards = [s for s in shards if s.segment not in gone]
             if not shards:
                 return
+        shards = await self._on_disk(self._plans.in_order, shards)
+        if not shards:
+            return
         note, entries = await self._card(shards)
         plan = await self._on_disk(self._plans.write, shards, note, self._head, _summary(shards))
         try:

@@ -23,8 +23,6 @@ from hubsync.plan import Mode, Note, Plan, Shard, Watermark
 from hubsync.policy import Layout
 from hubsync.spool import Spool
 
-_WAITING = "state IN ('open', 'sealed', 'staged')"
-
 
 class Plans:
     """The committer's view of a spool."""
@@ -130,6 +128,34 @@ class Plans:
             shards.append(self._shard(row["id"]))
         return shards
 
+    def in_order(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Those of `shards`, the oldest first, that may go now: none overtakes another one of the same source.
+
+        So a watermark's offset says that all before it is in the dataset, and nothing behind it: were the disk lost
+        now, a job that goes on from there would neither pass over a row nor bring one again.
+        """
+        going = sorted(shards, key=lambda shard: shard.segment)
+        if not going:
+            return []
+        # A later segment has the later offsets, so only earlier ones can be overtaken.
+        waiting = self._catalogue.rows(
+            "SELECT id FROM segments WHERE state IN ('open', 'sealed', 'staged') AND id < ?", going[-1].segment
+        )
+        held = {row["id"] for row in waiting} - {shard.segment for shard in going}
+        behind: set[str] = set()
+        free: list[Shard] = []
+        ours = {shard.segment: shard for shard in going}
+        for segment in sorted(held | set(ours)):
+            sources = {
+                row["source"]
+                for row in self._catalogue.rows("SELECT source FROM segment_offsets WHERE segment = ?", segment)
+            }
+            if segment in ours and not sources & behind:
+                free.append(ours[segment])
+            else:
+                behind |= sources
+        return free
+
     def write(self, shards: Sequence[Shard], card: Note | None, parent: str | None, summary: str) -> Plan:
         """Writes down the next commit: the shards, each writer's watermark as it will be, and the card."""
         with self._spool.leased():
@@ -143,6 +169,12 @@ class Plans:
             reach(CrashPoint.WATERMARKED)
         reach(CrashPoint.PLANNED)
         return Plan(plan, shards, notes, parent, summary, self._spool.term or 0)
+
+    def claim(self, parent: str | None) -> Plan:
+        """A commit that only says that a writer is here."""
+        name = self._catalogue.value("SELECT name FROM writers ORDER BY name LIMIT 1")
+        note = _note(self._mark(str(name)))
+        return Plan(0, (), (note,), parent, f"Open writer {name}", self._spool.term or 0)
 
     def unsettled(self) -> Plan | None:
         """The plan that an earlier try left: it may have landed, so it is reconciled before anything else is sent."""
@@ -201,49 +233,20 @@ class Plans:
     # What the dataset shows: watermarks, and the card.
 
     def _watermark_notes(self, shards: Sequence[Shard]) -> list[Note]:
-        return [
-            Note(f".hubsync/{writer}.json", msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")
-            for writer, mark in self._marks(shards).items()
-        ]
+        return [_note(mark) for mark in self._marks(shards).values()]
 
     def _marks(self, shards: Sequence[Shard]) -> dict[str, Watermark]:
         """Each writer's watermark once `shards` are committed."""
-        landing = [shard.segment for shard in shards]
-        complete: dict[str, int | None] = {}
         marks: dict[str, Watermark] = {}
         for shard in shards:
             row = self._segment(shard.segment)
             mark = marks.get(shard.writer) or self._mark(shard.writer)
             offsets = dict(mark.offsets)
-            for found in self._catalogue.rows("SELECT source FROM segment_offsets WHERE segment = ?", shard.segment):
-                source = found["source"]
-                if source not in complete:
-                    complete[source] = self._complete_up_to(source, landing)
-                if (offset := complete[source]) is not None:
-                    offsets[source] = max(offsets.get(source, offset), offset)
+            for found in self._catalogue.rows("SELECT * FROM segment_offsets WHERE segment = ?", shard.segment):
+                offsets[found["source"]] = max(offsets.get(found["source"], found["offset"]), found["offset"])
             following = {**mark.next, row["series"]: max(mark.next.get(row["series"], 0), row["seq"] + 1)}
             marks[shard.writer] = replace(mark, next=following, rows=mark.rows + shard.rows, offsets=offsets)
         return marks
-
-    def _complete_up_to(self, source: str, landing: Sequence[int]) -> int | None:
-        """The offset up to which all of a source is in the dataset once `landing` is; None where that is none.
-
-        Not simply the highest that lands: shards overtake each other (one goes up again, one is renumbered), and if the
-        disk were lost then, a job that goes on from the watermark would pass over what was overtaken.
-        """
-        ours = f"id IN ({','.join(map(str, landing))})"
-        bound = self._catalogue.value(
-            "SELECT min(first) FROM segment_offsets JOIN segments ON id = segment "
-            f"WHERE source = ? AND {_WAITING} AND NOT {ours}",
-            source,
-        )
-        offset: int | None = self._catalogue.value(
-            "SELECT offset FROM segment_offsets JOIN segments ON id = segment "
-            f"WHERE source = ? AND offset < ? AND (state IN ('committed', 'dead') OR {ours}) "
-            "ORDER BY offset DESC LIMIT 1",
-            source, 2**63 - 1 if bound is None else bound,
-        )  # fmt: skip
-        return offset
 
     def _mark(self, writer: str) -> Watermark:
         row = self._catalogue.row("SELECT epoch, mark FROM writers WHERE name = ?", writer)
@@ -269,6 +272,10 @@ class Plans:
             for entry in entries:
                 self._catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", *entry)
         reach(CrashPoint.CARDED)
+
+
+def _note(mark: Watermark) -> Note:
+    return Note(f".hubsync/{mark.writer}.json", msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")
 
 
 def _layout(row: Any) -> Layout:

@@ -328,7 +328,7 @@ class Spool:
 
     def seed(self, marks: Iterable[Watermark]) -> None:
         """Goes on from what earlier spools, now lost, have brought into the dataset."""
-        with self.catalogue.transaction():
+        with self.leased():
             for mark in marks:
                 for source, offset in mark.offsets.items():
                     self.raise_offset(source, offset)

@@ -189,17 +189,21 @@ class Worker:
     def _spool_loop(self) -> None:
         while items := self.queue.take():
             reach(CrashPoint.TAKEN)
-            batches: list[Batch] = []
-            for item in items:
-                if isinstance(item, Batch):
-                    batches.append(item)
-                else:
-                    self._spool(batches)
-                    batches = []
-                    item.run()
-            self._spool(batches)
+            self.spool_items(items)
         self._until_it_works(self.writer.seal)
         self._wake()
+
+    def spool_items(self, items: list[Batch | Order]) -> None:
+        """Spools what was taken from the queue; an order is done after all that was put before it."""
+        batches: list[Batch] = []
+        for item in items:
+            if isinstance(item, Batch):
+                batches.append(item)
+            else:
+                self._spool(batches)
+                batches = []
+                item.run()
+        self._spool(batches)
 
     def _spool(self, batches: list[Batch]) -> None:
         if not batches:

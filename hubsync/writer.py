@@ -219,9 +219,9 @@ class SpoolWriter:
             self._spool.raise_offset(batch.source, batch.offset)
             if segment is not None:
                 catalogue.run(
-                    "INSERT INTO segment_offsets (source, offset, segment, first) VALUES (?, ?, ?, ?) "
+                    "INSERT INTO segment_offsets VALUES (?, ?, ?) "
                     "ON CONFLICT (segment, source) DO UPDATE SET offset = excluded.offset",
-                    batch.source, batch.offset, segment, batch.offset,
+                    batch.source, batch.offset, segment,
                 )  # fmt: skip
 
     def seal(self) -> int | None:

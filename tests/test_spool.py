@@ -278,6 +278,7 @@ def test_a_new_spool_goes_on_from_what_the_dataset_tells(open_spool: Callable[..
     spool = open_spool()
     layout = Layout("default", "train", "data/{split}-{seq:05d}.jsonl")
     assert not spool.seeded
+    assert spool.become_committer()
     spool.seed([Watermark("dead", 3, {"data/train-*.jsonl": 12}, 90, {"default": 40, "b": 2}), Watermark("x", 1)])
     writer = writer_of(spool, layout)
     (replay, new), _ = writer.append([batch(1, offset=40), batch(2, offset=41)])
