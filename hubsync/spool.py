@@ -98,6 +98,7 @@ class Spool:
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
+        self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
         self._term: int | None = None  # which committer of this spool this process is; None where it is none
 
     def _bind(self, target: Target | None) -> Target:
@@ -128,36 +129,35 @@ class Spool:
 
     # Writers.
 
-    def adopt(self) -> int:
-        """Seals the segments that writers left open who are dead, or have stopped; answers their rows."""
-        rows = 0
-        names = {r["writer"] for r in self.catalogue.rows("SELECT DISTINCT writer FROM segments WHERE state = 'open'")}
-        for name in names:
+    def adopt(self) -> None:
+        """Seals what writers left open who are dead, or have stopped, and removes what the dead had not counted yet."""
+        for row in self.catalogue.rows("SELECT name, epoch FROM writers"):
+            name = row["name"]
+            if self._recovered.get(name) == row["epoch"]:
+                continue  # nobody has taken the name over since
             lock = self.writer_lock(name)
             if lock.acquire():
                 try:
-                    rows += self.recover(name)
+                    self.recover(name)
                 finally:
                     lock.release()
+                self._recovered[name] = row["epoch"]
             elif self._pulse(lock.path).stopped():
                 # No need to take its name: a writer looks, within its next transaction, whether its segment is open.
-                rows += self._seal_open(name)
-        return rows
+                self._seal_open(name)
 
     def writer_lock(self, name: str) -> FileLock:
         """The lock that a living writer holds on its name."""
         return FileLock(self.directory / "writers" / f"{name}.lock")
 
-    def recover(self, writer: str) -> int:
+    def recover(self, writer: str) -> None:
         """Cuts torn tails back to what was accepted, seals, and removes files that never were. Under the lock."""
-        rows = self._seal_open(writer)
+        self._seal_open(writer)
         for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
             if self._state_of(file) is None:
                 file.unlink()
-        return rows
 
-    def _seal_open(self, writer: str) -> int:
-        rows = 0
+    def _seal_open(self, writer: str) -> None:
         for (segment,) in self.catalogue.rows("SELECT id FROM segments WHERE state = 'open' AND writer = ?", writer):
             with self.catalogue.transaction():
                 row = self.catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'open'", segment)
@@ -172,8 +172,6 @@ class Spool:
                 reach(CrashPoint.TAIL_CUT)
                 self.seal_segment(row["id"])
             reach(CrashPoint.ADOPTED)
-            rows += row["rows"]
-        return rows
 
     def _shortened(self, segment: int, file: Path, accepted: int) -> None:
         """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing."""
@@ -202,10 +200,15 @@ class Spool:
                 file.unlink(missing_ok=True)
 
     def _state_of(self, file: Path) -> str | None:
-        """The state of a file's segment, whose id is in its name; None where the catalogue does not know it."""
+        """The state of a file's segment, whose id is in its name; None where the catalogue does not know it.
+
+        An id whose transaction was rolled back is given again, to another writer perhaps.
+        """
         number = file.stem.rpartition("-")[2]
-        fate = self.fate(int(number)) if number.isdigit() else None
-        return fate[0] if fate is not None else None
+        state: str | None = self.catalogue.value(
+            "SELECT state FROM segments WHERE id = ? AND file = ?", int(number) if number.isdigit() else -1, file.name
+        )
+        return state
 
     def seal_segment(self, segment: int) -> None:
         """Fixes the path. Within a transaction."""

@@ -6,13 +6,22 @@ The embedded Hub is the double everywhere else.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from hubsync.errors import AmbiguousError, RepoMissingError, StaleParentError
 from hubsync.plan import Head, Mode, Plan, Shard, Staged, Standing, Watermark
+
+
+class Body(NamedTuple):
+    """A commit as it is on the wire: it may land after its sender is dead."""
+
+    parent: str | None
+    files: Mapping[str, bytes]
+    plan: Plan
 
 
 class SimulatedHub:
@@ -26,6 +35,8 @@ class SimulatedHub:
         self.commits: list[Plan] = []
         self.overwritten: list[str] = []
         self.calls: list[str] = []
+        # How often each row is in the dataset, by its id.
+        self.ids: Counter[object] = Counter()
         # What the next calls do, by operation: an exception to raise before any effect.
         self.script: dict[str, deque[Exception]] = {}
         # The answer of the next commits is lost after they landed.
@@ -44,6 +55,10 @@ class SimulatedHub:
         self._land({path: content})
 
     def _land(self, files: Mapping[str, bytes]) -> str:
+        for path, content in files.items():
+            if path.endswith(".jsonl") and self.files.get(path) != content:
+                self.ids.subtract(ids_in(self.files.get(path, b"")))
+                self.ids.update(ids_in(content))
         self.files.update(files)
         self.history.append(dict(self.files))
         for path in files:
@@ -72,20 +87,29 @@ class SimulatedHub:
         if self.before_commit is not None:
             hook, self.before_commit = self.before_commit, None
             hook()
-        if plan.parent != self.sha:
-            raise StaleParentError("412", status=412)
-        new = {note.path: note.content for note in plan.notes}
-        for shard in plan.shards:
-            content = shard.file.read_bytes()
-            if shard.path in self.files and self.files[shard.path] != content:
-                self.overwritten.append(shard.path)
-            new[shard.path] = content
-        sha = self._land(new)
-        self.commits.append(plan)
+        sha = self.land(self.pack(plan))
         if self.lose_answers:
             self.lose_answers -= 1
             raise AmbiguousError("504", status=504)
         return sha
+
+    def pack(self, plan: Plan) -> Body:
+        """The bytes that are sent."""
+        files = {note.path: note.content for note in plan.notes}
+        files.update({shard.path: shard.file.read_bytes() for shard in plan.shards})
+        return Body(plan.parent, files, plan)
+
+    def land(self, body: Body) -> str:
+        """Takes what was sent, where its parent is the head."""
+        if body.parent != self.sha:
+            raise StaleParentError("412", status=412)
+        self.overwritten += [
+            shard.path
+            for shard in body.plan.shards
+            if self.files.get(shard.path, body.files[shard.path]) != body.files[shard.path]
+        ]
+        self.commits.append(body.plan)
+        return self._land(body.files)
 
     async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
         self._call("standing")
@@ -100,6 +124,9 @@ class SimulatedHub:
 
     async def watermarks(self) -> Sequence[Watermark]:
         self._call("watermarks")
+        return self.marks()
+
+    def marks(self) -> list[Watermark]:
         return [
             msgspec.json.decode(content, type=Watermark)
             for path, content in self.files.items()
@@ -124,6 +151,10 @@ class SimulatedHub:
             if path.endswith(".jsonl")
             for line in self.files[path].splitlines()
         ]
+
+
+def ids_in(content: bytes) -> list[object]:
+    return [msgspec.json.decode(line).get("id") for line in content.splitlines()]
 
 
 def gone() -> RepoMissingError:

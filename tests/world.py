@@ -1,0 +1,317 @@
+"""A world for the model: processes, their disks, a Hub and a clock, where nothing moves unless it is told to.
+
+Everything of the uploader but its threads is the real thing: queue, spool on disk, SQLite, committer. A process is run
+by hand, in its own event loop, until it has nothing left to do; every call to the Hub then waits to be answered. A
+process dies at a crash point (`hubsync.crashpoints`), or between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubsync import crashpoints
+from hubsync.clock import ManualClock
+from hubsync.committer import Bell, Committer
+from hubsync.crashpoints import CrashPoint
+from hubsync.errors import (
+    AmbiguousError,
+    AuthenticationError,
+    DefectError,
+    HubError,
+    RateLimitedError,
+    StaleParentError,
+    TransientError,
+)
+from hubsync.plan import Head, Plan, Shard, Staged, Standing, Watermark
+from hubsync.policy import CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
+from hubsync.queue import Batch, Order
+from hubsync.receipt import Receipt
+from hubsync.spool import Spool, Target
+from hubsync.worker import Worker
+from tests.simulated import Body, SimulatedHub
+
+TARGET = Target("http://127.0.0.1:1", "user/rows")
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Dead(Exception):
+    """The process ended in the middle of what it was asked to do."""
+
+
+@dataclass
+class Call:
+    """A request that waits for its answer."""
+
+    operation: str
+    answered: asyncio.Future[str]
+    body: Body | None = None
+
+
+class Line:
+    """A process' connection to the Hub: implements `plan.Destination`."""
+
+    def __init__(self, hub: SimulatedHub) -> None:
+        self._hub = hub
+        self.calls: list[Call] = []
+
+    async def _ask(self, operation: str, body: Body | None = None) -> str:
+        call = Call(operation, asyncio.get_running_loop().create_future(), body)
+        self.calls.append(call)
+        try:
+            return await call.answered
+        finally:
+            if call in self.calls:
+                self.calls.remove(call)
+
+    async def _do(self, operation: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        if error := refusal(await self._ask(operation)):
+            raise error
+        return await work()
+
+    async def check(self, *, private: bool | None) -> Head:
+        return await self._do("check", lambda: self._hub.check(private=private))
+
+    async def head(self) -> Head:
+        return await self._do("head", self._hub.head)
+
+    async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        return await self._do("stage", lambda: self._hub.stage(shards))
+
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
+        return await self._do("standing", lambda: self._hub.standing(paths, at))
+
+    async def read(self, path: str, at: str) -> bytes | None:
+        return await self._do("read", lambda: self._hub.read(path, at))
+
+    async def watermarks(self) -> Sequence[Watermark]:
+        return await self._do("watermarks", self._hub.watermarks)
+
+    async def commit(self, plan: Plan) -> str:
+        """The effect takes place when it is answered, also where nobody waits for it any more: see `World.answer`."""
+        try:
+            body = self._hub.pack(plan)
+        except OSError as error:
+            raise TransientError(str(error)) from error
+        answer = await self._ask("commit", body)
+        if error := refusal(answer):
+            raise error
+        return answer
+
+    async def aclose(self) -> None:
+        pass
+
+
+def refusal(answer: str) -> HubError | None:
+    """The error that an answer stands for; None for one that is none."""
+    errors: dict[str, HubError] = {
+        "transient": TransientError("503", status=503),
+        "conflict": TransientError("409", status=409),
+        "limited": RateLimitedError("429", status=429, retry_after_s=2.0),
+        "quota": RateLimitedError("429", status=429, retry_after_s=30.0, commit_quota=True),
+        "blocked": AuthenticationError("401", status=401),
+        "defect": DefectError("422", status=422),
+        "lost": AmbiguousError("reset"),
+        "stale": StaleParentError("412", status=412),
+    }
+    return errors.get(answer)
+
+
+class Process:
+    """One process with one uploader, run by hand."""
+
+    def __init__(self, world: World, disk: Path, template: str) -> None:
+        self.paused = False
+        self.line = Line(world.hub)
+        self._clock = world.clock
+        retry = RetryPolicy(initial_s=0.5, max_s=4, blocked_s=10)
+        commit = CommitPolicy(per_hour=100_000, max_files=3)
+        spool = Spool(disk, target=TARGET, clock=world.clock)
+        self.worker = Worker(
+            spool, self.line, layout=Layout(template=template), queue=QueuePolicy(),
+            shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
+            rng=random.Random(1), private=None,
+        )  # fmt: skip
+        self.spool = spool
+        self.committer = Committer(
+            spool, self.line, commit=commit, retry=retry, clock=world.clock, rng=random.Random(2),
+            status=self.worker.status, on_settled=self.worker._settled, on_blocked=self.worker._blocked,
+        )  # fmt: skip
+        self.loop = asyncio.new_event_loop()
+        linger = Bell(world.clock)
+        self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.nudge
+        self.worker._wake_linger = linger.ring
+        self.tasks = [
+            self.loop.create_task(part)
+            for part in (
+                self.committer.run(), self.worker._follow(), self.worker._beat(), self.worker._linger(linger)
+            )  # fmt: skip
+        ]
+
+    def run(self) -> bool:
+        """Until there is nothing left to do; whether there was anything. Raises `Dead` where it died of it."""
+        moved = False
+        while self.loop._ready or self.worker.queue._items:  # type: ignore[attr-defined]
+            moved = True
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
+            if self.worker.queue._items:
+                self._spool()
+        for task in self.tasks:
+            if task.done():
+                error = task.exception()
+                if error is None or not _is_crash(error):
+                    raise AssertionError("a part of the worker ended") from error
+                raise Dead
+        return moved
+
+    def _spool(self) -> None:
+        try:
+            self.worker.spool_items(self.worker.queue.take())
+        except Crash:
+            raise Dead from None
+
+    def put(self, row: bytes, *, offset: int | None = None, source: str = "default", key: str | None = None) -> Receipt:
+        """As `Uploader.put` with ack="spooled"."""
+        receipt = Receipt(1, len(row))
+        assert self.worker.queue.put(Batch(row, 1, receipt, source, offset, key))
+        self._spool()
+        assert receipt.state != "queued"
+        return receipt
+
+    def order(self, work: Callable[[], object]) -> None:
+        self.worker.queue.order(Order(work))
+        self._spool()
+
+    def die(self) -> None:
+        """SIGKILL: the locks go, the memory goes, what is on the disk stays."""
+        self.worker.writer.close()
+        self.spool._committer.release()
+        self.spool.catalogue.close()
+        # What runs now is only Python's tidying up; it has no disk and no Hub any more.
+        for task in self.tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*self.tasks, return_exceptions=True))
+        self.loop.close()
+
+
+def _is_crash(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(Crash) is not None
+    return isinstance(error, Crash)
+
+
+class World:
+    """Some processes, some disks, one Hub."""
+
+    def __init__(self, directory: Path, template: str = "") -> None:
+        self.hub = SimulatedHub()
+        self.clock = ManualClock()
+        self.template = template
+        self.disks = [directory / "disk 0", directory / "disk 1"]
+        self.processes: list[Process | None] = [None] * 3
+        self.late: list[Body] = []  # commits that are on their way, whose sender waits no more
+        self.moves = 0
+        self._fuse: int | None = None
+        crashpoints.listener = self._reached
+
+    def disk_of(self, slot: int) -> Path:
+        """The first two processes share a disk; the third is on another machine."""
+        return self.disks[slot // 2]
+
+    def start(self, slot: int) -> Process:
+        found = self.processes[slot]
+        if found is None:
+            try:
+                found = Process(self, self.disk_of(slot), self.template)
+            except Crash:
+                raise Dead from None
+            self.moves += 1
+            self.processes[slot] = found
+        return found
+
+    def pass_time(self, seconds: float) -> None:
+        self.moves += 1
+        self.clock.advance(seconds)
+        self.run()
+
+    def kill(self, slot: int) -> None:
+        process, self.processes[slot] = self.processes[slot], None
+        if process is not None:
+            self.moves += 1
+            self.late += [call.body for call in process.line.calls if call.body is not None]
+            process.die()
+
+    def lose_disk(self, number: int) -> None:
+        for slot in range(3):
+            if self.disk_of(slot) == self.disks[number]:
+                self.kill(slot)
+        shutil.rmtree(self.disks[number], ignore_errors=True)
+
+    def light_fuse(self, points: int) -> None:
+        """The process that reaches the so-manieth crash point from now on dies there."""
+        self._fuse = points
+
+    def _reached(self, point: CrashPoint) -> None:
+        if self._fuse is not None:
+            self._fuse -= 1
+            if self._fuse < 0:
+                self._fuse = None
+                raise Crash
+
+    def calls(self) -> list[Call]:
+        """The requests that wait for an answer."""
+        return [c for p in self.processes if p is not None for c in p.line.calls if not c.answered.done()]
+
+    def answer(self, call: Call, answer: str) -> None:
+        """Answers a request: "ok", an error's name, or for a commit "landed, lost" and "late" besides."""
+        self.moves += 1
+        if call.body is None:
+            call.answered.set_result(answer)
+        elif answer == "late":
+            self.late.append(call.body)
+            call.answered.set_result("lost")
+        elif answer in ("ok", "landed, lost"):
+            try:
+                sha = self.hub.land(call.body)
+            except StaleParentError:
+                call.answered.set_result("stale")
+            else:
+                call.answered.set_result(sha if answer == "ok" else "lost")
+        else:
+            call.answered.set_result(answer)
+
+    def land_late(self, number: int) -> None:
+        """A commit arrives long after it was given up."""
+        self.moves += 1
+        body = self.late.pop(number % len(self.late))
+        try:
+            self.hub.land(body)
+        except StaleParentError:
+            pass
+
+    def run(self) -> None:
+        """Lets every process that is not paused do what it can."""
+        moved = True
+        while moved:
+            moved = False
+            for slot, process in enumerate(self.processes):
+                if process is not None and not process.paused:
+                    try:
+                        moved = process.run() or moved
+                    except Dead:
+                        self.kill(slot)
+                        moved = True
+
+    def close(self) -> None:
+        for slot in range(3):
+            self.kill(slot)
+        crashpoints.listener = None
