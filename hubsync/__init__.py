@@ -1,5 +1,6 @@
 """Rows from a running job, safe and visible on the Hugging Face Hub while it runs, without the job ever waiting."""
 
+from hubsync.async_uploader import AsyncUploader
 from hubsync.errors import (
     AuthenticationError,
     BatchTooLarge,
@@ -25,7 +26,7 @@ from hubsync.errors import (
 )
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.receipt import Receipt
-from hubsync.uploader import AsyncUploader, Stats, Uploader
+from hubsync.uploader import Stats, Uploader
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
-"""The two faces of the uploader, for threads and for tasks: same names, arguments and errors.
+"""The uploader's face for threads, and what it shares with the one for tasks (`async_uploader`).
 
-`Uploader` runs the worker in a thread with an event loop of its own; `AsyncUploader` runs it in the caller's. `put`
-encodes at the caller, hands the bytes over and waits as far as `ack` says, which is never for the network.
+`Uploader` runs the worker in a thread with an event loop of its own. `put` encodes at the caller, hands the bytes over
+and waits as far as `ack` says, which is never for the network.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,8 @@ from typing import NamedTuple, Self
 
 import anyio
 
-from hubsync.clock import Clock, SystemClock, loop_waker
+from hubsync import shutdown
+from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     BlockedError,
@@ -63,7 +64,7 @@ class Stats(NamedTuple):
     oldest_age_s: float | None
 
 
-class _Uploader:
+class BaseUploader:
     """What the two faces share."""
 
     def __init__(
@@ -82,6 +83,7 @@ class _Uploader:
         shard: ShardPolicy | None = None,
         commit: CommitPolicy | None = None,
         retry: RetryPolicy | None = None,
+        grace_s: float | None = 25.0,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -97,6 +99,9 @@ class _Uploader:
             revision: a branch.
             spool: the directory that keeps rows until they are committed; None for one of its own per repo.
             queue, shard, commit, retry: bounds and pace; the defaults serve.
+            grace_s: seconds to drain after SIGTERM or Ctrl-C; what is left then stays in the spool. SIGTERM ends the
+                block by `SystemExit(143)`, where no other handler is set. The default fits the 30 s that Kubernetes,
+                SLURM and spot machines give. None leaves SIGTERM alone, and lets Ctrl-C drain for as long as it takes.
             clock, rng: time and randomness, for tests.
 
         Raises:
@@ -114,6 +119,9 @@ class _Uploader:
         self._shard = shard or ShardPolicy()
         self._commit = commit or CommitPolicy()
         self._retry = retry or RetryPolicy()
+        if grace_s is not None and not grace_s >= 0:
+            raise ConfigError(f"grace_s is a number of seconds from 0, or None, not {grace_s!r}.")
+        self._grace_s = grace_s
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._private = private
@@ -230,8 +238,30 @@ class _Uploader:
             )
             raise
 
+    def _may_take(self, error: BaseException) -> float | None:
+        """Seconds that draining may take behind an error that has ended the job's block; None for no bound."""
+        if (left := shutdown.left()) is not None:
+            return left
+        return None if isinstance(error, (Exception, SystemExit)) else self._grace_s
 
-class Uploader(_Uploader):
+    @contextmanager
+    def _behind(self, error: BaseException, timeout: float | None) -> Iterator[None]:
+        """Draining must not hide what has ended the job: that goes on, whatever comes of the rows."""
+        worker = self._worker
+        if worker is None or self._closed:
+            yield
+            return
+        bound = "Ctrl-C" if timeout is None else f"{timeout:.0f} s, or Ctrl-C,"
+        name = type(error).__name__
+        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", name, worker.waiting(), bound)
+        try:
+            yield
+        except HubsyncError as failed:
+            _log.error("%s", failed)
+            error.add_note(f"hubsync: {failed}")
+
+
+class Uploader(BaseUploader):
     """Brings rows to a dataset while the job runs, for threads.
 
         with Uploader("user/rollouts", split="train") as up:
@@ -272,6 +302,8 @@ class Uploader(_Uploader):
         self._worker = worker
         self._pid = os.getpid()
         _open_uploaders.add(self)
+        if self._grace_s is not None:
+            shutdown.catch(self._grace_s)
         return self
 
     @staticmethod
@@ -314,7 +346,7 @@ class Uploader(_Uploader):
         batch = self._batch(worker, rows, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
         if not worker.queue.put(batch, timeout):
-            batch.receipt._dropped(_DROPPED)
+            batch.receipt._dropped(DROPPED)
             return batch.receipt
         reach(CrashPoint.QUEUED)
         if ack != "queued":
@@ -358,6 +390,8 @@ class Uploader(_Uploader):
                 self._thread.join()
             worker.spool.close()
             _open_uploaders.discard(self)
+            if self._grace_s is not None:
+                shutdown.let_go(self._grace_s)
         if worker.failure is not None:
             raise ClosedError(f"the worker failed: {worker.failure!r}. What was accepted is safe.") from worker.failure
 
@@ -367,123 +401,23 @@ class Uploader(_Uploader):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        timeout = self._may_take(error)
+        with self._behind(error, timeout):
+            self.close(timeout)
 
     def _at_exit(self) -> None:
         if self._closed or os.getpid() != self._pid:
             return
-        _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, _AT_EXIT_S)
+        left = shutdown.left()
+        seconds = _AT_EXIT_S if left is None else left
+        _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, seconds)
         try:
-            self.close(timeout=_AT_EXIT_S)
+            self.close(timeout=seconds)
         except HubsyncError as error:
             _log.error("%s", error)
-
-
-class AsyncUploader(_Uploader):
-    """The same for tasks: the worker runs in the caller's event loop (asyncio or trio), in a task group of its own.
-
-        async with AsyncUploader("user/rollouts") as up:
-            async for batch in generate():
-                await up.put(batch)
-
-    Leaving the block drains. A cancelled block does not: its rows are in the spool.
-    """
-
-    _stack: AsyncExitStack | None = None
-
-    async def open(self) -> Self:
-        """As `Uploader.open`. Prefer `async with`, which gives the worker's tasks an owner."""
-        if self._worker is not None or self._closed:
-            self._ready()
-            return self
-        worker = await anyio.to_thread.run_sync(self._build)
-        stack = AsyncExitStack()
-        try:
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            await tasks.start(worker.run)
-        except BaseException:
-            await stack.aclose()
-            worker.spool.close()
-            raise
-        self._stack, self._worker, self._pid = stack, worker, os.getpid()
-        return self
-
-    async def put(
-        self,
-        rows: Rows,
-        *,
-        offset: int | None = None,
-        source: str = "default",
-        key: str | None = None,
-        ack: Ack = "spooled",
-        timeout: float | None = None,
-    ) -> Receipt:
-        """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
-        worker = self._ready()
-        batch = self._batch(worker, rows, offset, source, key)
-        until = None if timeout is None else time.monotonic() + timeout
-        offer = worker.queue.offer(batch)
-        while offer == "full":
-            room = anyio.Event()
-            offer = worker.queue.offer(batch, loop_waker(room.set))
-            if offer == "full":
-                with anyio.move_on_after(None if until is None else until - time.monotonic()) as scope:
-                    await room.wait()
-                if scope.cancelled_caught:
-                    raise QueueFull(f"the queue had no room for {timeout} s: the batch was not accepted.")
-        if offer == "dropped":
-            batch.receipt._dropped(_DROPPED)
-            return batch.receipt
-        reach(CrashPoint.QUEUED)
-        if ack != "queued":
-            if ack == "committed":
-                worker.flush()
-            await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))
-        return batch.receipt
-
-    async def flush(self, timeout: float | None = None) -> None:
-        """As `Uploader.flush`."""
-        worker = self._ready()
-        with self._drained(worker, timeout):
-            await worker.flush().wait_async("committed", timeout)
-
-    async def close(self, timeout: float | None = None) -> None:
-        """As `Uploader.close`."""
-        worker = self._worker
-        if worker is None or self._closed or os.getpid() != self._pid:
-            self._closed = True
-            return
-        try:
-            with self._drained(worker, timeout):
-                if worker.failure is None:
-                    await worker.flush(everything=True).wait_async("committed", timeout)
-        finally:
-            await self._end(worker)
-
-    async def _end(self, worker: Worker) -> None:
-        self._closed = True
-        worker.stop()
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            await stack.aclose()
-        worker.spool.close()
-
-    async def __aenter__(self) -> Self:
-        return await self.open()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        cancelled = kind is not None and issubclass(kind, anyio.get_cancelled_exc_class())
-        if cancelled and self._stack is not None and self._worker is not None:
-            self._closed = True
-            self._worker.stop()
-            try:
-                await self._stack.__aexit__(kind, error, trace)
-            finally:
-                self._worker.spool.close()
-        else:
-            await self.close()
 
 
 _open_uploaders: set[Uploader] = set()  # held here, since a job may have let go of one that still drains
@@ -509,7 +443,7 @@ class _Started:
         self.event.set()
 
 
-_DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")
+DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")
 
 
 def _fields(counts: Counts) -> dict[str, int]:

@@ -62,7 +62,7 @@ class Worker:
         """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
         self.spool = spool
         self.queue = BoundedQueue(queue)
-        self.status = Status(self._save_status, self._waiting)
+        self.status = Status(self._save_status, self.waiting)
         self.writer = SpoolWriter.open(spool, layout, shard)
         self.failure: BaseException | None = None
         self._shard = shard
@@ -367,7 +367,8 @@ class Worker:
         for fate in flushes:
             fate.settle(None, error)
 
-    def _waiting(self) -> str:
+    def waiting(self) -> str:
+        """What is not on the Hub yet, for people."""
         depth = self.spool.depth()
         return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
 

@@ -13,13 +13,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
     ["errors", "crashpoints"],
-    ["clock", "policy", "plan", "rows", "http", "card"],
+    ["clock", "shutdown", "policy", "plan", "rows", "http", "card"],
     ["locks", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool"],
     ["plans", "writer", "hub"],
-    ["committer", "connect"],
-    ["worker", "drain", "inspect"],
+    ["committer", "connect", "survey"],
+    ["worker", "drain", "inspect", "verify"],
     ["uploader"],
+    ["async_uploader"],
     ["pipe", "progress"],
     ["demo"],
     ["cli"],

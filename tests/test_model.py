@@ -11,10 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +43,16 @@ class Jobs(RuleBasedStateMachine):
         self.patch.setattr(anyio.to_thread, "run_sync", _inline)
         shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.directory = Path(tempfile.mkdtemp(prefix="hubsync-model-", dir=shm))
-        # Rows that are in the dataset in the end, by the disk that keeps them till then; and those whose put was cut off
-        # by a crash, or whose disk was lost: they may be there.
+        # Rows that are in the dataset in the end, by the disk that keeps them till then; and those whose put was cut
+        # off by a crash, or whose disk was lost: they may be there.
         self.accepted: list[set[str]] = [set(), set()]
         self.doubtful: set[str] = set()
         self.count = 0
         self.generation = [0, 0]
 
-    @initialize(template=st.sampled_from(["", "data/{split}-{seq:05d}.jsonl"]))
-    def begin(self, template: str) -> None:
-        self.world = World(self.directory, template)
+    @initialize(template=st.sampled_from(["", "data/{split}-{seq:05d}.jsonl"]), lfs=st.booleans())
+    def begin(self, template: str, lfs: bool) -> None:
+        self.world = World(self.directory, template, "lfs" if lfs else "regular")
 
     def _put(self, slot: int, row: str, **about: Any) -> None:
         disk = slot // 2
@@ -170,14 +168,44 @@ class Jobs(RuleBasedStateMachine):
             process.paused = not process.paused
             self.world.run()
 
+    @rule(slot=st.sampled_from([0, 1]), ticks=st.integers(7, 14), puts=st.integers(0, 2))
+    def stops_for_long(self, slot: int, ticks: int, puts: int) -> None:
+        """A process stops while another one of its machine goes on, which takes over what it did."""
+        stopped = self.world.processes[slot]
+        if stopped is None or self._paused(1 - slot):
+            return
+        stopped.paused = True
+        for tick in range(ticks):
+            if tick < puts:
+                self.put_by_offset(1 - slot, 1, 0)
+            for call in self.world.calls():
+                if call not in stopped.line.calls:
+                    self.world.answer(call, "ok")
+            self.world.pass_time(0.5)
+        stopped.paused = False
+        self.world.run()
+
+    def _lose(self, disk: int) -> None:
+        self.world.lose_disk(disk)
+        here = {row for row in self.accepted[disk] if self.world.hub.ids[row]}
+        self.doubtful |= self.accepted[disk] - here
+        self.accepted[disk] = here
+        self.generation[disk] += 1
+
     @rule(disk=st.integers(0, 1), sure=st.sampled_from([False, False, True]))
     def disk_is_lost(self, disk: int, sure: bool) -> None:
         if sure:
-            self.world.lose_disk(disk)
-            here = {row for row in self.accepted[disk] if self.world.hub.ids[row]}
-            self.doubtful |= self.accepted[disk] - here
-            self.accepted[disk] = here
-            self.generation[disk] += 1
+            self._lose(disk)
+
+    @rule(slot=st.sampled_from([0, 2]), puts=st.integers(0, 3), late=st.booleans())
+    def machine_is_replaced(self, slot: int, puts: int, late: bool) -> None:
+        """With a new disk, and at once: what the old one had sent may still be on its way."""
+        self._lose(slot // 2)
+        self.put(slot, 1)
+        self.answers(4)
+        self.put_by_offset(slot, puts, 0)
+        if late and self.world.late:
+            self.world.land_late(len(self.world.late) - 1)
 
     @invariant()
     def no_row_is_there_twice_and_none_that_was_not_put(self) -> None:

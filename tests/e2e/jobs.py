@@ -90,7 +90,7 @@ def load() -> None:
     import hf_xet  # noqa: F401
     import httpx  # noqa: F401
 
-    import hubsync.hub
+    import hubsync.hub  # noqa: F401
     from hubsync import card
 
     card.load()

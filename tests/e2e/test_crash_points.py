@@ -66,9 +66,7 @@ def commit(dataset: Dataset, files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("point", CrashPoint, ids=lambda point: point.title)
-def test_a_process_killed_at(
-    point: CrashPoint, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
-) -> None:
+def test_a_process_killed_at(point: CrashPoint, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     path = _SHARED_PATHS if point in _TAKEN else None
     prepare(point, hub, dataset)

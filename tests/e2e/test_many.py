@@ -144,7 +144,8 @@ def test_a_job_whose_disk_is_lost_goes_on_from_the_dataset(
     hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path, path: str | None
 ) -> None:
     rows, spool = 600, tmp_path / "spool"
-    for point, nth in [("SETTLED", 1), ("ANSWERED", 1), ("STAGED", 2), ("TOLD", 30), ("FILE_REMOVED", 9), ("PLANNED", 1)]:
+    deaths = [("SETTLED", 1), ("ANSWERED", 1), ("STAGED", 2), ("TOLD", 30), ("FILE_REMOVED", 9), ("PLANNED", 1)]
+    for point, nth in deaths:
         assert jobs.end(jobs.start("crashing", spool, rows, path, point, nth, signal.SIGKILL)) == "killed 9"
         shutil.rmtree(spool)
     assert jobs.end(jobs.start("crashing", spool, rows, path, None, 0, 0)) == "exited 0", jobs.log

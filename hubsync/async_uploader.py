@@ -1,0 +1,176 @@
+"""The uploader's face for tasks: the worker runs in the caller's event loop, in a task group of its own.
+
+Names, arguments and errors are those of `Uploader`. No method holds the event loop up: what touches the disk does so
+in the worker's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskStatus
+
+from hubsync import shutdown
+from hubsync.clock import loop_waker
+from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import HubsyncError, QueueFull
+from hubsync.policy import Ack
+from hubsync.receipt import Receipt
+from hubsync.rows import Rows
+from hubsync.uploader import DROPPED, BaseUploader
+from hubsync.worker import Worker
+
+_log = logging.getLogger("hubsync")
+
+
+class AsyncUploader(BaseUploader):
+    """The same for tasks: the worker runs in the caller's event loop (asyncio or trio), in a task group of its own.
+
+        async with AsyncUploader("user/rollouts") as up:
+            async for batch in generate():
+                await up.put(batch)
+
+    Leaving the block drains. A cancelled block does not: its rows are in the spool.
+    """
+
+    _stack: AsyncExitStack | None = None
+    _body: anyio.CancelScope | None = None  # around the caller's block: SIGTERM ends it
+    _watching: anyio.CancelScope | None = None
+    _draining: anyio.CancelScope | None = None
+    _terminated = False
+
+    async def open(self) -> Self:
+        """As `Uploader.open`. Prefer `async with`, which gives the worker's tasks an owner."""
+        if self._worker is not None or self._closed:
+            self._ready()
+            return self
+        worker = await anyio.to_thread.run_sync(self._build)
+        stack = AsyncExitStack()
+        try:
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            await tasks.start(worker.run)
+            if self._grace_s is not None and shutdown.can_catch():
+                await tasks.start(self._end_on_sigterm, self._grace_s)
+        except BaseException:
+            await stack.aclose()
+            worker.spool.close()
+            raise
+        self._stack, self._worker, self._pid = stack, worker, os.getpid()
+        self._body = stack.enter_context(anyio.CancelScope())
+        return self
+
+    async def _end_on_sigterm(self, grace_s: float, *, task_status: TaskStatus[None]) -> None:
+        with anyio.CancelScope() as self._watching, anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                shutdown.begin(0.0 if self._terminated else grace_s)
+                self._terminated = True
+                for scope in (self._body, self._draining):
+                    if scope is not None:
+                        scope.cancel()
+
+    async def put(
+        self,
+        rows: Rows,
+        *,
+        offset: int | None = None,
+        source: str = "default",
+        key: str | None = None,
+        ack: Ack = "spooled",
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
+        worker = self._ready()
+        batch = self._batch(worker, rows, offset, source, key)
+        until = None if timeout is None else time.monotonic() + timeout
+        offer = worker.queue.offer(batch)
+        while offer == "full":
+            room = anyio.Event()
+            offer = worker.queue.offer(batch, loop_waker(room.set))
+            if offer == "full":
+                with anyio.move_on_after(None if until is None else until - time.monotonic()) as scope:
+                    await room.wait()
+                if scope.cancelled_caught:
+                    raise QueueFull(f"the queue had no room for {timeout} s: the batch was not accepted.")
+        if offer == "dropped":
+            batch.receipt._dropped(DROPPED)
+            return batch.receipt
+        reach(CrashPoint.QUEUED)
+        if ack != "queued":
+            if ack == "committed":
+                worker.flush()
+            await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))
+        return batch.receipt
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """As `Uploader.flush`."""
+        worker = self._ready()
+        with self._drained(worker, timeout):
+            await worker.flush().wait_async("committed", timeout)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """As `Uploader.close`."""
+        worker = self._worker
+        if worker is None or self._closed or os.getpid() != self._pid:
+            self._closed = True
+            return
+        try:
+            with self._drained(worker, timeout):
+                if worker.failure is None:
+                    await worker.flush(everything=True).wait_async("committed", timeout)
+                    reach(CrashPoint.DRAINED)
+        finally:
+            await self._end(worker)
+
+    async def _end(self, worker: Worker, *ended: Any) -> None:
+        """Ends the worker and its tasks; `ended` is what has ended the block, where that was an exception."""
+        self._closed = True
+        worker.stop()
+        if self._watching is not None:
+            self._watching.cancel()
+        stack, self._stack = self._stack, None
+        try:
+            if stack is not None:
+                await stack.__aexit__(*(ended or (None, None, None)))
+        finally:
+            worker.spool.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        worker = self._worker
+        if worker is None or self._stack is None:
+            return
+        if self._terminated:
+            await self._drain_before_the_end(worker)
+            await self._end(worker, kind, error, trace)
+            raise SystemExit(shutdown.EXIT_CODE)
+        if error is None:
+            await self.close()
+        elif isinstance(error, anyio.get_cancelled_exc_class()):
+            await self._end(worker, kind, error, trace)
+        else:
+            timeout = self._may_take(error)
+            with self._behind(error, timeout):
+                await self.close(timeout)
+
+    async def _drain_before_the_end(self, worker: Worker) -> None:
+        """After SIGTERM: what can be brought up in time; a second signal ends it at once."""
+        seconds = shutdown.left()
+        _log.warning("SIGTERM: draining for up to %.0f s; %s.", seconds or 0, worker.waiting())
+        try:
+            with anyio.CancelScope(shield=True) as self._draining, self._drained(worker, seconds):
+                await worker.flush(everything=True).wait_async("committed", seconds)
+        except HubsyncError as error:
+            _log.error("%s", error)
