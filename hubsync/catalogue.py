@@ -161,13 +161,16 @@ class Catalogue:
         with suppress(SpoolError):
             self.set(key, value)
 
-    def checkpoint(self) -> None:
-        """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it."""
-        if os.path.getsize(f"{self.path}-wal") < _CHECKPOINT_BYTES:
+    def checkpoint(self, *, shrink: bool = False) -> None:
+        """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it.
+
+        With `shrink`, at any size, and gives its room on the disk back.
+        """
+        if not shrink and os.path.getsize(f"{self.path}-wal") < _CHECKPOINT_BYTES:
             return
         db = sqlite3.connect(self.path, timeout=1)
         try:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if shrink else 'PASSIVE'})").fetchall()
         except sqlite3.OperationalError:
             pass  # busy, or the disk is full: the log keeps everything, and the next turn tries again
         finally:

@@ -198,7 +198,8 @@ class Committer:
 
     def _look_for_sealed(self) -> list[Shard]:
         self._spool.adopt()
-        self._spool.catalogue.checkpoint()
+        self._spool.catalogue.checkpoint(shrink=self._spool.disk.is_exhausted())
+        self._spool.disk.reserve()
         return self._plans.sealed(_STAGE_SHARDS, _STAGE_BYTES)
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
@@ -440,6 +441,7 @@ class Committer:
             except LeaseLost:
                 raise
             except (SpoolError, OSError) as error:
+                self._spool.disk.give_up_reserve()
                 wait = backoff.after_failure()
                 self._status.report("spool", State("spool full", str(error), self._clock.time() + wait))
                 await self._clock.sleep(wait)

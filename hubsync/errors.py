@@ -12,6 +12,7 @@ HubsyncError
 │   ├── SpoolMismatch             a spool of another repo, revision or endpoint
 │   ├── SpoolVersionError         written by a newer hubsync
 │   ├── SpoolBusy                 another live process commits for this spool
+│   ├── SpoolLost                 the spool was deleted, or its disk unmounted, under a running job
 │   └── LeaseLost                 another process took over committing while this one was stopped
 ├── NotDrained                    close or flush ran out of time: what is left, where, and how to bring it up
 ├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
@@ -93,6 +94,10 @@ class SpoolVersionError(SpoolError):
 
 class SpoolBusy(SpoolError):
     """Another live process is the spool's committer."""
+
+
+class SpoolLost(SpoolError):
+    """The spool was deleted, or its disk unmounted, under a running job. What was not committed is gone with it."""
 
 
 class LeaseLost(SpoolError):

@@ -64,25 +64,26 @@ def pipe(
             done.rows += len(rows)
             rows.clear()
 
-    for line in _lines(fd):
-        if line is None or len(rows) >= _BATCH_ROWS:
-            put()
-        if line is None:
-            continue
-        number = done.read + 1
-        if number <= known:
-            done.skipped += 1
-        elif line.strip():
-            try:
-                rows.append(_parse(number, line))
-            except BadLine:
-                if bad_lines == "fail":
-                    put()
-                    raise
-                done.set_aside += 1
-                _keep(aside or up.spool / "dead-letter" / "lines.txt", number, line)
-        done.read = number
-    put()
+    try:
+        for line in _lines(fd):
+            if line is None or len(rows) >= _BATCH_ROWS:
+                put()
+            if line is None:
+                continue
+            number = done.read + 1
+            if number <= known:
+                done.skipped += 1
+            elif line.strip():
+                try:
+                    rows.append(_parse(number, line))
+                except BadLine:
+                    if bad_lines == "fail":
+                        raise
+                    done.set_aside += 1
+                    _keep(aside or up.spool / "dead-letter" / "lines.txt", number, line)
+            done.read = number
+    finally:
+        put()  # also where a signal ends it: what was read from the pipe is nowhere else
     return done
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
@@ -24,7 +24,8 @@ import msgspec
 from hubsync.catalogue import Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.errors import LeaseLost, SpoolError, SpoolMismatch
+from hubsync.disk import Disk
+from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
@@ -86,8 +87,14 @@ class Spool:
         self.directory = directory
         self.policy = policy or SpoolPolicy()
         self.clock: Clock = clock or SystemClock()
-        if target is None and not (directory / "catalogue.sqlite").exists():
-            raise SpoolError(f"there is no spool at {directory}.")
+        if not (directory / "catalogue.sqlite").exists():
+            if next((directory / "segments").glob("*.jsonl"), None) is not None:
+                raise SpoolError(
+                    f"the spool {directory} holds rows, but its catalogue is gone. Nothing was touched. Bring them up "
+                    f"by what their files tell: hubsync drain --rescue {directory}"
+                )
+            if target is None:
+                raise SpoolError(f"there is no spool at {directory}.")
         try:
             for folder in (directory, directory / "segments", directory / "writers", directory / "dead-letter"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,6 +102,7 @@ class Spool:
             raise SpoolError(f"the spool {directory} can't be made: {error}. Give another with spool=…") from error
         self._fsync = self.policy.durability == "fsync"
         self.catalogue = Catalogue(directory / "catalogue.sqlite", fsync=self._fsync)
+        self.disk = Disk(directory, self.catalogue.path)
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
@@ -390,6 +398,17 @@ class Spool:
             committed_bytes=done["bytes"],
             committed_shards=done["shards"],
         )
+
+    def lost(self) -> SpoolLost:
+        """The error for a spool that is no longer there."""
+        with suppress(SpoolError):
+            left = self.depth()  # the catalogue answers as long as this process has it open
+            return SpoolLost(
+                f"the spool {self.directory} was deleted, or its disk is gone, while the job was running. "
+                f"{left.rows:,} rows ({left.bytes:,} bytes) were accepted and not on the Hub yet; they are gone with "
+                "it. What was committed is safe: a job that counts by offset goes on from there."
+            )
+        return SpoolLost(f"the spool {self.directory} is gone; what was not on the Hub yet is gone with it.")
 
     def is_full(self) -> bool:
         """Whether the spool holds as many bytes as its policy allows."""

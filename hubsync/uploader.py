@@ -33,6 +33,7 @@ from hubsync.errors import (
     NotDrained,
     OffsetUnknown,
     QueueFull,
+    SpoolLost,
 )
 from hubsync.policy import Ack, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.queue import Batch, QueueDepth
@@ -194,6 +195,8 @@ class BaseUploader:
             raise ClosedError(f"the uploader of {self.repo} is closed; the batch was not accepted.")
         if worker is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
+        if isinstance(worker.failure, SpoolLost):
+            raise worker.failure
         if worker.failure is not None:
             raise ClosedError(
                 f"the uploader of {self.repo} has failed ({worker.failure!r}); what was accepted is safe in "
@@ -392,6 +395,8 @@ class Uploader(BaseUploader):
             _open_uploaders.discard(self)
             if self._grace_s is not None:
                 shutdown.let_go(self._grace_s)
+        if isinstance(worker.failure, SpoolLost):
+            raise worker.failure
         if worker.failure is not None:
             raise ClosedError(f"the worker failed: {worker.failure!r}. What was accepted is safe.") from worker.failure
 

@@ -23,7 +23,16 @@ from anyio.abc import TaskStatus
 from hubsync.clock import Clock, loop_waker
 from hubsync.committer import Bell, Committer
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.errors import BlockedError, ClosedError, HubError, HubsyncError, ShardsRefused, SpoolError, TransientError
+from hubsync.errors import (
+    BlockedError,
+    ClosedError,
+    HubError,
+    HubsyncError,
+    ShardsRefused,
+    SpoolError,
+    SpoolLost,
+    TransientError,
+)
 from hubsync.locks import BEAT_S
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
@@ -129,7 +138,7 @@ class Worker:
                 await self._spool_in_thread()
                 tasks.cancel_scope.cancel()
         except BaseException as error:
-            self.failure = error
+            self.failure = _root(error)
             raise
         finally:
             self._end()
@@ -172,7 +181,9 @@ class Worker:
 
     def _end(self) -> None:
         self.queue.close()
-        ended = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
+        ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
+        if isinstance(self.failure, SpoolLost):
+            ended = self.failure
         for item in self.queue.take():
             if isinstance(item, Batch):
                 item.receipt._dropped(ended)
@@ -209,11 +220,14 @@ class Worker:
         if not batches:
             return
         idle = self.writer.opened_at is None
-        result = self._until_it_works(partial(self._append, batches))
+        try:
+            result = self._until_it_works(partial(self._append, batches))
+        except SpoolLost as lost:
+            self._drop(batches, lost)
+            raise
         if result is None:
             error = SpoolError(f"the spool {self.spool.directory} takes no more, and the uploader was closed.")
-            for batch in batches:
-                batch.receipt._dropped(error)
+            self._drop(batches, error)
         else:
             accepted, sealed = result
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
@@ -226,7 +240,15 @@ class Worker:
                 self._wake_linger()
         self.queue.release(batches)
 
+    def _drop(self, batches: list[Batch], error: HubsyncError) -> None:
+        for batch in batches:
+            batch.receipt._dropped(error)
+
     def _append(self, batches: list[Batch]) -> tuple[list[Accepted], list[int]]:
+        if not self.spool.disk.is_there():
+            raise self.spool.lost()
+        if self.spool.disk.is_exhausted():
+            raise SpoolError(f"the disk of {self.spool.directory} is full; it takes more as soon as there is room.")
         if self._unchecked >= _QUOTA_STEP and self.spool.is_full():
             raise SpoolError(
                 f"the spool {self.spool.directory} holds its {self.spool.policy.max_bytes:,} bytes; it takes more as "
@@ -251,10 +273,14 @@ class Worker:
         while True:
             try:
                 result = work()
+            except SpoolLost:
+                raise
             except SpoolError as error:
                 self.status.report("spool thread", State("spool full", str(error)))
                 if self._stopping.is_set():
                     return None
+                with contextlib.suppress(SpoolError):
+                    self.writer.seal()  # only what is sealed can be committed and make room
                 self._wake()
                 self._room.clear()
                 self._room.wait(_FULL_S)
@@ -322,6 +348,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self.writer.beat()
+            if not self.spool.disk.is_there():
+                raise self.spool.lost()
             await self._clock.sleep(BEAT_S)
 
     async def _follow(self) -> None:
@@ -371,6 +399,14 @@ class Worker:
         """What is not on the Hub yet, for people."""
         depth = self.spool.depth()
         return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first, of several tasks that ended with it."""
+    while isinstance(error, BaseExceptionGroup):
+        lost = error.subgroup(SpoolLost)
+        error = (lost or error).exceptions[0]
+    return error
 
 
 def _all_of(fates: list[Fate]) -> Fate:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
     ["errors", "crashpoints"],
     ["clock", "shutdown", "policy", "plan", "rows", "http", "card"],
-    ["locks", "receipt", "catalogue", "pace", "status", "blobs"],
+    ["locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool"],
     ["plans", "writer", "hub"],
     ["committer", "connect", "survey"],

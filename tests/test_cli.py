@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,24 @@ def test_hub_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["hub", "serve", "--help"], ["--version"]])
 def test_help_is_there(run: Run, args: list[Any]) -> None:
     assert run(*args).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_pipe_brings_up_what_it_has_read_when_it_is_told_to_end(
+    run: Run, dataset: Dataset, hub: LocalHub, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hubsync", "pipe", "user/rows", "--spool", str(tmp_path / "spool")],
+        env={**os.environ, **hub.environ()}, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(jsonl(0, 7))
+    process.stdin.flush()
+    while not (tmp_path / "spool" / "segments").exists() or not list((tmp_path / "spool" / "segments").iterdir()):
+        time.sleep(0.02)
+    process.stdin.write(jsonl(7, 9))
+    process.stdin.flush()
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == (143 if number is signal.SIGTERM else 1), said
+    assert set(range(7)) <= set(dataset.ids()) <= set(range(9))

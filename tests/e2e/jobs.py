@@ -11,7 +11,7 @@ import traceback
 from itertools import count
 from typing import Any, NoReturn
 
-from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader, crashpoints
+from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader, crashpoints
 from hubsync.crashpoints import CrashPoint
 
 QUICK: dict[str, Any] = {
@@ -48,6 +48,34 @@ def telling(spool: str, told: str, pause_s: float, path: str | None = None) -> N
             up.put([{"id": f"{os.getpid()}-{n}"}])
             os.write(fd, b"%d-%d\n" % (os.getpid(), n))
             time.sleep(pause_s)
+
+
+def lingering(spool: str, told: str, grace_s: float) -> None:
+    """Puts some rows that nothing seals, and waits to be ended."""
+    import time
+
+    fd = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    with Uploader("user/rows", spool=spool, grace_s=grace_s, **{**QUICK, "shard": ShardPolicy(linger_s=3600)}) as up:
+        for n in range(50):
+            up.put([{"id": f"a-{n}"}])
+            os.write(fd, b"a-%d\n" % n)
+        time.sleep(600)
+
+
+def lingering_async(backend: str, spool: str, told: str, grace_s: float) -> None:
+    """The same with tasks."""
+    import anyio
+
+    async def main() -> None:
+        fd = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        policies = {**QUICK, "shard": ShardPolicy(linger_s=3600)}
+        async with AsyncUploader("user/rows", spool=spool, grace_s=grace_s, **policies) as up:
+            for n in range(50):
+                await up.put([{"id": f"a-{n}"}])
+                os.write(fd, b"a-%d\n" % n)
+            await anyio.sleep(600)
+
+    anyio.run(main, backend=backend)
 
 
 def forgetful(spool: str, rows: str) -> None:
@@ -101,6 +129,8 @@ def run(name: str, *args: Any) -> NoReturn:
     code = 0
     try:
         globals()[name](*args)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -1,0 +1,67 @@
+"""The disk under a spool: whether it is still there, and a reserve for the day when it is full.
+
+On a full disk not even the catalogue can grow, and without it nothing can be committed that would make room. So the
+committer holds a few megabytes back: where the disk refuses, it gives them up, the writers stop, and what is
+committed then makes room for the reserve to be filled again.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from hubsync.policy import MIB
+
+_RESERVE = 8 * MIB
+_SHARE = 20  # of a small disk the reserve takes no more than this part
+
+
+class Disk:
+    """The disk that holds one spool's directory."""
+
+    def __init__(self, directory: Path, catalogue: Path) -> None:
+        self._catalogue = catalogue
+        self._reserve = directory / "reserve"
+        about = os.stat(catalogue)
+        self._known = (about.st_dev, about.st_ino)
+
+    def is_there(self) -> bool:
+        """Whether the catalogue at its path is the one that was opened: a deleted one takes writes as before, and
+        nobody will ever read them.
+        """
+        try:
+            about = os.stat(self._catalogue)
+        except OSError:
+            return False
+        return (about.st_dev, about.st_ino) == self._known
+
+    def reserve(self) -> None:
+        """Fills the reserve where there is room for it."""
+        with suppress(OSError):
+            about = os.statvfs(self._reserve.parent)
+            size = min(_RESERVE, about.f_blocks * about.f_frsize // _SHARE)
+            held = self._reserve.stat().st_size if self._reserve.exists() else -1
+            if held >= size or about.f_bavail * about.f_frsize < 2 * size:
+                return
+            fd = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size) if hasattr(os, "posix_fallocate") else os.pwrite(fd, bytes(size), 0)
+            except OSError:
+                os.ftruncate(fd, 0)
+            finally:
+                os.close(fd)
+
+    def give_up_reserve(self) -> None:
+        """Makes room for the catalogue. The writers stop until the reserve is full again."""
+        with suppress(OSError):
+            about = os.statvfs(self._reserve.parent)
+            if self._reserve.stat().st_size > about.f_bavail * about.f_frsize:
+                os.truncate(self._reserve, 0)
+
+    def is_exhausted(self) -> bool:
+        """Whether the reserve was given up."""
+        try:
+            return self._reserve.stat().st_size == 0
+        except OSError:
+            return False

@@ -1,0 +1,125 @@
+"""How a job ends: SIGTERM with a grace, Ctrl-C once and twice, with the Hub there and gone. Nothing is ever lost."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import Uploader, shutdown
+from hubsync.drain import drain
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import FAST, Dataset
+from tests.e2e.test_crash_points import environ_of
+from tests.e2e.test_many import accepted, until
+from tests.e2e.zygote import Jobs
+
+FACES = ["thread", "asyncio", "trio"]
+
+
+@pytest.fixture
+def jobs(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    for name, value in hub.environ().items():
+        monkeypatch.setenv(name, value)
+    with Jobs(environ_of(hub, tmp_path), tmp_path / "log") as jobs:
+        yield jobs
+
+
+def start(jobs: Jobs, face: str, tmp_path: Path, grace_s: float) -> int:
+    told = tmp_path / "told"
+    if face == "thread":
+        pid = jobs.start("lingering", tmp_path / "spool", told, grace_s)
+    else:
+        pid = jobs.start("lingering_async", face, tmp_path / "spool", told, grace_s)
+    until(lambda: len(accepted(told)) == 50, jobs)
+    return pid
+
+
+def rows() -> Counter[str]:
+    return Counter(f"a-{n}" for n in range(50))
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_sigterm_brings_up_what_it_can_within_the_grace(
+    dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str
+) -> None:
+    pid = start(jobs, face, tmp_path, 25)
+    jobs.kill(pid, signal.SIGTERM)
+    assert jobs.end(pid) == "exited 143", jobs.log
+    assert Counter(row["id"] for row in dataset.rows()) == rows()
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_what_does_not_fit_into_the_grace_stays_for_the_next_start(
+    hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str
+) -> None:
+    pid = start(jobs, face, tmp_path, 0.3)
+    hub.faults.add(Fault.outage())
+    jobs.kill(pid, signal.SIGTERM)
+    assert jobs.end(pid) == "exited 143", jobs.log
+    assert "50 rows" in jobs.log
+    assert f"hubsync drain {tmp_path / 'spool'}" in jobs.log
+    hub.faults.clear()
+    drain(tmp_path / "spool", timeout=60)
+    assert Counter(row["id"] for row in dataset.rows()) == rows()
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_the_second_signal_ends_it_at_once(
+    hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str, first: signal.Signals
+) -> None:
+    if face != "thread" and first is signal.SIGINT:
+        pytest.skip("asyncio and trio cancel the block at the first Ctrl-C")
+    pid = start(jobs, face, tmp_path, 3600)
+    hub.faults.add(Fault.outage())
+    jobs.kill(pid, first)
+    until(lambda: "draining" in jobs.log, jobs)
+    jobs.kill(pid, first)
+    assert jobs.end(pid) in ("exited 143", "exited 1"), jobs.log
+    hub.faults.clear()
+    drain(tmp_path / "spool", timeout=60)
+    assert Counter(row["id"] for row in dataset.rows()) == rows()
+
+
+def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
+    hub: LocalHub, uploader: Any, dataset: Dataset
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, uploader(grace_s=0.1) as up:
+        up.put([{"id": 1}])
+        hub.faults.add(Fault.outage())
+        raise KeyboardInterrupt
+    assert any("1 rows" in note and "hubsync drain" in note for note in caught.value.__notes__)
+    with pytest.raises(ZeroDivisionError), uploader() as up:
+        hub.faults.clear()
+        up.put([{"id": 2}])
+        raise ZeroDivisionError
+    assert dataset.ids() == [1, 2]
+
+
+def test_sigterm_is_left_alone_where_somebody_handles_it_or_nobody_wants_it(hub: LocalHub, uploader: Any) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with uploader():
+            signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with uploader(grace_s=None):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_is_given_back_when_the_last_uploader_is_closed(hub: LocalHub, uploader: Any, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with uploader():
+        with Uploader(
+            "user/others", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "other", grace_s=5, **FAST
+        ):
+            assert signal.getsignal(signal.SIGTERM) is shutdown._on_sigterm
+        assert signal.getsignal(signal.SIGTERM) is shutdown._on_sigterm
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,174 @@
+"""The disk under the spool: full, read-only, slow, gone. Nothing accepted is lost, and nothing is silent."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import ShardPolicy, SpoolError, SpoolLost, Uploader, writer
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(where)], capture_output=True)
+    if done.returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def until(what: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def rows(start: int, count: int, size: int = 1000) -> list[dict[str, Any]]:
+    return [{"id": n, "text": "x" * size} for n in range(start, start + count)]
+
+
+def producer(up: Uploader, accepted: list[int], most: int) -> threading.Thread:
+    def produce() -> None:
+        for n in range(most):
+            up.put(rows(n, 1, 10_000))
+            accepted.append(n)
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    return thread
+
+
+def test_a_full_disk_holds_the_producer_up_and_what_is_committed_makes_room(
+    hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    accepted: list[int] = []
+    with uploader(spool=small_disk / "spool", shard=ShardPolicy(max_rows=20, linger_s=0.1)) as up:
+        hub.faults.add(Fault.outage())
+        thread = producer(up, accepted, 900)  # more than twice what the disk holds
+        until(lambda: up.stats().state.kind == "spool full")
+        before = len(accepted)
+        assert before < 500
+        # Somebody takes every block that is left, so that not even the catalogue can grow.
+        with (small_disk / "junk").open("wb", buffering=0) as junk:
+            try:
+                while True:
+                    junk.write(bytes(4096))
+            except OSError:
+                pass
+        hub.faults.clear()
+        until(lambda: up.stats().spool.committed_rows >= before // 2)
+        (small_disk / "junk").unlink()
+        thread.join()
+    assert dataset.ids() == accepted == list(range(900))
+    assert any("full" in record.message for record in caplog.records if record.levelno == logging.ERROR)
+
+
+def test_a_disk_that_becomes_read_only_is_waited_for(
+    hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kernel makes it after an error of the disk; a real remount is refused while files are open."""
+    accepted: list[int] = []
+    write = writer._write_all
+    read_only = threading.Event()
+
+    def refuse(fd: int, parts: list[bytes]) -> None:
+        if read_only.is_set():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        write(fd, parts)
+
+    monkeypatch.setattr(writer, "_write_all", refuse)
+    with uploader(shard=ShardPolicy(max_rows=5, linger_s=0.1)) as up:
+        thread = producer(up, accepted, 100)
+        until(lambda: len(accepted) > 20)
+        read_only.set()
+        up._worker.spool.catalogue.run("PRAGMA query_only = ON")
+        until(lambda: up.stats().state.kind == "spool full")
+        so_far = len(accepted)
+        up._worker.spool.catalogue.run("PRAGMA query_only = OFF")
+        read_only.clear()
+        thread.join()
+    assert so_far < 100
+    assert dataset.ids() == list(range(100))
+
+
+def test_a_spool_smaller_than_a_shard_goes_on_all_the_same(uploader: Any, dataset: Dataset, tmp_path: Path) -> None:
+    accepted: list[int] = []
+    spool = SpoolPolicy(directory=tmp_path / "spool", max_bytes=8 * MIB)
+    with uploader(spool=spool, shard=ShardPolicy(linger_s=3600)) as up:
+        producer(up, accepted, 2_000).join()
+    assert dataset.ids() == list(range(2_000))
+
+
+def test_a_disk_that_is_read_only_at_the_start_is_named(uploader: Any, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(SpoolError, match=str(small_disk)):
+        uploader(spool=small_disk / "spool").open()
+
+
+def test_a_slow_disk_holds_up_nobody_who_only_queues(
+    uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    write = writer._write_all
+
+    def slow(fd: int, parts: list[bytes]) -> None:
+        go_on.wait(60)
+        write(fd, parts)
+
+    with uploader() as up:
+        monkeypatch.setattr(writer, "_write_all", slow)
+        receipts = [up.put(rows(n, 1), ack="queued") for n in range(100)]
+        assert {receipt.state for receipt in receipts} == {"queued"}
+        with pytest.raises(TimeoutError):
+            up.put(rows(100, 1), timeout=0.05)
+        go_on.set()
+    assert dataset.ids() == list(range(101))
+
+
+def test_a_spool_that_is_deleted_under_a_job_is_an_error_at_once(
+    hub: LocalHub, uploader: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(SpoolLost, match="2 rows"), uploader(shard=ShardPolicy(linger_s=3600)) as up:
+        up.put(rows(0, 2))
+        shutil.rmtree(tmp_path / "spool")
+        up.put(rows(2, 1))
+    with pytest.raises(SpoolLost), uploader() as up:
+        up.put(rows(0, 1))
+        shutil.rmtree(tmp_path / "spool")
+        until(lambda: up._worker.failure is not None)
+        up.put(rows(1, 1))
+    with uploader() as up:
+        up.put(rows(7, 1))
+    assert dataset.ids() == [7]
+
+
+def test_a_spool_without_its_catalogue_is_not_begun_anew(hub: LocalHub, uploader: Any, tmp_path: Path) -> None:
+    hub.faults.add(Fault.outage())
+    up = uploader().open()
+    up.put(rows(0, 1))
+    with pytest.raises(Exception, match="not enough"):
+        up.close(timeout=0.1)
+    for file in (tmp_path / "spool").glob("catalogue*"):
+        file.unlink()
+    with pytest.raises(SpoolError, match="hubsync drain --rescue"):
+        uploader().open()
