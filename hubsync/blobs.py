@@ -18,7 +18,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from hubsync.errors import BlockedError, DefectError, HubError, TransientError
+from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import BlockedError, DefectError, TransientError
 from hubsync.http import HubHTTP, classify
 from hubsync.plan import Shard
 
@@ -77,6 +78,7 @@ class XetStore:
         except anyio.get_cancelled_exc_class():
             self.abort()
             raise
+        reach(CrashPoint.BLOB_STAGED)
 
     def _run(
         self, session: Any, access: tuple[str, str, int], auth: dict[str, str], files: list[tuple[str, str]]
@@ -160,6 +162,7 @@ class LfsStore:
             try:
                 for item in answer.json("lfs batch")["objects"]:
                     await self._object(by_oid[item["oid"]], item)
+                    reach(CrashPoint.BLOB_STAGED)
             except (KeyError, TypeError, ValueError) as error:
                 raise TransientError(f"lfs batch: an answer that can't be read ({error!r}).") from None
 
@@ -221,6 +224,6 @@ async def read_pieces(file: Path, start: int, size: int, piece: int = _PIECE) ->
         while size > 0:
             data = await stream.read(min(piece, size))
             if not data:
-                raise HubError(f"{file} is shorter than the catalogue says.")
+                raise TransientError(f"{file} is shorter than the catalogue says.")
             size -= len(data)
             yield data

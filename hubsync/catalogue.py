@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hubsync.errors import SpoolError, SpoolVersionError
+from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError
 
 VERSION = 1
 _APPLICATION_ID = 0x48756273  # "Hubs"
@@ -79,9 +79,7 @@ class Catalogue:
             self._db.row_factory = sqlite3.Row
             self._open(fsync)
         except (sqlite3.Error, OSError) as error:
-            raise SpoolError(
-                f"the spool's catalogue {path} can't be opened: {error}. Its segments beside it are untouched."
-            ) from error
+            raise self._error(error, "can't be opened") from error
 
     def _open(self, fsync: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -137,7 +135,15 @@ class Catalogue:
         try:
             yield
         except sqlite3.Error as error:
-            raise SpoolError(f"the spool's catalogue {self.path} refuses: {error}.") from error
+            raise self._error(error, "refuses") from error
+
+    def _error(self, error: Exception, what: str) -> SpoolError:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return SpoolLost(
+                f"the spool's catalogue {self.path} is corrupt ({error}). The rows beside it are untouched; end what "
+                f"uses the spool, and bring them up by: hubsync drain --rescue {self.path.parent}"
+            )
+        return SpoolError(f"the spool's catalogue {self.path} {what}: {error}.")
 
     def value(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, or None."""

@@ -1,9 +1,11 @@
-"""The command line: demo, pipe, drain, status, hub. Rich for people, plain lines where there is no terminal, JSON for
-programs. Everything it does is a few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage.
+"""The command line: demo, pipe, drain, status, verify, hub. Rich for people, plain lines where there is no terminal,
+JSON for programs. Everything it does is a few calls into the library; exit code 0 is success, 1 a failure, 2 wrong
+usage.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import signal
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from hubsync.spool import SpoolDepth
     from hubsync.status import Status
+    from hubsync.verify import Report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,6 +73,9 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
 )
 @click.option("--aside", type=click.Path(path_type=Path), help="Where bad lines go [SPOOL/dead-letter/lines.txt].")
 @click.option("--timeout", type=float, help="Seconds to drain at the end; then the rest stays in the spool.")
+@click.option(
+    "--grace", default=25.0, show_default=True, help="Seconds to drain after SIGTERM or Ctrl-C; a second one ends it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pipe(
     repo: str,
@@ -84,6 +90,7 @@ def pipe(
     bad_lines: Any,
     aside: Path | None,
     timeout: float | None,
+    grace: float,
     as_json: bool,
 ) -> None:
     """JSON Lines from standard input to the dataset REPO.
@@ -95,6 +102,7 @@ def pipe(
     from hubsync.policy import ShardPolicy
     from hubsync.uploader import Uploader
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle
     up = Uploader(
         repo,
         config=config,
@@ -104,12 +112,15 @@ def pipe(
         revision=revision,
         spool=spool,
         shard=ShardPolicy(linger_s=linger),
+        grace_s=grace,
     )
-    up.open()
-    where, offline = up.spool, up.stats().state.kind == "offline"
-    try:
-        done = run(sys.stdin.fileno(), up, source=source, bad_lines=bad_lines, aside=aside)
-    finally:
+    with up:
+        where, offline = up.spool, up.stats().state.kind == "offline"
+        try:
+            done = run(sys.stdin.fileno(), up, source=source, bad_lines=bad_lines, aside=aside)
+        except Exception:
+            up.close(timeout)
+            raise
         up.close(timeout)
     if as_json:
         click.echo(json.dumps({"repo": repo, "lines": done.read, "rows": done.rows, "skipped": done.skipped,
@@ -131,9 +142,12 @@ def pipe(
 @cli.command()
 @click.argument("spool", required=False, type=click.Path(path_type=Path))
 @click.option("--timeout", type=float, help="Seconds; then the rest stays in the spool.")
+@click.option("--rescue", "broken", is_flag=True, help="The catalogue is corrupt or gone: go by the segments' files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def drain(spool: Path | None, timeout: float | None, as_json: bool) -> None:
+def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool) -> None:
     """Brings up what SPOOL still holds; without SPOOL, what all spools at the usual place hold."""
+    if broken:
+        _rescue(spool)
     from hubsync.drain import drain as run
     from hubsync.inspect import spools
 
@@ -161,6 +175,21 @@ def drain(spool: Path | None, timeout: float | None, as_json: bool) -> None:
             click.echo(f"{result['spool']}: all on the Hub{dead}.", err=True)
     if any(result["dead_shards"] for result in results):
         sys.exit(1)
+
+
+def _rescue(spool: Path | None) -> None:
+    from hubsync.rescue import rescue
+
+    if spool is None or not (spool / "segments").is_dir():
+        raise click.BadParameter("--rescue needs the directory of a spool.", param_hint="SPOOL")
+    found = rescue(spool)
+    if found is None:
+        click.echo(f"{spool}: its catalogue is sound; nothing to rescue.", err=True)
+        return
+    click.echo(f"{found.rows:,} rows in {found.segments:,} files are rescued; {found.on_hub:,} files were on the Hub "
+               "already. The broken catalogue is kept beside the new one.", err=True)  # fmt: skip
+    for line in found.unknown:
+        click.echo(f"  could not be known: {line}", err=True)
 
 
 @cli.command()
@@ -230,6 +259,69 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     if fact["rows_waiting"] and not fact["committer_pid"]:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     return lines
+
+
+@cli.command()
+@click.argument("where", nargs=-1, metavar="[SPOOL] REPO")
+@click.option("--no-spool", is_flag=True, help="Compare the dataset with itself alone, also where there is a spool.")
+@click.option("--revision", default="main", show_default=True)
+@click.option("--endpoint", help="The Hub [HF_ENDPOINT, else huggingface.co].")
+@click.option("--content", is_flag=True, help="Download every shard as well: check its bytes, count its rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def verify(
+    where: tuple[str, ...], no_spool: bool, revision: str, endpoint: str | None, content: bool, as_json: bool
+) -> None:
+    """Whether the dataset REPO holds what was committed to it, whole and once.
+
+    Compares it with itself (watermarks, numbers, rows) and with what SPOOL committed: without SPOOL, the spool that
+    jobs of this host use for REPO, where there is one. Jobs may go on meanwhile. Exit code 1 where anything differs.
+    """
+    from hubsync.errors import ConfigError
+    from hubsync.verify import default_spool
+    from hubsync.verify import verify as run
+
+    if not 1 <= len(where) <= 2 or (no_spool and len(where) == 2):
+        raise click.UsageError("give [SPOOL] REPO, or --no-spool and REPO.")
+    *given, repo = where
+    spool = Path(given[0]) if given else None
+    try:
+        if spool is None and not no_spool:
+            spool = default_spool(repo, revision=revision, endpoint=endpoint)
+            said = f"comparing with the spool {spool}" if spool else "there is no spool of it here"
+            click.echo(f"{repo}: {said}", err=True)
+        report = run(repo, spool=spool, revision=revision, endpoint=endpoint, content=content, progress=_read_so_far)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}))
+    else:
+        _show_report(report)
+    sys.exit(0 if report.ok else 1)
+
+
+def _read_so_far(read: int, shards: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{read:,} of {shards:,} shards read", nl=read == shards, err=True)
+
+
+def _show_report(report: Report) -> None:
+    lines = [f"{d.kind:9} {d.path}: expected {d.expected}; found {d.found}. {d.hint}" for d in report.differences] + [
+        f"note      {note}" for note in report.notes
+    ]
+    outcome = "all agrees" if report.ok else _count(len(report.differences), "difference")
+    lines.append(
+        f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {_count(report.shards, 'shard')}, "
+        f"{_count(report.rows, 'row')}, {_size(report.bytes)}, {_count(report.writers, 'writer')}; "
+        + ("content read; " if report.content else "content not read (--content); ")
+        + (f"compared with {report.spool}" if report.spool else "no spool compared")
+    )
+    for line in lines:
+        # Paths are others' text: a terminal must not obey it.
+        click.echo("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 @cli.group()

@@ -32,6 +32,7 @@ from hubsync.errors import (
     RateLimitedError,
     ShardsRefused,
     SpoolError,
+    SpoolLost,
     StaleParentError,
     TransientError,
 )
@@ -248,15 +249,14 @@ class Committer:
         return [*ours, *moved]
 
     async def _renumber(self, shard: Shard, at: str) -> None:
-        seq = await self._on_disk(self._plans.seq, shard)
-        free = seq
+        free = seq = await self._on_disk(self._plans.seq, shard)
         while True:
             paths = await self._on_disk(self._plans.numbered, shard, free - seq, _PROBE)
             standing = await self._persist("stage", partial(self._destination.standing, paths, at))
-            taken = [n for n, path in enumerate(paths) if path in standing]
-            if not taken:
+            here = next((n for n, path in enumerate(paths) if path not in standing), None)
+            free += _PROBE if here is None else here
+            if here is not None:
                 break
-            free += taken[-1] + 1
         reach(CrashPoint.PATH_TAKEN)
         await self._on_disk(self._plans.renumber, shard, free)
         # Two machines on one series meet again and again: once is news.
@@ -438,7 +438,7 @@ class Committer:
         while True:
             try:
                 result = await _in_thread(work, *args)
-            except LeaseLost:
+            except (LeaseLost, SpoolLost):
                 raise
             except (SpoolError, OSError) as error:
                 self._spool.disk.give_up_reserve()

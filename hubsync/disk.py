@@ -44,11 +44,13 @@ class Disk:
             held = self._reserve.stat().st_size if self._reserve.exists() else -1
             if held >= size or about.f_bavail * about.f_frsize < 2 * size:
                 return
-            fd = os.open(self._reserve, os.O_CREAT | os.O_WRONLY, 0o600)
+            new = self._reserve.with_suffix(".new")  # an empty reserve is one that was given up
+            fd = os.open(new, os.O_CREAT | os.O_WRONLY, 0o600)
             try:
                 os.posix_fallocate(fd, 0, size) if hasattr(os, "posix_fallocate") else os.pwrite(fd, bytes(size), 0)
+                os.replace(new, self._reserve)
             except OSError:
-                os.ftruncate(fd, 0)
+                new.unlink()
             finally:
                 os.close(fd)
 

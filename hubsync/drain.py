@@ -15,12 +15,14 @@ import anyio.to_thread
 from hubsync.clock import SystemClock
 from hubsync.committer import Committer
 from hubsync.connect import destination_of, open_spool
-from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
+from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy, root_cause
+from hubsync.locks import BEAT_S
 from hubsync.policy import CommitPolicy, RetryPolicy
 from hubsync.spool import Spool, SpoolDepth
 from hubsync.status import Status
 
 _LOOK_S = 0.2
+_STOPPED_S = 6.0  # how long a committer is watched before it counts as alive
 
 
 def drain(
@@ -38,7 +40,10 @@ def drain(
         NotDrained: `timeout` seconds passed.
         BlockedError: a person is needed.
     """
-    return anyio.run(_drain, directory, timeout, commit or CommitPolicy(), retry or RetryPolicy(), progress)
+    try:
+        return anyio.run(_drain, directory, timeout, commit or CommitPolicy(), retry or RetryPolicy(), progress)
+    except BaseExceptionGroup as group:
+        raise root_cause(group) from None
 
 
 async def _drain(
@@ -54,10 +59,14 @@ async def _drain(
         destination = destination_of(spool.target, None, retry)
         if destination is None:
             raise HubsyncError("HF_HUB_OFFLINE is set: nothing can be brought up. Unset it and try again.")
-        if not spool.become_committer():
-            raise SpoolBusy(
-                f"process {spool.committer_pid} commits for {directory} now; it brings everything up, also for others."
-            )
+        until = clock.time() + _STOPPED_S
+        while not spool.become_committer():  # asked again, since one that has stopped is taken over
+            if clock.time() > until:
+                raise SpoolBusy(
+                    f"process {spool.committer_pid} commits for {directory} now; it brings everything up, also for "
+                    "others."
+                )
+            await clock.sleep(BEAT_S)
         status = Status(lambda text: spool.catalogue.remember("status", text), lambda: str(directory))
         blocked: list[HubError] = []
         committer = Committer(

@@ -12,7 +12,7 @@ HubsyncError
 │   ├── SpoolMismatch             a spool of another repo, revision or endpoint
 │   ├── SpoolVersionError         written by a newer hubsync
 │   ├── SpoolBusy                 another live process commits for this spool
-│   ├── SpoolLost                 the spool was deleted, or its disk unmounted, under a running job
+│   ├── SpoolLost                 the spool is deleted, its disk unmounted, or its catalogue corrupt
 │   └── LeaseLost                 another process took over committing while this one was stopped
 ├── NotDrained                    close or flush ran out of time: what is left, where, and how to bring it up
 ├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
@@ -97,7 +97,7 @@ class SpoolBusy(SpoolError):
 
 
 class SpoolLost(SpoolError):
-    """The spool was deleted, or its disk unmounted, under a running job. What was not committed is gone with it."""
+    """The spool was deleted, its disk unmounted, or its catalogue is corrupt: it can't be used any more."""
 
 
 class LeaseLost(SpoolError):
@@ -125,6 +125,13 @@ class NotDrained(HubsyncError):
 
 class ShardsRefused(HubsyncError):
     """The Hub refused single shards for good. They are kept in the spool's dead letter; the rest is committed."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong first, of several tasks that ended with it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = (error.subgroup(SpoolLost) or error.subgroup(HubsyncError) or error).exceptions[0]
+    return error
 
 
 class HubError(HubsyncError):

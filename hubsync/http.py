@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AmbiguousError,
     AuthenticationError,
@@ -113,23 +114,16 @@ class HubHTTP:
         """
         import httpx
 
-        url = urljoin(self.endpoint + "/", url)
+        url = _joined(what, self.endpoint + "/", url)
         sent = dict(headers or {})
         if json is not None:
             content = msgspec.json.encode(json)
             sent["content-type"] = "application/json"
         lost = AmbiguousError if effect else TransientError
         for _ in range(_MAX_REDIRECTS):
-            ours = _origin(url) == self._origin
-            request = self._client.build_request(
-                method, url, content=content, data=form, headers={**sent, **(self.authorization() if ours else {})}
-            )
-            try:
-                answer = await self._client.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-                raise TransientError(f"{what}: {self._origin} can't be reached ({_brief(error)}).") from None
-            except httpx.HTTPError as error:
-                raise lost(f"{what}: no answer ({_brief(error)}).") from None
+            answer = await self._begin(what, method, url, lost, content=content, data=form, headers=sent)
+            if effect:
+                reach(CrashPoint.LANDED)
             try:
                 body = await _read(answer, max_body)
             except httpx.HTTPError as error:
@@ -145,10 +139,71 @@ class HubHTTP:
             location = answer.headers.get("location")
             if not (300 <= answer.status_code < 400 and location):
                 raise classify(what, answer.status_code, answer.headers, body, effect=effect)
-            url = urljoin(url, location)
+            url = _joined(what, url, location)
             if _origin(url) != self._origin or isinstance(content, AsyncIterable):
                 raise TransientError(f"{what}: sent on to {_origin(url)}, which is not the Hub; not followed.")
         raise TransientError(f"{what}: redirected in a circle.")
+
+    async def download(self, what: str, url: str, take: Callable[[bytes], object]) -> None:
+        """GETs `url` and hands the body to `take`, piece by piece, however large it is.
+
+        Unlike `send` it follows redirects to other origins, where the Hub keeps large files; the token stays behind.
+
+        Raises:
+            HubError: as `send`. What another origin refuses is transient: the Hub's signed URL may have run out.
+        """
+        import httpx
+
+        url = _joined(what, self.endpoint + "/", url)
+        for _ in range(_MAX_REDIRECTS):
+            answer = await self._begin(what, "GET", url, TransientError)
+            try:
+                if answer.is_success:
+                    async for piece in answer.aiter_bytes():
+                        take(piece)
+                    return
+                body = await _read(answer, _MAX_BODY)
+            except httpx.HTTPError as error:
+                broke = f"{what}: the answer broke off ({_brief(error)})."
+                raise TransientError(broke, status=answer.status_code) from None
+            except _TooLarge:
+                raise TransientError(f"{what}: an answer too large.", status=answer.status_code) from None
+            finally:
+                await answer.aclose()
+            location = answer.headers.get("location")
+            if not (300 <= answer.status_code < 400 and location):
+                refusal = classify(what, answer.status_code, answer.headers, body)
+                if _origin(url) == self._origin or isinstance(refusal, TransientError):
+                    raise refusal
+                raise TransientError(str(refusal), status=refusal.status)
+            url = _joined(what, url, location)
+            if urlsplit(url).scheme not in ("https", urlsplit(self.endpoint).scheme):
+                raise TransientError(f"{what}: sent on to {_origin(url)}, which is not safe; not followed.")
+        raise TransientError(f"{what}: redirected in a circle.")
+
+    async def _begin(
+        self,
+        what: str,
+        method: str,
+        url: str,
+        lost: type[TransientError],
+        *,
+        headers: Mapping[str, str] | None = None,
+        **body: Any,
+    ) -> httpx.Response:
+        """Sends a request, with the token where it goes to the Hub itself; the answer's body is still to be read."""
+        import httpx
+
+        token = self.authorization() if _origin(url) == self._origin else {}
+        try:
+            request = self._client.build_request(method, url, headers={**(headers or {}), **token}, **body)
+            return await self._client.send(request, stream=True)
+        except httpx.InvalidURL:
+            raise TransientError(f"{what}: sent to {url[:80]!r}, which is no URL.") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise TransientError(f"{what}: {_origin(url)} can't be reached ({_brief(error)}).") from None
+        except httpx.HTTPError as error:
+            raise lost(f"{what}: no answer ({_brief(error)}).") from None
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -242,6 +297,16 @@ def _error_of(body: bytes) -> str:
         return "" if "<" in text else text
     error = parsed.get("error", "") if isinstance(parsed, dict) else ""
     return error if isinstance(error, str) else str(error)
+
+
+def _joined(what: str, base: str, url: str) -> str:
+    """`url` as seen from `base`, or `TransientError` where a server gave something that is none."""
+    try:
+        joined = urljoin(base, url)
+        _ = urlsplit(joined).port  # parsed when it is asked for
+    except ValueError:
+        raise TransientError(f"{what}: sent to {url[:80]!r}, which is no URL.") from None
+    return joined
 
 
 def _origin(url: str) -> str:

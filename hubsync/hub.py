@@ -7,10 +7,11 @@ request once; what to do about an error is the committer's business. The protoco
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import anyio
@@ -18,6 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from hubsync.blobs import LfsStore, XetStore, read_pieces, xet_available
+from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AmbiguousError,
     AuthenticationError,
@@ -39,6 +41,15 @@ _PATHS = 100  # paths in one paths-info call
 _SAMPLE = 512  # bytes of a file that preupload looks at
 _PIECE = 3 << 17  # bytes made base64 at a time: a multiple of 3, and short work under the GIL
 _NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
+
+
+class HubFile(NamedTuple):
+    """A file as the Hub lists it: `oid` is the git blob's of a regular file, the content's sha256 of a large one."""
+
+    path: str
+    size: int
+    oid: str
+    is_large: bool
 
 
 class HubDataset:
@@ -98,6 +109,7 @@ class HubDataset:
                 raise
         except DefectError as error:
             raise RepoMissingError(str(error), status=error.status) from None
+        reach(CrashPoint.REPO_CREATED)
 
     async def head(self) -> Head:
         """The branch's newest commit."""
@@ -110,6 +122,10 @@ class HubDataset:
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         """Asks for each shard's mode and uploads what goes up as a blob. Idempotent."""
+        with _readable():
+            return await self._stage(shards)
+
+    async def _stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         staged: list[Staged] = []
         for start in range(0, len(shards), _PREUPLOAD):
             part = shards[start : start + _PREUPLOAD]
@@ -121,6 +137,7 @@ class HubDataset:
                     raise TransientError(f"preupload: no mode for {shard.path}.")
                 staged.append(by_path[shard.path])
         blobs = [shard for shard, found in zip(shards, staged, strict=True) if found.mode == "lfs"]
+        reach(CrashPoint.MODES_ASKED)
         if blobs:
             await (self._xet or self._lfs).upload(blobs)
         return staged
@@ -136,17 +153,18 @@ class HubDataset:
     async def commit(self, plan: Plan) -> str:
         """Sends the plan once. An `AmbiguousError` means that it may have landed."""
         what = f"commit to {self.target.repo}"
-        header: dict[str, Any] = {"summary": plan.summary, "description": f"hubsync plan {plan.id}"}
+        header: dict[str, Any] = {"summary": plan.summary, "description": f"hubsync plan {plan.id} of term {plan.term}"}
         if plan.parent:
             header["parentCommit"] = plan.parent
-        answer = await self._http.send(
-            what,
-            "POST",
-            f"{self._api}/commit/{self._rev}",
-            content=_ndjson(header, plan),
-            headers={"content-type": "application/x-ndjson"},
-            effect=True,
-        )
+        with _readable():
+            answer = await self._http.send(
+                what,
+                "POST",
+                f"{self._api}/commit/{self._rev}",
+                content=_ndjson(header, plan),
+                headers={"content-type": "application/x-ndjson"},
+                effect=True,
+            )
         sha: str = _field(answer, what, "commitOid", str, effect=True)
         return sha
 
@@ -177,7 +195,7 @@ class HubDataset:
                 f"{path} of {self.target.repo}", "GET", f"datasets/{self.target.repo}/resolve/{at}/{quote(path)}"
             )
         except RepoMissingError as error:
-            if error.status == 404 and "(R" not in str(error):  # EntryNotFound, not Repo- or RevisionNotFound
+            if _is_no_entry(error):
                 return None
             raise
         return answer.body
@@ -186,18 +204,7 @@ class HubDataset:
         """The watermarks of all writers at the branch's head. One that can't be read is passed over, and said."""
         head = await self.head()
         assert head.sha is not None
-        paths: list[str] = []
-        url: str | None = f"{self._api}/tree/{head.sha}/.hubsync"
-        while url:
-            try:
-                answer = await self._http.send(f"the watermarks of {self.target.repo}", "GET", url)
-            except RepoMissingError as error:
-                if error.status == 404 and "(R" not in str(error):
-                    return []  # no hubsync wrote here before
-                raise
-            paths += [item["path"] for item in answer.json("tree") if item.get("path", "").endswith(".json")]
-            following = _NEXT.search(answer.headers.get("link", ""))
-            url = following[1] if following else None
+        paths = [file.path for file in await self.files(head.sha, ".hubsync") if file.path.endswith(".json")]
         marks: list[Watermark] = []
         limiter = anyio.CapacityLimiter(8)
 
@@ -209,10 +216,45 @@ class HubDataset:
             except msgspec.DecodeError as error:
                 _log.warning("%s of %s is no watermark (%s); passed over.", path, self.target.repo, error)
 
-        async with _flat_errors(), anyio.create_task_group() as tasks:
+        async with flat_errors(), anyio.create_task_group() as tasks:
             for path in paths:
                 tasks.start_soon(fetch, path)
         return marks
+
+    async def files(self, at: str, folder: str = "") -> Sequence[HubFile]:
+        """Every file in the commit `at`, or below a folder of it; none where there is no such folder."""
+        found: list[HubFile] = []
+        what = f"the files of {self.target.repo}"
+        url: str | None = f"{self._api}/tree/{at}{'/' if folder else ''}{quote(folder)}?recursive=true"
+        pages = set()
+        while url:
+            if url in pages:
+                raise TransientError(f"{what}: the pages go in a circle.")
+            pages.add(url)
+            try:
+                answer = await self._http.send(what, "GET", url)
+            except RepoMissingError as error:
+                if _is_no_entry(error) and len(pages) == 1:
+                    return []
+                raise
+            try:
+                found += [_hub_file(item) for item in answer.json(what) if item["type"] == "file"]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise TransientError(f"{what}: an answer that can't be read.") from None
+            following = _NEXT.search(answer.headers.get("link", ""))
+            url = following[1] if following else None
+        return found
+
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        """Hands a file's content in the commit `at` to `take`, piece by piece; False where the Hub has none."""
+        what = f"{path} of {self.target.repo}"
+        try:
+            await self._http.download(what, f"datasets/{self.target.repo}/resolve/{at}/{quote(path)}", take)
+        except RepoMissingError as error:
+            if _is_no_entry(error):
+                return False
+            raise
+        return True
 
     async def aclose(self) -> None:
         """Lets go of its connections and of uploads under way."""
@@ -221,7 +263,7 @@ class HubDataset:
         await self._http.aclose()
 
 
-class _flat_errors:
+class flat_errors:
     """Raises a task group's first `HubError` as itself: the committer tells errors apart by type."""
 
     async def __aenter__(self) -> None:
@@ -235,6 +277,29 @@ class _flat_errors:
             error = ours.exceptions[0]
             if isinstance(error, HubError):
                 raise error
+
+
+def _is_no_entry(error: RepoMissingError) -> bool:
+    """Whether only the path is missing, and not the repo or the revision."""
+    return error.status == 404 and not error.reason.endswith(("(RepoNotFound)", "(RevisionNotFound)"))
+
+
+def _hub_file(item: Mapping[str, Any]) -> HubFile:
+    large = item.get("lfs")
+    if large:
+        return HubFile(str(item["path"]), int(large["size"]), str(large["oid"]), is_large=True)
+    return HubFile(str(item["path"]), int(item["size"]), str(item["oid"]), is_large=False)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """A shard's file that can't be read (its disk; or another process has committed and removed it) stops nothing for
+    good. What was sent of a commit then is cut off, so it has not landed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TransientError(f"a shard can't be read: {error}.") from error
 
 
 def _field(answer: Answer, what: str, name: str, kind: type[Any], *, effect: bool = False) -> Any:
@@ -259,6 +324,7 @@ async def _ndjson(header: Mapping[str, Any], plan: Plan) -> AsyncIterator[bytes]
     yield _line("header", header)
     for note in plan.notes:
         yield _line("file", _inline(note))
+        reach(CrashPoint.HALF_SENT)
     for shard in plan.shards:
         if shard.mode == "lfs":
             yield _line("lfsFile", {"path": shard.path, "algo": "sha256", "oid": shard.sha256, "size": shard.size})

@@ -23,6 +23,9 @@ _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
+_SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # what stands behind the colon
+
+
 def _positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
@@ -166,6 +169,11 @@ class Layout:
                 f"path template {template!r} can't be filled in ({error}): its fields are {{config}}, {{split}}, "
                 "{writer} and {seq} or {seq:05d}."
             ) from None
+        if any(kind not in ("", "d") and not re.fullmatch(r"0\d+d", kind) for kind in _SEQ.findall(template)):
+            raise ConfigError(
+                f"path template {template!r}: numbers are written {{seq}}, or {{seq:05d}} with a width; else they "
+                "could not be found again."
+            )
         if first == second:
             raise ConfigError(f"path template {template!r} gives every shard the same path: it needs {{seq}}.")
         if not first.endswith(".jsonl"):

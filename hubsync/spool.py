@@ -57,6 +57,20 @@ class Target:
     revision: str = "main"
 
 
+class WriterNote(msgspec.Struct):
+    """What a writer notes in a file beside its lock: where its rows belong, should the catalogue be lost.
+
+    `layouts` says from which segment on each counts.
+    """
+
+    target: Target
+    layouts: list[tuple[int, Layout]]
+
+    def layout_of(self, segment: int) -> Layout | None:
+        """Where a segment's rows belong."""
+        return next((layout for above, layout in reversed(self.layouts) if segment > above), None)
+
+
 def default_home() -> Path:
     """Where spools live when the user names no place. They are state, not a cache: nobody may sweep them."""
     home = os.environ.get("HUBSYNC_HOME")
@@ -87,7 +101,8 @@ class Spool:
         self.directory = directory
         self.policy = policy or SpoolPolicy()
         self.clock: Clock = clock or SystemClock()
-        if not (directory / "catalogue.sqlite").exists():
+        catalogue = directory / "catalogue.sqlite"
+        if not catalogue.exists() or catalogue.stat().st_size == 0:
             if next((directory / "segments").glob("*.jsonl"), None) is not None:
                 raise SpoolError(
                     f"the spool {directory} holds rows, but its catalogue is gone. Nothing was touched. Bring them up "
@@ -101,7 +116,7 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"the spool {directory} can't be made: {error}. Give another with spool=…") from error
         self._fsync = self.policy.durability == "fsync"
-        self.catalogue = Catalogue(directory / "catalogue.sqlite", fsync=self._fsync)
+        self.catalogue = Catalogue(catalogue, fsync=self._fsync)
         self.disk = Disk(directory, self.catalogue.path)
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
@@ -113,6 +128,7 @@ class Spool:
         stored = self.catalogue.get("target")
         if stored is None:
             if target is None:
+                self.catalogue.close()
                 raise SpoolError(f"the spool {self.directory} was never used for a repo.")
             with self.catalogue.transaction():
                 self.catalogue.set("target", msgspec.json.encode(target).decode())
@@ -158,12 +174,31 @@ class Spool:
         """The lock that a living writer holds on its name."""
         return FileLock(self.directory / "writers" / f"{name}.lock")
 
+    def note_writer(self, name: str, layout: Layout) -> None:
+        """Notes where a writer's segments belong from now on."""
+        path = self.directory / "writers" / f"{name}.json"
+        note = WriterNote(self.target, [])
+        with suppress(OSError, msgspec.DecodeError):
+            note = msgspec.json.decode(path.read_bytes(), type=WriterNote)
+        if note.layouts and note.layouts[-1][1] == layout:
+            return
+        note.layouts.append((int(self.catalogue.value("SELECT max(id) FROM segments") or 0), layout))
+        new = path.with_suffix(".new")
+        fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        try:
+            os.write(fd, msgspec.json.encode(note))
+        finally:
+            os.close(fd)
+        os.replace(new, path)
+
     def recover(self, writer: str) -> None:
-        """Cuts torn tails back to what was accepted, seals, and removes files that never were. Under the lock."""
+        """Cuts torn tails back to what was accepted, seals, and removes files that never were, or are no longer needed.
+        Under the lock.
+        """
         self._seal_open(writer)
         for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
-            if self._state_of(file) is None:
-                file.unlink()
+            if self._state_of(file) in (None, "committed", "dead"):
+                file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:
         for (segment,) in self.catalogue.rows("SELECT id FROM segments WHERE state = 'open' AND writer = ?", writer):
@@ -183,14 +218,11 @@ class Spool:
 
     def _shortened(self, segment: int, file: Path, accepted: int) -> None:
         """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing."""
-        kept = file.read_bytes() if file.exists() else b""
-        kept = kept[: kept.rfind(b"\n") + 1].rstrip(b"\0")
-        file.write_bytes(kept)
-        lost = f"{accepted - len(kept)} accepted bytes of {file.name} were lost by a power cut (durability='process')"
-        self.catalogue.run(
-            "UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?",
-            len(kept), kept.count(b"\n"), lost, segment,
-        )  # fmt: skip
+        rows, kept = whole_lines(file, accepted) if file.exists() else (0, 0)
+        if file.exists():
+            os.truncate(file, kept)
+        lost = f"{accepted - kept} accepted bytes of {file.name} were lost by a power cut (durability='process')"
+        self.catalogue.run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", kept, rows, lost, segment)
 
     def sweep(self) -> None:
         """Removes what a crash left: files of segments that are committed or buried, links into the dead letter that
@@ -233,7 +265,7 @@ class Spool:
 
     def number(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
         """Gives a segment the first free number from `seq`, and seals it under it. Within a transaction."""
-        # Templates that differ only in a number's width are two series that may meet.
+        # Two templates may meet in one path: "…1{seq}" and "…{seq}".
         while self.catalogue.row("SELECT 1 FROM segments WHERE path = ?", layout.path(writer, seq)):
             seq += 1
         self.catalogue.run(
@@ -414,3 +446,18 @@ class Spool:
         """Whether the spool holds as many bytes as its policy allows."""
         held = self.catalogue.value("SELECT sum(bytes) FROM segments WHERE state IN ('open', 'sealed', 'staged')")
         return (held or 0) >= self.policy.max_bytes
+
+
+def whole_lines(file: Path, most: int) -> tuple[int, int]:
+    """How many whole lines a file begins with, and their bytes; of its first `most` bytes. Zeros, which a power cut
+    leaves where it took a block, are no line.
+    """
+    rows = kept = seen = 0
+    with file.open("rb") as stream:
+        for line in stream:
+            seen += len(line)
+            if seen > most or not line.endswith(b"\n") or b"\0" in line:
+                break
+            rows += 1
+            kept = seen
+    return rows, kept

@@ -32,6 +32,7 @@ from hubsync.errors import (
     SpoolError,
     SpoolLost,
     TransientError,
+    root_cause,
 )
 from hubsync.locks import BEAT_S
 from hubsync.plan import Destination
@@ -138,7 +139,7 @@ class Worker:
                 await self._spool_in_thread()
                 tasks.cancel_scope.cancel()
         except BaseException as error:
-            self.failure = _root(error)
+            self.failure = root_cause(error)
             raise
         finally:
             self._end()
@@ -399,14 +400,6 @@ class Worker:
         """What is not on the Hub yet, for people."""
         depth = self.spool.depth()
         return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
-
-
-def _root(error: BaseException) -> BaseException:
-    """What went wrong first, of several tasks that ended with it."""
-    while isinstance(error, BaseExceptionGroup):
-        lost = error.subgroup(SpoolLost)
-        error = (lost or error).exceptions[0]
-    return error
 
 
 def _all_of(fates: list[Fate]) -> Fate:

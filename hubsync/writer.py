@@ -60,6 +60,7 @@ class SpoolWriter:
                 spool.recover(row["name"])
                 with spool.catalogue.transaction():
                     spool.catalogue.run("UPDATE writers SET epoch = epoch + 1 WHERE name = ?", row["name"])
+                spool.note_writer(row["name"], layout)
                 return cls(spool, row["name"], lock, layout, policy)
         name = secrets.token_hex(4)
         lock = spool.writer_lock(name)
@@ -67,6 +68,7 @@ class SpoolWriter:
             return cls.open(spool, layout, policy)
         with spool.catalogue.transaction():
             spool.catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", name)
+        spool.note_writer(name, layout)
         return cls(spool, name, lock, layout, policy)
 
     def __init__(self, spool: Spool, name: str, lock: FileLock, layout: Layout, policy: ShardPolicy) -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     ["queue", "spool"],
     ["plans", "writer", "hub"],
     ["committer", "connect", "survey"],
-    ["worker", "drain", "inspect", "verify"],
+    ["worker", "rescue", "drain", "inspect", "verify"],
     ["uploader"],
     ["async_uploader"],
     ["pipe", "progress"],

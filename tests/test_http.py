@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -168,3 +168,75 @@ def test_a_connection_that_broke_may_have_had_one() -> None:
 
     assert type(ask(reset, effect=True)) is AmbiguousError
     assert type(ask(reset)) is TransientError
+
+
+def download(handler: Callable[[httpx.Request], httpx.Response]) -> bytes | HubError:
+    """What `download` takes from a server that behaves like `handler`."""
+    taken: list[bytes] = []
+
+    async def main() -> bytes | HubError:
+        http = HubHTTP("https://hub.test", lambda: "hf_secret", transport=httpx.MockTransport(handler))
+        try:
+            await http.download("it", "api/x", taken.append)
+        except HubError as error:
+            return error
+        finally:
+            await http.aclose()
+        return b"".join(taken)
+
+    return anyio.run(main)
+
+
+def test_a_download_follows_to_the_store_and_leaves_the_token_behind() -> None:
+    seen: list[httpx.Request] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if len(seen) < 3:
+            return httpx.Response(302, headers={"location": ["/api/y", "https://store.test/z"][len(seen) - 1]})
+        return httpx.Response(200, content=b"x" * 50_000_000)
+
+    assert download(server) == b"x" * 50_000_000
+    assert [str(request.url) for request in seen] == [
+        "https://hub.test/api/x", "https://hub.test/api/y", "https://store.test/z"
+    ]  # fmt: skip
+    assert [request.headers.get("authorization") for request in seen] == ["Bearer hf_secret"] * 2 + [None]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_what_the_store_refuses_may_be_a_url_that_ran_out(status: int) -> None:
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "hub.test":
+            return httpx.Response(302, headers={"location": "https://store.test/z"})
+        return httpx.Response(status, text="<Error>AccessDenied</Error>")
+
+    assert type(download(server)) is TransientError
+    assert isinstance(download(lambda request: httpx.Response(status)), BlockedError)
+
+
+@pytest.mark.parametrize(
+    "location", ["http://store.test/z", "ftp://store.test/z", "file:///etc/passwd", "/api/x", "//[x", "//h:99999/"]
+)
+def test_a_download_is_sent_nowhere_unsafe(location: str) -> None:
+    asked: list[str] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(302, headers={"location": location})
+
+    assert type(download(server)) is TransientError
+    assert set(asked) == {"hub.test"}
+
+
+@pytest.mark.parametrize("location", ["//[x", "https://h:99999/", "/" + "x" * 70_000])
+def test_a_redirect_that_can_not_be_read_is_transient(location: str) -> None:
+    error = ask(lambda request: httpx.Response(302, headers={"location": location}))
+    assert type(error) is TransientError
+
+
+def test_a_download_that_breaks_off_is_transient() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise httpx.ReadError("reset")
+
+    assert type(download(lambda request: httpx.Response(200, content=broken()))) is TransientError

@@ -44,7 +44,7 @@ def test_a_split_that_datasets_refuses_is_refused(split: str) -> None:
         ("*/{split}-{seq}.jsonl", "glob"),
         ("{split}-{seq}-{host}.jsonl", "host"),
         ("{split}-{seq:q}.jsonl", "filled in"),
-        ("{split}-{seq.__class__}.jsonl", "same path|relative"),
+        ("{split}-{seq.__class__}.jsonl", "same path|relative|numbers"),
         ("{split}-{seq", "filled in"),
         ("{split}-{}-{seq}.jsonl", "filled in"),
     ],

@@ -108,7 +108,7 @@ def test_a_torn_tail_is_cut_back_to_what_was_accepted(open_spool: Callable[..., 
     with file.open("ab") as torn:
         torn.write(b'{"id":3}\n{"id"')
     die(writer)
-    assert spool.adopt() == 2
+    spool.adopt()
     assert all_sealed(spool)[0].file.read_bytes() == b'{"id":1}\n{"id":2}\n'
 
 
@@ -315,7 +315,7 @@ def test_a_catalogue_that_is_no_database_is_a_clear_error(open_spool: Callable[.
     for file in directory.glob("catalogue.sqlite*"):
         file.unlink()
     (directory / "catalogue.sqlite").write_bytes(b"rubbish" * 1000)
-    with pytest.raises(SpoolError, match="segments beside it are untouched"):
+    with pytest.raises(SpoolError, match=r"rows beside it are untouched.*hubsync drain --rescue"):
         open_spool()
 
 

@@ -1,0 +1,297 @@
+"""Rebuilding a spool whose catalogue is corrupt or gone, from its segments' files: what `hubsync drain --rescue` does.
+
+Files are the rows themselves, named by writer and number; beside them each writer notes where its rows belong. What
+the broken catalogue still tells is taken over; what is on the Hub already is found by its content. The rest can't be
+known, and is said: which batches at a file's end were never acknowledged, which keys and offsets were accepted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from hubsync.catalogue import Catalogue
+from hubsync.connect import destination_of
+from hubsync.errors import HubsyncError, SpoolBusy, SpoolError
+from hubsync.locks import FileLock
+from hubsync.plan import Watermark
+from hubsync.plans import hashes
+from hubsync.policy import Layout, RetryPolicy
+from hubsync.spool import Target, WriterNote, whole_lines
+
+_TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards")  # keys may be millions
+
+
+@dataclass
+class Rescued:
+    """What a rescue found. `unknown` is what it could not know, in words."""
+
+    rows: int = 0
+    segments: int = 0
+    on_hub: int = 0
+    unknown: list[str] = field(default_factory=list)
+
+
+class _Old:
+    """What the broken catalogue still tells, by table; one that breaks off in the middle is not in `complete`.
+
+    Read on a copy, so that the original stays as it is.
+    """
+
+    def __init__(self, directory: Path, scratch: Path) -> None:
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.complete: set[str] = set()
+        self._copy = scratch / "copy"
+        for suffix in ("", "-wal"):
+            with suppress(OSError):
+                shutil.copy(directory / f"catalogue.sqlite{suffix}", f"{self._copy}{suffix}")
+        for table in _TABLES:
+            self.tables[table] = list(self.read(table))
+
+    def read(self, table: str) -> Iterator[dict[str, Any]]:
+        """The rows of a table, as far as they can be read."""
+        db = sqlite3.connect(self._copy)
+        db.row_factory = sqlite3.Row
+        try:
+            with suppress(sqlite3.Error):
+                for row in db.execute(f"SELECT * FROM {table}"):
+                    yield dict(row)
+                self.complete.add(table)
+        finally:
+            db.close()
+
+    def get(self, key: str) -> str | None:
+        return next((row["value"] for row in self.tables["meta"] if row["key"] == key), None)
+
+
+def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | None:
+    """Gives a spool a new catalogue; the old one is kept beside it. None where the catalogue is sound.
+
+    Raises:
+        SpoolBusy: a job has it open.
+        SpoolError: nothing tells which repo it belongs to.
+        HubError: the Hub, which is asked what it has already.
+    """
+    with ExitStack() as stack:
+        for path in [directory / "committer.lock", *(directory / "writers").glob("*.lock")]:
+            lock = FileLock(path)
+            if not lock.acquire():
+                raise SpoolBusy(f"process {lock.holder()} has {directory} open; end it first.")
+            stack.callback(lock.release)
+        if _is_sound(directory / "catalogue.sqlite"):
+            return None
+        old = _Old(directory, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        notes = _notes(directory)
+        target = _target(directory, old, notes)
+        oids, marks = anyio.run(_on_hub, target, retry or RetryPolicy())
+        found = Rescued()
+        new = directory / "catalogue.rescued"
+        _remove(new)
+        catalogue = Catalogue(new)
+        try:
+            with catalogue.transaction():
+                _take_over(catalogue, old, target, marks, found)
+                removed = _segments(catalogue, directory, old, notes, oids, found)
+                _graves(catalogue, directory, old)
+        finally:
+            catalogue.close()
+        _set_aside(directory)
+        os.replace(new, directory / "catalogue.sqlite")
+        for file in removed:
+            file.unlink(missing_ok=True)
+    return found
+
+
+def _is_sound(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            return bool(version and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok")
+    except sqlite3.Error:
+        return False
+
+
+def _notes(directory: Path) -> dict[str, WriterNote]:
+    notes = {}
+    for file in (directory / "writers").glob("*.json"):
+        with suppress(msgspec.DecodeError):
+            notes[file.stem] = msgspec.json.decode(file.read_bytes(), type=WriterNote)
+    return notes
+
+
+def _target(directory: Path, old: _Old, notes: Mapping[str, WriterNote]) -> Target:
+    stored = old.get("target")
+    if stored is not None:
+        return msgspec.json.decode(stored, type=Target)
+    targets = {note.target for note in notes.values()}
+    if len(targets) != 1:
+        raise SpoolError(f"nothing in {directory} tells which repo its rows belong to. Its files are untouched.")
+    return targets.pop()
+
+
+async def _on_hub(target: Target, retry: RetryPolicy) -> tuple[set[str], list[Watermark]]:
+    """The contents that the dataset holds (git oids and sha256), and its watermarks."""
+    destination = destination_of(target, None, retry)
+    if destination is None:
+        raise HubsyncError("HF_HUB_OFFLINE is set: it can't be known what the Hub has already. Unset it and try again.")
+    try:
+        head = await destination.check(private=None)
+        files = await destination.files(head.sha or "")
+        return {file.oid for file in files}, list(await destination.watermarks())
+    finally:
+        await destination.aclose()
+
+
+def _take_over(catalogue: Catalogue, old: _Old, target: Target, marks: list[Watermark], found: Rescued) -> None:
+    catalogue.set("target", msgspec.json.encode(target).decode())
+    catalogue.set("seeded", "1")
+    for row in old.tables["meta"]:
+        if row["key"] not in ("target", "status"):
+            catalogue.set(row["key"], row["value"])
+    known_offsets = {row["source"]: row["offset"] for row in old.tables["offsets"]}
+    series = {row["name"]: row["next"] for row in old.tables["series"]}
+    for mark in marks:
+        for source, offset in mark.offsets.items():
+            known_offsets[source] = max(offset, known_offsets.get(source, offset))
+        for name, following in mark.next.items():
+            series[name] = max(following, series.get(name, 0))
+    for source, offset in known_offsets.items():
+        catalogue.run("INSERT INTO offsets VALUES (?, ?)", source, offset)
+    for name, following in series.items():
+        catalogue.run("INSERT INTO series VALUES (?, ?)", name, following)
+    for row in old.tables["writers"]:
+        catalogue.run("INSERT INTO writers VALUES (?, ?, ?)", row["name"], row["epoch"], row["mark"])
+    keys = 0
+    for keys, row in enumerate(old.read("keys"), 1):  # noqa: B007  (counts)
+        catalogue.run("INSERT INTO keys VALUES (?, ?)", row["digest"], row["segment"])
+    for row in old.tables["cards"]:
+        catalogue.run("INSERT INTO cards VALUES (?, ?, ?)", row["config"], row["split"], row["glob"])
+    if "offsets" not in old.complete:
+        told = ", ".join(f"{source}: {offset:,}" for source, offset in known_offsets.items()) or "none"
+        found.unknown.append(
+            f"which offsets were accepted beyond those that the dataset tells ({told}). A job that goes on from there "
+            "may bring rows of this spool again."
+        )
+    if "keys" not in old.complete:
+        found.unknown.append(f"which keys were accepted ({keys:,} are known). A batch with another may come again.")
+
+
+def _segments(
+    catalogue: Catalogue,
+    directory: Path,
+    old: _Old,
+    notes: Mapping[str, WriterNote],
+    oids: set[str],
+    found: Rescued,
+) -> list[Path]:
+    """Enters every file that is not on the Hub; answers those that are, and so may go."""
+    known = {row["file"]: row for row in old.tables["segments"]}
+    done: list[Path] = []
+    for file in sorted((directory / "segments").glob("*.jsonl"), key=_number):
+        row = known.get(file.name)
+        if row is not None and row["state"] in ("committed", "dead"):
+            done.append(file)
+            continue
+        if row is None:
+            row = _guess(file, notes, found)
+        rows = _cut(file, row["bytes"], found)
+        if rows == 0 or set(hashes(file, file.stat().st_size)) & oids:
+            found.on_hub += rows > 0
+            done.append(file)
+            continue
+        _enter(catalogue, file, row, rows)
+        found.rows += rows
+        found.segments += 1
+        for offset in old.tables["segment_offsets"]:
+            if offset["segment"] == row["id"]:
+                catalogue.run("INSERT INTO segment_offsets VALUES (?, ?, ?)", *offset.values())
+    return done
+
+
+def _number(file: Path) -> int:
+    number = file.stem.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _guess(file: Path, notes: Mapping[str, WriterNote], found: Rescued) -> dict[str, Any]:
+    """What its name and its writer's note tell of a file that the old catalogue does not."""
+    writer = file.stem.rpartition("-")[0]
+    note = notes.get(writer)
+    layout = note.layout_of(_number(file)) if note is not None else None
+    if layout is None:
+        layout = Layout()
+        found.unknown.append(f"to which config and split {file.name} belongs: it goes to default/train.")
+    found.unknown.append(f"whether the last batch in {file.name} was acknowledged: it is brought up.")
+    return {
+        "id": _number(file), "writer": writer, "bytes": None, "state": "open", "path": None, "opened_at":
+        file.stat().st_mtime, "config": layout.config, "split": layout.split, "template": layout.template,
+        "series": None, "seq": None,
+    }  # fmt: skip
+
+
+def _cut(file: Path, accepted: int | None, found: Rescued) -> int:
+    """Leaves what was accepted, and at any rate whole lines; answers the rows."""
+    size = file.stat().st_size
+    if accepted is not None and size < accepted:
+        found.unknown.append(f"{accepted - size:,} accepted bytes of {file.name} are missing.")
+    rows, length = whole_lines(file, size if accepted is None else min(size, accepted))
+    if length < size:
+        os.truncate(file, length)
+    return rows
+
+
+def _enter(catalogue: Catalogue, file: Path, row: Mapping[str, Any], rows: int) -> None:
+    if catalogue.row("SELECT 1 FROM writers WHERE name = ?", row["writer"]) is None:
+        catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", row["writer"])
+    fixed = row["path"] is not None and catalogue.row("SELECT 1 FROM segments WHERE path = ?", row["path"]) is None
+    catalogue.run(
+        "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, series, seq, "
+        "path) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row["id"], row["writer"], file.name, row["config"], row["split"], row["template"],
+        "sealed" if fixed else "open", file.stat().st_size, rows, row["opened_at"],
+        *((row["series"], row["seq"], row["path"]) if fixed else (None, None, None)),
+    )  # fmt: skip
+
+
+def _graves(catalogue: Catalogue, directory: Path, old: _Old) -> None:
+    """What lies in the dead letter stays dead."""
+    known = {row["id"]: row for row in old.tables["segments"] if row["state"] == "dead"}
+    for file in (directory / "dead-letter").glob("*-*.jsonl"):
+        number, _, name = file.name.partition("-")
+        if not number.isdigit() or catalogue.row("SELECT 1 FROM segments WHERE id = ?", int(number)) is not None:
+            continue
+        row = known.get(int(number), {})
+        rows, size = whole_lines(file, file.stat().st_size)
+        catalogue.run(
+            "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, path, "
+            "error) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?)",
+            int(number), row.get("writer", ""), row.get("file", ""), row.get("config", "default"),
+            row.get("split", "train"), row.get("template", ""), size, rows, file.stat().st_mtime,
+            row.get("path", name), row.get("error", "not known: found in the dead letter by a rescue"),
+        )  # fmt: skip
+
+
+def _set_aside(directory: Path) -> None:
+    number = 1
+    while (directory / f"catalogue.broken-{number}").exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.replace(directory / f"catalogue.sqlite{suffix}", directory / f"catalogue.broken-{number}{suffix}")
+
+
+def _remove(catalogue: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{catalogue}{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+"""A spool whose catalogue is corrupt or gone: its rows come up all the same, once, and what can't be known is said."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import NotDrained, ShardPolicy, SpoolBusy, SpoolError, Uploader
+from hubsync.drain import drain
+from hubsync.localhub import Fault, LocalHub
+from hubsync.rescue import rescue
+from tests.conftest import Dataset
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture(autouse=True)
+def _login(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in hub.environ().items():
+        monkeypatch.setenv(name, value)
+
+
+def fill(hub: LocalHub, uploader: Callable[..., Uploader], **about: Any) -> None:
+    """Rows 0 to 9 are on the Hub, 10 to 29 are not: in six full shards, and one with two rows."""
+    up = uploader(shard=ShardPolicy(max_rows=3, linger_s=3600), **about).open()
+    for n in range(30):
+        if n == 10:
+            up.flush()
+            hub.faults.add(Fault.outage())
+        up.put([{"id": n}], offset=n, source="a")
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.2)
+    hub.faults.clear()
+
+
+def header(spool: Path) -> None:
+    with (spool / "catalogue.sqlite").open("r+b") as file:
+        file.write(os.urandom(512))
+
+
+def emptied(spool: Path) -> None:
+    (spool / "catalogue.sqlite").write_bytes(b"")
+
+
+def removed(spool: Path) -> None:
+    for file in spool.glob("catalogue.sqlite*"):
+        file.unlink()
+
+
+def middle(spool: Path) -> None:
+    size = (spool / "catalogue.sqlite").stat().st_size
+    with (spool / "catalogue.sqlite").open("r+b") as file:
+        for page in range(2, size // 4096, 2):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+
+
+@pytest.mark.parametrize("damage", [header, emptied, removed, middle])
+@pytest.mark.parametrize("path", [None, "data/{split}-{seq:05d}.jsonl"], ids=["a name each", "one series"])
+def test_every_row_comes_up_once_whatever_is_broken(
+    hub: LocalHub,
+    uploader: Callable[..., Uploader],
+    dataset: Dataset,
+    spool: Path,
+    damage: Callable[[Path], None],
+    path: str | None,
+) -> None:
+    fill(hub, uploader, path=path)
+    damage(spool)
+    with pytest.raises(SpoolError):
+        drain(spool)
+    found = rescue(spool)
+    assert found is not None
+    assert found.rows == 20
+    assert drain(spool, timeout=60).rows == 0
+    assert dataset.ids() == list(range(30))
+    with uploader(path=path) as up:
+        assert up.offset("a") in (9, 29)  # what the dataset told before, or what the old catalogue still tells
+        up.put([{"id": 30}])
+    assert dataset.ids() == list(range(31))
+
+
+def test_what_was_committed_a_moment_before_is_found_by_its_content(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
+) -> None:
+    with uploader(shard=ShardPolicy(max_rows=3)) as up:
+        up.put([{"id": n} for n in range(3)])
+        (file,) = (spool / "segments").iterdir()
+        content = file.read_bytes()
+    file.write_bytes(content)  # the process died between the commit and the file's end
+    removed(spool)
+    found = rescue(spool)
+    assert found is not None
+    assert (found.rows, found.on_hub) == (0, 1)
+    drain(spool, timeout=60)
+    assert dataset.ids() == [0, 1, 2]
+
+
+def test_a_torn_tail_is_cut_and_what_can_not_be_known_is_said(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
+) -> None:
+    fill(hub, uploader)
+    last = max((spool / "segments").iterdir())
+    with last.open("ab") as file:
+        file.write(b'{"id": 30}\n{"id": 3')
+    removed(spool)
+    found = rescue(spool)
+    assert found is not None
+    assert any("offsets" in line for line in found.unknown)
+    assert any("keys" in line for line in found.unknown)
+    assert any(last.name in line and "acknowledged" in line for line in found.unknown)
+    drain(spool, timeout=60)
+    assert dataset.ids() == list(range(31))
+
+
+def test_config_and_split_are_known_from_the_writers_note(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
+) -> None:
+    for config, split in (("math", "train"), ("code", "test")):
+        hub.faults.add(Fault.outage())
+        up = uploader(config=config, split=split).open()
+        up.put([{"id": 1}])
+        with pytest.raises(NotDrained):
+            up.close(timeout=0.1)
+    hub.faults.clear()
+    removed(spool)
+    rescue(spool)
+    drain(spool, timeout=60)
+    assert [path.rsplit("-", 2)[0] for path in dataset.paths()] == ["code/test", "math/train"]
+
+
+def test_the_dead_letter_is_kept(hub: LocalHub, uploader: Callable[..., Uploader], spool: Path) -> None:
+    hub.faults.add(Fault.status(422, on="commit"))
+    with pytest.raises(Exception, match="422"), uploader() as up:
+        up.put([{"id": 1}])
+    hub.faults.clear()
+    before = sorted(file.read_bytes() for file in (spool / "dead-letter").iterdir())
+    removed(spool)
+    (spool / "segments" / "ab-00000099.jsonl").write_bytes(b'{"id":2}\n')
+    rescue(spool)
+    assert drain(spool, timeout=60).dead == 1
+    assert sorted(file.read_bytes() for file in (spool / "dead-letter").iterdir()) == before
+
+
+def test_a_sound_catalogue_is_left_alone_and_so_is_a_job_that_runs(
+    uploader: Callable[..., Uploader], spool: Path
+) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}])
+        with pytest.raises(SpoolBusy):
+            rescue(spool)
+    assert rescue(spool) is None
+    assert sqlite3.connect(spool / "catalogue.sqlite").execute("SELECT count(*) FROM segments").fetchone() == (1,)
