@@ -18,6 +18,10 @@ from hubsync.policy import CommitPolicy, RetryPolicy
 _HOUR = 3600.0
 # What to wait where the commit quota refuses and names no time: it is counted by the hour.
 _QUOTA_REFUSED_S = 900.0
+# Others spend from the same quota, and nobody says how much: a refusal halves what this spool takes for its share, and
+# every hour without one gives an eighth back (additive increase, multiplicative decrease, as TCP shares a line).
+_LEAST_SHARE = 1 / 16
+_SHARE_AN_HOUR = 1 / 8
 
 
 class Backoff:
@@ -41,18 +45,17 @@ class Backoff:
 
 
 class _State(msgspec.Struct):
-    tokens: float
-    at: float
-    last: float = 0.0
+    spent: list[float] = []  # when commits went, the last hour's, in order
     not_before: float = 0.0
     refusals: int = 0
+    share: float = 1.0
+    share_at: float = 0.0
 
 
 class Governor:
-    """A token bucket over the commit quota: a quarter of it may go at once, the rest comes back evenly.
+    """Spends the commit quota: never more than it in any hour, a quarter at once where somebody waits, the rest evenly.
 
-    So no hour sees more than `per_hour` commits. Ordinary commits keep an even distance; an urgent one (a flush) may
-    take from the burst.
+    Where the Hub refuses all the same, others spend too, and this spool takes a smaller share.
     """
 
     def __init__(
@@ -60,50 +63,66 @@ class Governor:
     ) -> None:
         self._clock = clock
         self._save = save
-        self._capacity = float(max(1, policy.per_hour // 4))
-        steady = policy.per_hour - (self._capacity if self._capacity > 1 else 0)
-        self._rate = steady / _HOUR
-        self._interval = _HOUR / policy.per_hour
+        self._per_hour = policy.per_hour
         now = clock.time()
-        self._state = msgspec.json.decode(stored, type=_State) if stored else _State(self._capacity, now)
-        self._state.at = min(self._state.at, now)  # a clock that was set back must not stop commits for long
+        self._state = msgspec.json.decode(stored, type=_State) if stored else _State(share_at=now)
+        # A clock that was set back must not stop commits for long.
+        self._state.spent = [min(at, now) for at in self._state.spent]
+        self._state.share_at = min(self._state.share_at, now)
 
     def wait_s(self, *, urgent: bool) -> float:
         """Seconds until the next commit may go; 0 where it may now."""
-        self._refill()
-        state, now = self._state, self._clock.time()
-        waits = [state.not_before - now, 0.0]
-        if state.tokens < 1:
-            waits.append((1 - state.tokens) / self._rate)
-        if not urgent and state.last <= now:
-            waits.append(state.last + self._interval - now)
-        wait = max(waits)
+        now, quota = self._look()
+        spent = self._state.spent
+        wait = max(0.0, self._state.not_before - now, self._until_free(now, quota))
+        if spent and not (urgent and len(spent) < max(1, quota // 4)):
+            wait = max(wait, spent[-1] + self._distance(quota) - now)
         return wait if wait > 1e-6 else 0.0
+
+    def _until_free(self, now: float, quota: int) -> float:
+        """Seconds until the hour behind has room for one more."""
+        spent = self._state.spent
+        return spent[len(spent) - quota] + _HOUR - now if len(spent) >= quota else 0.0
+
+    def _distance(self, quota: int) -> float:
+        """Seconds between commits that can go on evenly from the last one: they never meet a full hour.
+
+        The i-th commit from now needs the hour behind it to have let go of all but `quota - 1` others; so after a burst
+        the distance is longer, until the burst is an hour old.
+        """
+        spent = self._state.spent
+        last = spent[-1]
+        held = max(0, len(spent) - quota)
+        needed = ((spent[n] + _HOUR - last) / (n + 1 + quota - len(spent)) for n in range(held, len(spent)))
+        return max(_HOUR / quota, *needed)
 
     def spent(self) -> None:
         """A commit landed, or may have."""
-        self._refill()
-        self._state.tokens = max(0.0, self._state.tokens - 1)
-        self._state.last = self._clock.time()
+        now, _ = self._look()
+        self._state.spent.append(now)
         self._state.refusals = 0
         self._store()
 
     def refused(self, retry_after_s: float | None) -> float:
         """The quota is used up, by whomever. Answers the seconds that no commit goes now."""
+        now, _ = self._look()
         state = self._state
         state.refusals += 1
         wait = (
             retry_after_s if retry_after_s is not None else min(_HOUR, _QUOTA_REFUSED_S * 2.0 ** (state.refusals - 1))
         )
-        state.not_before = self._clock.time() + wait
-        state.tokens = min(state.tokens, 1.0)
+        state.not_before = now + wait
+        state.share = max(_LEAST_SHARE, state.share / 2)
         self._store()
         return wait
 
-    def _refill(self) -> None:
-        now = self._clock.time()
-        self._state.tokens = min(self._capacity, self._state.tokens + max(0.0, now - self._state.at) * self._rate)
-        self._state.at = now
+    def _look(self) -> tuple[float, int]:
+        """The time now, and what this spool may spend in an hour; forgets what is older."""
+        state, now = self._state, self._clock.time()
+        state.spent = [at for at in state.spent if at > now - _HOUR]
+        state.share = min(1.0, state.share + max(0.0, now - state.share_at) / _HOUR * _SHARE_AN_HOUR)
+        state.share_at = now
+        return now, max(1, int(self._per_hour * state.share))
 
     def _store(self) -> None:
         if self._save is not None:

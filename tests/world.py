@@ -123,18 +123,20 @@ def refusal(answer: str) -> HubError | None:
         "lost": AmbiguousError("reset"),
         "stale": StaleParentError("412", status=412),
     }
+    if answer.startswith("quota "):
+        retry_after_s = float(answer.removeprefix("quota "))
+        return RateLimitedError("429", status=429, retry_after_s=retry_after_s, commit_quota=True)
     return errors.get(answer)
 
 
 class Process:
     """One process with one uploader, run by hand."""
 
-    def __init__(self, world: World, disk: Path, template: str) -> None:
+    def __init__(self, world: World, disk: Path, template: str, commit: CommitPolicy) -> None:
         self.paused = False
         self.line = Line(world.hub)
         self._clock = world.clock
         retry = RetryPolicy(initial_s=0.5, max_s=4, blocked_s=10)
-        commit = CommitPolicy(per_hour=100_000, max_files=3)
         spool = Spool(disk, target=TARGET, clock=world.clock)
         self.worker = Worker(
             spool, self.line, layout=Layout(template=template), queue=QueuePolicy(),
@@ -220,6 +222,7 @@ class World:
         self.hub = SimulatedHub(mode)
         self.clock = ManualClock()
         self.template = template
+        self.commit = CommitPolicy(per_hour=100_000, max_files=3)
         self.disks = [directory / "disk 0", directory / "disk 1"]
         self.processes: list[Process | None] = [None] * 3
         self.late: list[Body] = []  # commits that are on their way, whose sender waits no more
@@ -235,7 +238,7 @@ class World:
         found = self.processes[slot]
         if found is None:
             try:
-                found = Process(self, self.disk_of(slot), self.template)
+                found = Process(self, self.disk_of(slot), self.template, self.commit)
             except Crash:
                 raise Dead from None
             self.moves += 1
