@@ -18,6 +18,7 @@ from huggingface_hub import CommitOperationAdd
 
 from hubsync.crashpoints import CrashPoint
 from hubsync.localhub import Fault, LocalHub
+from hubsync.verify import verify
 from tests.conftest import Dataset
 from tests.e2e.zygote import Jobs
 
@@ -54,7 +55,7 @@ def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset) -> None:
     if point is P.UNSTAGED:
         hub.faults.add(Fault.status(400, on="commit", times=3))
     if point in _TAKEN:
-        commit(dataset, {f"data/train-{n:05d}.jsonl": b'{"id":-1}\n' for n in (0, 2)})
+        commit(dataset, {f"data/train-{n:05d}.jsonl": b'{"id":-%d}\n' % (n + 1) for n in (0, 2)})
     if point in _REFUSED:
         hub.faults.add(Fault.status(422, on="commit", times=4))
 
@@ -86,6 +87,7 @@ def test_a_process_killed_at(point: CrashPoint, hub: LocalHub, dataset: Dataset,
     assert found == Counter(range(ROWS))
     assert shards_ever_changed(dataset) == []
     assert leftovers(spool) == []
+    assert verify(dataset.repo, spool=spool, endpoint=hub.endpoint, token=hub.token).differences == ()
 
 
 def refused(spool: Path) -> list[int]:
