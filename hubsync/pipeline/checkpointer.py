@@ -1,0 +1,103 @@
+"""The checkpointer: a step that brings what passes to a dataset on the Hub, and passes it on at once.
+
+The pipeline never waits for the Hub: rows go to the uploader's spool, which is on local disk, and are committed while
+the pipeline runs, in shards of `input_batch_size` rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from hubsync.errors import BlockedError, HubsyncError
+from hubsync.pipeline.graph import PipelineError, Row, Step
+from hubsync.pipeline.stream import Position
+from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
+from hubsync.uploader import Uploader
+
+_log = logging.getLogger("hubsync")
+
+
+class HuggingFaceHubCheckpointer(Step):
+    """Each predecessor's rows go to a config of their own: `config-0/train-00000.jsonl`, `…-00001.jsonl`, …
+
+    Attributes:
+        repo_id: the dataset; made where it does not exist.
+        private: whether a repo that is made now is private; None for the account's default.
+        token: None for what HF_TOKEN or `hf auth login` hold.
+        input_batch_size: rows of a shard.
+        split, path, endpoint, revision, spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
+        drain_s: seconds that the end of the run may wait for the Hub; None for as long as it takes. What is left then
+            is in the spool, and the log says where.
+    """
+
+    repo_id: str
+    private: bool | None = None
+    token: str | None = None
+    split: str = "train"
+    path: str = "{config}/{split}-{seq:05d}.jsonl"
+    endpoint: str | None = None
+    revision: str = "main"
+    spool: str | SpoolPolicy | None = None
+    queue: QueuePolicy | None = None
+    linger_s: float = 60.0
+    commit: CommitPolicy | None = None
+    retry: RetryPolicy | None = None
+    drain_s: float | None = None
+
+    def __init__(self, *, repo_id: str, **fields: Any) -> None:
+        """Raises `PipelineError` where another checkpointer of the pipeline has the same repo and branch."""
+        super().__init__(repo_id=check_repo_id(repo_id), **fields)
+        for other in self.pipeline.steps:
+            if other is not self and isinstance(other, HuggingFaceHubCheckpointer) and other._place == self._place:
+                self.pipeline.steps.remove(self)
+                raise PipelineError(
+                    f"two checkpointers bring rows to {repo_id} ({self.revision}): their configs would mix. Give one "
+                    "another repo_id, or let one checkpointer stand behind both steps."
+                )
+        self._uploaders: list[Uploader] = []
+
+    @property
+    def _place(self) -> tuple[str | None, str, str]:
+        return (self.endpoint, self.repo_id, self.revision)
+
+    def load(self) -> None:
+        """Opens an uploader for each predecessor: a repo that the token can't write is an error now."""
+        for number in range(max(1, len(self.predecessors))):
+            uploader = Uploader(
+                self.repo_id,
+                config=f"config-{number}",
+                split=self.split,
+                path=self.path,
+                private=self.private,
+                token=self.token,
+                endpoint=self.endpoint,
+                revision=self.revision,
+                spool=self.spool,
+                queue=self.queue,
+                shard=ShardPolicy(max_rows=self.input_batch_size, linger_s=self.linger_s),
+                commit=self.commit,
+                retry=self.retry,
+                grace_s=None,  # the pipeline's to handle
+            )
+            self._uploaders.append(uploader.open())
+
+    def known(self, number: int, source: str) -> Position:
+        """How far an earlier run has brought the rows of one predecessor."""
+        return Position.of(self._uploaders[number].offset(source))
+
+    def put(self, number: int, rows: list[Row], source: str | None, position: Position) -> None:
+        """Brings one predecessor's rows; a batch that an earlier run has brought adds nothing."""
+        offset = None if source is None else position.offset()
+        self._uploaders[number].put(rows, offset=offset, source=source or "default")
+
+    def close(self, timeout: float | None) -> None:
+        """Drains. Never raises: what is left is in the spool, and is said."""
+        uploaders, self._uploaders = self._uploaders, []
+        for uploader in uploaders:
+            try:
+                uploader.close(timeout)
+            except HubsyncError as error:
+                _log.error("%s: %s", self.name, error)
+                for note in getattr(error, "__notes__", ()) if isinstance(error, BlockedError) else ():
+                    _log.error("%s", note)
