@@ -93,6 +93,7 @@ class Committer:
         self._card_refused = False
         self._met_another = False
         self._governor = Governor(commit, clock)
+        self._pace = f"commits keep to {commit.per_hour:,} an hour"
 
     def wake(self) -> None:
         """Something was sealed: look now. From the event loop only, as `nudge`."""
@@ -275,8 +276,10 @@ class Committer:
             if not shards:
                 await self._commit_bell.wait(_POLL_S)
             elif wait := self._governor.wait_s(urgent=urgent):
+                self._status.report("pace", State("ok", self._pace, self._clock.time() + wait))
                 await self._commit_bell.wait(wait if urgent else min(wait, _POLL_S))
             else:
+                self._status.report("pace", State())
                 await self._commit(shards, backoff)
 
     def _ready(self) -> list[Shard]:

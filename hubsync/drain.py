@@ -17,6 +17,7 @@ from hubsync.committer import Committer
 from hubsync.connect import destination_of, open_spool
 from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy, root_cause
 from hubsync.locks import BEAT_S
+from hubsync.pace import last_policy
 from hubsync.policy import CommitPolicy, RetryPolicy
 from hubsync.spool import Spool, SpoolDepth
 from hubsync.status import Status
@@ -35,21 +36,25 @@ def drain(
 ) -> SpoolDepth:
     """Brings everything in the spool to the Hub; answers what is left, which is nothing but the dead letter.
 
+    Args:
+        commit: None for what the job that filled it had.
+
     Raises:
         SpoolBusy: another live process commits for it, or writes to it.
         NotDrained: `timeout` seconds passed.
         BlockedError: a person is needed.
     """
     try:
-        return anyio.run(_drain, directory, timeout, commit or CommitPolicy(), retry or RetryPolicy(), progress)
+        return anyio.run(_drain, directory, timeout, commit, retry or RetryPolicy(), progress)
     except BaseExceptionGroup as group:
-        raise root_cause(group) from None
+        error = root_cause(group)
+        raise error from error.__cause__
 
 
 async def _drain(
     directory: Path,
     timeout: float | None,
-    commit: CommitPolicy,
+    commit: CommitPolicy | None,
     retry: RetryPolicy,
     progress: Callable[[SpoolDepth, Status], None],
 ) -> SpoolDepth:
@@ -72,7 +77,7 @@ async def _drain(
         committer = Committer(
             spool,
             destination,
-            commit=commit,
+            commit=commit or last_policy(spool.catalogue.get("governor")),
             retry=retry,
             clock=clock,
             rng=random.Random(),

@@ -45,11 +45,18 @@ class Backoff:
 
 
 class _State(msgspec.Struct):
+    per_hour: int = 0  # the policy's
     spent: list[float] = []  # when commits went, the last hour's, in order
     not_before: float = 0.0
     refusals: int = 0
     share: float = 1.0
     share_at: float = 0.0
+
+
+def last_policy(stored: str | None) -> CommitPolicy:
+    """The policy of the job that last committed here, for who has none of its own."""
+    per_hour = msgspec.json.decode(stored, type=_State).per_hour if stored else 0
+    return CommitPolicy(per_hour=per_hour) if per_hour else CommitPolicy()
 
 
 class Governor:
@@ -66,6 +73,7 @@ class Governor:
         self._per_hour = policy.per_hour
         now = clock.time()
         self._state = msgspec.json.decode(stored, type=_State) if stored else _State(share_at=now)
+        self._state.per_hour = policy.per_hour
         # A clock that was set back must not stop commits for long.
         self._state.spent = [min(at, now) for at in self._state.spent]
         self._state.share_at = min(self._state.share_at, now)

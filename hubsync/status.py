@@ -23,8 +23,8 @@ class State(msgspec.Struct, frozen=True):
     """What the worker does now.
 
     Attributes:
-        kind: "ok"; "backing off" until the next try; "blocked" until a person mends it; "offline" by
-            HF_HUB_OFFLINE; "spool full" while the disk or the spool's quota takes no more.
+        kind: "ok", perhaps until the next commit may go; "backing off" until the next try; "blocked" until a person
+            mends it; "offline" by HF_HUB_OFFLINE; "spool full" while the disk or the spool's quota takes no more.
         reason: why, in words; empty when all is well.
         until: when the next try is, in seconds since the epoch; None where none is planned.
     """
@@ -76,7 +76,7 @@ class Status:
         """One part's state has changed, or its next try has."""
         with self._lock:
             self._parts[part] = state
-            worst = max(self._parts.values(), key=lambda s: _RANK[s.kind])
+            worst = max(self._parts.values(), key=lambda s: (_RANK[s.kind], s.reason != ""))
             before, self._shown = self._shown, worst
         if worst != before:
             self.save()
@@ -88,6 +88,8 @@ class Status:
         self._save(msgspec.json.encode(self._shown).decode())
 
     def _tell(self, before: State, now: State) -> None:
+        if now.kind == before.kind == "ok":
+            return  # only the pace
         if now.kind == "ok":
             _log.info("going on; it was %s.", before)
         elif now.kind == before.kind == "backing off":
