@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hubsync import CommitPolicy, RetryPolicy
 from hubsync.clock import ManualClock
-from hubsync.pace import Backoff, Governor
+from hubsync.pace import Backoff, Governor, last_policy
 
 
 def test_backoff_is_jittered_bounded_and_obeys_the_hub() -> None:
@@ -63,3 +63,10 @@ def test_a_refusal_is_obeyed_and_survives_a_restart() -> None:
 def test_a_refusal_without_a_time_waits_longer_each_time() -> None:
     governor = Governor(CommitPolicy(), ManualClock())
     assert [governor.refused(None) for _ in range(4)] == [900, 1800, 3600, 3600]
+
+
+def test_who_has_no_policy_keeps_the_pace_of_the_last_job() -> None:
+    stored: list[str] = []
+    Governor(CommitPolicy(per_hour=7), ManualClock(), save=stored.append).spent()
+    assert last_policy(stored[-1]) == CommitPolicy(per_hour=7)
+    assert last_policy(None) == CommitPolicy()

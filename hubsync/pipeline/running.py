@@ -170,6 +170,8 @@ class _Running:
                 else:
                     feeds.append((step, send))
         for leaf, collector in self.collectors.items():
+            if _collects_itself(leaf):
+                continue
             send, receive = anyio.create_memory_object_stream[Chunk](_CHUNKS)
             senders[leaf].append(send)
             works.append(partial(self._collect, collector, Inlet(receive, start), start))
@@ -190,12 +192,10 @@ class _Running:
             outlet.close()
 
     async def _collect(self, collector: Collector, inlet: Inlet, start: int) -> None:
-        tracker = Tracker(start, collector.position)
+        collector.begin(start)
         while True:
             chunk = await inlet.take_any()
-            fresh = tracker.fresh(chunk)
-            if fresh.rows or tracker.position > collector.position:
-                await _in_thread(collector.add, fresh.rows, tracker.position)
+            await _in_thread(collector.add, chunk)
             if inlet.ended and not chunk.rows:
                 return
 
@@ -259,11 +259,17 @@ class _Running:
     async def _checkpoint(self, step: HuggingFaceHubCheckpointer, outlet: Outlet, start: int) -> None:
         """Each predecessor's rows go their own way to the Hub; all of them go on to the next step."""
         passed = [start] * len(self._inlets[step])
+        # A row that the Hub has must never be wanting here: then it would have to be made again.
+        collector = self.collectors[step] if _collects_itself(step) else None
+        if collector is not None:
+            collector.begin(start)
 
         async def follow(number: int, inlet: Inlet) -> None:
             tracker = Tracker(start, await _in_thread(self._known, step, number))
             while True:
                 chunk = await inlet.take(step.input_batch_size)
+                if collector is not None:
+                    await _in_thread(collector.add, chunk)
                 fresh = tracker.fresh(chunk)
                 if fresh.rows:
                     source = self._source_of(step, number)
@@ -291,14 +297,22 @@ class Collector:
         self.file.touch(mode=0o600)
         os.truncate(self.file, size)
         self.position = Position.of(offset)
+        self._tracker = Tracker(-1, self.position)
         self._stream = self.file.open("ab")
 
-    def add(self, rows: list[Row], position: Position) -> None:
-        """Appends rows, and then tells of them: the position's file is replaced as a whole."""
+    def begin(self, start: int) -> None:
+        """The stream begins again behind the mark `start`."""
+        self._tracker = Tracker(start, self.position)
+
+    def add(self, chunk: Chunk) -> None:
+        """Appends what is new, and then tells of it: the position's file is replaced as a whole."""
+        rows = self._tracker.fresh(chunk).rows
+        if self._tracker.position <= self.position:
+            return
         if rows:
             self._stream.write(encode(rows).lines)
             self._stream.flush()
-        self.position = position
+        self.position = position = self._tracker.position
         new = self._index.with_suffix(".new")
         new.write_text(f"{self._stream.tell()} {position.offset()}")
         os.replace(new, self._index)
@@ -318,6 +332,11 @@ def batches(dataset: Iterable[Row], start: int, size: int) -> Iterator[list[Row]
     rows = iter(dataset.skip(start)) if hasattr(dataset, "skip") else itertools.islice(dataset, start, None)
     while batch := list(itertools.islice(rows, size)):
         yield batch
+
+
+def _collects_itself(step: Step) -> bool:
+    """A checkpointer at the end keeps its rows here before they may go to the Hub."""
+    return isinstance(step, HuggingFaceHubCheckpointer) and not step.successors and len(step.predecessors) <= 1
 
 
 def _check(step: Step, rows: Any) -> None:

@@ -1,0 +1,132 @@
+"""Pipelines that die, or are told to end, and are run again: every row is in the checkpoint once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hubsync.drain import drain
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+
+SCRIPT = """
+import json, os, sys, time
+from hubsync import CommitPolicy, RetryPolicy
+from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step, StepInput, StepOutput
+
+made = os.open("made", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+class Generate(Step):
+    def process(self, *inputs: StepInput) -> "StepOutput":
+        for row in inputs[0]:
+            time.sleep(0.001)
+            os.write(made, b"%d\\n" % row["id"])
+        yield [{"id": row["id"], "text": "x" * 100} for row in inputs[0]]
+
+if __name__ == "__main__":
+    quick = {"commit": CommitPolicy(per_hour=100_000), "retry": RetryPolicy(initial_s=0.01, max_s=0.1)}
+    with Pipeline(name="crashing") as pipeline:
+        Generate(input_batch_size=60) >> HuggingFaceHubCheckpointer(
+            repo_id="user/rows", input_batch_size=50, spool="spool", **quick
+        )
+    distiset = pipeline.run(dataset=[{"id": n} for n in range(1_000)], use_cache=True)
+    print(json.dumps(distiset["default"]["train"]["id"][:]))
+"""
+
+
+@pytest.fixture
+def script(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in hub.environ().items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "job.py").write_text(SCRIPT)
+    return tmp_path / "job.py"
+
+
+def start(script: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=script.parent, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def made(script: Path) -> list[int]:
+    file = script.parent / "made"
+    return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def until_made(script: Path, count: int) -> None:
+    while len(made(script)) < count:
+        time.sleep(0.01)
+
+
+def accepted(script: Path) -> int:
+    """Rows that the checkpointer had accepted."""
+    import sqlite3
+
+    with sqlite3.connect(script.parent / "spool" / "catalogue.sqlite") as db:
+        return int(db.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0])
+
+
+def finish(script: Path, dataset: Dataset) -> None:
+    process = start(script)
+    out, said = process.communicate()
+    assert process.returncode == 0, said
+    assert json.loads(out.splitlines()[-1]) == list(range(1_000))
+    assert [row["id"] for row in dataset.rows()] == list(range(1_000))
+    assert [dataset.read(path).count(b"\n") for path in dataset.paths()] == [50] * 20
+
+
+def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
+    hub: LocalHub, script: Path, dataset: Dataset
+) -> None:
+    hub.faults.add(Fault.reset(when="after", on="commit", probability=0.3))
+    safe = before = 0
+    for count in (150, 450, 700):
+        process = start(script)
+        until_made(script, before + count - safe)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        now = made(script)
+        assert min(now[before:]) == safe  # what was checkpointed is not made again
+        safe, before = accepted(script), len(now)
+    hub.faults.clear()
+    finish(script, dataset)
+    assert min(made(script)[before:]) == safe
+
+
+def test_ctrl_c_stops_in_order_and_the_next_run_goes_on(script: Path, dataset: Dataset) -> None:
+    process = start(script)
+    until_made(script, 300)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in said
+    assert len(dataset.rows()) >= 200  # drained before it ended
+    finish(script, dataset)
+
+
+def test_a_run_that_had_ended_is_not_run_again(script: Path, dataset: Dataset) -> None:
+    finish(script, dataset)
+    before = len(made(script))
+    finish(script, dataset)
+    assert len(made(script)) == before
+
+
+def test_a_machine_that_was_lost_goes_on_from_the_dataset(script: Path, dataset: Dataset, tmp_path: Path) -> None:
+    import shutil
+
+    process = start(script)
+    until_made(script, 400)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    drain(tmp_path / "spool", timeout=60)
+    shutil.rmtree(tmp_path / "spool")
+    shutil.rmtree(tmp_path / "state")
+    finish(script, dataset)
