@@ -297,6 +297,9 @@ class Uploader(BaseUploader):
             started.event.wait()
         except BaseException:
             worker.stop()
+            self._thread.join(_AT_EXIT_S)  # it may be asking the Hub yet
+            if not self._thread.is_alive():
+                worker.spool.close()
             raise
         if worker.failure is not None:
             self._thread.join()
