@@ -11,18 +11,23 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+
+from hubsync.localhub.store import Store
 
 Weather = Literal["healthy", "slow", "down"]
 
 
 class Ground:
-    """One Hub process and one temporary directory, both gone afterwards."""
+    """One Hub process and one directory: a temporary one, gone afterwards, or a given one, which is kept."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="hubsync-bench-") if directory is None else None
+        self.directory = str(directory) if self._scratch is None else self._scratch.name
 
     def __enter__(self) -> Self:
-        self._scratch = tempfile.TemporaryDirectory(prefix="hubsync-bench-")
-        self.directory = self._scratch.name
         # The real Hub is on another machine: this one must not take the processor from what is measured.
         self._process = subprocess.Popen(
             [
@@ -55,7 +60,8 @@ class Ground:
     ) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait()
-        self._scratch.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def environ(self) -> dict[str, str]:
         return {
@@ -68,17 +74,32 @@ class Ground:
 
     def weather(self, weather: Weather) -> None:
         """Healthy; slow: every commit takes 2 s; down: every connection is dropped."""
-        self._control("DELETE", "faults")
+        self.control("DELETE", "faults")
         if weather == "slow":
-            self._control("POST", "faults", {"kind": "latency", "on": ["commit"], "seconds": 2.0})
+            self.control("POST", "faults", {"kind": "latency", "on": ["commit"], "seconds": 2.0})
         elif weather == "down":
-            self._control("POST", "faults", {"kind": "outage", "on": ["*"]})
+            self.control("POST", "faults", {"kind": "outage", "on": ["*"]})
 
-    def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def revoke(self) -> None:
+        """From now on the Hub answers 401 to the user's token."""
+        # There is no control endpoint for tokens; the Hub asks its database at every request.
+        store = Store(Path(self.directory, "hub", "hub.sqlite3"))
+        store.revoke(self.token)
+        store.close()
+
+    def renew(self) -> str:
+        """Gives the user another token."""
+        store = Store(Path(self.directory, "hub", "hub.sqlite3"))
+        self.token = store.add_token(None, "user", "write", None)
+        store.close()
+        return self.token
+
+    def control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """A call of the Hub's control interface: `hubsync.localhub.control`."""
         request = urllib.request.Request(
             f"{self.endpoint}/_localhub/{path}", method=method, data=json.dumps(body).encode() if body else None
         )
-        with urllib.request.urlopen(request) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
 
