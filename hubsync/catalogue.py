@@ -134,6 +134,8 @@ class Catalogue:
     def _refusals(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.IntegrityError:
+            raise  # a defect of the code, which no waiting mends
         except sqlite3.Error as error:
             raise self._error(error, "refuses") from error
 

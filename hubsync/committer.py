@@ -49,6 +49,7 @@ T = TypeVar("T")
 
 _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet session
 _STAGE_BYTES = 256 * MIB
+_SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
 _POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
 
@@ -206,7 +207,7 @@ class Committer:
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
         try:
-            staged = await self._persist("stage", partial(self._destination.stage, shards), defects=True)
+            staged = await self._persist("stage", partial(self._upload, shards), defects=True)
         except DefectError as error:
             if len(shards) > 1:
                 for shard in shards:
@@ -220,6 +221,29 @@ class Committer:
             {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in taken},
         )
         self.wake()
+
+    async def _upload(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        """Stages; where that takes long, says so: hf_xet tries again by itself for minutes, and tells nobody."""
+        size = sum(shard.size for shard in shards)
+        slow = State("ok", f"uploading {len(shards)} shards ({size / 1e6:,.1f} MB) for over {_SLOW_UPLOAD_S:g} s")
+
+        async def tell() -> None:
+            await self._clock.sleep(_SLOW_UPLOAD_S)
+            self._status.report("upload", slow)
+
+        staged: Sequence[Staged] = ()
+        failed: HubError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell)
+            try:
+                staged = await self._destination.stage(shards)
+            except HubError as error:
+                failed = error
+            tasks.cancel_scope.cancel()
+        self._status.report("upload", State())
+        if failed is not None:
+            raise failed
+        return staged
 
     async def _sort_out(self, shards: Sequence[Shard], staged: Sequence[Staged]) -> set[int]:
         """Shards at whose path something stands: ours is committed already, and another's is never overwritten."""
