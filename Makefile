@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint audit format bench clean
 
 help: ## these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -14,12 +14,15 @@ demo: $(VENV)/.demo ## install and run the demo (make demo ARGS=--crash)
 	$(BIN)/hubsync demo $(ARGS)
 
 test: $(VENV)/.dev ## install what the tests need and run all of them
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.dev ## look for known vulnerabilities in what is installed, where a network allows it
+	@$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

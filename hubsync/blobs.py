@@ -11,22 +11,57 @@ import math
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import BlockedError, DefectError, TransientError
 from hubsync.http import HubHTTP, classify
 from hubsync.plan import Shard
+from hubsync.secret import Secret, hide
 
 _LFS = {"accept": "application/vnd.git-lfs+json", "content-type": "application/vnd.git-lfs+json"}
 _BATCH = 100  # objects in one LFS batch call
 _PIECE = 1 << 20
 _XET_NICE = 10
+
+
+class _Grant(msgspec.Struct, rename="camel"):
+    cas_url: str
+    access_token: Secret
+    exp: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Action(msgspec.Struct):
+    """Where to send something, and with what: both may be signed."""
+
+    href: Secret
+    header: dict[str, Secret] | None = None
+
+
+class _Actions(msgspec.Struct):
+    upload: _Action | None = None
+    verify: _Action | None = None
+
+
+class _Refusal(msgspec.Struct):
+    code: Annotated[int, msgspec.Meta(ge=0, le=999)]
+    message: str = ""
+
+
+class _Object(msgspec.Struct):
+    oid: str
+    actions: _Actions | None = None
+    error: _Refusal | None = None
+
+
+class _Batch(msgspec.Struct):
+    objects: list[_Object]
 
 
 def xet_available() -> bool:
@@ -64,42 +99,36 @@ class XetStore:
             BlockedError: no write token is to be had.
         """
         answer = await self._http.send("xet-write-token", "GET", self._token_url)
-        try:
-            grant = answer.json("xet-write-token")
-            access = (str(grant["casUrl"]), str(grant["accessToken"]), int(grant["exp"]))
-        except (KeyError, TypeError, ValueError):
-            raise TransientError("xet-write-token: the answer lacks casUrl, accessToken or exp.") from None
-        auth = self._http.authorization()
+        grant = answer.decode("xet-write-token", _Grant)
+        if not self._http.is_safe(grant.cas_url):
+            # hf_xet would also take `local:///some/where`, and write there.
+            raise TransientError(f"xet-write-token: sent to a store that is not safe ({grant.cas_url[:80]!r}).")
         session = await anyio.to_thread.run_sync(self._get_session)
         try:
             await anyio.to_thread.run_sync(
-                self._run, session, access, auth, [(str(s.file), s.sha256) for s in shards], abandon_on_cancel=True
+                self._run, session, grant, [(str(s.file), s.sha256) for s in shards], abandon_on_cancel=True
             )
         except anyio.get_cancelled_exc_class():
             self.abort()
             raise
         reach(CrashPoint.BLOB_STAGED)
 
-    def _run(
-        self, session: Any, access: tuple[str, str, int], auth: dict[str, str], files: list[tuple[str, str]]
-    ) -> None:
-        url, token, expires = access
-        refresh = f"{self._http.endpoint}/{self._token_url}"
+    def _run(self, session: Any, grant: _Grant, files: list[tuple[str, str]]) -> None:
         try:
             with session.new_upload_commit(
-                endpoint=url,
-                token=token,
-                token_expiry_unix_secs=expires,
-                token_refresh_url=refresh,
-                token_refresh_headers=auth,
+                endpoint=grant.cas_url,
+                token=grant.access_token.reveal(),
+                token_expiry_unix_secs=grant.exp,
+                token_refresh_url=f"{self._http.endpoint}/{self._token_url}",
+                token_refresh_headers=self._http.authorization(),
             ) as commit:
                 for file, sha256 in files:
                     commit.start_upload_file(file, sha256=sha256)
+            return
         except Exception as error:  # noqa: BLE001  (hf_xet raises builtins of every kind)
-            text = str(error)
-            for secret in (token, *auth.values()):
-                text = text.replace(secret, "***")
-            raise TransientError(f"uploading {len(files)} shards to Xet: {type(error).__name__}: {text}") from None
+            why = grant.access_token.hide_in(hide(f"{type(error).__name__}: {error}"))
+        # Not within the `except`: the context of this error would be one whose text nobody has gone through.
+        raise TransientError(f"uploading {len(files)} shards to Xet: {why}")
 
     def _get_session(self) -> Any:
         with self._lock:
@@ -159,38 +188,43 @@ class LfsStore:
                 },
                 headers=_LFS,
             )
-            try:
-                for item in answer.json("lfs batch")["objects"]:
-                    await self._object(by_oid[item["oid"]], item)
-                    reach(CrashPoint.BLOB_STAGED)
-            except (KeyError, TypeError, ValueError) as error:
-                raise TransientError(f"lfs batch: an answer that can't be read ({error!r}).") from None
+            found = {item.oid: item for item in answer.decode("lfs batch", _Batch).objects}
+            for oid in oids[start : start + _BATCH]:
+                if oid not in found:
+                    raise TransientError(f"lfs batch: no word on {by_oid[oid].path}.")
+                await self._object(by_oid[oid], found[oid])
+                reach(CrashPoint.BLOB_STAGED)
 
-    async def _object(self, shard: Shard, item: dict[str, Any]) -> None:
-        if "error" in item:
-            error = item["error"]
-            raise classify(f"lfs {shard.path}", int(error["code"]), {"x-error-message": str(error["message"])}, b"")
-        actions = item.get("actions")
-        if not actions:
+    async def _object(self, shard: Shard, item: _Object) -> None:
+        if item.error is not None:
+            raise classify(f"lfs {shard.path}", item.error.code, {"x-error-message": item.error.message}, b"")
+        if item.actions is None or item.actions.upload is None:
             return  # it is there already
-        upload = actions["upload"]
-        header = {str(k): str(v) for k, v in (upload.get("header") or {}).items()}
-        if "chunk_size" in header:
-            await self._multipart(shard, upload["href"], header)
+        upload, verify = item.actions.upload, item.actions.verify
+        if "chunk_size" in (upload.header or {}):
+            await self._multipart(shard, upload)
         else:
-            await self._put(shard, upload["href"], 0, shard.size, header)
-        if "verify" in actions:
-            await self._http.send(
-                f"lfs verify {shard.path}",
-                "POST",
-                actions["verify"]["href"],
-                json={"oid": shard.sha256, "size": shard.size},
-                headers={str(k): str(v) for k, v in (actions["verify"].get("header") or {}).items()},
-            )
+            await self._put(shard, upload.href, 0, shard.size, upload.header or {})
+        if verify is not None:
+            try:
+                await self._http.send(
+                    f"lfs verify {shard.path}",
+                    "POST",
+                    verify.href,
+                    json={"oid": shard.sha256, "size": shard.size},
+                    headers=verify.header,
+                    abroad=True,
+                )
+            except (BlockedError, DefectError) as error:
+                if error.status is None:  # a certificate, or the token: a person can
+                    raise
+                # The PUT was answered on the way and never arrived: no person can mend that, another PUT does.
+                raise TransientError(str(error), status=error.status) from None
 
-    async def _multipart(self, shard: Shard, href: str, header: dict[str, str]) -> None:
-        size = int(header["chunk_size"])
-        urls = [url for _, url in sorted((int(n), url) for n, url in header.items() if n.isdigit())]
+    async def _multipart(self, shard: Shard, upload: _Action) -> None:
+        header = upload.header or {}
+        size = _number(header["chunk_size"].reveal())
+        urls = [header[name] for name in sorted((n for n in header if _number(n)), key=_number)]
         if size <= 0 or len(urls) != math.ceil(shard.size / size):
             raise TransientError(f"lfs {shard.path}: {len(urls)} parts of {size} bytes do not make {shard.size}.")
         parts = []
@@ -199,10 +233,15 @@ class LfsStore:
             etag = await self._put(shard, url, start, min(size, shard.size - start), {})
             parts.append({"partNumber": number + 1, "etag": etag})
         await self._http.send(
-            f"lfs complete {shard.path}", "POST", href, json={"oid": shard.sha256, "parts": parts}, headers=_LFS
+            f"lfs complete {shard.path}",
+            "POST",
+            upload.href,
+            json={"oid": shard.sha256, "parts": parts},
+            headers=_LFS,
+            abroad=True,
         )
 
-    async def _put(self, shard: Shard, url: str, start: int, size: int, headers: dict[str, str]) -> str:
+    async def _put(self, shard: Shard, url: Secret, start: int, size: int, headers: Mapping[str, Secret]) -> str:
         try:
             answer = await self._http.send(
                 f"lfs upload {shard.path}",
@@ -210,11 +249,19 @@ class LfsStore:
                 url,
                 content=read_pieces(shard.file, start, size),
                 headers={**headers, "content-length": str(size)},
+                abroad=True,
             )
         except (BlockedError, DefectError) as error:
+            if error.status is None:
+                raise
             # The store's signed URL may have run out, and its errors are not the Hub's: ask for a new one.
             raise TransientError(str(error), status=error.status) from None
         return answer.headers.get("etag", "")
+
+
+def _number(text: str) -> int:
+    """A number that a part or its size can have, else 0."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else 0
 
 
 async def read_pieces(file: Path, start: int, size: int, piece: int = _PIECE) -> AsyncIterator[bytes]:

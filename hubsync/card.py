@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from hubsync.errors import plain
+
 PATH = "README.md"
+_MOST = 1 << 20  # bytes: YAML is read in Python, and the job's threads wait meanwhile
 
 
 class Entry(NamedTuple):
@@ -41,6 +44,8 @@ def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes 
         CardError: the card's YAML can't be read.
     """
     DatasetCard = load()
+    if existing is not None and len(existing) > _MOST:
+        raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
     if existing is None:
         text = "---\nconfigs: []\n---\n" + _BODY.format(name=repo.split("/")[-1], repo=repo)
     else:
@@ -58,7 +63,7 @@ def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes 
         card.data["configs"] = configs
         return str(card).encode("utf-8", "surrogateescape")
     except Exception as error:
-        raise CardError(f"{PATH}: {type(error).__name__}: {error}") from error
+        raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
 
 
 def _add(configs: list[Any], entry: Entry) -> bool:

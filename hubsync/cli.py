@@ -221,6 +221,7 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
 
 def _show(console: Console, facts: list[dict[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     if not facts:
         console.print("There is no spool.")
@@ -229,7 +230,7 @@ def _show(console: Console, facts: list[dict[str, Any]]) -> None:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in _lines_of(fact):
-            table.add_row(name, value)
+            table.add_row(name, Text(value))  # a server's words, and no markup
         console.print(table)
         console.print()
 

@@ -5,16 +5,23 @@ The one place that reads the environment.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import logging
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hubsync.clock import Clock
-from hubsync.errors import ConfigError
+from hubsync.errors import AuthenticationError, ConfigError, SpoolError
 from hubsync.hub import HubDataset
 from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id
+from hubsync.secret import Secret
 from hubsync.spool import Spool, Target, default_directory
 
+_log = logging.getLogger("hubsync")
 _TRUE = ("1", "ON", "YES", "TRUE")
 
 
@@ -26,12 +33,27 @@ def target_of(repo: str, endpoint: str | None, revision: str) -> Target:
     """
     from huggingface_hub import constants
 
-    url = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    if not url.startswith(("https://", "http://")):
-        raise ConfigError(f"endpoint {url!r} is no URL.")
+    # One variable, which a crash report may show: a password in it is gone before anything is raised.
+    url, endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), None
+    if not _is_endpoint(url):
+        url = url.rpartition("@")[2].partition("?")[0]
+        raise ConfigError(
+            f"endpoint {url!r} is none: it is a URL such as https://hub.example, without a user, a password or a "
+            "query. The token is given by token=…, HF_TOKEN or hf auth login."
+        )
     if not revision or any(c in revision for c in "\0 \n\\"):
         raise ConfigError(f"revision {revision!r} is no branch.")
     return Target(url, check_repo_id(repo), revision)
+
+
+def _is_endpoint(url: str) -> bool:
+    """Whether it has a host, and nothing that may be secret: an endpoint is stored, logged and told."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return good and url.isprintable() and not set(url) & set(" @?#\\")
 
 
 def is_offline() -> bool:
@@ -41,15 +63,22 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE or bool(constants.HF_HUB_OFFLINE)
 
 
-def token_source(token: str | None) -> Callable[[], str | None]:
+def token_source(token: Secret | str | None) -> Callable[[], Secret | None]:
     """The token as it is now: given, or what HF_TOKEN or `hf auth login` hold at the moment it is needed."""
+    given, is_given = Secret.of(token), token is not None
+    del token
 
-    def current() -> str | None:
-        if token is not None:
-            return token
+    def current() -> Secret | None:
+        if is_given:  # and be it empty: nobody is to find himself with another account's
+            return given
         from huggingface_hub import get_token
 
-        return get_token()
+        try:
+            return Secret.of(get_token())
+        except Exception as error:  # noqa: BLE001  (its file, or how a CI exchanges it for another)
+            why = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else type(error).__name__
+        # Not within the `except`: an error of decoding holds what could not be decoded.
+        raise AuthenticationError(f"huggingface_hub finds no token ({why}): hf auth login, or set HF_TOKEN.")
 
     return current
 
@@ -61,13 +90,60 @@ def open_spool(target: Target | None, where: str | Path | SpoolPolicy | None, cl
         directory = Path(policy.directory).expanduser().absolute()
     elif target is not None:
         directory = default_directory(target)
+        with contextlib.suppress(OSError):  # what can't be made is told with the spool itself
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     else:
         raise ConfigError("which spool? Give its directory.")
+    keep_to_its_owner(directory)
     return Spool(directory, target=target, policy=policy, clock=clock)
 
 
-def destination_of(target: Target, token: str | None, retry: RetryPolicy) -> HubDataset | None:
+def keep_to_its_owner(directory: Path) -> None:
+    """A spool is one user's alone: its rows are private, and its catalogue says where the token is sent.
+
+    What others may read or enter is closed to them, and what is another's is refused. A directory that holds other
+    things is nobody's to close: where others may write to it, it is refused as well.
+
+    Raises:
+        SpoolError: it is not safe to use.
+    """
+    is_spool = (directory / "catalogue.sqlite").exists()
+    parts = [directory, *(directory / name for name in ("segments", "writers", "dead-letter", "catalogue.sqlite"))]
+    for path in parts:
+        try:
+            found = path.stat() if path == directory else path.lstat()
+        except OSError:
+            continue  # not there yet; or Spool says what is wrong with it
+        if found.st_uid != os.geteuid():
+            raise SpoolError(
+                f"{path} belongs to another user (uid {found.st_uid}, not {os.geteuid()}), who could read the rows and "
+                "send the token elsewhere. Nothing was touched. Give another spool with spool=…"
+            )
+        if not found.st_mode & 0o077 or stat.S_ISLNK(found.st_mode):
+            continue
+        if is_spool or path != directory or not any(directory.iterdir()):
+            with contextlib.suppress(OSError):  # a file system without modes
+                path.chmod(found.st_mode & 0o700)
+        elif found.st_mode & 0o022:
+            raise SpoolError(
+                f"other users may write to {directory}, and it holds other things, so it can't be made private. "
+                f"Give a directory of its own: spool={str(directory / 'hubsync')!r}"
+            )
+
+
+def destination_of(target: Target, token: Secret | str | None, retry: RetryPolicy) -> HubDataset | None:
     """The Hub behind `target`; None where HF_HUB_OFFLINE forbids it."""
+    token = Secret.of(token)
     if is_offline():
         return None
+    if target.endpoint.startswith("http:") and not _is_this_machine(target.endpoint):
+        _log.warning("%s is plain HTTP: the token and the rows can be read on the way. Use https://", target.endpoint)
     return HubDataset(target, token_source(token), timeout_s=retry.request_timeout_s)
+
+
+def _is_this_machine(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -33,6 +33,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_LONGEST = 2_000  # characters of a message
+
 
 class HubsyncError(Exception):
     """The root of all errors that hubsync raises on purpose."""
@@ -127,6 +129,14 @@ class ShardsRefused(HubsyncError):
     """The Hub refused single shards for good. They are kept in the spool's dead letter; the rest is committed."""
 
 
+def plain(text: str) -> str:
+    """Text from outside in one line, as a terminal and a log may have it: without control characters, which can forge
+    lines and move the cursor, and cut where it has no end.
+    """
+    shown = "".join(c if c.isprintable() else " " for c in text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else shown + "…"
+
+
 def root_cause(error: BaseException) -> BaseException:
     """What went wrong first, of several tasks that ended with it."""
     while isinstance(error, BaseExceptionGroup):
@@ -144,8 +154,9 @@ class HubError(HubsyncError):
     """
 
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
-        self.reason, self.status, self.request_id = message, status, request_id
-        super().__init__(message if request_id is None else f"{message} (request {request_id})")
+        self.reason, self.status = plain(message), status
+        self.request_id = None if request_id is None else plain(request_id)[:100]
+        super().__init__(self.reason if request_id is None else f"{self.reason} (request {self.request_id})")
 
 
 class TransientError(HubError):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import io
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 import anyio
 import anyio.to_thread
@@ -21,15 +23,16 @@ import msgspec
 from hubsync.blobs import LfsStore, XetStore, read_pieces, xet_available
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
-    AmbiguousError,
     AuthenticationError,
     DefectError,
     HubError,
     RepoMissingError,
     TransientError,
+    plain,
 )
-from hubsync.http import Answer, HubHTTP
+from hubsync.http import MAX_BODY, HubHTTP
 from hubsync.plan import Head, Note, Plan, Shard, Staged, Standing, Watermark
+from hubsync.secret import Secret
 from hubsync.spool import Target
 
 if TYPE_CHECKING:
@@ -40,7 +43,65 @@ _PREUPLOAD = 256  # files in one preupload call, the Hub's bound
 _PATHS = 100  # paths in one paths-info call
 _SAMPLE = 512  # bytes of a file that preupload looks at
 _PIECE = 3 << 17  # bytes made base64 at a time: a multiple of 3, and short work under the GIL
-_NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
+_PAGES = 20_000  # of a tree: 1,000 files each
+_MARKS = 10_000  # writers of one dataset, the Hub's own bound for a folder
+_MARKS_BYTES = 64 << 20  # of all their watermarks
+_NEXT = re.compile(r'<[^<>]*[?&]cursor=([^&<>]*)(?:&[^<>]*)?>;\s*rel="next"')
+_LINK = 4096  # characters of a header that the pattern looks through, in milliseconds at worst
+
+# The shapes of the Hub's answers. What is not so is refused as a whole, before anything is done with it.
+_Sha = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+_Oid = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{40}|[0-9a-f]{64})\Z")]
+_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+# What SQLite can hold; and for a number in a path room enough to go on from it.
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class _Info(msgspec.Struct):
+    sha: _Sha
+
+
+class _Committed(msgspec.Struct, rename="camel"):
+    commit_oid: _Sha
+
+
+class _Mode(msgspec.Struct, rename="camel"):
+    path: _Path
+    upload_mode: Literal["regular", "lfs"]
+    oid: _Oid | None = None
+
+
+class _Modes(msgspec.Struct):
+    files: list[_Mode]
+
+
+class _Large(msgspec.Struct):
+    oid: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    size: _Size
+
+
+class _LastCommit(msgspec.Struct):
+    id: _Sha
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    path: _Path
+    oid: _Oid
+    type: str = "file"
+    size: _Size = 0
+    lfs: _Large | None = None
+    last_commit: _LastCommit | None = None
+
+
+class _Mark(msgspec.Struct):
+    """A watermark as it may come: anybody who may write to the dataset may have edited it."""
+
+    writer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    epoch: _Number
+    next: dict[str, _Number] = {}
+    rows: _Size = 0
+    offsets: dict[str, _Size] = {}
 
 
 class HubFile(NamedTuple):
@@ -58,7 +119,7 @@ class HubDataset:
     def __init__(
         self,
         target: Target,
-        token: Callable[[], str | None],
+        token: Callable[[], Secret | str | None],
         *,
         timeout_s: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -77,7 +138,7 @@ class HubDataset:
             AuthenticationError, WriteForbiddenError, RepoMissingError: a person is needed.
             TransientError: the Hub can't be asked now.
         """
-        if not self._http.authorization():
+        if self._http.token() is None:
             raise AuthenticationError(
                 f"no token to write to {self.target.repo} with: log in (hf auth login), set HF_TOKEN, or give token=…"
             )
@@ -115,10 +176,7 @@ class HubDataset:
         """The branch's newest commit."""
         what = f"{self.target.repo} at {self.target.revision}"
         answer = await self._http.send(what, "GET", f"{self._api}/revision/{self._rev}?expand=sha")
-        sha = _field(answer, what, "sha", str)
-        if not re.fullmatch(r"[0-9a-f]{40}", sha):
-            raise TransientError(f"{what}: {sha!r} is no commit.")
-        return Head(sha)
+        return Head(answer.decode(what, _Info).sha)
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         """Asks for each shard's mode and uploads what goes up as a blob. Idempotent."""
@@ -131,9 +189,9 @@ class HubDataset:
             part = shards[start : start + _PREUPLOAD]
             files = await anyio.to_thread.run_sync(_samples, part)
             answer = await self._preupload(files)
-            by_path = {item["path"]: Staged(item["uploadMode"], item.get("oid")) for item in answer}
+            by_path = {item.path: Staged(item.upload_mode, item.oid) for item in answer}
             for shard in part:
-                if shard.path not in by_path or by_path[shard.path].mode not in ("regular", "lfs"):
+                if shard.path not in by_path:
                     raise TransientError(f"preupload: no mode for {shard.path}.")
                 staged.append(by_path[shard.path])
         blobs = [shard for shard, found in zip(shards, staged, strict=True) if found.mode == "lfs"]
@@ -142,13 +200,10 @@ class HubDataset:
             await (self._xet or self._lfs).upload(blobs)
         return staged
 
-    async def _preupload(self, files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    async def _preupload(self, files: Sequence[Mapping[str, Any]]) -> list[_Mode]:
         what = f"preupload to {self.target.repo}"
         answer = await self._http.send(what, "POST", f"{self._api}/preupload/{self._rev}", json={"files": files})
-        found: list[dict[str, Any]] = _field(answer, what, "files", list)
-        if not all(isinstance(f, dict) and "path" in f and "uploadMode" in f for f in found):
-            raise TransientError(f"{what}: an answer that can't be read.")
-        return found
+        return answer.decode(what, _Modes).files
 
     async def commit(self, plan: Plan) -> str:
         """Sends the plan once. An `AmbiguousError` means that it may have landed."""
@@ -165,12 +220,18 @@ class HubDataset:
                 headers={"content-type": "application/x-ndjson"},
                 effect=True,
             )
-        sha: str = _field(answer, what, "commitOid", str, effect=True)
-        return sha
+        return answer.decode(what, _Committed, effect=True).commit_oid
 
     async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
         """What stands at `paths` in the commit `at`."""
         found: dict[str, Standing] = {}
+        for item in await self._listed(paths, at):
+            last = item.last_commit.id if item.last_commit else None
+            found[item.path] = Standing(item.path, item.lfs.oid if item.lfs else item.oid, last)
+        return found
+
+    async def _listed(self, paths: Sequence[str], at: str) -> list[_Entry]:
+        found: list[_Entry] = []
         for start in range(0, len(paths), _PATHS):
             what = f"paths-info of {self.target.repo}"
             answer = await self._http.send(
@@ -179,57 +240,75 @@ class HubDataset:
                 f"{self._api}/paths-info/{at}",
                 form={"paths": list(paths[start : start + _PATHS]), "expand": "true"},
             )
-            try:
-                for item in answer.json(what):
-                    oid = (item.get("lfs") or {}).get("oid") or item["oid"]
-                    last = (item.get("lastCommit") or {}).get("id")
-                    found[item["path"]] = Standing(item["path"], oid, last)
-            except (KeyError, TypeError, AttributeError):
-                raise TransientError(f"{what}: an answer that can't be read.") from None
+            found += answer.decode(what, list[_Entry])
         return found
 
     async def read(self, path: str, at: str) -> bytes | None:
-        """A small file's content in the commit `at`; None where there is none."""
-        try:
-            answer = await self._http.send(
-                f"{path} of {self.target.repo}", "GET", f"datasets/{self.target.repo}/resolve/{at}/{quote(path)}"
-            )
-        except RepoMissingError as error:
-            if _is_no_entry(error):
-                return None
-            raise
-        return answer.body
+        """A small file's content in the commit `at`; None where there is none.
+
+        It is what the Hub lists there, or it is refused: what is written back must not be a proxy's page, nor come from
+        wherever a server points to.
+
+        Raises:
+            DefectError: it is larger than such a file ever is.
+        """
+        listed = next((item for item in await self._listed([path], at) if item.path == path), None)
+        return None if listed is None else await self._content(_hub_file("paths-info", "", listed), at)
+
+    async def _content(self, file: HubFile, at: str) -> bytes:
+        what = f"{file.path} of {self.target.repo}"
+        if file.size > MAX_BODY:
+            raise DefectError(f"{what} has {file.size:,} bytes; more than {MAX_BODY:,} are not read.")
+        content = io.BytesIO()  # which shows nothing of what a server may have sent back
+
+        def take(piece: bytes) -> None:
+            content.write(piece)
+            if content.tell() > file.size:
+                raise TransientError(f"{what}: what came is larger than what the Hub lists there.")
+
+        if not await self.download(file.path, at, take) or _oid_of(content.getvalue(), file.oid) != file.oid:
+            raise TransientError(f"{what}: what came is not what the Hub lists there.")
+        return content.getvalue()
 
     async def watermarks(self) -> Sequence[Watermark]:
         """The watermarks of all writers at the branch's head. One that can't be read is passed over, and said."""
         head = await self.head()
         assert head.sha is not None
-        paths = [file.path for file in await self.files(head.sha, ".hubsync") if file.path.endswith(".json")]
+        found = [file for file in await self.files(head.sha, ".hubsync") if file.path.endswith(".json")]
+        if len(found) > _MARKS:
+            raise TransientError(f"{self.target.repo}: {len(found):,} watermarks; there can't be so many.")
         marks: list[Watermark] = []
+        held = 0
         limiter = anyio.CapacityLimiter(8)
 
-        async def fetch(path: str) -> None:
-            async with limiter:
-                content = await self.read(path, str(head.sha))
+        async def fetch(file: HubFile) -> None:
+            nonlocal held
             try:
-                marks.append(msgspec.json.decode(content or b"", type=Watermark))
-            except msgspec.DecodeError as error:
-                _log.warning("%s of %s is no watermark (%s); passed over.", path, self.target.repo, error)
+                async with limiter:
+                    content = await self._content(file, str(head.sha))
+                held += len(content)
+                marks.append(watermark_of(content, file.path))
+            except (ValueError, RecursionError, DefectError) as error:
+                what, why = plain(file.path), plain(str(error))
+                _log.warning("%s of %s is no watermark (%s); passed over.", what, self.target.repo, why)
+            if held > _MARKS_BYTES:
+                raise TransientError(f"{self.target.repo}: the watermarks are more than {_MARKS_BYTES:,} bytes.")
 
         async with flat_errors(), anyio.create_task_group() as tasks:
-            for path in paths:
-                tasks.start_soon(fetch, path)
+            for file in found:
+                tasks.start_soon(fetch, file)
         return marks
 
     async def files(self, at: str, folder: str = "") -> Sequence[HubFile]:
         """Every file in the commit `at`, or below a folder of it; none where there is no such folder."""
         found: list[HubFile] = []
         what = f"the files of {self.target.repo}"
-        url: str | None = f"{self._api}/tree/{at}{'/' if folder else ''}{quote(folder)}?recursive=true"
-        pages = set()
+        first = f"{self._api}/tree/{at}{'/' if folder else ''}{quote(folder)}?recursive=true"
+        url: str | None = first
+        pages: set[str] = set()
         while url:
-            if url in pages:
-                raise TransientError(f"{what}: the pages go in a circle.")
+            if url in pages or len(pages) == _PAGES:
+                raise TransientError(f"{what}: the pages have no end.")
             pages.add(url)
             try:
                 answer = await self._http.send(what, "GET", url)
@@ -237,12 +316,11 @@ class HubDataset:
                 if _is_no_entry(error) and len(pages) == 1:
                     return []
                 raise
-            try:
-                found += [_hub_file(item) for item in answer.json(what) if item["type"] == "file"]
-            except (KeyError, TypeError, ValueError, AttributeError):
-                raise TransientError(f"{what}: an answer that can't be read.") from None
-            following = _NEXT.search(answer.headers.get("link", ""))
-            url = following[1] if following else None
+            page = answer.decode(what, list[_Entry])
+            found += [_hub_file(what, folder, item) for item in page if item.type == "file"]
+            # Of the next page's address only its mark counts: it is asked for where the first one was.
+            following = _NEXT.search(answer.headers.get("link", "")[:_LINK])
+            url = f"{first}&cursor={quote(unquote(following[1]), safe='')}" if following else None
         return found
 
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
@@ -279,16 +357,37 @@ class flat_errors:
                 raise error
 
 
+def watermark_of(content: bytes, path: str) -> Watermark:
+    """The watermark that stands at `path`. Raises `ValueError` or `RecursionError` where it is none to go on from."""
+    mark = msgspec.json.decode(content, type=_Mark)
+    if path != f".hubsync/{mark.writer}.json":
+        raise ValueError(f"it says that it is {mark.writer!r}'s")
+    for name in (*mark.next, *mark.offsets):
+        name.encode()  # half a character can't be stored
+    return Watermark(mark.writer, mark.epoch, mark.next, mark.rows, mark.offsets)
+
+
 def _is_no_entry(error: RepoMissingError) -> bool:
-    """Whether only the path is missing, and not the repo or the revision."""
-    return error.status == 404 and not error.reason.endswith(("(RepoNotFound)", "(RevisionNotFound)"))
+    """Whether the Hub said that only the path is missing. Any other 404 may be a proxy's, and would make a card that
+    stands there, or offsets, look as if they were not.
+    """
+    return error.status == 404 and error.reason.endswith("(EntryNotFound)")
 
 
-def _hub_file(item: Mapping[str, Any]) -> HubFile:
-    large = item.get("lfs")
-    if large:
-        return HubFile(str(item["path"]), int(large["size"]), str(large["oid"]), is_large=True)
-    return HubFile(str(item["path"]), int(item["size"]), str(item["oid"]), is_large=False)
+def _hub_file(what: str, folder: str, item: _Entry) -> HubFile:
+    parts, below = item.path.split("/"), f"{folder}/" if folder else ""
+    if any(part in ("", ".", "..") for part in parts) or "\0" in item.path or not item.path.startswith(below):
+        raise TransientError(f"{what}: {item.path!r} is no path below {folder!r}.")
+    if item.lfs:
+        return HubFile(item.path, item.lfs.size, item.lfs.oid, is_large=True)
+    return HubFile(item.path, item.size, item.oid, is_large=False)
+
+
+def _oid_of(content: bytes, like: str) -> str:
+    """The sha256 or the git oid, whichever `like` is."""
+    if len(like) == 64:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 @contextlib.contextmanager
@@ -300,14 +399,6 @@ def _readable() -> Iterator[None]:
         yield
     except OSError as error:
         raise TransientError(f"a shard can't be read: {error}.") from error
-
-
-def _field(answer: Answer, what: str, name: str, kind: type[Any], *, effect: bool = False) -> Any:
-    value = answer.json(what, effect=effect)
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, kind):
-        raise (AmbiguousError if effect else TransientError)(f"{what}: the answer lacks {name!r}.", status=200)
-    return found
 
 
 def _samples(shards: Sequence[Shard]) -> list[dict[str, Any]]:

@@ -41,8 +41,10 @@ class Progress:
             self._bars.update(self._committed, completed=committed, note=state)
         elif time.monotonic() - self._told_at >= 1:
             self._told_at = time.monotonic()
-            self._console.print(f"  {generated:,} of {self._rows:,} generated, {committed:,} on the Hub; {state}")
+            self._console.print(
+                f"  {generated:,} of {self._rows:,} generated, {committed:,} on the Hub; {state}", markup=False
+            )
 
     def say(self, text: str) -> None:
         """One thing that happens."""
-        self._console.print(f"  * {text}")
+        self._console.print(f"  * {text}", markup=False)

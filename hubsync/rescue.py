@@ -21,7 +21,7 @@ import anyio
 import msgspec
 
 from hubsync.catalogue import Catalogue
-from hubsync.connect import destination_of
+from hubsync.connect import destination_of, keep_to_its_owner
 from hubsync.errors import HubsyncError, SpoolBusy, SpoolError
 from hubsync.locks import FileLock
 from hubsync.plan import Watermark
@@ -82,6 +82,7 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
         SpoolError: nothing tells which repo it belongs to.
         HubError: the Hub, which is asked what it has already.
     """
+    keep_to_its_owner(directory)
     with ExitStack() as stack:
         for path in [directory / "committer.lock", *(directory / "writers").glob("*.lock")]:
             lock = FileLock(path)

@@ -128,7 +128,7 @@ class Reader:
             content = await self._patiently(partial(self._hub.read, path, self._commit))
             try:
                 mark = msgspec.json.decode(content or b"", type=Watermark)
-            except msgspec.DecodeError as error:
+            except (ValueError, RecursionError) as error:
                 unreadable[path] = f"something else ({error})"
                 return
             if path == mark_path(mark.writer):

@@ -39,6 +39,7 @@ from hubsync.policy import Ack, CommitPolicy, Layout, QueuePolicy, RetryPolicy, 
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
 from hubsync.rows import Rows, encode
+from hubsync.secret import Secret
 from hubsync.spool import SpoolDepth
 from hubsync.status import Counts, State
 from hubsync.worker import Worker
@@ -67,6 +68,10 @@ class Stats(NamedTuple):
 
 class BaseUploader:
     """What the two faces share."""
+
+    repo = "?"  # until its arguments are checked
+    _worker: Worker | None = None
+    _closed = False
 
     def __init__(
         self,
@@ -110,7 +115,10 @@ class BaseUploader:
         """
         from hubsync.connect import target_of
 
-        if token is not None and not isinstance(token, str):
+        self._secret = Secret(token) if isinstance(token, str) else None
+        has_token = token is None or self._secret is not None
+        del token  # a crash report of what is raised below would show it
+        if not has_token:
             raise ConfigError("token is a string, or None for the one that huggingface_hub finds.")
         self.repo = repo
         self._target = target_of(repo, endpoint, revision)
@@ -126,10 +134,7 @@ class BaseUploader:
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._private = private
-        self._secret = token
-        self._worker: Worker | None = None
         self._pid = os.getpid()
-        self._closed = False
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._worker is not None else "not opened"

@@ -23,6 +23,7 @@ from hubsync.errors import BlockedError, HubsyncError, SpoolMismatch
 from hubsync.hub import HubDataset, HubFile, flat_errors
 from hubsync.plan import Watermark
 from hubsync.policy import RetryPolicy
+from hubsync.secret import Secret
 from hubsync.spool import SegmentState, Spool, Target, default_directory
 from hubsync.survey import Content, Dataset, Reader, Series, mark_path, series_of
 
@@ -110,15 +111,17 @@ def verify(
         SpoolError: there is no such spool, or it belongs to another repo (`SpoolMismatch`).
         HubError: the Hub can't be read; what passes by itself was tried a few times.
     """
+    secret = None if token is None else Secret(token)
+    del token  # a crash report of what is raised below would show it
     target = target_of(repo, endpoint, revision)
     directory = Path(spool).expanduser().absolute() if spool is not None else None
-    return anyio.run(_verify, target, directory, token, content, progress, clock or SystemClock())
+    return anyio.run(_verify, target, directory, secret, content, progress, clock or SystemClock())
 
 
 async def _verify(
     target: Target,
     directory: Path | None,
-    token: str | None,
+    token: Secret | None,
     content: bool,
     progress: Callable[[int, int], None],
     clock: Clock,
@@ -191,7 +194,9 @@ class _Known:
     marks: Mapping[str, Watermark] = field(default_factory=dict)
 
 
-async def _head(hub: HubDataset, directory: Path | None, token: str | None, clock: Clock) -> tuple[str, _Known, _Known]:
+async def _head(
+    hub: HubDataset, directory: Path | None, token: Secret | None, clock: Clock
+) -> tuple[str, _Known, _Known]:
     """The branch's newest commit, and what the spool knew before and after that was asked."""
     spool = _open(directory, hub.target, clock) if directory is not None else None
     try:

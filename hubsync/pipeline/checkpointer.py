@@ -13,6 +13,7 @@ from hubsync.errors import BlockedError, HubsyncError
 from hubsync.pipeline.graph import PipelineError, Row, Step
 from hubsync.pipeline.stream import Position
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
+from hubsync.secret import Secret
 from hubsync.uploader import Uploader
 
 _log = logging.getLogger("hubsync")
@@ -33,7 +34,7 @@ class HuggingFaceHubCheckpointer(Step):
 
     repo_id: str
     private: bool | None = None
-    token: str | None = None
+    token: None = None  # given, it is kept as a secret
     split: str = "train"
     path: str = "{config}/{split}-{seq:05d}.jsonl"
     endpoint: str | None = None
@@ -47,6 +48,8 @@ class HuggingFaceHubCheckpointer(Step):
 
     def __init__(self, *, repo_id: str, **fields: Any) -> None:
         """Raises `PipelineError` where another checkpointer of the pipeline has the same repo and branch."""
+        # Kept where no repr, no crash report and nobody who writes the step down finds it.
+        self._secret = Secret.of(fields.pop("token", None))
         super().__init__(repo_id=check_repo_id(repo_id), **fields)
         for other in self.pipeline.steps:
             if other is not self and isinstance(other, HuggingFaceHubCheckpointer) and other._place == self._place:
@@ -70,7 +73,7 @@ class HuggingFaceHubCheckpointer(Step):
                 split=self.split,
                 path=self.path,
                 private=self.private,
-                token=self.token,
+                token=self._secret.reveal() if self._secret is not None else None,
                 endpoint=self.endpoint,
                 revision=self.revision,
                 spool=self.spool,

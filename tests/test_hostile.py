@@ -1,0 +1,435 @@
+"""Answers that no Hub would send: each is refused with a typed error, and followed nowhere.
+
+What is read to be gone on from, or to be written back, is in test_hostile_reading.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hubsync import HubError, TransientError
+from hubsync.errors import AmbiguousError, BlockedError, plain
+from hubsync.http import HubHTTP, classify, retry_after
+from hubsync.plan import Shard
+from tests.hostile import (
+    BATCH,
+    ENTRY,
+    GRANT,
+    HUB,
+    OPERATIONS,
+    ROWS,
+    SHA,
+    TOKEN,
+    FakeHub,
+    ask,
+    ask_watermarks,
+    lfs_at,
+    plain_lfs,
+    shard,
+    talk,
+    xet,
+)
+
+__all__ = ["plain_lfs", "shard", "xet"]  # fixtures
+DAY = 86_400.0
+
+# Bodies.
+
+
+def test_an_answer_that_never_ends_is_given_up() -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await anyio.sleep(0.001)
+
+    for effect, kind in ((False, TransientError), (True, AmbiguousError)):
+        error = ask(lambda request: httpx.Response(200, content=drip()), timeout_s=0.02, effect=effect)
+        assert type(error) is kind
+        assert "no whole answer" in str(error)
+
+
+def test_a_download_that_drips_is_given_up_and_a_long_one_is_not() -> None:
+    async def endless(piece: bytes) -> AsyncIterator[bytes]:
+        for _ in range(10 if len(piece) > 1 else 10**9):
+            yield piece
+            await anyio.sleep(0.05)
+
+    async def main(piece: bytes) -> object:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, content=endless(piece)))
+        http = HubHTTP(HUB, lambda: TOKEN, timeout_s=0.02, transport=transport)
+        try:
+            return await http.download("it", "x", lambda piece: None)
+        except HubError as error:
+            return error
+        finally:
+            await http.aclose()
+
+    assert "no whole answer" in str(anyio.run(main, b"x"))
+    assert anyio.run(main, b"x" * 100_000) is None
+
+
+def test_what_is_sent_may_take_as_long_as_it_moves() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            await anyio.sleep(0.01)
+            yield b"x"
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        return httpx.Response(200, json={})
+
+    assert ask(server, timeout_s=0.01, method="POST", content=slow()).status == 200
+
+
+@pytest.mark.parametrize(("layers", "packed"), [(1, "gzip"), (2, "gzip, gzip"), (1, "br"), (1, "deflate")])
+def test_a_small_body_that_unpacks_to_a_huge_one_costs_no_memory(layers: int, packed: str) -> None:
+    bomb = b"\0" * 200_000_000
+    for _ in range(layers):
+        bomb = gzip.compress(bomb, 1)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield bomb
+
+    tracemalloc.start()
+    try:
+        error = ask(
+            lambda request: httpx.Response(200, content=body(), headers={"content-encoding": packed}), max_body=1 << 20
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(error, TransientError)
+    assert peak < 16_000_000
+
+
+def test_a_packed_answer_that_is_small_is_understood_and_one_that_is_cut_is_not() -> None:
+    def server(cut: int | None) -> Callable[[httpx.Request], httpx.Response]:
+        async def body() -> AsyncIterator[bytes]:
+            yield gzip.compress(b'{"a": [1, 2]}' + b" " * 3_000_000)[:cut]
+
+        return lambda request: httpx.Response(200, content=body(), headers={"content-encoding": "gzip"})
+
+    assert ask(server(None)).json("it") == {"a": [1, 2]}
+    assert "broke off" in str(ask(server(-9)))
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b"[" * 60_000, b'{"sha":' * 50_000, b'{"sha": "\xff\xfe"}', b'"\xed\xa0\x80"', b"", b"NaN"]
+)
+def test_json_that_is_none_is_refused(body: bytes) -> None:
+    for name, asked in OPERATIONS.items():
+        fake = FakeHub(replaced={name: lambda request: httpx.Response(200, content=body)})
+        assert isinstance(talk(fake, asked), TransientError), name
+    assert isinstance(ask(lambda request: httpx.Response(418, content=body)), BlockedError)
+
+
+def test_no_cookie_is_kept() -> None:
+    seen: list[httpx.Request] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(307, headers={"set-cookie": "a=b; Path=/", "location": "/api/y"})
+
+    ask(server)
+    assert len(seen) > 1
+    assert not [request for request in seen if "cookie" in request.headers]
+
+
+# Shapes.
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | st.sampled_from([SHA, "..", "regular", "lfs", "https://evil.test/", "local:///tmp", "1" * 400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def mutated(value: Any) -> st.SearchStrategy[Any]:
+    """`value` with any one of its parts replaced, left out, or given twice."""
+    places = list(_places(value))
+
+    def change(place: tuple[Any, ...], new: Any, how: str) -> Any:
+        copy = json.loads(json.dumps(value))
+        if not place:
+            return new
+        parent = copy
+        for key in place[:-1]:
+            parent = parent[key]
+        if how == "replace":
+            parent[place[-1]] = new
+        elif how == "drop":
+            del parent[place[-1]]
+        elif isinstance(parent, list):
+            parent.append(parent[place[-1]])
+        return copy
+
+    return st.builds(change, st.sampled_from(places), JSON, st.sampled_from(["replace", "drop", "repeat"]))
+
+
+def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield at
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _places(inner, (*at, key))
+
+
+LARGE = {**ENTRY, "lfs": {"oid": "b" * 64, "size": 3, "pointerSize": 1}}
+SHAPES: dict[str, Any] = {
+    "revision": {"sha": SHA},
+    "preupload": {"files": [{"path": ".hubsync/probe.json", "uploadMode": "regular", "oid": None}]},
+    "commit": {"success": True, "commitOid": SHA},
+    "paths-info": [ENTRY, LARGE],
+    "tree": [ENTRY, LARGE],
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_any_json_is_an_answer_or_a_typed_error(name: str, data: st.DataObject) -> None:
+    body = json.dumps(data.draw(JSON | mutated(SHAPES[name]))).encode()
+    fake = FakeHub(replaced={name: lambda request: httpx.Response(200, content=body)})
+    result = talk(fake, OPERATIONS[name])
+    if name == "commit":
+        assert result == SHA or isinstance(result, AmbiguousError)
+    for request in fake.seen:
+        assert request.url.host == "hub.test"
+
+
+@given(body=JSON | mutated(BATCH))
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_lfs_answer_is_an_upload_or_a_typed_error(plain_lfs: None, shard: Shard, body: Any) -> None:
+    fake = FakeHub(lfs={"objects": []}, replaced={"batch": lambda request: httpx.Response(200, json=body)})
+    result = talk(fake, lambda hub: hub.stage([shard]))
+    assert isinstance(result, HubError) or result[0].mode == "lfs"
+
+
+def test_lfs_objects_without_a_word_are_not_taken_for_uploaded(plain_lfs: None, shard: Shard) -> None:
+    fake = FakeHub(lfs={"objects": []}, replaced={"batch": lambda request: httpx.Response(200, json={"objects": []})})
+    assert isinstance(talk(fake, lambda hub: hub.stage([shard])), TransientError)
+
+
+COUNTS = [
+    {"chunk_size": "\xb2"},
+    {"chunk_size": "9" * 5_000},
+    {"chunk_size": "-5", "1": "x"},
+    {"chunk_size": "5", "\xb2": "x"},
+    {"chunk_size": "5", "9" * 5_000: "x"},
+]
+
+
+@pytest.mark.parametrize("header", COUNTS)
+def test_parts_that_can_not_be_counted_are_refused(plain_lfs: None, shard: Shard, header: dict[str, str]) -> None:
+    fake = FakeHub(lfs=lfs_at("https://store.test/x", **header))
+    assert isinstance(talk(fake, lambda hub: hub.stage([shard])), TransientError)
+
+
+@given(body=JSON | mutated(GRANT))
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_xet_grant_is_used_or_a_typed_error(xet: list[str], shard: Shard, body: Any) -> None:
+    xet.clear()
+    fake = FakeHub(lfs=BATCH, replaced={"xet-write-token": lambda request: httpx.Response(200, json=body)})
+    result = talk(fake, lambda hub: hub.stage([shard]))
+    assert isinstance(result, HubError) or result[0].mode == "lfs"
+    assert all(url.startswith("https://") for url in xet)
+
+
+# Where it may go.
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["local:///home/user/.ssh", "memory://", "http://cas.test", "file:///etc", "//cas.test", "", "https://", "cas.test",
+     "https://user:password@cas.test", "https://cas.test:99999"],
+)  # fmt: skip
+def test_a_xet_store_that_is_not_safe_gets_nothing(xet: list[str], shard: Shard, url: str) -> None:
+    # `local:///some/where` has hf_xet write files there.
+    body = {**GRANT, "casUrl": url}
+    fake = FakeHub(lfs=BATCH, replaced={"xet-write-token": lambda request: httpx.Response(200, json=body)})
+    assert isinstance(talk(fake, lambda hub: hub.stage([shard])), TransientError)
+    assert xet == []
+
+
+ELSEWHERE = [
+    "https://evil.test/x",
+    "//evil.test/x",
+    "http://hub.test/x",
+    "https://hub.test:8443/x",
+    "https://hub.test@evil.test/x",
+    "https://hub.test:x@evil.test/x",
+    "https://evil.test\\@hub.test/x",
+    "https://hub.test\\@evil.test/x",
+    "https://evil.test#@hub.test/x",
+    "https://evil.test?@hub.test/x",
+    "https://hub.test.evil.test/x",
+    "https://token@hub.test/x",
+    "ftp://hub.test/x",
+    "file:///etc/passwd",
+    "javascript:alert(1)",
+    "https://[::1/x",
+    "//[x",
+    "https://h:99999/",
+    "https://%2f/x",
+    "https://hub.test:port/x",
+    "https://\x00/x",
+]
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_leads_away_from_the_hub(location: str, status: int) -> None:
+    seen: list[httpx.Request] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(status, headers={"location": location})
+
+    error = ask(server)
+    assert isinstance(error, TransientError)
+    assert [str(request.url) for request in seen] == ["https://hub.test/api/x"]
+
+
+@pytest.mark.parametrize(
+    "url", ["https://evil.test/page2", "http://hub.test/page2", "https://hub.test@evil.test/page2"]
+)
+def test_no_page_of_a_listing_is_asked_for_elsewhere(url: str) -> None:
+    def first(request: httpx.Request) -> httpx.Response:
+        more = {} if "cursor" in request.url.params else {"link": f'<{url}?cursor=a%2Fb&recursive=no>; rel="next"'}
+        return httpx.Response(200, json=[ENTRY], headers=more)
+
+    fake = FakeHub(replaced={"tree": first})
+    files = talk(fake, lambda hub: hub.files(SHA))
+    assert len(files) == 2
+    assert [str(request.url) for request in fake.seen] == [
+        f"{HUB}/api/datasets/user/rows/tree/{SHA}?recursive=true",
+        f"{HUB}/api/datasets/user/rows/tree/{SHA}?recursive=true&cursor=a%2Fb",
+    ]
+
+
+def test_a_listing_without_end_is_given_up() -> None:
+    link = {"link": f'<{HUB}/x?cursor=c>; rel="next"'}
+    fake = FakeHub(replaced={"tree": lambda request: httpx.Response(200, json=[], headers=link)})
+    assert isinstance(talk(fake, ask_watermarks), TransientError)
+    # Which a careless pattern would take minutes to look through.
+    for evil in ("<" * 60_000, "<" + "?cursor=x" * 6_000, " " * 5_000 + link["link"]):
+        replaced = {"tree": lambda request, evil=evil: httpx.Response(200, json=[], headers={"link": evil})}
+        assert talk(FakeHub(replaced=replaced), ask_watermarks) == []
+
+
+def test_a_blob_store_gets_its_own_header_and_never_the_token(plain_lfs: None, shard: Shard) -> None:
+    fake = FakeHub(lfs=lfs_at("https://store.test/x?sig=1", Authorization="Basic abc", **{"Content-Length": "99"}))
+    assert not isinstance(talk(fake, lambda hub: hub.stage([shard])), HubError)
+    by_name = {FakeHub.name(request): request for request in fake.seen}
+    put, verify = by_name["elsewhere"], by_name["verify"]
+    assert (put.method, str(put.url)) == ("PUT", "https://store.test/x?sig=1")
+    assert put.headers.get_list("authorization") == ["Basic abc"]
+    assert put.headers.get_list("content-length") == [str(len(ROWS))]
+    assert verify.headers.get_list("authorization") == [f"Bearer {TOKEN}"]
+    assert (put.headers.get("x-verify"), verify.headers["x-verify"]) == (None, "v")
+    assert TOKEN not in repr(put.headers.raw)
+
+
+def test_a_header_for_the_hub_itself_takes_the_tokens_place(plain_lfs: None, shard: Shard) -> None:
+    fake = FakeHub(lfs=lfs_at(f"{HUB}/verify", Authorization="Basic abc"))
+    talk(fake, lambda hub: hub.stage([shard]))
+    put = next(request for request in fake.seen if request.method == "PUT")
+    assert put.headers.get_list("authorization") == ["Basic abc"]
+
+
+@pytest.mark.parametrize("href", [h for h in ELSEWHERE if not h.startswith("https://evil.test/") and "8443" not in h])
+def test_rows_go_to_no_address_that_is_not_safe(plain_lfs: None, shard: Shard, href: str) -> None:
+    for lfs in (lfs_at(href), lfs_at("https://store.test/x", href)):
+        fake = FakeHub(lfs=lfs)
+        result = talk(fake, lambda hub: hub.stage([shard]))
+        reached = {request.url.host for request in fake.seen}
+        assert reached <= {"hub.test", "store.test", "hub.test.evil.test", "evil.test"}
+        assert isinstance(result, TransientError) == (reached <= {"hub.test", "store.test"})
+        assert not [r for r in fake.seen if r.url.host != "hub.test" and TOKEN in repr(r.headers.raw)]
+        assert all(request.url.scheme == "https" for request in fake.seen)
+
+
+def test_a_store_that_sends_rows_on_is_not_followed(plain_lfs: None, shard: Shard) -> None:
+    for target in ("https://other.test/", f"{HUB}/api/x"):
+        sent_on = partial(httpx.Response, 307, headers={"location": target})
+        fake = FakeHub(lfs=lfs_at("https://store.test/x"), replaced={"elsewhere": lambda request, on=sent_on: on()})
+        assert isinstance(talk(fake, lambda hub: hub.stage([shard])), TransientError)
+        assert {request.url.host for request in fake.seen} <= {"hub.test", "store.test"}
+
+
+# Numbers and words.
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "1e308"}, None),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "315360000"}, DAY),
+        ({"retry-after": "9" * 5_000}, DAY),
+        ({"retry-after": "\xb2"}, None),
+        ({"retry-after": "\u0663"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, DAY),
+        ({"retry-after": "Fri, 31 Dec 99999999999 23:59:59 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 -0000"}, None),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0),
+        ({"ratelimit": f'"api";r=0;t={"9" * 100}'}, DAY),
+        ({"ratelimit": f'"api";r=0;t={"9" * 5_000}'}, DAY),
+        ({"ratelimit": '"api";r=0;t=-1'}, None),
+    ],
+)
+def test_no_server_stops_the_uploader_for_more_than_a_day(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, "") == seconds
+    assert retry_after({}, "retry in 999999 hours") == DAY
+
+
+DATES = st.from_regex(r"[A-Z][a-z]{2}, \d{1,12} [A-Z][a-z]{2} \d{1,12} \d\d:\d\d:\d\d .{0,6}")
+WORDS = st.from_regex(r"retry in [0-9]{1,5000} (second|hour)s")
+
+
+@given(value=st.text(max_size=40) | DATES, said=st.text(max_size=40) | WORDS)
+def test_whatever_a_server_says_of_waiting_is_a_time_or_nothing(value: str, said: str) -> None:
+    for headers in ({"retry-after": value}, {"ratelimit": f'"api";r=0;t={value}'}, {}):
+        wait = retry_after(headers, said)
+        assert wait is None or 0 <= wait <= DAY
+
+
+def test_no_server_writes_on_the_terminal() -> None:
+    evil = "\x1b[2J\x1b]0;title\x07 line\r\nERROR hubsync: all is lost\u202e\u2028\x9b31m"
+    errors: list[HubError] = [
+        classify("it", 500, {"x-error-message": evil, "x-request-id": evil}, b""),
+        classify("it", 500, {}, json.dumps({"error": evil}).encode()),
+        classify("it", 500, {}, evil.encode()),
+        ask(lambda request: httpx.Response(200, content=evil.encode(), headers={"content-type": "x\x1b[2J"})),
+    ]
+    errors[3] = _raised(errors[3])
+    for error in errors:
+        for text in (str(error), error.reason, str(error.request_id)):
+            assert text.isprintable(), text
+    assert "all is lost" in errors[0].reason
+    assert len(classify("it", 500, {"x-request-id": "x" * 60_000}, b"").args[0]) < 3_000
+    assert plain("x" * 10_000).endswith("…")
+
+
+def _raised(answer: Any) -> HubError:
+    with pytest.raises(TransientError) as caught:
+        answer.json("it")
+    return caught.value
