@@ -105,6 +105,8 @@ class AsyncUploader(BaseUploader):
             return batch.receipt
         reach(CrashPoint.QUEUED)
         if ack != "queued":
+            if ack == "committed" and worker.offline:
+                ack = "spooled"  # as far as it can be
             if ack == "committed":
                 worker.flush()
             await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))

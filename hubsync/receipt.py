@@ -20,12 +20,13 @@ _lock = threading.Lock()  # guards every waiter list: taken only by those who wa
 class Fate:
     """What becomes of one segment: committed with a sha, or set aside."""
 
-    __slots__ = ("_waiters", "error", "settled", "sha")
+    __slots__ = ("_waiters", "abandoned", "error", "settled", "sha")
 
     def __init__(self, sha: str | None = None, settled: bool = False) -> None:
         self.sha = sha
         self.settled = settled
         self.error: HubsyncError | None = None
+        self.abandoned: HubsyncError | None = None  # its uploader has ended before: another process settles it
         self._waiters: list[Callable[[], object]] = []
 
     def settle(self, sha: str | None, error: HubsyncError | None = None) -> None:
@@ -38,12 +39,21 @@ class Fate:
         for wake in waiters:
             wake()
 
-    def subscribe(self, wake: Callable[[], object]) -> bool:
-        """Has `wake` called once when it is settled; False where it already is."""
+    def abandon(self, error: HubsyncError) -> None:
+        """Nobody here will learn what becomes of it: wakes all who wait, with the reason."""
         with _lock:
-            if not self.settled:
+            self.abandoned = error
+            waiters, self._waiters = self._waiters, []
+        for wake in waiters:
+            wake()
+
+    def subscribe(self, wake: Callable[[], object]) -> bool:
+        """Has `wake` called once when it is settled; False where it already is, or is abandoned."""
+        with _lock:
+            waits = not self.settled and self.abandoned is None
+            if waits:
                 self._waiters.append(wake)
-            return not self.settled
+            return waits
 
 
 class Receipt:
@@ -127,6 +137,8 @@ class Receipt:
             raise self._error
         if until == "committed" and self._fate is not None and self._fate.error is not None:
             raise self._fate.error
+        if until == "committed" and self._fate is not None and not self._fate.settled and self._fate.abandoned:
+            raise self._fate.abandoned
         return self.sha
 
     # The worker's side.

@@ -222,6 +222,8 @@ class BaseUploader:
             if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63:
                 raise ConfigError(f"an offset is an int from 0, not {offset!r}.")
             self._know_offsets(worker)
+        if not (isinstance(source, str) and _is_text(source)):
+            raise ConfigError(f"a source is a name, in text that UTF-8 can carry, not {source!r}.")
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
         encoded = encode(rows)
@@ -361,6 +363,8 @@ class Uploader(BaseUploader):
             return batch.receipt
         reach(CrashPoint.QUEUED)
         if ack != "queued":
+            if ack == "committed" and worker.offline:
+                ack = "spooled"  # as far as it can be
             if ack == "committed":
                 worker.flush()
             batch.receipt.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
@@ -392,7 +396,7 @@ class Uploader(BaseUploader):
         try:
             with self._drained(worker, timeout):
                 if worker.failure is None:
-                    worker.flush(everything=True).wait("committed", timeout)
+                    self._drain(worker, timeout)
                     reach(CrashPoint.DRAINED)
         finally:
             self._closed = True
@@ -400,13 +404,26 @@ class Uploader(BaseUploader):
             if self._thread is not None:
                 self._thread.join()
             worker.spool.close()
-            _open_uploaders.discard(self)
-            if self._grace_s is not None:
-                shutdown.let_go(self._grace_s)
+            if self in _open_uploaders:
+                _open_uploaders.discard(self)
+                if self._grace_s is not None:
+                    shutdown.let_go(self._grace_s)
         if isinstance(worker.failure, SpoolLost):
             raise worker.failure
         if worker.failure is not None:
             raise ClosedError(f"the worker failed: {worker.failure!r}. What was accepted is safe.") from worker.failure
+
+    def _drain(self, worker: Worker, timeout: float | None) -> None:
+        drained, is_second = worker.flush(everything=True), shutdown.left() is not None
+        try:
+            drained.wait("committed", timeout)
+        except SystemExit as ended:
+            # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
+            left = shutdown.left()
+            if left is not None and not is_second:
+                with self._behind(ended, left), self._drained(worker, left):
+                    drained.wait("committed", left if timeout is None else min(left, timeout))
+            raise
 
     def __enter__(self) -> Self:
         return self.open()
@@ -457,6 +474,14 @@ class _Started:
 
 
 DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fields(counts: Counts) -> dict[str, int]:

@@ -195,6 +195,10 @@ class Worker:
             fate.settle(None, ended)
         for receipt in asked:
             receipt._dropped(ended)
+        with self._lock:
+            fates = list(self._fates.values())
+        for fate in fates:
+            fate.abandon(ended)
 
     # The spool's thread.
 
@@ -248,6 +252,8 @@ class Worker:
     def _append(self, batches: list[Batch]) -> tuple[list[Accepted], list[int]]:
         if not self.spool.disk.is_there():
             raise self.spool.lost()
+        if self.spool.disk.is_exhausted():
+            self.spool.disk.reserve()  # there may be room again, and no committer to see it
         if self.spool.disk.is_exhausted():
             raise SpoolError(f"the disk of {self.spool.directory} is full; it takes more as soon as there is room.")
         if self._unchecked >= _QUOTA_STEP and self.spool.is_full():
@@ -319,11 +325,17 @@ class Worker:
             receipt._spooled(Fate(settled=True), replayed=False)
             return
         all_of_it = everything and self.spool.is_committer
-        pending = self._until_it_works(partial(self.spool.urge, None if all_of_it else self.writer.name)) or []
+        pending = self._until_it_works(partial(self.spool.urge, None if all_of_it else self.writer.name))
+        if pending is None:
+            receipt._dropped(
+                ClosedError("the uploader was closed while the spool took no writes; nothing was flushed.")
+            )
+            return
         whole = _all_of([self._fate(segment, may_be_settled=True) for segment in pending])
         with self._lock:
             self._flushes.add(whole)
-        whole.subscribe(lambda: self._flushes.discard(whole))
+        if not whole.subscribe(lambda: self._flushes.discard(whole)):
+            self._flushes.discard(whole)
         receipt._spooled(whole, replayed=False)
         self._nudge()
 
@@ -355,11 +367,13 @@ class Worker:
 
     async def _follow(self) -> None:
         """While another process commits for this writer: sees in the catalogue what became of its segments."""
+        alone = False
         while True:
             await self._clock.sleep(_FOLLOW_S)
-            if self.spool.is_committer or not self._fates:
-                continue
-            await anyio.to_thread.run_sync(self._look_up)
+            # Once more after it has become the committer: the last one may have settled something just before.
+            alone, was_alone = self.spool.is_committer, alone
+            if self._fates and not (alone and was_alone):
+                await anyio.to_thread.run_sync(self._look_up)
 
     def _look_up(self) -> None:
         with self._lock:
@@ -413,7 +427,7 @@ def _all_of(fates: list[Fate]) -> Fate:
             left[0] -= 1
             done = left[0] <= 0
         if done:
-            errors = [fate.error for fate in fates if fate.error is not None]
+            errors = [error for fate in fates if (error := fate.error or fate.abandoned) is not None]
             whole.settle(fates[-1].sha if fates else None, errors[0] if errors else None)
 
     for fate in fates:

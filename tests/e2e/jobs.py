@@ -62,6 +62,20 @@ def lingering(spool: str, told: str, grace_s: float) -> None:
         time.sleep(600)
 
 
+def ending(spool: str, told: str, go_on: str) -> None:
+    """Puts some rows, waits for the file `go_on`, and leaves the block."""
+    import time
+
+    fd = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    with Uploader("user/rows", spool=spool, **{**QUICK, "shard": ShardPolicy(linger_s=3600)}) as up:
+        for n in range(50):
+            up.put([{"id": f"a-{n}"}])
+            os.write(fd, b"a-%d\n" % n)
+        while not os.path.exists(go_on):
+            time.sleep(0.01)
+        os.write(fd, b"leaving\n")
+
+
 def lingering_async(backend: str, spool: str, told: str, grace_s: float) -> None:
     """The same with tasks."""
     import anyio

@@ -68,6 +68,21 @@ def test_what_does_not_fit_into_the_grace_stays_for_the_next_start(
     assert Counter(row["id"] for row in dataset.rows()) == rows()
 
 
+def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
+    hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
+) -> None:
+    pid = jobs.start("ending", tmp_path / "spool", tmp_path / "told", tmp_path / "go on")
+    until(lambda: len(accepted(tmp_path / "told")) == 50, jobs)
+    hub.faults.add(Fault.outage())
+    (tmp_path / "go on").touch()
+    until(lambda: "leaving" in accepted(tmp_path / "told") and "backing off" in jobs.log, jobs)
+    jobs.kill(pid, signal.SIGTERM)
+    until(lambda: "draining" in jobs.log, jobs)
+    hub.faults.clear()
+    assert jobs.end(pid) == "exited 143", jobs.log
+    assert Counter(row["id"] for row in dataset.rows()) == rows()
+
+
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_the_second_signal_ends_it_at_once(

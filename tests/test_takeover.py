@@ -1,0 +1,44 @@
+"""What a writer learns of its rows when the process that committed for it dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from hubsync import card
+from tests.test_model import _inline
+from tests.world import World
+
+
+def test_who_takes_over_learns_what_the_last_committer_settled_a_moment_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card.load()
+    monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
+    world = World(tmp_path)
+    first, second = world.start(0), world.start(1)
+
+    def answer_all(seconds: float) -> None:
+        for call in world.calls():
+            world.answer(call, "ok")
+        world.run()
+        world.pass_time(seconds)
+
+    for _ in range(20):
+        answer_all(0.5)
+    assert first.spool.is_committer
+    receipt = second.put(b'{"id":"b"}\n')
+    flushed = second.worker.flush()
+    second._spool()
+    second.paused = True  # it does not look while the other one settles its shard
+    while first.spool.depth().rows:
+        answer_all(0.02)
+    world.kill(0)
+    second.paused = False
+    for _ in range(40):
+        answer_all(0.5)
+    assert world.hub.ids["b"] == 1
+    assert (receipt.state, flushed.state) == ("committed", "committed")
+    world.close()

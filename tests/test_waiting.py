@@ -1,0 +1,99 @@
+"""Who waits is always woken: by what happened, or by an error that says what did not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import ClosedError, ConfigError, NotDrained, RetryPolicy, Uploader
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+
+
+def in_thread(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Starts `work`; the answer gives its result, or raises its error, and fails where it hangs."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append((work(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def answer() -> Any:
+        thread.join(30)
+        assert found, "it still waits"
+        if found[0][1] is not None:
+            raise found[0][1]
+        return found[0][0]
+
+    return answer
+
+
+@pytest.mark.parametrize("source", ["run-\udce9", None, 1.5, b"x", ["a"]])
+def test_a_source_that_is_no_text_is_refused_at_the_caller(uploader: Any, dataset: Dataset, source: Any) -> None:
+    with uploader() as up:
+        with pytest.raises(ConfigError, match="source"):
+            up.put([{"id": 1}], offset=0, source=source)
+        up.put([{"id": 2}])
+    assert dataset.ids() == [2]
+
+
+def test_a_put_that_waits_for_its_commit_is_told_when_another_thread_closes(hub: LocalHub, uploader: Any) -> None:
+    up = uploader().open()
+    up.put([{"id": 0}], ack="committed")
+    hub.faults.add(Fault.outage())
+    receipts: list[Any] = []
+    waiting = in_thread(lambda: receipts.append(up.put([{"id": 1}])) or receipts[0].wait("committed"))
+    while not receipts:
+        pass
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.3)
+    with pytest.raises(ClosedError):
+        waiting()
+    assert receipts[0].state == "spooled"
+
+
+def test_a_flush_is_not_told_that_all_is_committed_where_the_spool_took_no_writes(uploader: Any) -> None:
+    up: Uploader = uploader(retry=RetryPolicy(initial_s=0.01, max_s=0.05)).open()
+    up.put([{"id": 1}])
+    assert up._worker is not None
+    up._worker.spool.catalogue.run("PRAGMA query_only = ON")
+    flushing = in_thread(up.flush)
+    with pytest.raises((NotDrained, ClosedError)):
+        up.close(timeout=1)
+    with pytest.raises(ClosedError):
+        flushing()
+
+
+def test_flushes_that_had_nothing_to_do_are_not_kept(uploader: Any) -> None:
+    with uploader() as up:
+        for _ in range(50):
+            up.flush()
+        assert len(up._worker._flushes) == 0
+
+
+def test_offline_a_put_goes_as_far_as_it_can(uploader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with uploader() as up:
+        assert in_thread(lambda: up.put([{"id": 1}], ack="committed"))().state == "spooled"
+
+
+def test_a_reserve_that_was_given_up_before_is_filled_again_without_a_hub(
+    uploader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with uploader() as up:
+        up.put([{"id": 0}])
+    (tmp_path / "spool" / "reserve").write_bytes(b"")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with uploader() as up:
+        assert in_thread(lambda: up.put([{"id": 1}]))().state == "spooled"
+    assert os.path.getsize(tmp_path / "spool" / "reserve") > 0
