@@ -300,7 +300,7 @@ class Committer:
             if not shards:
                 await self._commit_bell.wait(_POLL_S)
             elif wait := self._governor.wait_s(urgent=urgent):
-                self._status.report("pace", State("ok", self._pace, self._clock.time() + wait))
+                self._status.report("pace", State("ok", self._pace, round(self._clock.time() + wait)))
                 await self._commit_bell.wait(wait if urgent else min(wait, _POLL_S))
             else:
                 self._status.report("pace", State())
@@ -341,6 +341,11 @@ class Committer:
             await self._wait_for_a_person("commit", error)
         except DefectError as error:
             await self._on_disk(self._plans.settle, plan, {})
+            if note is not None:  # the card may be what is refused: no shard is set aside for that
+                self._card_refused = True
+                self._head = None
+                _log.warning("%s The commit goes without the card (%s) now.", error, card.PATH)
+                return
             await self._isolate(plan, error, backoff)
         else:
             reach(CrashPoint.ANSWERED)
@@ -409,6 +414,7 @@ class Committer:
         message = f"the Hub refuses {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}."
         _log.error("%s", message)
         self._status.counts.refusals += 1
+        self._card_refused = False  # this shard it was
         self._on_settled(shard.segment, None, ShardsRefused(message))
 
     async def _settle(self, plan: Plan, landed: Mapping[int, str]) -> None:

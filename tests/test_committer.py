@@ -259,3 +259,20 @@ def test_the_other_face_says_so_as_well(simulated: SimulatedHub, tmp_path: Path)
         up.put([{"id": 2}])
     with pytest.raises(ClosedError, match="safe"):
         up.close()
+
+
+async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = simulated.commit
+
+    async def refusing(plan: Any) -> str:
+        if any(note.path == "README.md" for note in plan.notes):
+            raise DefectError("400, invalid metadata in README.md", status=400)
+        return await commit(plan)
+
+    monkeypatch.setattr(simulated, "commit", refusing)
+    async with open_uploader(tmp_path) as up:
+        for n in range(5):
+            await up.put([{"id": n}])
+    assert ids(simulated) == [0, 1, 2, 3, 4]

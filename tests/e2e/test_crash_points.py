@@ -53,11 +53,11 @@ def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset) -> None:
     if point in _LFS:
         commit(dataset, {".gitattributes": b"*.jsonl filter=lfs diff=lfs merge=lfs -text\n"})
     if point is P.UNSTAGED:
-        hub.faults.add(Fault.status(400, on="commit", times=3))
+        hub.faults.add(Fault.status(400, on="commit", times=5))
     if point in _TAKEN:
         commit(dataset, {f"data/train-{n:05d}.jsonl": b'{"id":-%d}\n' % (n + 1) for n in (0, 2)})
     if point in _REFUSED:
-        hub.faults.add(Fault.status(422, on="commit", times=4))
+        hub.faults.add(Fault.status(422, on="commit", times=12))
 
 
 def commit(dataset: Dataset, files: dict[str, bytes]) -> None:
