@@ -6,6 +6,7 @@ is huggingface_hub's to read and write.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -64,6 +65,44 @@ def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes 
         return str(card).encode("utf-8", "surrogateescape")
     except Exception as error:
         raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
+
+
+def entries(existing: bytes) -> list[Entry]:
+    """The patterns that a card gives for its configs and splits, each for itself; none where it gives none.
+
+    Raises:
+        CardError: the card's YAML can't be read.
+    """
+    try:
+        configs = load()(existing.decode("utf-8", "surrogateescape"), ignore_metadata_errors=False).data.get("configs")
+        return [
+            Entry(str(config.get("config_name", "default")), split, pattern)
+            for config in ([configs] if isinstance(configs, dict) else configs or [])
+            for split, pattern in _patterns(config.get("data_files") or [])
+        ]
+    except Exception as error:
+        raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
+
+
+def _patterns(files: Any) -> list[tuple[str, str]]:
+    found = []
+    for item in files if isinstance(files, list) else [files]:
+        # A bare pattern stands for the split `train`.
+        split, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
+        found += [(str(split), str(path)) for path in (paths if isinstance(paths, list) else [paths])]
+    return found
+
+
+def pattern(glob: str) -> re.Pattern[str]:
+    """What finds the paths that `datasets` finds by a glob: `*` stays within a folder, `**` does not."""
+    made = ""
+    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob.removeprefix("./")):
+        if part.startswith("["):
+            inside = part[1:-1].replace("\\", r"\\")
+            made += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+        else:
+            made += {"**/": r"(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
+    return re.compile(made)
 
 
 def _add(configs: list[Any], entry: Entry) -> bool:

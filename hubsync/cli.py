@@ -1,6 +1,5 @@
-"""The command line: demo, pipe, drain, status, verify, hub. Rich for people, plain lines where there is no terminal,
-JSON for programs. Everything it does is a few calls into the library; exit code 0 is success, 1 a failure, 2 wrong
-usage.
+"""The command line. Rich for people, plain lines where there is no terminal, JSON for programs. Everything it does is a
+few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,11 +318,104 @@ def _show_report(report: Report) -> None:
     )
     for line in lines:
         # Paths are others' text: a terminal must not obey it.
-        click.echo("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line))
+        click.echo(_printable(line))
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def _of_a_dataset(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of the commands that read one."""
+    for option in (
+        click.option("--endpoint", help="The Hub [HF_ENDPOINT, else huggingface.co]."),
+        click.option("--revision", default="main", show_default=True),
+        click.option("--split", help="Of this split only."),
+        click.option("--config", help="Of this config only."),
+        click.argument("repo"),
+    ):
+        command = option(command)
+    return command
+
+
+def _of_rows(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of the commands that write rows."""
+    for option in (
+        click.option("--spool", type=click.Path(path_type=Path), help="Also what this spool has not committed yet."),
+        click.option(
+            "--cursor",
+            "kept",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Go on behind the cursor in this file, and keep it there.",
+        ),
+        click.option(
+            "--bad-lines", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
+            help="What to do with a line that is no JSON object.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return _of_a_dataset(command)
+
+
+@cli.command()
+@_of_rows
+@click.option("--since", help="Only what came after it: a commit's sha, or a time (ISO 8601).")
+def read(spool: Path | None, **options: Any) -> None:
+    """The rows of the dataset REPO, as JSON Lines."""
+    from hubsync.tap import read as run
+
+    run(options.pop("repo"), spool=spool or False, **options)
+
+
+@cli.command()
+@_of_rows
+@click.option("-n", "--rows", "count", default=10, show_default=True, type=click.IntRange(0), help="So many of them.")
+@click.option("-f", "--follow", "on", is_flag=True, help="Then every row that comes, until Ctrl-C.")
+@click.option(
+    "--poll", "poll_s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True),
+    help="Seconds between two looks.",
+)  # fmt: skip
+def tail(**options: Any) -> None:
+    """The last rows of the dataset REPO, by the time of their commits, as JSON Lines."""
+    from hubsync.tap import tail as run
+
+    try:
+        run(options.pop("repo"), **options)
+    except KeyboardInterrupt:
+        sys.exit(130)  # that is how one leaves it
+
+
+@cli.command()
+@_of_a_dataset
+@click.option("--json", "as_json", is_flag=True, help="JSON Lines, as where standard output is no terminal.")
+def ls(repo: str, as_json: bool, **options: Any) -> None:
+    """The shards of the dataset REPO: rows, bytes, writer, number, and the commit that brought them."""
+    from hubsync.reader import shards
+
+    found = shards(repo, **options)
+    if as_json or not sys.stdout.isatty():
+        for shard in found:
+            time = shard.time.isoformat() if shard.time else None
+            click.echo(json.dumps({**shard._asdict(), "time": time}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("path", "rows", "size", "writer", "commit", "time"):
+        table.add_column(name, justify="right" if name in ("rows", "size") else "left", overflow="fold")
+    for shard in found:
+        cells = (
+            shard.path, "?" if shard.rows is None else f"{shard.rows:,}", _size(shard.bytes), shard.writer or "",
+            (shard.commit or "")[:8], f"{shard.time:%Y-%m-%d %H:%M:%S}" if shard.time else "",
+        )  # fmt: skip
+        table.add_row(*(Text(_printable(cell)) for cell in cells))  # others' text, and no markup
+    Console().print(table)
 
 
 @cli.group()

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hubsync.clock import Clock
-from hubsync.errors import AuthenticationError, ConfigError, SpoolError
+from hubsync.errors import AuthenticationError, ConfigError, SpoolError, SpoolMismatch
 from hubsync.hub import HubDataset
 from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id
 from hubsync.secret import Secret
@@ -96,6 +96,24 @@ def open_spool(target: Target | None, where: str | Path | SpoolPolicy | None, cl
         raise ConfigError("which spool? Give its directory.")
     keep_to_its_owner(directory)
     return Spool(directory, target=target, policy=policy, clock=clock)
+
+
+def spool_of(target: Target, directory: Path, clock: Clock) -> Spool:
+    """Opens a spool that is there, to look at it.
+
+    Raises:
+        SpoolError: there is none.
+        SpoolMismatch: it is not the target's.
+    """
+    spool = open_spool(None, directory, clock)  # without a target it is never made
+    its = spool.target
+    if its != target:
+        spool.close()
+        raise SpoolMismatch(
+            f"the spool {directory} belongs to another dataset: {its.repo} --revision {its.revision} --endpoint "
+            f"{its.endpoint}"
+        )
+    return spool
 
 
 def keep_to_its_owner(directory: Path) -> None:

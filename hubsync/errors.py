@@ -16,6 +16,8 @@ HubsyncError
 │   └── LeaseLost                 another process took over committing while this one was stopped
 ├── NotDrained                    close or flush ran out of time: what is left, where, and how to bring it up
 ├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
+├── UnreadableRow                 a line of the dataset that is no row
+├── DatasetRewritten              a reader can't tell which rows it has had
 └── HubError                      what the Hub answered, or that it didn't
     ├── TransientError            retried for ever by the worker
     │   ├── AmbiguousError        the answer was lost: it may have taken effect
@@ -127,6 +129,25 @@ class NotDrained(HubsyncError):
 
 class ShardsRefused(HubsyncError):
     """The Hub refused single shards for good. They are kept in the spool's dead letter; the rest is committed."""
+
+
+class UnreadableRow(HubsyncError):
+    """A line of the dataset is no JSON object. The reader stands behind it: it may be read on.
+
+    Attributes:
+        path, line: where; lines are counted from 1.
+    """
+
+    def __init__(self, path: str, line: int, why: str) -> None:
+        self.path, self.line, self.why = path, line, plain(why)
+        super().__init__(f"{plain(path)}, line {line:,}, is no row: {self.why}.")
+
+    def __reduce__(self) -> tuple[type[UnreadableRow], tuple[str, int, str]]:
+        return type(self), (self.path, self.line, self.why)
+
+
+class DatasetRewritten(HubsyncError):
+    """Files that a reader has had were replaced by others, and neither their rows nor the history tell which it has."""
 
 
 def plain(text: str) -> str:

@@ -43,10 +43,12 @@ _PREUPLOAD = 256  # files in one preupload call, the Hub's bound
 _PATHS = 100  # paths in one paths-info call
 _SAMPLE = 512  # bytes of a file that preupload looks at
 _PIECE = 3 << 17  # bytes made base64 at a time: a multiple of 3, and short work under the GIL
+_COMMITS = 100  # in one page of the history
 _PAGES = 20_000  # of a tree: 1,000 files each
 _MARKS = 10_000  # writers of one dataset, the Hub's own bound for a folder
 _MARKS_BYTES = 64 << 20  # of all their watermarks
 _NEXT = re.compile(r'<[^<>]*[?&]cursor=([^&<>]*)(?:&[^<>]*)?>;\s*rel="next"')
+_TOLD = re.compile(r"^(?P<rows>[0-9]{1,15}) rows, (?P<bytes>[0-9]{1,15}) bytes: (?P<path>.+)$", re.MULTILINE)
 _LINK = 4096  # characters of a header that the pattern looks through, in milliseconds at worst
 
 # The shapes of the Hub's answers. What is not so is refused as a whole, before anything is done with it.
@@ -81,8 +83,12 @@ class _Large(msgspec.Struct):
     size: _Size
 
 
-class _LastCommit(msgspec.Struct):
+class Commit(msgspec.Struct):
+    """A commit as the Hub lists it: `date` is ISO 8601, `message` its description."""
+
     id: _Sha
+    date: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    message: str = ""
 
 
 class _Entry(msgspec.Struct, rename="camel"):
@@ -91,7 +97,7 @@ class _Entry(msgspec.Struct, rename="camel"):
     type: str = "file"
     size: _Size = 0
     lfs: _Large | None = None
-    last_commit: _LastCommit | None = None
+    last_commit: Commit | None = None
 
 
 class _Mark(msgspec.Struct):
@@ -208,7 +214,7 @@ class HubDataset:
     async def commit(self, plan: Plan) -> str:
         """Sends the plan once. An `AmbiguousError` means that it may have landed."""
         what = f"commit to {self.target.repo}"
-        header: dict[str, Any] = {"summary": plan.summary, "description": f"hubsync plan {plan.id} of term {plan.term}"}
+        header: dict[str, Any] = {"summary": plan.summary, "description": describe(plan)}
         if plan.parent:
             header["parentCommit"] = plan.parent
         with _readable():
@@ -323,6 +329,18 @@ class HubDataset:
             url = f"{first}&cursor={quote(unquote(following[1]), safe='')}" if following else None
         return found
 
+    async def commits(self, at: str, page: int) -> tuple[list[Commit], bool]:
+        """A page of the history up to the commit `at`, the newest first; and whether there are more."""
+        what = f"the commits of {self.target.repo}"
+        answer = await self._http.send(
+            what, "GET", f"{self._api}/commits/{at}?limit={_COMMITS}{f'&p={page}' if page else ''}"
+        )
+        return answer.decode(what, list[Commit]), 'rel="next"' in answer.headers.get("link", "")[:_LINK]
+
+    async def last_commits(self, paths: Sequence[str], at: str) -> Mapping[str, Commit]:
+        """The commit that last touched each of `paths`, as far as the Hub says."""
+        return {item.path: item.last_commit for item in await self._listed(paths, at) if item.last_commit}
+
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
         """Hands a file's content in the commit `at` to `take`, piece by piece; False where the Hub has none."""
         what = f"{path} of {self.target.repo}"
@@ -355,6 +373,19 @@ class flat_errors:
             error = ours.exceptions[0]
             if isinstance(error, HubError):
                 raise error
+
+
+def describe(plan: Plan) -> str:
+    """A commit's description: what it brings, for people and for `rows_told`."""
+    shards = [f"{shard.rows} rows, {shard.size} bytes: {shard.path}" for shard in plan.shards]
+    return "\n".join([f"hubsync plan {plan.id} of term {plan.term}", *([""] if shards else []), *shards])
+
+
+def rows_told(description: str) -> dict[str, tuple[int, int]]:
+    """The rows and bytes of each shard by path, as a commit's description tells them: anybody may write one."""
+    if not description.startswith("hubsync plan "):
+        return {}
+    return {found["path"]: (int(found["rows"]), int(found["bytes"])) for found in _TOLD.finditer(description)}
 
 
 def watermark_of(content: bytes, path: str) -> Watermark:

@@ -169,16 +169,22 @@ class Reader:
             return error.reason
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
-        backoff = Backoff(RetryPolicy(), random.Random())
-        while True:
-            try:
-                return await operation()
-            except TransientError as error:
-                wait = backoff.after_failure(error.retry_after_s)
-                if backoff.failures == _TRIES:
-                    raise
-                _log.warning("%s; tried again in %.0f s.", error, wait)
-                await self._clock.sleep(wait)
+        return await patiently(operation, self._clock)
+
+
+async def patiently(operation: Callable[[], Awaitable[T]], clock: Clock, *, for_ever: bool = False) -> T:
+    """Does what is safe to repeat, and what passes by itself again, a few times or for ever; says once that it does."""
+    backoff = Backoff(RetryPolicy(), random.Random())
+    while True:
+        try:
+            return await operation()
+        except TransientError as error:
+            wait = backoff.after_failure(error.retry_after_s)
+            if backoff.failures == _TRIES and not for_ever:
+                raise
+            level = logging.WARNING if backoff.failures == 1 or not for_ever else logging.DEBUG
+            _log.log(level, "%s; tried again in %.0f s.", error, wait)
+            await clock.sleep(wait)
 
 
 async def _a_few_at_once(items: Iterable[S], work: Callable[[S], Awaitable[None]]) -> None:

@@ -18,8 +18,8 @@ import anyio
 import msgspec
 
 from hubsync.clock import Clock, SystemClock
-from hubsync.connect import destination_of, open_spool, target_of, token_source
-from hubsync.errors import BlockedError, HubsyncError, SpoolMismatch
+from hubsync.connect import destination_of, spool_of, target_of, token_source
+from hubsync.errors import BlockedError, HubsyncError
 from hubsync.hub import HubDataset, HubFile, flat_errors
 from hubsync.plan import Watermark
 from hubsync.policy import RetryPolicy
@@ -198,7 +198,7 @@ async def _head(
     hub: HubDataset, directory: Path | None, token: Secret | None, clock: Clock
 ) -> tuple[str, _Known, _Known]:
     """The branch's newest commit, and what the spool knew before and after that was asked."""
-    spool = _open(directory, hub.target, clock) if directory is not None else None
+    spool = spool_of(hub.target, directory, clock) if directory is not None else None
     try:
         before = _known(spool)
         commit = (await hub.head()).sha or ""
@@ -210,18 +210,6 @@ async def _head(
     finally:
         if spool is not None:
             spool.close()
-
-
-def _open(directory: Path, target: Target, clock: Clock) -> Spool:
-    spool = open_spool(None, directory, clock)  # without a target it is never made
-    its = spool.target
-    if its != target:
-        spool.close()
-        raise SpoolMismatch(
-            f"the spool {directory} belongs to {its.repo}, not to what was to be verified: use "
-            f"hubsync verify {directory} {its.repo} --revision {its.revision} --endpoint {its.endpoint}"
-        )
-    return spool
 
 
 def _known(spool: Spool | None) -> _Known:

@@ -64,13 +64,13 @@ class Dataset:
         return sorted(p for p in self.api.list_repo_files(self.repo, repo_type="dataset") if p.endswith(suffix))
 
     def read(self, path: str) -> bytes:
+        self._fs.invalidate_cache()
         data: bytes = self._fs.cat_file(f"datasets/{self.repo}/{path}")
         return data
 
     def rows(self) -> list[Any]:
         import json
 
-        self._fs.invalidate_cache()
         return [json.loads(line) for path in self.paths() for line in self.read(path).splitlines()]
 
     def ids(self) -> list[int]:

@@ -13,14 +13,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
     ["errors", "crashpoints", "secret"],
-    ["clock", "shutdown", "policy", "plan", "rows", "http", "card"],
+    ["clock", "shutdown", "policy", "plan", "rows", "http", "card", "cursor"],
     ["locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool"],
     ["plans", "writer", "hub"],
     ["committer", "connect", "survey"],
-    ["worker", "rescue", "drain", "inspect", "verify"],
-    ["uploader"],
-    ["async_uploader"],
+    ["worker", "rescue", "drain", "inspect", "verify", "feed"],
+    ["uploader", "reader"],
+    ["async_uploader", "tap"],
     ["pipe", "progress", "pipeline"],
     ["demo"],
     ["cli"],

@@ -678,7 +678,7 @@ def test_a_spool_that_is_none_or_anothers_is_refused_and_none_is_made(
         check(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     uploader("user/other", spool=None).open().close()
-    with pytest.raises(SpoolMismatch, match=f"hubsync verify {spool} {REPO} --revision main"):
+    with pytest.raises(SpoolMismatch, match=f"{spool} belongs to another dataset: {REPO} --revision main --endpoint"):
         check(spool, repo="user/other")
 
 

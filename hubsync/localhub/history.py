@@ -126,6 +126,18 @@ class History:
             yield commit
             oid = commit.parent
 
+    def forget(self, repo: Repo, head: str) -> None:
+        """The commits up to `head` are gone, but for those that some ref still leads to."""
+        kept = set()
+        for oid in self.refs(repo, "").values():
+            for commit in self.log(repo, oid):
+                if commit.oid in kept:
+                    break
+                kept.add(commit.oid)
+        for commit in list(self.log(repo, head)):
+            if commit.oid not in kept:
+                self._store.write("DELETE FROM commits WHERE repo = ? AND oid = ?", repo.id, commit.oid)
+
     def last_touched(self, repo: Repo, oid: str, paths: Iterable[str]) -> dict[str, Commit]:
         """For each path of that commit, the newest commit at or before it that changed what stands there."""
         found: dict[str, Commit] = {}

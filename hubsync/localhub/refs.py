@@ -124,6 +124,7 @@ def squash(core: Core, call: Call) -> Response:
             repo, tree=head.tree, parent=None, author=caller.name, title=title, message="", now=core.clock()
         )
         core.history.set_ref(repo, ref, commit.oid)
+        core.history.forget(repo, head.oid)
     return json_response({"success": True, "commitOid": commit.oid})
 
 

@@ -1,0 +1,148 @@
+"""`hubsync ls`, `read` and `tail`, as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from hubsync import ShardPolicy, Uploader
+from hubsync.localhub import LocalHub
+from tests.conftest import Dataset
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Make = Callable[..., Uploader]
+
+
+@pytest.fixture
+def start(hub: LocalHub) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*args: object) -> subprocess.Popen[str]:
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "hubsync", *map(str, args)],
+                env={**os.environ, **hub.environ()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start: Callable[..., subprocess.Popen[str]]) -> Run:
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        process = start(*args)
+        out, said = process.communicate()
+        return subprocess.CompletedProcess(args, process.returncode, out, said)
+
+    return run
+
+
+def bring(uploader: Make, *numbers: int, **options: Any) -> None:
+    with uploader(shard=ShardPolicy(max_rows=5), **options) as up:
+        for start in range(0, len(numbers), 5):
+            up.put([{"id": n} for n in numbers[start : start + 5]])
+
+
+def ids(lines: str | list[str]) -> list[int]:
+    return [json.loads(line)["id"] for line in (lines.splitlines() if isinstance(lines, str) else lines)]
+
+
+def some(stream: IO[str], count: int) -> list[int]:
+    return ids([stream.readline() for _ in range(count)])
+
+
+def test_ls_lists_the_shards_one_object_a_line(run: Run, uploader: Make, dataset: Dataset) -> None:
+    bring(uploader, *range(7))
+    found = [json.loads(line) for line in run("ls", "user/rows").stdout.splitlines()]
+    assert [(shard["path"], shard["rows"], shard["sequence"]) for shard in found] == [
+        (path, rows, n) for n, (path, rows) in enumerate(zip(dataset.paths(), (5, 2), strict=True))
+    ]
+    assert run("ls", "user/rows", "--split", "test").stdout == ""
+
+
+def test_read_writes_every_row_and_goes_on_from_a_cursors_file(run: Run, uploader: Make, tmp_path: Path) -> None:
+    bring(uploader, *range(12))
+    assert ids(run("read", "user/rows").stdout) == list(range(12))
+    kept = tmp_path / "cursor"
+    assert ids(run("read", "user/rows", "--cursor", kept).stdout) == list(range(12))
+    assert run("read", "user/rows", "--cursor", kept).stdout == ""
+    bring(uploader, *range(12, 15))
+    assert ids(run("read", "user/rows", "--cursor", kept).stdout) == list(range(12, 15))
+    kept.write_text("rubbish")
+    done = run("read", "user/rows", "--cursor", kept)
+    assert done.returncode == 1
+    assert done.stderr == "hubsync: 'rubbish' is no cursor that this hubsync reads, no commit's sha, and no time.\n"
+
+
+def test_read_ends_silently_where_its_reader_has_enough(start: Any, uploader: Make) -> None:
+    bring(uploader, *range(2_000))
+    process = start("read", "user/rows")
+    assert some(process.stdout, 1) == [0]
+    process.stdout.close()
+    assert process.wait() in (0, -signal.SIGPIPE)
+    assert process.stderr.read() == ""
+
+
+def test_a_bad_line_is_said_and_may_be_passed_over(run: Run, uploader: Make, dataset: Dataset) -> None:
+    bring(uploader, 0)
+    dataset.api.upload_file(
+        path_or_fileobj=b'nonsense\n{"id":1}', path_in_repo="data/train-x.jsonl", repo_id="user/rows",
+        repo_type="dataset",
+    )  # fmt: skip
+    done = run("read", "user/rows")
+    assert (done.returncode, ids(done.stdout)) == (1, [0])
+    assert "data/train-x.jsonl, line 1, is no row" in done.stderr
+    done = run("read", "user/rows", "--bad-lines", "skip")
+    assert (done.returncode, ids(done.stdout)) == (0, [0, 1])
+    assert "data/train-x.jsonl, line 1, is no row" in done.stderr
+
+
+def test_tail_writes_the_last_rows_by_time(run: Run, uploader: Make, tmp_path: Path) -> None:
+    for begin in (0, 20, 40):
+        bring(uploader, *range(begin, begin + 12), spool=tmp_path / f"spool-{begin}")  # a writer each
+    assert ids(run("tail", "user/rows").stdout) == list(range(42, 52))
+    assert ids(run("tail", "user/rows", "-n", 14).stdout) == [30, 31, *range(40, 52)]
+    assert run("tail", "user/rows", "-n", 0).stdout == ""
+    assert len(run("tail", "user/rows", "-n", 1000).stdout.splitlines()) == 36
+
+
+def test_tail_follows_and_is_started_again_from_its_cursors_file(start: Any, uploader: Make, tmp_path: Path) -> None:
+    bring(uploader, *range(7))
+    args = ("tail", "-f", "user/rows", "-n", 2, "--poll", 0.05, "--cursor", tmp_path / "cursor")
+    process = start(*args)
+    assert some(process.stdout, 2) == [5, 6]
+    bring(uploader, 7, 8)
+    assert some(process.stdout, 2) == [7, 8]
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert process.stderr.read() == ""
+    bring(uploader, 9)
+    process = start(*args)
+    assert some(process.stdout, 1) == [9]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+
+
+def test_tail_shows_what_a_job_has_not_committed_yet(start: Any, uploader: Make, tmp_path: Path) -> None:
+    bring(uploader, 0)
+    with uploader() as up:
+        process = start("tail", "-f", "user/rows", "--poll", 0.05, "--spool", tmp_path / "spool")
+        assert some(process.stdout, 1) == [0]
+        up.put([{"id": 1}])
+        assert some(process.stdout, 1) == [1]
+        up.flush()
+        up.put([{"id": 2}])
+        assert some(process.stdout, 1) == [2]
