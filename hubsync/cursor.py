@@ -20,6 +20,7 @@ from hubsync.errors import ConfigError
 
 _VERSION = "hubsync-1:"
 _MASK = (1 << 64) - 1
+SEGMENT = "segment/"  # how the place of what a spool holds begins
 _OID = 16  # hex digits that are kept of one: it is compared at one path only
 _LONGEST = 1 << 28  # bytes of a cursor, unpacked; a piece has about 60
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -30,7 +31,8 @@ def fingerprint(row: Any) -> int:
 
     `datasets` writes a null for what is missing, so the two are the same here.
     """
-    return _hash(_encoder.encode(_without_nulls(row)))
+    data = _encoder.encode(row)
+    return _hash(_encoder.encode(_without_nulls(row)) if b"null" in data else data)
 
 
 def fingerprint_of_bad(line: bytes) -> int:
@@ -76,6 +78,11 @@ class Piece(msgspec.Struct, array_like=True):
             self.first = mark
         self.rows += 1
         self.total = (self.total + mark) & _MASK
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is a spool's, and not committed as far as was seen."""
+        return self.place.startswith(SEGMENT)
 
     def is_at(self, oid: str) -> bool:
         """Whether the file with this oid is still the one that it was a piece of."""

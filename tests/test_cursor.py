@@ -1,0 +1,151 @@
+"""What a reader has had: fingerprints, cursors as text, and jobs, rewrites, squashes and readers in any order."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubsync.cursor import Account, Cursor, Piece, are_the_same, fingerprint
+from hubsync.errors import ConfigError
+from hubsync.localhub import LocalHub
+from hubsync.reader import rows
+
+EXAMPLES = int(os.environ.get("HUBSYNC_READER_EXAMPLES", "25"))
+
+
+def test_a_fingerprint_counts_what_a_row_says_and_not_how_it_is_written() -> None:
+    row = {"a": 1, "b": {"c": [1.5, None, {"d": None, "e": "é"}]}, "n": None}
+    assert fingerprint(row) == fingerprint({"b": {"c": [1.5, None, {"e": "é"}]}, "a": 1})
+    for other in ({**row, "a": 2}, {**row, "a": "1"}, {"b": row["b"]}, {**row, "b": {"c": [1.5, {"e": "é"}]}}):
+        assert fingerprint(other) != fingerprint(row)
+
+
+@given(
+    st.lists(st.tuples(st.text(), st.integers(0, 2**64 - 1), st.booleans())), st.dictionaries(st.integers(), st.just(1))
+)
+def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, bool]], again: dict[int, int]) -> None:
+    made = [Piece(place, "ab" * 8, 3, total, total // 2, whole) for place, total, whole in pieces]
+    again = {key % 2**64: value for key, value in again.items()}
+    cursor = Cursor("user/rows", "f" * 40, {piece.place: piece for piece in made}, made[:1], again)
+    assert Cursor.decode(cursor.encode(), "user/rows") == cursor
+    with pytest.raises(ConfigError):
+        Cursor.decode(cursor.encode(), "user/other")
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=8), st.randoms(use_true_random=False))
+def test_pieces_are_found_in_whatever_order_they_were_joined(parts: list[list[int]], rng: random.Random) -> None:
+    made = []
+    for part in parts:
+        piece = Piece("somewhere")
+        for mark in part:
+            piece.add(mark)
+        made.append(piece)
+    joined = list(parts)
+    rng.shuffle(joined)
+    marks = [100, *(mark for part in joined for mark in part), 101]
+    found, known, others = Account(made).find(marks)
+    assert Counter(known) + Counter(others) == Counter(marks)
+    assert {100, 101} <= set(others)
+    assert are_the_same(found, known)
+    if len({tuple(part) for part in parts}) == len({part[0] for part in parts}):  # nothing begins alike
+        assert len(others) == 2
+
+
+class World:
+    """One dataset that several jobs fill and people rewrite, and a reader that is started again and again."""
+
+    def __init__(self, hub: LocalHub, repo: str) -> None:
+        self._hub, self._repo = hub, repo
+        self._api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        self._api.create_repo(repo, repo_type="dataset")
+        self._files: dict[str, list[int]] = {}
+        self._made = 0
+        self._next: dict[str, int] = {"a": 0, "b": 0}
+        self.put: Counter[int] = Counter()
+        self.had: Counter[int] = Counter()
+        self.cursor: str | None = None
+
+    def shard(self, writer: str, ids: list[int]) -> None:
+        path = f"data/train-{writer}-{self._next[writer]:05d}.jsonl"
+        self._next[writer] += 1
+        self.put += Counter(ids)
+        mark = {"writer": writer, "epoch": 1, "next": {f"data/train-{writer}-*.jsonl": self._next[writer]}}
+        self._commit({path: ids}, [], {f".hubsync/{writer}.json": json.dumps(mark).encode()})
+
+    def grow(self, number: int, ids: list[int]) -> None:
+        path = sorted(self._files)[number % len(self._files)]
+        self.put += Counter(ids)
+        self._commit({path: self._files[path] + ids}, [])
+
+    def compact(self, numbers: list[int], rng: random.Random | None, more: list[int]) -> None:
+        """Some files, and some rows that nobody has seen, become one."""
+        paths = {sorted(self._files)[number % len(self._files)] for number in numbers}
+        pieces = Cursor.decode(self.cursor, self._repo).pieces.values() if self.cursor else ()
+        known = {piece.place for piece in pieces if piece.rows}
+        if known and not known & paths:
+            return  # by chance it may hold just the same rows as another shard that stands: nobody can tell
+        parts = [self._files[path] for path in sorted(paths)]
+        made = [n for part in parts for n in part] + more
+        if rng is not None:
+            rng.shuffle(made)
+        self.put += Counter(more)
+        self._made += 1
+        self._commit({f"data/all-{self._made}.jsonl": made}, sorted(paths))
+
+    def squash(self) -> None:
+        self._api.super_squash_history(self._repo, repo_type="dataset")
+
+    def read(self, count: int | None) -> None:
+        with rows(self._repo, since=self.cursor, endpoint=self._hub.endpoint, token=self._hub.token) as reader:
+            self.had += Counter(row["id"] for row in islice(reader, count))
+            self.cursor = reader.cursor
+        assert self.had <= self.put
+
+    def _commit(self, add: dict[str, list[int]], delete: list[str], more: dict[str, bytes] | None = None) -> None:
+        content = {path: b"".join(b'{"id": %d}\n' % n for n in ids) for path, ids in add.items()}
+        operations: list[Any] = [CommitOperationAdd(path, data) for path, data in {**content, **(more or {})}.items()]
+        operations += [CommitOperationDelete(path) for path in delete]
+        self._api.create_commit(self._repo, operations, commit_message="Change", repo_type="dataset")
+        self._files = {path: ids for path, ids in {**self._files, **add}.items() if path not in delete}
+
+
+@pytest.fixture(scope="module")
+def one_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+IDS = st.lists(st.integers(0, 5), min_size=1, max_size=4)  # so that many rows are the same
+STEPS = st.one_of(
+    st.tuples(st.just("shard"), st.sampled_from("ab"), IDS),
+    st.tuples(st.just("grow"), st.integers(0, 9), IDS),
+    st.tuples(st.just("compact"), st.lists(st.integers(0, 9), min_size=1), st.just(None), st.lists(st.integers(0, 5))),
+    st.tuples(st.just("read"), st.integers(0, 12)),
+    st.tuples(st.just("read"), st.none()),
+)
+SQUASH = st.tuples(st.just("squash"))
+SHUFFLE = st.tuples(
+    st.just("compact"), st.lists(st.integers(0, 9), min_size=1), st.randoms(use_true_random=False), st.just([])
+)
+
+
+# What is both shuffled and squashed can't be told, and is refused: see test_reader.
+@settings(max_examples=EXAMPLES)
+@given(st.one_of(*[st.lists(st.one_of(STEPS, more), max_size=15) for more in (SQUASH, SHUFFLE)]))
+def test_whatever_becomes_of_a_dataset_each_row_is_read_once(one_hub: LocalHub, steps: list[tuple[Any, ...]]) -> None:
+    world = World(one_hub, f"user/rows-{random.SystemRandom().randrange(1 << 60)}")
+    world.shard("a", [0, 1])
+    for name, *args in steps:
+        getattr(world, name)(*args)
+    world.read(None)
+    assert world.had == world.put
