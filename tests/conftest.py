@@ -53,12 +53,12 @@ def uploader(hub: LocalHub, tmp_path: Path) -> Callable[..., Uploader]:
 class Dataset:
     """What stands in a dataset, read by huggingface_hub."""
 
-    def __init__(self, hub: LocalHub, repo: str = "user/rows") -> None:
+    def __init__(self, hub: LocalHub, repo: str = "user/rows", token: str | None = None) -> None:
         from huggingface_hub import HfApi, HfFileSystem
 
         self.repo = repo
-        self.api = HfApi(endpoint=hub.endpoint, token=hub.token)
-        self._fs = HfFileSystem(endpoint=hub.endpoint, token=hub.token, skip_instance_cache=True)
+        self.api = HfApi(endpoint=hub.endpoint, token=token or hub.token)
+        self._fs = HfFileSystem(endpoint=hub.endpoint, token=token or hub.token, skip_instance_cache=True)
 
     def paths(self, suffix: str = ".jsonl") -> list[str]:
         return sorted(p for p in self.api.list_repo_files(self.repo, repo_type="dataset") if p.endswith(suffix))

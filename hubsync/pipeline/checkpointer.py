@@ -6,6 +6,7 @@ the pipeline runs, in shards of `input_batch_size` rows.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from hubsync.errors import BlockedError, HubsyncError
 from hubsync.pipeline.graph import PipelineError, Row, Step
 from hubsync.pipeline.stream import Position
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
+from hubsync.rows import encode
 from hubsync.secret import Secret
 from hubsync.uploader import Uploader
 
@@ -89,10 +91,18 @@ class HuggingFaceHubCheckpointer(Step):
         """How far an earlier run has brought the rows of one predecessor."""
         return Position.of(self._uploaders[number].offset(source))
 
-    def put(self, number: int, rows: list[Row], source: str | None, position: Position) -> None:
-        """Brings one predecessor's rows; a batch that an earlier run has brought adds nothing."""
-        offset = None if source is None else position.offset()
-        self._uploaders[number].put(rows, offset=offset, source=source or "default")
+    def put(self, number: int, rows: list[Row], source: str | None, place: str, position: Position) -> None:
+        """Brings one predecessor's rows, which end at `position` of its stream. What is there already adds nothing.
+
+        With a `source` it counts by position: a run goes on from there. Without, only what an earlier try of the same
+        run has put at the same place, and was the same, is there already.
+        """
+        uploader = self._uploaders[number]
+        if source is not None:
+            uploader.put(rows, offset=position.offset(), source=source)
+        else:
+            content = hashlib.blake2b(encode(rows).lines, digest_size=16).hexdigest()
+            uploader.put(rows, key=f"{place}/{position.offset()}/{content}")
 
     def close(self, timeout: float | None) -> None:
         """Drains. Never raises: what is left is in the spool, and is said."""

@@ -11,19 +11,25 @@ import inspect
 import itertools
 import logging
 import os
+import secrets
+import signal
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 import msgspec
+from anyio.abc import TaskStatus
 
+from hubsync import shutdown
 from hubsync.errors import HubsyncError, root_cause
+from hubsync.locks import FileLock
 from hubsync.pipeline.checkpointer import HuggingFaceHubCheckpointer
 from hubsync.pipeline.distiset import Distiset, load
 from hubsync.pipeline.graph import GeneratorStep, GlobalStep, Pipeline, PipelineError, Row, Step, StepError
@@ -45,11 +51,14 @@ def run(pipeline: Pipeline, dataset: Iterable[Row] | None, use_cache: bool) -> D
         starts = [s for s in pipeline.steps if not s.predecessors]
         if any(isinstance(step, GeneratorStep) for step in starts):
             raise PipelineError("use_cache needs one source: a dataset, or one GeneratorStep.")
+    cache = _cache(pipeline)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = None if use_cache else tempfile.TemporaryDirectory(prefix="hubsync-pipeline-")
-    directory = _cache(pipeline) if scratch is None else Path(scratch.name)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    running = _Running(pipeline, dataset, directory, use_cache)
-    _in_loop(running.run)
+    directory = cache if scratch is None else Path(scratch.name)
+    with _Attempt(cache) as attempt:
+        running = _Running(pipeline, dataset, directory, cache.name if use_cache else None, attempt.name)
+        _in_loop(running.run)
+        attempt.has_ended()
     names = ["default"] if len(pipeline.leaves) == 1 else [leaf.name for leaf in pipeline.leaves]
     files = {name: running.collectors[leaf].file for name, leaf in zip(names, pipeline.leaves, strict=True)}
     return load(files, scratch, directory / "arrow")
@@ -63,6 +72,34 @@ def _cache(pipeline: Pipeline) -> Path:
     ]
     tag = hashlib.blake2b(msgspec.json.encode(shape), digest_size=4).hexdigest()
     return default_home() / "pipelines" / f"{pipeline.name}-{tag}"
+
+
+class _Attempt:
+    """Names a run that begins at the beginning. One that dies before its end leaves its name to the next one, so that
+    what both have made alike is in a checkpoint once; while another process has that name, a run has one of its own.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._lock = FileLock(directory / "attempt.lock")
+        self._file = directory / "attempt"
+        self.name = secrets.token_hex(8)
+
+    def __enter__(self) -> Self:
+        if self._lock.acquire():
+            with suppress(OSError, UnicodeDecodeError):
+                self.name = self._file.read_text() or self.name
+            self._file.write_text(self.name)
+        return self
+
+    def has_ended(self) -> None:
+        """The next run is another one."""
+        if self._lock.held:
+            self._file.unlink(missing_ok=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
 
 def _in_loop(main: Callable[[], Any]) -> None:
@@ -100,11 +137,14 @@ def _flat(work: Callable[[], object]) -> None:
 class _Running:
     """One run."""
 
-    def __init__(self, pipeline: Pipeline, dataset: Iterable[Row] | None, directory: Path, resumable: bool) -> None:
+    def __init__(
+        self, pipeline: Pipeline, dataset: Iterable[Row] | None, directory: Path, tag: str | None, attempt: str
+    ) -> None:
+        """With a `tag` it goes on where a run with the same one has ended; without, from the beginning."""
         self._pipeline = pipeline
         self._dataset = dataset
-        self._resumable = resumable
-        self._tag = directory.name
+        self._tag = tag
+        self._attempt = attempt
         self.collectors = {leaf: Collector(directory, leaf.name) for leaf in pipeline.leaves}
         self._inlets: dict[Step, list[Inlet]] = {}
         self._outlets: dict[Step, Outlet] = {}
@@ -117,17 +157,31 @@ class _Running:
             for step in self._pipeline.steps:
                 loaded.append(step)
                 await _in_thread(step.load)
-            start = await _in_thread(self._start) if self._resumable else -1
-            async with anyio.create_task_group() as tasks:
-                for work in self._wire(start):
-                    tasks.start_soon(work)
-            self._ended = True
+            start = await _in_thread(self._start) if self._tag is not None else -1
+            async with anyio.create_task_group() as watching:
+                if shutdown.can_catch():
+                    await watching.start(self._end_on_sigterm, watching.cancel_scope)
+                async with anyio.create_task_group() as tasks:
+                    for work in self._wire(start):
+                        tasks.start_soon(work)
+                self._ended = True
+                watching.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 for step in reversed(loaded):
                     await self._unload(step)
                 for collector in self.collectors.values():
                     collector.close()
+        if not self._ended:
+            raise SystemExit(shutdown.EXIT_CODE)
+
+    async def _end_on_sigterm(self, scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                shutdown.begin(_GRACE_S)
+                _log.warning("SIGTERM: the pipeline %s ends; draining for up to %.0f s.", self._pipeline.name, _GRACE_S)
+                scope.cancel()
 
     async def _unload(self, step: Step) -> None:
         if isinstance(step, HuggingFaceHubCheckpointer):
@@ -140,7 +194,7 @@ class _Running:
     # Where a run begins.
 
     def _source_of(self, step: Step, number: int) -> str | None:
-        return f"{self._tag}/{step.name}/{number}" if self._resumable else None
+        return f"{self._tag}/{step.name}/{number}" if self._tag is not None else None
 
     def _known(self, step: HuggingFaceHubCheckpointer, number: int) -> Position:
         source = self._source_of(step, number)
@@ -272,8 +326,8 @@ class _Running:
                     await _in_thread(collector.add, chunk)
                 fresh = tracker.fresh(chunk)
                 if fresh.rows:
-                    source = self._source_of(step, number)
-                    await _in_thread(step.put, number, fresh.rows, source, tracker.position)
+                    source, place = self._source_of(step, number), f"{self._attempt}/{step.name}/{number}"
+                    await _in_thread(step.put, number, fresh.rows, source, place, tracker.position)
                 before, passed[number] = min(passed), chunk.done
                 marks = chunk.marks if len(passed) == 1 else [before] * len(chunk.rows)
                 await outlet.send(Chunk(chunk.rows, marks, min(passed)))

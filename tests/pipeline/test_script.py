@@ -1,0 +1,135 @@
+"""The script that this project is to run as it stands: alone, killed in the middle and run again, against a Hub that
+comes and goes. The test's own part is only the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+
+SCRIPT = """\
+from datasets import Dataset
+from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step, StepInput, StepOutput
+
+dataset = Dataset.from_dict({"a": [1, 2, 3, 4] * 50, "b": [5, 6, 7, 8] * 50})
+
+class DoNothing(Step):
+    def process(self, *inputs: StepInput) -> "StepOutput":
+        for input in inputs:
+            yield input
+
+with Pipeline(name="pipeline-with-checkpoints") as pipeline:
+    text_generation = DoNothing(input_batch_size=60)
+    checkpoint = HuggingFaceHubCheckpointer(repo_id="username/streaming_test_1", private=True, input_batch_size=50)
+    text_generation >> checkpoint
+
+if __name__ == "__main__":
+    distiset = pipeline.run(dataset=dataset, use_cache=False)
+    distiset.push_to_hub(repo_id="username/streaming_test")
+"""
+
+READ_BACK = """\
+from huggingface_hub import HfFileSystem, hf_hub_download
+fs = HfFileSystem()
+filenames = fs.glob("datasets/username/streaming_test_1/**/*.jsonl")
+filename = hf_hub_download(
+    repo_id="username/streaming_test_1", filename="config-0/train-00000.jsonl", repo_type="dataset"
+)
+
+import json
+from datasets import load_dataset
+print(json.dumps([
+    filenames,
+    len(open(filename).readlines()),
+    [load_dataset("username/streaming_test_1", "config-0")["train"][c][:] for c in "ab"],
+    [load_dataset("username/streaming_test")["train"][c][:] for c in "ab"],
+]))
+"""
+
+ROWS = [{"a": 1 + n % 4, "b": 5 + n % 4} for n in range(200)]
+
+
+@pytest.fixture
+def environ(hub: LocalHub, tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    token = hub.add_user("username")
+    return {**os.environ, **hub.environ(), "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf-home")}
+
+
+def start(tmp_path: Path, environ: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True)
+
+
+def run(tmp_path: Path, environ: dict[str, str]) -> None:
+    process = start(tmp_path, environ)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+
+
+def accepted(tmp_path: Path) -> int:
+    """Rows in the spool and on the Hub."""
+    for file in (tmp_path / "state").glob("*/catalogue.sqlite"):
+        with sqlite3.connect(file) as db:
+            return int(db.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0])
+    return 0
+
+
+def checkpoint(hub: LocalHub, environ: dict[str, str]) -> Dataset:
+    return Dataset(hub, "username/streaming_test_1", environ["HF_TOKEN"])
+
+
+def test_the_script_makes_what_it_says(hub: LocalHub, tmp_path: Path, environ: dict[str, str]) -> None:
+    run(tmp_path, environ)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BACK], env=environ, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    names, lines, checkpointed, pushed = json.loads(done.stdout)
+    columns = [[row[c] for row in ROWS] for c in "ab"]
+    assert names == [f"datasets/username/streaming_test_1/config-0/train-{n:05d}.jsonl" for n in range(4)]
+    assert (lines, checkpointed, pushed) == (50, columns, columns)
+    api = checkpoint(hub, environ).api
+    assert api.repo_info("username/streaming_test_1", repo_type="dataset").private
+    assert len(checkpoint(hub, environ).commits()) <= 3  # many shards a commit
+
+
+def test_killed_in_the_middle_and_run_again_it_brings_every_row_once(
+    hub: LocalHub, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    rng = random.Random(1)
+    hub.faults.add(Fault.reset(when="after", on="commit", probability=0.3))
+    hub.faults.add(Fault.latency(0.5, on="commit"))
+    before = kills = 0
+    while True:
+        process = start(tmp_path, environ)
+        while kills < 5 and process.poll() is None and accepted(tmp_path) <= before:
+            time.sleep(0.005)
+        if kills < 5:
+            time.sleep(rng.random() * 0.5)
+            process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, said
+        kills, before = kills + 1, min(150, accepted(tmp_path))
+    assert kills
+    dataset = checkpoint(hub, environ)
+    assert dataset.rows() == ROWS
+    assert dataset.paths() == [f"config-0/train-{n:05d}.jsonl" for n in range(4)]
+
+
+def test_a_run_that_had_ended_is_followed_by_another(hub: LocalHub, tmp_path: Path, environ: dict[str, str]) -> None:
+    run(tmp_path, environ)
+    run(tmp_path, environ)
+    assert checkpoint(hub, environ).rows() == [*ROWS, *ROWS]
