@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks import chaos, keys, stall
+from benchmarks import chaos, keys, pipeline, stall
 
-_MEASURED = {"stall": stall.run, "keys": keys.run}
+_MEASURED = {"stall": stall.run, "keys": keys.run, "pipeline": pipeline.run}
 _ALL = (*_MEASURED, "chaos")  # which also says whether all was well
 
 

@@ -1,0 +1,133 @@
+"""What a checkpointer costs a pipeline while the Hub is down: the same pipeline with one and without, by turns.
+
+A generator that waits (as for an API) and one that computes, batches of 50 rows of 3 kB; timed from the first
+batch to the last one behind the last step. The Hub is gone for all of it, a minute; then it comes back, and the rows
+must all arrive. Each case runs in a process of its own, against a Hub in another.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.ground import Ground, batches
+
+_ROWS, _ROW_BYTES = 50, 3_000
+_BATCH_S = 0.02  # that a batch takes to be generated
+_KINDS = ("waiting", "computing")
+_CASES = ("without", "with")
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    """All cases; prints the table and answers its rows: seconds, and by how much the checkpointer is slower."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rounds, count = (1, 250) if quick else (3, 3_000)
+    times: dict[tuple[str, str], list[float]] = {}
+    with Ground() as ground:
+        for number in range(rounds):
+            for kind in _KINDS:
+                for case in _CASES if number % 2 == 0 else reversed(_CASES):
+                    times.setdefault((kind, case), []).append(_one(ground, kind, case, count))
+    figures: list[dict[str, Any]] = []
+    table = Table(title=f"{count:,} batches while the Hub is down (s, medians of {rounds} rounds)")
+    for column in ("generator", "without", "with", "slower by %"):
+        table.add_column(column, justify="left" if column == "generator" else "right")
+    for kind in _KINDS:
+        without, with_it = (statistics.median(times[kind, case]) for case in _CASES)
+        pairs = zip(times[kind, "without"], times[kind, "with"], strict=True)
+        slower = statistics.median((b / a - 1) * 100 for a, b in pairs)
+        figures.append({"generator": kind, "without_s": without, "with_s": with_it, "slower_percent": slower})
+        table.add_row(kind, f"{without:.2f}", f"{with_it:.2f}", f"{slower:.2f}")
+    Console().print(table)
+    return figures
+
+
+def _one(ground: Ground, kind: str, case: str, count: int) -> float:
+    ground.weather("healthy")
+    repo = f"user/pipeline-{time.time_ns()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.pipeline", kind, case, str(count), repo],
+        env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()  # the steps are loaded: now the weather turns
+    ground.weather("down")
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    took = float(process.stdout.readline())
+    ground.weather("healthy")
+    process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the pipeline ended with {process.returncode}")
+    if case == "with" and (found := _rows_of(ground, repo)) != count * _ROWS:
+        raise RuntimeError(f"{found:,} of {count * _ROWS:,} rows have arrived")
+    return took
+
+
+def _rows_of(ground: Ground, repo: str) -> int:
+    from hubsync.reader import shards
+
+    return sum(shard.rows or 0 for shard in shards(repo, endpoint=ground.endpoint, token=ground.token))
+
+
+def _work(kind: str, case: str, count: int, repo: str) -> None:
+    from hubsync import RetryPolicy
+    from hubsync.pipeline import GeneratorStep, HuggingFaceHubCheckpointer, Pipeline, Step, StepInput
+
+    stock = batches(_ROWS, _ROW_BYTES)
+    began = [0.0]
+
+    class Source(GeneratorStep):
+        def load(self) -> None:
+            print("open", flush=True)
+            sys.stdin.readline()
+            began[0] = time.perf_counter()
+
+        def process(self, offset: int = 0) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+            for n in range(count):
+                if kind == "waiting":
+                    time.sleep(_BATCH_S)
+                else:
+                    _compute(_BATCH_S)
+                yield stock[n % len(stock)], n == count - 1
+
+    class Last(Step):
+        input_batch_size = _ROWS
+        seen = 0
+
+        def process(self, *inputs: StepInput) -> Iterator[list[dict[str, Any]]]:
+            self.seen += len(inputs[0])
+            if self.seen == count * _ROWS:
+                print(time.perf_counter() - began[0], flush=True)
+            yield []  # the distiset is not what is measured
+
+    with Pipeline(name="bench") as pipeline:
+        last = Last()
+        if case == "with":
+            # Retries soon: how long the rows take after the outage is not what is measured.
+            checkpointer = HuggingFaceHubCheckpointer(
+                repo_id=repo, input_batch_size=2_000, retry=RetryPolicy(initial_s=0.5, max_s=2.0)
+            )
+            source = Source()  # loaded behind the checkpointer, which opens while the Hub is there
+            source >> checkpointer >> last
+        else:
+            Source() >> last
+    pipeline.run()
+
+
+def _compute(seconds: float) -> None:
+    """Takes the processor for so long; by its own time, so that who takes it away makes this take longer."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        sum(range(1_000))
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
