@@ -32,6 +32,11 @@ from hubsync import (
 )
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.policy import Layout
+from hubsync.queue import Batch
+from hubsync.receipt import Receipt
+from hubsync.spool import Spool
+from hubsync.writer import SpoolWriter
 from tests.conftest import FAST, Dataset
 
 Make = Callable[..., Uploader]
@@ -155,6 +160,21 @@ def test_the_other_takes_over_when_the_committer_closes(uploader: Make, dataset:
     one.close()
     two.put(numbered(1, 2))
     two.close()
+    assert dataset.ids() == [0, 1]
+
+
+def test_closing_at_once_brings_up_what_dead_processes_left(uploader: Make, dataset: Dataset, tmp_path: Path) -> None:
+    with uploader() as up:
+        spool = Spool(up.spool, target=None)
+    first, *others = sorted((SpoolWriter.open(spool, Layout(), ShardPolicy()) for _ in range(3)), key=lambda w: w.name)
+    for n, writer in enumerate(others):
+        lines = b'{"id":%d}\n' % n
+        writer.append([Batch(lines, 1, Receipt(1, len(lines)))])
+    for writer in (first, *others):
+        writer.close()  # as death does: the names are free, the segments stay open
+    spool.close()
+    with uploader() as up:  # takes the first name, which left nothing
+        assert up.writer == first.name
     assert dataset.ids() == [0, 1]
 
 
