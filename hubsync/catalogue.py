@@ -73,8 +73,10 @@ class Catalogue:
         self.path = path
         self._lock = threading.RLock()
         try:
-            # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it. Only where
+            # it is not there: to close a file takes SQLite's locks from whoever has it open in this process.
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._open(fsync)
