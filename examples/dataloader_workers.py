@@ -8,6 +8,8 @@ started again once the others are through, and goes on from its own offset; what
 
 import argparse
 import multiprocessing
+import signal
+import sys
 
 from hubsync import Uploader
 
@@ -29,11 +31,19 @@ def hash_of(word: str) -> int:
 
 def work(worker: int, repo: str, rows: int) -> None:
     """One worker: every WORKERS-th row. It opens its uploader itself, since one can't be taken through a fork."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle: forked, a worker has its parent's handler
     source = f"worker-{worker}"
     with Uploader(repo) as up:
         done = up.offset(source)
         for n in range(worker if done is None else done + WORKERS, rows, WORKERS):
             up.put([{"worker": worker, **tokenize(n)}], offset=n, source=source)
+
+
+def end(*_: object) -> None:
+    """The job is told to end, and tells its workers; each brings up what it has, and the interpreter waits for them."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+    sys.exit(143)
 
 
 def main() -> None:
@@ -43,6 +53,7 @@ def main() -> None:
     parser.add_argument("--start-method", choices=["fork", "spawn"], default="spawn")
     args = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, end)
     context = multiprocessing.get_context(args.start_method)
     left = list(range(WORKERS))
     for _ in range(1 + MOST_RESTARTS):

@@ -7,6 +7,8 @@ nor, the next time, takes one from there instead of calling it.
 """
 
 import argparse
+import signal
+import sys
 
 from datasets import Dataset
 from multiprocess.util import Finalize  # not multiprocessing: `datasets` makes its processes with this one
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=20)
     args = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # told to end, the job tells the map's processes as well
     questions = Dataset.from_dict({"question": [f"Question number {n}?" for n in range(args.rows)]})
     try:
         questions.map(

@@ -222,13 +222,39 @@ def test_a_job_killed_while_it_asks_a_server_asks_for_nothing_that_was_accepted(
     assert times[2] <= ANSWERS_AHEAD
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "number", "code"),
+    [
+        ("plain_loop.py", [], signal.SIGTERM, 143),
+        ("dataloader_workers.py", ["--start-method", "fork"], signal.SIGTERM, 143),
+        ("dataloader_workers.py", ["--start-method", "spawn"], signal.SIGTERM, 143),
+        ("dataloader_workers.py", ["--start-method", "spawn"], signal.SIGINT, -signal.SIGINT),
+        # On its way out `datasets` makes a TimeoutError of it.
+        ("datasets_map.py", ["--batch-size", 1], signal.SIGTERM, 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_that_is_told_to_end_brings_up_what_it_has(
+    start: Start, dataset: Dataset, name: str, args: list[object], number: signal.Signals, code: int
+) -> None:
+    job = start(name, "--rows", 50_000, *args)
+    until_accepted(200, job)
+    if number is signal.SIGINT:
+        os.killpg(job.process.pid, number)  # a terminal tells all of them
+    else:
+        job.process.send_signal(number)
+    assert job.process.wait() == code, job.said
+    ids = dataset.ids()
+    assert 200 <= len(ids) == len(set(ids)) == accepted() < 50_000
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: Start, dataset: Dataset, method: str) -> None:
-    job = start("dataloader_workers.py", "--rows", 2500, "--start-method", method)
-    until_accepted(500, job)
+    job = start("dataloader_workers.py", "--rows", 1500, "--start-method", method)
+    until_accepted(200, job)
     kill_a_writer()
     assert "died and goes on where it was" in end(job)
-    check(dataset, numbered(2500))
+    check(dataset, numbered(1500))
 
 
 def test_a_process_of_a_map_that_is_killed_ends_the_map_and_its_rows_are_brought_up(
