@@ -257,20 +257,6 @@ def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: Start, data
     check(dataset, numbered(1500))
 
 
-def test_a_process_of_a_map_that_is_killed_ends_the_map_and_its_rows_are_brought_up(
-    start: Start, dataset: Dataset
-) -> None:
-    args = ["--rows", 2000, "--batch-size", 2]
-    job = start("datasets_map.py", *args)
-    until_accepted(200, job)
-    kill_a_writer()
-    assert job.process.wait() == 1, job.said
-    assert "abruptly died" in job.said
-    assert accepted() == len(dataset.rows()) < 2000
-    end(start("datasets_map.py", *args))
-    check(dataset, numbered(2000))
-
-
 def test_every_example_is_on_the_page_and_is_run_here() -> None:
     here = Path(__file__).read_text()
     for file in (ROOT / "examples").iterdir():
