@@ -7,6 +7,7 @@ rows of the two in step. Its version is `PRAGMA user_version`; an older one is m
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import threading
@@ -73,11 +74,14 @@ class Catalogue:
         self.path = path
         self._lock = threading.RLock()
         try:
-            # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._db.row_factory = sqlite3.Row
-            self._open(fsync)
+            # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it. Only where
+            # it is not there: to close a file takes SQLite's locks from whoever has it open in this process.
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            with _one_at_a_time(path.parent):
+                self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+                self._db.row_factory = sqlite3.Row
+                self._open(fsync)
         except (sqlite3.Error, OSError) as error:
             raise self._error(error, "can't be opened") from error
 
@@ -187,6 +191,22 @@ class Catalogue:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Those who open a new catalogue at the same moment take turns: SQLite refuses to become WAL while another reads,
+    and waits for nobody.
+    """
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without such locks: then they only must not come at the same moment
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the open file as well
+        os.close(fd)
 
 
 def _statements(script: str) -> list[str]:

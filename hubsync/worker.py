@@ -324,7 +324,10 @@ class Worker:
         if self.offline:
             receipt._spooled(Fate(settled=True), replayed=False)
             return
-        all_of_it = everything and self.spool.is_committer
+        # At the very start nobody may commit yet: then it is as much this process' to do as anybody's.
+        all_of_it = everything and (self.spool.is_committer or self.spool.committer_pid is None)
+        if all_of_it:
+            self._until_it_works(self.spool.adopt)  # what the dead left open would not be waited for
         pending = self._until_it_works(partial(self.spool.urge, None if all_of_it else self.writer.name))
         if pending is None:
             receipt._dropped(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -327,3 +329,29 @@ def test_one_committer_at_a_time(open_spool: Callable[..., Spool]) -> None:
     first.resign()
     assert second.committer_pid is None
     assert second.become_committer()
+
+
+_BORN_AT_ONCE = """
+import multiprocessing, sys
+from pathlib import Path
+from hubsync.spool import Spool, Target
+
+def born(directory, barrier):
+    barrier.wait()
+    Spool(directory, target=Target("http://127.0.0.1:1", "user/rows")).close()
+
+context = multiprocessing.get_context("fork")
+for n in range(40):
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=born, args=(Path(sys.argv[1], str(n)), barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+"""
+
+
+def test_processes_that_make_a_spool_at_the_same_moment_all_open_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _BORN_AT_ONCE, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

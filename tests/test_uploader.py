@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,11 @@ from hubsync import (
 )
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.policy import Layout
+from hubsync.queue import Batch
+from hubsync.receipt import Receipt
+from hubsync.spool import Spool
+from hubsync.writer import SpoolWriter
 from tests.conftest import FAST, Dataset
 
 Make = Callable[..., Uploader]
@@ -56,8 +63,6 @@ def test_the_first_commit_loads_with_datasets(uploader: Make, hub: LocalHub, tmp
         train.put(numbered(0, 5))
         train.flush()
         test.put(numbered(5, 7))
-    import subprocess
-    import sys
 
     code = """
 from datasets import load_dataset
@@ -155,6 +160,36 @@ def test_the_other_takes_over_when_the_committer_closes(uploader: Make, dataset:
     one.close()
     two.put(numbered(1, 2))
     two.close()
+    assert dataset.ids() == [0, 1]
+
+
+def test_who_looks_at_the_spool_takes_nothing_from_two_uploaders_of_one_process(
+    uploader: Make, dataset: Dataset
+) -> None:
+    def waiting() -> int:
+        command = [sys.executable, "-m", "hubsync", "status", "--json", str(one.spool)]
+        return int(json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["rows_waiting"])
+
+    with uploader() as one, uploader() as other:
+        assert waiting() == 0  # SQLite removes the log when the last one closes: here it is not the last
+        one.put(numbered(0, 3))
+        other.put(numbered(3, 5))
+        assert waiting() == 5
+    assert dataset.ids() == list(range(5))
+
+
+def test_closing_at_once_brings_up_what_dead_processes_left(uploader: Make, dataset: Dataset, tmp_path: Path) -> None:
+    with uploader() as up:
+        spool = Spool(up.spool, target=None)
+    first, *others = sorted((SpoolWriter.open(spool, Layout(), ShardPolicy()) for _ in range(3)), key=lambda w: w.name)
+    for n, writer in enumerate(others):
+        lines = b'{"id":%d}\n' % n
+        writer.append([Batch(lines, 1, Receipt(1, len(lines)))])
+    for writer in (first, *others):
+        writer.close()  # as death does: the names are free, the segments stay open
+    spool.close()
+    with uploader() as up:  # takes the first name, which left nothing
+        assert up.writer == first.name
     assert dataset.ids() == [0, 1]
 
 

@@ -1,0 +1,265 @@
+"""The examples, run as a stranger runs them: as processes, over real sockets, killed in the middle and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import SpoolError
+from hubsync.clock import SystemClock
+from hubsync.connect import open_spool
+from hubsync.inspect import spool_facts, spools
+from hubsync.localhub import LocalHub
+from tests.conftest import Dataset
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "examples" / "README.md").read_text()
+COMMANDS = {Path(text.split()[1]).name: text for text in re.findall(r"(?:python|bash) examples/[^`\n]+", README)}
+ANSWERS_AHEAD = 4 * 8  # of asyncio_llm.py: MOST_AHEAD * --at-once
+
+
+@dataclass(frozen=True)
+class Job:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def start(hub: LocalHub, tmp_path: Path) -> Iterator[Start]:
+    """Starts an example by the README's command, with more arguments; its processes are a group of their own."""
+    jobs: list[Job] = []
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def start(name: str, *args: object, server: str = "") -> Job:
+        command = re.sub(r"http://\S+", server, re.sub(r"\buser/\w+", "user/rows", COMMANDS[name]))
+        log = tmp_path / f"job-{len(jobs)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*shlex.split(command), *map(str, args)], cwd=ROOT, env={**os.environ, **hub.environ(), "PATH": path},
+                stdout=file, stderr=file, start_new_session=True,
+            )  # fmt: skip
+        jobs.append(Job(process, log))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        kill(job)
+
+
+@pytest.fixture
+def server(start: Start) -> str:
+    """Where the stand-in for an OpenAI-compatible server listens."""
+    job = start("openai_stand_in.py", "--port", 0)
+    while not (found := re.search(r"running on (http://[\d.:]+)", job.said)):
+        assert job.process.poll() is None, job.said
+        time.sleep(0.01)
+    return found[1]
+
+
+def asked(server: str) -> Counter[str]:
+    """How often the stand-in has worked on each prompt."""
+    with urllib.request.urlopen(f"{server}/asked") as answer:
+        return Counter(json.load(answer))
+
+
+def end(job: Job) -> str:
+    """Waits until a job ends well; answers what it said."""
+    assert job.process.wait() == 0, job.said
+    return job.said
+
+
+def kill(job: Job) -> None:
+    """SIGKILL to a job and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(job.process.pid, signal.SIGKILL)
+    job.process.wait()
+
+
+def accepted() -> int:
+    """Rows that the spool has accepted so far."""
+    with suppress(SpoolError):  # it is just being made
+        for spool in spools():
+            facts = spool_facts(spool)
+            return int(facts["rows_waiting"]) + int(facts["committed"]["rows"])
+    return 0
+
+
+def until_accepted(rows: int, job: Job) -> None:
+    while accepted() < rows:
+        assert job.process.poll() is None, job.said
+        time.sleep(0.01)
+
+
+def offset(source: str) -> int:
+    """How far the spool has accepted `source`."""
+    (directory,) = spools()
+    with closing(open_spool(None, directory, SystemClock())) as spool:
+        known = spool.offset(source)
+    assert known is not None
+    return known
+
+
+def kill_a_writer() -> None:
+    """SIGKILL to one process that writes to the spool."""
+    (directory,) = spools()
+    pids = [int(lock.read_text()) for lock in sorted((directory / "writers").glob("*.lock"))]
+    os.kill(pids[0], signal.SIGKILL)
+
+
+def numbered(rows: int) -> Iterable[object]:
+    return range(rows)
+
+
+def scored(samples: int) -> Iterable[object]:
+    summaries = [("arithmetic", None), ("spelling", None)]
+    return [(task, n) for task, _ in summaries for n in range(samples)] + summaries
+
+
+def check(dataset: Dataset, rows: Iterable[object]) -> None:
+    """Every row is there once, and nothing else; and the spool holds nothing back."""
+    found: Counter[Any] = Counter(
+        row["id"] if "id" in row else (row["task"], row.get("sample")) for row in dataset.rows()
+    )
+    assert found == Counter(rows)
+    assert [spool_facts(spool)["rows_waiting"] for spool in spools()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("plain_loop.py", numbered(1000)),
+        ("dataloader_workers.py", numbered(1000)),
+        ("datasets_map.py", numbered(1000)),
+        ("evaluation.py", scored(2000)),
+        ("shell_job.sh", numbered(1000)),
+    ],
+)
+def test_a_command_of_the_page_brings_every_row(
+    start: Start, dataset: Dataset, name: str, rows: Iterable[object]
+) -> None:
+    end(start(name))
+    check(dataset, rows)
+
+
+def test_the_command_that_asks_a_server_brings_every_row(start: Start, server: str, dataset: Dataset) -> None:
+    end(start("asyncio_llm.py", server=server))
+    check(dataset, numbered(200))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "rows"),
+    [
+        ("plain_loop.py", ["--rows", 2000], numbered(2000)),
+        ("dataloader_workers.py", ["--rows", 1500], numbered(1500)),
+        ("datasets_map.py", ["--rows", 2000, "--batch-size", 2], numbered(2000)),
+        ("evaluation.py", ["--samples", 10_000], scored(10_000)),
+        ("shell_job.sh", [20_000], numbered(20_000)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_killed_in_the_middle_brings_every_row_once_when_it_is_run_again(
+    start: Start, dataset: Dataset, name: str, args: list[object], rows: Iterable[object]
+) -> None:
+    job = start(name, *args)
+    until_accepted(100, job)
+    kill(job)
+    assert 100 <= accepted() < len(list(rows))
+    end(start(name, *args))
+    check(dataset, rows)
+
+
+def test_a_job_killed_once_some_rows_are_committed_goes_on_behind_them(start: Start, dataset: Dataset) -> None:
+    job = start("plain_loop.py", "--rows", 2000)
+    until_accepted(100, job)
+    kill(job)
+    first = accepted()
+    job = start("plain_loop.py", "--rows", 8000)  # commits at once what the first one left
+    while not (job.process.poll() is not None or any(spool_facts(spool)["committed"]["rows"] for spool in spools())):
+        time.sleep(0.01)
+    kill(job)
+    second = accepted()
+    assert 100 <= first < second < 8000
+    assert len(dataset.rows()) >= first
+    assert f"{second:,} were there already" in end(start("plain_loop.py", "--rows", 8000))
+    check(dataset, numbered(8000))
+
+
+def test_a_job_killed_while_it_asks_a_server_asks_for_nothing_that_was_accepted(
+    start: Start, server: str, dataset: Dataset
+) -> None:
+    job = start("asyncio_llm.py", server=server)
+    until_accepted(40, job)
+    kill(job)
+    done, before = offset("prompts"), asked(server)
+    end(start("asyncio_llm.py", server=server))
+    check(dataset, numbered(200))
+    again = {row["prompt"] for row in dataset.rows() if row["id"] <= done} & set(asked(server) - before)
+    assert again == set()
+    times = Counter(asked(server).values())
+    assert times[1] + times[2] == 200
+    assert times[2] <= ANSWERS_AHEAD
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "number", "code"),
+    [
+        ("plain_loop.py", [], signal.SIGTERM, 143),
+        ("dataloader_workers.py", ["--start-method", "fork"], signal.SIGTERM, 143),
+        ("dataloader_workers.py", ["--start-method", "spawn"], signal.SIGTERM, 143),
+        ("dataloader_workers.py", ["--start-method", "spawn"], signal.SIGINT, -signal.SIGINT),
+        # On its way out `datasets` makes a TimeoutError of it.
+        ("datasets_map.py", ["--batch-size", 1], signal.SIGTERM, 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_that_is_told_to_end_brings_up_what_it_has(
+    start: Start, dataset: Dataset, name: str, args: list[object], number: signal.Signals, code: int
+) -> None:
+    job = start(name, "--rows", 50_000, *args)
+    until_accepted(200, job)
+    if number is signal.SIGINT:
+        os.killpg(job.process.pid, number)  # a terminal tells all of them
+    else:
+        job.process.send_signal(number)
+    assert job.process.wait() == code, job.said
+    ids = dataset.ids()
+    assert 200 <= len(ids) == len(set(ids)) == accepted() < 50_000
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: Start, dataset: Dataset, method: str) -> None:
+    job = start("dataloader_workers.py", "--rows", 1500, "--start-method", method)
+    until_accepted(200, job)
+    kill_a_writer()
+    assert "died and goes on where it was" in end(job)
+    check(dataset, numbered(1500))
+
+
+def test_every_example_is_on_the_page_and_is_run_here() -> None:
+    here = Path(__file__).read_text()
+    for file in (ROOT / "examples").iterdir():
+        if file.suffix in (".py", ".sh"):
+            assert f"]({file.name})" in README, file
+            assert f'"{file.name}"' in here, file
