@@ -183,7 +183,7 @@ class Catalogue:
         if not shrink and os.path.getsize(f"{self.path}-wal") < _CHECKPOINT_BYTES:
             return
         # Busy, the disk is full, or no file can be opened: the log keeps everything, and the next turn tries again.
-        with _alone, suppress(sqlite3.OperationalError), closing(sqlite3.connect(self.path, timeout=1)) as db:
+        with _alone, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=1)) as db:
             db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if shrink else 'PASSIVE'})").fetchall()
 
     def close(self) -> None:
