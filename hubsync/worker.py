@@ -359,8 +359,9 @@ class Worker:
     async def _linger(self, bell: Bell) -> None:
         while True:
             opened_at = self.writer.opened_at
-            wait = 3600.0 if opened_at is None else opened_at + self._shard.linger_s - self._clock.time()
-            if wait > 0:
+            age = 0.0 if opened_at is None else self._clock.time() - opened_at
+            wait = 3600.0 if opened_at is None else self._shard.linger_s - age
+            if wait > 0 and age >= 0:  # where the clock was set back, nobody knows how old it is: sealed now
                 await bell.wait(wait)
             else:
                 with contextlib.suppress(ClosedError):
