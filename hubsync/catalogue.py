@@ -67,6 +67,10 @@ CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NUL
 """
 
 
+# To be said beside any narrower state: only so does SQLite use the index `pending`, and not read all that was ever
+# committed.
+PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
+
 _MIGRATIONS = [_SCHEMA]  # what brings a catalogue of version n to n + 1, at index n; version 0 is a new one
 
 

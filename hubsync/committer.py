@@ -399,6 +399,10 @@ class Committer:
         if len(plan.shards) > 1:
             half = len(plan.shards) // 2
             for part in (plan.shards[:half], plan.shards[half:]):
+                while wait := self._governor.wait_s(urgent=True):
+                    self._status.report("pace", State("ok", self._pace, round(self._clock.time() + wait)))
+                    await self._clock.sleep(wait)
+                self._status.report("pace", State())
                 await self._commit(part, backoff)
             return
         shard = plan.shards[0]

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from hubsync.catalogue import Catalogue
+from hubsync.catalogue import PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk
@@ -201,7 +201,9 @@ class Spool:
                 file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:
-        for (segment,) in self.catalogue.rows("SELECT id FROM segments WHERE state = 'open' AND writer = ?", writer):
+        for (segment,) in self.catalogue.rows(
+            f"SELECT id FROM segments WHERE {PENDING} AND state = 'open' AND writer = ?", writer
+        ):
             with self.catalogue.transaction():
                 row = self.catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'open'", segment)
                 if row is None:
@@ -231,7 +233,8 @@ class Spool:
         for file in (self.directory / "segments").iterdir():
             if self._state_of(file) in ("committed", "dead"):
                 file.unlink(missing_ok=True)
-        dead = {f"{r['id']:06d}" for r in self.catalogue.rows("SELECT id FROM segments WHERE state = 'dead'")}
+        buried = self.catalogue.rows(f"SELECT id FROM segments WHERE {PENDING} AND state = 'dead'")
+        dead = {f"{row['id']:06d}" for row in buried}
         for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
             if grave.name.partition("-")[0] not in dead:
                 grave.unlink(missing_ok=True)
@@ -358,7 +361,7 @@ class Spool:
         with self.catalogue.transaction():
             whose = "" if writer is None else "AND writer = ?"
             who = () if writer is None else (writer,)
-            pending = "state IN ('sealed', 'staged') " + whose
+            pending = f"{PENDING} AND state IN ('sealed', 'staged') {whose}"
             self.catalogue.run(f"UPDATE segments SET urgent = 1 WHERE {pending}", *who)
             return [r["id"] for r in self.catalogue.rows(f"SELECT id FROM segments WHERE {pending}", *who)]
 
@@ -403,7 +406,9 @@ class Spool:
 
     def dead(self) -> list[tuple[str, int, str]]:
         """The dead letter: (path, rows, why)."""
-        rows = self.catalogue.rows("SELECT path, rows, error FROM segments WHERE state = 'dead' ORDER BY id")
+        rows = self.catalogue.rows(
+            f"SELECT path, rows, error FROM segments WHERE {PENDING} AND state = 'dead' ORDER BY id"
+        )
         return [(r["path"], r["rows"], r["error"]) for r in rows]
 
     def depth(self) -> SpoolDepth:
@@ -412,7 +417,7 @@ class Spool:
             for row in self.catalogue.rows(
                 "SELECT state, count(*) AS n, sum(rows) AS rows, sum(bytes) AS bytes, "
                 "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest "
-                "FROM segments WHERE state IN ('open', 'sealed', 'staged', 'dead') GROUP BY state"
+                f"FROM segments WHERE {PENDING} GROUP BY state"
             )
         }
         waiting = [by_state[s] for s in ("open", "sealed", "staged") if s in by_state]
@@ -444,7 +449,7 @@ class Spool:
 
     def is_full(self) -> bool:
         """Whether the spool holds as many bytes as its policy allows."""
-        held = self.catalogue.value("SELECT sum(bytes) FROM segments WHERE state IN ('open', 'sealed', 'staged')")
+        held = self.catalogue.value(f"SELECT sum(bytes) FROM segments WHERE {PENDING} AND state != 'dead'")
         return (held or 0) >= self.policy.max_bytes
 
 
