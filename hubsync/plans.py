@@ -44,8 +44,28 @@ class Plans:
             held += row["bytes"]
             if shards and held > max_bytes:
                 break
-            shards.append(self._shard(row["id"]))
+            if self._is_whole(row["id"]):
+                shards.append(self._shard(row["id"]))
         return shards
+
+    def _is_whole(self, segment: int) -> bool:
+        """Whether there is anything to bring up: a power cut may have taken bytes that were sealed already, and one
+        damaged segment must not hold the others up.
+        """
+        row = self._segment(segment)
+        file = self._spool.file(row["file"])
+        if file.exists() and file.stat().st_size >= row["bytes"]:
+            return True
+        with self._spool.leased():
+            if self._segment(segment)["state"] != "sealed":
+                return False
+            self._spool.shorten(segment, file, row["bytes"])
+            rows = self._segment(segment)["rows"]
+            state = "sealed" if rows else "dead"
+            self._catalogue.run(
+                "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment
+            )
+        return bool(rows)
 
     def _shard(self, segment: int) -> Shard:
         row = self._segment(segment)

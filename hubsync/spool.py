@@ -12,6 +12,7 @@ is taken over as well: its term is over, and what it tries under its lease then 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
+
+_log = logging.getLogger("hubsync")
 
 SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
 
@@ -122,6 +125,7 @@ class Spool:
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
         self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
+        self._seeded = False
         self._term: int | None = None  # which committer of this spool this process is; None where it is none
 
     def _bind(self, target: Target | None) -> Target:
@@ -213,18 +217,21 @@ class Spool:
                 if size > row["bytes"]:
                     os.truncate(file, row["bytes"])
                 elif size < row["bytes"]:
-                    self._shortened(row["id"], file, row["bytes"])
+                    self.shorten(row["id"], file, row["bytes"])
                 reach(CrashPoint.TAIL_CUT)
                 self.seal_segment(row["id"])
             reach(CrashPoint.ADOPTED)
 
-    def _shortened(self, segment: int, file: Path, accepted: int) -> None:
-        """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing."""
+    def shorten(self, segment: int, file: Path, accepted: int) -> None:
+        """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing.
+        Within a transaction.
+        """
         rows, kept = whole_lines(file, accepted) if file.exists() else (0, 0)
         if file.exists():
             os.truncate(file, kept)
         lost = f"{accepted - kept} accepted bytes of {file.name} were lost by a power cut (durability='process')"
         self.catalogue.run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", kept, rows, lost, segment)
+        _log.error("%s; its %d whole rows are brought up.", lost, rows)
 
     def sweep(self) -> None:
         """Removes what a crash left: files of segments that are committed or buried, links into the dead letter that
@@ -370,7 +377,9 @@ class Spool:
     @property
     def seeded(self) -> bool:
         """Whether the dataset's watermarks have been read into this spool."""
-        return self.catalogue.get("seeded") is not None
+        # For good, so it is read once: who puts with an offset asks each time, and must not wait for the disk.
+        self._seeded = self._seeded or self.catalogue.get("seeded") is not None
+        return self._seeded
 
     def seed(self, marks: Iterable[Watermark]) -> None:
         """Goes on from what earlier spools, now lost, have brought into the dataset."""
