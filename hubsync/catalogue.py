@@ -24,6 +24,8 @@ _APPLICATION_ID = 0x48756273  # "Hubs"
 _opened: weakref.WeakSet[Catalogue] = weakref.WeakSet()
 _alone = threading.Lock()  # a connection is being made, or one beside a catalogue's own is used: a fork waits for it
 
+_BUSY_S = 60.0  # how long a thread waits for another process' transaction
+_PATIENCE_S = 0.2  # and an event loop
 _CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a few thousand takes
 
 _SCHEMA = """
@@ -84,7 +86,7 @@ class Catalogue:
             # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             with _alone:
-                self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+                self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
                 _opened.add(self)
             self._db.row_factory = sqlite3.Row
             self._open(fsync)
@@ -175,9 +177,22 @@ class Catalogue:
             )
 
     def remember(self, key: str, value: str) -> None:
-        """As `set`, for what may be lost: on a full disk it is passed over."""
-        with suppress(SpoolError):
+        """As `set`, for what may be lost: on a full disk, or where it is busy, it is passed over."""
+        with suppress(SpoolError), self.impatient():
             self.set(key, value)
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """For who must not wait, such as an event loop: `SpoolError` where others hold the catalogue for long."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            raise SpoolError(f"the spool's catalogue {self.path} is busy.")
+        try:
+            self.run(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000:.0f}")
+            yield
+        finally:
+            with suppress(SpoolError):  # closed
+                self.run(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+            self._lock.release()
 
     def checkpoint(self, *, shrink: bool = False) -> None:
         """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it.

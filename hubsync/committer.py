@@ -186,7 +186,7 @@ class Committer:
         reach(CrashPoint.TAKEN_OVER)
 
     def _remember(self, governor: str) -> None:
-        with suppress(SpoolError), self._spool.leased():
+        with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.leased():
             self._spool.catalogue.set("governor", governor)
 
     # Staging.

@@ -442,8 +442,9 @@ class Worker:
     def waiting(self) -> str:
         """What is not on the Hub yet, for people."""
         try:
-            depth = self.spool.depth()
-        except SpoolError:  # told where something is wrong with it already
+            with self.spool.catalogue.impatient():
+                depth = self.spool.depth()
+        except SpoolError:  # it is busy, or told where something is wrong with it already
             return f"what waits is in {self.spool.directory}"
         return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
 
