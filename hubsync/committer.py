@@ -409,6 +409,7 @@ class Committer:
         if shard.mode == "lfs" and await self._on_disk(self._plans.first_restage, shard):
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
             await self._on_disk(self._plans.unstage, [shard])
+            self._card_refused = False  # the blob it was
         else:
             await self._bury(shard, error)
         self.wake()

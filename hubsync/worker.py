@@ -240,6 +240,7 @@ class Worker:
         if result is None:
             error = SpoolError(f"the spool {self.spool.directory} takes no more, and the uploader was closed.")
             self._drop(batches, error)
+            _log.error("%d rows in memory were not accepted: %s", sum(batch.rows for batch in batches), error)
         else:
             accepted, sealed = result
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):

@@ -160,3 +160,15 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
             sizes.append(log.stat().st_size)
             time.sleep(1.2)
         assert sizes[-1] < 3 * sizes[0], sizes
+
+
+def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
+    uploader: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    up = uploader().open()
+    monkeypatch.setattr(up._worker.writer, "append", failing(999, SpoolError("full"), lambda *a: None))
+    receipt = up.put([{"id": 0}, {"id": 1}], ack="queued")
+    with pytest.raises(HubsyncError):
+        up.close(timeout=0.5)
+    assert receipt.state == "dropped"
+    assert any("2 rows in memory were not accepted" in record.message for record in caplog.records)
