@@ -84,6 +84,7 @@ class Worker:
         self._lock = threading.Lock()
         self._fates: dict[int, Fate] = {}
         self._unsure = False  # a segment's fate could not be read: `_follow` looks again
+        self._spooling = threading.Lock()
         self._in_hand: list[Batch | Order] = []  # what the spool's thread has taken
         self._asked: set[Receipt] = set()  # flushes that are still orders in the queue
         self._flushes: set[Fate] = set()  # those that wait for commits
@@ -208,11 +209,12 @@ class Worker:
     # The spool's thread.
 
     def _spool_loop(self) -> None:
-        while items := self.queue.take():
-            self._in_hand = items
-            reach(CrashPoint.TAKEN)
-            self.spool_items(items)
-            self._in_hand = []
+        with self._spooling:  # where asyncio cancels every task, the first thread still runs while another begins
+            while items := self.queue.take():
+                self._in_hand = items
+                reach(CrashPoint.TAKEN)
+                self.spool_items(items)
+                self._in_hand = []
         self._until_it_works(self.writer.seal)
         self._wake()
 

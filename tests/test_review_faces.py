@@ -16,6 +16,8 @@ import pytest
 from hubsync import AsyncUploader, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.locks import FileLock
+from hubsync.receipt import Receipt
+from hubsync.writer import SpoolWriter
 from tests.conftest import FAST, Dataset
 
 
@@ -119,3 +121,33 @@ def test_put_racing_close_loses_nothing_that_was_accepted(uploader: Callable[...
         pass
     assert set(accepted) <= set(dataset.ids())
     assert len(set(dataset.ids())) == len(dataset.ids())
+
+
+def test_no_batch_overtakes_another_where_every_task_is_cancelled(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    receipts: list[Receipt] = []
+    append, slow = SpoolWriter.append, threading.Event()
+
+    def held_up(self: SpoolWriter, batches: Any) -> Any:
+        if slow.is_set():
+            slow.clear()
+            time.sleep(1)
+        return append(self, batches)
+
+    monkeypatch.setattr(SpoolWriter, "append", held_up)
+
+    async def run() -> None:
+        async with open_async(hub, tmp_path) as up:
+            slow.set()
+            for n in range(3):
+                receipts.append(await up.put([{"id": n}], offset=n, ack="queued"))
+                await asyncio.sleep(0.1)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(30)
+
+    with suppress(asyncio.CancelledError):
+        asyncio.run(run())
+    assert [(receipt.state, receipt.replayed) for receipt in receipts] == [("spooled", False)] * 3
