@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -52,7 +53,7 @@ class AsyncUploader(BaseUploader):
         if self._worker is not None or self._closed:
             self._ready()
             return self
-        worker = await anyio.to_thread.run_sync(self._build)
+        worker = await self._build_in_thread()
         stack = AsyncExitStack()
         try:
             tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -61,11 +62,37 @@ class AsyncUploader(BaseUploader):
                 await tasks.start(self._end_on_sigterm, self._grace_s)
         except BaseException:
             await stack.aclose()
+            worker.writer.close()  # a worker that was cancelled before it began has not
             worker.spool.close()
             raise
         self._stack, self._worker, self._pid = stack, worker, os.getpid()
         self._body = stack.enter_context(anyio.CancelScope())
         return self
+
+    async def _build_in_thread(self) -> Worker:
+        """Where a task is cancelled, the thread goes on: what it opens for nobody, it closes."""
+        lock, built, given_up = threading.Lock(), list[Worker](), threading.Event()
+
+        def build() -> None:
+            worker = self._build()
+            with lock:
+                built.append(worker)
+                if given_up.is_set():
+                    discard()
+
+        def discard() -> None:
+            for worker in built:
+                worker.writer.close()
+                worker.spool.close()
+
+        try:
+            await anyio.to_thread.run_sync(build)
+        except BaseException:
+            with lock:
+                given_up.set()
+                discard()
+            raise
+        return built[0]
 
     async def _end_on_sigterm(self, grace_s: float, *, task_status: TaskStatus[None]) -> None:
         with anyio.CancelScope() as self._watching, anyio.open_signal_receiver(signal.SIGTERM) as signals:

@@ -11,8 +11,9 @@ import fcntl
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError
 VERSION = 1
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
+_opened: weakref.WeakSet[Catalogue] = weakref.WeakSet()
+_alone = threading.Lock()  # a connection is being made, or one beside a catalogue's own is used: a fork waits for it
+
+_BUSY_S = 60.0  # how long a thread waits for another process' transaction
+_PATIENCE_S = 0.2  # and an event loop
 _CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a few thousand takes
 
 _SCHEMA = """
@@ -64,6 +70,10 @@ CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NUL
 """
 
 
+# To be said beside any narrower state: only so does SQLite use the index `pending`, and not read all that was ever
+# committed.
+PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
+
 _MIGRATIONS = [_SCHEMA]  # what brings a catalogue of version n to n + 1, at index n; version 0 is a new one
 
 
@@ -79,7 +89,9 @@ class Catalogue:
             with suppress(FileExistsError):
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             with _one_at_a_time(path.parent):
-                self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+                with _alone:
+                    self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+                    _opened.add(self)
                 self._db.row_factory = sqlite3.Row
                 self._open(fsync)
         except (sqlite3.Error, OSError) as error:
@@ -169,9 +181,22 @@ class Catalogue:
             )
 
     def remember(self, key: str, value: str) -> None:
-        """As `set`, for what may be lost: on a full disk it is passed over."""
-        with suppress(SpoolError):
+        """As `set`, for what may be lost: on a full disk, or where it is busy, it is passed over."""
+        with suppress(SpoolError), self.impatient():
             self.set(key, value)
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """For who must not wait, such as an event loop: `SpoolError` where others hold the catalogue for long."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            raise SpoolError(f"the spool's catalogue {self.path} is busy.")
+        try:
+            self.run(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000:.0f}")
+            yield
+        finally:
+            with suppress(SpoolError):  # closed
+                self.run(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+            self._lock.release()
 
     def checkpoint(self, *, shrink: bool = False) -> None:
         """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it.
@@ -180,13 +205,9 @@ class Catalogue:
         """
         if not shrink and os.path.getsize(f"{self.path}-wal") < _CHECKPOINT_BYTES:
             return
-        db = sqlite3.connect(self.path, timeout=1)
-        try:
+        # Busy, the disk is full, or no file can be opened: the log keeps everything, and the next turn tries again.
+        with _alone, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=1)) as db:
             db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if shrink else 'PASSIVE'})").fetchall()
-        except sqlite3.OperationalError:
-            pass  # busy, or the disk is full: the log keeps everything, and the next turn tries again
-        finally:
-            db.close()
 
     def close(self) -> None:
         with self._lock:
@@ -212,3 +233,32 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 def _statements(script: str) -> list[str]:
     lines = (line.split("--")[0] for line in script.splitlines())
     return [s for s in "\n".join(lines).split(";") if s.strip()]
+
+
+# SQLite keeps its locks by file for a whole process, and they are not inherited. So a child that opened a catalogue
+# beside its parent's connection would take locks for its own that nobody holds: when the parent closes, the log under
+# the child is deleted, and with it what it wrote. Therefore no fork falls into a transaction, and a child closes
+# what it was given before it opens anything.
+_held_at_fork: list[Catalogue] = []
+
+
+def _hold_at_fork() -> None:
+    _alone.acquire()
+    for catalogue in sorted(_opened, key=id):
+        catalogue._lock.acquire()
+        _held_at_fork.append(catalogue)
+
+
+def _go_on_in_parent() -> None:
+    while _held_at_fork:
+        _held_at_fork.pop()._lock.release()
+    _alone.release()
+
+
+def _let_go_in_child() -> None:
+    for catalogue in _held_at_fork:
+        catalogue._db.close()
+    _go_on_in_parent()
+
+
+os.register_at_fork(before=_hold_at_fork, after_in_parent=_go_on_in_parent, after_in_child=_let_go_in_child)

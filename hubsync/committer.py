@@ -186,7 +186,7 @@ class Committer:
         reach(CrashPoint.TAKEN_OVER)
 
     def _remember(self, governor: str) -> None:
-        with suppress(SpoolError), self._spool.leased():
+        with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.leased():
             self._spool.catalogue.set("governor", governor)
 
     # Staging.
@@ -399,12 +399,17 @@ class Committer:
         if len(plan.shards) > 1:
             half = len(plan.shards) // 2
             for part in (plan.shards[:half], plan.shards[half:]):
+                while wait := self._governor.wait_s(urgent=True):
+                    self._status.report("pace", State("ok", self._pace, round(self._clock.time() + wait)))
+                    await self._clock.sleep(wait)
+                self._status.report("pace", State())
                 await self._commit(part, backoff)
             return
         shard = plan.shards[0]
         if shard.mode == "lfs" and await self._on_disk(self._plans.first_restage, shard):
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
             await self._on_disk(self._plans.unstage, [shard])
+            self._card_refused = False  # the blob it was
         else:
             await self._bury(shard, error)
         self.wake()

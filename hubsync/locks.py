@@ -135,6 +135,7 @@ class Pulse:
         if seen != self._seen:
             self._seen, self._since, self._looks = seen, self._clock.time(), 0
         self._looks += 1
+        self._since = min(self._since, self._clock.time())  # a clock that was set back
         return self._looks > _STOPPED_LOOKS and self._clock.time() - self._since >= _STOPPED_S
 
 

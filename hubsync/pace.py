@@ -50,7 +50,7 @@ class _State(msgspec.Struct):
     not_before: float = 0.0
     refusals: int = 0
     share: float = 1.0
-    share_at: float = 0.0
+    share_at: float = 0.0  # the clock when it was last looked at
 
 
 def last_policy(stored: str | None) -> CommitPolicy:
@@ -74,9 +74,7 @@ class Governor:
         now = clock.time()
         self._state = msgspec.json.decode(stored, type=_State) if stored else _State(share_at=now)
         self._state.per_hour = policy.per_hour
-        # A clock that was set back must not stop commits for long.
-        self._state.spent = [min(at, now) for at in self._state.spent]
-        self._state.share_at = min(self._state.share_at, now)
+        self._follow_clock(now)
 
     def wait_s(self, *, urgent: bool) -> float:
         """Seconds until the next commit may go; 0 where it may now."""
@@ -127,10 +125,20 @@ class Governor:
     def _look(self) -> tuple[float, int]:
         """The time now, and what this spool may spend in an hour; forgets what is older."""
         state, now = self._state, self._clock.time()
+        self._follow_clock(now)
         state.spent = [at for at in state.spent if at > now - _HOUR]
         state.share = min(1.0, state.share + max(0.0, now - state.share_at) / _HOUR * _SHARE_AN_HOUR)
         state.share_at = now
         return now, max(1, int(self._per_hour * state.share))
+
+    def _follow_clock(self, now: float) -> None:
+        """A clock that was set back must not stop commits for long: what was noted by it is moved as far."""
+        state = self._state
+        back = state.share_at - now
+        if back > 0:
+            state.spent = [at - back for at in state.spent]
+            state.not_before -= back
+            state.share_at = now
 
     def _store(self) -> None:
         if self._save is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from hubsync.catalogue import PENDING
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import SpoolError
 from hubsync.plan import Mode, Note, Plan, Shard, Watermark
@@ -38,13 +39,33 @@ class Plans:
         shards: list[Shard] = []
         held = 0
         for row in self._catalogue.rows(
-            "SELECT id, bytes FROM segments WHERE state = 'sealed' ORDER BY id LIMIT ?", limit
+            f"SELECT id, bytes FROM segments WHERE {PENDING} AND state = 'sealed' ORDER BY id LIMIT ?", limit
         ):
             held += row["bytes"]
             if shards and held > max_bytes:
                 break
-            shards.append(self._shard(row["id"]))
+            if self._is_whole(row["id"]):
+                shards.append(self._shard(row["id"]))
         return shards
+
+    def _is_whole(self, segment: int) -> bool:
+        """Whether there is anything to bring up: a power cut may have taken bytes that were sealed already, and one
+        damaged segment must not hold the others up.
+        """
+        row = self._segment(segment)
+        file = self._spool.file(row["file"])
+        if file.exists() and file.stat().st_size >= row["bytes"]:
+            return True
+        with self._spool.leased():
+            if self._segment(segment)["state"] != "sealed":
+                return False
+            self._spool.shorten(segment, file, row["bytes"])
+            rows = self._segment(segment)["rows"]
+            state = "sealed" if rows else "dead"
+            self._catalogue.run(
+                "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment
+            )
+        return bool(rows)
 
     def _shard(self, segment: int) -> Shard:
         row = self._segment(segment)
@@ -113,14 +134,19 @@ class Plans:
 
     def is_urgent(self) -> bool:
         """Whether somebody waits for a staged shard."""
-        return self._catalogue.value("SELECT 1 FROM segments WHERE state = 'staged' AND urgent LIMIT 1") is not None
+        urgent = self._catalogue.value(
+            f"SELECT 1 FROM segments WHERE {PENDING} AND state = 'staged' AND urgent LIMIT 1"
+        )
+        return urgent is not None
 
     def staged(self, limit: int, max_inline_bytes: int) -> list[Shard]:
         """The oldest staged shards that fit one commit; always at least one where there is any."""
         shards: list[Shard] = []
         inline = 0
         for row in self._catalogue.rows(
-            "SELECT id, mode, bytes FROM segments WHERE state = 'staged' AND plan IS NULL ORDER BY id LIMIT ?", limit
+            f"SELECT id, mode, bytes FROM segments WHERE {PENDING} AND state = 'staged' AND plan IS NULL "
+            "ORDER BY id LIMIT ?",
+            limit,
         ):
             inline += row["bytes"] if row["mode"] == "regular" else 0
             if shards and inline > max_inline_bytes:
@@ -139,7 +165,7 @@ class Plans:
             return []
         # A later segment has the later offsets, so only earlier ones can be overtaken.
         waiting = self._catalogue.rows(
-            "SELECT id FROM segments WHERE state IN ('open', 'sealed', 'staged') AND id < ?", going[-1].segment
+            f"SELECT id FROM segments WHERE {PENDING} AND state != 'dead' AND id < ?", going[-1].segment
         )
         held = {row["id"] for row in waiting} - {shard.segment for shard in going}
         behind: set[str] = set()

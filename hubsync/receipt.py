@@ -6,6 +6,7 @@ nothing: memory does not grow with the number of batches that wait for a commit.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -173,3 +174,12 @@ class Receipt:
 
     def _committed_later(self, wake: Callable[[], object]) -> bool:
         return self._fate is not None and self._fate.subscribe(wake)
+
+
+def _let_go_in_child() -> None:
+    """Another thread of the parent may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

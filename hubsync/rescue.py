@@ -11,8 +11,9 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import msgspec
 from hubsync.catalogue import Catalogue
 from hubsync.connect import destination_of, keep_to_its_owner
 from hubsync.errors import HubsyncError, SpoolBusy, SpoolError
-from hubsync.locks import FileLock
+from hubsync.locks import BEAT_S, FileLock
 from hubsync.plan import Watermark
 from hubsync.plans import hashes
 from hubsync.policy import Layout, RetryPolicy
@@ -84,11 +85,14 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
     """
     keep_to_its_owner(directory)
     with ExitStack() as stack:
+        locks: list[FileLock] = []
         for path in [directory / "committer.lock", *(directory / "writers").glob("*.lock")]:
             lock = FileLock(path)
             if not lock.acquire():
                 raise SpoolBusy(f"process {lock.holder()} has {directory} open; end it first.")
             stack.callback(lock.release)
+            locks.append(lock)
+        stack.enter_context(_beating(locks))
         if _is_sound(directory / "catalogue.sqlite"):
             return None
         old = _Old(directory, Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -106,11 +110,32 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
                 _graves(catalogue, directory, old)
         finally:
             catalogue.close()
+        if not {lock.path for lock in locks}.issuperset((directory / "writers").glob("*.lock")):
+            raise SpoolBusy(f"a job has opened {directory} meanwhile; end it, and rescue again.")
         _set_aside(directory)
         os.replace(new, directory / "catalogue.sqlite")
         for file in removed:
             file.unlink(missing_ok=True)
     return found
+
+
+@contextmanager
+def _beating(locks: Sequence[FileLock]) -> Iterator[None]:
+    """The Hub may take long to answer: a job that is started meanwhile must not think that their holder has stopped."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_S):
+            for lock in locks:
+                lock.beat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _is_sound(path: Path) -> bool:
@@ -162,6 +187,8 @@ def _take_over(catalogue: Catalogue, old: _Old, target: Target, marks: list[Wate
         if row["key"] not in ("target", "status"):
             catalogue.set(row["key"], row["value"])
     known_offsets = {row["source"]: row["offset"] for row in old.tables["offsets"]}
+    for row in old.tables["segment_offsets"]:
+        known_offsets[row["source"]] = max(row["offset"], known_offsets.get(row["source"], row["offset"]))
     series = {row["name"]: row["next"] for row in old.tables["series"]}
     for mark in marks:
         for source, offset in mark.offsets.items():
@@ -173,13 +200,13 @@ def _take_over(catalogue: Catalogue, old: _Old, target: Target, marks: list[Wate
     for name, following in series.items():
         catalogue.run("INSERT INTO series VALUES (?, ?)", name, following)
     for row in old.tables["writers"]:
-        catalogue.run("INSERT INTO writers VALUES (?, ?, ?)", row["name"], row["epoch"], row["mark"])
+        catalogue.run("INSERT OR IGNORE INTO writers VALUES (?, ?, ?)", row["name"], row["epoch"], row["mark"])
     keys = 0
     for keys, row in enumerate(old.read("keys"), 1):  # noqa: B007  (counts)
-        catalogue.run("INSERT INTO keys VALUES (?, ?)", row["digest"], row["segment"])
+        catalogue.run("INSERT OR IGNORE INTO keys VALUES (?, ?)", row["digest"], row["segment"])
     for row in old.tables["cards"]:
-        catalogue.run("INSERT INTO cards VALUES (?, ?, ?)", row["config"], row["split"], row["glob"])
-    if "offsets" not in old.complete:
+        catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", row["config"], row["split"], row["glob"])
+    if not old.complete & {"offsets", "segment_offsets"}:
         told = ", ".join(f"{source}: {offset:,}" for source, offset in known_offsets.items()) or "none"
         found.unknown.append(
             f"which offsets were accepted beyond those that the dataset tells ({told}). A job that goes on from there "
@@ -199,6 +226,7 @@ def _segments(
 ) -> list[Path]:
     """Enters every file that is not on the Hub; answers those that are, and so may go."""
     known = {row["file"]: row for row in old.tables["segments"]}
+    taken = {row["id"]: row["file"] for row in known.values()}
     done: list[Path] = []
     for file in sorted((directory / "segments").glob("*.jsonl"), key=_number):
         row = known.get(file.name)
@@ -206,6 +234,11 @@ def _segments(
             done.append(file)
             continue
         if row is None:
+            if taken.get(_number(file), file.name) != file.name:
+                # A take that was rolled back gave its number to another writer: this file needs one of its own.
+                free = max(max(taken), 0, *map(_number, (directory / "segments").glob("*.jsonl"))) + 1
+                file = file.rename(file.with_name(f"{file.stem.rpartition('-')[0]}-{free:08d}.jsonl"))
+            taken[_number(file)] = file.name
             row = _guess(file, notes, found)
         rows = _cut(file, row["bytes"], found)
         if rows == 0 or set(hashes(file, file.stat().st_size)) & oids:
@@ -217,7 +250,7 @@ def _segments(
         found.segments += 1
         for offset in old.tables["segment_offsets"]:
             if offset["segment"] == row["id"]:
-                catalogue.run("INSERT INTO segment_offsets VALUES (?, ?, ?)", *offset.values())
+                catalogue.run("INSERT OR IGNORE INTO segment_offsets VALUES (?, ?, ?)", *offset.values())
     return done
 
 

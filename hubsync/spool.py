@@ -12,6 +12,7 @@ is taken over as well: its term is over, and what it tries under its lease then 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from hubsync.catalogue import Catalogue
+from hubsync.catalogue import PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk
@@ -29,6 +30,8 @@ from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
+
+_log = logging.getLogger("hubsync")
 
 SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
 
@@ -122,6 +125,7 @@ class Spool:
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
         self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
+        self._seeded = False
         self._term: int | None = None  # which committer of this spool this process is; None where it is none
 
     def _bind(self, target: Target | None) -> Target:
@@ -201,7 +205,9 @@ class Spool:
                 file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:
-        for (segment,) in self.catalogue.rows("SELECT id FROM segments WHERE state = 'open' AND writer = ?", writer):
+        for (segment,) in self.catalogue.rows(
+            f"SELECT id FROM segments WHERE {PENDING} AND state = 'open' AND writer = ?", writer
+        ):
             with self.catalogue.transaction():
                 row = self.catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'open'", segment)
                 if row is None:
@@ -211,18 +217,21 @@ class Spool:
                 if size > row["bytes"]:
                     os.truncate(file, row["bytes"])
                 elif size < row["bytes"]:
-                    self._shortened(row["id"], file, row["bytes"])
+                    self.shorten(row["id"], file, row["bytes"])
                 reach(CrashPoint.TAIL_CUT)
                 self.seal_segment(row["id"])
             reach(CrashPoint.ADOPTED)
 
-    def _shortened(self, segment: int, file: Path, accepted: int) -> None:
-        """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing."""
+    def shorten(self, segment: int, file: Path, accepted: int) -> None:
+        """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing.
+        Within a transaction.
+        """
         rows, kept = whole_lines(file, accepted) if file.exists() else (0, 0)
         if file.exists():
             os.truncate(file, kept)
         lost = f"{accepted - kept} accepted bytes of {file.name} were lost by a power cut (durability='process')"
         self.catalogue.run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", kept, rows, lost, segment)
+        _log.error("%s; its %d whole rows are brought up.", lost, rows)
 
     def sweep(self) -> None:
         """Removes what a crash left: files of segments that are committed or buried, links into the dead letter that
@@ -231,7 +240,8 @@ class Spool:
         for file in (self.directory / "segments").iterdir():
             if self._state_of(file) in ("committed", "dead"):
                 file.unlink(missing_ok=True)
-        dead = {f"{r['id']:06d}" for r in self.catalogue.rows("SELECT id FROM segments WHERE state = 'dead'")}
+        buried = self.catalogue.rows(f"SELECT id FROM segments WHERE {PENDING} AND state = 'dead'")
+        dead = {f"{row['id']:06d}" for row in buried}
         for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
             if grave.name.partition("-")[0] not in dead:
                 grave.unlink(missing_ok=True)
@@ -358,7 +368,7 @@ class Spool:
         with self.catalogue.transaction():
             whose = "" if writer is None else "AND writer = ?"
             who = () if writer is None else (writer,)
-            pending = "state IN ('sealed', 'staged') " + whose
+            pending = f"{PENDING} AND state IN ('sealed', 'staged') {whose}"
             self.catalogue.run(f"UPDATE segments SET urgent = 1 WHERE {pending}", *who)
             return [r["id"] for r in self.catalogue.rows(f"SELECT id FROM segments WHERE {pending}", *who)]
 
@@ -367,7 +377,9 @@ class Spool:
     @property
     def seeded(self) -> bool:
         """Whether the dataset's watermarks have been read into this spool."""
-        return self.catalogue.get("seeded") is not None
+        # For good, so it is read once: who puts with an offset asks each time, and must not wait for the disk.
+        self._seeded = self._seeded or self.catalogue.get("seeded") is not None
+        return self._seeded
 
     def seed(self, marks: Iterable[Watermark]) -> None:
         """Goes on from what earlier spools, now lost, have brought into the dataset."""
@@ -403,7 +415,9 @@ class Spool:
 
     def dead(self) -> list[tuple[str, int, str]]:
         """The dead letter: (path, rows, why)."""
-        rows = self.catalogue.rows("SELECT path, rows, error FROM segments WHERE state = 'dead' ORDER BY id")
+        rows = self.catalogue.rows(
+            f"SELECT path, rows, error FROM segments WHERE {PENDING} AND state = 'dead' ORDER BY id"
+        )
         return [(r["path"], r["rows"], r["error"]) for r in rows]
 
     def depth(self) -> SpoolDepth:
@@ -412,7 +426,7 @@ class Spool:
             for row in self.catalogue.rows(
                 "SELECT state, count(*) AS n, sum(rows) AS rows, sum(bytes) AS bytes, "
                 "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest "
-                "FROM segments WHERE state IN ('open', 'sealed', 'staged', 'dead') GROUP BY state"
+                f"FROM segments WHERE {PENDING} GROUP BY state"
             )
         }
         waiting = [by_state[s] for s in ("open", "sealed", "staged") if s in by_state]
@@ -444,7 +458,7 @@ class Spool:
 
     def is_full(self) -> bool:
         """Whether the spool holds as many bytes as its policy allows."""
-        held = self.catalogue.value("SELECT sum(bytes) FROM segments WHERE state IN ('open', 'sealed', 'staged')")
+        held = self.catalogue.value(f"SELECT sum(bytes) FROM segments WHERE {PENDING} AND state != 'dead'")
         return (held or 0) >= self.policy.max_bytes
 
 

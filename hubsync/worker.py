@@ -49,6 +49,7 @@ R = TypeVar("R")
 _CONNECT_S = 15.0  # how long a start may wait for a Hub that hangs
 _FOLLOW_S = 0.5  # how soon a writer sees what another process committed for it
 _FULL_S = 0.5  # how often a full spool or disk is tried again
+_LOG_S = 0.5  # how often the catalogue's write-ahead log is looked at
 _QUOTA_STEP = 8 * MIB  # bytes spooled between two looks at the spool's quota
 
 
@@ -82,6 +83,9 @@ class Worker:
         self._committer: Committer | None = None
         self._lock = threading.Lock()
         self._fates: dict[int, Fate] = {}
+        self._unsure = False  # a segment's fate could not be read: `_follow` looks again
+        self._spooling = threading.Lock()
+        self._in_hand: list[Batch | Order] = []  # what the spool's thread has taken
         self._asked: set[Receipt] = set()  # flushes that are still orders in the queue
         self._flushes: set[Fate] = set()  # those that wait for commits
         self._unchecked = _QUOTA_STEP  # bytes spooled since the quota was looked at: look before the first
@@ -132,6 +136,7 @@ class Worker:
                 tasks.start_soon(self._close_when_cancelled)
                 tasks.start_soon(self._linger, linger_bell)
                 tasks.start_soon(self._beat)
+                tasks.start_soon(self._keep_log_short)
                 if self._committer is not None:
                     tasks.start_soon(self._committer.run)
                     tasks.start_soon(self._follow)
@@ -185,8 +190,9 @@ class Worker:
         ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         if isinstance(self.failure, SpoolLost):
             ended = self.failure
-        for item in self.queue.take():
-            if isinstance(item, Batch):
+        # What has ended it may have struck in the middle of a take: who waits for that is told as well.
+        for item in [*self._in_hand, *self.queue.take()]:
+            if isinstance(item, Batch) and item.receipt.state == "queued":
                 item.receipt._dropped(ended)
         self.writer.close()
         with self._lock:
@@ -203,9 +209,12 @@ class Worker:
     # The spool's thread.
 
     def _spool_loop(self) -> None:
-        while items := self.queue.take():
-            reach(CrashPoint.TAKEN)
-            self.spool_items(items)
+        with self._spooling:  # where asyncio cancels every task, the first thread still runs while another begins
+            while items := self.queue.take():
+                self._in_hand = items
+                reach(CrashPoint.TAKEN)
+                self.spool_items(items)
+                self._in_hand = []
         self._until_it_works(self.writer.seal)
         self._wake()
 
@@ -233,6 +242,7 @@ class Worker:
         if result is None:
             error = SpoolError(f"the spool {self.spool.directory} takes no more, and the uploader was closed.")
             self._drop(batches, error)
+            _log.error("%d rows in memory were not accepted: %s", sum(batch.rows for batch in batches), error)
         else:
             accepted, sealed = result
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
@@ -302,7 +312,12 @@ class Worker:
             return Fate(settled=True)
         with self._lock:
             fate = self._fates.setdefault(segment, Fate())
-        known = self.spool.fate(segment) if may_be_settled else None
+        known = None
+        if may_be_settled:
+            try:
+                known = self.spool.fate(segment)
+            except SpoolError:  # the rows are accepted, whatever can be read now
+                self._unsure = True
         if known is not None and known[0] in ("committed", "dead"):
             self._settle_as(segment, known)
         return fate
@@ -318,11 +333,9 @@ class Worker:
         return receipt
 
     def _flush(self, receipt: Receipt, everything: bool) -> None:
-        with self._lock:
-            self._asked.discard(receipt)
         self._until_it_works(self.writer.seal)
         if self.offline:
-            receipt._spooled(Fate(settled=True), replayed=False)
+            self._answer(receipt, Fate(settled=True))
             return
         # At the very start nobody may commit yet: then it is as much this process' to do as anybody's.
         all_of_it = everything and (self.spool.is_committer or self.spool.committer_pid is None)
@@ -339,16 +352,22 @@ class Worker:
             self._flushes.add(whole)
         if not whole.subscribe(lambda: self._flushes.discard(whole)):
             self._flushes.discard(whole)
-        receipt._spooled(whole, replayed=False)
+        self._answer(receipt, whole)
         self._nudge()
+
+    def _answer(self, receipt: Receipt, fate: Fate) -> None:
+        with self._lock:
+            self._asked.discard(receipt)
+        receipt._spooled(fate, replayed=False)
 
     # The event loop's side.
 
     async def _linger(self, bell: Bell) -> None:
         while True:
             opened_at = self.writer.opened_at
-            wait = 3600.0 if opened_at is None else opened_at + self._shard.linger_s - self._clock.time()
-            if wait > 0:
+            age = 0.0 if opened_at is None else self._clock.time() - opened_at
+            wait = 3600.0 if opened_at is None else self._shard.linger_s - age
+            if wait > 0 and age >= 0:  # where the clock was set back, nobody knows how old it is: sealed now
                 await bell.wait(wait)
             else:
                 with contextlib.suppress(ClosedError):
@@ -368,6 +387,13 @@ class Worker:
                 raise self.spool.lost()
             await self._clock.sleep(BEAT_S)
 
+    async def _keep_log_short(self) -> None:
+        """Also while the committer waits for the Hub, and where there is none."""
+        while True:
+            await self._clock.sleep(_LOG_S)
+            with contextlib.suppress(OSError):
+                await anyio.to_thread.run_sync(self.spool.catalogue.checkpoint)
+
     async def _follow(self) -> None:
         """While another process commits for this writer: sees in the catalogue what became of its segments."""
         alone = False
@@ -375,8 +401,14 @@ class Worker:
             await self._clock.sleep(_FOLLOW_S)
             # Once more after it has become the committer: the last one may have settled something just before.
             alone, was_alone = self.spool.is_committer, alone
-            if self._fates and not (alone and was_alone):
-                await anyio.to_thread.run_sync(self._look_up)
+            if self._fates and (self._unsure or not (alone and was_alone)):
+                self._unsure = False
+                try:
+                    await anyio.to_thread.run_sync(self._look_up)
+                except SpoolLost:
+                    raise
+                except SpoolError:
+                    self._unsure = True
 
     def _look_up(self) -> None:
         with self._lock:
@@ -415,7 +447,11 @@ class Worker:
 
     def waiting(self) -> str:
         """What is not on the Hub yet, for people."""
-        depth = self.spool.depth()
+        try:
+            with self.spool.catalogue.impatient():
+                depth = self.spool.depth()
+        except SpoolError:  # it is busy, or told where something is wrong with it already
+            return f"what waits is in {self.spool.directory}"
         return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
 
 

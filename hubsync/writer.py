@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,7 @@ class SpoolWriter:
         self._layout = layout
         self._policy = policy
         self._open: _OpenSegment | None = None
+        self._torn = False  # the open segment's file has a tail that a failed take could not take back
         self._guard = threading.Lock()
 
     @property
@@ -99,6 +101,7 @@ class SpoolWriter:
                 with self._spool.catalogue.transaction():
                     reach(CrashPoint.TAKE_BEGUN)
                     self._pass_over_adopted(touched)
+                    self._cut_torn_tail()
                     result = self._append(batches, touched)
                     reach(CrashPoint.COUNTED)
                 reach(CrashPoint.SPOOLED)
@@ -235,11 +238,14 @@ class SpoolWriter:
             try:
                 with self._spool.catalogue.transaction():
                     self._pass_over_adopted([])
+                    self._cut_torn_tail()
                     if self._open is not None:
                         self._seal_open()
                 reach(CrashPoint.SEALED)
-            except SpoolError:
+            except (SpoolError, OSError) as error:
                 self._open = segment
+                if isinstance(error, OSError):
+                    raise SpoolError(f"{segment.file} can't be sealed: {error}.") from error
                 raise
             os.close(segment.fd)
             return segment.id
@@ -250,14 +256,24 @@ class SpoolWriter:
         self._spool.seal_segment(segment.id)
         return segment.id
 
+    def _cut_torn_tail(self) -> None:
+        """Before anything goes behind it, or it is sealed: a segment's file holds what the catalogue counts."""
+        if self._torn and self._open is not None:
+            os.ftruncate(self._open.fd, self._open.size)
+        self._torn = False
+
     def _undo(self, before: _OpenSegment | None, touched: list[_OpenSegment]) -> None:
         """Takes back what a failed take wrote: the catalogue already has, by its rollback."""
         for segment in touched:
             if before is not None and segment.id == before.id:
-                os.ftruncate(segment.fd, before.size)
+                try:
+                    os.ftruncate(segment.fd, before.size)
+                except OSError:  # the disk refuses that too
+                    self._torn = True
             else:
                 os.close(segment.fd)
-                segment.file.unlink(missing_ok=True)
+                with suppress(OSError):  # the catalogue does not know it: it is begun anew, or swept
+                    segment.file.unlink()
         self._open = before
 
     def beat(self) -> None:

@@ -1,0 +1,69 @@
+"""A clock that is set back by an hour: nothing waits for it to come by again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from hubsync import CommitPolicy, card
+from hubsync.clock import ManualClock
+from hubsync.locks import FileLock, Pulse
+from hubsync.pace import Governor
+from tests.test_model import _inline
+from tests.world import World
+
+
+def test_rows_are_sealed_in_time_where_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.load()
+    monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
+    world = World(tmp_path)
+    world.start(0)
+
+    def pass_time(seconds: float) -> None:
+        for _ in range(int(seconds * 2)):
+            for call in world.calls():
+                world.answer(call, "ok")
+            world.run()
+            world.pass_time(0.5)
+
+    pass_time(3)
+    process = world.start(0)
+    receipt = process.put(b'{"id":"a"}\n')
+    pass_time(1)
+    clock = world.clock
+    clock._now -= 3600  # who sleeps is woken as before: an event loop's time does not jump
+    clock._sleepers = [(at - 3600, n, wake) for at, n, wake in clock._sleepers]
+    pass_time(60)
+    assert receipt.state == "committed"
+    world.close()
+
+
+def test_commits_go_on_where_the_clock_was_set_back() -> None:
+    clock = ManualClock()
+    stored: list[str] = []
+    governor = Governor(CommitPolicy(per_hour=120), clock, save=stored.append)
+    governor.spent()
+    assert governor.wait_s(urgent=False) == 30
+    clock._now -= 3600
+    assert governor.wait_s(urgent=False) == 30
+    governor.refused(60.0)
+    assert governor.wait_s(urgent=True) == 60
+    clock._now -= 86400
+    assert governor.wait_s(urgent=True) == 60
+    clock._now -= 86400
+    assert Governor(CommitPolicy(per_hour=120), clock, stored[-1]).wait_s(urgent=True) <= 60
+
+
+def test_a_committer_that_stops_is_noticed_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    clock = ManualClock()
+    lock = FileLock(tmp_path / "lock")
+    assert lock.acquire()
+    pulse = Pulse(lock.path, clock)
+    assert not pulse.stopped()
+    clock._now -= 3600
+    for _ in range(20):
+        clock.advance(0.5)
+        stopped = pulse.stopped()
+    assert stopped

@@ -1,0 +1,153 @@
+"""The two faces at awkward moments."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import AsyncUploader, Uploader
+from hubsync.localhub import Fault, LocalHub
+from hubsync.locks import FileLock
+from hubsync.receipt import Receipt
+from hubsync.writer import SpoolWriter
+from tests.conftest import FAST, Dataset
+
+
+def open_async(hub: LocalHub, tmp_path: Path) -> AsyncUploader:
+    given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
+    return AsyncUploader("user/rows", **given)
+
+
+class Busy:
+    """Another process that was stopped within a transaction."""
+
+    def __init__(self, spool: Path) -> None:
+        self._db = sqlite3.connect(spool / "catalogue.sqlite", isolation_level=None, check_same_thread=False)
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def end(self) -> None:
+        self._db.execute("ROLLBACK")
+        self._db.close()
+
+
+@pytest.mark.parametrize("what", ["offset", "status"])
+def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_path: Path, what: str) -> None:
+    async def run() -> float:
+        async with open_async(hub, tmp_path) as up:
+            await up.put([{"id": 0}], offset=0)
+            busy = Busy(tmp_path / "spool")
+            threading.Timer(3, busy.end).start()
+            if what == "status":
+                await asyncio.sleep(0.1)
+                assert up._worker is not None
+                hub.faults.add(Fault.outage())
+                threading.Timer(3, hub.faults.clear).start()
+                started = time.monotonic()
+                up._worker.status.report("x", type(up._worker.status.state)("backing off", "why"))
+                return time.monotonic() - started
+            await up.put([{"id": 1}], ack="queued")
+            await asyncio.sleep(0.2)
+            started = time.monotonic()
+            await up.put([{"id": 2}], offset=2, ack="queued")
+            return time.monotonic() - started
+
+    assert asyncio.run(run()) < 1
+
+
+def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Path) -> None:
+    async def run() -> None:
+        for _ in range(5):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(open_async(hub, tmp_path).open(), 0.005)
+        await asyncio.sleep(1)
+
+    asyncio.run(run())
+    files = list((tmp_path / "spool" / "writers").glob("*.lock"))
+    assert files
+    assert all(FileLock(file).holder() is None for file in files)
+
+
+def test_a_close_from_two_threads_at_once_is_one(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
+    for n in range(5):
+        up = uploader().open()
+        up.put([{"id": n}])
+        errors: list[BaseException] = []
+
+        def close(up: Uploader = up, errors: list[BaseException] = errors) -> None:
+            try:
+                up.close()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=close) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not errors
+    assert dataset.ids() == list(range(5))
+
+
+def test_put_racing_close_loses_nothing_that_was_accepted(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
+    accepted: list[int] = []
+    up = uploader().open()
+
+    def produce(start: int) -> None:
+        n = start
+        try:
+            while True:
+                up.put([{"id": n}])
+                accepted.append(n)
+                n += 1
+        except Exception:
+            return
+
+    threads = [threading.Thread(target=produce, args=(k * 1_000_000,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    up.close()
+    for thread in threads:
+        thread.join(30)
+    with uploader():
+        pass
+    assert set(accepted) <= set(dataset.ids())
+    assert len(set(dataset.ids())) == len(dataset.ids())
+
+
+def test_no_batch_overtakes_another_where_every_task_is_cancelled(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    receipts: list[Receipt] = []
+    append, slow = SpoolWriter.append, threading.Event()
+
+    def held_up(self: SpoolWriter, batches: Any) -> Any:
+        if slow.is_set():
+            slow.clear()
+            time.sleep(1)
+        return append(self, batches)
+
+    monkeypatch.setattr(SpoolWriter, "append", held_up)
+
+    async def run() -> None:
+        async with open_async(hub, tmp_path) as up:
+            slow.set()
+            for n in range(3):
+                receipts.append(await up.put([{"id": n}], offset=n, ack="queued"))
+                await asyncio.sleep(0.1)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(30)
+
+    with suppress(asyncio.CancelledError):
+        asyncio.run(run())
+    assert [(receipt.state, receipt.replayed) for receipt in receipts] == [("spooled", False)] * 3

@@ -1,0 +1,110 @@
+"""A forked child that opens an uploader of its own, on the spool of its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hubsync import Uploader, receipt
+from hubsync.catalogue import Catalogue
+from hubsync.drain import drain
+from hubsync.localhub import LocalHub
+from tests.conftest import Dataset
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
+def forked(work: Callable[[], None]) -> int:
+    """A child that does `work` and is killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return pid
+
+
+def test_what_a_child_wrote_survives_its_parents_close(tmp_path: Path) -> None:
+    opened, closed = os.pipe(), os.pipe()
+    catalogue = Catalogue(tmp_path / "c.sqlite")
+
+    def work() -> None:
+        own = Catalogue(tmp_path / "c.sqlite")
+        own.set("child", "early")
+        os.write(opened[1], b"x")
+        os.read(closed[0], 1)
+        with own.transaction():
+            own.set("child", "late")
+
+    pid = forked(work)
+    os.read(opened[0], 1)
+    catalogue.close()
+    os.write(closed[1], b"x")
+    os.waitpid(pid, 0)
+    assert Catalogue(tmp_path / "c.sqlite").get("child") == "late"
+
+
+def test_a_fork_does_not_fall_into_a_transaction(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "c.sqlite")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with catalogue.transaction():
+            begun.set()
+            go_on.wait(0.5)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    begun.wait()
+
+    def work() -> None:
+        db = sqlite3.connect(tmp_path / "c.sqlite", timeout=2, isolation_level=None)
+        db.execute("PRAGMA user_version")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO meta VALUES (?, ?)", ("child", "was here"))
+        db.execute("COMMIT")
+
+    os.waitpid(forked(work), 0)
+    thread.join()
+    assert catalogue.get("child") == "was here"
+
+
+def test_a_receipts_lock_that_another_thread_held_is_free_in_the_child() -> None:
+    with receipt._lock:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if receipt._lock.acquire(timeout=1) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_rows_of_a_forked_child_are_not_lost_when_its_parent_ends_first(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = os.pipe(), os.pipe()
+    up = uploader().open()
+    up.put([{"id": 0}])
+
+    def work() -> None:
+        own = uploader().open()
+        own.put([{"id": 1}])
+        os.write(opened[1], b"x")
+        os.read(closed[0], 1)
+        own.put([{"id": 2}])
+        os.write(opened[1], b"x")
+
+    pid = forked(work)
+    os.read(opened[0], 1)
+    up.close()
+    os.write(closed[1], b"x")
+    os.read(opened[0], 1)
+    os.waitpid(pid, 0)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    drain(tmp_path / "spool")
+    assert dataset.ids() == [0, 1, 2]

@@ -1,0 +1,75 @@
+"""What a refused plan costs, and what a long life costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from hubsync import CommitPolicy, card
+from hubsync.plans import Plans
+from hubsync.policy import Layout, ShardPolicy
+from hubsync.spool import Spool
+from hubsync.writer import SpoolWriter
+from tests.test_model import _inline
+from tests.test_spool import TARGET, batch
+from tests.world import World
+
+
+def test_halving_a_refused_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.load()
+    monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
+    world = World(tmp_path)
+    world.commit = CommitPolicy(per_hour=3, max_files=16)
+    process = world.start(0)
+    landed: list[float] = []
+
+    def pass_time(seconds: float, step: float) -> None:
+        for _ in range(int(seconds / step)):
+            for call in world.calls():
+                bad = call.body is not None and any(b"bad" in content for content in call.body.files.values())
+                if call.body is not None and not bad:
+                    landed.append(world.clock.time())
+                world.answer(call, "defect" if bad else "ok")
+            world.run()
+            world.pass_time(step)
+
+    for n in range(16):
+        process.put(b'{"id":"%s"}\n' % (b"bad" if n == 5 else b"%d" % n))
+        process.order(process.worker.writer.seal)
+    pass_time(20, 0.5)
+    process.worker.flush()
+    process._spool()
+    pass_time(4 * 3600, 10)
+    assert sum(world.hub.ids.values()) == 15
+    assert process.spool.depth().dead == 1
+    assert max(sum(at <= other < at + 3600 for other in landed) for at in landed) <= 3
+    world.close()
+
+
+def test_what_is_asked_all_the_time_does_not_read_what_was_ever_committed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", target=TARGET)
+    writer = SpoolWriter.open(spool, Layout(), ShardPolicy(max_rows=1))
+    writer.append([batch(1), batch(2)])
+    asked: list[str] = []
+    spool.catalogue._db.set_trace_callback(asked.append)
+    plans = Plans(spool)
+    spool.depth()
+    spool.is_full()
+    spool.adopt()
+    spool.urge(None)
+    assert spool.become_committer()
+    shards = plans.sealed(10, 1000)
+    plans.mark_staged({shard.segment: "regular" for shard in shards})
+    plans.is_urgent()
+    plans.in_order(plans.staged(10, 1000))
+    spool._seal_open(writer.name)
+    spool.sweep()
+    spool.catalogue._db.set_trace_callback(None)
+    for sql in asked:
+        if "segments" in sql and sql.startswith(("SELECT", "UPDATE")):
+            steps = [row[3] for row in spool.catalogue.rows(f"EXPLAIN QUERY PLAN {sql}")]
+            assert not any(step.startswith("SCAN segments") for step in steps), sql
+            assert "id <" not in sql or "pending" in steps[0], sql
+    spool.close()

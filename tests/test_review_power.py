@@ -1,0 +1,38 @@
+"""A power cut that takes what the kernel had not written, of segments that were sealed already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hubsync import NotDrained, ShardPolicy, Uploader
+from hubsync.drain import drain
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+
+
+def test_a_sealed_segment_that_is_short_or_gone_holds_nothing_else_up(
+    hub: LocalHub,
+    uploader: Callable[..., Uploader],
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    up = uploader(shard=ShardPolicy(max_rows=2, linger_s=3600)).open()
+    hub.faults.add(Fault.outage())
+    for n in range(8):
+        up.put([{"id": n}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.2)
+    hub.faults.clear()
+    torn, gone, *_ = sorted((tmp_path / "spool" / "segments").glob("*.jsonl"))
+    os.truncate(torn, torn.stat().st_size - 3)
+    gone.unlink()
+    drain(tmp_path / "spool", timeout=20)
+    assert dataset.ids() == [0, 4, 5, 6, 7]
+    assert sum("lost by a power cut" in record.message for record in caplog.records) == 2

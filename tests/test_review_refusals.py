@@ -1,0 +1,174 @@
+"""Where the disk or the catalogue refuses at an awkward moment: nobody waits for ever, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import ClosedError, HubsyncError, ShardPolicy, SpoolError, Uploader, catalogue, writer
+from hubsync.errors import SpoolLost
+from hubsync.queue import Batch, Order
+from hubsync.receipt import Receipt
+from tests.conftest import Dataset
+
+Make = Callable[..., Uploader]
+
+
+def batch(*ids: int) -> Batch:
+    lines = b"".join(b'{"id":%d}\n' % n for n in ids)
+    return Batch(lines, len(ids), Receipt(len(ids), len(lines)))
+
+
+def failing(times: int, error: Exception, work: Callable[..., Any]) -> Callable[..., Any]:
+    left = [times]
+
+    def fail(*args: Any, **about: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise error
+        return work(*args, **about)
+
+    return fail
+
+
+def test_a_defect_in_the_spools_thread_wakes_those_who_wait(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    up = uploader().open()
+    monkeypatch.setattr(up._worker.writer, "append", failing(9, sqlite3.IntegrityError("UNIQUE"), lambda *a: None))
+    with pytest.raises(HubsyncError):
+        up.put([{"id": 1}], timeout=10)
+    with pytest.raises(ClosedError):
+        up.close()
+
+
+def test_all_of_a_take_hear_that_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    up = uploader().open()
+    worker = up._worker
+    monkeypatch.setattr(worker.writer, "append", failing(9, SpoolLost("gone"), lambda *a: None))
+    first, second = batch(1), batch(2)
+    go_on = threading.Event()
+    worker.queue.order(Order(go_on.wait))  # what comes now is taken in one go
+    time.sleep(0.2)
+    worker.queue.put(first)
+    asked = worker.flush()
+    worker.queue.put(second)
+    go_on.set()
+    for receipt in (first.receipt, asked, second.receipt):
+        with pytest.raises(SpoolLost):
+            receipt.wait(timeout=10)
+    with pytest.raises(SpoolLost):
+        up.close()
+
+
+def test_a_flush_hears_that_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    up = uploader().open()
+    monkeypatch.setattr(up._worker.writer, "seal", failing(9, SpoolLost("gone"), lambda: None))
+    with pytest.raises(SpoolLost):
+        up.flush(timeout=10)
+    with pytest.raises(SpoolLost):
+        up.close()
+
+
+def test_a_catalogue_that_refuses_to_be_read_for_a_while_ends_nothing(
+    uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk does that answers EIO now and then: what tells how it stands must not be what ends it."""
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
+        spool = up._worker.spool
+        up.put([{"id": 0}])
+        error = SpoolError("disk I/O error")
+        monkeypatch.setattr(spool, "depth", failing(5, error, spool.depth))
+        monkeypatch.setattr(spool, "fate", failing(5, error, spool.fate))
+        monkeypatch.setattr(up._worker.writer, "append", failing(2, error, up._worker.writer.append))
+        assert up.put([{"id": 1}], timeout=30).state in ("spooled", "committed")
+    assert dataset.ids() == [0, 1]
+
+
+def test_a_process_that_follows_another_committer_lives_through_a_refusal(
+    uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with uploader() as commits, uploader() as follows:
+        while not commits._worker.spool.is_committer:
+            time.sleep(0.01)
+        spool = follows._worker.spool
+        monkeypatch.setattr(spool, "fate", failing(3, SpoolError("disk I/O error"), spool.fate))
+        receipt = follows.put([{"id": 1}])
+        time.sleep(2)
+        follows.flush(timeout=30)
+        assert receipt.state == "committed"
+    assert dataset.ids() == [1]
+
+
+def test_a_tail_that_could_not_be_cut_back_is_cut_before_anything_goes_behind_it(
+    uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+    write, truncate = writer._write_all, os.ftruncate
+
+    def torn(fd: int, parts: list[bytes]) -> None:
+        write(fd, parts)
+        if broken.is_set():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def refuse(fd: int, length: int) -> None:
+        if broken.is_set():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        truncate(fd, length)
+
+    with uploader() as up:
+        up.put([{"id": 0}])
+        monkeypatch.setattr(writer, "_write_all", torn)
+        monkeypatch.setattr(os, "ftruncate", refuse)
+        broken.set()
+        with pytest.raises(TimeoutError):
+            up.put([{"id": 1}], timeout=1)
+        broken.clear()
+        up.put([{"id": 2}], timeout=30)
+    assert dataset.ids() == [0, 1, 2]
+
+
+def test_a_checkpoint_for_which_no_file_can_be_opened_is_put_off(
+    uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "_CHECKPOINT_BYTES", 1)
+    with uploader() as up:
+        up.put([{"id": 0}])
+        fail = failing(3, sqlite3.OperationalError("unable to open database file"), sqlite3.connect)
+        monkeypatch.setattr(catalogue.sqlite3, "connect", fail)
+        time.sleep(2)
+    assert dataset.ids() == [0]
+
+
+def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
+    uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(catalogue, "_CHECKPOINT_BYTES", 100_000)
+    log = tmp_path / "spool" / "catalogue.sqlite-wal"
+    with uploader() as up:
+        sizes = []
+        for start in range(0, 1_200, 200):
+            for n in range(start, start + 200):
+                up.put([{"id": n}], key=str(n))
+            sizes.append(log.stat().st_size)
+            time.sleep(1.2)
+        assert sizes[-1] < 3 * sizes[0], sizes
+
+
+def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
+    uploader: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    up = uploader().open()
+    monkeypatch.setattr(up._worker.writer, "append", failing(999, SpoolError("full"), lambda *a: None))
+    receipt = up.put([{"id": 0}, {"id": 1}], ack="queued")
+    with pytest.raises(HubsyncError):
+        up.close(timeout=0.5)
+    assert receipt.state == "dropped"
+    assert any("2 rows in memory were not accepted" in record.message for record in caplog.records)

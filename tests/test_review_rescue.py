@@ -1,0 +1,95 @@
+"""A rescue that meets half a catalogue, leftovers, and jobs that are started meanwhile."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from hubsync import SpoolBusy, Uploader
+from hubsync import rescue as rescuing
+from hubsync.drain import drain
+from hubsync.localhub import LocalHub
+from hubsync.rescue import rescue
+from hubsync.spool import Spool
+from tests.conftest import Dataset
+from tests.test_rescue import _login, fill, header, spool
+
+__all__ = ["_login", "spool"]
+
+
+def break_table(spool: Path, table: str) -> None:
+    file = spool / "catalogue.sqlite"
+    db = sqlite3.connect(file)
+    (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    db.close()
+    with file.open("r+b") as stream:
+        stream.seek((page - 1) * 4096)
+        stream.write(b"\xff" * 4096)
+
+
+def test_offsets_are_found_where_only_their_table_is_broken(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
+) -> None:
+    fill(hub, uploader)
+    break_table(spool, "offsets")
+    assert rescue(spool) is not None
+    drain(spool, timeout=60)
+    with uploader() as up:
+        following = (up.offset("a") or 0) + 1
+        for n in range(following, 32):
+            up.put([{"id": n}], offset=n, source="a", timeout=20)
+    assert dataset.ids() == list(range(32))
+
+
+@pytest.mark.parametrize("damage", [header, lambda spool: break_table(spool, "offsets")], ids=["all", "one table"])
+def test_a_leftover_whose_number_was_given_again_stops_no_rescue(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, damage: Callable[[Path], None]
+) -> None:
+    fill(hub, uploader)
+    number = sorted((spool / "segments").glob("*.jsonl"))[-1].stem.rpartition("-")[2]
+    (spool / "segments" / f"00000000-{number}.jsonl").write_bytes(b'{"id":99}\n')
+    damage(spool)
+    assert rescue(spool) is not None
+    drain(spool, timeout=60)
+    assert [n for n in dataset.ids() if n != 99] == list(range(30))
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_job_that_is_started_during_a_rescue(
+    hub: LocalHub,
+    uploader: Callable[..., Uploader],
+    dataset: Dataset,
+    spool: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    opens: bool,
+) -> None:
+    fill(hub, uploader)
+    on_hub = rescuing._on_hub
+    monkeypatch.setattr(rescuing, "_is_sound", lambda path: False)
+
+    async def slowly(*args: Any) -> Any:
+        with monkeypatch.context() as offline:
+            offline.setenv("HF_HUB_OFFLINE", "1")
+            if opens:
+                with uploader() as up:
+                    up.put([{"id": 30}])
+        other = Spool(spool, target=None)
+        for _ in range(10):
+            assert not other.become_committer()
+            await anyio.sleep(0.5)
+        other.close()
+        return await on_hub(*args)
+
+    monkeypatch.setattr(rescuing, "_on_hub", slowly)
+    if opens:
+        with pytest.raises(SpoolBusy):
+            rescue(spool)
+        monkeypatch.setattr(rescuing, "_on_hub", on_hub)
+    rescue(spool)
+    drain(spool, timeout=60)
+    assert dataset.ids() == list(range(31 if opens else 30))
