@@ -21,7 +21,7 @@ FLOORS = [
     ["worker", "rescue", "drain", "inspect", "verify"],
     ["uploader"],
     ["async_uploader"],
-    ["pipe", "progress", "pipeline"],
+    ["pipe", "progress", "pipeline", "integrations"],
     ["demo"],
     ["cli"],
     ["__main__"],
