@@ -118,6 +118,12 @@ class HuggingFaceHubCheckpointer(Step):
     _lanes: list["_Lane"] = PrivateAttr(default_factory=list)
     _tally: "_Tally | None" = PrivateAttr(default=None)
 
+    def __init__(self, **given: Any) -> None:
+        # Hidden from here on: distilabel installs a traceback that shows the variables of every frame.
+        if isinstance(given.get("token"), str):
+            given["token"] = SecretStr(given["token"])
+        super().__init__(**given)
+
     def model_post_init(self, context: Any, /) -> None:
         """Checks the arguments, before the pipeline knows the step.
 
@@ -268,6 +274,8 @@ class _Tally:
 
     def tell(self, repo_id: str, left: list[HubsyncError]) -> None:
         """The summary: at INFO where all is well, else at ERROR."""
+        if not (self.accepted or self.passed_over or self._missing or left):
+            return  # it never began
         done = f"{self.accepted:,} rows were accepted"
         if self.passed_over:
             done += f", {self.passed_over:,} were there from an earlier run and passed over"
@@ -278,7 +286,7 @@ class _Tally:
             done += f" and are in {repo_id}"
         self._logger.error("Checkpoint incomplete: %s.", done)
         for error in left:
-            self._logger.error("Not in %s yet: %s", repo_id, error)
+            self._logger.error("Not all is in %s: %s", repo_id, error)
             for note in getattr(error, "__notes__", ()):
                 self._logger.error("%s", note)
         for kind, rows in self._missing.items():
