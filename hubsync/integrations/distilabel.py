@@ -25,7 +25,8 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. What it needs is installed by: pip install 'hubsync[distilabel]'") from error
 
-from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, RowError, plain
+from hubsync.connect import is_offline
+from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, plain
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.rows import encode
 from hubsync.uploader import Uploader
@@ -155,10 +156,10 @@ class HuggingFaceHubCheckpointer(Step):
         super().load()
         self._check_replicas()
         self._tally = _Tally(self._logger)
-        for predecessor, number in [("routed", 0)] if self._place.is_routed else self._place.inputs or [("0", 0)]:
+        for predecessor, number in [("all", 0)] if self._place.is_routed else self._place.inputs or [("0", 0)]:
             self._open(predecessor, number)
-        where = ", ".join(f"{lane.predecessor!r} to config-{lane.number}" for lane in self._lanes)
-        self._logger.info("Checkpoints go to %s: rows of %s.", self.repo_id, where)
+        where = ", ".join(sorted(f"config-{lane.number} has those of {lane.predecessor!r}" for lane in self._lanes))
+        self._logger.info("Rows are checkpointed in %s: %s.", self.repo_id, where)
 
     def process(self, *inputs: StepInput) -> Iterator[list[Row]]:
         """Passes all rows on, those of every predecessor in one list: distilabel takes no more than one."""
@@ -370,7 +371,10 @@ def _drain(lanes: list[_Lane], seconds: float | None) -> list[HubsyncError]:
     left: dict[type[HubsyncError], HubsyncError] = {}
     for lane in lanes:
         try:
+            spool, waiting = lane.uploader.spool, lane.uploader.stats().spool
             lane.uploader.close(None if until is None else max(0.0, until - time.monotonic()))
+            if is_offline() and waiting.rows:
+                raise NotDrained(spool, waiting.rows, waiting.bytes, "HF_HUB_OFFLINE is set.")
         except HubsyncError as error:
             left[type(error)] = error  # they share a spool, so the last one says all
     return list(left.values())

@@ -85,9 +85,10 @@ class Job:
         return "".join(file.read_text() for file in sorted(self.directory.rglob("pipeline.log")))
 
     def kill(self) -> None:
-        if self._process.poll() is None:
+        """Whatever is left of it."""
+        with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
 
 
 @pytest.fixture
@@ -112,8 +113,8 @@ def alone(hub: LocalHub, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     directory, jobs = tmp_path / "alone", []
     directory.mkdir()
 
-    def run(scene: str) -> Any:
-        jobs.append(Job([str(JOBS / "alone.py"), scene], directory, hub.environ()))
+    def run(scene: str, **environ: str) -> Any:
+        jobs.append(Job([str(JOBS / "alone.py"), scene], directory, {**hub.environ(), **environ}))
         return jobs[-1].end()
 
     yield run

@@ -86,8 +86,8 @@ def test_an_upload_that_fails_is_tried_again_and_leaves_no_gap(finished: Finishe
 
 
 def test_replicas_and_later_runs_number_on_and_overwrite_nothing(start: Start, dataset: Dataset) -> None:
-    for run in (1, 2):
-        assert sorted(start(rows=200, replicas=2).end()["rows"]) == [["first", n] for n in range(200)]
+    for run, plan in enumerate([{"replicas": 2}, {"kind": "other"}], 1):
+        assert sorted(start(rows=200, **plan).end()["rows"]) == [["first", n] for n in range(200)]
         assert dataset.ids() == sorted([*range(200)] * run)
         assert dataset.paths() == shards(4 * run)
     assert shards_ever_changed(dataset) == []
@@ -181,7 +181,7 @@ def test_a_run_that_has_ended_is_taken_from_the_cache_and_adds_nothing(finished:
     assert finished.told["again"] == 200
     assert "Returning `Distiset` from cache" in finished.job.log
     assert len(finished.job.made()) == 200
-    assert finished.told["linger_s"] == 77  # the user's, and not the cache's
+    assert finished.told["given"] == [77, 88]  # the user's, and not the cache's
 
 
 def test_the_distiset_is_pushed_as_ever(finished: Finished) -> None:

@@ -13,7 +13,7 @@ from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
 
 pytestmark = pytest.mark.timeout(300)
-Alone = Callable[[str], Any]
+Alone = Callable[..., Any]
 TOKEN = "hf_a_token_of_the_usual_length_0123456"
 
 
@@ -43,6 +43,14 @@ def test_a_token_that_is_revoked_is_told_at_the_end_with_the_way_out(
     spool = note.rpartition("hubsync drain ")[2]
     drain(spool, timeout=60)
     assert dataset.ids() == list(range(50))
+
+
+def test_without_a_network_the_rows_are_said_to_be_in_the_spool(alone: Alone) -> None:
+    scene = alone("lives", HF_HUB_OFFLINE="1")
+    assert errors(scene)[0] == "Checkpoint incomplete: 50 rows were accepted."
+    assert "50 rows" in errors(scene)[1]
+    assert "HF_HUB_OFFLINE is set" in errors(scene)[1]
+    assert "run: hubsync drain" in errors(scene)[1]
 
 
 def test_a_shard_that_the_hub_refuses_is_told_at_the_end(hub: LocalHub, alone: Alone) -> None:
@@ -92,4 +100,5 @@ def test_arguments_are_checked_when_the_step_is_made_and_this_machines_are_writt
     assert "lingers" in refused["typo"]
     assert len(told["seen"]) > 10
     assert TOKEN not in str(told)
+    assert told["token"]
     assert (told["same"], told["else"], told["copied"]) == (True, False, 5)

@@ -118,14 +118,16 @@ def arguments() -> dict[str, Any]:
             seen += [repr(frame.f_locals) for frame in frames if frame.f_code.co_filename != __file__]
         assert list(pipeline.dag) == []
     with Pipeline(name="p"):
-        plain, tuned = step(name="a", token=TOKEN), step(name="b", token="", linger_s=5, spool="x", drain_s=None)
+        plain, tuned = step(name="a", token="hf_another"), step(name="b", token="", linger_s=5, spool="x", drain_s=None)
         elsewhere = step(name="c", repo_id="user/others")
+    plain.set_runtime_parameters({"token": TOKEN})  # as Pipeline.run(parameters=…) does
     tuned.pipeline = None  # as distilabel does before it copies a step to another process
     return {
         "refused": refused,
-        "seen": [*seen, repr(plain), str(plain), str(plain.dump()), plain.model_dump_json()],
+        "seen": [*seen, repr(plain), str(plain), str(plain.dump()), plain.model_dump_json(), repr(vars(plain))],
         "same": step(name="a", linger_s=5, spool="x", drain_s=None).signature == plain.signature,
         "else": elsewhere.signature == step(name="c").signature,
+        "token": plain.token is not None and plain.token.get_secret_value() == TOKEN,
         "copied": pickle.loads(pickle.dumps(copy.deepcopy(tuned))).linger_s,
     }
 

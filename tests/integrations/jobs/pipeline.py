@@ -65,7 +65,7 @@ class Generate(Step):
         return {"text": "x" * 100}
 
 
-def build(plan: dict[str, Any], **checkpoint: Any) -> Pipeline:
+def build(plan: dict[str, Any], **given: Any) -> Pipeline:
     with Pipeline(name="job", cache_dir="cache") as pipeline:
         source = Source(name="source", rows=plan["rows"], batch_size=50 if plan.get("routed") else 60)
         generating = [
@@ -81,7 +81,7 @@ def build(plan: dict[str, Any], **checkpoint: Any) -> Pipeline:
             retry=RetryPolicy(initial_s=0.01, max_s=0.05, blocked_s=0.2, request_timeout_s=5),
             token=os.environ.get("JOB_TOKEN"),
             resources=StepResources(replicas=plan.get("replicas", 1)),
-            **{**plan.get("checkpoint", {}), **checkpoint},
+            **{**plan.get("checkpoint", {}), **given},
         )
         if plan.get("routed"):
             source >> sample_n_steps(1) >> generating >> last
@@ -99,9 +99,11 @@ def main(plan: dict[str, Any]) -> None:
     distiset = pipeline.run(use_cache=False)
     told["rows"] = [[row["by"], row["id"]] for row in distiset["default"]["train"]] if distiset else []
     if plan.get("again"):
-        again = build(plan, linger_s=77.0)
-        told["again"] = len(again.run(use_cache=True)["default"]["train"])
-        told["linger_s"] = again.dag.get_step("checkpoint")["step"].linger_s
+        again = build(plan, drain_s=88.0)
+        distiset = again.run(use_cache=True, parameters={"checkpoint": {"linger_s": 77.0}})
+        told["again"] = len(distiset["default"]["train"])
+        step = again.dag.get_step("checkpoint")["step"]
+        told["given"] = [step.linger_s, step.drain_s]
     if repo := plan.get("push_to"):
         # Its card holds a row, as JSON.
         distiset["default"]["train"] = distiset["default"]["train"].remove_columns("when")
