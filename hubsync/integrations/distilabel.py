@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from distilabel.constants import ROUTING_BATCH_FUNCTION_ATTR_NAME
+    from distilabel.constants import ROUTING_BATCH_FUNCTION_ATTR_NAME, STEP_ATTR_NAME
     from distilabel.mixins.runtime_parameters import RuntimeParameter
     from distilabel.steps import Step, StepInput
     from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
@@ -137,7 +137,11 @@ class HuggingFaceHubCheckpointer(Step):
 
     def set_pipeline_artifacts_path(self, path: Path) -> None:
         """Looks at the pipeline. This is distilabel's last word to the step before it is sent to a process of its own,
-        without the pipeline."""
+        without the pipeline.
+
+        Raises:
+            ConfigError: another checkpointer of the pipeline brings rows to the same place.
+        """
         super().set_pipeline_artifacts_path(path)
         if self.pipeline is not None:
             self._place = _place_of(self, self.pipeline)
@@ -231,6 +235,13 @@ class HuggingFaceHubCheckpointer(Step):
 
 
 def _place_of(step: HuggingFaceHubCheckpointer, pipeline: Any) -> _Place:
+    for other in (pipeline.dag.get_step(name)[STEP_ATTR_NAME] for name in pipeline.dag if name != step.name):
+        if isinstance(other, HuggingFaceHubCheckpointer) and _goes_to(other) == _goes_to(step):
+            raise ConfigError(
+                f"the steps {step.name!r} and {other.name!r} both bring rows to {step.repo_id} ({step.revision}, split "
+                f"{step.split}): their configs would mix. Give one another repo_id, or let one checkpointer stand "
+                "behind both."
+            )
     # Predecessors come in the order in which they were connected, but after a reload from the cache in the order in
     # which they were made. Only the latter stays the same, so it numbers the configs.
     predecessors = list(pipeline.dag.get_step_predecessors(step.name))
@@ -241,6 +252,10 @@ def _place_of(step: HuggingFaceHubCheckpointer, pipeline: Any) -> _Place:
         is_routed=bool(predecessors) and all(_is_routed(name, pipeline) for name in predecessors),
         is_dry_run=bool(getattr(pipeline, "_dry_run", False)),
     )
+
+
+def _goes_to(step: HuggingFaceHubCheckpointer) -> tuple[str | None, str, str, str]:
+    return step.endpoint, step.repo_id, step.revision, step.split
 
 
 def _is_routed(name: str, pipeline: Any) -> bool:
@@ -371,10 +386,12 @@ def _drain(lanes: list[_Lane], seconds: float | None) -> list[HubsyncError]:
     left: dict[type[HubsyncError], HubsyncError] = {}
     for lane in lanes:
         try:
-            spool, waiting = lane.uploader.spool, lane.uploader.stats().spool
-            lane.uploader.close(None if until is None else max(0.0, until - time.monotonic()))
-            if is_offline() and waiting.rows:
-                raise NotDrained(spool, waiting.rows, waiting.bytes, "HF_HUB_OFFLINE is set.")
+            try:
+                if is_offline():
+                    waiting = lane.uploader.stats().spool
+                    raise NotDrained(lane.uploader.spool, waiting.rows, waiting.bytes, "HF_HUB_OFFLINE is set.")
+            finally:
+                lane.uploader.close(None if until is None else max(0.0, until - time.monotonic()))
         except HubsyncError as error:
             left[type(error)] = error  # they share a spool, so the last one says all
     return list(left.values())

@@ -208,6 +208,7 @@ def test_a_token_that_may_not_write_ends_the_run_before_anything_is_made(hub: Lo
     assert job.wait() != 0
     assert re.search(r"ERROR .*Failed to load step 'checkpoint': .*403, You don't have the rights", job.log), job.log
     assert job.made() == []
+    assert TOKEN not in job.log + job.output  # whose traceback shows the variables of every frame
 
 
 def test_behind_a_routing_function_all_rows_go_to_one_config(start: Start, dataset: Dataset) -> None:

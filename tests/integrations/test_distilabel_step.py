@@ -98,6 +98,8 @@ def test_arguments_are_checked_when_the_step_is_made_and_this_machines_are_writt
     assert "needs {seq}" in refused["path"]
     assert "linger_s must be above 0" in refused["linger"]
     assert "lingers" in refused["typo"]
+    assert "their configs would mix" in refused["twin a"]
+    assert "twin c" not in refused
     assert len(told["seen"]) > 10
     assert TOKEN not in str(told)
     assert told["token"]

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from distilabel.pipeline import Pipeline
@@ -117,6 +118,13 @@ def arguments() -> dict[str, Any]:
             frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
             seen += [repr(frame.f_locals) for frame in frames if frame.f_code.co_filename != __file__]
         assert list(pipeline.dag) == []
+    with Pipeline(name="p"):
+        twins = step(name="a"), step(name="b"), step(name="c", split="test")
+    for one in twins:
+        try:
+            one.set_pipeline_artifacts_path(Path("artifacts"))  # as Pipeline.run does first
+        except ValueError as error:
+            refused[f"twin {one.name}"] = str(error)
     with Pipeline(name="p"):
         plain, tuned = step(name="a", token="hf_another"), step(name="b", token="", linger_s=5, spool="x", drain_s=None)
         elsewhere = step(name="c", repo_id="user/others")
