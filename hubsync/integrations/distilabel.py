@@ -65,7 +65,8 @@ class HuggingFaceHubCheckpointer(Step):
     every run adds its rows.
 
     Attributes:
-        repo_id: the dataset; made where it does not exist.
+        repo_id: the dataset; made where it does not exist. Push the final Distiset to another one: it is Parquet, and
+            `datasets` reads one format a repo.
         input_batch_size: rows of a shard.
         private: whether a repo that is made now is private; None for the account's default.
         split, path, endpoint, revision: as `hubsync.Uploader` has them.

@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     plan = {
         "rows": 200,
         "kind": "odd",
-        "pace_s": 0.005,
+        "pace_s": 0.01,
         "again": True,
         "push_to": "user/final",
         "load": [["user/rows", "config-0"], ["user/final", "default"]],
