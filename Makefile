@@ -13,7 +13,7 @@ help: ## these targets
 demo: $(VENV)/.demo ## install and run the demo (make demo ARGS=--crash)
 	$(BIN)/hubsync demo $(ARGS)
 
-test: $(VENV)/.dev ## install what the tests need and run all of them
+test: $(VENV)/.dev $(VENV)-distilabel/.ready ## install what the tests need and run all of them
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
@@ -32,7 +32,7 @@ bench: $(VENV)/.dev ## the benchmarks (make bench ARGS="stall --quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## forget the environment and every cache
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-distilabel .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hubsync needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -46,3 +46,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group lint --group test
 	@touch $@ $(VENV)/.demo
+
+# What distilabel needs does not go with what the tests need, so it has an environment of its own.
+$(VENV)-distilabel/.ready: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-distilabel
+	$(VENV)-distilabel/bin/python -m pip install --quiet --editable '.[distilabel]'
+	@touch $@

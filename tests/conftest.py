@@ -68,10 +68,11 @@ class Dataset:
         data: bytes = self._fs.cat_file(f"datasets/{self.repo}/{path}")
         return data
 
-    def rows(self) -> list[Any]:
+    def rows(self, under: str = "") -> list[Any]:
         import json
 
-        return [json.loads(line) for path in self.paths() for line in self.read(path).splitlines()]
+        paths = [path for path in self.paths() if path.startswith(under)]
+        return [json.loads(line) for path in paths for line in self.read(path).splitlines()]
 
     def ids(self) -> list[int]:
         return sorted(row["id"] for row in self.rows())

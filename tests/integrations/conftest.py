@@ -1,0 +1,122 @@
+"""Jobs that use distilabel, in processes of their own, with an interpreter that has it (`make test` makes it)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from hubsync.localhub import LocalHub
+
+JOBS = Path(__file__).parent / "jobs"
+ENVIRONMENT = Path(f"{sys.prefix}-distilabel")
+PATIENCE_S = 120  # for what a healthy system does in seconds
+
+
+class Job:
+    """A process and all that distilabel forks from it: a process group of their own, as a terminal has it."""
+
+    def __init__(self, arguments: list[str], directory: Path, environ: Mapping[str, str]) -> None:
+        python = ENVIRONMENT / "bin" / "python"
+        assert python.exists(), f"{ENVIRONMENT} is missing, where distilabel is to be: `make test` makes it."
+        self.directory = directory
+        self._output = directory / "output"
+        given = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUBSYNC_"))}
+        homes = {"HF_HOME": str(directory / "hf"), "HUBSYNC_HOME": str(directory / "state")}
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(python), *arguments],
+                cwd=directory, env={**given, **homes, **environ}, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def signal(self, number: signal.Signals) -> None:
+        """To all of them, as a terminal sends it."""
+        os.killpg(self._process.pid, number)
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE_S)
+
+    def end(self) -> Any:
+        """What it told when it had ended well."""
+        assert self.wait() == 0, self.output
+        return json.loads((self.directory / "told").read_text())
+
+    def until(self, what: Callable[[], object]) -> None:
+        """Waits for something that the job brings about while it runs."""
+        end = time.monotonic() + PATIENCE_S
+        while not what():
+            assert self._process.poll() is None, self.output
+            assert time.monotonic() < end, self.output
+            time.sleep(0.01)
+
+    def made(self, step: str = "first") -> list[int]:
+        """The ids that a generating step has made, in all runs."""
+        file = self.directory / f"made-{step}"
+        return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def accepted(self) -> int:
+        """Rows that the checkpointer has accepted, in all runs."""
+        catalogue = f"file:{self.directory}/spool/catalogue.sqlite?mode=ro"
+        try:
+            with contextlib.closing(sqlite3.connect(catalogue, uri=True)) as db:
+                return int(db.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0])
+        except sqlite3.OperationalError:  # there is none yet
+            return 0
+
+    @property
+    def output(self) -> str:
+        """The end of it: distilabel talks a lot."""
+        return self._output.read_text()[-20_000:]
+
+    @property
+    def log(self) -> str:
+        """What distilabel wrote down of this run and those before it."""
+        return "".join(file.read_text() for file in sorted(self.directory.rglob("pipeline.log")))
+
+    def kill(self) -> None:
+        """Whatever is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def start(hub: LocalHub, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Starts a pipeline (`jobs/pipeline.py`) against the test's Hub; all of a test share a directory."""
+    directory, jobs = tmp_path / "job", []
+    directory.mkdir()
+
+    def start(*, environ: Mapping[str, str] = MappingProxyType({}), **plan: Any) -> Job:
+        arguments = [str(JOBS / "pipeline.py"), json.dumps(plan)]
+        jobs.append(Job(arguments, directory, {**hub.environ(), **environ}))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
+
+
+@pytest.fixture
+def alone(hub: LocalHub, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Runs one of `jobs/alone.py`, where a step runs without a pipeline, and answers what it told."""
+    directory, jobs = tmp_path / "alone", []
+    directory.mkdir()
+
+    def run(scene: str, **environ: str) -> Any:
+        jobs.append(Job([str(JOBS / "alone.py"), scene], directory, {**hub.environ(), **environ}))
+        return jobs[-1].end()
+
+    yield run
+    for job in jobs:
+        job.kill()

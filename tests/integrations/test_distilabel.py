@@ -1,0 +1,238 @@
+"""The checkpointer in real distilabel pipelines: what stands in the dataset, whatever happens to the run.
+
+What distilabel's own checkpointer gets wrong comes first; each of those tests would fail with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from hubsync.drain import drain
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+from tests.e2e.test_crash_points import shards_ever_changed
+from tests.integrations.conftest import JOBS, Job
+
+pytestmark = pytest.mark.timeout(300)
+Start = Callable[..., Job]
+TOKEN = "hf_FsKpYqTzLwXbNcVdRgHmJuEaQiOo012345"
+
+
+def shards(count: int, config: str = "config-0") -> list[str]:
+    return [f"{config}/train-{number:05d}.jsonl" for number in range(count)]
+
+
+def check(dataset: Dataset, ids: list[int], config: str = "config-0") -> None:
+    """Every row once and in order, in shards of 50, numbered without a gap, none of which was ever changed."""
+    paths = [path for path in dataset.paths() if path.startswith(config)]
+    assert paths == shards(-(-len(ids) // 50), config)
+    assert [row["id"] for row in dataset.rows(config)] == ids
+    assert shards_ever_changed(dataset) == []
+
+
+class Finished(NamedTuple):
+    job: Job
+    told: dict[str, Any]
+    hub: LocalHub
+    dataset: Dataset
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """A run with a token given as an argument, rows that are odd, and a Hub that refuses each commit in another way;
+    then the cache, and the final push.
+    """
+    directory = tmp_path_factory.mktemp("finished")
+    plan = {
+        "rows": 200,
+        "kind": "odd",
+        "pace_s": 0.01,
+        "again": True,
+        "push_to": "user/final",
+        "load": [["user/rows", "config-0"], ["user/final", "default"]],
+    }
+    with LocalHub(directory / "hub", users={"user": TOKEN}) as hub:
+        hub.faults.add(Fault.status(403, on="commit", repo="user/rows", times=1))
+        hub.faults.add(Fault.rate_limit("retry-after", seconds=1, on="commit", repo="user/rows", times=1))
+        hub.faults.add(Fault.status(500, on="commit", repo="user/rows", times=1))
+        hub.faults.add(Fault.reset(when="after", on="commit", repo="user/rows", times=1))
+        environ = {"HF_ENDPOINT": hub.endpoint, "JOB_TOKEN": TOKEN, "DISTILABEL_LOG_LEVEL": "DEBUG"}
+        (directory / "job").mkdir()
+        job = Job([str(JOBS / "pipeline.py"), json.dumps(plan)], directory / "job", environ)
+        try:
+            yield Finished(job, job.end(), hub, Dataset(hub))
+        finally:
+            job.kill()
+
+
+# The eight.
+
+
+def test_a_shard_is_whole_however_small_its_batch(finished: Finished) -> None:
+    assert all(finished.dataset.read(path).endswith(b"}\n") for path in finished.dataset.paths())
+    assert [row["text"] for row in finished.dataset.rows()] == ["café"] * 199
+
+
+def test_an_upload_that_fails_is_tried_again_and_leaves_no_gap(finished: Finished) -> None:
+    assert [r.status for r in finished.hub.requests("commit") if r.status in (403, 429, 500)] == [403, 429, 500]
+    check(finished.dataset, [n for n in range(200) if n != 7])
+
+
+def test_replicas_and_later_runs_number_on_and_overwrite_nothing(start: Start, dataset: Dataset) -> None:
+    for run, plan in enumerate([{"replicas": 2}, {"kind": "other"}], 1):
+        assert sorted(start(rows=200, **plan).end()["rows"]) == [["first", n] for n in range(200)]
+        assert dataset.ids() == sorted([*range(200)] * run)
+        assert dataset.paths() == shards(4 * run)
+    assert shards_ever_changed(dataset) == []
+
+
+def test_every_predecessor_has_a_config_of_its_own_and_all_rows_go_on(start: Start, dataset: Dataset) -> None:
+    """They are connected in another order than they were made in, which distilabel's cache forgets."""
+    load = [["user/rows", "config-0"], ["user/rows", "config-1"]]
+    for _ in ("a new run", "the same, from the cache's pipeline.yaml"):
+        told = start(rows=120, generate=["first", "second"], load=load).end()
+        assert sorted(told["rows"]) == [[name, n] for name in ("first", "second") for n in range(120)]
+        for number, name in enumerate(("first", "second")):
+            check(dataset, list(range(120)), f"config-{number}")
+            assert told[f"user/rows config-{number}"] == list(range(120))
+            assert {row["by"] for row in dataset.rows(f"config-{number}")} == {name}
+
+
+def test_what_json_can_hold_is_written_and_what_it_cannot_takes_nothing_with_it(finished: Finished) -> None:
+    assert finished.dataset.rows()[0]["when"] == "2026-01-01T12:00:00Z"
+    assert finished.told["rows"] == [["first", n] for n in range(200)]  # downstream there is no row less
+    assert re.search(r"ERROR +Not checkpointed .*field 'score': inf has no JSON form", finished.job.log)
+    assert re.search(r"ERROR +Checkpoint incomplete: 199 rows were accepted and are in user/rows", finished.job.log)
+    assert re.search(r"ERROR +1 rows were never checkpointed: .*'score'", finished.job.log)
+
+
+def test_the_token_is_nowhere(finished: Finished) -> None:
+    written = [file for file in finished.job.directory.rglob("*") if file.is_file()]
+    assert {"pipeline.yaml", "pipeline.log", "batch_manager.json", "output"} <= {file.name for file in written}
+    assert [file for file in written if TOKEN.encode() in file.read_bytes()] == []
+    for repo in ("user/rows", "user/final"):
+        dataset = Dataset(finished.hub, repo)
+        files = {path: dataset.read(path) for path in dataset.paths("")}
+        assert [path for path, content in files.items() if TOKEN.encode() in content] == []
+    assert "pipeline.yaml" in files
+
+
+def test_the_run_waits_for_no_hub(hub: LocalHub, start: Start, dataset: Dataset) -> None:
+    """It is down when the run starts, and comes when all has been generated."""
+    hub.stop()
+    job = start(rows=400)
+    job.until(lambda: job.accepted() == 400)
+    hub.start()
+    assert len(job.end()["rows"]) == 400
+    check(dataset, list(range(400)))
+    assert "Checkpoint complete: 400 rows were accepted" in job.log
+
+
+def test_the_dataset_loads_by_its_card(finished: Finished) -> None:
+    assert finished.told["user/rows config-0"] == [n for n in range(200) if n != 7]
+
+
+# How a run can end.
+
+
+def test_ctrl_c_keeps_what_was_made_and_the_next_run_makes_it_whole(start: Start, dataset: Dataset) -> None:
+    job = start(rows=600, pace_s=0.005)
+    job.until(lambda: job.accepted() >= 100)
+    job.signal(signal.SIGINT)
+    kept = len(job.end()["rows"])
+    assert 100 <= kept < 600
+    check(dataset, list(range(kept)))  # drained before it ended
+    start(rows=600).end()
+    check(dataset, list(range(600)))
+
+
+def test_a_run_that_was_killed_is_run_again_and_adds_the_rest(hub: LocalHub, start: Start, dataset: Dataset) -> None:
+    """In the middle of uploads whose answers are lost."""
+    hub.faults.add(Fault.reset(when="after", on="commit", probability=0.5))
+    job = start(rows=600, pace_s=0.005)
+    job.until(lambda: job.accepted() >= 200 and hub.requests("commit"))
+    job.signal(signal.SIGKILL)
+    job.wait()
+    assert 200 <= job.accepted() < 600
+    start(rows=600).end()
+    check(dataset, list(range(600)))
+
+
+def test_a_named_run_goes_on_by_count_where_the_rows_are_others_each_time(start: Start, dataset: Dataset) -> None:
+    plan = {"rows": 300, "kind": "other", "checkpoint": {"run": "monday"}}
+    job = start(**plan, pace_s=0.005)
+    job.until(lambda: job.accepted() >= 100)
+    job.signal(signal.SIGKILL)
+    job.wait()
+    kept = job.accepted()
+    assert len(start(**plan).end()["rows"]) == 300
+    check(dataset, list(range(300)))
+    assert f"{300 - kept} rows were accepted, {kept} were there from an earlier run" in job.log
+
+
+def test_a_run_that_has_ended_is_taken_from_the_cache_and_adds_nothing(finished: Finished) -> None:
+    assert finished.told["again"] == 200
+    assert "Returning `Distiset` from cache" in finished.job.log
+    assert len(finished.job.made()) == 200
+    assert finished.told["given"] == [77, 88]  # the user's, and not the cache's
+
+
+def test_the_distiset_is_pushed_as_ever(finished: Finished) -> None:
+    assert finished.told["user/final default"] == list(range(200))
+
+
+def test_a_hub_that_stays_away_holds_the_end_up_no_longer_than_it_may(
+    hub: LocalHub, start: Start, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.stop()
+    job = start(rows=200, checkpoint={"drain_s": 0.5})
+    assert len(job.end()["rows"]) == 200
+    assert re.search(r"ERROR +Checkpoint incomplete: 200 rows were accepted", job.log)
+    assert re.search(r"ERROR +Not all is in user/rows: 200 rows .* run: hubsync drain \S+/job/spool", job.log)
+    hub.start()
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    drain(job.directory / "spool", timeout=60)
+    check(dataset, list(range(200)))
+
+
+def test_a_token_that_may_not_write_ends_the_run_before_anything_is_made(hub: LocalHub, start: Start) -> None:
+    hub.add_user("user", TOKEN, role="read")
+    job = start(rows=200, environ={"JOB_TOKEN": TOKEN})
+    assert job.wait() != 0
+    assert re.search(r"ERROR .*Failed to load step 'checkpoint': .*403, You don't have the rights", job.log), job.log
+    assert job.made() == []
+    assert TOKEN not in job.log + job.output  # whose traceback shows the variables of every frame
+
+
+def test_behind_a_routing_function_all_rows_go_to_one_config(start: Start, dataset: Dataset) -> None:
+    told = start(rows=300, generate=["first", "second"], routed=True).end()
+    assert sorted(n for _, n in told["rows"]) == list(range(300))
+    assert sorted(row["id"] for row in dataset.rows()) == list(range(300))
+    assert all(path.startswith("config-0/") for path in dataset.paths())
+
+
+def test_a_dry_run_checkpoints_nothing(start: Start, dataset: Dataset) -> None:
+    job = start(rows=100, dry_run=True)
+    job.end()
+    assert "A dry run: nothing was checkpointed" in job.log
+    check(dataset, list(range(100)))
+
+
+def test_the_readmes_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = [s for s in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "distilabel" in s]
+    (tmp_path / "job.py").write_text(code)
+    job = Job(["job.py"], tmp_path, {**hub.environ(), "DISTILABEL_CACHE_DIR": str(tmp_path / "cache")})
+    try:
+        assert job.wait() == 0, job.output
+    finally:
+        job.kill()
+    assert Dataset(hub, "user/rollouts").paths() == shards(4)
+    assert Dataset(hub, "user/final").paths(".parquet") != []
