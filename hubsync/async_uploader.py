@@ -39,7 +39,7 @@ class AsyncUploader(BaseUploader):
             async for batch in generate():
                 await up.put(batch)
 
-    Leaving the block drains. A cancelled block does not: its rows are in the spool.
+    Leaving the block drains. A cancelled block does not, but for Ctrl-C and SIGTERM: its rows are in the spool.
     """
 
     _stack: AsyncExitStack | None = None
@@ -182,22 +182,24 @@ class AsyncUploader(BaseUploader):
         if worker is None or self._stack is None:
             return
         if self._terminated:
-            await self._drain_before_the_end(worker)
+            await self._drain_before_the_end(worker, "SIGTERM", shutdown.left())
             await self._end(worker, kind, error, trace)
             raise SystemExit(shutdown.EXIT_CODE)
         if error is None:
             await self.close()
         elif isinstance(error, anyio.get_cancelled_exc_class()):
+            if shutdown.is_interrupted():
+                await self._drain_before_the_end(worker, "Ctrl-C", self._grace_s)
             await self._end(worker, kind, error, trace)
         else:
             timeout = self._may_take(error)
             with self._behind(error, timeout):
                 await self.close(timeout)
 
-    async def _drain_before_the_end(self, worker: Worker) -> None:
-        """After SIGTERM: what can be brought up in time; a second signal ends it at once."""
-        seconds = shutdown.left()
-        _log.warning("SIGTERM: draining for up to %.0f s; %s.", seconds or 0, worker.waiting())
+    async def _drain_before_the_end(self, worker: Worker, why: str, seconds: float | None) -> None:
+        """What can be brought up in time; a second signal ends it at once."""
+        bound = "" if seconds is None else f" for up to {seconds:.0f} s"
+        _log.warning("%s: draining%s; %s.", why, bound, worker.waiting())
         try:
             with anyio.CancelScope(shield=True) as self._draining, self._drained(worker, seconds):
                 await worker.flush(everything=True).wait_async("committed", seconds)

@@ -35,6 +35,7 @@ from hubsync.errors import (
     SpoolLost,
     StaleParentError,
     TransientError,
+    flat_errors,
 )
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
@@ -51,6 +52,7 @@ _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet sess
 _STAGE_BYTES = 256 * MIB
 _SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
+_WAITED_FOR_S = 10.0  # the longest backoff while somebody waits: the end of an outage is seen soon
 _POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
 
 # A segment is settled: (segment, sha of its commit, error where it was set aside).
@@ -119,8 +121,13 @@ class Committer:
         self._head = (await self._destination.check(private=self._private)).sha
         while not await self._on_disk(lambda: self._spool.seeded):
             if await self._on_disk(self._spool.become_committer):
-                with suppress(LeaseLost):
-                    await self._seed()
+                try:
+                    async with flat_errors(), anyio.create_task_group() as tasks:
+                        tasks.start_soon(self._beat_for_ever)
+                        await self._seed()
+                        tasks.cancel_scope.cancel()
+                except* LeaseLost:
+                    pass  # another one seeds
             else:
                 await self._clock.sleep(_POLL_S)
         self._connected = True
@@ -172,6 +179,7 @@ class Committer:
         plan = await self._on_disk(self._plans.unsettled)
         if plan is not None:
             await self._reconcile(plan)
+        await self._mend()
         tasks.start_soon(self._stage_for_ever)
         tasks.start_soon(self._commit_for_ever)
 
@@ -184,6 +192,14 @@ class Committer:
         self._spool.sweep()
         self._status.save()
         reach(CrashPoint.TAKEN_OVER)
+
+    async def _mend(self) -> None:
+        """A power cut may have taken bytes of staged shards that travel in the commit. What has landed is whole."""
+        damaged = await self._on_disk(self._plans.damaged)
+        if damaged:
+            self._head = (await self._persist("read", self._destination.head)).sha
+            gone = await self._compare(damaged, self._head or "")
+            await self._on_disk(self._plans.unstage, [s for s in damaged if s.segment not in gone])
 
     def _remember(self, governor: str) -> None:
         with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.leased():
@@ -454,15 +470,23 @@ class Committer:
 
     async def _wait_out(self, part: str, error: TransientError, backoff: Backoff) -> None:
         self._status.counts.retries += 1
+        may_be_hurried = False
         if isinstance(error, RateLimitedError) and error.commit_quota:
             wait = self._governor.refused(error.retry_after_s)
             reason = "commit quota"
         else:
             wait = backoff.after_failure(error.retry_after_s)
             reason = error.reason
+            if error.retry_after_s is None:
+                may_be_hurried = wait > _WAITED_FOR_S
+                if may_be_hurried and await self._on_disk(self._plans.is_waited_for):
+                    wait, may_be_hurried = _WAITED_FOR_S, False
         if not isinstance(error, StaleParentError) or backoff.failures > 3:
             self._status.report(part, State("backing off", reason, self._clock.time() + wait))
-        await self._clock.sleep(wait)
+        if may_be_hurried:
+            await self._nudge_bell.wait(wait)
+        else:
+            await self._clock.sleep(wait)
 
     async def _wait_for_a_person(self, part: str, error: BlockedError | DefectError) -> None:
         until = self._clock.time() + self._retry.blocked_s

@@ -245,3 +245,19 @@ class StorageQuotaError(BlockedError):
 
 class DefectError(HubError):
     """413, 422, a path refused: this content will never be accepted, however often it is sent."""
+
+
+class flat_errors:
+    """Raises a task group's first `HubError` as itself: the committer tells errors apart by type."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        while isinstance(error, BaseExceptionGroup):
+            ours, _ = error.split(HubError)
+            if ours is None:
+                return
+            error = ours.exceptions[0]
+            if isinstance(error, HubError):
+                raise error

@@ -21,8 +21,8 @@ import msgspec
 from hubsync import card
 from hubsync.clock import Clock
 from hubsync.cursor import fingerprint, fingerprint_of_bad
-from hubsync.errors import RepoMissingError, TransientError
-from hubsync.hub import HubDataset, HubFile, flat_errors, watermark_of
+from hubsync.errors import RepoMissingError, TransientError, flat_errors
+from hubsync.hub import HubDataset, HubFile, watermark_of
 from hubsync.plan import Watermark
 from hubsync.rows import encode
 from hubsync.survey import patiently

@@ -25,9 +25,9 @@ from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AuthenticationError,
     DefectError,
-    HubError,
     RepoMissingError,
     TransientError,
+    flat_errors,
     plain,
 )
 from hubsync.http import MAX_BODY, HubHTTP
@@ -357,22 +357,6 @@ class HubDataset:
         if self._xet is not None:
             self._xet.abort()
         await self._http.aclose()
-
-
-class flat_errors:
-    """Raises a task group's first `HubError` as itself: the committer tells errors apart by type."""
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            ours, _ = error.split(HubError)
-            if ours is None:
-                return
-            error = ours.exceptions[0]
-            if isinstance(error, HubError):
-                raise error
 
 
 def describe(plan: Plan) -> str:

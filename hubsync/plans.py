@@ -139,6 +139,22 @@ class Plans:
         )
         return urgent is not None
 
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for a shard, staged or not."""
+        return self._catalogue.value(f"SELECT 1 FROM segments WHERE {PENDING} AND urgent LIMIT 1") is not None
+
+    def damaged(self) -> list[Shard]:
+        """Staged shards that travel in the commit, and whose file is shorter than it was, or gone."""
+        rows = self._catalogue.rows(
+            f"SELECT id, file, bytes FROM segments WHERE {PENDING} AND state = 'staged' AND mode = 'regular'"
+        )
+        files = [(row, self._spool.file(row["file"])) for row in rows]
+        return [
+            self._shard(row["id"])
+            for row, file in files
+            if not file.exists() or file.stat().st_size < row["bytes"]
+        ]  # fmt: skip
+
     def staged(self, limit: int, max_inline_bytes: int) -> list[Shard]:
         """The oldest staged shards that fit one commit; always at least one where there is any."""
         shards: list[Shard] = []

@@ -6,6 +6,7 @@ Only where nobody else handles the signal, and only while an uploader is open. A
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -49,6 +50,12 @@ def begin(grace_s: float) -> None:
 def left() -> float | None:
     """Seconds of the grace that are left; None where no end has begun."""
     return None if _deadline is None else max(0.0, _deadline - time.monotonic())
+
+
+def is_interrupted() -> bool:
+    """Whether a task is cancelled because of Ctrl-C: asyncio makes a cancellation of it, and says so to nobody."""
+    runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
+    return isinstance(runner, asyncio.Runner) and getattr(runner, "_interrupt_count", 0) > 0
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:

@@ -134,6 +134,7 @@ class BaseUploader:
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._private = private
+        self._opening = threading.Lock()
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -159,6 +160,10 @@ class BaseUploader:
         worker = self._ready()
         self._know_offsets(worker)
         return worker.spool.offset(source)
+
+    def known(self, key: str) -> bool:
+        """Whether a batch with this key was accepted by this spool: then it need not be made again."""
+        return self._ready().writer.knows(key)
 
     def stats(self) -> Stats:
         """A snapshot of how it stands."""
@@ -282,7 +287,6 @@ class Uploader(BaseUploader):
     """
 
     _thread: threading.Thread | None = None
-    _lock: threading.Lock
 
     def open(self) -> Self:
         """Opens the spool and starts the worker. `with` does it.
@@ -291,9 +295,13 @@ class Uploader(BaseUploader):
             SpoolError: the spool's disk.
             BlockedError: the token may not write, or the repo can't be had: in the first second, not in the tenth hour.
         """
-        if self._worker is not None or self._closed:
+        with self._opening:
+            if self._worker is None and not self._closed:
+                self._open()
             self._ready()
-            return self
+        return self
+
+    def _open(self) -> None:
         worker = self._build()
         started = _Started()
         self._thread = threading.Thread(
@@ -317,7 +325,6 @@ class Uploader(BaseUploader):
         _open_uploaders.add(self)
         if self._grace_s is not None:
             shutdown.catch(self._grace_s)
-        return self
 
     @staticmethod
     def _run(worker: Worker, started: _Started) -> None:

@@ -19,8 +19,8 @@ import msgspec
 
 from hubsync.clock import Clock, SystemClock
 from hubsync.connect import destination_of, spool_of, target_of, token_source
-from hubsync.errors import BlockedError, HubsyncError
-from hubsync.hub import HubDataset, HubFile, flat_errors
+from hubsync.errors import BlockedError, HubsyncError, flat_errors
+from hubsync.hub import HubDataset, HubFile
 from hubsync.plan import Watermark
 from hubsync.policy import RetryPolicy
 from hubsync.secret import Secret

@@ -88,6 +88,10 @@ class SpoolWriter:
         segment = self._open
         return segment.opened_at if segment is not None else None
 
+    def knows(self, key: str) -> bool:
+        """Whether a batch with this key was accepted, by whichever writer of the spool."""
+        return self._spool.catalogue.row("SELECT 1 FROM keys WHERE digest = ?", _digest(key)) is not None
+
     def append(self, batches: Sequence[Batch]) -> tuple[list[Accepted], list[int]]:
         """Writes batches, all in one transaction; answers what became of each, and the segments this sealed.
 

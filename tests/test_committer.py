@@ -57,6 +57,17 @@ def ids(hub: SimulatedHub) -> list[object]:
     return sorted(row["id"] for row in hub.rows())  # type: ignore[type-var]
 
 
+async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub, tmp_path: Path) -> None:
+    patient = RetryPolicy(initial_s=3600, max_s=3600)
+    async with open_uploader(tmp_path, retry=patient, rng=random.Random(2)) as up:
+        simulated.fail("commit", TransientError("503", status=503))
+        await up.put([{"id": 1}])
+        while up.stats().state.kind != "backing off":  # noqa: ASYNC110  (nobody tells)
+            await anyio.sleep(0.01)
+        await up.flush()
+        assert ids(simulated) == [1]
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

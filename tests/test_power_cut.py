@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +37,27 @@ def test_a_sealed_segment_that_is_short_or_gone_holds_nothing_else_up(
     drain(tmp_path / "spool", timeout=20)
     assert dataset.ids() == [0, 4, 5, 6, 7]
     assert sum("lost by a power cut" in record.message for record in caplog.records) == 2
+
+
+def test_a_staged_shard_that_is_short_goes_up_as_far_as_it_is_there_and_not_again_where_it_has_landed(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    up = uploader(shard=ShardPolicy(max_rows=2, linger_s=3600)).open()
+    hub.faults.add(Fault.outage(on="commit"))
+    for n in range(6):
+        up.put([{"id": n}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=2)
+    hub.faults.clear()
+    with sqlite3.connect(tmp_path / "spool" / "catalogue.sqlite") as db:
+        found = db.execute("SELECT state, file, path FROM segments ORDER BY id").fetchall()
+    assert {state for state, _, _ in found} == {"staged"}
+    torn, landed, _ = (tmp_path / "spool" / "segments" / file for _, file, _ in found)
+    dataset.api.upload_file(
+        path_or_fileobj=landed.read_bytes(), path_in_repo=found[1][2], repo_id="user/rows", repo_type="dataset"
+    )
+    for file in (torn, landed):
+        os.truncate(file, file.stat().st_size - 3)
+    drain(tmp_path / "spool", timeout=20)
+    assert dataset.ids() == [0, 2, 3, 4, 5]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -491,3 +492,21 @@ async def test_the_async_face_runs_under_pytest_asyncio(hub: LocalHub, tmp_path:
     given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
     async with AsyncUploader("user/rows", **given) as up:
         assert (await up.put([{"id": 1}])).state == "spooled"
+
+
+def test_a_key_tells_before_a_batch_is_made_again(uploader: Make) -> None:
+    with uploader() as up:
+        assert not up.known("a")
+        up.put([{"id": 1}], key="a")
+        assert up.known("a")
+        assert not up.known("b")
+    with uploader() as up:
+        assert up.known("a")
+
+
+def test_two_threads_that_open_one_uploader_open_it_once(uploader: Make) -> None:
+    up = uploader()
+    with ThreadPoolExecutor(4) as pool:
+        assert [one.result() is up for one in [pool.submit(up.open) for _ in range(4)]] == [True] * 4
+    with up:
+        assert len(list((up.spool / "writers").glob("*.lock"))) == 1

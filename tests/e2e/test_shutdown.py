@@ -44,12 +44,13 @@ def rows() -> Counter[str]:
 
 
 @pytest.mark.parametrize("face", FACES)
-def test_sigterm_brings_up_what_it_can_within_the_grace(
-    dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_brings_up_what_it_can_within_the_grace(
+    dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str, first: signal.Signals
 ) -> None:
     pid = start(jobs, face, tmp_path, 25)
-    jobs.kill(pid, signal.SIGTERM)
-    assert jobs.end(pid) == "exited 143", jobs.log
+    jobs.kill(pid, first)
+    assert jobs.end(pid) == ("exited 143" if first is signal.SIGTERM else "exited 1"), jobs.log
     assert Counter(row["id"] for row in dataset.rows()) == rows()
 
 
@@ -88,8 +89,6 @@ def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
 def test_the_second_signal_ends_it_at_once(
     hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str, first: signal.Signals
 ) -> None:
-    if face != "thread" and first is signal.SIGINT:
-        pytest.skip("asyncio and trio cancel the block at the first Ctrl-C")
     pid = start(jobs, face, tmp_path, 3600)
     hub.faults.add(Fault.outage())
     jobs.kill(pid, first)
