@@ -13,7 +13,7 @@ help: ## these targets
 demo: $(VENV)/.demo ## install and run the demo (make demo ARGS=--crash)
 	$(BIN)/hubsync demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)-distilabel/.ready ## install what the tests need and run all of them
+test: $(VENV)/.dev $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## install what the tests need and run all of them
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
@@ -32,7 +32,7 @@ bench: $(VENV)/.dev ## the benchmarks (make bench ARGS="stall --quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## forget the environment and every cache
-	rm -rf $(VENV) $(VENV)-distilabel .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-distilabel $(VENV)-lowest .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hubsync needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -51,4 +51,11 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 $(VENV)-distilabel/.ready: pyproject.toml | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-distilabel
 	$(VENV)-distilabel/bin/python -m pip install --quiet --editable '.[distilabel]'
+	@touch $@
+
+# The lowest versions that pyproject.toml admits; the newest ones are in the other environment.
+$(VENV)-lowest/.ready: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) .ci/lowest.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[demo]' --constraint $(VENV)-lowest/constraints.txt
 	@touch $@

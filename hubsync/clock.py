@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -93,9 +93,12 @@ def loop_waker(callback: Callable[[], object]) -> Callable[[], None]:
     anyio's own `from_thread.run_sync` waits for the loop's turn, and whoever wakes the worker must not. A loop that
     has ended in the meantime is no error: nobody is left to be woken.
     """
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        token = trio.lowlevel.current_trio_token()
+    trio: Any = sys.modules.get("trio")
+    token = None
+    if trio is not None:
+        with contextlib.suppress(RuntimeError):  # this loop is asyncio's
+            token = trio.lowlevel.current_trio_token()
+    if token is not None:
 
         def wake_trio() -> None:
             with contextlib.suppress(trio.RunFinishedError):

@@ -23,7 +23,8 @@ def test_a_snippet_works_when_pasted(number: int, hub: LocalHub, tmp_path: Path)
     code = SNIPPETS[number] if "hubsync.reader" not in SNIPPETS[number] else SNIPPETS[0] + SNIPPETS[number]
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **hub.environ()}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, **hub.environ(), "DATASETS_VERBOSITY": "error"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
