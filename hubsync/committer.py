@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -52,6 +53,7 @@ _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet sess
 _STAGE_BYTES = 256 * MIB
 _SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
+_RESTAGES = 5  # of one blob: a store may say that it has it and not have it, but not again and again
 _WAITED_FOR_S = 10.0  # the longest backoff while somebody waits: the end of an outage is seen soon
 _POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
 
@@ -94,6 +96,7 @@ class Committer:
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
         self._card_refused = False
+        self._restaged: Counter[int] = Counter()  # by segment
         self._met_another = False
         self._governor = Governor(commit, clock)
         self._pace = f"commits keep to {commit.per_hour:,} an hour"
@@ -422,10 +425,12 @@ class Committer:
                 await self._commit(part, backoff)
             return
         shard = plan.shards[0]
-        if shard.mode == "lfs" and await self._on_disk(self._plans.first_restage, shard):
+        self._restaged[shard.segment] += shard.mode == "lfs"
+        if 0 < self._restaged[shard.segment] <= _RESTAGES:
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
             await self._on_disk(self._plans.unstage, [shard])
             self._card_refused = False  # the blob it was
+            await self._clock.sleep(backoff.after_failure())
         else:
             await self._bury(shard, error)
         self.wake()

@@ -101,13 +101,6 @@ class Plans:
                 )
         reach(CrashPoint.UNSTAGED)
 
-    def first_restage(self, shard: Shard) -> bool:
-        """Whether a shard's blob may go up once more; True only the first time it is asked for."""
-        with self._spool.leased():
-            before = self._segment(shard.segment)["error"]
-            self._catalogue.run("UPDATE segments SET error = 'restaged' WHERE id = ?", shard.segment)
-            return bool(before != "restaged")
-
     # Another's file at our path.
 
     def renumber(self, shard: Shard, seq: int) -> None:

@@ -241,7 +241,7 @@ def _committed(before: _Known, dataset: Dataset) -> Iterator[Finding]:
         elif not segment.is_in(file):
             oid = segment.sha256 if file.is_large else segment.git_oid
             yield Difference("oid", path, f"{oid}", file.oid, hint)
-        if segment.error not in (None, "restaged"):
+        if segment.error is not None:
             yield f"{path}: {segment.error}"
 
 
