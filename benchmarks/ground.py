@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from hubsync.localhub.store import Store
 
-Weather = Literal["healthy", "slow", "down"]
+Weather = Literal["healthy", "slow", "limited", "down"]
 
 
 class Ground:
@@ -73,10 +73,12 @@ class Ground:
         }
 
     def weather(self, weather: Weather) -> None:
-        """Healthy; slow: every commit takes 2 s; down: every connection is dropped."""
+        """Slow: every commit takes 2 s; limited: the commit quota is spent; down: every connection is dropped."""
         self.control("DELETE", "faults")
         if weather == "slow":
             self.control("POST", "faults", {"kind": "latency", "on": ["commit"], "seconds": 2.0})
+        elif weather == "limited":
+            self.control("POST", "faults", {"kind": "rate_limit", "shape": "commits", "on": ["commit"]})
         elif weather == "down":
             self.control("POST", "faults", {"kind": "outage", "on": ["*"]})
 

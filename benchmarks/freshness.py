@@ -1,0 +1,111 @@
+"""How soon a row is readable: from its `put` to the moment a reader on the same machine has it from the Hub.
+
+A job puts a batch of 50 rows of 3 kB 1, 10 or 100 times a second; a reader in another process follows the dataset and
+looks four times a second. With the defaults, under which commits are scarce (120 an hour, 30 s apart) and rows linger
+for up to 60 s; and with a job that flushes whenever the last flush has ended, on a Hub without a quota: the limit of
+the machine. Each row carries the time at which it was put.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from itertools import count
+from typing import Any
+
+from benchmarks.ground import Ground, batches
+
+_ROWS, _ROW_BYTES = 50, 3_000
+_LOOK_S = 0.25
+_PACES = (1, 10, 100)  # batches a second
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    """For each pace and each way: seconds from put to readable."""
+    seconds = {"defaults": 6.0 if quick else 100.0, "flushing": 3.0 if quick else 15.0}
+    paces = _PACES[:2] if quick else _PACES
+    figures = []
+    with Ground() as ground:
+        for way in ("flushing",) if quick else ("flushing", "defaults"):
+            for pace in paces:
+                ages = _ages(ground, way, pace, seconds[way])
+                figures.append(
+                    {
+                        "way": way, "batches_per_s": pace, "rows": len(ages), "p50_s": statistics.median(ages),
+                        "p99_s": sorted(ages)[int(0.99 * len(ages))], "max_s": max(ages),
+                    }
+                )  # fmt: skip
+    return figures
+
+
+def _ages(ground: Ground, way: str, pace: int, seconds: float) -> list[float]:
+    repo = f"user/fresh-{way}-{pace}"
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.freshness", "write", repo, way, str(pace), str(seconds)],
+        env=ground.environ(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert writer.stdout is not None
+    writer.stdout.readline()  # the repo is there
+    reader = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.freshness", "read", repo],
+        env=ground.environ(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    ages: list[float] = json.loads(reader.communicate()[0])
+    writer.wait()
+    return ages
+
+
+def _write(repo: str, way: str, pace: int, seconds: float) -> None:
+    from hubsync import CommitPolicy, Uploader
+
+    stock = batches(_ROWS, _ROW_BYTES)
+    commit = CommitPolicy() if way == "defaults" else CommitPolicy(per_hour=100_000)
+    ended = threading.Event()
+    with Uploader(repo, commit=commit) as up:
+        print("open", flush=True)
+
+        def flush_again_and_again() -> None:
+            while not ended.is_set():
+                up.flush()
+                ended.wait(0.01)
+
+        if way == "flushing":
+            flushing = threading.Thread(target=flush_again_and_again)
+            flushing.start()
+        began = time.perf_counter()
+        for n in count():
+            wait = began + n / pace - time.perf_counter()
+            if wait > 0:
+                time.sleep(wait)
+            if time.perf_counter() - began > seconds:
+                break
+            up.put([{**row, "at": time.time()} for row in stock[n % len(stock)]])
+        up.put([{"at": None}])  # the last one
+        if way == "defaults":
+            # What closing hurries is not as fresh by itself: it is left to its pace.
+            while up.stats().spool.rows:
+                time.sleep(0.1)
+        ended.set()
+
+
+def _read(repo: str) -> None:
+    from hubsync.reader import follow
+
+    ages: list[float] = []
+    with follow(repo, poll_s=_LOOK_S) as reader:
+        for row in reader:
+            if row["at"] is None:
+                break
+            ages.append(time.time() - row["at"])
+    print(json.dumps(ages))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        _write(sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))
+    else:
+        _read(sys.argv[2])

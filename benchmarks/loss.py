@@ -1,0 +1,186 @@
+"""What a generator loses by being watched: its throughput with an uploader in the loop against none, within one round.
+
+Four kinds of generators make a batch of 50 rows of 3 kB every 100 ms: one sleeps as for an API, one computes in Python,
+one holds the GIL in C, one is a task of asyncio; the Hub in four weathers. Beside hubsync the peer that most jobs begin
+with: `HfApi.upload_file` for every batch. Each case runs in a process of its own, against a Hub in another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ground import Ground, Weather, batches
+
+_ROWS, _ROW_BYTES, _BATCH_S = 50, 3_000, 0.1
+KINDS = ("sleeping", "computing", "holding the GIL", "async")
+WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "limited", "down")
+# A peer that waits for the Hub is only run where it ends; so long a case may take.
+_PEER_WEATHERS: tuple[Weather, ...] = ("healthy", "slow")
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    """All cases: how much of its throughput without an uploader a generator keeps, in percent."""
+    rounds, count, few = (1, 10, 3) if quick else (3, 50, 10)
+    cases = [
+        *(("hubsync", weather, count) for weather in WEATHERS),
+        *(("upload_file", weather, few) for weather in _PEER_WEATHERS),
+    ]
+    sizes = {"computing": _sized(_compute, 1_000), "holding the GIL": _sized(_hold_the_gil, 1_000_000)}
+    kept: dict[tuple[str, str, str], list[float]] = {}
+    with Ground() as ground:
+        for number in range(rounds):
+            for kind in KINDS:
+                size = sizes.get(kind, 0)
+                alone = _one(ground, kind, "none", "healthy", count, size, f"{number}")
+                for subject, weather, batches_ in cases:
+                    took = _one(ground, kind, subject, weather, batches_, size, f"{number}-{subject}-{weather}")
+                    kept.setdefault((kind, subject, weather), []).append(alone / took * 100)
+    return [
+        {
+            "generator": kind, "uploader": subject, "hub": weather, "kept_percent": statistics.median(runs),
+            "lowest_percent": min(runs), "highest_percent": max(runs),
+        }
+        for (kind, subject, weather), runs in kept.items()
+    ]  # fmt: skip
+
+
+def _one(ground: Ground, kind: str, subject: str, weather: Weather, count: int, size: int, name: str) -> float:
+    """Seconds a batch."""
+    ground.weather("healthy")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "benchmarks.loss", kind, subject, str(count), str(size),
+            f"user/loss-{kind.split()[0]}-{name}",
+        ],
+        env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()  # it is open: now the weather may turn
+    ground.weather(weather)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    process.kill()  # what is measured is the generator, not the drain
+    process.wait()
+    return float(json.loads(line)) / count
+
+
+def _work(kind: str, subject: str, count: int, size: int, repo: str) -> None:
+    stock = batches(_ROWS, _ROW_BYTES)
+    if kind == "async":
+        asyncio.run(_generate_async(subject, stock, count, repo))
+        return
+    think = {"sleeping": _sleep, "computing": partial(_compute, size), "holding the GIL": partial(_hold_the_gil, size)}[
+        kind
+    ]
+    if subject == "hubsync":
+        from hubsync import ShardPolicy, Uploader
+
+        with Uploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
+            _generate(think, up.put, stock, count)
+    else:
+        _generate(think, peer(repo) if subject == "upload_file" else lambda rows: None, stock, count)
+
+
+def _generate(think: Callable[[], object], put: Callable[[Any], object], stock: list[Any], count: int) -> None:
+    _begin()
+    began = time.perf_counter()
+    for n in range(count):
+        think()
+        put(stock[n % len(stock)])
+    _end(time.perf_counter() - began)
+
+
+async def _generate_async(subject: str, stock: list[Any], count: int, repo: str) -> None:
+    async def go(put: Callable[[Any], Awaitable[object]]) -> None:
+        await asyncio.to_thread(_begin)
+        began = time.perf_counter()
+        for n in range(count):
+            await asyncio.sleep(_BATCH_S)
+            await put(stock[n % len(stock)])
+        _end(time.perf_counter() - began)
+
+    async def nothing(rows: Any) -> None:
+        pass
+
+    if subject == "hubsync":
+        from hubsync import AsyncUploader, ShardPolicy
+
+        async with AsyncUploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
+            await go(up.put)
+    elif subject == "upload_file":
+        upload = peer(repo)
+        await go(lambda rows: asyncio.to_thread(upload, rows))
+    else:
+        await go(nothing)
+
+
+def _begin() -> None:
+    print("open", flush=True)
+    sys.stdin.readline()
+
+
+def _end(seconds: float) -> None:
+    print(json.dumps(seconds), flush=True)
+    sys.stdin.readline()  # killed here
+
+
+def peer(repo: str) -> Callable[[Any], object]:
+    """As distilabel's checkpointer does it, with the flush that it forgets."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo, repo_type="dataset", exist_ok=True)
+    made = [0]
+
+    def upload(rows: Any) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+            api.upload_file(
+                path_or_fileobj=Path(file.name), path_in_repo=f"train/{made[0]:05d}.jsonl", repo_id=repo,
+                repo_type="dataset",
+            )  # fmt: skip
+        made[0] += 1
+
+    return upload
+
+
+def _sleep() -> None:
+    time.sleep(_BATCH_S)
+
+
+def _compute(size: int) -> None:
+    for _ in range(size):
+        sum([n * n for n in range(100)])
+
+
+def _hold_the_gil(size: int) -> None:
+    """One call into C, within which no other thread gets its turn."""
+    sum(range(size))
+
+
+def _sized(work: Callable[[int], object], some: int) -> int:
+    """So much work as takes this machine, undisturbed, the time of a batch: measured once, for all cases."""
+    quickest = float("inf")
+    for _ in range(20):
+        before = time.perf_counter()
+        work(some)
+        quickest = min(quickest, time.perf_counter() - before)
+    return int(some * _BATCH_S / quickest)
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,0 +1,78 @@
+"""How much memory an uploader takes while nothing can leave the spool: the Hub is down, and gigabytes are produced; and
+with many shards in the spool. Peak RSS over that of the same process before its first put.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.ground import Ground, batches
+
+_QUEUE_MB = 64  # the default bound of the queue
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    """Megabytes, for each amount."""
+    shards = [("shards", count) for count in (1_000, 10_000, 100_000)]
+    cases = [("GB", 200), ("shards", 300)] if quick else [("GB", 5_000), *shards]
+    figures = []
+    with Ground() as ground:
+        for number, (kind, amount) in enumerate(cases):
+            ground.weather("healthy")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.memory", kind, str(amount), f"user/memory-{number}"],
+                env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()
+            ground.weather("down")
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            found = json.loads(process.stdout.readline())
+            process.kill()
+            process.wait()
+            figures.append(
+                {
+                    "produced": f"{amount / 1_000:g} GB" if kind == "GB" else f"{amount:,} shards",
+                    "before_mb": found["before"], "peak_mb": found["peak"], "grown_mb": found["peak"] - found["before"],
+                    "queue_bound_mb": _QUEUE_MB,
+                }
+            )  # fmt: skip
+    return figures
+
+
+def _work(kind: str, amount: int, repo: str) -> None:
+    from hubsync import ShardPolicy, SpoolPolicy, Uploader
+
+    stock = batches(50, 3_000)
+    one_row = [{"id": 1, "text": "a small row"}]
+    shard = ShardPolicy(max_rows=1) if kind == "shards" else ShardPolicy()
+    with Uploader(repo, shard=shard, spool=SpoolPolicy(max_bytes=1 << 40)) as up:
+        before = _rss_mb()
+        print("open", flush=True)
+        sys.stdin.readline()
+        if kind == "GB":
+            done = n = 0
+            while done < amount * 1_000_000:
+                done += up.put(stock[n % len(stock)], ack="queued").bytes
+                n += 1
+        else:
+            for _ in range(amount):
+                up.put(one_row, ack="queued")
+        up.put(one_row)  # spooled: all before it are
+        print(json.dumps({"before": before, "peak": _rss_mb()}), flush=True)
+        sys.stdin.readline()  # killed here
+
+
+def _rss_mb() -> float:
+    """The highest that it ever was."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1], int(sys.argv[2]), sys.argv[3])

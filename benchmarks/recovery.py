@@ -1,0 +1,188 @@
+"""After SIGKILL: how soon what was accepted is on the Hub, and what of it is lost or there twice, against peers.
+
+Part one fills a spool while the Hub is down, kills the job, and starts another when the Hub is back: seconds from its
+start to the first and the last commit. Part two kills a job in the middle of its work, three times, and starts it again
+as its tool's users do: one that notes after each batch how far it is, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ground import Ground, batches
+
+_SIZES_MB = (10, 100, 1_000, 5_000)
+_SUBJECTS = ("hubsync", "CommitScheduler", "upload_file")
+_ROWS = 20  # of a batch of part two, of about 3 kB
+_PAUSE_S = 0.02  # between its batches
+_PATIENCE_S = 300
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    """Both parts."""
+    figures: list[dict[str, Any]] = []
+    with Ground() as ground:
+        sizes = _SIZES_MB[:1] if quick else _SIZES_MB
+        figures += [{"what": f"hubsync, {size:,} MB in the spool", **_refill(ground, size)} for size in sizes]
+    for subject in _SUBJECTS:
+        with Ground() as ground, tempfile.TemporaryDirectory() as directory:
+            figures.append({"what": subject, **_killed(ground, subject, Path(directory), 60 if quick else 300)})
+    return figures
+
+
+def _refill(ground: Ground, size: int) -> dict[str, Any]:
+    repo = f"user/refill-{size}"
+    ground.weather("healthy")
+    filling = _start(ground, "fill", repo, str(size))
+    assert filling.stdin is not None
+    assert filling.stdout is not None
+    filling.stdout.readline()
+    ground.weather("down")
+    filling.stdin.write("go\n")
+    filling.stdin.flush()
+    rows = int(filling.stdout.readline())
+    filling.kill()
+    filling.wait()
+    ground.weather("healthy")
+    before = _commits(ground)
+    began = time.perf_counter()
+    rest = _start(ground, "fill", repo, "0")
+    while rest.poll() is None and _commits(ground) == before:
+        time.sleep(0.02)
+    first = time.perf_counter() - began
+    rest.wait()
+    last = time.perf_counter() - began
+    return {"rows": rows, "first_commit_s": first, "last_commit_s": last, **_judge(ground, repo, rows)}
+
+
+def _commits(ground: Ground) -> int:
+    return int(ground.control("GET", "requests?operation=none")["counters"].get("commit", 0))
+
+
+def _killed(ground: Ground, subject: str, directory: Path, count: int) -> dict[str, Any]:
+    repo, progress = "user/killed", directory / "progress"
+    for kill in range(4):
+        job = _start(ground, "job", repo, subject, str(directory), str(count))
+        if kill < 3:
+            until = time.monotonic() + _PATIENCE_S
+            while _made(progress) < (kill + 1) * count // 4 and time.monotonic() < until:
+                time.sleep(0.01)
+            job.send_signal(signal.SIGKILL)
+        job.communicate()
+    return {"rows": count * _ROWS, **_judge(ground, repo, count * _ROWS)}
+
+
+def _made(progress: Path) -> int:
+    return progress.read_bytes().count(b"\n") if progress.exists() else 0
+
+
+def _judge(ground: Ground, repo: str, rows: int) -> dict[str, Any]:
+    from huggingface_hub import HfApi, HfFileSystem
+
+    api = HfApi(endpoint=ground.endpoint, token=ground.token)
+    fs = HfFileSystem(endpoint=ground.endpoint, token=ground.token, skip_instance_cache=True)
+    found: Counter[int] = Counter()
+    for path in api.list_repo_files(repo, repo_type="dataset"):
+        if path.endswith(".jsonl"):
+            for line in fs.cat_file(f"datasets/{repo}/{path}").splitlines():
+                try:
+                    found[json.loads(line)["id"]] += 1
+                except ValueError:
+                    found[-1] += 1  # a torn line
+    found.pop(-1, None)
+    return {"lost": rows - len(found), "twice": sum(n - 1 for n in found.values())}
+
+
+def _start(ground: Ground, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.recovery", *arguments],
+        env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _fill(repo: str, size: int) -> None:
+    from hubsync import CommitPolicy, Uploader
+
+    stock = batches(50, 3_000)
+    with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
+        print("open", flush=True)
+        sys.stdin.readline() if size else None
+        done = n = 0
+        while done < size * 1_000_000:
+            rows = [{**row, "id": n * 50 + k} for k, row in enumerate(stock[n % len(stock)])]
+            done += up.put(rows).bytes
+            n += 1
+        if size:
+            print(n * 50, flush=True)
+            sys.stdin.readline()  # killed here
+
+
+def _job(repo: str, subject: str, directory: Path, count: int) -> None:
+    """Goes on behind the last batch that it has noted. What it was at when it was killed it makes again."""
+    stock = batches(_ROWS, 3_000)
+    progress = directory / "progress"
+    begin = _made(progress)
+    put, end = {"hubsync": _hubsync, "CommitScheduler": _scheduler, "upload_file": _upload_file}[subject](
+        repo, directory
+    )
+    with progress.open("ab", buffering=0) as notes:
+        for n in range(begin, count):
+            time.sleep(_PAUSE_S)
+            put(n, [{**row, "id": n * _ROWS + k} for k, row in enumerate(stock[n % len(stock)])])
+            notes.write(b"%d\n" % n)
+    end()
+
+
+def _hubsync(repo: str, directory: Path) -> Any:
+    from hubsync import CommitPolicy, ShardPolicy, Uploader
+
+    shard, commit = ShardPolicy(linger_s=1), CommitPolicy(per_hour=100_000)
+    up = Uploader(repo, spool=directory / "spool", shard=shard, commit=commit).open()
+    return (lambda n, rows: up.put(rows, offset=n)), up.close
+
+
+def _scheduler(repo: str, directory: Path) -> Any:
+    """As its documentation shows: a file of a name of its own for each process, appended to under the lock."""
+    import uuid
+
+    from huggingface_hub import CommitScheduler
+
+    folder = directory / "folder"
+    folder.mkdir(exist_ok=True)
+    scheduler = CommitScheduler(
+        repo_id=repo, repo_type="dataset", folder_path=folder, path_in_repo="data", every=1 / 60
+    )
+    file = folder / f"train-{uuid.uuid4()}.jsonl"
+
+    def put(n: int, rows: Any) -> None:
+        with scheduler.lock, file.open("a") as stream:
+            for row in rows:
+                stream.write(json.dumps(row) + "\n")
+
+    def end() -> None:
+        scheduler.trigger().result()
+        scheduler.stop()
+
+    return put, end
+
+
+def _upload_file(repo: str, directory: Path) -> Any:
+    from benchmarks.loss import peer
+
+    upload = peer(repo)
+    return (lambda n, rows: upload(rows)), lambda: None
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fill":
+        _fill(sys.argv[2], int(sys.argv[3]))
+    else:
+        _job(sys.argv[2], sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
