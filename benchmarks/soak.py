@@ -1,6 +1,6 @@
 """An hour at a steady rate while things go wrong: does anything grow that should not?
 
-A job puts ten batches a second; every ten seconds the Hub gets another fault, or none. Memory, file handles, threads and
+A job puts ten batches a second; every ten seconds the Hub gets another fault, or none. Memory, handles, threads and
 the spool's size are looked at every second; told are the medians of the first and the last fifth of the time.
 """
 
