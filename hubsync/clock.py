@@ -26,8 +26,8 @@ class Clock(Protocol):
         """Seconds since the epoch."""
         ...
 
-    async def sleep(self, seconds: float) -> None:
-        """Returns after `seconds`; may be cancelled."""
+    async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
+        """Returns after `seconds`, or once `until` is set; may be cancelled."""
         ...
 
 
@@ -37,8 +37,12 @@ class SystemClock:
     def time(self) -> float:
         return time.time()
 
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
+    async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
+        if until is None:
+            await anyio.sleep(seconds)
+        else:
+            with anyio.move_on_after(seconds):
+                await until.wait()
 
 
 class ManualClock:
@@ -68,11 +72,12 @@ class ManualClock:
         with self._lock:
             return len(self._sleepers)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
+        """When its time has come, it sets `until` itself."""
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
-        event = anyio.Event()
+        event = until or anyio.Event()
         wake = loop_waker(event.set)
         entry = (0.0, next(self._ids), wake)
         with self._lock:

@@ -530,16 +530,9 @@ class Bell:
 
     async def wait(self, seconds: float) -> None:
         """Until it rings, or for `seconds`."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listen, tasks.cancel_scope)
-            await self._clock.sleep(seconds)
-            tasks.cancel_scope.cancel()
+        await self._clock.sleep(seconds, self._rung)
         if self._rung.is_set():
             self._rung = anyio.Event()
-
-    async def _listen(self, scope: anyio.CancelScope) -> None:
-        await self._rung.wait()
-        scope.cancel()
 
 
 async def _in_thread(work: Callable[..., T], *args: object) -> T:

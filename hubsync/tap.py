@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio
+
 from hubsync.clock import SystemClock
 from hubsync.errors import ConfigError, UnreadableRow
 from hubsync.reader import Rows, Shard, follow, rows, shards
@@ -131,11 +133,11 @@ class _Saving(SystemClock):
         self._said = ""
         self.reader: Rows | None = None
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
         if self._kept is not None and self.reader is not None and self.reader.cursor != self._said:
             self._said = self.reader.cursor
             _save(self._kept, self._said)
-        await super().sleep(seconds)
+        await super().sleep(seconds, until)
 
 
 def _cursor_in(kept: Path) -> str | None:

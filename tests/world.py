@@ -203,9 +203,14 @@ class Process:
         self.spool._committer.release()
         self.spool.catalogue.close()
         # What runs now is only Python's tidying up; it has no disk and no Hub any more.
+        # A cancelled scope cancels again and again; a bare task is cancelled once, which a lost lease may cover.
+        while left := [task for task in self.tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.wait(left, timeout=0))
         for task in self.tasks:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*self.tasks, return_exceptions=True))
+            if not task.cancelled():
+                task.exception()  # seen
         self.loop.close()
 
 
