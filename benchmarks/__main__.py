@@ -56,8 +56,8 @@ def main(
     """
     out = out or (_RESULTS / "quick" if quick else _RESULTS)
     good = True
+    machine = report.machine()  # before anything is written: results that are tracked would make the commit dirty
     for name in names or _ALL:
-        machine = report.machine()
         if name == "chaos":
             found = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
         else:
