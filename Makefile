@@ -28,7 +28,7 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## the benchmarks (make bench ARGS="stall --quick")
+bench: $(VENV)/.bench ## the benchmarks (make bench ARGS="stall --quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## forget the environment and every cache
@@ -45,6 +45,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group lint --group test
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group bench
 	@touch $@ $(VENV)/.demo
 
 # What distilabel needs does not go with what the tests need, so it has an environment of its own.

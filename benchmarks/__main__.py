@@ -1,28 +1,39 @@
-"""Runs benchmarks by name; each prints a table and can write its figures as JSON.
+"""Runs benchmarks by name; each prints its table and leaves JSON, Markdown and plots.
 
 Absolute times on a shared machine are not stable: compare ratios within one run.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from benchmarks import chaos, keys, pipeline, stall
+from benchmarks import chaos, cost, keys, pipeline, report, stall, throughput
 
-_MEASURED = {"stall": stall.run, "keys": keys.run, "pipeline": pipeline.run}
-_ALL = (*_MEASURED, "chaos")  # which also says whether all was well
+# With no name: these, within half an hour (quick: 2 minutes).
+_ALL: dict[str, Callable[..., report.Report]] = {
+    "stall": stall.run,
+    "throughput": throughput.run,
+    "cost": cost.run,
+    "keys": keys.run,
+}
+# Only by name: a quarter of an hour each, or more.
+_LONG: dict[str, Callable[..., report.Report]] = {"pipeline": pipeline.run, "chaos": chaos.run}
+
+_RESULTS = Path(__file__).parent / "results"
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(_ALL))
+@click.argument("names", nargs=-1, type=click.Choice([*_ALL, *_LONG]), metavar="[NAME]...")
 @click.option("--quick", is_flag=True, help="Fewer rounds: to see that it works, not to quote.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write NAME.json here, and chaos.md.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write NAME.json, .md, .png and .svg here. [default: benchmarks/results; with --quick, quick/ in it]",
+)
 @click.option("--kills", default=100, show_default=True, help="chaos: SIGKILLs for each seed.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=[1], show_default=True, help="chaos: repeatable.")
 @click.option(
@@ -38,30 +49,25 @@ def main(
     producers: int,
     keep: Path | None,
 ) -> None:
-    """The benchmarks of hubsync, against an embedded Hub in a process of its own."""
+    """The benchmarks of hubsync, against an embedded Hub in a process of its own.
+
+    NAME is stall, throughput, cost or keys; those are run when none is given. pipeline and chaos take longer, and are
+    run by name.
+    """
+    out = out or (_RESULTS / "quick" if quick else _RESULTS)
     good = True
+    machine = report.machine()  # before anything is written: results that are tracked would make the commit dirty
     for name in names or _ALL:
         if name == "chaos":
-            figures, good = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
+            found = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
         else:
-            figures = _MEASURED[name](quick=quick)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"{name}.json").write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
-            if name == "chaos":
-                (out / "chaos.md").write_text(chaos.markdown(figures))
+            found = (_ALL | _LONG)[name](quick=quick)
+        report.show(found)
+        report.write(found, machine, out)
+        good = good and found.good
+    print(f"written to {out}")
     sys.exit(0 if good else 1)
 
 
-def machine() -> dict[str, str]:
-    """Where the figures were measured, and of what."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "python": sys.version.split()[0],
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "commit": commit.stdout.strip(),
-    }
-
-
-main()
+if __name__ == "__main__":
+    main()

@@ -15,17 +15,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import Column, Report, lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PUTS = 3_000
+_TIMES = ("new p50", "new p99", "replay p50", "replay p99")
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
-    """0, 1 and 10 million keys (quick: 0 and 100,000); prints the table and answers its rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    figures = []
+def run(*, quick: bool) -> Report:
+    """0, 1 and 10 million keys (quick: 0 and 100,000)."""
+    figures: list[dict[str, Any]] = []
     for count in (0, 100_000) if quick else (0, 1_000_000, 10_000_000):
         with tempfile.TemporaryDirectory(prefix="hubsync-keys-") as directory:
             environ = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -35,13 +38,24 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
             done = subprocess.run([*command, str(_PUTS)], env=environ, check=True, capture_output=True, text=True)
             size = sum(file.stat().st_size for file in Path(directory).glob("catalogue.sqlite*"))
             figures.append({"keys": count, **json.loads(done.stdout), "catalogue MB": round(size / 1e6, 1)})
-    table = Table(title=f"put with a key: {_PUTS:,} new ones, then the same again (ms)")
-    for column in figures[0]:
-        table.add_column(column, justify="right")
-    for figure in figures:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v:,.3f}" for v in figure.values()))
-    Console().print(table)
-    return figures
+    return Report(
+        name="keys",
+        title=f"put with a key: {_PUTS:,} new ones, then the same again",
+        figures=figures,
+        columns=(
+            Column("keys", "keys known before", ",d"),
+            *(Column(name, f"{name} (ms)", ",.3f") for name in _TIMES),
+            Column("RSS grown MB", "RSS grown (MB)", ",.1f"),
+            Column("catalogue MB", "catalogue (MB)", ",.1f"),
+        ),
+        draw=lambda figure: _draw(figure, figures),
+        size=(7.0, 4.0),
+    )
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    series = {name: [(f["keys"], f[name]) for f in figures] for name in _TIMES}
+    lines(figure.subplots(), series, x="keys known before", y="ms a put", log="x")
 
 
 def fill(directory: Path, count: int) -> None:

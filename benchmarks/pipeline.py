@@ -12,9 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, batches
+from benchmarks.report import LIMIT, OURS, Column, Report, bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROWS, _ROW_BYTES = 50, 3_000
 _BATCH_S = 0.02  # that a batch takes to be generated
@@ -22,11 +26,8 @@ _KINDS = ("waiting", "computing")
 _CASES = ("without", "with")
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
-    """All cases; prints the table and answers its rows: seconds, and by how much the checkpointer is slower."""
-    from rich.console import Console
-    from rich.table import Table
-
+def run(*, quick: bool) -> Report:
+    """All cases: seconds, and by how much the checkpointer is slower."""
     rounds, count = (1, 250) if quick else (3, 3_000)
     times: dict[tuple[str, str], list[float]] = {}
     with Ground() as ground:
@@ -35,17 +36,35 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                 for case in _CASES if number % 2 == 0 else reversed(_CASES):
                     times.setdefault((kind, case), []).append(_one(ground, kind, case, count))
     figures: list[dict[str, Any]] = []
-    table = Table(title=f"{count:,} batches while the Hub is down (s, medians of {rounds} rounds)")
-    for column in ("generator", "without", "with", "slower by %"):
-        table.add_column(column, justify="left" if column == "generator" else "right")
     for kind in _KINDS:
         without, with_it = (statistics.median(times[kind, case]) for case in _CASES)
         pairs = zip(times[kind, "without"], times[kind, "with"], strict=True)
         slower = statistics.median((b / a - 1) * 100 for a, b in pairs)
         figures.append({"generator": kind, "without_s": without, "with_s": with_it, "slower_percent": slower})
-        table.add_row(kind, f"{without:.2f}", f"{with_it:.2f}", f"{slower:.2f}")
-    Console().print(table)
-    return figures
+    return Report(
+        name="pipeline",
+        title=f"A pipeline of {count:,} batches while the Hub is down, medians of {rounds} rounds",
+        figures=figures,
+        columns=(
+            Column("generator", "generator"),
+            Column("without_s", "without a checkpointer (s)", ".2f"),
+            Column("with_s", "with one (s)", ".2f"),
+            Column("slower_percent", "slower by (%)", ".2f"),
+        ),
+        draw=lambda figure: _draw(figure, figures),
+        size=(8.0, 3.0),
+    )
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    bars(
+        figure.subplots(),
+        [f"{f['generator']}, {case} a checkpointer" for f in figures for case in _CASES],
+        [f[f"{case}_s"] for f in figures for case in _CASES],
+        colours=[OURS if case == "with" else LIMIT for _ in figures for case in _CASES],
+        unit="seconds to the last batch",
+        spec=".2f",
+    )
 
 
 def _one(ground: Ground, kind: str, case: str, count: int) -> float:

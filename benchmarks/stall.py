@@ -13,11 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, Weather, batches
+from benchmarks.report import LIMIT, OURS, Column, Report, bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROWS, _ROW_BYTES, _THINK_S = 50, 3_000, 0.004
+_QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 _WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "down")
 _CASES: list[tuple[Weather | None, str]] = [
     (None, "encode"),
@@ -25,11 +30,8 @@ _CASES: list[tuple[Weather | None, str]] = [
 ]
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
-    """All cases; prints the table and answers its rows, times in milliseconds."""
-    from rich.console import Console
-    from rich.table import Table
-
+def run(*, quick: bool) -> Report:
+    """All cases, times in milliseconds."""
     rounds, puts = (1, 500) if quick else (5, 2_000)
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
@@ -52,19 +54,39 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
         for (weather, ack), runs in stalls.items():
             medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
             figures.append({"hub": weather, "ack": ack, "puts": puts * rounds, **medians})
-    table = Table(title=f"put, batches of {_ROWS} rows of {_ROW_BYTES} bytes (ms, medians of {rounds} rounds)")
-    for column in figures[0]:
-        table.add_column(column, justify="left" if column in ("hub", "ack") else "right")
-    for figure in figures:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in figure.values()))
-    Console().print(table)
-    return figures
+    return Report(
+        name="stall",
+        title=f"put, batches of {_ROWS} rows of {_ROW_BYTES:,} bytes, medians of {rounds} rounds",
+        figures=figures,
+        columns=(
+            Column("hub", "Hub"),
+            Column("ack", "ack"),
+            Column("puts", "puts", ",d"),
+            *(Column(name, f"{name} (ms)", ".3f") for name in _QUANTILES),
+        ),
+        draw=lambda figure: _draw(figure, figures),
+        size=(13.0, 4.5),
+    )
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    panels = figure.subplots(1, len(_QUANTILES), sharey=True)
+    for axes, name in zip(panels, _QUANTILES, strict=True):
+        bars(
+            axes,
+            ["only encoding" if f["ack"] == "encode" else f"{f['hub']}, {f['ack']}" for f in figures],
+            [f[name] for f in figures],
+            colours=[LIMIT if f["ack"] == "encode" else OURS for f in figures],
+            unit="ms",
+            log=True,
+        )
+        axes.set_title(name, fontsize=9.5)
+    panels[0].set_ylim(len(figures) - 0.5, -0.5)
 
 
 def _quantiles(times: list[float]) -> dict[str, float]:
     times = sorted(times)
-    at = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-    return {name: times[min(len(times) - 1, int(q * len(times)))] for name, q in at.items()} | {"max": times[-1]}
+    return {name: times[min(len(times) - 1, int(q * len(times)))] for name, q in _QUANTILES.items()}
 
 
 def _produce(ack: Any, puts: int, repo: str) -> None:

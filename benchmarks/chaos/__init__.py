@@ -19,22 +19,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.report import OURS, PEER, Column, Report, bars
+
 if TYPE_CHECKING:
-    from rich.table import Table
+    from matplotlib.figure import Figure
 
     from benchmarks.chaos.storm import Outcome
 
 _SHOWN = 10  # findings of one kind that are printed
-_WIDE = 140  # characters of a line, where the terminal does not say
+_WIDE = 140  # characters of a line
 _COLUMNS = ("lost", "twice", "damaged", "never_put", "overwritten")
 
 
 def run(
     *, quick: bool, kills: int = 100, seeds: Sequence[int] = (1,), producers: int = 2, keep: Path | None = None
-) -> tuple[list[dict[str, Any]], bool]:
-    """All seeds, one after the other; prints the table, and answers its rows and whether all was well."""
-    from rich.console import Console
-
+) -> Report:
+    """All seeds, one after the other. Prints what is wrong, and then the report is not `good`."""
     from benchmarks.chaos.storm import Storm
 
     root = Path(tempfile.mkdtemp(prefix="hubsync-chaos-")) if keep is None else keep.absolute()
@@ -59,12 +59,40 @@ def run(
             print(f"seed {seed}: {kind}: {len(found)}, in {directory}", file=sys.stderr)
             for text in found[:_SHOWN]:
                 print(f"  {text[:_WIDE]}", file=sys.stderr)
-    console = Console()
-    console.width = max(console.width, _WIDE)
-    console.print(table(figures))
     if keep is None and not wrong:
         shutil.rmtree(root)
-    return figures, not wrong
+    return Report(
+        name="chaos",
+        title="rows accepted, and rows on the Hub, after SIGKILL, SIGSTOP and faults",
+        figures=figures,
+        columns=tuple(Column(name, name, "" if name == "seed" else ",") for name in figures[0] if name != "more"),
+        draw=lambda figure: _draw(figure, figures),
+        size=(11.0, 4.0),
+        good=not wrong,
+    )
+
+
+def _draw(figure: Figure, figures: Sequence[dict[str, Any]]) -> None:
+    left, right = figure.subplots(1, 2)
+    names = ("rows", "kills", "stops", "faults", "commits", "lost", "twice", "damaged", "overwritten", "other")
+    left.set_title("all seeds together", fontsize=9.5)
+    bars(
+        left,
+        names,
+        [sum(f[name] for f in figures) for name in names],
+        unit="how many",
+        log=True,
+        spec=",.0f",
+    )
+    seeds = [f for f in figures if f["recovery max s"] is not None]
+    right.set_title("recovery after the committer was killed", fontsize=9.5)
+    bars(
+        right,
+        [f"seed {f['seed']}, {word}" for f in seeds for word in ("p50", "max")],
+        [f[f"recovery {word} s"] for f in seeds for word in ("p50", "max")],
+        colours=[OURS if word == "p50" else PEER for _ in seeds for word in ("p50", "max")],
+        unit="seconds",
+    )
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
@@ -94,30 +122,3 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
             "judged_s": round(outcome.judged_s, 1), "wrong": outcome.wrong,
         },
     }  # fmt: skip
-
-
-def table(figures: Sequence[dict[str, Any]]) -> Table:
-    """For a terminal."""
-    from rich.table import Table
-
-    made = Table(title="rows accepted, and rows on the Hub, after SIGKILL, SIGSTOP and faults")
-    for column in _shown(figures[0]):
-        made.add_column(column, justify="right")
-    for figure in figures:
-        made.add_row(*_shown(figure).values())
-    return made
-
-
-def markdown(figures: Sequence[dict[str, Any]]) -> str:
-    """The same for a document."""
-    rows = [list(_shown(figure).values()) for figure in figures]
-    lines = [list(_shown(figures[0])), ["---:"] * len(rows[0]), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _shown(figure: dict[str, Any]) -> dict[str, str]:
-    return {
-        name: "-" if value is None else f"{value:,}" if name != "seed" else str(value)
-        for name, value in figure.items()
-        if name != "more"
-    }

@@ -34,7 +34,7 @@ def test_producers_that_are_killed_under_faults_bring_every_row_once(tmp_path: P
     assert figure["commits"] > 0
     assert figure["rows"] <= figure["more"]["rows on the Hub"]
     assert 0 < figure["more"]["large shards"] < figure["more"]["shards"]
-    assert (out / "chaos.md").read_text().count("\n") == 3
+    assert (out / "chaos.md").read_text().count("| 7 | 5 |") == 1
 
 
 def test_a_seed_draws_the_same_kills_and_spells_again() -> None:

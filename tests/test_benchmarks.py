@@ -1,0 +1,93 @@
+"""The benchmark harness: what a subject commits is there, the Hub counts right, a report writes all its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from huggingface_hub import HfFileSystem
+from matplotlib.figure import Figure
+
+from benchmarks.ground import Ground
+from benchmarks.report import Column, Report, bars, lines, machine, show, write
+from benchmarks.runs import Run, one
+from benchmarks.source import Job, Source
+from benchmarks.subjects import SUBJECTS
+
+_ROWS, _BATCHES = 20, 6
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with Ground() as ground:
+        yield ground
+
+
+def _ids(ground: Ground, run: Run) -> list[int]:
+    fs = HfFileSystem(endpoint=ground.endpoint, token=ground.token, skip_instance_cache=True)
+    paths = fs.glob(f"datasets/{run.job.repo}/data/*.jsonl")
+    return sorted(json.loads(line)["id"] for path in paths for line in fs.cat_file(path).splitlines())
+
+
+@pytest.mark.parametrize("name", ["hubsync", "upload_file", "upload_folder", "CommitScheduler", "limit: sum"])
+def test_every_row_of_a_subject_is_in_its_dataset(ground: Ground, name: str) -> None:
+    run = one(ground, name, rows=_ROWS, row_bytes=500, batches=_BATCHES)
+    assert _ids(ground, run) == list(range(_ROWS * _BATCHES))
+    assert run.told.rows == _ROWS * _BATCHES
+    assert 400 < run.told.bytes / run.told.rows < 600
+    assert 0 <= run.told.step_p50_s <= run.told.step_p99_s <= run.told.step_max_s
+    assert run.told.steps_s <= run.told.wall_s
+    assert run.told.cpu_s > 0
+    assert run.told.rss_peak >= run.told.rss_start > 0
+    if SUBJECTS[name].kind == "per batch":
+        assert run.commits == _BATCHES
+    else:
+        assert 1 <= run.commits <= 2  # CommitScheduler sends what is there when it starts, too
+    assert run.sent > run.told.bytes / 2
+
+
+def test_rows_made_as_they_are_asked_for_are_the_same(tmp_path: Path) -> None:
+    job = Job(repo="user/rows", rows=3, row_bytes=300, batches=4, directory=str(tmp_path))
+    ready, lazy = Source(job), Source(msgspec.structs.replace(job, lazy=True))
+    assert list(ready) == list(lazy) == list(lazy)  # a subject may begin again
+    assert ready.bytes == lazy.bytes == sum(len(lines) for lines in ready.encoded())
+
+
+def test_a_subject_that_fails_says_why(ground: Ground) -> None:
+    with pytest.raises(RuntimeError, match=r"nobody ended with 1:[\s\S]*KeyError"):
+        one(ground, "nobody", rows=1, row_bytes=100, batches=1)
+
+
+def test_a_report_is_a_table_and_four_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures: list[dict[str, Any]] = [
+        {"who": "hubsync", "s": 1.5, "low": 1.0, "high": 2.0},
+        {"who": "none", "s": None, "low": None, "high": None},
+    ]
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        bars(left, ["a", "b"], [0.0, 10.0], spans=[(0.0, 0.0), (9.0, 12.0)], unit="s", log=True)
+        lines(right, {"a": [(0, 1.0), (10, 2.0)]}, x="rows", y="s", log="xy")
+
+    columns = (Column("who", "subject"), Column("s", "seconds (min-max)", ".1f", ("low", "high")))
+    report = Report(name="sample", title="A sample", figures=figures, columns=columns, draw=draw, note="Of two.")
+    show(report)
+    assert "1.5 (1.0-2.0)" in capsys.readouterr().out
+    paths = write(report, machine(), tmp_path / "made")
+    assert [path.name for path in paths] == ["sample.json", "sample.md", "sample.png", "sample.svg"]
+    told = json.loads(paths[0].read_text())
+    assert told["figures"] == figures
+    assert {"processor", "cores", "memory", "huggingface_hub", "hf_xet", "datasets", "hubsync at"} <= set(
+        told["machine"]
+    )
+    page = paths[1].read_text()
+    assert "| subject | seconds (min-max) |\n| --- | ---: |\n| hubsync | 1.5 (1.0-2.0) |\n| none | - |" in page
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(paths[3]).getroot().tag.endswith("svg")
+    before = paths[3].read_bytes()
+    assert write(report, machine(), tmp_path / "made")[3].read_bytes() == before
