@@ -11,17 +11,40 @@ from pathlib import Path
 
 import click
 
-from benchmarks import chaos, cost, keys, pipeline, report, stall, throughput
+from benchmarks import (
+    chaos,
+    cost,
+    freshness,
+    keys,
+    loss,
+    memory,
+    pipeline,
+    recovery,
+    report,
+    scale,
+    soak,
+    stall,
+    throughput,
+)
 
 # With no name: these, within half an hour (quick: 2 minutes).
 _ALL: dict[str, Callable[..., report.Report]] = {
     "stall": stall.run,
+    "loss": loss.run,
     "throughput": throughput.run,
     "cost": cost.run,
-    "keys": keys.run,
+    "memory": memory.run,
+    "freshness": freshness.run,
+    "recovery": recovery.run,
+    "scale": scale.run,
 }
 # Only by name: a quarter of an hour each, or more.
-_LONG: dict[str, Callable[..., report.Report]] = {"pipeline": pipeline.run, "chaos": chaos.run}
+_LONG: dict[str, Callable[..., report.Report]] = {
+    "pipeline": pipeline.run,
+    "keys": keys.run,
+    "soak": soak.run,
+    "chaos": chaos.run,
+}
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -39,6 +62,7 @@ _RESULTS = Path(__file__).parent / "results"
 @click.option(
     "--producers", default=2, show_default=True, type=click.IntRange(1), help="chaos: processes on the spool."
 )
+@click.option("--minutes", default=60.0, show_default=True, help="soak: how long.")
 @click.option("--keep", type=click.Path(path_type=Path), help="chaos: keep the Hub, the spool and all logs here.")
 def main(
     names: tuple[str, ...],
@@ -47,12 +71,13 @@ def main(
     kills: int,
     seeds: tuple[int, ...],
     producers: int,
+    minutes: float,
     keep: Path | None,
 ) -> None:
     """The benchmarks of hubsync, against an embedded Hub in a process of its own.
 
-    NAME is stall, throughput, cost or keys; those are run when none is given. pipeline and chaos take longer, and are
-    run by name.
+    NAME is stall, loss, throughput, cost, memory, freshness, recovery or scale; those are run when none is given.
+    pipeline, keys, soak and chaos take longer, and are run by name.
     """
     out = out or (_RESULTS / "quick" if quick else _RESULTS)
     good = True
@@ -60,6 +85,8 @@ def main(
     for name in names or _ALL:
         if name == "chaos":
             found = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
+        elif name == "soak":
+            found = soak.run(quick=quick, minutes=minutes)
         else:
             found = (_ALL | _LONG)[name](quick=quick)
         report.show(found)

@@ -17,9 +17,13 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, Weather, batches
+from benchmarks.report import OURS, PEER, Column, Report, bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROWS, _ROW_BYTES, _BATCH_S = 50, 3_000, 0.1
 KINDS = ("sleeping", "computing", "holding the GIL", "async")
@@ -28,7 +32,7 @@ WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "limited", "down")
 _PEER_WEATHERS: tuple[Weather, ...] = ("healthy", "slow")
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
+def run(*, quick: bool) -> Report:
     """All cases: how much of its throughput without an uploader a generator keeps, in percent."""
     rounds, count, few = (1, 10, 3) if quick else (3, 50, 10)
     cases = [
@@ -45,13 +49,42 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                 for subject, weather, batches_ in cases:
                     took = _one(ground, kind, subject, weather, batches_, size, f"{number}-{subject}-{weather}")
                     kept.setdefault((kind, subject, weather), []).append(alone / took * 100)
-    return [
+    figures = [
         {
             "generator": kind, "uploader": subject, "hub": weather, "kept_percent": statistics.median(runs),
             "lowest_percent": min(runs), "highest_percent": max(runs),
         }
         for (kind, subject, weather), runs in kept.items()
     ]  # fmt: skip
+    return Report(
+        name="loss",
+        title=f"Throughput that a generator keeps, of that without an uploader: medians of {rounds} rounds",
+        figures=figures,
+        columns=(
+            Column("generator", "generator"), Column("uploader", "uploader"), Column("hub", "Hub"),
+            Column("kept_percent", "kept (%)", ".1f", ("lowest_percent", "highest_percent")),
+        ),
+        draw=lambda figure: _draw(figure, figures),
+        note=f"Batches of {_ROWS} rows of {_ROW_BYTES:,} bytes, one every {_BATCH_S * 1e3:g} ms.",
+        section="generator",
+        size=(13.0, 4.0),
+    )  # fmt: skip
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    panels = figure.subplots(1, len(KINDS), sharey=True)
+    for axes, kind in zip(panels, KINDS, strict=True):
+        ours = [f for f in figures if f["generator"] == kind]
+        bars(
+            axes,
+            [f"{f['uploader']}, {f['hub']}" for f in ours],
+            [f["kept_percent"] for f in ours],
+            spans=[(f["lowest_percent"], f["highest_percent"]) for f in ours],
+            colours=[OURS if f["uploader"] == "hubsync" else PEER for f in ours],
+            unit="% kept",
+            spec=".1f",
+        )
+        axes.set_title(kind, fontsize=9.5)
 
 
 def _one(ground: Ground, kind: str, subject: str, weather: Weather, count: int, size: int, name: str) -> float:

@@ -8,18 +8,22 @@ import json
 import resource
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, batches
+from benchmarks.report import OURS, Column, Report, bars
+
+if TYPE_CHECKING:
+    pass
 
 _QUEUE_MB = 64  # the default bound of the queue
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
+def run(*, quick: bool) -> Report:
     """Megabytes, for each amount."""
     shards = [("shards", count) for count in (1_000, 10_000, 100_000)]
     cases = [("GB", 200), ("shards", 300)] if quick else [("GB", 5_000), *shards]
-    figures = []
+    figures: list[dict[str, Any]] = []
     with Ground() as ground:
         for number, (kind, amount) in enumerate(cases):
             ground.weather("healthy")
@@ -43,7 +47,21 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                     "queue_bound_mb": _QUEUE_MB,
                 }
             )  # fmt: skip
-    return figures
+    return Report(
+        name="memory",
+        title="Memory while the Hub is down",
+        figures=figures,
+        columns=(
+            Column("produced", "produced"), Column("before_mb", "before (MB)", ".0f"),
+            Column("peak_mb", "peak (MB)", ".0f"), Column("grown_mb", "grown by (MB)", ".0f"),
+            Column("queue_bound_mb", "the queue's bound (MB)", "d"),
+        ),
+        draw=lambda figure: bars(
+            figure.subplots(), [f["produced"] for f in figures], [f["grown_mb"] for f in figures],
+            colours=OURS, unit="MB that the peak of the memory has grown by",
+        ),
+        size=(8.0, 3.0),
+    )  # fmt: skip
 
 
 def _work(kind: str, amount: int, repo: str) -> None:

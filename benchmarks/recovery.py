@@ -15,9 +15,13 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, batches
+from benchmarks.report import OURS, PEER, Column, Report, bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SIZES_MB = (10, 100, 1_000, 5_000)
 _SUBJECTS = ("hubsync", "CommitScheduler", "upload_file")
@@ -26,7 +30,7 @@ _PAUSE_S = 0.02  # between its batches
 _PATIENCE_S = 300
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
+def run(*, quick: bool) -> Report:
     """Both parts."""
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
@@ -35,7 +39,36 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     for subject in _SUBJECTS:
         with Ground() as ground, tempfile.TemporaryDirectory() as directory:
             figures.append({"what": subject, **_killed(ground, subject, Path(directory), 60 if quick else 300)})
-    return figures
+    return Report(
+        name="recovery",
+        title="After SIGKILL: how soon it is on the Hub, and what is lost or there twice",
+        figures=figures,
+        columns=(
+            Column("what", "what"), Column("rows", "rows", ",d"), Column("first_commit_s", "first commit (s)", ".2f"),
+            Column("last_commit_s", "all committed (s)", ".2f"), Column("lost", "lost", ",d"),
+            Column("twice", "twice", ",d"),
+        ),
+        draw=lambda figure: _draw(figure, figures),
+        note="Spools are filled while the Hub is down; times count from the start of the next process. The others are "
+        "jobs that are killed three times and go on from their own notes.",
+    )  # fmt: skip
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    refills = [f for f in figures if "last_commit_s" in f]
+    killed = [f for f in figures if "last_commit_s" not in f]
+    first, second = figure.subplots(1, 2)
+    bars(
+        first, [f["what"] for f in refills], [f["last_commit_s"] for f in refills], colours=OURS,
+        unit="seconds until all is committed", log=True,
+    )  # fmt: skip
+    bars(
+        second,
+        [f"{f['what']}, {name}" for f in killed for name in ("lost", "twice")],
+        [f[name] for f in killed for name in ("lost", "twice")],
+        colours=[OURS if f["what"] == "hubsync" else PEER for f in killed for _ in range(2)],
+        unit=f"rows of {killed[0]['rows']:,}",
+    )
 
 
 def _refill(ground: Ground, size: int) -> dict[str, Any]:

@@ -11,15 +11,19 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, batches
+from benchmarks.report import Column, Report, lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 _BATCHES = (1_000, 10_000, 100_000)
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
+def run(*, quick: bool) -> Report:
     """Throughput, put latency and commits by processes; microseconds a batch by batches."""
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
@@ -30,8 +34,48 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                 [sys.executable, "-m", "benchmarks.scale", "batches", f"user/batches-{count}", str(count)],
                 env=ground.environ(), stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
-            figures.append({"what": f"{count:,} batches", "processes": 1, **json.loads(out.stdout)})
-    return figures
+            figures.append({"what": f"{count:,} batches", "batches": count, **json.loads(out.stdout)})
+    return Report(
+        name="scale",
+        title="Many processes on one spool, many batches of one process",
+        figures=figures,
+        columns=(
+            Column("what", "what"), Column("rows", "rows", ",d"),
+            Column("spooled_mb_per_s", "spooled (MB/s)", ",.0f"),
+            Column("committed_mb_per_s", "committed (MB/s)", ",.0f"),
+            Column("put_p50_ms", "put p50 (ms)", ".3f"), Column("put_p99_ms", "put p99 (ms)", ".1f"),
+            Column("commits", "commits", "d"), Column("per_batch_ms", "ms a batch, committed", ".3f"),
+        ),
+        draw=lambda figure: _draw(figure, figures),
+        note="Processes put batches of 50 rows of 3 kB as fast as they can; batches are of one small row.",
+    )  # fmt: skip
+
+
+def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
+    many = [f for f in figures if "processes" in f]
+    long = [f for f in figures if "batches" in f]
+    first, second, third = figure.subplots(1, 3)
+    lines(
+        first,
+        {
+            "spooled": [(f["processes"], f["spooled_mb_per_s"]) for f in many],
+            "committed": [(f["processes"], f["committed_mb_per_s"]) for f in many],
+        },
+        x="processes", y="MB/s", log="x",
+    )  # fmt: skip
+    lines(
+        second,
+        {name: [(f["processes"], f[f"put_{name}_ms"]) for f in many] for name in ("p50", "p99")},
+        x="processes", y="put, ms", log="xy",
+    )  # fmt: skip
+    lines(
+        third,
+        {
+            "spooled": [(f["batches"], f["put_p50_ms"]) for f in long],
+            "committed": [(f["batches"], f["per_batch_ms"]) for f in long],
+        },
+        x="batches", y="ms a batch", log="x",
+    )  # fmt: skip
 
 
 def _many(ground: Ground, processes: int, seconds: float) -> dict[str, Any]:
@@ -55,7 +99,7 @@ def _many(ground: Ground, processes: int, seconds: float) -> dict[str, Any]:
     times = sorted(at for one in found for at in one["times"])
     commits = sum(r["status"] == 200 for r in _requests(ground, repo, "commit"))
     return {
-        "what": f"{processes} processes", "processes": processes, "rows": rows,
+        "what": f"{processes} process{'es' if processes > 1 else ''}", "processes": processes, "rows": rows,
         "spooled_mb_per_s": sum(one["bytes"] for one in found) / seconds / 1e6,
         "committed_mb_per_s": sum(one["bytes"] for one in found) / took / 1e6,
         "put_p50_ms": statistics.median(times), "put_p99_ms": times[int(0.99 * len(times))], "commits": commits,
@@ -96,7 +140,8 @@ def _many_batches(repo: str, count: int) -> None:
         for _ in range(count):
             up.put(rows)
         spooled = time.perf_counter() - began
-    print(json.dumps({"put_p50_ms": spooled / count * 1e3, "all_committed_s": time.perf_counter() - began}))
+    took = time.perf_counter() - began
+    print(json.dumps({"rows": count, "put_p50_ms": spooled / count * 1e3, "per_batch_ms": took / count * 1e3}))
 
 
 if __name__ == "__main__":

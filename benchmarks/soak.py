@@ -13,9 +13,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ground import Ground, batches
+from benchmarks.report import Column, Report, lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FAULTS: list[dict[str, Any] | None] = [
     None,
@@ -30,7 +34,7 @@ _FAULTS: list[dict[str, Any] | None] = [
 _SPELL_S = 10.0
 
 
-def run(*, quick: bool, minutes: float = 60.0) -> list[dict[str, Any]]:
+def run(*, quick: bool, minutes: float = 60.0) -> Report:
     """What there was of each at the beginning and at the end."""
     seconds = 20.0 if quick else minutes * 60
     rng = random.Random(1)
@@ -51,7 +55,7 @@ def run(*, quick: bool, minutes: float = 60.0) -> list[dict[str, Any]]:
         ground.weather("healthy")
         samples = json.loads(job.communicate()[0])
     fifth = max(1, len(samples) // 5)
-    return [
+    figures = [
         {
             "what": name,
             "first_fifth": statistics.median(sample[name] for sample in samples[:fifth]),
@@ -61,6 +65,22 @@ def run(*, quick: bool, minutes: float = 60.0) -> list[dict[str, Any]]:
         }
         for name in samples[0]
     ]
+    return Report(
+        name="soak",
+        title=f"{seconds / 60:.0f} minutes of ten batches a second, with faults",
+        figures=figures,
+        columns=(
+            Column("what", "what"), Column("first_fifth", "first fifth", ",.1f"),
+            Column("last_fifth", "last fifth", ",.1f"), Column("highest", "highest", ",.1f"),
+        ),
+        draw=lambda figure: _draw(figure, samples),
+        size=(13.0, 3.5),
+    )  # fmt: skip
+
+
+def _draw(figure: Figure, samples: list[dict[str, float]]) -> None:
+    for axes, name in zip(figure.subplots(1, len(samples[0])), samples[0], strict=True):
+        lines(axes, {name: [(n / 60, sample[name]) for n, sample in enumerate(samples)]}, x="minutes", y=name)
 
 
 def _work(repo: str, seconds: float) -> None:
