@@ -30,19 +30,20 @@ _PACES = (1, 10, 100)  # batches a second
 
 def run(*, quick: bool) -> Report:
     """For each pace and each way: seconds from put to readable."""
-    seconds = {"defaults": 6.0 if quick else 100.0, "flushing": 3.0 if quick else 15.0}
-    paces = _PACES[:2] if quick else _PACES
+    seconds = {"defaults": 100.0, "flushing": 3.0 if quick else 15.0}
+    cases = [("flushing", pace) for pace in (_PACES[:2] if quick else _PACES)]
+    if not quick:
+        cases.append(("defaults", _PACES[1]))  # whatever the pace: it is the quota's
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
-        for way in ("flushing",) if quick else ("flushing", "defaults"):
-            for pace in paces:
-                ages = _ages(ground, way, pace, seconds[way])
-                figures.append(
-                    {
-                        "way": way, "batches_per_s": pace, "rows": len(ages), "p50_s": statistics.median(ages),
-                        "p99_s": sorted(ages)[int(0.99 * len(ages))], "max_s": max(ages),
-                    }
-                )  # fmt: skip
+        for way, pace in cases:
+            ages = _ages(ground, way, pace, seconds[way])
+            figures.append(
+                {
+                    "way": way, "batches_per_s": pace, "rows": len(ages), "p50_s": statistics.median(ages),
+                    "p99_s": sorted(ages)[int(0.99 * len(ages))], "max_s": max(ages),
+                }
+            )  # fmt: skip
     return Report(
         name="freshness",
         title="From put to readable on the Hub",

@@ -34,7 +34,7 @@ _PEER_WEATHERS: tuple[Weather, ...] = ("healthy", "slow")
 
 def run(*, quick: bool) -> Report:
     """All cases: how much of its throughput without an uploader a generator keeps, in percent."""
-    rounds, count, few = (1, 10, 3) if quick else (3, 50, 10)
+    rounds, count, few = (1, 10, 3) if quick else (3, 30, 5)
     cases = [
         *(("hubsync", weather, count) for weather in WEATHERS),
         *(("upload_file", weather, few) for weather in _PEER_WEATHERS),

@@ -27,7 +27,7 @@ def run(*, quick: bool) -> Report:
     """Throughput, put latency and commits by processes; microseconds a batch by batches."""
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
-        seconds = 1.0 if quick else 5.0
+        seconds = 1.0 if quick else 3.0
         figures += [_many(ground, processes, seconds) for processes in ((1, 4) if quick else _PROCESSES)]
         for count in (1_000, 5_000) if quick else _BATCHES:
             out = subprocess.run(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.guarantees import PAGE, crash_points, with_block
+from pathlib import Path
+
+import pytest
+
+from benchmarks.pages import PAGES, filled
 
 
-def test_the_crash_point_table_is_the_codes_own() -> None:
-    page = PAGE.read_text()
-    assert with_block(page, "crash points", crash_points()) == page
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_shows_what_the_code_is_and_what_was_measured(path: Path) -> None:
+    page = path.read_text()
+    assert filled(page) == page, "run python -m benchmarks.pages"
