@@ -50,6 +50,7 @@ _log = logging.getLogger("hubsync")
 T = TypeVar("T")
 
 _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet session
+_STAGE_LOTS = 2  # at once
 _STAGE_BYTES = 256 * MIB
 _SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
@@ -96,6 +97,7 @@ class Committer:
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
         self._card_refused = False
+        self._staging: list[frozenset[int]] = []  # the lots that are on their way
         self._restaged: Counter[int] = Counter()  # by segment
         self._met_another = False
         self._governor = Governor(commit, clock)
@@ -191,7 +193,7 @@ class Committer:
         catalogue = self._spool.catalogue
         stored = catalogue.get("governor")
         self._governor = Governor(self._policy, self._clock, stored, self._remember)
-        self._unsure_up_to = self._plans.newest()
+        self._unsure_up_to = self._plans.take_over()
         self._spool.sweep()
         self._status.save()
         reach(CrashPoint.TAKEN_OVER)
@@ -211,18 +213,29 @@ class Committer:
     # Staging.
 
     async def _stage_for_ever(self) -> None:
-        while True:
-            shards = await self._on_disk(self._look_for_sealed)
-            if shards:
-                await self._stage(shards)
-            else:
-                await self._work_bell.wait(_POLL_S)
+        """A few lots of shards at once: a large one's upload holds up nothing that is sealed behind it."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                shards = await self._on_disk(self._look_for_sealed) if len(self._staging) < _STAGE_LOTS else []
+                if shards:
+                    lot = frozenset(shard.segment for shard in shards)
+                    self._staging.append(lot)
+                    tasks.start_soon(self._stage_lot, lot, shards)
+                else:
+                    await self._work_bell.wait(_POLL_S)
+
+    async def _stage_lot(self, lot: frozenset[int], shards: Sequence[Shard]) -> None:
+        try:
+            await self._stage(shards)
+        finally:
+            self._staging.remove(lot)
+        self._work_bell.ring()
 
     def _look_for_sealed(self) -> list[Shard]:
         self._spool.adopt()
         self._spool.catalogue.checkpoint(shrink=self._spool.disk.is_exhausted())
         self._spool.disk.reserve()
-        return self._plans.sealed(_STAGE_SHARDS, _STAGE_BYTES)
+        return self._plans.sealed(_STAGE_SHARDS, _STAGE_BYTES, frozenset().union(*self._staging))
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
         try:

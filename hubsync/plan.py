@@ -6,6 +6,7 @@ shards may come to be staged elsewhere, or a path be committed again with longer
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,10 @@ Mode = Literal["regular", "lfs"]
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A sealed segment under its path in the dataset: bytes, hashes and rows are fixed."""
+    """A sealed segment under its path in the dataset: bytes, hashes and rows are fixed.
+
+    `git_oid` is None for a large one, which no Hub keeps as a regular file; it is found out where one does.
+    """
 
     segment: int
     writer: str
@@ -25,11 +29,13 @@ class Shard:
     size: int
     rows: int
     sha256: str
-    git_oid: str
+    git_oid: str | None
     mode: Mode | None = None  # None until it is staged
 
     def is_at(self, standing: Standing) -> bool:
         """Whether what stands at the path is this shard's content."""
+        if self.git_oid is None and len(standing.oid) == 40:
+            return standing.oid == git_oid_of(self.file, self.size)
         return standing.oid in (self.sha256, self.git_oid)
 
 
@@ -96,6 +102,15 @@ class Head:
     """The branch as the Hub has it: its newest commit, None for a branch without any."""
 
     sha: str | None
+
+
+def git_oid_of(file: Path, size: int) -> str:
+    """What git calls a file with this content."""
+    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with file.open("rb", buffering=0) as stream:
+        while chunk := stream.read(1 << 20):
+            git.update(chunk)
+    return git.hexdigest()
 
 
 class Destination(Protocol):

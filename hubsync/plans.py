@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,11 @@ import msgspec
 from hubsync.catalogue import PENDING
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import SpoolError
-from hubsync.plan import Mode, Note, Plan, Shard, Watermark
+from hubsync.plan import Mode, Note, Plan, Shard, Watermark, git_oid_of
 from hubsync.policy import Layout
 from hubsync.spool import Spool
+
+_SMALL = 16 << 20  # bytes, below which a Hub may keep a file as a regular one; its bound is about 10 MB
 
 
 class Plans:
@@ -31,16 +33,26 @@ class Plans:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._catalogue = spool.catalogue
+        self._left = 0  # segments up to this one may have met a crash or a power cut
+
+    def take_over(self) -> int:
+        """What is sealed now, somebody else has left: its files are looked through. Answers the newest segment."""
+        left = self._catalogue.value(f"SELECT max(id) FROM segments WHERE {PENDING} AND state IN ('sealed', 'staged')")
+        self._left = left or 0
+        return self.newest()
 
     # Staging.
 
-    def sealed(self, limit: int, max_bytes: int) -> list[Shard]:
+    def sealed(self, limit: int, max_bytes: int, besides: Collection[int] = ()) -> list[Shard]:
         """The oldest sealed shards that are not staged, hashed: up to a bound, but always one where there is any."""
         shards: list[Shard] = []
         held = 0
         for row in self._catalogue.rows(
-            f"SELECT id, bytes FROM segments WHERE {PENDING} AND state = 'sealed' ORDER BY id LIMIT ?", limit
+            f"SELECT id, bytes FROM segments WHERE {PENDING} AND state = 'sealed' ORDER BY id LIMIT ?",
+            limit + len(besides),
         ):
+            if row["id"] in besides:
+                continue
             held += row["bytes"]
             if shards and held > max_bytes:
                 break
@@ -54,7 +66,7 @@ class Plans:
         """
         row = self._segment(segment)
         file = self._spool.file(row["file"])
-        if file.exists() and file.stat().st_size >= row["bytes"]:
+        if file.exists() and file.stat().st_size >= row["bytes"] and self._is_as_written(row, file):
             return True
         with self._spool.leased():
             if self._segment(segment)["state"] != "sealed":
@@ -67,6 +79,15 @@ class Plans:
             )
         return bool(rows)
 
+    def _is_as_written(self, row: Any, file: Path) -> bool:
+        """Whether a file that somebody else has left holds what its writer hashed. Looked at once."""
+        if row["id"] > self._left or row["sha256"] is None or row["git_oid"] is not None:
+            return True
+        sha256, git_oid = hashes(file, row["bytes"])
+        if sha256 == row["sha256"]:
+            self._catalogue.run("UPDATE segments SET git_oid = ? WHERE id = ?", git_oid, row["id"])
+        return bool(sha256 == row["sha256"])
+
     def _shard(self, segment: int) -> Shard:
         row = self._segment(segment)
         file = self._spool.file(row["file"])
@@ -74,6 +95,10 @@ class Plans:
         if sha256 is None:
             sha256, git_oid = hashes(file, row["bytes"])
             self._catalogue.run("UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ?", sha256, git_oid, segment)
+            reach(CrashPoint.HASHED)
+        elif git_oid is None and (row["bytes"] < _SMALL or row["mode"] == "regular"):
+            git_oid = git_oid_of(file, row["bytes"])
+            self._catalogue.run("UPDATE segments SET git_oid = ? WHERE id = ?", git_oid, segment)
             reach(CrashPoint.HASHED)
         return Shard(
             segment, row["writer"], file, row["path"], row["bytes"], row["rows"], sha256, git_oid, row["mode"]

@@ -260,8 +260,8 @@ class Spool:
         )
         return state
 
-    def seal_segment(self, segment: int) -> None:
-        """Fixes the path. Within a transaction."""
+    def seal_segment(self, segment: int, sha256: str | None = None) -> None:
+        """Fixes the path. Within a transaction. `sha256` is the content's, where its writer knows it."""
         row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", segment)
         assert row is not None
         if row["rows"] == 0:
@@ -271,6 +271,7 @@ class Spool:
         series = layout.series(row["writer"])
         seq = self.catalogue.value("SELECT next FROM series WHERE name = ?", series) or 0
         self.number(segment, layout, row["writer"], series, seq)
+        self.catalogue.run("UPDATE segments SET sha256 = ? WHERE id = ?", sha256, segment)
         reach(CrashPoint.SEAL_BEGUN)
 
     def number(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:

@@ -253,6 +253,7 @@ class Worker:
                 self._wake()
             if idle or sealed:
                 self._wake_linger()
+            self.writer.hash_on()
         self.queue.release(batches)
 
     def _drop(self, batches: list[Batch], error: HubsyncError) -> None:

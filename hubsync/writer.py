@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import SpoolError
@@ -46,6 +46,15 @@ class _OpenSegment:
     batches: int = 0
     opened_at: float = 0.0
     parts: list[bytes] = field(default_factory=list)
+    sha256: Any = field(default_factory=hashlib.sha256)  # of what was written, but for `unhashed`
+    unhashed: list[bytes] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """The sha256 of all that was written. Changes nothing: the take may still fail."""
+        whole = self.sha256.copy()
+        for part in self.unhashed:
+            whole.update(part)
+        return str(whole.hexdigest())
 
 
 class SpoolWriter:
@@ -99,7 +108,7 @@ class SpoolWriter:
             SpoolError: the disk or the catalogue refuses. Nothing was accepted; it may be tried again as it is.
         """
         with self._guard:
-            before = replace(self._open, parts=[]) if self._open is not None else None
+            before = replace(self._open, parts=[], unhashed=list(self._open.unhashed)) if self._open else None
             touched: list[_OpenSegment] = []
             try:
                 with self._spool.catalogue.transaction():
@@ -196,6 +205,7 @@ class SpoolWriter:
         for start in range(0, len(parts), _WRITEV):
             _write_all(segment.fd, parts[start : start + _WRITEV])
             reach(CrashPoint.PARTLY_WRITTEN)
+        segment.unhashed += parts
         if self._spool.policy.durability == "fsync":
             os.fdatasync(segment.fd)
         reach(CrashPoint.WRITTEN)
@@ -257,8 +267,17 @@ class SpoolWriter:
     def _seal_open(self) -> int:
         assert self._open is not None
         segment, self._open = self._open, None
-        self._spool.seal_segment(segment.id)
+        self._spool.seal_segment(segment.id, segment.digest())
         return segment.id
+
+    def hash_on(self) -> None:
+        """Hashes what was written. To be done when nobody waits for it: sealing then has nothing left to hash."""
+        with self._guard:
+            segment = self._open
+            if segment is not None:
+                for part in segment.unhashed:
+                    segment.sha256.update(part)
+                segment.unhashed = []
 
     def _cut_torn_tail(self) -> None:
         """Before anything goes behind it, or it is sealed: a segment's file holds what the catalogue counts."""

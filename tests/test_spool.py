@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -162,6 +165,56 @@ def test_a_failed_write_accepts_nothing_and_can_be_tried_again(
         b.lines for b in [batch(1), *again]
     )  # fmt: skip
     assert len(list((spool.directory / "segments").iterdir())) == len(all_sealed(spool))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sealed_segment_has_the_hash_of_its_file_whatever_failed_before(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=7)
+    run = spool.catalogue.run
+    number = 0
+    for _ in range(30):
+        rows = [[(number := number + 1) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(1, 5))]
+        fails = rng.random() < 0.4
+
+        def refuse(sql: str, *values: Any, fails: bool = fails) -> int:
+            if fails and sql.startswith("UPDATE segments SET bytes") and rng.random() < 0.7:
+                raise SpoolError("no room")
+            return run(sql, *values)
+
+        monkeypatch.setattr(spool.catalogue, "run", refuse)
+        with contextlib.suppress(SpoolError):
+            writer.append([batch(*ids) for ids in rows])
+        if rng.random() < 0.7:
+            writer.hash_on()
+        if rng.random() < 0.1:
+            writer.seal()
+    monkeypatch.setattr(spool.catalogue, "run", run)
+    writer.seal()
+    rows_ = spool.catalogue.rows("SELECT file, sha256 FROM segments")
+    assert len(rows_) > 5
+    for file, sha256 in rows_:
+        assert hashlib.sha256(spool.file(file).read_bytes()).hexdigest() == sha256
+
+
+def test_what_a_power_cut_has_made_of_a_sealed_file_is_seen_by_who_takes_over(
+    open_spool: Callable[..., Spool],
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, 2, 3)])
+    writer.seal()
+    file = next((spool.directory / "segments").iterdir())
+    content = file.read_bytes()
+    file.write_bytes(content[:18] + b"\0" * (len(content) - 18))  # a block that was never written
+    plans = plans_of(spool)
+    plans.take_over()
+    (shard,) = plans.sealed(10, 1 << 40)
+    assert (shard.rows, file.read_bytes()) == (2, b'{"id":1}\n{"id":2}\n')
+    assert shard.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_key_or_an_offset_seen_before_adds_nothing(open_spool: Callable[..., Spool]) -> None:
