@@ -50,7 +50,7 @@ _log = logging.getLogger("hubsync")
 T = TypeVar("T")
 
 _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet session
-_STAGE_LOTS = 2  # at once
+_STAGE_LOTS = 3  # at once
 _STAGE_BYTES = 256 * MIB
 _SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
