@@ -28,7 +28,7 @@ _CASES = ("without", "with")
 
 def run(*, quick: bool) -> Report:
     """All cases: seconds, and by how much the checkpointer is slower."""
-    rounds, count = (1, 250) if quick else (3, 3_000)
+    rounds, count = (1, 250) if quick else (2, 3_000)
     times: dict[tuple[str, str], list[float]] = {}
     with Ground() as ground:
         for number in range(rounds):
