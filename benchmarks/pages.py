@@ -4,15 +4,17 @@ from what was measured (`benchmarks/results/`). A test fails where a page has dr
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from hubsync.crashpoints import CrashPoint
 
 ROOT = Path(__file__).parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- begin (?P<name>[^>]+?) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
-PAGES = [ROOT / "docs" / "guarantees.md", ROOT / "docs" / "performance.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guarantees.md", ROOT / "docs" / "performance.md"]
 
 
 def crash_points() -> str:
@@ -28,12 +30,36 @@ def measured(name: str) -> str:
     return page.partition("\n\n")[2].strip()
 
 
+def main_table() -> str:
+    """Ours and the peers' at 3 kB a row, in a few columns: what the README shows."""
+    speed = {f["subject"]: f for f in _figures("throughput") if f["row_kB"] == 3}
+    lines = ["| | MB/s | hubsync is | commits a GB | requests a GB | sent a byte |", "| --- " + "| ---: " * 5 + "|"]
+    for cost in _figures("cost"):
+        found = speed[cost["subject"]]
+        if cost["subject"].startswith("limit") and cost["subject"] != "limit: sum":
+            continue
+        ratio = f"{found['ratio']:.2f} times" if found.get("ratio") else ""
+        lines.append(
+            f"| {cost['subject']} | {found['MB_per_s']:.0f} | {ratio} | {cost['commits_per_GB']:,.0f} | "
+            f"{cost['requests_per_GB']:,.0f} | {cost['sent_per_byte']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _figures(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((_RESULTS / f"{name}.json").read_text())["figures"]
+    return found
+
+
+_MADE = {"crash points": crash_points, "main table": main_table}
+
+
 def filled(page: str) -> str:
-    """A page with each of its blocks as it should be now: `crash points`, or `measured: NAME`."""
+    """A page with each of its blocks as it should be now: one of `_MADE`, or `measured: NAME`."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]
-        text = crash_points() if name == "crash points" else measured(name.removeprefix("measured: "))
+        text = _MADE[name]() if name in _MADE else measured(name.removeprefix("measured: "))
         return f"<!-- begin {name} -->\n{text}\n<!-- end {name} -->"
 
     return _BLOCK.sub(fill, page)
