@@ -152,6 +152,7 @@ def bars(
         axes.errorbar(values, places, xerr=wings, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
         seen = [v for v in values if v > 0] or [1.0]
         axes.set_xlim(min(seen) / 2, max(seen) * 6)
     else:
