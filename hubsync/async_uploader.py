@@ -188,13 +188,30 @@ class AsyncUploader(BaseUploader):
         if error is None:
             await self.close()
         elif isinstance(error, anyio.get_cancelled_exc_class()):
-            if shutdown.is_interrupted():
-                await self._drain_before_the_end(worker, "Ctrl-C", self._grace_s)
-            await self._end(worker, kind, error, trace)
+            try:
+                if shutdown.is_interrupted():
+                    await self._drain_after_interrupt(worker)
+            finally:
+                await self._end(worker, kind, error, trace)
         else:
             timeout = self._may_take(error)
             with self._behind(error, timeout):
                 await self.close(timeout)
+
+    async def _drain_after_interrupt(self, worker: Worker) -> None:
+        """The next Ctrl-C is ours as well: asyncio would raise `KeyboardInterrupt` wherever the loop is just then."""
+
+        async def watch(*, task_status: TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+                task_status.started()
+                async for _ in signals:
+                    if self._draining is not None:
+                        self._draining.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(watch)
+            await self._drain_before_the_end(worker, "Ctrl-C", self._grace_s)
+            tasks.cancel_scope.cancel()
 
     async def _drain_before_the_end(self, worker: Worker, why: str, seconds: float | None) -> None:
         """What can be brought up in time; a second signal ends it at once."""

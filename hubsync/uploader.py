@@ -38,7 +38,7 @@ from hubsync.errors import (
 from hubsync.policy import Ack, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
-from hubsync.rows import Rows, encode
+from hubsync.rows import Encoded, Rows, encode
 from hubsync.secret import Secret
 from hubsync.spool import SpoolDepth
 from hubsync.status import Counts, State
@@ -231,7 +231,8 @@ class BaseUploader:
             raise ConfigError(f"a source is a name, in text that UTF-8 can carry, not {source!r}.")
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
-        encoded = encode(rows)
+        # A step that knows its batches by their content has encoded them already.
+        encoded = rows if isinstance(rows, Encoded) else encode(rows)
         reach(CrashPoint.ENCODED)
         receipt = Receipt(encoded.rows, len(encoded.lines))
         return Batch(encoded.lines, encoded.rows, receipt, source, offset, key)

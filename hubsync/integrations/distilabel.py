@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -358,8 +358,9 @@ class _Lane:
             if self._source is not None:
                 receipt = self.uploader.put(rows, offset=place, source=self._source)
             elif self.key is not None:
-                digest = blake2b(encode(rows).lines, digest_size=16).hexdigest()
-                receipt = self.uploader.put(rows, key=f"{self.key}/{placed[0][0]}/{digest}")
+                encoded = encode(rows)
+                digest = sha256(encoded.lines).hexdigest()
+                receipt = self.uploader.put(encoded, key=f"{self.key}/{placed[0][0]}/{digest}")
             else:
                 receipt = self.uploader.put(rows)
         except BatchTooLarge as error:

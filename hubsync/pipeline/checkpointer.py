@@ -101,8 +101,9 @@ class HuggingFaceHubCheckpointer(Step):
         if source is not None:
             uploader.put(rows, offset=position.offset(), source=source)
         else:
-            content = hashlib.blake2b(encode(rows).lines, digest_size=16).hexdigest()
-            uploader.put(rows, key=f"{place}/{position.offset()}/{content}")
+            encoded = encode(rows)
+            content = hashlib.sha256(encoded.lines).hexdigest()
+            uploader.put(encoded, key=f"{place}/{position.offset()}/{content}")
 
     def close(self, timeout: float | None) -> None:
         """Drains. Never raises: what is left is in the spool, and is said."""
