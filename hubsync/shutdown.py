@@ -62,7 +62,8 @@ def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
     if not _graces:  # closed by another thread, which could not take the handler away
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
-    begin(min(_graces))
+    # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
+    begin(min(_graces) if _deadline is None else 0.0)
     raise SystemExit(EXIT_CODE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -98,6 +99,32 @@ def test_the_second_signal_ends_it_at_once(
     hub.faults.clear()
     drain(tmp_path / "spool", timeout=60)
     assert Counter(row["id"] for row in dataset.rows()) == rows()
+
+
+def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
+    hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_deadline", None)
+
+    class Impatient(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "draining first" in record.getMessage():
+                signal.raise_signal(signal.SIGTERM)
+
+    impatient = Impatient()
+    logging.getLogger("hubsync").addHandler(impatient)
+    up = uploader(grace_s=3600)
+    try:
+        with pytest.raises(SystemExit), up:
+            up.put([{"id": 1}])
+            hub.faults.add(Fault.outage())
+            signal.raise_signal(signal.SIGTERM)
+        assert shutdown.left() == 0  # what is drained at the interpreter's exit is drained no longer
+    finally:
+        logging.getLogger("hubsync").removeHandler(impatient)
+        hub.faults.clear()
+        up.close()
+    assert dataset.ids() == [1]
 
 
 def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
