@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from hubsync import card
+from hubsync.catalogue import PENDING
 from hubsync.clock import Clock
 from hubsync.connect import spool_of
 from hubsync.cursor import SEGMENT, Cursor, Piece, short
@@ -143,7 +144,7 @@ class Feed:
         spool = spool_of(self._target, self._spool, self._clock)
         try:
             rows = spool.catalogue.rows(
-                "SELECT * FROM segments WHERE state IN ('open', 'sealed', 'staged') AND rows > 0 ORDER BY id"
+                f"SELECT * FROM segments WHERE {PENDING} AND state != 'dead' AND rows > 0 ORDER BY id"
             )
             there = {f"{SEGMENT}{row['id']}@{row['opened_at']}": row for row in rows}
             pieces = self.cursor.pieces
