@@ -139,6 +139,12 @@ class Pulse:
         return self._looks > _STOPPED_LOOKS and self._clock.time() - self._since >= _STOPPED_S
 
 
+def held_here(path: Path) -> bool:
+    """Whether a lock of this process stands for the path, also where its file was deleted."""
+    with _guard:
+        return any(lock.path == path and lock.held for lock in _held)
+
+
 def _let_go_in_child() -> None:
     """A forked child shares the open file, and so the lock, which would outlive the parent: it closes its copy."""
     global _guard

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk
 from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
-from hubsync.locks import FileLock, Pulse
+from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
 
@@ -124,6 +125,7 @@ class Spool:
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
+        self._adopting = threading.Lock()
         self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
         self._seeded = False
         self._term: int | None = None  # which committer of this spool this process is; None where it is none
@@ -158,12 +160,21 @@ class Spool:
     # Writers.
 
     def adopt(self) -> None:
-        """Seals what writers left open who are dead, or have stopped, and removes what the dead had not counted yet."""
+        """Seals what writers left open who are dead, or have stopped, and removes what the dead had not counted yet.
+
+        Returns once it is done, also where another thread has begun with it.
+        """
+        with self._adopting:
+            self._adopt()
+
+    def _adopt(self) -> None:
         for row in self.catalogue.rows("SELECT name, epoch FROM writers"):
             name = row["name"]
             if self._recovered.get(name) == row["epoch"]:
                 continue  # nobody has taken the name over since
             lock = self.writer_lock(name)
+            if held_here(lock.path):
+                continue  # alive, also where somebody is just deleting the spool, and the lock's file first
             if lock.acquire():
                 try:
                     self.recover(name)

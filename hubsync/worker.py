@@ -190,6 +190,8 @@ class Worker:
         ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         if isinstance(self.failure, SpoolLost):
             ended = self.failure
+            if rows := self.queue.depth().rows:
+                ended.add_note(f"{rows:,} rows were in memory, on their way to it; they were not accepted.")
         # What has ended it may have struck in the middle of a take: who waits for that is told as well.
         for item in [*self._in_hand, *self.queue.take()]:
             if isinstance(item, Batch) and item.receipt.state == "queued":

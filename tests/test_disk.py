@@ -17,6 +17,7 @@ import pytest
 
 from hubsync import ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
 from hubsync.localhub import Fault, LocalHub
+from hubsync.queue import Order
 from tests.conftest import Dataset
 
 MIB = 1 << 20
@@ -165,6 +166,25 @@ def test_a_spool_that_is_deleted_under_a_job_is_an_error_at_once(
     with uploader() as up:
         up.put(rows(7, 1))
     assert dataset.ids() == [7]
+
+
+def test_a_lock_that_is_deleted_does_not_make_its_writer_a_dead_one(uploader: Any, tmp_path: Path) -> None:
+    with uploader(shard=ShardPolicy(linger_s=3600)) as up:
+        up.put(rows(0, 2))
+        for file in (tmp_path / "spool" / "writers").glob("*.lock"):
+            file.unlink()
+        up._worker.spool.adopt()
+        assert up._worker.spool.depth().open == 1
+
+
+def test_rows_that_were_on_their_way_to_a_deleted_spool_are_told(uploader: Any, tmp_path: Path) -> None:
+    deleted = threading.Event()
+    with pytest.raises(SpoolLost, match="3 rows were in memory"), uploader() as up:
+        up._worker.queue.order(Order(deleted.wait))
+        receipt = up.put(rows(0, 3), ack="queued")
+        delete(tmp_path / "spool")
+        deleted.set()
+    assert receipt.state == "dropped"
 
 
 def test_a_spool_without_its_catalogue_is_not_begun_anew(hub: LocalHub, uploader: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import random
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,33 @@ def test_a_torn_tail_is_cut_back_to_what_was_accepted(open_spool: Callable[..., 
     die(writer)
     spool.adopt()
     assert all_sealed(spool)[0].file.read_bytes() == b'{"id":1}\n{"id":2}\n'
+
+
+def test_who_adopts_while_another_thread_does_has_all_adopted_as_well(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    die(writer)
+    begun, go_on = threading.Event(), threading.Event()
+    recover = spool.recover
+
+    def slowly(name: str) -> None:
+        begun.set()
+        go_on.wait()
+        recover(name)
+
+    monkeypatch.setattr(spool, "recover", slowly)
+    first, second = threading.Thread(target=spool.adopt), threading.Thread(target=spool.adopt)
+    first.start()
+    begun.wait()
+    second.start()
+    second.join(0.2)
+    go_on.set()
+    second.join()
+    assert spool.depth().sealed == 1
+    first.join()
 
 
 def test_a_file_that_the_catalogue_never_heard_of_is_removed(open_spool: Callable[..., Spool]) -> None:
