@@ -7,19 +7,15 @@ What a row means, and where its bytes go, is others' business.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import is_dataclass as _is_dataclass
-from datetime import date, datetime
-from decimal import Decimal
-from types import NoneType
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
 from hubsync.errors import RowError
+from hubsync.shapes import INFINITIES, LEAVES, Fresh, Opaque, Shapes, Suspicious
 
 # One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
 Row = Any
@@ -27,8 +23,6 @@ Row = Any
 Rows = Any
 
 _FLOAT = frozenset({float})
-_LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
-_INFINITIES = frozenset({math.inf, -math.inf})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
 _TOO_DEEP = "the value is nested too deep for readers."
 _NO_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
@@ -37,42 +31,55 @@ _SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a ti
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A batch as it will stand in its shard: `rows` lines, each with its newline."""
+    """A batch as it will stand in its shard: `rows` lines, each with its newline. `fresh` is what no batch before had,
+    for `Shapes.learn`.
+    """
 
     lines: bytes
     rows: int
+    fresh: Fresh = field(default_factory=list)
 
 
-def encode(rows: Rows) -> Encoded:
-    """Encodes a batch.
+def encode(rows: Rows, shapes: Shapes | None = None) -> Encoded:
+    """Encodes a batch. With `shapes`, tells what of it is new to them.
 
     Raises:
         RowError: a row or a value that has no JSON form; see the README's table.
     """
     tables = _arrow_slices(rows)
     if tables is None:
-        return _encode(_as_list(rows))
-    parts, count = [], 0
+        return _encode(_as_list(rows), shapes)
+    parts: list[bytes] = []
+    count, fresh = 0, []
     for table in tables:
-        part = _encode(table.to_pylist(), first_row=count)
+        part = _encode(table.to_pylist(), shapes, first_row=count)
         parts.append(part.lines)
         count += part.rows
-    return Encoded(b"".join(parts), count)
+        fresh += part.fresh
+    return Encoded(b"".join(parts), count, fresh)
 
 
-def _encode(rows: list[Row] | tuple[Row, ...], first_row: int = 0) -> Encoded:
+def _encode(rows: list[Row] | tuple[Row, ...], shapes: Shapes | None, first_row: int = 0) -> Encoded:
     try:
         lines = _encoder.encode_lines(rows)
     except Exception:  # noqa: BLE001  (whatever it is, the caller is told which value it was)
         raise _diagnose(rows, first_row) from None
+    try:
+        try:
+            return Encoded(lines, len(rows), (shapes or Shapes()).look(rows))
+        except (Opaque, Suspicious):
+            _walk(rows, first_row)
+        # What their types do not tell, their lines do.
+        return Encoded(lines, len(rows), shapes.look(_decoder.decode_lines(lines)) if shapes else [])
+    except RecursionError:
+        raise RowError(first_row, "", _TOO_DEEP) from None
+
+
+def _walk(rows: Sequence[Row], first_row: int) -> None:
     for index, row in enumerate(rows):
         if type(row) is not dict:
             _check_kind(row, first_row + index)
-        try:
-            _check(row, first_row + index, "")
-        except RecursionError:
-            raise RowError(first_row + index, "", _TOO_DEEP) from None
-    return Encoded(lines, len(rows))
+        _check(row, first_row + index, "")
 
 
 def _as_list(rows: Rows) -> list[Row] | tuple[Row, ...]:
@@ -137,6 +144,7 @@ def _iso(value: Any) -> Any:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_hook)
+_decoder = msgspec.json.Decoder()
 
 
 def _check_kind(value: Any, row: int) -> None:
@@ -153,7 +161,7 @@ def _check(value: Any, row: int, path: str) -> None:
     """Refuses what msgspec would write although readers could not use it.
 
     Keys that are no strings (`1` and `"1"` would become one column) and infinities (msgspec writes null; NaN as null
-    is a missing value, as in pandas). This is on the hot path, so plain values are told by their type alone.
+    is a missing value, as in pandas). Only for rows that `Shapes` can't tell: this looks at each value.
     """
     kind = type(value)
     if kind is dict or isinstance(value, Mapping):
@@ -162,23 +170,23 @@ def _check(value: Any, row: int, path: str) -> None:
                 raise RowError(row, path, f"the key {key!r} is no string: a column's name is. Use str(key).")
             kind = type(item)
             if kind is float:
-                if item in _INFINITIES:
+                if item in INFINITIES:
                     raise RowError(row, f"{path}.{key}" if path else str(key), _INFINITE.format(item))
-            elif kind not in _LEAVES:
+            elif kind not in LEAVES:
                 _check(item, row, f"{path}.{key}" if path else str(key))
-    elif kind is list or kind is tuple or isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         kinds = set(map(type, value))
         if kinds == _FLOAT:  # an embedding
-            if not _INFINITIES.isdisjoint(value):
+            if not INFINITIES.isdisjoint(value):
                 raise RowError(row, path, _INFINITE.format("an infinity"))
-        elif not kinds <= _LEAVES:
+        elif not kinds <= LEAVES:
             for index, item in enumerate(value):
-                if type(item) not in _LEAVES:
+                if type(item) not in LEAVES:
                     _check(item, row, f"{path}[{index}]")
     elif kind is msgspec.Raw:  # whose bytes would go as they are, new lines and all
         raise RowError(row, path, "msgspec.Raw is taken unseen, and may be no JSON. Decode it before put.")
     elif kind is float:
-        if value in _INFINITIES:
+        if value in INFINITIES:
             raise RowError(row, path, _INFINITE.format(value))
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:

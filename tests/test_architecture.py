@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
-    ["errors", "crashpoints", "secret"],
+    ["errors", "crashpoints", "secret", "shapes"],
     ["clock", "shutdown", "policy", "plan", "rows", "http", "card", "cursor"],
     ["locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool"],

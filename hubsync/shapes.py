@@ -1,0 +1,118 @@
+"""Shapes: what the rows of a batch look like but for their values, column by column.
+
+Refuses what JSON would hide, and sees a kind of row that was never there, without a look at each value in Python:
+rows of one job are nearly all alike, so a column's types are one set, built in C. A walk would cost more, and this is
+the hot path. Knows nothing of encoding and has no words for people: `rows` has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from itertools import chain
+from types import NoneType
+from typing import Any
+from uuid import UUID
+
+LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
+INFINITIES = frozenset({math.inf, -math.inf})
+
+_LISTS = frozenset({list, tuple})
+_PLAIN = LEAVES | _LISTS | {float, dict}
+_FLOAT = frozenset({float})
+_MOST = 4_096  # things learnt; a job whose keys are data has no end of them
+
+# What a batch has that was never learnt: a set, and what is to be added to it.
+Fresh = list[tuple[set[Any], Any]]
+
+
+class Suspicious(Exception):
+    """An infinity, or a key that is no string."""
+
+
+class Opaque(Exception):
+    """A value whose type does not tell what its JSON is: a model, an array, a subclass."""
+
+
+class Shapes:
+    """What one uploader's rows were like so far. Not safe for several threads at once; what is lost in a race is seen
+    as new once more.
+    """
+
+    def __init__(self) -> None:
+        self._root = _Node()
+        self._learnt = 0
+
+    def look(self, rows: Collection[Any]) -> Fresh:
+        """What of these rows was never learnt; empty where they are as those before.
+
+        Raises:
+            Suspicious, Opaque: see there.
+            RecursionError: they are nested too deep.
+        """
+        fresh: Fresh = []
+        if rows:
+            if set(map(type, rows)) != {dict}:
+                raise Opaque
+            _look(rows, self._root, fresh)
+        return fresh
+
+    def learn(self, fresh: Fresh) -> None:
+        """From now on this is nothing new."""
+        self._learnt += len(fresh)
+        if self._learnt > _MOST:
+            self._root, self._learnt = _Node(), 0
+            return
+        for known, item in fresh:
+            known.add(item)
+
+
+class _Node:
+    """One place in the rows: the rows themselves, a column, the elements of lists."""
+
+    __slots__ = ("columns", "elements", "keys", "kinds")
+
+    def __init__(self) -> None:
+        self.keys: set[tuple[str, ...]] = set()
+        self.kinds: set[frozenset[type]] = set()
+        self.columns: dict[str, _Node] = {}
+        self.elements: _Node | None = None
+
+
+def _look(dicts: Collection[dict[Any, Any]], node: _Node, fresh: Fresh) -> None:
+    signatures = set(map(tuple, dicts))
+    for keys in signatures:
+        alike = dicts if len(signatures) == 1 else [item for item in dicts if tuple(item) == keys]
+        if keys not in node.keys:
+            if not all(isinstance(key, str) for key in keys):
+                raise Suspicious
+            fresh.append((node.keys, keys))
+        for key, column in zip(keys, zip(*map(dict.values, alike), strict=True), strict=True):
+            if (below := node.columns.get(key)) is None:
+                below = node.columns[key] = _Node()
+            _look_at_values(column, below, fresh)
+
+
+def _look_at_values(values: Sequence[Any], node: _Node, fresh: Fresh) -> None:
+    kinds = frozenset(map(type, values))
+    if kinds not in node.kinds:
+        if not kinds <= _PLAIN:
+            raise Opaque
+        fresh.append((node.kinds, kinds))
+    if kinds <= LEAVES:
+        return
+    if float in kinds and not INFINITIES.isdisjoint(values if kinds == _FLOAT else _of(_FLOAT, values)):
+        raise Suspicious
+    if dict in kinds:
+        _look(values if len(kinds) == 1 else list(_of({dict}, values)), node, fresh)
+    if not _LISTS.isdisjoint(kinds):
+        if node.elements is None:
+            node.elements = _Node()
+        lists = values if kinds <= _LISTS else _of(_LISTS, values)
+        _look_at_values(list(chain.from_iterable(lists)), node.elements, fresh)
+
+
+def _of(kinds: Collection[type], values: Iterable[Any]) -> Iterable[Any]:
+    return (value for value in values if type(value) in kinds)

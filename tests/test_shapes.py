@@ -1,0 +1,94 @@
+"""What of a batch is new, told by the types of its columns alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from hubsync import RowError
+from hubsync.rows import encode
+from hubsync.shapes import Shapes
+
+CHAT = {"id": 1, "messages": [{"role": "user", "content": "hi"}], "usage": {"tokens": 3, "cost": 0.5}}
+
+
+def is_new(shapes: Shapes, *rows: Any) -> bool:
+    encoded = encode(list(rows), shapes)
+    shapes.learn(encoded.fresh)
+    return bool(encoded.fresh)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": None},
+        {"id": 1.5},
+        {"more": 1},
+        {"messages": None},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user", "content": "hi", "name": "x"}]},
+        {"messages": [{"role": "user", "content": "hi"}, None]},
+        {"usage": {"tokens": 3, "cost": None}},
+        {"usage": {"tokens": 3}},
+        {"usage": {"tokens": {"in": 3}, "cost": 0.5}},
+    ],
+)
+def test_a_change_of_type_at_any_depth_is_new_once(change: dict[str, Any]) -> None:
+    shapes = Shapes()
+    assert is_new(shapes, CHAT, CHAT)
+    assert not is_new(shapes, CHAT)
+    assert is_new(shapes, CHAT, CHAT | change)
+    assert not is_new(shapes, CHAT | change, CHAT)
+
+
+def test_other_values_are_nothing_new() -> None:
+    shapes = Shapes()
+    is_new(shapes, CHAT, CHAT)
+    longer = {"id": 9, "messages": CHAT["messages"] * 3, "usage": {"tokens": 0, "cost": math.nan}}  # type: ignore[operator]
+    assert not is_new(shapes, longer)
+
+
+def test_an_empty_list_tells_nothing_and_what_fills_it_does() -> None:
+    shapes = Shapes()
+    assert is_new(shapes, {"tags": []})
+    assert is_new(shapes, {"tags": ["a"]})
+    assert not is_new(shapes, {"tags": []}, {"tags": ["a"]})
+
+
+def test_what_is_not_learnt_stays_new() -> None:
+    shapes = Shapes()
+    assert encode([CHAT], shapes).fresh
+    assert encode([CHAT], shapes).fresh
+
+
+def test_rows_whose_types_do_not_tell_their_json_are_seen_by_it() -> None:
+    @dataclass
+    class Usage:
+        tokens: int | None
+        at: datetime
+
+    shapes = Shapes()
+    now = datetime.now(UTC)
+    assert is_new(shapes, Usage(1, now))
+    assert not is_new(shapes, {"tokens": 2, "at": "as text"})
+    assert is_new(shapes, Usage(None, now))
+    with pytest.raises(RowError):
+        encode([{"tokens": 1, "at": {math.inf}}], shapes)
+
+
+def test_keys_that_are_data_do_not_fill_the_memory() -> None:
+    shapes = Shapes()
+    for n in range(10_000):
+        assert is_new(shapes, {str(n): 1})
+    assert len(shapes._root.columns) <= 4_096
+
+
+def test_the_row_is_named_where_one_of_many_is_bad() -> None:
+    with pytest.raises(RowError, match=r"row 2.*usage\.cost"):
+        encode([CHAT, CHAT, CHAT | {"usage": {"tokens": 3, "cost": -math.inf}}])
+    with pytest.raises(RowError, match="row 1"):
+        encode([{"a": 1}, {1: 1}])
