@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, Weather, batches
+from benchmarks.ground import Ground, Weather, batches, ready, tell
 from benchmarks.report import LIMIT, OURS, Column, Report, bars
 
 if TYPE_CHECKING:
@@ -38,19 +37,12 @@ def run(*, quick: bool) -> Report:
         stalls: dict[tuple[str, str], list[dict[str, float]]] = {}
         for number, (weather, ack) in enumerate(_CASES * rounds):
             ground.weather("healthy")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.stall", ack, str(puts), f"user/stall-{number}"],
-                env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdout.readline()  # it is open: now the weather may turn
+            child = ground.child("stall", ack, puts, f"user/stall-{number}")
+            child.line()  # it is open: now the weather may turn
             ground.weather(weather or "healthy")
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            stalls.setdefault((weather or "-", ack), []).append(_quantiles(json.loads(process.stdout.readline())))
-            process.kill()
-            process.wait()
+            child.go()
+            stalls.setdefault((weather or "-", ack), []).append(_quantiles(json.loads(child.line())))
+            child.end()
         for (weather, ack), runs in stalls.items():
             medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
             figures.append({"hub": weather, "ack": ack, "puts": puts * rounds, **medians})
@@ -101,16 +93,14 @@ def _produce(ack: Any, puts: int, repo: str) -> None:
 
 def _time(step: Callable[[Any], object], puts: int) -> None:
     stock = batches(_ROWS, _ROW_BYTES)
-    print("open", flush=True)
-    sys.stdin.readline()
+    ready()
     times = []
     for n in range(puts):
         time.sleep(_THINK_S)
         before = time.perf_counter()
         step(stock[n % len(stock)])
         times.append((time.perf_counter() - before) * 1e3)
-    print(json.dumps(times), flush=True)
-    sys.stdin.readline()  # killed here: what was measured is the stall, not the drain
+    tell(times)  # killed here: what was measured is the stall, not the drain
 
 
 if __name__ == "__main__":
