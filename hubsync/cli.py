@@ -444,6 +444,14 @@ def serve(directory: Path, host: str, port: int, users: tuple[str, ...], commits
     run(directory, host, port, named or None, commits_per_hour=commits_per_hour, say=click.echo)
 
 
+@cli.command("hf-extension")
+def hf_extension() -> None:
+    """Makes `hf hubsync …` run this hubsync."""
+    from hubsync.extension import register
+
+    click.echo(f"hf hubsync works now; {register()} says so.")
+
+
 def _size(count: float) -> str:
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
@@ -453,12 +461,13 @@ def _size(count: float) -> str:
 
 
 def main() -> None:
-    """The entry point: hubsync's own errors become one message and exit code 1, not a traceback."""
+    """The entry point, of `hf-hubsync` too: hubsync's errors become one message and exit code 1, not a traceback."""
     from hubsync.errors import HubsyncError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    named = "hf hubsync" if Path(sys.argv[0]).name == "hf-hubsync" else "hubsync"
     try:
-        cli()
+        cli(prog_name=named)
     except HubsyncError as error:
         click.echo(f"hubsync: {error}", err=True)
         for note in getattr(error, "__notes__", ()):

@@ -21,7 +21,7 @@ FLOORS = [
     ["worker", "rescue", "drain", "inspect", "verify", "files"],
     ["uploader", "recognize"],
     ["async_uploader", "feed"],
-    ["pipe", "progress", "pipeline", "reader", "integrations"],
+    ["pipe", "progress", "extension", "pipeline", "reader", "integrations"],
     ["demo", "tap"],
     ["cli"],
     ["__main__"],
