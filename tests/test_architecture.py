@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
     ["errors", "crashpoints", "secret", "shapes"],
-    ["clock", "shutdown", "policy", "plan", "rows", "http", "card", "cursor"],
-    ["locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
+    ["clock", "shutdown", "policy", "plan", "transform", "http", "card", "cursor"],
+    ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool"],
     ["plans", "writer", "hub"],
     ["committer", "connect", "survey"],
