@@ -9,12 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import reference
 from hubsync.crashpoints import CrashPoint
 
 ROOT = Path(__file__).parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- begin (?P<name>[^>]+?) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guarantees.md", ROOT / "docs" / "performance.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "guarantees.md",
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "api.md",
+]
 
 
 def crash_points() -> str:
@@ -51,7 +57,12 @@ def _figures(name: str) -> list[dict[str, Any]]:
     return found
 
 
-_MADE = {"crash points": crash_points, "main table": main_table}
+_MADE = {
+    "crash points": crash_points,
+    "main table": main_table,
+    "api": reference.python,
+    "command line": reference.command_line,
+}
 
 
 def filled(page: str) -> str:
