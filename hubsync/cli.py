@@ -220,18 +220,16 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
 
 
 def _show(console: Console, facts: list[dict[str, Any]]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     if not facts:
         console.print("There is no spool.")
     for fact in facts:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in _lines_of(fact):
-            table.add_row(name, Text(value))  # a server's words, and no markup
-        console.print(table)
+        lines = _lines_of(fact)
+        width = max(len(name) for name, _ in lines) + 2
+        for name, value in lines:
+            # A server's words are no markup. Nothing is broken into lines, so that a command can be copied as it is.
+            console.print(Text.assemble((f"{name:<{width}}", "bold"), _printable(value)), soft_wrap=True)
         console.print()
 
 
@@ -247,10 +245,11 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         ("spool", fact["spool"]),
         (
             "waiting",
-            f"{fact['rows_waiting']:,} rows, {_size(fact['bytes_waiting'])}" + (f" ({shards})" if shards else ""),
+            f"{_count(fact['rows_waiting'], 'row')}, {_size(fact['bytes_waiting'])}"
+            + (f" ({shards})" if shards else ""),
         ),
         ("oldest", f"{age:,.0f} s" if age is not None else "nothing waits"),
-        ("committed", f"{fact['committed']['rows']:,} rows, {fact['committed']['shards']:,} shards"),
+        ("committed", f"{_count(fact['committed']['rows'], 'row')}, {_count(fact['committed']['shards'], 'shard')}"),
         ("committer", committer),
         ("state", state + (f": {fact['reason']}" if fact["reason"] else "")),
     ]

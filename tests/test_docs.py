@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import Path
+from typing import get_args
 from urllib.parse import unquote
 
+import httpx
+import huggingface_hub
 import pytest
 
+import hubsync
 from benchmarks.pages import PAGES as MADE
 from benchmarks.pages import filled
 from hubsync.localhub import LocalHub
+from hubsync.status import StateKind
 from tests.snippets import PAGES, ROOT, blocks, environ_of, problems, prose
 
 
@@ -108,3 +113,32 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
         known = target.exists() and (not anchor or anchor in anchors(target.read_text()))
         broken += [] if known else [link]
     assert broken == []
+
+
+def test_every_environment_variable_is_in_the_table() -> None:
+    """What the code reads, and what it says that somebody else reads for it."""
+    page = (ROOT / "docs" / "operations.md").read_text().partition("## Environment variables")[2].partition("\n## ")[0]
+    told = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    code = "\n".join(
+        file.read_text() for file in sorted((ROOT / "hubsync").rglob("*.py")) if "localhub" not in file.parts
+    )
+    read = set(re.findall(r"""environ(?:\.get)?[\[(]\s*"([A-Z]\w+)""", code)) | set(
+        re.findall(r"constants\.(HF_\w+)", code)
+    )
+    assert read - told == set(), "read by hubsync and not in docs/operations.md"
+    theirs = ""
+    for library in (huggingface_hub, httpx):
+        theirs += "\n".join(file.read_text() for file in sorted(Path(str(library.__file__)).parent.rglob("*.py")))
+    theirs += "\n".join(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL", "NO"))  # httpx asks urllib.request
+    assert {name for name in told - read if name not in theirs} == set(), "in docs/operations.md and read by nobody"
+
+
+def test_every_state_and_every_public_error_is_in_operations() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    states = set(re.findall(r"^\| `([a-z ]+)` \|", page.partition("## States")[2].partition("\n## ")[0], re.M))
+    assert states == set(get_args(StateKind))
+    errors = set(re.findall(r"`(\w+)`", page.partition("## Errors")[2].partition("\n## ")[0]))
+    roots = {"HubsyncError", "HubError", "BlockedError", "SpoolError", "TransientError", "SpoolBusy"}
+    ours = {name for name in hubsync.__all__ if isinstance(getattr(hubsync, name), type)}
+    raised = {name for name in ours if issubclass(getattr(hubsync, name), hubsync.HubsyncError)}
+    assert raised - roots - errors == set()
