@@ -17,6 +17,7 @@ import msgspec
 
 _log = logging.getLogger("hubsync")
 
+QUOTA = "commit quota"  # the reason of a state, where the Hub refuses more commits
 _CHANGES = 20  # of the state, kept for who looks later
 
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]

@@ -61,6 +61,7 @@ function list(parent, items, key, make, update) {
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const three = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const exactly = new Intl.NumberFormat("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
 const count = (n) => whole.format(n);
 const many = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
@@ -68,8 +69,10 @@ function bytes(n) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let at = 0;
   while (n >= 999.5 && at < units.length - 1) [n, at] = [n / 1000, at + 1];
-  return `${n < 100 ? three.format(n) : whole.format(n)} ${units[at]}`;
+  return `${at === 0 || n >= 100 ? whole.format(n) : exactly.format(n)} ${units[at]}`;
 }
+
+const brief = (text) => text.replace(/(\.\d*?)0+(?=\D|$)/, "$1").replace(/\.(?=\D|$)/, "");
 
 function amount(n) {
   if (n < 1000) return three.format(n);
@@ -79,6 +82,7 @@ function amount(n) {
 const unit = () => document.querySelector("input[name=unit]:checked").value;
 const figure = (n) => (unit() === "bytes" ? bytes(n) : `${amount(n)} rows`);
 const rate = (n) => `${figure(n)}/s`;
+const onAxis = { figure: (n) => brief(figure(n)), rate: (n) => brief(rate(n)) };
 const two = (n) => String(Math.floor(n)).padStart(2, "0");
 
 function duration(s) {
@@ -184,25 +188,26 @@ function makeCard(spool) {
     icon, label: h("span"), name: h("span"), revision: h("span", { class: "revision" }), where: h("p", { class: "where" }),
     reason: h("p", { class: "reason" }), problem: h("p", { class: "problem" }),
     age: pair("Oldest row not on the Hub", "big"), next: pair("Next commit", "mid"), quota: pair("Commits in the last hour", "mid"),
-    quotaBar: h("div", { class: "bar went", "aria-hidden": "true" }, h("i")),
-    rows: fact("Waiting"), open: fact("Open"), sealed: fact("Sealed, uploading"), staged: fact("Staged, ready"),
+    quotaBar: h("div", { class: "bar", "aria-hidden": "true" }, h("i")),
+    minute: fact("Spooled, last minute"), open: fact("Open"), sealed: fact("Sealed, uploading"), staged: fact("Staged, ready"),
     queue: fact("Queue in memory"), done: fact("On the Hub"),
-    speed: plotFigure("Throughput", [["spooled", "came"], ["committed", "went"]], [["Minute"], ["Spooled", "n"], ["Committed", "n"]], true),
-    depth: plotFigure("Waiting", [["queued on disk", "wait"]], [["Minute"], ["Waiting", "n"]]),
+    speed: plotFigure("Throughput", [["spooled", "came"], ["committed, mean of a minute", "went"]], [["Minute"], ["Spooled", "n"], ["Committed", "n"]], true),
+    depth: plotFigure("Waiting", [["in the spool", "wait"]], [["Minute"], ["Waiting", "n"]]),
     commits: plotFigure("Commits", [["size of each", "went"]], [["Time"], ["Commit"], ["Shards", "n"], ["Rows", "n"], ["Size", "n"]]),
     shards: part("Shards", "shards", table("Shards", [["Shard"], ["State"], ["Rows", "n wide"], ["Size", "n wide"], ["When", "n"]])),
     changes: part("State changes and errors", "changes", table("State changes and errors", [["When"], ["State"], ["Why"]])),
     dead: part("Dead letter", "dead", table("Dead letter", [["Shard"], ["Rows", "n"], ["Why"]])),
-    processes: part("Processes", "processes", table("Processes", [["Process"], ["Does"], ["Rows", "n"], ["Heard of", "n"]])),
+    processes: part("Processes", "processes", table("Processes", [["Process"], ["Does"], ["Rows", "n"], ["Retries", "n"], ["Heard of", "n"]])),
   };
   card.quota.value.after(card.quotaBar);
   card.header = h("header", {}, h("div", { class: "names" }, h("h2", { id: `${spool.id}-name` }, card.name, card.revision), card.where),
     h("p", { class: "state" }, icon, card.label));
   card.body = [
     h("dl", { class: "lead" }, card.age.whole, card.next.whole, card.quota.whole),
-    h("dl", { class: "figures" }, ...["rows", "open", "sealed", "staged", "queue", "done"].map((name) => card[name].whole)),
+    h("dl", { class: "figures" }, ...["minute", "open", "sealed", "staged", "queue", "done"].map((name) => card[name].whole)),
     h("div", { class: "plots" }, card.speed.whole, card.depth.whole, card.commits.whole),
-    h("div", { class: "parts" }, card.shards.section, card.changes.section, card.dead.section, card.processes.section),
+    h("div", { class: "parts" }, card.shards.section,
+      h("div", { class: "side" }, card.changes.section, card.dead.section, card.processes.section)),
   ];
   card.whole = h("article", { class: "card", "aria-labelledby": `${spool.id}-name` }, card.header, card.reason, card.problem, ...card.body);
   return card;
@@ -244,8 +249,10 @@ function updateLead(card, spool) {
   say(card.quota.value, `${count(quota.spent)} of ${count(quota.per_hour)}`);
   const bar = card.quotaBar.firstElementChild;
   bar.style.flexBasis = `${Math.min(100, (100 * quota.spent) / Math.max(1, quota.per_hour))}%`;
-  say(card.rows.value, many(waiting.rows, "row"));
-  say(card.rows.under, `${bytes(waiting.bytes)} in ${many(waiting.shards, "shard")}`);
+  set(bar, "class", quota.spent >= quota.per_hour ? "full" : null);
+  const { minute } = spool.series, speed = (name) => rate(minute[`${name}_${unit()}`]);
+  say(card.minute.value, speed("spooled"));
+  say(card.minute.under, `${speed("committed")} committed`);
   for (const name of ["open", "sealed", "staged"]) {
     const depth = spool.by_state[name];
     say(card[name].value, many(depth.shards, "shard"));
@@ -266,11 +273,12 @@ function updatePlots(card, spool) {
   timePlot(card.speed.place, {
     label: `Throughput in the last 15 minutes. Spooled: ${rate(series.minute[`spooled_${kind}`])} over the last minute, ${rate(Math.max(...came))} at most. ` +
       `Committed: ${rate(series.minute[`committed_${kind}`])} over the last minute, ${rate(Math.max(...went))} at most.`,
-    series: [{ values: came, kind: "area", tone: "came" }, { values: went, kind: "columns", tone: "went" }], format: rate, ...quarter,
+    series: [{ values: came, kind: "area", tone: "came" }, { values: smoothed(went, 60 / series.step_s), kind: "line", tone: "went" }],
+    format: onAxis.rate, ...quarter,
   });
   timePlot(card.depth.place, {
     label: `Waiting in the spool in the last 15 minutes: ${figure(waiting.at(-1))} now, ${figure(Math.max(...waiting))} at most.`,
-    series: [{ values: waiting, kind: "area", tone: "wait" }], format: figure, ...quarter,
+    series: [{ values: waiting, kind: "area", tone: "wait" }], format: onAxis.figure, ...quarter,
   });
   const size = (commit) => commit[kind];
   markPlot(card.commits.place, {
@@ -281,9 +289,17 @@ function updatePlots(card, spool) {
       share: Math.max(0, 1 - (now - commit.at) / 3600), value: size(commit),
       title: `${clock(commit.at, now)}: ${many(commit.rows, "row")}, ${bytes(commit.bytes)} in ${many(commit.shards, "shard")}`,
     })),
-    format: figure, ago: [60, 40, 20, 0], span: 60, tone: "went",
+    format: onAxis.figure, ago: [60, 40, 20, 0], span: 60, tone: "went",
   });
   plotTables(card, spool, came, went, waiting);
+}
+
+// Commits come all at once and now and then: a mean over the minute behind is what can be held against what is spooled.
+function smoothed(values, width) {
+  return values.map((_, n) => {
+    const some = values.slice(Math.max(0, n + 1 - width), n + 1);
+    return some.reduce((sum, value) => sum + value, 0) / some.length;
+  });
 }
 
 function plotTables(card, spool, came, went, waiting) {
@@ -357,7 +373,7 @@ function updateProcesses(card, spool) {
   const heard = (process) => (process.alive ? "now" : `${roughly(process.heard_s)} ago${process.there ? ", stopped" : ", ended"}`);
   cells(card.body, spool.processes, (process) => process.writer ?? `pid ${process.pid}`, (process) => [
     [`${process.pid ?? "?"}${process.writer ? ` (${process.writer})` : ""}`], [does(process)],
-    [process.rows === null ? "–" : count(process.rows), "n"], [heard(process), "n"],
+    [process.rows === null ? "–" : count(process.rows), "n"], [process.retries === null ? "–" : count(process.retries), "n"], [heard(process), "n"],
   ]);
 }
 

@@ -15,7 +15,7 @@ function make(tag, attributes, text) {
 function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((n) => n * power).find((n) => n >= value * 0.999999);
+  return [1, 2, 3, 4, 5, 6, 8, 10].map((n) => n * power).find((n) => n >= value * 0.999999);
 }
 
 // An empty plot in `place` with its grid and axes; null where it has no room. `ago` are marks in minutes before now.
@@ -46,7 +46,7 @@ function put(place, svg) {
   place.replaceChildren(...(svg ? [svg] : []));
 }
 
-// `series`: [{ values, kind: "area" | "columns", tone }], a value a step, the last one now.
+// `series`: [{ values, kind: "area" | "line", tone }], a value a step, the last one now.
 export function timePlot(place, { label, series, format, ago, span }) {
   const plot = frame(place, label, Math.max(...series.flatMap((one) => one.values), 0), format, ago, span);
   if (!plot) return;
@@ -54,17 +54,12 @@ export function timePlot(place, { label, series, format, ago, span }) {
   for (const { values, kind, tone } of series) {
     const group = make("g", { class: tone });
     const step = 1 / values.length;
+    const at = (share, value) => `${x(share).toFixed(1)},${y(value).toFixed(1)}`;
+    const points = values.map((value, n) => at((n + 0.5) * step, value));
     if (kind === "area") {
-      const points = values.map((value, n) => `${x((n + 0.5) * step).toFixed(1)},${y(value).toFixed(1)}`);
-      const ends = [`${x(step / 2).toFixed(1)},${y(0).toFixed(1)}`, `${x(1 - step / 2).toFixed(1)},${y(0).toFixed(1)}`];
-      group.append(make("polygon", { class: "area", points: [ends[0], ...points, ends[1]].join(" ") }));
-      group.append(make("polyline", { class: "line", points: points.join(" ") }));
-    } else {
-      const wide = Math.max(1.5, (x(step) - x(0)) * 0.55);
-      values.forEach((value, n) => {
-        if (value > 0) group.append(column(x((n + 0.5) * step) - wide / 2, y(value), wide, y(0)));
-      });
+      group.append(make("polygon", { class: "area", points: [at(step / 2, 0), ...points, at(1 - step / 2, 0)].join(" ") }));
     }
+    group.append(make("polyline", { class: `line ${kind}-line`, points: points.join(" ") }));
     svg.append(group);
   }
   put(place, svg);

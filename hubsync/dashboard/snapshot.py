@@ -22,7 +22,7 @@ from hubsync.errors import SpoolError
 from hubsync.live import Live, told
 from hubsync.pace import Governor, last_policy
 from hubsync.spool import Target
-from hubsync.status import State, Stored
+from hubsync.status import QUOTA, State, Stored
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5
@@ -222,9 +222,14 @@ def next_commit(found: Snapshot) -> tuple[float | None, str]:
             return None, f"No job has this spool open. Bring its rows up with: hubsync drain {found.directory}"
         return None, "No job has this spool open, and nothing waits in it."
     if state.kind == "blocked":
-        return state.until, f"A person is needed: {state.reason}. It is tried again all the same."
+        return state.until, "A person must mend this. It is tried again all the same, and goes on by itself then."
     if state.kind == "backing off":
-        return state.until, f"Waiting before the next try: {state.reason}."
+        if state.reason == QUOTA:
+            return (
+                state.until,
+                "The Hub takes no more for now: it counts commits by the hour, of all jobs of an account.",
+            )
+        return state.until, "It is tried again by itself, with growing pauses."
     if state.kind == "offline":
         return None, f"None is planned: {state.reason}."
     if state.kind == "spool full":
