@@ -144,5 +144,17 @@ def serve(
             app(Watch(directories)), log_level="warning", access_log=False, lifespan="on", server_header=False,
             timeout_graceful_shutdown=1,
         )  # fmt: skip
-        started(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[listener])
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        _Server(config, lambda: started(address)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Tells when it serves, and signals are its own."""
+
+    def __init__(self, config: uvicorn.Config, up: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._up = up
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._up()

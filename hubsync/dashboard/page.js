@@ -138,7 +138,8 @@ function reasonOf(spool) {
     return `The job is not running; ${rows} in the spool, safe. hubsync drain ${spool.spool}`;
   }
   if (!spool.alive || spool.state.kind === "ok") return "";
-  const { reason, until } = spool.state;
+  const { until } = spool.state;
+  const reason = spool.state.reason === "commit quota" ? "the Hub's commit quota is used up" : spool.state.reason;
   const next = until === null ? "" : until <= spool.now ? " The next try is due." : ` Next try at ${clock(until, spool.now)}.`;
   return `${reason[0]?.toUpperCase() ?? ""}${reason.slice(1)}${/[.!?]$/.test(reason) ? "" : "."}${next} Rows are kept in the spool meanwhile.`;
 }
@@ -187,7 +188,7 @@ function makeCard(spool) {
   const card = {
     icon, label: h("span"), name: h("span"), revision: h("span", { class: "revision" }), where: h("p", { class: "where" }),
     reason: h("p", { class: "reason" }), problem: h("p", { class: "problem" }),
-    age: pair("Oldest row not on the Hub", "big"), next: pair("Next commit", "mid"), quota: pair("Commits in the last hour", "mid"),
+    age: pair("Oldest row not on the Hub", "big"), next: pair("Next commit", "mid"), quota: pair("Commits, last hour", "mid"),
     quotaBar: h("div", { class: "bar", "aria-hidden": "true" }, h("i")),
     minute: fact("Spooled, last minute"), open: fact("Open"), sealed: fact("Sealed, uploading"), staged: fact("Staged, ready"),
     queue: fact("Queue in memory"), done: fact("On the Hub"),

@@ -197,8 +197,9 @@ def test_without_a_spool_all_at_the_usual_place_are_followed(uploader: Make) -> 
     for repo in ("user/a", "user/b"):
         with uploader(repo, spool=None) as up:
             up.put([{"id": 1}])
+            directory = up.spool
     assert [card["repo"] for card in watch.look()] == ["user/a", "user/b"]
-    shutil.rmtree(up.spool)
+    shutil.rmtree(directory)
     assert [card["repo"] for card in watch.look()] == ["user/a"]
 
 
@@ -262,9 +263,12 @@ def test_a_long_backlog_hides_no_commit(left: Path) -> None:
     assert found.waiting.rows == 10_000
 
 
+_OK = State()
+
+
 def spool_with(
     *,
-    state: State = State(),
+    state: State = _OK,
     live: bool = True,
     sending: float | None = None,
     governor: str | None = None,
