@@ -135,7 +135,7 @@ function reasonOf(spool) {
   if (spool.problem) return "";
   if (!spool.alive && spool.waiting.rows) {
     const rows = spool.waiting.rows === 1 ? "1 row waits" : `${count(spool.waiting.rows)} rows wait`;
-    return `The job is not running; ${rows} in the spool, safe. hubsync drain ${spool.spool}`;
+    return `The job is not running; ${rows} in the spool, safe.`;
   }
   if (!spool.alive || spool.state.kind === "ok") return "";
   const { until } = spool.state;
@@ -190,7 +190,7 @@ function makeCard(spool) {
     reason: h("p", { class: "reason" }), problem: h("p", { class: "problem" }),
     age: pair("Oldest row not on the Hub", "big"), next: pair("Next commit", "mid"), quota: pair("Commits, last hour", "mid"),
     quotaBar: h("div", { class: "bar", "aria-hidden": "true" }, h("i")),
-    minute: fact("Spooled, last minute"), open: fact("Open"), sealed: fact("Sealed, uploading"), staged: fact("Staged, ready"),
+    minute: fact("Spooled, last minute"), open: fact("Open"), sealed: fact("Sealed, to upload"), staged: fact("Staged, to commit"),
     queue: fact("Queue in memory"), done: fact("On the Hub"),
     speed: plotFigure("Throughput", [["spooled", "came"], ["committed, mean of a minute", "went"]], [["Minute"], ["Spooled", "n"], ["Committed", "n"]], true),
     depth: plotFigure("Waiting", [["in the spool", "wait"]], [["Minute"], ["Waiting", "n"]]),
@@ -257,7 +257,7 @@ function updateLead(card, spool) {
   for (const name of ["open", "sealed", "staged"]) {
     const depth = spool.by_state[name];
     say(card[name].value, many(depth.shards, "shard"));
-    say(card[name].under, depth.shards ? `${count(depth.rows)} rows, ${bytes(depth.bytes)}` : "–");
+    say(card[name].under, depth.shards ? `${many(depth.rows, "row")}, ${bytes(depth.bytes)}` : "–");
   }
   const { queue } = spool;
   say(card.queue.value, queue === null ? "–" : many(queue.batches, "batch").replace("batchs", "batches"));

@@ -26,10 +26,10 @@ def main(minutes: float) -> None:
     assert path is not None, "there is no chromium"
     IMAGES.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-")))
         hub = stack.enter_context(LocalHub(home / "hub", users={"ada": "hf_localhub_user"}))
-        spools = [home / "spools" / "ada--rollouts", home / "spools" / "ada--judgements"]
-        refused = hub.faults.add(Fault.status(422, on="commit", after=3, times=1, repo="ada/judgements"))
+        spools = [home / "ada--rollouts", home / "ada--judgements"]
+        hub.faults.add(Fault.status(422, on="commit", after=3, times=1, repo="ada/judgements"))
         quick: dict[str, Any] = {"linger_s": 8, "blocked_s": 120}
         stack.enter_context(job(hub, "ada/rollouts", spools[0], rows_per_s=700, per_hour=120, **quick))
         stack.enter_context(job(hub, "ada/judgements", spools[1], rows_per_s=60, per_hour=240, **quick))
@@ -37,7 +37,6 @@ def main(minutes: float) -> None:
         both = stack.enter_context(page(*spools))
         chrome = stack.enter_context(browser(path))
         time.sleep(minutes * 60)
-        del refused
         _wait_for(address, "ok")
         _picture(chrome, address, "healthy", 1280)
         _picture(chrome, both, "two", 1440)
@@ -47,9 +46,9 @@ def main(minutes: float) -> None:
         _picture(chrome, address, "backing-off", 1280)
         _picture(chrome, address, "narrow-dark", 390, dark=True)
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-")))
         hub = stack.enter_context(LocalHub(home / "hub", users={"ada": "hf_localhub_user"}))
-        spool = home / "spools" / "ada--rollouts"
+        spool = home / "ada--rollouts"
         stack.enter_context(job(hub, "ada/rollouts", spool, rows_per_s=700, per_hour=120, linger_s=8, blocked_s=120))
         address = stack.enter_context(page(spool))
         chrome = stack.enter_context(browser(path))

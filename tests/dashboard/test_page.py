@@ -109,7 +109,8 @@ def test_the_state_follows_the_hub_and_changes_are_read_out(hub: LocalHub, brows
         process.kill()
         process.wait()
         until(shown, STATE, "Not running")
-        assert f"hubsync drain {tmp_path / 'spool'}" in shown.locator(".reason").inner_text()
+        assert "The job is not running" in shown.locator(".reason").inner_text()
+        assert f"hubsync drain {tmp_path / 'spool'}" in shown.locator(".lead").inner_text()
         assert "ended" in shown.locator(".processes").inner_text()
     hub.revoke(hub.token)
 
@@ -152,6 +153,7 @@ def test_several_spools_side_by_side_and_one_that_comes_and_goes(
         (home / "two" / "catalogue.sqlite").write_bytes(b"not a database" * 100)
         until(shown, "() => document.querySelectorAll('.state span')[1].textContent === 'Corrupt'")
         assert "hubsync drain --rescue" in shown.locator("article").nth(1).inner_text()
+        assert [shown.locator(".lead").nth(n).is_visible() for n in (0, 1)] == [True, False]
         shutil.rmtree(home / "two")
         until(shown, "() => document.querySelectorAll('article').length === 1")
 
