@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ STEP_S = 10  # of the throughput
 STEPS = 90
 _HOUR = 3600
 _FIRST = 5_000  # segments of the past that the first look reads,
-_LATER = 400  # and every other: more than a second brings
+_LATER = 400  # and every other: more than a second brings,
+_GAP_S = 5.0  # unless that was longer ago
 _SHARDS_SHOWN = 10
 _SEEN = 50_000
 _MINUTE = 6  # steps that "now" is the mean of
@@ -51,7 +53,7 @@ class _Step:
 class _Memory:
     """What is known of one spool's past."""
 
-    since: float | None = None  # the first look; None before it
+    at: float = 0.0  # the last look; 0 before the first
     totals: tuple[int, int, int, int] = (0, 0, 0, 0)  # as in `_Step`, ever
     steps: dict[int, _Step] = field(default_factory=dict)
     commits: dict[str, _Commit] = field(default_factory=dict)
@@ -83,15 +85,17 @@ class Watch:
             "problem": None,
         }
         try:
-            found = snapshot(directory, _FIRST if memory.since is None else _LATER)
-        except SpoolError as error:
+            found = snapshot(directory, _LATER if time.time() - memory.at < _GAP_S else _FIRST)
+            _remember(memory, found)
+            return {**card, **_facts(found, memory)}
+        except Exception as error:  # noqa: BLE001  (what one spool holds must not take the others' cards)
             self._memories[directory] = _Memory()
-            return {**card, "problem": {"kind": _kind_of(error, directory), "text": str(error)}}
-        _remember(memory, found)
-        return {**card, **_facts(found, memory)}
+            known = isinstance(error, SpoolError)
+            text = str(error) if known else f"what it tells is not understood ({type(error).__name__}: {error})."
+            return {**card, "problem": {"kind": _kind_of(error, directory), "text": text}}
 
 
-def _kind_of(error: SpoolError, directory: Path) -> str:
+def _kind_of(error: Exception, directory: Path) -> str:
     if isinstance(error, SpoolLost):
         return "corrupt"
     if isinstance(error, SpoolVersionError):
@@ -102,8 +106,8 @@ def _kind_of(error: SpoolError, directory: Path) -> str:
 def _remember(memory: _Memory, found: Snapshot) -> None:
     dead, waiting, done = found.depths["dead"], found.waiting, found.committed
     totals = (done.rows + waiting.rows + dead.rows, done.bytes + waiting.bytes + dead.bytes, done.rows, done.bytes)
-    if memory.since is None:
-        memory.since = found.at
+    if found.at - memory.at > _GAP_S:  # the first look, or this machine slept
+        memory.steps.clear()
         _prefill(memory, found)
     else:
         step = memory.steps.setdefault(int(found.at // STEP_S), _Step())
@@ -113,7 +117,7 @@ def _remember(memory: _Memory, found: Snapshot) -> None:
         step.spooled_bytes += more[1]
         step.committed_rows += more[2]
         step.committed_bytes += more[3]
-    memory.totals = totals
+    memory.totals, memory.at = totals, found.at
     for number in [n for n in memory.steps if n <= found.at // STEP_S - STEPS]:
         del memory.steps[number]
     _remember_commits(memory, found)

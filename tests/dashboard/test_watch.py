@@ -185,10 +185,22 @@ def test_a_spool_that_is_corrupt_newer_or_gone_is_a_card_that_says_so(left: Path
     assert watch.look()[0]["committed"]["rows"] == 3
 
 
-def test_a_state_of_another_version_is_no_end_of_the_page(left: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("status", '{"kind": "dancing"}'),
+        ("governor", "[1"),
+        ("target", '{"endpoint": "http://[", "repo": "a/b"}'),
+        ("committed_rows", "many"),
+    ],
+)
+def test_what_is_not_understood_is_no_end_of_the_page(left: Path, key: str, value: str) -> None:
+    shutil.copytree(left, left.parent / "other")
     with contextlib.closing(sqlite3.connect(left / "catalogue.sqlite", isolation_level=None)) as db:
-        db.execute("UPDATE meta SET value = '{\"kind\": \"dancing\"}' WHERE key = 'status'")
-    assert one(Watch([left]))["problem"]["kind"] == "can't be read"
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    odd, other = Watch([left, left.parent / "other"]).look()
+    assert odd["problem"]["kind"] == "can't be read"
+    assert other["problem"] is None
 
 
 def test_without_a_spool_all_at_the_usual_place_are_followed(uploader: Make) -> None:
