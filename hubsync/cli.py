@@ -262,6 +262,33 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @cli.command()
+@click.argument("directories", nargs=-1, metavar="[SPOOL]...", type=click.Path(path_type=Path))
+@click.option("--port", default=7870, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
+@click.option("--open", "browse", is_flag=True, help="Open it in the browser.")
+def dashboard(directories: tuple[Path, ...], port: int, browse: bool) -> None:
+    """A live page of SPOOL, or of all spools at the usual place, on 127.0.0.1; it only reads.
+
+    \b
+    From another machine: ssh -L 7870:127.0.0.1:7870 HOST, then http://127.0.0.1:7870
+    """
+    try:
+        from hubsync.dashboard.app import serve as run
+    except ImportError as error:
+        raise click.ClickException(f"{error}: the page needs `pip install 'hubsync[dashboard]'`.") from None
+
+    def started(address: str) -> None:
+        click.echo(address)
+        sys.stdout.flush()
+        if browse:
+            click.launch(address)
+
+    try:
+        run(directories, port, started)
+    except KeyboardInterrupt:
+        sys.exit(130)  # that is how one leaves it
+
+
+@cli.command()
 @click.argument("where", nargs=-1, metavar="[SPOOL] REPO")
 @click.option("--no-spool", is_flag=True, help="Compare the dataset with itself alone, also where there is a spool.")
 @click.option("--revision", default="main", show_default=True)

@@ -72,7 +72,11 @@ async def _drain(
                     "others."
                 )
             await clock.sleep(BEAT_S)
-        status = Status(lambda text: spool.catalogue.remember("status", text), lambda: str(directory))
+        status = Status(
+            lambda text: spool.catalogue.remember("status", text),
+            lambda: str(directory),
+            stored=spool.catalogue.get("status"),
+        )
         blocked: list[HubError] = []
         committer = Committer(
             spool,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from hubsync.errors import (
     TransientError,
     root_cause,
 )
+from hubsync.live import Live, hush, tell
 from hubsync.locks import BEAT_S
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
@@ -73,11 +75,13 @@ class Worker:
         """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
         self.spool = spool
         self.queue = BoundedQueue(queue)
-        self.status = Status(self._save_status, self.waiting)
+        self.status = Status(self._save_status, self.waiting, stored=spool.catalogue.get("status"), now=clock.time)
         self.writer = SpoolWriter.open(spool, layout, shard)
         self.failure: BaseException | None = None
         self._shard = shard
         self._clock = clock
+        self._since = clock.time()
+        self._queue_max_bytes = queue.max_bytes
         self._destination = destination
         self._committing = (commit, retry, rng, private)
         self._committer: Committer | None = None
@@ -196,6 +200,7 @@ class Worker:
         for item in [*self._in_hand, *self.queue.take()]:
             if isinstance(item, Batch) and item.receipt.state == "queued":
                 item.receipt._dropped(ended)
+        hush(self.spool.directory, self.writer.name)
         self.writer.close()
         with self._lock:
             flushes, asked = list(self._flushes), list(self._asked)
@@ -386,9 +391,30 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self.writer.beat()
+            tell(self.spool.directory, self.writer.name, self._live())
             if not self.spool.disk.is_there():
                 raise self.spool.lost()
             await self._clock.sleep(BEAT_S)
+
+    def _live(self) -> Live:
+        queue = self.queue.depth()
+        return Live(
+            pid=os.getpid(),
+            at=self._clock.time(),
+            since=self._since,
+            state=self.status.state,
+            counts=self.status.counts,
+            queue_batches=queue.batches,
+            queue_rows=queue.rows,
+            queue_bytes=queue.bytes,
+            queue_max_bytes=self._queue_max_bytes,
+            blocked=queue.blocked,
+            raised=queue.raised,
+            dropped=queue.dropped,
+            linger_s=self._shard.linger_s,
+            shard_max_bytes=self._shard.max_bytes,
+            spool_max_bytes=self.spool.policy.max_bytes,
+        )
 
     async def _keep_log_short(self) -> None:
         """Also while the committer waits for the Hub, and where there is none."""
