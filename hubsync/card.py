@@ -84,6 +84,22 @@ def entries(existing: bytes) -> list[Entry]:
         raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
 
 
+def of_another_kind(existing: bytes, ours: Sequence[Entry]) -> str | None:
+    """A pattern of the card whose files `datasets` reads otherwise than ours: it reads one kind of file a repo.
+
+    Raises:
+        CardError: the card's YAML can't be read.
+    """
+    kinds = {_kind(entry.glob) for entry in ours}
+    return next((e.glob for e in entries(existing) if (kind := _kind(e.glob)) and kind not in kinds), None)
+
+
+def _kind(glob: str) -> str | None:
+    if re.search(r"\.(jsonl|ndjson|json)(\.\w+)?$", glob):
+        return "json"
+    return "parquet" if glob.endswith(".parquet") else None
+
+
 def _patterns(files: Any) -> list[tuple[str, str]]:
     found = []
     for item in files if isinstance(files, list) else [files]:
@@ -134,7 +150,7 @@ def _add(configs: list[Any], entry: Entry) -> bool:
 _BODY = """
 # {name}
 
-This dataset grows while a job runs: its rows are brought here by hubsync, in JSON Lines shards.
+This dataset grows while a job runs: its rows are brought here by hubsync, shard by shard.
 
 ```python
 from datasets import load_dataset

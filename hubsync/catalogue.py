@@ -74,6 +74,9 @@ CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NUL
 # committed.
 PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
 
+# Of sealed segments: those that are lines yet, and become a shard of another format (`packer.py`).
+UNPACKED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
+
 _MIGRATIONS = [_SCHEMA]  # what brings a catalogue of version n to n + 1, at index n; version 0 is a new one
 
 

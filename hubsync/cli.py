@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubsync.policy import FORMATS
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -59,6 +61,7 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
 @click.option("--config", default="default", show_default=True)
 @click.option("--split", default="train", show_default=True)
 @click.option("--path", help="Template of the shards' paths, such as {config}/{split}-{writer}-{seq:05d}.jsonl.")
+@click.option("--format", type=click.Choice(FORMATS), default="jsonl", show_default=True, help="What the shards are.")
 @click.option("--private/--public", default=None, help="For a repo that is made now.")
 @click.option("--revision", default="main", show_default=True)
 @click.option("--spool", type=click.Path(path_type=Path), help="Where rows are kept until they are committed.")
@@ -82,6 +85,7 @@ def pipe(
     config: str,
     split: str,
     path: str | None,
+    format: Any,
     private: bool | None,
     revision: str,
     spool: Path | None,
@@ -108,6 +112,7 @@ def pipe(
         config=config,
         split=split,
         path=path,
+        format=format,
         private=private,
         revision=revision,
         spool=spool,

@@ -40,6 +40,7 @@ from hubsync.errors import (
 )
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
+from hubsync.packer import Packer, Unpackable
 from hubsync.plan import Destination, Note, Plan, Shard, Staged
 from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
@@ -81,6 +82,7 @@ class Committer:
     ) -> None:
         self._spool = spool
         self._plans = Plans(spool)
+        self._packer = Packer(spool, self._plans.is_whole, self._plans.shard)
         self._destination = destination
         self._policy = commit
         self._retry = retry
@@ -91,6 +93,7 @@ class Committer:
         self._private = private
         self._rng = rng
         self._work_bell = Bell(clock)  # something was sealed or staged
+        self._pack_bell = Bell(clock)
         self._commit_bell = Bell(clock)
         self._nudge_bell = Bell(clock)  # somebody waits: a blocked worker tries at once
         self._connected = False
@@ -106,6 +109,7 @@ class Committer:
     def wake(self) -> None:
         """Something was sealed: look now. From the event loop only, as `nudge`."""
         self._work_bell.ring()
+        self._pack_bell.ring()
         self._commit_bell.ring()
 
     def nudge(self) -> None:
@@ -185,6 +189,7 @@ class Committer:
         if plan is not None:
             await self._reconcile(plan)
         await self._mend()
+        tasks.start_soon(self._pack_for_ever)
         tasks.start_soon(self._stage_for_ever)
         tasks.start_soon(self._commit_for_ever)
 
@@ -209,6 +214,21 @@ class Committer:
     def _remember(self, governor: str) -> None:
         with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.leased():
             self._spool.catalogue.set("governor", governor)
+
+    # Packing.
+
+    async def _pack_for_ever(self) -> None:
+        """One segment after the other: it costs a core, and the job needs the others."""
+        while True:
+            try:
+                packed = await self._persist("pack", partial(self._on_disk, self._packer.pack_next))
+            except Unpackable as error:
+                await self._bury(error.shard, error.error)
+                packed = True
+            if packed:
+                self._work_bell.ring()
+            else:
+                await self._pack_bell.wait(_POLL_S)
 
     # Staging.
 
@@ -398,6 +418,12 @@ class Committer:
         try:
             merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries)
             reach(CrashPoint.CARD_MERGED)
+            if existing and (other := await _in_thread(card.of_another_kind, existing, entries)):
+                _log.warning(
+                    "%s holds %s already, and now %s: load_dataset reads one kind of file a repo, so it can't read this "
+                    "one any more. Go on in the old format, or in another repo.",
+                    self._spool.target.repo, other, entries[0].glob,
+                )  # fmt: skip
         except card.CardError as error:
             self._card_refused = True
             _log.warning(
@@ -451,6 +477,8 @@ class Committer:
     async def _bury(self, shard: Shard, error: HubError) -> None:
         grave = await self._on_disk(self._plans.bury, shard, str(error))
         message = f"the Hub refuses {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}."
+        if error.status is None:
+            message = f"{shard.path} ({shard.rows} rows) can't be made: {error}. Its lines are kept in {grave}."
         _log.error("%s", message)
         self._status.counts.refusals += 1
         self._card_refused = False  # this shard it was

@@ -23,6 +23,7 @@ class Disk:
     def __init__(self, directory: Path, catalogue: Path) -> None:
         self._catalogue = catalogue
         self._reserve = directory / "reserve"
+        self._size = _RESERVE
         about = os.stat(catalogue)
         self._known = (about.st_dev, about.st_ino)
 
@@ -36,11 +37,15 @@ class Disk:
             return False
         return (about.st_dev, about.st_ino) == self._known
 
+    def keep_room_for(self, bytes: int) -> None:
+        """From now on the reserve has room for a shard of this size as well: it is packed before it is committed."""
+        self._size = max(self._size, _RESERVE + bytes)
+
     def reserve(self) -> None:
         """Fills the reserve where there is room for it."""
         with suppress(OSError):
             about = os.statvfs(self._reserve.parent)
-            size = min(_RESERVE, about.f_blocks * about.f_frsize // _SHARE)
+            size = min(self._size, about.f_blocks * about.f_frsize // _SHARE)
             held = self._reserve.stat().st_size if self._reserve.exists() else -1
             if held >= size or about.f_bavail * about.f_frsize < 2 * size:
                 return

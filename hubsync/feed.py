@@ -24,6 +24,7 @@ from hubsync.connect import spool_of
 from hubsync.cursor import SEGMENT, Cursor, Piece, short
 from hubsync.errors import TransientError, plain
 from hubsync.files import SUFFIXES, Files, Moved, Wanted, in_order, selected
+from hubsync.formats import lines_of
 from hubsync.hub import HubFile
 from hubsync.recognize import Look
 from hubsync.spool import Target
@@ -52,6 +53,7 @@ class _Segment(NamedTuple):
     """What a spool holds and has not committed."""
 
     place: str
+    number: int
     file: Path
     bytes: int
     rows: int
@@ -152,7 +154,7 @@ class Feed:
                 if place not in there:
                     del pieces[place]
             return [
-                _Segment(place, spool.file(row["file"]), row["bytes"], row["rows"])
+                _Segment(place, row["id"], spool.file(row["file"]), row["bytes"], row["rows"])
                 for place, row in there.items()
                 if self._wanted.has(row["path"], row["config"], row["split"])
                 # Its commit may have landed, and the catalogue not know of it yet.
@@ -163,13 +165,29 @@ class Feed:
             spool.close()
 
     def _segment(self, segment: _Segment) -> Opened | None:
-        try:
-            with segment.file.open("rb") as file:
-                stream = io.BytesIO(file.read(segment.bytes))
-        except FileNotFoundError:
+        stream = self._lines(segment)
+        if stream is None:
             return None  # committed: it is found on the Hub
         piece = self.cursor.pieces.setdefault(segment.place, Piece(segment.place))
         return Opened(segment.place, stream, piece, is_whole=False)
+
+    def _lines(self, segment: _Segment) -> IO[bytes] | None:
+        """What a segment holds, whatever it has become in the meantime; None where it is committed."""
+        try:
+            if segment.file.suffix == ".jsonl":
+                with segment.file.open("rb") as file:
+                    return io.BytesIO(file.read(segment.bytes))
+            return lines_of(segment.file.open("rb"), segment.file.name)
+        except FileNotFoundError:
+            assert self._spool is not None
+            spool = spool_of(self._target, self._spool, self._clock)
+            try:
+                now = spool.catalogue.value(f"SELECT file FROM segments WHERE {PENDING} AND id = ?", segment.number)
+                packed = None if now is None else spool.file(now)
+            finally:
+                spool.close()
+            # Packed at most once: no file of the same name is looked for again.
+            return None if packed in (None, segment.file) else self._lines(segment._replace(file=packed))
 
     # The Hub.
 

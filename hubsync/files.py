@@ -18,20 +18,19 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from hubsync import card
+from hubsync import card, formats
 from hubsync.clock import Clock
 from hubsync.cursor import fingerprint, fingerprint_of_bad
 from hubsync.errors import RepoMissingError, TransientError, flat_errors
 from hubsync.hub import HubDataset, HubFile, watermark_of
 from hubsync.plan import Watermark
-from hubsync.rows import encode
 from hubsync.survey import patiently
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")
 
 _IN_MEMORY = 8 << 20  # bytes of a file
-SUFFIXES = (".jsonl", ".ndjson", ".parquet")  # of files whose rows are read
+SUFFIXES = (*formats.SUFFIXES, ".ndjson")  # of files whose rows are read
 
 
 class Wanted(NamedTuple):
@@ -110,7 +109,7 @@ class Files:
         await self.hold([file], commit)
         stream = self._held[file.path, file.oid]
         stream.seek(0)
-        return await anyio.to_thread.run_sync(marks_in, stream)
+        return await anyio.to_thread.run_sync(marks_in, stream, file.path)
 
     async def hold(self, files: Sequence[HubFile], commit: str) -> None:
         """Fetches files, all at once."""
@@ -136,7 +135,7 @@ class Files:
         """A file that is held, as JSON Lines, from its beginning. It is the caller's to close."""
         stream = self._held.pop((file.path, file.oid))
         stream.seek(0)
-        return stream
+        return stream if file.path.endswith(".parquet") else formats.lines_of(stream, file.path)
 
     def drop(self, file: HubFile | None = None) -> None:
         """Lets go of a file that is held, or of all."""
@@ -162,8 +161,8 @@ class Files:
             return taken.checked()
 
         stream = await self._in_commit(download)
-        if file.path.endswith(".parquet"):
-            stream = await anyio.to_thread.run_sync(_lines_of_parquet, stream)
+        if file.path.endswith(".parquet"):  # the only one that is not read from its beginning
+            stream = await anyio.to_thread.run_sync(formats.lines_of, stream, file.path)
         return stream
 
 
@@ -192,17 +191,6 @@ class _Taken:
         return self._stream
 
 
-def _lines_of_parquet(stream: IO[bytes]) -> IO[bytes]:
-    from pyarrow import parquet
-
-    lines: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (handed on)
-    with stream:
-        for batch in parquet.ParquetFile(stream).iter_batches():
-            lines.write(encode(batch).lines)
-    lines.seek(0)
-    return lines
-
-
 def row_of(line: bytes) -> dict[str, object] | str:
     """The row that a line is; or why it is none."""
     try:
@@ -212,10 +200,10 @@ def row_of(line: bytes) -> dict[str, object] | str:
     return row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
 
 
-def marks_in(stream: IO[bytes]) -> list[int]:
-    """The fingerprints of all rows of a file."""
+def marks_in(stream: IO[bytes], path: str) -> list[int]:
+    """The fingerprints of all rows of a file, which stays open."""
     marks = []
-    for line in stream:
+    for line in stream if path.endswith(".parquet") else formats.lines_of(stream, path, close=False):
         if line.strip():
             row = row_of(line)
             marks.append(fingerprint(row) if isinstance(row, dict) else fingerprint_of_bad(line))

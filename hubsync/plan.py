@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from hubsync.errors import SpoolError
+
 Mode = Literal["regular", "lfs"]
 
 
@@ -111,6 +113,24 @@ def git_oid_of(file: Path, size: int) -> str:
         while chunk := stream.read(1 << 20):
             git.update(chunk)
     return git.hexdigest()
+
+
+def hashes(file: Path, size: int) -> tuple[str, str]:
+    """sha256 (what LFS and Xet call it) and git's blob id (what a regular file is called), in one pass.
+
+    Raises:
+        SpoolError: the file is not `size` bytes long.
+    """
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    seen = 0
+    with file.open("rb", buffering=0) as stream:
+        while chunk := stream.read(1 << 20):
+            sha256.update(chunk)
+            git.update(chunk)
+            seen += len(chunk)
+    if seen != size:
+        raise SpoolError(f"{file} holds {seen} bytes where the catalogue counts {size}: something else wrote to it.")
+    return sha256.hexdigest(), git.hexdigest()
 
 
 class Destination(Protocol):

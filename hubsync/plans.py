@@ -7,7 +7,6 @@ is changed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,11 +16,10 @@ from typing import Any
 
 import msgspec
 
-from hubsync.catalogue import PENDING
+from hubsync.catalogue import PENDING, UNPACKED
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.errors import SpoolError
-from hubsync.plan import Mode, Note, Plan, Shard, Watermark, git_oid_of
-from hubsync.policy import Layout
+from hubsync.plan import Mode, Note, Plan, Shard, Watermark, git_oid_of, hashes
+from hubsync.policy import Layout, format_of
 from hubsync.spool import Spool
 
 _SMALL = 16 << 20  # bytes, below which a Hub may keep a file as a regular one; its bound is about 10 MB
@@ -44,11 +42,14 @@ class Plans:
     # Staging.
 
     def sealed(self, limit: int, max_bytes: int, besides: Collection[int] = ()) -> list[Shard]:
-        """The oldest sealed shards that are not staged, hashed: up to a bound, but always one where there is any."""
+        """The oldest sealed shards that are not staged and need no packing, hashed: up to a bound, but always one where
+        there is any.
+        """
         shards: list[Shard] = []
         held = 0
         for row in self._catalogue.rows(
-            f"SELECT id, bytes FROM segments WHERE {PENDING} AND state = 'sealed' ORDER BY id LIMIT ?",
+            f"SELECT id, bytes FROM segments WHERE {PENDING} AND state = 'sealed' AND NOT {UNPACKED} "
+            "ORDER BY id LIMIT ?",
             limit + len(besides),
         ):
             if row["id"] in besides:
@@ -56,11 +57,11 @@ class Plans:
             held += row["bytes"]
             if shards and held > max_bytes:
                 break
-            if self._is_whole(row["id"]):
-                shards.append(self._shard(row["id"]))
+            if self.is_whole(row["id"]):
+                shards.append(self.shard(row["id"]))
         return shards
 
-    def _is_whole(self, segment: int) -> bool:
+    def is_whole(self, segment: int) -> bool:
         """Whether there is anything to bring up: a power cut may have taken bytes that were sealed already, and one
         damaged segment must not hold the others up.
         """
@@ -88,7 +89,8 @@ class Plans:
             self._catalogue.run("UPDATE segments SET git_oid = ? WHERE id = ?", git_oid, row["id"])
         return bool(sha256 == row["sha256"])
 
-    def _shard(self, segment: int) -> Shard:
+    def shard(self, segment: int) -> Shard:
+        """A sealed segment, hashed."""
         row = self._segment(segment)
         file = self._spool.file(row["file"])
         sha256, git_oid = row["sha256"], row["git_oid"]
@@ -168,7 +170,7 @@ class Plans:
         )
         files = [(row, self._spool.file(row["file"])) for row in rows]
         return [
-            self._shard(row["id"])
+            self.shard(row["id"])
             for row, file in files
             if not file.exists() or file.stat().st_size < row["bytes"]
         ]  # fmt: skip
@@ -185,7 +187,7 @@ class Plans:
             inline += row["bytes"] if row["mode"] == "regular" else 0
             if shards and inline > max_inline_bytes:
                 break
-            shards.append(self._shard(row["id"]))
+            shards.append(self.shard(row["id"]))
         return shards
 
     def in_order(self, shards: Sequence[Shard]) -> list[Shard]:
@@ -243,7 +245,7 @@ class Plans:
             return None
         segments = self._catalogue.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", row["id"])
         notes = msgspec.msgpack.decode(row["notes"], type=list[Note])
-        return Plan(row["id"], [self._shard(s["id"]) for s in segments], notes, row["parent"], row["summary"])
+        return Plan(row["id"], [self.shard(s["id"]) for s in segments], notes, row["parent"], row["summary"])
 
     def settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
         """Ends a plan: `landed` (segment to sha) are committed, the others are free for the next plan."""
@@ -278,7 +280,10 @@ class Plans:
 
     def bury(self, shard: Shard, why: str) -> Path:
         """Sets a shard aside in the dead letter, for good, and answers where it lies now."""
-        grave = self._spool.directory / "dead-letter" / f"{shard.segment:06d}-{os.path.basename(shard.path)}"
+        name = os.path.basename(shard.path)
+        if format_of(shard.file.name) == "jsonl":  # it could not be packed
+            name = f"{name.removesuffix('.' + format_of(name))}.jsonl"
+        grave = self._spool.directory / "dead-letter" / f"{shard.segment:06d}-{name}"
         with self._spool.leased():
             os.link(shard.file, grave) if not grave.exists() else None
             reach(CrashPoint.GRAVE_LINKED)
@@ -340,21 +345,3 @@ def _note(mark: Watermark) -> Note:
 
 def _layout(row: Any) -> Layout:
     return Layout(row["config"], row["split"], row["template"])
-
-
-def hashes(file: Path, size: int) -> tuple[str, str]:
-    """sha256 (what LFS and Xet call it) and git's blob id (what a regular file is called), in one pass.
-
-    Raises:
-        SpoolError: the file is not `size` bytes long.
-    """
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    seen = 0
-    with file.open("rb", buffering=0) as stream:
-        while chunk := stream.read(1 << 20):
-            sha256.update(chunk)
-            git.update(chunk)
-            seen += len(chunk)
-    if seen != size:
-        raise SpoolError(f"{file} holds {seen} bytes where the catalogue counts {size}: something else wrote to it.")
-    return sha256.hexdigest(), git.hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self, get_args
 
 from hubsync.errors import ConfigError
 
@@ -16,6 +16,9 @@ MIB = 1024 * 1024
 
 Ack = Literal["queued", "spooled", "committed"]
 """How far a batch is when `put` returns: in memory; on local disk, where it survives the process; on the Hub."""
+Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+"""What the shards are."""
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 # A namespace and a name as the Hub takes them: letters, digits, `-`, `_`, `.`; at most 96 characters each.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -58,7 +61,8 @@ class ShardPolicy:
     """When a segment is sealed and becomes a shard: whichever comes first.
 
     Attributes:
-        max_bytes: bytes of JSON Lines. 64 MiB keeps a dataset's file count low and its upload retries cheap.
+        max_bytes: bytes of JSON Lines, whatever the shards' format. 64 MiB keeps a dataset's file count low and its
+            upload retries cheap.
         max_rows: rows; None for no bound. A batch is never torn apart, so a shard may end early.
         linger_s: seconds that its first row may wait. Rows are on the Hub about this much after their `put`.
     """
@@ -139,7 +143,8 @@ class SpoolPolicy:
 class Layout:
     """Where the shards of one uploader stand in the dataset.
 
-    The template's fields are `{config}`, `{split}`, `{writer}` and `{seq}` (with an optional width, `{seq:05d}`).
+    The template's fields are `{config}`, `{split}`, `{writer}` and `{seq}` (with an optional width, `{seq:05d}`). What
+    it ends in is the shards' format.
     """
 
     config: str = "default"
@@ -157,8 +162,7 @@ class Layout:
                 f"split {self.split!r} is none that `datasets` takes: use letters, digits and '_', parted by '.'."
             )
         if not self.template:
-            folder = "data" if self.config == "default" else "{config}"
-            object.__setattr__(self, "template", folder + "/{split}-{writer}-{seq:05d}.jsonl")
+            object.__setattr__(self, "template", _folder(self.config) + "/{split}-{writer}-{seq:05d}.jsonl")
         self._check()
 
     def _check(self) -> None:
@@ -177,8 +181,9 @@ class Layout:
             )
         if first == second:
             raise ConfigError(f"path template {template!r} gives every shard the same path: it needs {{seq}}.")
-        if not first.endswith(".jsonl"):
-            raise ConfigError(f"path template {template!r} must end in .jsonl, which is what the shards are.")
+        if not first.endswith(tuple(f".{one}" for one in FORMATS)):
+            endings = ", ".join(f".{one}" for one in FORMATS)
+            raise ConfigError(f"path template {template!r} must end in what the shards are: {endings}.")
         if "{split" not in template or (self.config != "default" and "{config" not in template):
             raise ConfigError(
                 f"path template {template!r} would mix configs or splits in one glob: it needs {{split}}, and "
@@ -191,6 +196,28 @@ class Layout:
                 f"path template {template!r} gives {first!r}: a path must be relative, without '..', hidden folders, "
                 "names that begin with '__' (datasets ignores both), or glob characters."
             )
+
+    @classmethod
+    def of(cls, config: str, split: str, path: str | None, format: Format) -> Self:
+        """The layout of shards in one format; with no `path` the usual one, which ends in it.
+
+        Raises:
+            ConfigError: also where `path` ends in another format.
+        """
+        if format not in FORMATS:
+            raise ConfigError(f"format is one of {', '.join(map(repr, FORMATS))}, not {format!r}.")
+        layout = cls(config, split, path or f"{_folder(config)}/{{split}}-{{writer}}-{{seq:05d}}.{format}")
+        if layout.format != format:
+            raise ConfigError(
+                f"path template {path!r} ends in .{layout.format}, and the shards are {format!r}: give "
+                f"format={layout.format!r}, or let the template end in .{format}."
+            )
+        return layout
+
+    @property
+    def format(self) -> Format:
+        """What the shards are."""
+        return format_of(self.path("w", 0))
 
     def path(self, writer: str, seq: int) -> str:
         """The path in the dataset of one writer's shard number `seq`."""
@@ -205,6 +232,15 @@ class Layout:
         """The pattern that finds this config's and split's shards, of all writers."""
         pattern = re.sub(r"\{(writer|seq)[^}]*\}", "*", self.template).format(config=self.config, split=self.split)
         return re.sub(r"\*(-\*)+", "*", pattern)
+
+
+def _folder(config: str) -> str:
+    return "data" if config == "default" else "{config}"
+
+
+def format_of(path: str) -> Format:
+    """The format that a shard's name ends in; JSON Lines for any other name."""
+    return next((one for one in FORMATS if path.endswith(f".{one}")), "jsonl")
 
 
 def check_repo_id(repo_id: str) -> str:

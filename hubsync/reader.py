@@ -31,6 +31,7 @@ from hubsync.cursor import Cursor, fingerprint, fingerprint_of_bad
 from hubsync.errors import ConfigError, HubsyncError, UnreadableRow
 from hubsync.feed import Feed, Opened
 from hubsync.files import Files, Wanted, in_order, row_of, selected, shown
+from hubsync.formats import Damaged
 from hubsync.hub import Commit, HubDataset, HubFile, rows_told
 from hubsync.policy import RetryPolicy
 from hubsync.secret import Secret
@@ -271,7 +272,7 @@ class Rows(_Iterated[Row]):
         opened = self._opened
         if opened is None:
             return None
-        while line := opened.stream.readline():
+        while line := self._line_of(opened):
             self._number += 1
             if not line.strip():
                 continue
@@ -291,6 +292,15 @@ class Rows(_Iterated[Row]):
         opened.stream.close()
         self._opened = None
         return None
+
+    def _line_of(self, opened: Opened) -> bytes:
+        try:
+            return opened.stream.readline()
+        except Damaged as error:
+            self._opened = None
+            opened.piece.whole = opened.piece.whole or opened.is_whole
+            opened.stream.close()
+            raise UnreadableRow(opened.path, self._number + 1, f"the rest of the file is damaged: {error}") from None
 
     async def _more(self) -> bool:
         feed = self._feed or await self._begin()

@@ -23,12 +23,12 @@ import msgspec
 
 from hubsync.catalogue import Catalogue
 from hubsync.connect import destination_of, keep_to_its_owner
-from hubsync.errors import HubsyncError, SpoolBusy, SpoolError
+from hubsync.errors import ConfigError, HubsyncError, SpoolBusy, SpoolError
+from hubsync.formats import Damaged, unpack
 from hubsync.locks import BEAT_S, FileLock
-from hubsync.plan import Watermark
-from hubsync.plans import hashes
-from hubsync.policy import Layout, RetryPolicy
-from hubsync.spool import Target, WriterNote, whole_lines
+from hubsync.plan import Watermark, hashes
+from hubsync.policy import Layout, RetryPolicy, format_of
+from hubsync.spool import Target, WriterNote, segment_of, whole_lines
 
 _TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards")  # keys may be millions
 
@@ -225,22 +225,25 @@ def _segments(
     found: Rescued,
 ) -> list[Path]:
     """Enters every file that is not on the Hub; answers those that are, and so may go."""
-    known = {row["file"]: row for row in old.tables["segments"]}
-    taken = {row["id"]: row["file"] for row in known.values()}
+    known = {_stem(row["file"]): row for row in old.tables["segments"]}
+    taken = {row["id"]: name for name, row in known.items()}
     done: list[Path] = []
-    for file in sorted((directory / "segments").glob("*.jsonl"), key=_number):
-        row = known.get(file.name)
+    for file in _files(directory, known, done):
+        row = known.get(_stem(file.name))
         if row is not None and row["state"] in ("committed", "dead"):
             done.append(file)
             continue
         if row is None:
-            if taken.get(_number(file), file.name) != file.name:
+            if taken.get(segment_of(file), _stem(file.name)) != _stem(file.name):
                 # A take that was rolled back gave its number to another writer: this file needs one of its own.
-                free = max(max(taken), 0, *map(_number, (directory / "segments").glob("*.jsonl"))) + 1
-                file = file.rename(file.with_name(f"{file.stem.rpartition('-')[0]}-{free:08d}.jsonl"))
-            taken[_number(file)] = file.name
+                free = max(max(taken), 0, *map(segment_of, (directory / "segments").glob("*-*.*"))) + 1
+                name, ending = _stem(file.name), file.name.partition(".")[2]
+                file = file.rename(file.with_name(f"{name.rpartition('-')[0]}-{free:08d}.{ending}"))
+            taken[segment_of(file)] = _stem(file.name)
             row = _guess(file, notes, found)
-        rows = _cut(file, row["bytes"], found)
+        elif row["file"] != file.name:
+            row = {**row, "bytes": None}  # of the form that is gone
+        rows = _cut(file, row["bytes"], found) if format_of(file.name) == "jsonl" else _count(file)
         if rows == 0 or set(hashes(file, file.stat().st_size)) & oids:
             found.on_hub += rows > 0
             done.append(file)
@@ -254,22 +257,42 @@ def _segments(
     return done
 
 
-def _number(file: Path) -> int:
-    number = file.stem.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0
+def _stem(name: str) -> str:
+    """What the files of one segment have in common: `writer-00000012`."""
+    return name.partition(".")[0]
+
+
+def _files(directory: Path, known: Mapping[str, Any], done: list[Path]) -> list[Path]:
+    """The file of each segment: what the old catalogue counts, or else what is packed, and may be on the Hub. The
+    others hold the same rows, or a part of them, and go into `done`.
+    """
+    by_name: dict[str, list[Path]] = {}
+    for file in (directory / "segments").glob("*-*.*"):
+        if file.suffix == ".new":
+            done.append(file)
+        else:
+            by_name.setdefault(_stem(file.name), []).append(file)
+    counted = {row["file"] for row in known.values()}
+    chosen = []
+    for files in by_name.values():
+        best, *others = sorted(files, key=lambda f: (f.name in counted, f.suffix != ".jsonl", f.name), reverse=True)
+        chosen.append(best)
+        done += others
+    return sorted(chosen, key=segment_of)
 
 
 def _guess(file: Path, notes: Mapping[str, WriterNote], found: Rescued) -> dict[str, Any]:
     """What its name and its writer's note tell of a file that the old catalogue does not."""
-    writer = file.stem.rpartition("-")[0]
+    writer = _stem(file.name).rpartition("-")[0]
     note = notes.get(writer)
-    layout = note.layout_of(_number(file)) if note is not None else None
-    if layout is None:
-        layout = Layout()
+    layout = note.layout_of(segment_of(file)) if note is not None else None
+    packed = format_of(file.name)
+    if layout is None or packed not in ("jsonl", layout.format):
+        layout = Layout.of("default", "train", None, packed)
         found.unknown.append(f"to which config and split {file.name} belongs: it goes to default/train.")
     found.unknown.append(f"whether the last batch in {file.name} was acknowledged: it is brought up.")
     return {
-        "id": _number(file), "writer": writer, "bytes": None, "state": "open", "path": None, "opened_at":
+        "id": segment_of(file), "writer": writer, "bytes": None, "state": "open", "path": None, "opened_at":
         file.stat().st_mtime, "config": layout.config, "split": layout.split, "template": layout.template,
         "series": None, "seq": None,
     }  # fmt: skip
@@ -284,6 +307,16 @@ def _cut(file: Path, accepted: int | None, found: Rescued) -> int:
     if length < size:
         os.truncate(file, length)
     return rows
+
+
+def _count(file: Path) -> int:
+    """The rows of a packed file. It is whole, or nothing of it can be read: then it stays for a person to look at."""
+    try:
+        return sum(1 for _ in unpack(file))
+    except (Damaged, ConfigError) as error:
+        raise SpoolError(
+            f"{file} can't be read ({error}). Nothing was changed; move it elsewhere, and rescue again."
+        ) from None
 
 
 def _enter(catalogue: Catalogue, file: Path, row: Mapping[str, Any], rows: int) -> None:
@@ -302,12 +335,16 @@ def _enter(catalogue: Catalogue, file: Path, row: Mapping[str, Any], rows: int) 
 def _graves(catalogue: Catalogue, directory: Path, old: _Old) -> None:
     """What lies in the dead letter stays dead."""
     known = {row["id"]: row for row in old.tables["segments"] if row["state"] == "dead"}
-    for file in (directory / "dead-letter").glob("*-*.jsonl"):
+    for file in (directory / "dead-letter").glob("*-*.*"):
         number, _, name = file.name.partition("-")
         if not number.isdigit() or catalogue.row("SELECT 1 FROM segments WHERE id = ?", int(number)) is not None:
             continue
         row = known.get(int(number), {})
-        rows, size = whole_lines(file, file.stat().st_size)
+        size = file.stat().st_size
+        if format_of(file.name) == "jsonl":
+            rows, size = whole_lines(file, size)
+        else:
+            rows = row.get("rows", 0)
         catalogue.run(
             "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, path, "
             "error) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?)",

@@ -107,7 +107,7 @@ class Spool:
         self.clock: Clock = clock or SystemClock()
         catalogue = directory / "catalogue.sqlite"
         if not catalogue.exists() or catalogue.stat().st_size == 0:
-            if next((directory / "segments").glob("*.jsonl"), None) is not None:
+            if next((directory / "segments").glob("*-*.*"), None) is not None:
                 raise SpoolError(
                     f"the spool {directory} holds rows, but its catalogue is gone. Nothing was touched. Bring them up "
                     f"by what their files tell: hubsync drain --rescue {directory}"
@@ -237,8 +237,9 @@ class Spool:
         """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing.
         Within a transaction.
         """
-        rows, kept = whole_lines(file, accepted) if file.exists() else (0, 0)
-        if file.exists():
+        rows, kept = 0, 0
+        if file.exists() and file.suffix == ".jsonl":  # of a packed one nothing is whole
+            rows, kept = whole_lines(file, accepted)
             os.truncate(file, kept)
         lost = f"{accepted - kept} accepted bytes of {file.name} were lost by a power cut (durability='process')"
         self.catalogue.run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", kept, rows, lost, segment)
@@ -246,28 +247,35 @@ class Spool:
 
     def sweep(self) -> None:
         """Removes what a crash left: files of segments that are committed or buried, links into the dead letter that
-        were never counted, and locks half taken over.
+        were never counted, and locks half taken over. And what was packed and not counted, or is packed now.
         """
         for file in (self.directory / "segments").iterdir():
-            if self._state_of(file) in ("committed", "dead"):
+            if self._state_of(file) in ("committed", "dead") or self._is_other_form(file):
                 file.unlink(missing_ok=True)
         buried = self.catalogue.rows(f"SELECT id FROM segments WHERE {PENDING} AND state = 'dead'")
         dead = {f"{row['id']:06d}" for row in buried}
-        for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
+        for grave in (self.directory / "dead-letter").glob("*-*.*"):
             if grave.name.partition("-")[0] not in dead:
                 grave.unlink(missing_ok=True)
         for file in self.directory.glob("committer.*"):
             if file != self._committer.path:
                 file.unlink(missing_ok=True)
 
+    def _is_other_form(self, file: Path) -> bool:
+        """Whether it holds rows of a segment that the catalogue counts in another file."""
+        counted = self.catalogue.value("SELECT file FROM segments WHERE id = ?", segment_of(file))
+        if counted is None or counted == file.name or not self.file(counted).exists():
+            return False
+        # An id that was given twice is another writer's.
+        return bool(counted.partition(".")[0] == file.name.partition(".")[0])
+
     def _state_of(self, file: Path) -> str | None:
         """The state of a file's segment, whose id is in its name; None where the catalogue does not know it.
 
         An id whose transaction was rolled back is given again, to another writer perhaps.
         """
-        number = file.stem.rpartition("-")[2]
         state: str | None = self.catalogue.value(
-            "SELECT state FROM segments WHERE id = ? AND file = ?", int(number) if number.isdigit() else -1, file.name
+            "SELECT state FROM segments WHERE id = ? AND file = ?", segment_of(file), file.name
         )
         return state
 
@@ -472,6 +480,14 @@ class Spool:
         """Whether the spool holds as many bytes as its policy allows."""
         held = self.catalogue.value(f"SELECT sum(bytes) FROM segments WHERE {PENDING} AND state != 'dead'")
         return (held or 0) >= self.policy.max_bytes
+
+
+def segment_of(file: Path) -> int:
+    """The number in the name of a segment's file: `writer-00000012.jsonl`, packed `writer-00000012.3.parquet`; -1 for
+    none.
+    """
+    number = file.name.partition(".")[0].rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def whole_lines(file: Path, most: int) -> tuple[int, int]:

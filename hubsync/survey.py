@@ -11,17 +11,20 @@ import hashlib
 import logging
 import random
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import anyio
+import anyio.to_thread
 import msgspec
 
+from hubsync import formats
 from hubsync.clock import Clock
-from hubsync.errors import RateLimitedError, TransientError
+from hubsync.errors import RateLimitedError, TransientError, plain
 from hubsync.hub import HubDataset, HubFile
 from hubsync.pace import Backoff
 from hubsync.plan import Watermark
@@ -32,6 +35,7 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 _TRIES = 6  # of one request; a 429 names its own wait
+_IN_MEMORY = 8 * MIB  # bytes of a packed file
 _AT_ONCE = 4  # files that are read at once
 _LINE_BYTES = 64 * MIB  # of a line that is parsed: the largest batch of a job with the default queue
 
@@ -158,7 +162,7 @@ class Reader:
             with contextlib.suppress(_TooMuch):
                 if not await self._hub.download(file.path, self._commit, lines.take):
                     return "the Hub does not have it"
-            return lines.content()
+            return await anyio.to_thread.run_sync(lines.content)
 
         try:
             return await self._patiently(download)
@@ -218,6 +222,11 @@ class _Lines:
         if not file.is_large:
             self._hash.update(b"blob %d\0" % file.size)
         self._most = file.size
+        self._path = file.path
+        # What is packed is looked through once it is whole.
+        self._packed: IO[bytes] | None = None
+        if not file.path.endswith((".jsonl", ".ndjson")):
+            self._packed = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (closed by `content`)
         self._line = bytearray()
         self._line_bytes = self._bytes = self._rows = self._bad = self._first_bad = self._long = 0
 
@@ -226,6 +235,12 @@ class _Lines:
         self._bytes += len(piece)
         if self._bytes > self._most:  # whatever it is, it is not the file, and it may never end
             raise _TooMuch
+        if self._packed is None:
+            self._look_at(piece)
+        else:
+            self._packed.write(piece)
+
+    def _look_at(self, piece: bytes) -> None:
         first, *others = piece.split(b"\n")
         self._hold(first)
         for part in others:
@@ -247,7 +262,16 @@ class _Lines:
         self._line = bytearray()
         self._line_bytes = 0
 
-    def content(self) -> Content:
+    def content(self) -> Content | str:
+        """To be called once, in a thread: what is packed is unpacked now."""
+        if self._packed is not None:
+            try:
+                self._packed.seek(0)
+                with contextlib.closing(formats.lines_of(self._packed, self._path)) as lines:
+                    while piece := lines.read(1 << 20):
+                        self._look_at(piece)
+            except formats.Damaged as error:
+                return plain(f"what can't be unpacked: {error}")
         if self._line_bytes:
             self._end_line()
         return Content(self._hash.hexdigest(), self._bytes, self._rows, self._bad, self._first_bad, self._long)

@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 import anyio
 
-from hubsync import shutdown
+from hubsync import formats, shutdown
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
@@ -35,7 +35,7 @@ from hubsync.errors import (
     QueueFull,
     SpoolLost,
 )
-from hubsync.policy import Ack, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.policy import Ack, CommitPolicy, Format, Layout, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
 from hubsync.rows import Encoded, Rows, encode
@@ -81,6 +81,7 @@ class BaseUploader:
         config: str = "default",
         split: str = "train",
         path: str | None = None,
+        format: Format = "jsonl",
         private: bool | None = None,
         token: str | None = None,
         endpoint: str | None = None,
@@ -101,6 +102,8 @@ class BaseUploader:
             repo: the dataset, "namespace/name". Made where it does not exist.
             config, split: where the rows belong in the dataset.
             path: template of the shards' paths; its fields are {config}, {split}, {writer}, {seq:05d}.
+            format: what the shards are: "jsonl", "jsonl.gz", "jsonl.zst" (needs hubsync[zstd]) or "parquet" (needs
+                hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/formats.md.
             private: whether a repo that is made now is private; None for the account's default.
             token: None for what HF_TOKEN or `hf auth login` hold, read anew whenever it is needed.
             endpoint: None for HF_ENDPOINT.
@@ -126,7 +129,8 @@ class BaseUploader:
             raise ConfigError("token is a string, or None for the one that huggingface_hub finds.")
         self.repo = repo
         self._target = target_of(repo, endpoint, revision)
-        self._layout = Layout(config, split, path or "")
+        self._layout = Layout.of(config, split, path, format)
+        formats.check(format)
         self._where = spool
         self._queue = queue or QueuePolicy()
         self._shard = shard or ShardPolicy()

@@ -20,6 +20,7 @@ import msgspec
 from hubsync.clock import Clock, SystemClock
 from hubsync.connect import destination_of, spool_of, target_of, token_source
 from hubsync.errors import BlockedError, HubsyncError, flat_errors
+from hubsync.formats import SUFFIXES
 from hubsync.hub import HubDataset, HubFile
 from hubsync.plan import Watermark
 from hubsync.policy import RetryPolicy
@@ -30,7 +31,7 @@ from hubsync.survey import Content, Dataset, Reader, Series, mark_path, series_o
 Kind = Literal["missing", "size", "oid", "watermark", "gap", "beyond", "repeat", "content", "rows"]
 
 # The default layout's shards name their writer, and so tell when its watermark is gone. A day (20261231) is none.
-_DEFAULT_NAME = re.compile(r"(?:.*[/-])?(?!(?:19|20)[0-9]{6})([0-9a-f]{8})-[0-9]+\.jsonl")
+_DEFAULT_NAME = re.compile(r"(?:.*[/-])?(?!(?:19|20)[0-9]{6})([0-9a-f]{8})-[0-9]+\.(?:jsonl(?:\.gz|\.zst)?|parquet)")
 _RESTORE = "Restore it from the dataset's history, or a job with a new spool repeats rows or numbers."
 _COPY = "Delete the copy, if nobody put it there on purpose."
 
@@ -258,7 +259,7 @@ def _watermarks(before: _Known, dataset: Dataset) -> Iterator[Finding]:
 
 def _unmarked(dataset: Dataset, others: Sequence[HubFile], *, alone: bool) -> Iterator[Finding]:
     """Shards in no series whose watermark must be gone; where no spool tells, rows without any watermark at all."""
-    rows = [file for file in others if file.path.endswith(".jsonl")]
+    rows = [file for file in others if file.path.endswith(SUFFIXES)]
     orphans: defaultdict[str, list[str]] = defaultdict(list)
     for file in rows:
         match = _DEFAULT_NAME.fullmatch(file.path)
@@ -268,7 +269,7 @@ def _unmarked(dataset: Dataset, others: Sequence[HubFile], *, alone: bool) -> It
         expected = f"the watermark of {len(shards):,} shards, such as {shards[0]}"
         yield Difference("watermark", path, expected, "nothing", _RESTORE)
     if alone and rows and not (dataset.marks or dataset.unreadable or orphans):
-        expected, found = "a watermark for each writer", f"none, beside {len(rows):,} .jsonl files"
+        expected, found = "a watermark for each writer", f"none, beside {len(rows):,} files of rows"
         yield Difference("watermark", ".hubsync", expected, found, f"hubsync committed nothing here, or: {_RESTORE}")
 
 

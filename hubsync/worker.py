@@ -77,6 +77,8 @@ class Worker:
         self.queue = BoundedQueue(queue)
         self.status = Status(self._save_status, self.waiting, stored=spool.catalogue.get("status"), now=clock.time)
         self.writer = SpoolWriter.open(spool, layout, shard)
+        if layout.format != "jsonl":
+            spool.disk.keep_room_for(shard.max_bytes)
         self.failure: BaseException | None = None
         self._shard = shard
         self._clock = clock

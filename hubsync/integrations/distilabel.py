@@ -27,7 +27,7 @@ except ImportError as error:
 
 from hubsync.connect import is_offline
 from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, plain
-from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.policy import CommitPolicy, Format, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.rows import encode
 from hubsync.transform import check_transform, transformed
 from hubsync.uploader import Uploader
@@ -70,7 +70,7 @@ class HuggingFaceHubCheckpointer(Step):
             `datasets` reads one format a repo.
         input_batch_size: rows of a shard.
         private: whether a repo that is made now is private; None for the account's default.
-        split, path, endpoint, revision: as `hubsync.Uploader` has them.
+        split, format, path, endpoint, revision: as `hubsync.Uploader` has them.
         run: the run's name, to count by. Rows at places that a run of this name has brought are passed over, whatever
             they are, also on another machine. It takes one replica, and a Hub that answers when a spool is new.
 
@@ -92,7 +92,8 @@ class HuggingFaceHubCheckpointer(Step):
     repo_id: str
     private: bool | None = None
     split: str = "train"
-    path: str = "{config}/{split}-{seq:05d}.jsonl"
+    path: str | None = None
+    format: Format = "jsonl"
     endpoint: str | None = None
     revision: str = "main"
     run: str | None = None
@@ -218,7 +219,8 @@ class HuggingFaceHubCheckpointer(Step):
             self.repo_id,
             config=f"config-{number}",
             split=self.split,
-            path=self.path,
+            path=self.path or f"{{config}}/{{split}}-{{seq:05d}}.{self.format}",
+            format=self.format,
             private=self.private,
             token=self.token.get_secret_value() if self.token is not None else None,
             endpoint=self.endpoint,

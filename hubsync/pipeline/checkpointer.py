@@ -13,7 +13,7 @@ from typing import Any
 from hubsync.errors import BlockedError, HubsyncError
 from hubsync.pipeline.graph import PipelineError, Row, Step
 from hubsync.pipeline.stream import Position
-from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
+from hubsync.policy import CommitPolicy, Format, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
 from hubsync.rows import encode
 from hubsync.secret import Secret
 from hubsync.transform import Transform, check_transform
@@ -30,7 +30,7 @@ class HuggingFaceHubCheckpointer(Step):
         private: whether a repo that is made now is private; None for the account's default.
         token: None for what HF_TOKEN or `hf auth login` hold.
         input_batch_size: rows of a shard.
-        split, path, endpoint, revision, spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
+        split, format, path, endpoint, revision, spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
         transform: as `hubsync.Uploader` has it, for what goes to the Hub; what goes downstream is as it was.
         drain_s: seconds that the end of the run may wait for the Hub; None for as long as it takes. What is left then
             is in the spool, and the log says where.
@@ -40,7 +40,8 @@ class HuggingFaceHubCheckpointer(Step):
     private: bool | None = None
     token: None = None  # given, it is kept as a secret
     split: str = "train"
-    path: str = "{config}/{split}-{seq:05d}.jsonl"
+    path: str | None = None
+    format: Format = "jsonl"
     endpoint: str | None = None
     revision: str = "main"
     spool: str | SpoolPolicy | None = None
@@ -77,7 +78,8 @@ class HuggingFaceHubCheckpointer(Step):
                 self.repo_id,
                 config=f"config-{number}",
                 split=self.split,
-                path=self.path,
+                path=self.path or f"{{config}}/{{split}}-{{seq:05d}}.{self.format}",
+                format=self.format,
                 private=self.private,
                 token=self._secret.reveal() if self._secret is not None else None,
                 endpoint=self.endpoint,

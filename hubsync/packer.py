@@ -1,0 +1,90 @@
+"""Packs sealed segments whose shards are of another format than the lines they were written as.
+
+The lines stay what counts until the packed shard is whole, on disk and in the catalogue, in one transaction; only then
+are they removed. So a crash at any instant packs again, and what is sent later never changes. For the committer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hubsync import formats
+from hubsync.catalogue import PENDING, UNPACKED
+from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import BlockedError, ConfigError, DefectError, SpoolError
+from hubsync.plan import Shard, hashes
+from hubsync.policy import format_of
+from hubsync.spool import Spool
+
+
+class Packer:
+    """Packs one segment after another. Python's lock is free while zlib, Zstandard and pyarrow work."""
+
+    def __init__(self, spool: Spool, is_whole: Callable[[int], bool], shard: Callable[[int], Shard]) -> None:
+        """`is_whole` looks whether a segment's file is there (and sorts it out where not), `shard` makes one of it."""
+        self._spool = spool
+        self._is_whole = is_whole
+        self._shard = shard
+
+    def pack_next(self) -> bool:
+        """Packs the oldest sealed segment that is yet to be packed; False where there is none.
+
+        Raises:
+            SpoolError, OSError: the disk refuses; nothing is changed. `LeaseLost` where another commits now.
+            BlockedError: a package is missing here.
+            Unpackable: the lines can't become this format.
+        """
+        row = self._spool.catalogue.row(
+            f"SELECT * FROM segments WHERE {PENDING} AND state = 'sealed' AND {UNPACKED} ORDER BY id LIMIT 1"
+        )
+        if row is None:
+            return False
+        if self._is_whole(row["id"]):
+            self._pack(self._spool.catalogue.row("SELECT * FROM segments WHERE id = ?", row["id"]))
+        return True
+
+    def _pack(self, row: Any) -> None:
+        lines = self._spool.file(row["file"])
+        format = format_of(row["path"])
+        # Named by the committer's term: one that had stopped in the middle never writes over what its successor made.
+        packed = lines.with_name(f"{lines.name.removesuffix('.jsonl')}.{self._spool.term or 0}.{format}")
+        try:
+            formats.pack(lines, packed, row["rows"])
+        except ConfigError as error:
+            raise BlockedError(f"{row['path']} can't be packed here: {error}") from None
+        except DefectError as error:
+            raise Unpackable(self._shard(row["id"]), error) from None
+        try:
+            reach(CrashPoint.PACKED)
+            self._count(row, packed)
+        except BaseException:
+            with suppress(OSError):
+                packed.unlink()
+            raise
+        reach(CrashPoint.PACK_KEPT)
+        with suppress(OSError):  # what stays is swept
+            lines.unlink()
+
+    def _count(self, row: Any, packed: Path) -> None:
+        size = packed.stat().st_size
+        sha256, git_oid = hashes(packed, size)
+        with self._spool.leased():
+            if self._spool.catalogue.value("SELECT file FROM segments WHERE id = ?", row["id"]) != row["file"]:
+                raise SpoolError(f"{row['file']} was packed by another process.")
+            self._spool.catalogue.run(
+                "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
+                packed.name, size, sha256, git_oid, row["id"],
+            )  # fmt: skip
+            reach(CrashPoint.PACK_COUNTED)
+
+
+class Unpackable(Exception):
+    """A shard whose lines can't become its format, and why."""
+
+    def __init__(self, shard: Shard, error: DefectError) -> None:
+        super().__init__(str(error))
+        self.shard = shard
+        self.error = error
