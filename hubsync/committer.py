@@ -420,8 +420,8 @@ class Committer:
             reach(CrashPoint.CARD_MERGED)
             if existing and (other := await _in_thread(card.of_another_kind, existing, entries)):
                 _log.warning(
-                    "%s holds %s already, and now %s: load_dataset reads one kind of file a repo, so it can't read this "
-                    "one any more. Go on in the old format, or in another repo.",
+                    "%s holds %s already, and now %s: load_dataset reads one kind of file a repo, so it can not read "
+                    "this one any more. Go on in the old format, or in another repo.",
                     self._spool.target.repo, other, entries[0].glob,
                 )  # fmt: skip
         except card.CardError as error:

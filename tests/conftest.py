@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
+from hubsync.formats import SUFFIXES, lines_of
 from hubsync.localhub import LocalHub
 
 # No test asserts a duration, so none fails on a slow machine.
@@ -61,7 +63,7 @@ class Dataset:
         self.api = HfApi(endpoint=hub.endpoint, token=token or hub.token)
         self._fs = HfFileSystem(endpoint=hub.endpoint, token=token or hub.token, skip_instance_cache=True)
 
-    def paths(self, suffix: str = ".jsonl") -> list[str]:
+    def paths(self, suffix: str | tuple[str, ...] = ".jsonl") -> list[str]:
         return sorted(p for p in self.api.list_repo_files(self.repo, repo_type="dataset") if p.endswith(suffix))
 
     def read(self, path: str) -> bytes:
@@ -72,8 +74,12 @@ class Dataset:
     def rows(self, under: str = "") -> list[Any]:
         import json
 
-        paths = [path for path in self.paths() if path.startswith(under)]
-        return [json.loads(line) for path in paths for line in self.read(path).splitlines()]
+        found = []
+        for path in self.paths(SUFFIXES):
+            if path.startswith(under):
+                with lines_of(io.BytesIO(self.read(path)), path) as lines:
+                    found += [json.loads(line) for line in lines]
+        return found
 
     def ids(self) -> list[int]:
         return sorted(row["id"] for row in self.rows())

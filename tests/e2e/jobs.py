@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader, crashpoints
 from hubsync.crashpoints import CrashPoint
+from hubsync.policy import format_of
 
 QUICK: dict[str, Any] = {
     "shard": ShardPolicy(linger_s=0.05, max_rows=40),
@@ -104,7 +105,8 @@ def crashing(spool: str, rows: int, path: str | None, point: str | None, nth: in
     if point is not None:
         at(CrashPoint[point], nth, number)
     shard = ShardPolicy(linger_s=3600, max_rows=4)
-    with Uploader("user/rows", spool=spool, path=path, **{**QUICK, "shard": shard}) as up:
+    format = format_of(path or ".jsonl")
+    with Uploader("user/rows", spool=spool, path=path, format=format, **{**QUICK, "shard": shard}) as up:
         start = -1 if (known := up.offset("a")) is None else known
         for n in range(start + 1, rows):
             up.put([{"id": n}], offset=n, source="a")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ import pytest
 from huggingface_hub import CommitOperationAdd
 
 from hubsync.crashpoints import CrashPoint
+from hubsync.formats import SUFFIXES, pack, unpack
 from hubsync.localhub import Fault, LocalHub
+from hubsync.policy import Format
 from hubsync.verify import verify
 from tests.conftest import Dataset
 from tests.e2e.zygote import Jobs
@@ -32,7 +35,15 @@ _TAKEN = {P.PATH_TAKEN, P.RENUMBERED}
 _REFUSED = {P.GRAVE_LINKED, P.BURIED}
 _DEAD_BEFORE = {P.NAME_TAKEN, P.TAIL_CUT, P.ADOPTED}
 _ONCE = {P.REPO_CREATED, P.SEEDED, P.LOCK_TAKEN, P.TAKEN_OVER, P.DRAINED, P.CARD_MERGED, P.CARDED, *_DEAD_BEFORE}
-_SHARED_PATHS = "data/{split}-{seq:05d}.jsonl"
+_PACKING = {P.PARTLY_PACKED, P.PACKED, P.PACK_COUNTED, P.PACK_KEPT}
+# Where a packed shard may fare otherwise than lines do.
+_WITH_PACKED = {P.SEALED, P.BLOB_STAGED, P.LANDED, P.SETTLED, P.FILE_REMOVED, P.ADOPTED, P.TAKEN_OVER, *_LOST, *_TAKEN}
+_WITH_PACKED |= {P.UNSTAGED, *_REFUSED}
+CASES = [
+    *((point, "jsonl") for point in P if point not in _PACKING),
+    *((point, format) for format in ("jsonl.gz", "jsonl.zst", "parquet") for point in P if point in _PACKING),
+    *((point, "parquet") for point in P if point in _WITH_PACKED),
+]
 
 
 @pytest.fixture
@@ -47,17 +58,28 @@ def environ_of(hub: LocalHub, tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **hub.environ(), "HF_HOME": str(tmp_path / "hf")}
 
 
-def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset) -> None:
+def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset, format: Format) -> None:
     if point in _LOST:
         hub.faults.add(Fault.reset(when="after", on="commit", times=2))
     if point in _LFS:
-        commit(dataset, {".gitattributes": b"*.jsonl filter=lfs diff=lfs merge=lfs -text\n"})
+        commit(dataset, {".gitattributes": f"*.{format} filter=lfs diff=lfs merge=lfs -text\n".encode()})
     if point is P.UNSTAGED:
         hub.faults.add(Fault.status(400, on="commit", times=5))
     if point in _TAKEN:
-        commit(dataset, {f"data/train-{n:05d}.jsonl": b'{"id":-%d}\n' % (n + 1) for n in (0, 2)})
+        commit(dataset, {f"data/train-{n:05d}.{format}": other(n, format) for n in (0, 2)})
     if point in _REFUSED:
-        hub.faults.add(Fault.status(422, on="commit", times=12))
+        # A blob goes up again a few times before it counts as refused.
+        hub.faults.add(Fault.status(422, on="commit", times=12 if format == "jsonl" else 40))
+
+
+def other(n: int, format: Format) -> bytes:
+    """A person's file at a path that a job would take."""
+    with tempfile.TemporaryDirectory() as scratch:
+        lines, packed = Path(scratch, "lines.jsonl"), Path(scratch, f"other.{format}")
+        lines.write_bytes(b'{"id":-%d}\n' % (n + 1))
+        if format != "jsonl":
+            pack(lines, packed, 1)
+        return (lines if format == "jsonl" else packed).read_bytes()
 
 
 def commit(dataset: Dataset, files: dict[str, bytes]) -> None:
@@ -66,11 +88,16 @@ def commit(dataset: Dataset, files: dict[str, bytes]) -> None:
     dataset.api.create_commit(dataset.repo, operations, commit_message="by a person", repo_type="dataset")
 
 
-@pytest.mark.parametrize("point", CrashPoint, ids=lambda point: point.title)
-def test_a_process_killed_at(point: CrashPoint, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("point", "format"), CASES, ids=lambda one: one if isinstance(one, str) else one.title)
+def test_a_process_killed_at(
+    point: CrashPoint, format: Format, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
+) -> None:
     spool = tmp_path / "spool"
-    path = _SHARED_PATHS if point in _TAKEN else None
-    prepare(point, hub, dataset)
+    # In the first, a person's files are in the way.
+    path = (
+        f"data/{{split}}-{{seq:05d}}.{format}" if point in _TAKEN else f"data/{{split}}-{{writer}}-{{seq:05d}}.{format}"
+    )
+    prepare(point, hub, dataset, format)
     if point in _DEAD_BEFORE:
         assert jobs.end(jobs.start("crashing", spool, ROWS, path, "TOLD", 3, signal.SIGKILL)) == "killed 9"
     for nth in (1,) if point in _ONCE else (1, 3):
@@ -91,7 +118,7 @@ def test_a_process_killed_at(point: CrashPoint, hub: LocalHub, dataset: Dataset,
 
 
 def refused(spool: Path) -> list[int]:
-    return [json.loads(line)["id"] for file in (spool / "dead-letter").iterdir() for line in file.open()]
+    return [json.loads(line)["id"] for file in (spool / "dead-letter").iterdir() for line in unpack(file)]
 
 
 def shards_ever_changed(dataset: Dataset) -> list[str]:
@@ -100,7 +127,7 @@ def shards_ever_changed(dataset: Dataset) -> list[str]:
     changed, before = [], {}
     for one in reversed(commits):
         tree = dataset.api.list_repo_tree(dataset.repo, recursive=True, revision=one.commit_id, repo_type="dataset")
-        now = {f.path: f.blob_id for f in tree if f.path.endswith(".jsonl")}
+        now = {f.path: f.blob_id for f in tree if f.path.endswith(SUFFIXES)}
         changed += [path for path, oid in before.items() if now.get(path) != oid]
         before = now
     return changed
