@@ -61,5 +61,5 @@ $(VENV)-distilabel/.ready: pyproject.toml | $(BIN)/python
 $(VENV)-lowest/.ready: pyproject.toml | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(PYTHON) .ci/lowest.py > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[demo]' --constraint $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[demo,parquet,zstd]' --constraint $(VENV)-lowest/constraints.txt
 	@touch $@

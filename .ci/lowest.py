@@ -8,6 +8,7 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 for requirement in [*project["dependencies"], *project["optional-dependencies"]["demo"],
-                    *project["optional-dependencies"]["localhub"]]:  # fmt: skip
+                    *project["optional-dependencies"]["localhub"], *project["optional-dependencies"]["parquet"],
+                    *project["optional-dependencies"]["zstd"]]:  # fmt: skip
     if found := re.match(r"([\w.-]+)>=([\w.]+)", requirement):
         print(f"{found[1]}=={found[2]}")

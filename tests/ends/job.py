@@ -10,6 +10,7 @@ from itertools import islice
 
 from hubsync import ShardPolicy, Uploader
 from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step
+from hubsync.policy import FORMATS
 from hubsync.reader import follow, rows, shards
 
 
@@ -36,6 +37,14 @@ def main() -> None:
         assert len(list(islice(reader, 36))) == 36
     loaded = load_dataset("user/rows", split="train")
     assert sorted(loaded["id"][:]) == list(range(36))
+
+    for format in FORMATS:
+        repo = f"user/{format.replace('.', '-')}"
+        with Uploader(repo, format=format, shard=ShardPolicy(max_rows=10)) as up:
+            up.put([{"id": n, "text": "é" * n, "at": "2026-01-01T00:00:00.5"} for n in range(30)])
+        assert [row["id"] for row in rows(repo)] == list(range(30))
+        assert load_dataset(repo, split="train")[29] == {"id": 29, "text": "é" * 29, "at": "2026-01-01T00:00:00.5"}
+        assert [row["id"] for row in load_dataset(repo, split="train", streaming=True)] == list(range(30))
 
     with Pipeline(name="ends") as pipeline:
         DoNothing(input_batch_size=60) >> HuggingFaceHubCheckpointer(repo_id="user/checkpoint", input_batch_size=50)
