@@ -113,7 +113,12 @@ def lines_of(stream: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:
         finally:
             if close:
                 stream.close()
-    unpacked = gzip.GzipFile(fileobj=stream, mode="rb") if format == "jsonl.gz" else _zstd_reader(stream)
+    try:
+        unpacked = gzip.GzipFile(fileobj=stream, mode="rb") if format == "jsonl.gz" else _zstd_reader(stream)
+    except Exception as error:
+        if close:
+            stream.close()
+        raise Damaged(f"{type(error).__name__}: {error}") from error
     return io.BufferedReader(_Unpacked(unpacked, stream if close else None), _PIECE)
 
 
@@ -216,7 +221,26 @@ def _zstd_reader(stream: IO[bytes]) -> Any:
         import zstandard
     except ImportError as error:
         raise _needs("jsonl.zst", "zstandard", str(error)) from None
-    return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
+    start = stream.tell()
+    size = zstandard.frame_content_size(stream.read(32))
+    stream.seek(start)
+    return _Whole(zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False), size)
+
+
+class _Whole:
+    """zstandard takes a file that breaks off for one that ends."""
+
+    def __init__(self, unpacked: Any, size: int) -> None:
+        """`size` is the least that there is; below 0 it is not known."""
+        self._unpacked = unpacked
+        self._left = size
+
+    def readinto(self, buffer: Any) -> int:
+        read = int(self._unpacked.readinto(buffer))
+        self._left -= read
+        if not read and self._left > 0:
+            raise EOFError(f"{self._left:,} bytes are missing at the end")
+        return read
 
 
 # Parquet. pyarrow reads JSON without the GIL, with types that we give it; so what it would guess is only asked for
@@ -246,6 +270,43 @@ def _pack_parquet(source: Path, new: Path, rows: int) -> None:
     raise DefectError(f"{rows:,} rows can't become Parquet: {why}")
 
 
+class _Patient(io.RawIOBase):
+    """Where Parquet is written to: the disk's refusal is kept, and raised by `check` and at the end.
+
+    pyarrow ends the whole process (`Check failed`, SIGABRT) where a write fails while it looks for page borders.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._size += size
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return size
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:
+            self.check()
+            self._file.flush()
+
+
 class _Unlike(Exception):
     """Fewer rows, or other fields, than there should be."""
 
@@ -262,8 +323,9 @@ def _write_parquet(source: Path, new: Path, rows: int, as_json: frozenset[str]) 
         raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
     with (
         _create(new) as file,
+        _Patient(file) as sink,
         parquet.ParquetWriter(
-            file,
+            sink,
             _stored(kept, as_json),
             compression="zstd",
             compression_level=_ZSTD_LEVEL,
@@ -272,9 +334,13 @@ def _write_parquet(source: Path, new: Path, rows: int, as_json: frozenset[str]) 
         ) as writer,
     ):
         for chunk in _chunks(source):
-            table = _emptied(_read(_with_json(chunk, as_json), schema), kept)
+            table = _read(_with_json(chunk, as_json), schema)
+            if not all(map(_is_finite, table.itercolumns())):
+                raise _Unlike("a number is beyond what a float holds")
+            table = _emptied(table, kept)
             written += table.num_rows
             writer.write_table(_as_stored(table, as_json), row_group_size=max(1, table.num_rows))
+            sink.check()
             reach(CrashPoint.PARTLY_PACKED)
     if written != rows:
         raise _Unlike(f"{written:,} rows were read of {rows:,}")
@@ -304,6 +370,26 @@ def _schema(source: Path, as_json: frozenset[str]) -> Any:
         schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
         reach(CrashPoint.PARTLY_PACKED)
     return schema
+
+
+def _is_finite(column: Any) -> bool:
+    """JSON has no infinity: where there is one, pyarrow has made it of a number with hundreds of digits."""
+    import pyarrow
+    from pyarrow import compute
+
+    if pyarrow.types.is_floating(column.type):
+        return not compute.any(compute.is_inf(column)).as_py()
+    if not pyarrow.types.is_nested(column.type):
+        return True
+    chunks = column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]
+    parts = (part for chunk in chunks for part in (chunk.flatten() if _is_struct(chunk) else [chunk.flatten()]))
+    return all(map(_is_finite, parts))
+
+
+def _is_struct(array: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_struct(array.type))
 
 
 def _as_written(kind: Any) -> Any:

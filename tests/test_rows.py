@@ -58,37 +58,38 @@ def one(value: Any) -> Any:
     return json.loads(encode([{"v": value}]).lines)["v"]
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("é\n\u2028", "é\n\u2028"),
-        (True, True),
-        (None, None),
-        (2**63, 2**63),
-        (1.5, 1.5),
-        (math.nan, None),
-        ([1, [2.5, math.nan]], [1, [2.5, None]]),
-        ((1, 2), [1, 2]),
-        ({3}, [3]),
-        (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05Z"),
-        (dt.date(2026, 1, 2), "2026-01-02"),
-        (dt.timedelta(days=1), "P1D"),
-        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
-        (decimal.Decimal("1.10"), "1.10"),
-        (Colour.RED, "red"),
-        (Level.HIGH, 3),
-        (b"\x00\xff", "AP8="),
-        (Text("sub"), "sub"),
-        (MappingProxyType({"a": 1}), {"a": 1}),
-        (np.float32(1.5), 1.5),
-        (np.int64(7), 7),
-        (np.bool_(True), True),
-        (np.float64("nan"), None),
-        (np.eye(2), [[1.0, 0.0], [0.0, 1.0]]),
-        (np.array(["2026-01-02"], dtype="M8[ns]"), ["2026-01-02T00:00:00.000000000"]),
-        (Record("p"), {"prompt": "p"}),
-    ],
-)
+# A value, and what it is in JSON.
+TABLE: list[tuple[Any, Any]] = [
+    ("é\n\u2028", "é\n\u2028"),
+    (True, True),
+    (None, None),
+    (2**63, 2**63),
+    (1.5, 1.5),
+    (math.nan, None),
+    ([1, [2.5, math.nan]], [1, [2.5, None]]),
+    ((1, 2), [1, 2]),
+    ({3}, [3]),
+    (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05Z"),
+    (dt.date(2026, 1, 2), "2026-01-02"),
+    (dt.timedelta(days=1), "P1D"),
+    (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    (decimal.Decimal("1.10"), "1.10"),
+    (Colour.RED, "red"),
+    (Level.HIGH, 3),
+    (b"\x00\xff", "AP8="),
+    (Text("sub"), "sub"),
+    (MappingProxyType({"a": 1}), {"a": 1}),
+    (np.float32(1.5), 1.5),
+    (np.int64(7), 7),
+    (np.bool_(True), True),
+    (np.float64("nan"), None),
+    (np.eye(2), [[1.0, 0.0], [0.0, 1.0]]),
+    (np.array(["2026-01-02"], dtype="M8[ns]"), ["2026-01-02T00:00:00.000000000"]),
+    (Record("p"), {"prompt": "p"}),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), TABLE)
 def test_a_value_has_the_json_form_of_the_readme(value: Any, expected: Any) -> None:
     assert one(value) == expected
 

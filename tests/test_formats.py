@@ -1,0 +1,408 @@
+"""Shards of every format: the same rows whoever reads them, and nothing lost or twice on the way there."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import datasets
+import msgspec
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubsync import ConfigError, NotDrained, ShardPolicy, Uploader, formats
+from hubsync.cursor import fingerprint
+from hubsync.drain import drain
+from hubsync.errors import DefectError
+from hubsync.localhub import Fault, LocalHub
+from hubsync.policy import FORMATS, Format
+from hubsync.reader import follow, rows, shards
+from hubsync.rescue import rescue
+from hubsync.rows import encode
+from hubsync.verify import verify
+from tests.conftest import FAST, Dataset
+from tests.test_disk import small_disk, until  # noqa: F401  (a fixture)
+from tests.test_rows import TABLE
+
+PACKED: list[Format] = [format for format in FORMATS if format != "jsonl"]
+
+
+def packed(where: Path, given: list[dict[str, Any]], format: Format) -> Path:
+    """The rows as a shard."""
+    encoded = encode(given)
+    lines, target = where / "lines.jsonl", where / f"shard.{format}"
+    lines.write_bytes(encoded.lines)
+    if format != "jsonl":
+        formats.pack(lines, target, encoded.rows)
+        return target
+    return lines
+
+
+def loaded(path: Path, streaming: bool = False) -> list[dict[str, Any]]:
+    kind = "parquet" if path.suffix == ".parquet" else "json"
+    return list(datasets.load_dataset(kind, data_files=str(path), split="train", streaming=streaming))
+
+
+# What a shard holds.
+
+
+@pytest.mark.parametrize("format", PACKED)
+@pytest.mark.parametrize(("value", "expected"), TABLE)
+def test_a_value_loads_from_every_format_as_from_lines(
+    value: Any, expected: Any, format: Format, tmp_path: Path
+) -> None:
+    given = [{"id": 1, "value": value}, {"id": 2, "value": value}, {"id": 3, "value": None}]
+    lines, shard = packed(tmp_path, given, "jsonl"), packed(tmp_path, given, format)
+    assert loaded(shard) == loaded(shard, streaming=True)
+    if format == "parquet" and expected == {}:
+        assert [row["value"] for row in loaded(shard)] == [None] * 3  # Parquet has no object without fields
+    elif format == "parquet" and isinstance(loaded(lines)[0]["value"], datetime):
+        assert [row["value"] for row in loaded(shard)] == [expected, expected, None]  # `datasets` guesses, we do not
+    else:
+        assert loaded(shard) == loaded(lines)
+
+
+def test_text_that_looks_like_a_time_stays_text(tmp_path: Path) -> None:
+    given = [{"at": "2026-01-01T00:00:00", "in": [{"on": "2026-01-01"}]}]
+    assert loaded(packed(tmp_path, given, "parquet")) == given
+
+
+def test_what_no_type_holds_is_kept_as_json(tmp_path: Path) -> None:
+    values = ["text", 1, {"a": [1, "b"]}, None, True, {"a": "b"}]
+    given = [{"id": n, "value": value} for n, value in enumerate(values)]
+    shard = packed(tmp_path, given, "parquet")
+    assert [msgspec.json.decode(line) for line in formats.unpack(shard)] == given
+    assert str(pyarrow.parquet.read_schema(shard).field("id").type) == "int64"
+    assert [row["value"] for row in loaded(shard)] == values
+
+
+def test_a_number_that_no_float_holds_keeps_its_digits(tmp_path: Path) -> None:
+    given = [{"id": 1, "value": 10**400}, {"id": 2, "value": 1}]
+    assert [msgspec.json.decode(line) for line in formats.unpack(packed(tmp_path, given, "parquet"))] == given
+
+
+def test_rows_without_any_field_are_no_parquet(tmp_path: Path) -> None:
+    with pytest.raises(DefectError):
+        packed(tmp_path, [{}, {}], "parquet")
+    assert [file.name for file in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), json_values, min_size=1), min_size=1, max_size=6))
+def test_a_reader_knows_a_row_by_its_content_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, given: list[dict[str, Any]]
+) -> None:
+    try:
+        lines = list(encode(given).lines.splitlines())
+    except Exception:  # refused, as `put` does
+        return
+    given = [msgspec.json.decode(line) for line in lines]
+    where = tmp_path_factory.mktemp("shard")
+    for format in PACKED:
+        found = [msgspec.json.decode(line) for line in formats.unpack(packed(where, given, format))]
+        assert len(found) == len(given)
+        if format != "parquet":
+            assert found == given
+        elif not any(_is_rounded(row) for row in given):
+            assert [fingerprint(row) for row in found] == [fingerprint(row) for row in given]
+
+
+def _is_rounded(value: Any) -> bool:
+    """Whether a float would hold it otherwise."""
+    if isinstance(value, dict):
+        return any(map(_is_rounded, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_rounded, value))
+    return isinstance(value, int | float) and (abs(value) >= 2**53 or str(value).startswith("-0"))
+
+
+@pytest.mark.parametrize("format", PACKED)
+def test_the_same_lines_are_the_same_shard(format: Format, tmp_path: Path) -> None:
+    given = [{"id": n, "text": "é" * n} for n in range(2_000)]
+    first = packed(tmp_path, given, format).read_bytes()
+    assert packed(tmp_path, given, format).read_bytes() == first
+
+
+def test_parquet_is_written_in_groups_with_an_index_of_its_pages(tmp_path: Path) -> None:
+    text = random.Random(1).randbytes
+    given = [{"id": n, "text": text(500_000).hex()} for n in range(25)]
+    file = pyarrow.parquet.ParquetFile(packed(tmp_path, given, "parquet"))
+    assert file.metadata.num_row_groups == 3
+    assert file.metadata.row_group(0).column(0).has_offset_index
+    assert file.metadata.row_group(0).column(0).has_column_index
+    assert [row["id"] for row in loaded(tmp_path / "shard.parquet")] == list(range(25))
+
+
+@pytest.mark.parametrize("format", PACKED)
+def test_a_damaged_shard_is_said_to_be(format: Format, tmp_path: Path) -> None:
+    shard = packed(tmp_path, [{"id": n} for n in range(1_000)], format)
+    content = shard.read_bytes()
+    for damaged in (content[: len(content) // 2], b"{}\n" * 10):
+        shard.write_bytes(damaged)
+        with pytest.raises(formats.Damaged):
+            list(formats.unpack(shard))
+
+
+# What is asked for.
+
+
+def test_a_template_that_ends_in_another_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.jsonl, and the shards are 'parquet'"):
+        Uploader("user/rows", path="data/{split}-{seq}.jsonl", format="parquet")
+    with pytest.raises(ConfigError, match="give format='parquet'"):
+        Uploader("user/rows", path="data/{split}-{seq}.parquet")
+    with pytest.raises(ConfigError, match="format is one of"):
+        Uploader("user/rows", format="csv")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("format", "package"), [("jsonl.zst", "zstandard"), ("parquet", "pyarrow")])
+def test_a_missing_package_is_said_at_once(format: Format, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if format == "jsonl.zst" and sys.version_info >= (3, 14):
+        pytest.skip("Python has it")
+    for name in (package, f"{package}.json", f"{package}.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"pip install 'hubsync\[(zstd|parquet)\]'"):
+        Uploader("user/rows", format=format)
+
+
+# The way to the Hub.
+
+
+@pytest.fixture
+def made(local_hub: LocalHub, tmp_path: Path) -> Callable[..., Uploader]:
+    def make(**changes: Any) -> Uploader:
+        return Uploader("user/rows", **{"spool": tmp_path / "spool", **FAST, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_job_of_two_writers_is_read_back_by_everybody(
+    format: Format, local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    small = ShardPolicy(max_rows=7, linger_s=3600)
+    expected = [{"id": n, "text": "é" * n, "n": None if n % 2 else 1.5} for n in range(60)]
+    with (
+        made(format=format, shard=small) as one,
+        made(format=format, shard=small) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        list(pool.map(lambda up, mine: [up.put([row]) for row in mine], (one, two), (expected[:30], expected[30:])))
+        one.flush()
+        two.flush()
+        stats = one.stats()
+        assert stats.spool.rows == stats.spool.bytes == 0
+    dataset = Dataset(local_hub)
+    paths = dataset.paths(f".{format}")
+    sizes = sum(len(dataset.read(path)) for path in paths)
+    assert len(paths) == 10
+    assert (stats.spool.committed_bytes, stats.spool.committed_rows) == (sizes, 60)
+    by_id = {row["id"]: row for row in expected}
+    for streaming in (False, True):
+        found = list(datasets.load_dataset("user/rows", split="train", streaming=streaming))
+        assert len(found) == 60
+        assert {row["id"]: row for row in found} == by_id
+    assert {row["id"]: {"n": None, **row} for row in rows("user/rows")} == by_id
+    assert sum(shard.rows or 0 for shard in shards("user/rows")) == 60
+    report = verify("user/rows", spool=tmp_path / "spool", content=True)
+    assert (report.rows, report.bytes, report.differences) == (60, sizes, ())
+    assert verify("user/rows", content=True).differences == ()
+
+
+def test_a_job_goes_on_in_another_format_and_both_are_brought_up(
+    local_hub: LocalHub, made: Callable[..., Uploader], caplog: pytest.LogCaptureFixture
+) -> None:
+    local_hub.faults.add(Fault.outage(on="commit"))
+    for n, format in enumerate(FORMATS):
+        up = made(format=format).open()
+        up.put([{"id": n}], offset=n)
+        with pytest.raises(NotDrained):
+            up.close(timeout=0.5)
+    local_hub.faults.clear()
+    with made(format="jsonl.gz") as up:
+        assert up.offset() == 3
+        up.put([{"id": 4}], offset=4)
+    dataset = Dataset(local_hub)
+    assert dataset.ids() == [0, 1, 2, 3, 4]
+    assert len(dataset.paths(tuple(f".{format}" for format in FORMATS))) == 5
+
+
+def test_it_is_said_where_a_dataset_can_no_longer_be_loaded(
+    local_hub: LocalHub, made: Callable[..., Uploader], caplog: pytest.LogCaptureFixture
+) -> None:
+    for format in ("jsonl", "jsonl.gz", "parquet"):
+        assert "load_dataset reads one kind" not in caplog.text
+        with made(format=format) as up:
+            up.put([{"id": 0}])
+    assert "holds data/train-*.jsonl already, and now data/train-*.parquet: load_dataset reads one kind" in caplog.text
+
+
+@pytest.mark.parametrize("format", PACKED)
+def test_a_reader_of_the_spool_meets_no_row_again_once_it_is_packed(
+    format: Format, local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    with made(format=format, shard=ShardPolicy(max_rows=5, linger_s=3600)) as up:
+        local_hub.faults.add(Fault.outage(on="commit"))
+        for n in range(12):
+            up.put([{"id": n, "value": n if n % 2 else n + 0.5, "none": {}}])
+        until(lambda: len(list((tmp_path / "spool" / "segments").glob(f"*.{format}"))) == 2)
+        reader = follow("user/rows", poll_s=0.05, spool=tmp_path / "spool")
+        seen = [next(reader)["id"] for _ in range(12)]
+        local_hub.faults.clear()
+        up.flush()
+        up.put([{"id": 12}], ack="committed")
+        seen.append(next(reader)["id"])
+        reader.close()
+    assert seen == list(range(13))
+
+
+def test_a_reader_goes_on_with_a_segment_that_is_packed_while_it_is_read(
+    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    local_hub.faults.add(Fault.outage(on="commit"))
+    up = made(format="jsonl.gz").open()
+    for n in range(4):
+        up.put([{"id": n}])
+    with rows("user/rows", spool=tmp_path / "spool") as reader:
+        segment = next((tmp_path / "spool" / "segments").glob("*.jsonl"))
+        seen = [next(reader)["id"]]
+        cursor = reader.cursor
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.5)  # seals it
+    until(lambda: not segment.exists())
+    seen += [row["id"] for row in rows("user/rows", since=cursor, spool=tmp_path / "spool")]
+    assert seen == [0, 1, 2, 3]
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("format", PACKED)
+def test_a_disk_that_is_full_is_waited_for_while_packing(
+    local_hub: LocalHub,
+    made: Callable[..., Uploader],
+    small_disk: Path,  # noqa: F811
+    format: Format,
+) -> None:
+    spool, text = small_disk / "spool", random.Random(1).randbytes
+    with made(spool=spool, format=format) as up, ThreadPoolExecutor(1) as pool:
+        for n in range(100):
+            up.put([{"id": n, "text": text(8_000).hex()}])  # half of it is left when it is packed
+        # Room for the catalogue, and not for the shard.
+        about = os.statvfs(spool)
+        (small_disk / "junk").write_bytes(bytes(about.f_bavail * about.f_frsize - 100_000))
+        flushed = pool.submit(up.flush)
+        until(lambda: up.stats().state.kind == "spool full")
+        assert up.stats().spool.sealed == 1
+        (small_disk / "junk").unlink()
+        flushed.result()
+    assert Dataset(local_hub).ids() == list(range(100))
+    assert list((spool / "segments").iterdir()) == []
+
+
+def test_a_shard_that_can_not_be_packed_is_set_aside_as_lines_and_the_rest_goes_on(
+    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    up = made(format="parquet", shard=ShardPolicy(max_rows=1, linger_s=3600)).open()
+    receipts = [up.put([row]) for row in ({"id": 0}, {}, {"id": 2})]
+    with pytest.raises(Exception, match="can't become Parquet"):
+        up.flush()
+    up.close()
+    assert [receipt.state for receipt in receipts] == ["committed", "refused", "committed"]
+    assert Dataset(local_hub).ids() == [0, 2]
+    (grave,) = (tmp_path / "spool" / "dead-letter").iterdir()
+    assert grave.suffix == ".jsonl"
+    assert list(formats.unpack(grave)) == [b"{}\n"]
+
+
+def test_who_drains_without_the_package_is_told_what_to_install(
+    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    local_hub.faults.add(Fault.outage())
+    up = made(format="parquet").open()
+    up.put([{"id": 0}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.1)
+    # The lines again, as where the job's machine died before it packed.
+    local_hub.faults.clear()
+    with sqlite3.connect(tmp_path / "spool" / "catalogue.sqlite") as db:
+        ((file,),) = db.execute("SELECT file FROM segments").fetchall()
+    if not file.endswith(".jsonl"):
+        pytest.skip("packed already")
+    code = (
+        "import sys; sys.modules['pyarrow'] = None; from pathlib import Path; from hubsync.drain import drain\n"
+        f"drain(Path({str(tmp_path / 'spool')!r}), timeout=20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "BlockedError" in done.stderr
+    assert "pip install 'hubsync[parquet]'" in done.stderr
+    drain(tmp_path / "spool", timeout=20)
+    assert Dataset(local_hub).ids() == [0]
+
+
+@pytest.mark.parametrize("format", PACKED)
+@pytest.mark.parametrize("lines_too", [False, True], ids=["packed", "lines beside it"])
+def test_a_rescue_finds_packed_shards(
+    format: Format, lines_too: bool, local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    local_hub.faults.add(Fault.outage(on="commit"))
+    up = made(format=format, config="other", shard=ShardPolicy(max_rows=2, linger_s=3600)).open()
+    for n in range(6):
+        up.put([{"id": n}], offset=n)
+    until(lambda: len(list((spool / "segments").glob(f"*.{format}"))) == 3)
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.1)
+    local_hub.faults.clear()
+    if lines_too:
+        for file in list((spool / "segments").iterdir()):
+            lines = file.with_name(f"{file.name.partition('.')[0]}.jsonl")
+            lines.write_bytes(b"".join(formats.unpack(file)))
+    for file in spool.glob("catalogue.sqlite*"):
+        file.unlink()
+    found = rescue(spool)
+    assert found is not None
+    assert (found.rows, found.segments) == (6, 3)
+    drain(spool, timeout=20)
+    dataset = Dataset(local_hub)
+    assert dataset.ids() == list(range(6))
+    assert all(path.startswith("other/") and path.endswith(f".{format}") for path in dataset.paths(formats.SUFFIXES))
+    assert list((spool / "segments").iterdir()) == []
+
+
+def test_a_pipe_writes_the_format_that_it_is_told(local_hub: LocalHub, tmp_path: Path) -> None:
+    lines = b"".join(b'{"id":%d}\n' % n for n in range(10))
+    command = [
+        sys.executable,
+        "-m",
+        "hubsync",
+        "pipe",
+        "user/rows",
+        "--format",
+        "parquet",
+        "--spool",
+        tmp_path / "spool",
+    ]
+    done = subprocess.run(command, input=lines, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert datasets.load_dataset("user/rows", split="train")["id"][:] == list(range(10))
+    read = subprocess.run([sys.executable, "-m", "hubsync", "read", "user/rows"], capture_output=True, check=True)
+    assert [json.loads(line)["id"] for line in read.stdout.splitlines()] == list(range(10))
