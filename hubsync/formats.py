@@ -27,7 +27,8 @@ from hubsync.rows import encode
 # Of `docs/formats.md`: what more effort saves is a few per cent, and costs twice the time.
 _GZIP_LEVEL = 4
 _ZSTD_LEVEL = 3
-_CHUNK = 8 * MIB  # bytes of lines that are in memory at once, and become a Parquet row group
+# Bytes of lines that are in memory at once, and become a Parquet row group: of larger ones, Xet finds more again.
+_CHUNK = 32 * MIB
 _PIECE = 1 << 20
 _IN_MEMORY = 8 << 20
 _PYARROW = 21  # the first that finds page borders by content

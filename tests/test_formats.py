@@ -141,7 +141,10 @@ def test_the_same_lines_are_the_same_shard(format: Format, tmp_path: Path) -> No
     assert packed(tmp_path, given, format).read_bytes() == first
 
 
-def test_parquet_is_written_in_groups_with_an_index_of_its_pages(tmp_path: Path) -> None:
+def test_parquet_is_written_in_groups_with_an_index_of_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_CHUNK", 8 << 20)
     text = random.Random(1).randbytes
     given = [{"id": n, "text": text(500_000).hex()} for n in range(25)]
     file = pyarrow.parquet.ParquetFile(packed(tmp_path, given, "parquet"))

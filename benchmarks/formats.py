@@ -1,0 +1,100 @@
+"""What each format costs and saves: `python -m benchmarks.formats` prints the table of docs/formats.md.
+
+Rows of about 3 kB (text of a made-up language, a few numbers), in shards of 32 MB. "Again": of a second shard, in which
+one row in ten is new, in one place or everywhere; the bytes that hf_xet sends for it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hubsync import CommitPolicy, ShardPolicy, Uploader, formats
+from hubsync.localhub import LocalHub
+from hubsync.policy import FORMATS, Format
+
+ROWS = 10_000
+
+
+class Rows:
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        words = random.Random(1)
+        self._words = ["".join(words.choices(letters, k=words.randint(2, 9))) for _ in range(20_000)]
+        self._weights = [1 / (n + 1) for n in range(20_000)]
+
+    def _text(self, words: int) -> str:
+        return " ".join(self._random.choices(self._words, self._weights, k=words))
+
+    def make(self, count: int) -> list[dict[str, Any]]:
+        draw = self._random
+        return [
+            {
+                "id": draw.getrandbits(40),
+                "prompt": self._text(120),
+                "completion": self._text(380),
+                "reward": draw.random(),
+                "tokens": draw.randint(10, 900),
+                "meta": {"model": f"m-{draw.randint(1, 3)}", "temperature": 0.7},
+            }
+            for _ in range(count)
+        ]
+
+
+def cost(lines: bytes, format: Format, where: Path) -> tuple[float, float]:
+    """Size as a part of the lines', and MB of lines a second of one core."""
+    if format == "jsonl":
+        return 1.0, 0.0
+    source, target = where / "lines.jsonl", where / f"shard.{format}"
+    source.write_bytes(lines)
+    start = time.process_time()
+    formats.pack(source, target, ROWS)
+    return target.stat().st_size / len(lines), len(lines) / 1e6 / (time.process_time() - start)
+
+
+def sent(first: list[Any], second: list[Any], format: Format) -> float:
+    """MB that go to Xet's store for the second of two shards."""
+    one = ShardPolicy(max_rows=ROWS, linger_s=3600)
+    with tempfile.TemporaryDirectory() as scratch, LocalHub(Path(scratch, "hub")) as hub:
+        os.environ["HF_HOME"] = str(Path(scratch, "hf"))
+        spool = Path(scratch, "spool")
+        with Uploader(
+            "user/rows", endpoint=hub.endpoint, token=hub.token, spool=spool, format=format, shard=one,
+            commit=CommitPolicy(per_hour=10_000),
+        ) as up:  # fmt: skip
+            up.put(first, ack="committed")
+            before = sum(_sent(hub))
+            up.put(second, ack="committed")
+            return (sum(_sent(hub)) - before) / 1e6
+
+
+def _sent(hub: LocalHub) -> Iterator[int]:
+    return (request.bytes_in for request in hub.requests() if "/xorbs/" in request.path)
+
+
+def main() -> None:
+    rows = Rows(2)
+    first, new = rows.make(ROWS), rows.make(ROWS // 10)
+    block = [*first[: ROWS // 2], *new, *first[ROWS // 2 + len(new) :]]
+    scattered = [new[n // 10] if n % 10 == 0 else row for n, row in enumerate(first)]
+    lines = msgspec.json.Encoder().encode_lines(first)
+    print(f"{len(lines) / 1e6:.1f} MB of lines")
+    print("| format | size | MB/s of a core | sent again, 10% new in one place | sent again, 10% new everywhere |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as where:
+        for format in FORMATS:
+            size, speed = cost(lines, format, Path(where))
+            again = [sent(first, second, format) for second in (block, scattered)]
+            print(f"| `{format}` | {size:.0%} | {f'{speed:.0f}' if speed else '–'} | {again[0]:.1f} MB | {again[1]:.1f} MB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
