@@ -299,10 +299,12 @@ def test_everything_can_be_done_by_the_keyboard(browse: Open, ended: Path) -> No
         shown.locator("input[value=bytes]").focus()
         shown.keyboard.press("ArrowRight")
         until(shown, "() => document.querySelector('svg[role=img]').ariaLabel.includes('rows/s')")
-        # A second passes and everything is drawn anew; who has come this far is not thrown back.
+        # Everything is looked up again and again; who has come this far is not thrown back.
         link = shown.locator(".shards a").first
         link.focus()
-        shown.wait_for_timeout(2500)
+        for _ in range(3):
+            with shown.expect_response("**/api/spools"):
+                pass
         assert shown.evaluate("() => document.activeElement.href") == link.get_attribute("href")
 
 
