@@ -11,6 +11,7 @@ import threading
 import time as _time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -85,7 +86,9 @@ class Status:
         """`stored` is what was last saved for this spool: its changes are kept."""
         self.counts = Counts()
         self._now = now
-        self._changes = deque(msgspec.json.decode(stored, type=Stored).changes if stored else (), maxlen=_CHANGES)
+        self._changes: deque[Change] = deque(maxlen=_CHANGES)
+        with suppress(msgspec.DecodeError):  # another version's: history, which no job must stumble over
+            self._changes.extend(msgspec.json.decode(stored, type=Stored).changes if stored else ())
         self._save = save
         self._waiting = waiting
         self._lock = threading.Lock()
