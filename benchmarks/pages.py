@@ -60,8 +60,12 @@ def pages() -> str:
     return "\n".join(_entry(path) for path in paths)
 
 
+_NOT_PROSE = re.compile(r"<!--.*?-->|^```.*?^```|^[|!].*?$", re.DOTALL | re.MULTILINE)
+
+
 def _entry(path: Path) -> str:
-    title, text = (part.strip() for part in path.read_text().lstrip("# ").split("\n\n", 2)[:2])
+    title, _, rest = path.read_text().removeprefix("# ").partition("\n")
+    text = _NOT_PROSE.sub("", rest).strip().partition("\n\n")[0]
     sentence = re.split(r"(?<=[.:])\s", " ".join(text.split()))[0].rstrip(".:")
     return f"- [{title}](docs/{path.name}): {sentence}."
 
