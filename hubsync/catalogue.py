@@ -46,7 +46,7 @@ CREATE TABLE segments (
     config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'staged', 'committed', 'dead')),
     bytes INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0, batches INTEGER NOT NULL DEFAULT 0,
-    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,
+    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,  -- or when it was set aside
     series TEXT, seq INTEGER, path TEXT,            -- fixed when it is sealed
     sha256 TEXT, git_oid TEXT, mode TEXT,           -- known when it is staged
     urgent INTEGER NOT NULL DEFAULT 0,              -- somebody waits for it: a flush
