@@ -95,7 +95,7 @@ def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> N
             return
         for path in letter.export(shards, Path(out), force=force):
             click.echo(f"{path}", err=True)
-        click.echo(f"{_amount(shards)} exported; they are in the dead letter as well.", err=True)
+        click.echo(f"Exported: {_amount(shards)}. They stay in the dead letter.", err=True)
 
 
 @dead_letter.command()
@@ -116,29 +116,31 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_onc
             if len(shards) != 1 or everything:
                 raise click.UsageError("--from takes the rows of one shard: give one ID.")
             rows, size = letter.mend(shards[0], file)
-            click.echo(f"{rows:,} rows ({size_text(size)}) of {file} are put as {shards[0].path}.", err=True)
+            click.echo(f"Put as {shards[0].path}: {_rows(rows)}, {size_text(size)}, of {file}.", err=True)
         else:
             there = [shard for shard in shards if shard.rows or not everything]
             for shard in there:
                 letter.resubmit(shard)
-            click.echo(f"{_amount(there)} are put again.", err=True)
+            click.echo(f"Put again: {_amount(there)}.", err=True)
         directory, pid = letter.directory, letter.committer_pid
     if pid is not None:
         click.echo(f"Process {pid}, which commits for {directory}, brings them up.", err=True)
     elif at_once:
-        _drain(directory)
+        _drain(directory, {shard.id for shard in shards})
     else:
         click.echo(f"Nobody commits for this spool now. To bring them up: hubsync drain {directory}", err=True)
 
 
-def _drain(directory: Path) -> None:
+def _drain(directory: Path, ids: set[int]) -> None:
     from hubsync.drain import drain
 
-    left = drain(directory)
-    if left.dead:
-        click.echo(f"{left.dead:,} shards are in the dead letter: hubsync dead-letter list {directory}", err=True)
+    drain(directory)
+    with _open(directory) as letter:
+        again = [shard for shard in letter.shards() if shard.id in ids]
+    if again:
+        click.echo(f"Refused again: {_amount(again)}. See: hubsync dead-letter list {directory}", err=True)
         sys.exit(1)
-    click.echo("All is on the Hub.", err=True)
+    click.echo("All of it is on the Hub.", err=True)
 
 
 @dead_letter.command()
@@ -151,12 +153,12 @@ def discard(where: tuple[str, ...], everything: bool, yes: bool) -> None:
         if not shards:
             return
         for shard in shards:
-            click.echo(f"  {shard.id}  {plain(shard.path)}: {shard.rows:,} rows, {size_text(shard.bytes)}", err=True)
+            click.echo(f"  {shard.id}  {plain(shard.path)}: {_rows(shard.rows)}, {size_text(shard.bytes)}", err=True)
         if not yes:
             click.confirm(f"{_amount(shards)} will be lost. Throw them away?", abort=True, err=True)
         for shard in shards:
             letter.discard(shard)
-        click.echo(f"{_amount(shards)} thrown away.", err=True)
+        click.echo(f"Thrown away: {_amount(shards)}.", err=True)
 
 
 class _chosen:
@@ -210,4 +212,8 @@ def _the_only_one() -> Path:
 def _amount(shards: Sequence[DeadShard]) -> str:
     rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
     many = "1 shard" if len(shards) == 1 else f"{len(shards):,} shards"
-    return f"{many} ({rows:,} {'row' if rows == 1 else 'rows'}, {size_text(size)})"
+    return f"{many} ({_rows(rows)}, {size_text(size)})"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"

@@ -273,6 +273,7 @@ class DeadLetter:
             fcntl.flock(fd, fcntl.LOCK_EX)
             for file in directory.glob("*.new"):
                 file.unlink(missing_ok=True)
+            self._spool.sweep_graves()
             yield
         finally:
             os.close(fd)

@@ -269,13 +269,20 @@ class Spool:
         for file in (self.directory / "segments").iterdir():
             if self._state_of(file) in ("committed", "dead"):
                 file.unlink(missing_ok=True)
-        dead = {f"{shard.id:06d}" for shard in self.dead()}
-        for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
-            if grave.name.partition("-")[0] not in dead:
-                grave.unlink(missing_ok=True)
+        self.sweep_graves()
         for file in self.directory.glob("committer.*"):
             if file != self._committer.path:
                 file.unlink(missing_ok=True)
+
+    def sweep_graves(self) -> None:
+        """Removes what is in the dead letter's directory and not dead: never counted, put again, or discarded. Who sets a
+        shard aside links it there within the transaction that makes it dead.
+        """
+        with self.catalogue.transaction():
+            dead = {f"{shard.id:06d}" for shard in self.dead()}
+            for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
+                if grave.name.partition("-")[0] not in dead:
+                    grave.unlink(missing_ok=True)
 
     def _state_of(self, file: Path) -> str | None:
         """The state of a file's segment, whose id is in its name; None where the catalogue does not know it.

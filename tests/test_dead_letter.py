@@ -228,12 +228,12 @@ def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
     done = letter("resubmit", refused[0])
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "1 shard (2 rows, 18 bytes) are put again.",
+        "Put again: 1 shard (2 rows, 18 bytes).",
         f"Nobody commits for this spool now. To bring them up: hubsync drain {spool}",
     ]
     assert dataset.ids() == [0, 3, 5]
     done = letter("resubmit", "--all", "--drain")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "All is on the Hub.")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "All of it is on the Hub.")
     assert dataset.ids() == list(range(6))
     assert dataset.paths() == [f"data/train-{n:05d}.jsonl" for n in range(5)]
     assert check() == ()
@@ -281,7 +281,7 @@ def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
     fault = hub.faults.add(Fault.status(413, on="commit"))
     for _ in range(2):
         done = letter("resubmit", "--all", "--drain")
-        assert (done.returncode, "2 shards are in the dead letter" in done.stderr) == (1, True)
+        assert (done.returncode, "Refused again: 2 shards (3 rows, 27 bytes). See: " in done.stderr) == (1, True)
         assert {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)} == before
         assert "413" in letter("list").stdout
     hub.faults.remove(fault)
@@ -314,7 +314,7 @@ def test_mended_rows_take_the_place_of_what_was_refused(
     mended.write_bytes(lines)
     done = letter("resubmit", refused[0], "--from", mended, "--drain")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(f"3 rows (82 bytes) of {mended} are put as data/train-00001.jsonl.\n")
+    assert done.stderr.startswith(f"Put as data/train-00001.jsonl: 3 rows, 76 bytes, of {mended}.\n")
     # As they are, but for empty lines and white space around them.
     assert dataset.read("data/train-00001.jsonl") == b"".join(
         line.strip() + b"\n" for line in lines.splitlines() if line
@@ -408,7 +408,7 @@ def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded
     done = letter("resubmit", refused[0])
     assert (done.returncode, "nothing is left of data/train-00001.jsonl" in done.stderr) == (1, True)
     assert letter("export", "--all").stdout == '{"id":4}\n'
-    assert letter("resubmit", "--all").stderr.startswith("1 shard (1 row, 9 bytes) are put again.\n")
+    assert letter("resubmit", "--all").stderr.startswith("Put again: 1 shard (1 row, 9 bytes).\n")
     (tmp_path / "again").write_text('{"id":1}\n')
     assert letter("resubmit", refused[0], "--from", tmp_path / "again", "--drain").returncode == 0
     assert dataset.ids() == [0, 1, 3, 4, 5]
@@ -459,12 +459,10 @@ def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
 
 def _after_the_kill(beside: Uploader | None, letter: Run, spool: Path) -> None:
     assert letter("resubmit", "--all").returncode == 0
-    if beside is None:
-        drain(spool, timeout=60)
-    else:
+    if beside is not None:
         until(lambda: beside.stats().spool.dead == 0)
         beside.close()
-    drain(spool, timeout=60)  # who takes over sweeps
+    drain(spool, timeout=60)
 
 
 def test_killed_while_it_discards_the_file_goes_with_the_next(
@@ -507,8 +505,9 @@ def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
     assert dataset.ids() == list(range(6))
 
 
+@pytest.mark.parametrize("how", ["as they are", "mended"])
 def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
-    refused: list[int], spool: Path, uploader: Make, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    refused: list[int], spool: Path, uploader: Make, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Between the transaction and the removal of what was in the dead letter before."""
     hub.faults.add(Fault.status(422, on="commit"))
@@ -520,8 +519,13 @@ def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
 
         monkeypatch.setattr(crashpoints, "listener", listen)
         (first, _) = dead.shards()
-        dead.resubmit(first)
-        assert b"".join(dead.lines(dead.pick([first.id])[0])) == b'{"id":1}\n{"id":2}\n'
+        rows = b'{"id":1}\n{"id":2}\n'
+        if how == "mended":
+            (spool / "mended").write_bytes(rows := b'{"id":10}\n')
+            dead.mend(first, spool / "mended")
+        else:
+            dead.resubmit(first)
+        assert b"".join(dead.lines(dead.pick([first.id])[0])) == rows
 
 
 def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool: Path, dataset: Dataset) -> None:
