@@ -275,7 +275,7 @@ class Spool:
                 file.unlink(missing_ok=True)
 
     def sweep_graves(self) -> None:
-        """Removes what is in the dead letter's directory and not dead: never counted, put again, or discarded. Who sets a
+        """Removes what is in the dead letter and not dead: never counted, put again, or discarded. Who sets a
         shard aside links it there within the transaction that makes it dead.
         """
         with self.catalogue.transaction():
