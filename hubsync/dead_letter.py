@@ -197,7 +197,7 @@ class DeadLetter:
             now = self._spool.clock.time()
             self._catalogue.run(
                 "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
-                "committed_at = NULL, error = NULL, opened_at = ? WHERE id = ?",
+                "error = NULL, opened_at = ? WHERE id = ?",
                 name, rows.rows, rows.bytes, rows.sha256, now if is_edited else row["opened_at"], shard.id,
             )  # fmt: skip
             if row["seq"] is not None:

@@ -287,7 +287,7 @@ class Plans:
                 os.replace(new, grave)  # which may hold what it was before a person mended it
             reach(CrashPoint.GRAVE_LINKED)
             self._catalogue.run(
-                "UPDATE segments SET state = 'dead', error = ?, plan = NULL, committed_at = ? WHERE id = ?",
+                "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
                 why, self._spool.clock.time(), shard.segment,
             )  # fmt: skip
         reach(CrashPoint.BURIED)

@@ -322,11 +322,11 @@ def _bury(
     rows, size = held
     catalogue.run(
         "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, path, "
-        "error, series, seq, committed_at) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?, ?, ?, ?)",
+        "error, series, seq, sealed_at) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?, ?, ?, ?)",
         number, row.get("writer", ""), row.get("file", ""), row.get("config", "default"),
         row.get("split", "train"), row.get("template", ""), size, rows, opened_at, row.get("path", path),
         row.get("error", "not known: found in the dead letter by a rescue"),
-        row.get("series"), row.get("seq"), row.get("committed_at"),
+        row.get("series"), row.get("seq"), row.get("sealed_at"),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from hubsync.catalogue import PENDING, Catalogue
+from hubsync.catalogue import BURIED, DISCARDED, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk
@@ -63,10 +63,6 @@ class DeadShard(NamedTuple):
     bytes: int
     at: float | None
     why: str
-
-
-# A discarded shard stays in the catalogue, so that its number, keys and offsets are known; there is no file of it.
-_DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,8 +448,7 @@ class Spool:
     def dead(self) -> list[DeadShard]:
         """The dead letter, the oldest first."""
         rows = self.catalogue.rows(
-            "SELECT id, path, rows, bytes, committed_at, error FROM segments "
-            f"WHERE {PENDING} AND state = 'dead' AND NOT {_DISCARDED} ORDER BY id"
+            f"SELECT id, path, rows, bytes, sealed_at, error FROM segments WHERE {PENDING} AND {BURIED} ORDER BY id"
         )
         return [DeadShard(*row) for row in rows]
 
@@ -467,7 +462,7 @@ class Spool:
             for row in self.catalogue.rows(
                 "SELECT state, count(*) AS n, sum(rows) AS rows, sum(bytes) AS bytes, "
                 "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest "
-                f"FROM segments WHERE {PENDING} AND NOT {_DISCARDED} GROUP BY state"
+                f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
             )
         }
         waiting = [by_state[s] for s in ("open", "sealed", "staged") if s in by_state]

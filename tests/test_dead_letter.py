@@ -587,6 +587,6 @@ def test_the_dead_of_an_older_hubsync_are_listed_by_the_time_of_their_file(
     refused: list[int], letter: Run, spool: Path
 ) -> None:
     with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
-        db.execute("UPDATE segments SET committed_at = NULL WHERE state = 'dead'")
+        db.execute("UPDATE segments SET sealed_at = NULL WHERE state = 'dead'")
     shown = [json.loads(line)["at"] for line in letter("list", "--json").stdout.splitlines()]
     assert [abs(at - time.time()) < 3600 for at in shown] == [True, True]
