@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubsync.cli_dead_letter import dead_letter
+from hubsync.status import size_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -154,7 +157,7 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
     said = [""]
 
     def progress(depth: SpoolDepth, status: Status) -> None:
-        line = f"{depth.rows:,} rows ({_size(depth.bytes)}) to go; {status.state}"
+        line = f"{depth.rows:,} rows ({size_text(depth.bytes)}) to go; {status.state}"
         if line != said[0]:
             said[0] = line
             click.echo(line, err=True)
@@ -173,6 +176,8 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
         for result in results:
             dead = f"; {result['dead_shards']} shards in the dead letter" if result["dead_shards"] else ""
             click.echo(f"{result['spool']}: all on the Hub{dead}.", err=True)
+            if dead:
+                click.echo(f"To look at them, or put them again: hubsync dead-letter list {result['spool']}", err=True)
     if any(result["dead_shards"] for result in results):
         sys.exit(1)
 
@@ -245,7 +250,7 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         ("spool", fact["spool"]),
         (
             "waiting",
-            f"{_count(fact['rows_waiting'], 'row')}, {_size(fact['bytes_waiting'])}"
+            f"{_count(fact['rows_waiting'], 'row')}, {size_text(fact['bytes_waiting'])}"
             + (f" ({shards})" if shards else ""),
         ),
         ("oldest", f"{age:,.0f} s" if age is not None else "nothing waits"),
@@ -258,6 +263,8 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
     if fact["rows_waiting"] and not fact["committer_pid"]:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
+    if fact["dead_letter"]:
+        lines.append(("to do", f"hubsync dead-letter list {fact['spool']}"))
     return lines
 
 
@@ -338,7 +345,7 @@ def _show_report(report: Report) -> None:
     outcome = "all agrees" if report.ok else _count(len(report.differences), "difference")
     lines.append(
         f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {_count(report.shards, 'shard')}, "
-        f"{_count(report.rows, 'row')}, {_size(report.bytes)}, {_count(report.writers, 'writer')}; "
+        f"{_count(report.rows, 'row')}, {size_text(report.bytes)}, {_count(report.writers, 'writer')}; "
         + ("content read; " if report.content else "content not read (--content); ")
         + (f"compared with {report.spool}" if report.spool else "no spool compared")
     )
@@ -437,11 +444,14 @@ def ls(repo: str, as_json: bool, **options: Any) -> None:
         table.add_column(name, justify="right" if name in ("rows", "size") else "left", overflow="fold")
     for shard in found:
         cells = (
-            shard.path, "?" if shard.rows is None else f"{shard.rows:,}", _size(shard.bytes), shard.writer or "",
+            shard.path, "?" if shard.rows is None else f"{shard.rows:,}", size_text(shard.bytes), shard.writer or "",
             (shard.commit or "")[:8], f"{shard.time:%Y-%m-%d %H:%M:%S}" if shard.time else "",
         )  # fmt: skip
         table.add_row(*(Text(_printable(cell)) for cell in cells))  # others' text, and no markup
     Console().print(table)
+
+
+cli.add_command(dead_letter)
 
 
 @cli.group()
@@ -476,14 +486,6 @@ def hf_extension() -> None:
     from hubsync.extension import register
 
     click.echo(f"hf hubsync works now; {register()} says so.")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def main() -> None:

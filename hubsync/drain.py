@@ -72,6 +72,7 @@ async def _drain(
                     "others."
                 )
             await clock.sleep(BEAT_S)
+        await anyio.to_thread.run_sync(spool.sweep)  # also where nothing is left to commit
         status = Status(
             lambda text: spool.catalogue.remember("status", text),
             lambda: str(directory),

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from hubsync.catalogue import PENDING, Catalogue
+from hubsync.catalogue import BURIED, DISCARDED, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk
@@ -50,6 +50,19 @@ class SpoolDepth(NamedTuple):
     committed_rows: int
     committed_bytes: int
     committed_shards: int
+
+
+class DeadShard(NamedTuple):
+    """A shard in the dead letter. `at` is when it was set aside, in seconds since the epoch; None where that was not
+    noted. `rows` and `bytes` are 0 where a power cut took them.
+    """
+
+    id: int
+    path: str
+    rows: int
+    bytes: int
+    at: float | None
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +224,10 @@ class Spool:
         Under the lock.
         """
         self._seal_open(writer)
-        for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
-            if self._state_of(file) in (None, "committed", "dead"):
-                file.unlink(missing_ok=True)
+        with self.catalogue.transaction():  # in which who puts a dead shard again links its file before it is known
+            for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
+                if self._state_of(file) in (None, "committed", "dead"):
+                    file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:
         for (segment,) in self.catalogue.rows(
@@ -251,14 +265,20 @@ class Spool:
         for file in (self.directory / "segments").iterdir():
             if self._state_of(file) in ("committed", "dead"):
                 file.unlink(missing_ok=True)
-        buried = self.catalogue.rows(f"SELECT id FROM segments WHERE {PENDING} AND state = 'dead'")
-        dead = {f"{row['id']:06d}" for row in buried}
-        for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
-            if grave.name.partition("-")[0] not in dead:
-                grave.unlink(missing_ok=True)
+        self.sweep_graves()
         for file in self.directory.glob("committer.*"):
             if file != self._committer.path:
                 file.unlink(missing_ok=True)
+
+    def sweep_graves(self) -> None:
+        """Removes what is in the dead letter and not dead: never counted, put again, or discarded. Who sets a
+        shard aside links it there within the transaction that makes it dead.
+        """
+        with self.catalogue.transaction():
+            dead = {f"{shard.id:06d}" for shard in self.dead()}
+            for grave in (self.directory / "dead-letter").glob("*-*.jsonl"):
+                if grave.name.partition("-")[0] not in dead:
+                    grave.unlink(missing_ok=True)
 
     def _state_of(self, file: Path) -> str | None:
         """The state of a file's segment, whose id is in its name; None where the catalogue does not know it.
@@ -425,12 +445,16 @@ class Spool:
         row = self.catalogue.row("SELECT state, sha, error FROM segments WHERE id = ?", segment)
         return (row["state"], row["sha"], row["error"]) if row is not None else None
 
-    def dead(self) -> list[tuple[str, int, str]]:
-        """The dead letter: (path, rows, why)."""
+    def dead(self) -> list[DeadShard]:
+        """The dead letter, the oldest first."""
         rows = self.catalogue.rows(
-            f"SELECT path, rows, error FROM segments WHERE {PENDING} AND state = 'dead' ORDER BY id"
+            f"SELECT id, path, rows, bytes, sealed_at, error FROM segments WHERE {PENDING} AND {BURIED} ORDER BY id"
         )
-        return [(r["path"], r["rows"], r["error"]) for r in rows]
+        return [DeadShard(*row) for row in rows]
+
+    def grave(self, segment: int) -> Path | None:
+        """Where a dead segment's bytes are; None where there are none."""
+        return next((self.directory / "dead-letter").glob(f"{segment:06d}-*"), None)
 
     def depth(self) -> SpoolDepth:
         by_state = {
@@ -438,7 +462,7 @@ class Spool:
             for row in self.catalogue.rows(
                 "SELECT state, count(*) AS n, sum(rows) AS rows, sum(bytes) AS bytes, "
                 "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest "
-                f"FROM segments WHERE {PENDING} GROUP BY state"
+                f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
             )
         }
         waiting = [by_state[s] for s in ("open", "sealed", "staged") if s in by_state]

@@ -143,6 +143,20 @@ _LEVEL: dict[StateKind, int] = {
 }
 
 
+def size_text(count: float) -> str:
+    """Bytes for people: 1.2 MB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
 def clock_text(at: float) -> str:
     """A time of day for people: 14:05:30, in local time."""
     return _time.strftime("%H:%M:%S", _time.localtime(at))
+
+
+def moment_text(at: float) -> str:
+    """A day and time for people: 2026-11-25 14:05:30, in local time."""
+    return _time.strftime("%Y-%m-%d %H:%M:%S", _time.localtime(at))

@@ -458,7 +458,8 @@ class Worker:
         if state == "committed":
             self._settled(segment, sha, None)
         elif state == "dead":
-            self._settled(segment, None, ShardsRefused(f"the Hub refused it for good: {error}"))
+            why = f"the Hub refused it for good: {error}. See: hubsync dead-letter list {self.spool.directory}"
+            self._settled(segment, None, ShardsRefused(why))
 
     def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
         self._room.set()

@@ -18,11 +18,11 @@ FLOORS = [
     ["queue", "spool", "live"],
     ["plans", "writer", "hub"],
     ["committer", "connect", "survey"],
-    ["worker", "rescue", "drain", "inspect", "verify", "files"],
+    ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],
     ["uploader", "recognize"],
     ["async_uploader", "feed"],
     ["pipe", "progress", "dashboard", "extension", "pipeline", "reader", "integrations"],
-    ["demo", "tap"],
+    ["demo", "tap", "cli_dead_letter"],
     ["cli"],
     ["__main__"],
 ]

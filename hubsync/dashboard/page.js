@@ -364,7 +364,7 @@ function updateChanges(card, spool) {
 
 function updateDead(card, spool) {
   const all = spool.by_state.dead;
-  updatePart(card, spool.dead, all.shards ? `${many(all.shards, "shard")}, ${many(all.rows, "row")}, kept in ${spool.spool}/dead-letter` : "", "Empty: the Hub has refused nothing.");
+  updatePart(card, spool.dead, all.shards ? `${many(all.shards, "shard")}, ${many(all.rows, "row")}, to look at: hubsync dead-letter list ${spool.spool}` : "", "Empty: the Hub has refused nothing.");
   cells(card.body, spool.dead, (shard) => shard.path, (shard) => [[shard.path ?? "–"], [count(shard.rows), "n"], [shard.why ?? ""]]);
 }
 

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from hubsync.catalogue import PENDING, look
+from hubsync.catalogue import BURIED, DISCARDED, PENDING, look
 from hubsync.clock import SystemClock
 from hubsync.errors import SpoolError
 from hubsync.live import Live, told
@@ -117,7 +117,7 @@ def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
         raise SpoolError(f"the spool {directory} was never used for a repo.")
     grouped = db.execute(
         "SELECT state, count(*), sum(rows), sum(bytes), min(CASE WHEN rows > 0 THEN opened_at END), min(id) "
-        f"FROM segments WHERE {PENDING} GROUP BY state"
+        f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
     ).fetchall()
     depths = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth()) | {r[0]: Depth(*r[1:5]) for r in grouped}
     first_waiting = min((r[5] for r in grouped if r[0] != "dead"), default=None)
@@ -141,7 +141,7 @@ def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
         recent=_recent(db, newest, first_waiting),
         dead=_rows(
             db,
-            f"SELECT path, rows, bytes, sealed_at AS at, error AS why FROM segments WHERE {PENDING} AND state = 'dead' "
+            f"SELECT path, rows, bytes, sealed_at AS at, error AS why FROM segments WHERE {PENDING} AND {BURIED} "
             f"ORDER BY id DESC LIMIT {_DEAD_SHOWN}",
         ),
         processes=_processes(directory, names),
