@@ -11,16 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubsync.status import size_text as _size
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hubsync.spool import SpoolDepth
-    from hubsync.status import Status
     from hubsync.verify import Report
 
 
@@ -76,6 +77,7 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
 @click.option(
     "--grace", default=25.0, show_default=True, help="Seconds to drain after SIGTERM or Ctrl-C; a second one ends it."
 )
+@click.option("--progress/--no-progress", default=None, help="Bars all the time, or never [where draining takes long].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pipe(
     repo: str,
@@ -91,6 +93,7 @@ def pipe(
     aside: Path | None,
     timeout: float | None,
     grace: float,
+    progress: bool | None,
     as_json: bool,
 ) -> None:
     """JSON Lines from standard input to the dataset REPO.
@@ -113,6 +116,7 @@ def pipe(
         spool=spool,
         shard=ShardPolicy(linger_s=linger),
         grace_s=grace,
+        progress=progress,
     )
     with up:
         where, offline = up.spool, up.stats().state.kind == "offline"
@@ -149,20 +153,14 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
     if broken:
         _rescue(spool)
     from hubsync.drain import drain as run
+    from hubsync.drain import shown
     from hubsync.inspect import spools
-
-    said = [""]
-
-    def progress(depth: SpoolDepth, status: Status) -> None:
-        line = f"{depth.rows:,} rows ({_size(depth.bytes)}) to go; {status.state}"
-        if line != said[0]:
-            said[0] = line
-            click.echo(line, err=True)
 
     results = []
     for directory in [spool] if spool is not None else list(spools()):
         click.echo(f"{directory}", err=True)
-        left = run(directory, timeout=timeout, progress=progress)
+        with shown(directory, partial(click.echo, err=True)) as progress:
+            left = run(directory, timeout=timeout, progress=progress)
         results.append({"spool": str(directory), "rows_left": left.rows, "dead_shards": left.dead,
                         "committed_rows": left.committed_rows})  # fmt: skip
     if as_json:
@@ -442,14 +440,6 @@ def serve(directory: Path, host: str, port: int, users: tuple[str, ...], commits
             raise click.BadParameter(f"{user!r} is not NAME=TOKEN.", param_hint="--user")
         named[name] = token
     run(directory, host, port, named or None, commits_per_hour=commits_per_hour, say=click.echo)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def main() -> None:
