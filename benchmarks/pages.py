@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from hubsync.crashpoints import CrashPoint
+from hubsync.telemetry import METRICS, Metric
 
 ROOT = Path(__file__).parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- begin (?P<name>[^>]+?) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guarantees.md", ROOT / "docs" / "performance.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "guarantees.md",
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "metrics.md",
+]
 
 
 def crash_points() -> str:
@@ -51,7 +57,21 @@ def _figures(name: str) -> list[dict[str, Any]]:
     return found
 
 
-_MADE = {"crash points": crash_points, "main table": main_table}
+def metrics() -> str:
+    """Every instrument, by both of its names."""
+    kinds = {"gauge": "gauge", "level": "up-down counter", "counter": "counter", "histogram": "histogram"}
+    lines = ["| metric | in Prometheus | kind, unit | tells |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{m.name}` | `{_prometheus(m)}` | {kinds[m.kind]}, `{m.unit}` | {m.tells} |" for m in METRICS]
+    return "\n".join(lines)
+
+
+def _prometheus(metric: Metric) -> str:
+    unit = {"s": "_seconds", "By": "_bytes"}.get(metric.unit, "")
+    name = metric.name.replace(".", "_")
+    return name.removesuffix(unit) + unit + ("_total" if metric.kind == "counter" else "")
+
+
+_MADE = {"crash points": crash_points, "metrics": metrics, "main table": main_table}
 
 
 def filled(page: str) -> str:

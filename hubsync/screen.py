@@ -228,15 +228,17 @@ class _Notebook:
         from rich.console import Console
 
         ipython: Any = IPython.display
-        console = Console(width=100, record=True, file=open(os.devnull, "w"), force_jupyter=False, highlight=False)  # noqa: SIM115
-        with cast(TextIO, console.file):
+        with open(os.devnull, "w") as nowhere:
+            console = Console(width=100, record=True, file=nowhere, force_jupyter=False, highlight=False)
             for part in parts:
                 console.print(part)
-        html: Any = ipython.HTML(console.export_html(inline_styles=True, code_format="<pre>{code}</pre>"))
+        text = console.export_text(clear=False).rstrip()
+        html = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        bundle = {"text/plain": text, "text/html": html}
         if self._handle is None:
-            self._handle = ipython.display(html, display_id=True)
+            self._handle = ipython.display(bundle, raw=True, display_id=True)
         else:
-            self._handle.update(html)
+            self._handle.update(bundle, raw=True)
 
     def end(self) -> None:
         pass

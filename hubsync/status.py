@@ -38,6 +38,11 @@ class State(msgspec.Struct, frozen=True):
         """Kind and reason, in words."""
         return self.kind + (f": {self.reason.rstrip('.')}" if self.reason else "")
 
+    @property
+    def cause(self) -> str:
+        """The reason without the operation that met it: an outage, or a revoked token, is one for all of them."""
+        return self.reason.partition(": ")[2] or self.reason
+
     def __str__(self) -> str:
         return self.what if self.until is None else f"{self.what}; next try {clock_text(self.until)}"
 
@@ -107,18 +112,18 @@ class Status:
                 _log.log(min(trouble.level, logging.WARNING), "going on after %s; %s", took, self._waiting())
                 trouble.level = logging.INFO
             return
-        changed = (now.kind, now.reason) != (before.kind, before.reason)
+        changed = (now.kind, now.cause) != (before.kind, before.cause)
         if before.kind == "ok":
             trouble.since = at
         lasts = now.kind != "backing off" or now.until is None or now.until - min(trouble.since, at) >= _LASTS_S
-        told_at = trouble.told.get(now.what, float("-inf"))
+        told_at = trouble.told.get((now.kind, now.cause), float("-inf"))
         news = lasts and not 0 <= at - told_at < _AGAIN_S
         level = _LEVEL[now.kind] if news else logging.INFO
         if not changed and not (news and level > trouble.level):
             return
         if news:
             trouble.told = {what: then for what, then in trouble.told.items() if 0 <= at - then < _AGAIN_S}
-            trouble.told[now.what] = at
+            trouble.told[now.kind, now.cause] = at
             trouble.level = max(trouble.level, level)
         _log.log(level, "%s; %s", now, self._waiting())
 
@@ -129,7 +134,7 @@ class _Trouble:
     def __init__(self) -> None:
         self.since = 0.0  # when it began
         self.level = logging.INFO  # the loudest line since all was well
-        self.told: dict[str, float] = {}  # when a warning or an error told it
+        self.told: dict[tuple[str, str], float] = {}  # when a warning or an error told it
 
 
 _LASTS_S = 10.0  # what is over sooner is worth no warning

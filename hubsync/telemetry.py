@@ -101,7 +101,7 @@ def _full(source: Source) -> Points:
 METRICS = (
     Metric("hubsync.rows.oldest_age", "gauge", "s",
            "how long the oldest row not yet committed has waited; 0 where none waits", _one(_oldest_age)),
-    Metric("hubsync.state", "gauge", "1",
+    Metric("hubsync.state", "level", "{uploader}",
            "1 for the state that the worker is in, by `hubsync.state`; 0 for the others", _states),
     Metric("hubsync.queue.size", "level", "{batch}", "batches in memory", _one(lambda s: s.queue().batches)),
     Metric("hubsync.queue.bytes", "level", "By", "their bytes", _one(lambda s: s.queue().bytes)),

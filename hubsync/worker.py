@@ -165,14 +165,14 @@ class Worker:
                     await self._destination.aclose()
 
     async def _connect(self, committer: Committer) -> None:
-        where = self.spool.directory
+        """What fails is told as any trouble of the committer's, which goes on trying, and tells its end."""
         try:
             with anyio.move_on_after(_CONNECT_S) as scope:
                 await committer.connect()
         except TransientError as error:
-            _log.warning("%s Rows are kept in %s until it answers.", error, where)
+            self.status.report("read", State("backing off", error.reason))
         if scope.cancelled_caught:
-            _log.warning("the Hub did not answer in %g s. Rows are kept in %s until it does.", _CONNECT_S, where)
+            self.status.report("read", State("backing off", f"the Hub did not answer in {_CONNECT_S:g} s"))
 
     async def _spool_in_thread(self) -> None:
         try:
@@ -199,6 +199,9 @@ class Worker:
 
     def _end(self) -> None:
         self.queue.close()
+        if self.offline and self._seen[0].rows:
+            where = self.spool.directory
+            _log.info("offline: %s; bring them up with: hubsync drain %s", self.spool.waiting(), where)
         ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         if isinstance(self.failure, SpoolLost):
             ended = self.failure
