@@ -84,32 +84,33 @@ _MARKS = {
 
 
 def drawn(now: Figures) -> RenderableType:
-    """Two lines for a terminal: a bar, and how it stands."""
+    """Two or three lines for a terminal: a bar, what is wrong, and what waits."""
     from rich.console import Group
-    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    mark, color = _MARKS[now.state.kind]
     whole = max(now.accepted, now.total or 0)
     bar = Table.grid(padding=(0, 2, 0, 0))
     bar.add_column(no_wrap=True, overflow="ellipsis", style="bold")
-    bar.add_column(width=30)
-    bar.add_column(no_wrap=True)
-    mark, color = _MARKS[now.state.kind]
-    done = ProgressBar(
-        total=max(1, whole), completed=now.committed, width=30, complete_style=color, finished_style=color
-    )
+    bar.add_column(max_width=30)
+    bar.add_column(no_wrap=True, overflow="ellipsis")
+    done = ProgressBar(total=max(1, whole), completed=now.committed, complete_style=color, finished_style=color)
     bar.add_row(Text(now.repo), done, Text(f"{now.committed:,} of {whole:,} rows on the Hub"))
-    said = Text.assemble((f"{mark} ", color))  # never as markup: a server's words may be among them
+    said = Text()  # never as markup: a server's words may be among them
     if now.state.kind != "ok":
         said.append(now.state.kind, f"bold {color}")
-        said.append(str(now.state).removeprefix(now.state.kind))
-        said.append("\n")
+        said.append(str(now.state).removeprefix(now.state.kind) + "\n")
     said.append(waiting(now))
     if now.state.kind != "ok" and now.waiting:
-        said.append(f"; they are safe in {now.spool}")
-    return Group(bar, Padding(said, (0, 0, 0, 2)))
+        said.append(f"; {'it is' if now.waiting == 1 else 'they are'} safe in {now.spool}")
+    below = Table.grid(padding=(0, 1, 0, 0))
+    below.add_column()
+    below.add_column()
+    below.add_column(overflow="fold")  # a long path is whole, on as many lines as it takes
+    below.add_row(" ", Text(mark, color), said)
+    return Group(bar, below)
 
 
 class Progress:

@@ -106,7 +106,7 @@ def test_bars_show_rows_state_and_what_waits(terminal: Any, hub: LocalHub) -> No
     outage = hub.faults.add(Fault.outage())
     job.go_on()
     job.until(r"3 of 1,003 rows on the Hub\n +▲ backing off: .*; next try")
-    job.until(r"1,000 rows \(9\.0 kB\) wait, the oldest for \d+ s; they are safe in")
+    job.until(r"1,000 rows \(9\.0 kB\) wait, the oldest for \d+ s; (it is|they are) safe in")
     hub.faults.remove(outage)
     job.until(r"1,003 of 1,003 rows on the Hub")
     job.go_on()
@@ -276,6 +276,18 @@ def test_a_line_says_it_all() -> None:
     assert re.search(
         r"oldest for 2 h 5 min; 1 shard in the dead letter; backing off: commit quota; next try \S+$", line(quota)
     )
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 200])
+def test_it_fits_any_terminal(width: int) -> None:
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, record=True)
+    state = State("backing off", "commit to user/rows: 503, " + "of many words " * 9, time.time())
+    console.print(drawn(NOW._replace(state=state, spool="/a/long/way/down" * 8)))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "".join("".join(lines).split()).endswith("/a/long/way/down" * 8)
 
 
 def test_a_servers_words_are_no_markup() -> None:
