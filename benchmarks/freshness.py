@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -65,18 +64,11 @@ def run(*, quick: bool) -> Report:
 
 def _ages(ground: Ground, way: str, pace: int, seconds: float) -> list[float]:
     repo = f"user/fresh-{way}-{pace}"
-    writer = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.freshness", "write", repo, way, str(pace), str(seconds)],
-        env=ground.environ(), stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert writer.stdout is not None
-    writer.stdout.readline()  # the repo is there
-    reader = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.freshness", "read", repo],
-        env=ground.environ(), stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    writer = ground.child("freshness", "write", repo, way, pace, seconds)
+    writer.line()  # the repo is there
+    reader = ground.child("freshness", "read", repo)
     ages: list[float] = json.loads(reader.communicate()[0])
-    writer.wait()
+    writer.communicate()
     return ages
 
 

@@ -20,6 +20,39 @@ from hubsync.localhub.store import Store
 Weather = Literal["healthy", "slow", "limited", "down"]
 
 
+class Child(subprocess.Popen[str]):
+    """A process that is measured: it says when it is ready, waits for the word, and tells its figures in one line.
+
+    Its own side of this are `ready` and `tell`.
+    """
+
+    def line(self) -> str:
+        assert self.stdout is not None
+        return self.stdout.readline()
+
+    def go(self) -> None:
+        assert self.stdin is not None
+        self.stdin.write("go\n")
+        self.stdin.flush()
+
+    def end(self) -> None:
+        """Kills it: what was measured is its figures, not its drain."""
+        self.kill()
+        self.wait()
+
+
+def ready() -> None:
+    """All is open; waits for the word."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def tell(figures: Any) -> None:
+    """Tells the figures, and waits to be killed, or for the word to go on."""
+    print(json.dumps(figures), flush=True)
+    sys.stdin.readline()
+
+
 class Ground:
     """One Hub process and one directory: a temporary one, gone afterwards, or a given one, which is kept."""
 
@@ -71,6 +104,16 @@ class Ground:
             "HF_HOME": f"{self.directory}/hf",
             "HUBSYNC_HOME": f"{self.directory}/state",
         }
+
+    def child(self, module: str, *arguments: object) -> Child:
+        """Starts `python -m benchmarks.MODULE`, pointed at this Hub."""
+        return Child(
+            [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+            env=self.environ(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def weather(self, weather: Weather) -> None:
         """Slow: every commit takes 2 s; limited: the commit quota is spent; down: every connection is dropped."""

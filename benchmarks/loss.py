@@ -8,19 +8,18 @@ with: `HfApi.upload_file` for every batch. Each case runs in a process of its ow
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, Weather, batches
+from benchmarks.ground import Ground, Weather, batches, ready, tell
 from benchmarks.report import OURS, PEER, Column, Report, bars
+from benchmarks.subjects import uploading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,22 +89,12 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
 def _one(ground: Ground, kind: str, subject: str, weather: Weather, count: int, size: int, name: str) -> float:
     """Seconds a batch."""
     ground.weather("healthy")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "benchmarks.loss", kind, subject, str(count), str(size),
-            f"user/loss-{kind.split()[0]}-{name}",
-        ],
-        env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdout.readline()  # it is open: now the weather may turn
+    child = ground.child("loss", kind, subject, count, size, f"user/loss-{kind.split()[0]}-{name}")
+    child.line()  # it is open: now the weather may turn
     ground.weather(weather)
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    process.kill()  # what is measured is the generator, not the drain
-    process.wait()
+    child.go()
+    line = child.line()
+    child.end()
     return float(json.loads(line)) / count
 
 
@@ -123,26 +112,26 @@ def _work(kind: str, subject: str, count: int, size: int, repo: str) -> None:
         with Uploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
             _generate(think, up.put, stock, count)
     else:
-        _generate(think, peer(repo) if subject == "upload_file" else lambda rows: None, stock, count)
+        _generate(think, _peer(repo) if subject == "upload_file" else lambda rows: None, stock, count)
 
 
 def _generate(think: Callable[[], object], put: Callable[[Any], object], stock: list[Any], count: int) -> None:
-    _begin()
+    ready()
     began = time.perf_counter()
     for n in range(count):
         think()
         put(stock[n % len(stock)])
-    _end(time.perf_counter() - began)
+    tell(time.perf_counter() - began)
 
 
 async def _generate_async(subject: str, stock: list[Any], count: int, repo: str) -> None:
     async def go(put: Callable[[Any], Awaitable[object]]) -> None:
-        await asyncio.to_thread(_begin)
+        await asyncio.to_thread(ready)
         began = time.perf_counter()
         for n in range(count):
             await asyncio.sleep(_BATCH_S)
             await put(stock[n % len(stock)])
-        _end(time.perf_counter() - began)
+        tell(time.perf_counter() - began)
 
     async def nothing(rows: Any) -> None:
         pass
@@ -153,42 +142,15 @@ async def _generate_async(subject: str, stock: list[Any], count: int, repo: str)
         async with AsyncUploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
             await go(up.put)
     elif subject == "upload_file":
-        upload = peer(repo)
+        upload = _peer(repo)
         await go(lambda rows: asyncio.to_thread(upload, rows))
     else:
         await go(nothing)
 
 
-def _begin() -> None:
-    print("open", flush=True)
-    sys.stdin.readline()
-
-
-def _end(seconds: float) -> None:
-    print(json.dumps(seconds), flush=True)
-    sys.stdin.readline()  # killed here
-
-
-def peer(repo: str) -> Callable[[Any], object]:
-    """As distilabel's checkpointer does it, with the flush that it forgets."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repo, repo_type="dataset", exist_ok=True)
-    made = [0]
-
-    def upload(rows: Any) -> None:
-        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-            for row in rows:
-                file.write(json.dumps(row) + "\n")
-            file.flush()
-            api.upload_file(
-                path_or_fileobj=Path(file.name), path_in_repo=f"train/{made[0]:05d}.jsonl", repo_id=repo,
-                repo_type="dataset",
-            )  # fmt: skip
-        made[0] += 1
-
-    return upload
+def _peer(repo: str) -> Callable[[Any], object]:
+    upload, number = uploading(repo), itertools.count()
+    return lambda rows: upload(next(number), rows)
 
 
 def _sleep() -> None:

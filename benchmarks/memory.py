@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches
+from benchmarks.ground import Ground, batches, ready, tell
 from benchmarks.report import OURS, Column, Report, bars
 
 if TYPE_CHECKING:
@@ -27,19 +26,12 @@ def run(*, quick: bool) -> Report:
     with Ground() as ground:
         for number, (kind, amount) in enumerate(cases):
             ground.weather("healthy")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.memory", kind, str(amount), f"user/memory-{number}"],
-                env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdout.readline()
+            child = ground.child("memory", kind, amount, f"user/memory-{number}")
+            child.line()
             ground.weather("down")
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            found = json.loads(process.stdout.readline())
-            process.kill()
-            process.wait()
+            child.go()
+            found = json.loads(child.line())
+            child.end()
             figures.append(
                 {
                     "produced": f"{amount / 1_000:g} GB" if kind == "GB" else f"{amount:,} shards",
@@ -72,8 +64,7 @@ def _work(kind: str, amount: int, repo: str) -> None:
     shard = ShardPolicy(max_rows=1) if kind == "shards" else ShardPolicy()
     with Uploader(repo, shard=shard, spool=SpoolPolicy(max_bytes=1 << 40)) as up:
         before = _rss_mb()
-        print("open", flush=True)
-        sys.stdin.readline()
+        ready()
         if kind == "GB":
             done = n = 0
             while done < amount * 1_000_000:
@@ -83,8 +74,7 @@ def _work(kind: str, amount: int, repo: str) -> None:
             for _ in range(amount):
                 up.put(one_row, ack="queued")
         up.put(one_row)  # spooled: all before it are
-        print(json.dumps({"before": before, "peak": _rss_mb()}), flush=True)
-        sys.stdin.readline()  # killed here
+        tell({"before": before, "peak": _rss_mb()})  # killed here
 
 
 def _rss_mb() -> float:

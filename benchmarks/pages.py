@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import reference
 from hubsync.crashpoints import CrashPoint
 from hubsync.telemetry import METRICS, Metric
 
@@ -19,6 +20,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "guarantees.md",
     ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "api.md",
     ROOT / "docs" / "metrics.md",
 ]
 
@@ -52,6 +54,20 @@ def main_table() -> str:
     return "\n".join(lines)
 
 
+def pages() -> str:
+    """The pages of `docs/`, each with its first sentence: what is read first comes first."""
+    first = ["guide", "guarantees", "operations", "performance"]
+    found = sorted(p for p in (ROOT / "docs").glob("*.md") if p.stem not in [*first, "api"])
+    paths = [*(ROOT / "docs" / f"{name}.md" for name in first), *found, ROOT / "docs" / "api.md"]
+    return "\n".join(_entry(path) for path in paths)
+
+
+def _entry(path: Path) -> str:
+    title, text = (part.strip() for part in path.read_text().lstrip("# ").split("\n\n", 2)[:2])
+    sentence = re.split(r"(?<=[.:])\s", " ".join(text.split()))[0].rstrip(".:")
+    return f"- [{title}](docs/{path.name}): {sentence}."
+
+
 def _figures(name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((_RESULTS / f"{name}.json").read_text())["figures"]
     return found
@@ -71,7 +87,14 @@ def _prometheus(metric: Metric) -> str:
     return name.removesuffix(unit) + unit + ("_total" if metric.kind == "counter" else "")
 
 
-_MADE = {"crash points": crash_points, "metrics": metrics, "main table": main_table}
+_MADE = {
+    "crash points": crash_points,
+    "main table": main_table,
+    "pages": pages,
+    "api": reference.python,
+    "command line": reference.command_line,
+    "metrics": metrics,
+}
 
 
 def filled(page: str) -> str:

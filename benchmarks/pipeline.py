@@ -8,13 +8,12 @@ must all arrive. Each case runs in a process of its own, against a Hub in anothe
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches
+from benchmarks.ground import Ground, batches, ready
 from benchmarks.report import LIMIT, OURS, Column, Report, bars
 
 if TYPE_CHECKING:
@@ -70,21 +69,15 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
 def _one(ground: Ground, kind: str, case: str, count: int) -> float:
     ground.weather("healthy")
     repo = f"user/pipeline-{time.time_ns()}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.pipeline", kind, case, str(count), repo],
-        env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdout.readline()  # the steps are loaded: now the weather turns
+    child = ground.child("pipeline", kind, case, count, repo)
+    child.line()  # the steps are loaded: now the weather turns
     ground.weather("down")
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    took = float(process.stdout.readline())
+    child.go()
+    took = float(child.line())
     ground.weather("healthy")
-    process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"the pipeline ended with {process.returncode}")
+    child.communicate()
+    if child.returncode:
+        raise RuntimeError(f"the pipeline ended with {child.returncode}")
     if case == "with" and (found := _rows_of(ground, repo)) != count * _ROWS:
         raise RuntimeError(f"{found:,} of {count * _ROWS:,} rows have arrived")
     return took
@@ -105,8 +98,7 @@ def _work(kind: str, case: str, count: int, repo: str) -> None:
 
     class Source(GeneratorStep):
         def load(self) -> None:
-            print("open", flush=True)
-            sys.stdin.readline()
+            ready()
             began[0] = time.perf_counter()
 
         def process(self, offset: int = 0) -> Iterator[tuple[list[dict[str, Any]], bool]]:

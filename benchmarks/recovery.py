@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,8 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches
+from benchmarks.ground import Ground, batches, ready, tell
 from benchmarks.report import OURS, PEER, Column, Report, bars
+from benchmarks.subjects import uploading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,20 +74,16 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
 def _refill(ground: Ground, size: int) -> dict[str, Any]:
     repo = f"user/refill-{size}"
     ground.weather("healthy")
-    filling = _start(ground, "fill", repo, str(size))
-    assert filling.stdin is not None
-    assert filling.stdout is not None
-    filling.stdout.readline()
+    filling = ground.child("recovery", "fill", repo, size)
+    filling.line()
     ground.weather("down")
-    filling.stdin.write("go\n")
-    filling.stdin.flush()
-    rows = int(filling.stdout.readline())
-    filling.kill()
-    filling.wait()
+    filling.go()
+    rows = int(filling.line())
+    filling.end()
     ground.weather("healthy")
     before = _commits(ground)
     began = time.perf_counter()
-    rest = _start(ground, "fill", repo, "0")
+    rest = ground.child("recovery", "fill", repo, 0)
     while rest.poll() is None and _commits(ground) == before:
         time.sleep(0.02)
     first = time.perf_counter() - began
@@ -103,7 +99,7 @@ def _commits(ground: Ground) -> int:
 def _killed(ground: Ground, subject: str, directory: Path, count: int) -> dict[str, Any]:
     repo, progress = "user/killed", directory / "progress"
     for kill in range(4):
-        job = _start(ground, "job", repo, subject, str(directory), str(count))
+        job = ground.child("recovery", "job", repo, subject, directory, count)
         if kill < 3:
             until = time.monotonic() + _PATIENCE_S
             while _made(progress) < (kill + 1) * count // 4 and time.monotonic() < until:
@@ -134,28 +130,20 @@ def _judge(ground: Ground, repo: str, rows: int) -> dict[str, Any]:
     return {"lost": rows - len(found), "twice": sum(n - 1 for n in found.values())}
 
 
-def _start(ground: Ground, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.recovery", *arguments],
-        env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def _fill(repo: str, size: int) -> None:
     from hubsync import CommitPolicy, Uploader
 
     stock = batches(50, 3_000)
     with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
-        print("open", flush=True)
-        sys.stdin.readline() if size else None
+        if size:
+            ready()
         done = n = 0
         while done < size * 1_000_000:
             rows = [{**row, "id": n * 50 + k} for k, row in enumerate(stock[n % len(stock)])]
             done += up.put(rows).bytes
             n += 1
         if size:
-            print(n * 50, flush=True)
-            sys.stdin.readline()  # killed here
+            tell(n * 50)  # killed here
 
 
 def _job(repo: str, subject: str, directory: Path, count: int) -> None:
@@ -208,10 +196,8 @@ def _scheduler(repo: str, directory: Path) -> Any:
 
 
 def _upload_file(repo: str, directory: Path) -> Any:
-    from benchmarks.loss import peer
-
-    upload = peer(repo)
-    return (lambda n, rows: upload(rows)), lambda: None
+    upload = uploading(repo)
+    return upload, lambda: None
 
 
 if __name__ == "__main__":

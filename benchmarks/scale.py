@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches
+from benchmarks.ground import Ground, batches, ready
 from benchmarks.report import Column, Report, lines
 
 if TYPE_CHECKING:
@@ -80,19 +80,12 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
 
 def _many(ground: Ground, processes: int, seconds: float) -> dict[str, Any]:
     repo = f"user/scale-{processes}"
-    command = [sys.executable, "-m", "benchmarks.scale", "puts", repo, str(seconds)]
-    jobs = [
-        subprocess.Popen(command, env=ground.environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
+    jobs = [ground.child("scale", "puts", repo, seconds) for _ in range(processes)]
     for job in jobs:
-        assert job.stdout is not None
-        job.stdout.readline()
+        job.line()
     began = time.perf_counter()
     for job in jobs:
-        assert job.stdin is not None
-        job.stdin.write("go\n")
-        job.stdin.flush()
+        job.go()
     found = [json.loads(job.communicate()[0]) for job in jobs]
     took = time.perf_counter() - began
     rows = sum(one["rows"] for one in found)
@@ -118,8 +111,7 @@ def _puts(repo: str, seconds: float) -> None:
     times: list[float] = []
     size = n = 0
     with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
-        print("open", flush=True)
-        sys.stdin.readline()
+        ready()
         until = time.perf_counter() + seconds
         while (before := time.perf_counter()) < until:
             size += up.put(stock[n % len(stock)]).bytes

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -39,12 +38,8 @@ def run(*, quick: bool, minutes: float = 60.0) -> Report:
     seconds = 20.0 if quick else minutes * 60
     rng = random.Random(1)
     with Ground() as ground:
-        job = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.soak", "user/soak", str(seconds)],
-            env=ground.environ(), stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert job.stdout is not None
-        job.stdout.readline()
+        job = ground.child("soak", "user/soak", seconds)
+        job.line()
         until = time.monotonic() + seconds
         while time.monotonic() < until and job.poll() is None:
             ground.weather("healthy")

@@ -5,7 +5,8 @@ of it is committed. The peers are the real packages, used as their own documenta
 own: `python -m benchmarks.subjects NAME` reads a `Job` from its standard input, one line of JSON, and writes a `Told`.
 
 Left out: trackio (0.43). Its client sends metrics to a Space that runs its server; only in there does a copy of
-huggingface_hub's CommitScheduler, or a bucket, bring them to the Hub. An embedded Hub runs no Spaces.
+huggingface_hub's CommitScheduler, or a bucket, bring them to the Hub. An embedded Hub runs no Spaces. distilabel's own
+HuggingFaceHubCheckpointer is in no release of distilabel (1.5.3 is the newest); "upload_file" does what it does.
 """
 
 from __future__ import annotations
@@ -79,21 +80,28 @@ def _lines(batch: Batch) -> str:
 
 @_subject("upload_file", "per batch")
 def _upload_file(job: Job, source: Source) -> None:
-    """As distilabel's HuggingFaceHubCheckpointer does."""
-    api = _api(job)
+    upload = uploading(job.repo)
     for n, batch in enumerate(source):
-        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", dir=job.directory) as file:
+        upload(n, batch)
+
+
+def uploading(repo: str) -> Callable[[int, Batch], None]:
+    """As distilabel's HuggingFaceHubCheckpointer sends a batch, with the flush that it forgets; by its number."""
+    api = _api(repo)
+
+    def upload(n: int, batch: Batch) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
             file.write(_lines(batch))
             file.flush()
-            api.upload_file(
-                path_or_fileobj=file.name, path_in_repo=_path(n), repo_id=job.repo, repo_type="dataset"
-            )  # fmt: skip
+            api.upload_file(path_or_fileobj=file.name, path_in_repo=_path(n), repo_id=repo, repo_type="dataset")
+
+    return upload
 
 
 @_subject("upload_file, run_as_future", "per batch")
 def _upload_file_as_future(job: Job, source: Source) -> None:
     """huggingface_hub's guide, "Non-blocking uploads": one after the other, in a thread of its own."""
-    api = _api(job)
+    api = _api(job.repo)
     futures = [
         api.upload_file(
             path_or_fileobj=_lines(batch).encode(),
@@ -112,7 +120,7 @@ def _upload_file_as_future(job: Job, source: Source) -> None:
 def _hf_file_system(job: Job, source: Source) -> None:
     from huggingface_hub import HfFileSystem
 
-    _api(job)
+    _api(job.repo)
     fs = HfFileSystem()
     for n, batch in enumerate(source):
         with fs.open(f"datasets/{job.repo}/{_path(n)}", "wb") as file:
@@ -143,7 +151,7 @@ def _commit_scheduler(job: Job, source: Source) -> None:
 def _push_to_hub(job: Job, source: Source) -> None:
     from datasets import Dataset
 
-    _api(job)
+    _api(job.repo)
     rows: list[dict[str, Any]] = []
     for batch in source:
         rows.extend(batch)
@@ -154,7 +162,7 @@ def _push_to_hub(job: Job, source: Source) -> None:
 def _iterable_push_to_hub(job: Job, source: Source) -> None:
     from datasets import IterableDataset
 
-    _api(job)
+    _api(job.repo)
 
     def generate() -> Any:
         for batch in source:
@@ -169,7 +177,7 @@ def _iterable_push_to_hub(job: Job, source: Source) -> None:
 @_subject("upload_folder", "ready files")
 def _upload_folder(job: Job, source: Source) -> None:
     """The upper bound that users know."""
-    api = _api(job)
+    api = _api(job.repo)
     folder = source.files()[0].parents[1]
     source.start()
     api.upload_folder(folder_path=folder, repo_id=job.repo, repo_type="dataset")
@@ -194,7 +202,7 @@ def _disk(job: Job, source: Source) -> None:
 
 @_subject("limit: hf_xet", "limit")
 def _hf_xet(job: Job, source: Source) -> None:
-    _api(job)
+    _api(job.repo)
     files = source.files()
     send = _xet(job)
     source.start()
@@ -204,7 +212,7 @@ def _hf_xet(job: Job, source: Source) -> None:
 @_subject("limit: sum", "limit")
 def _sum(job: Job, source: Source) -> None:
     """Encode, write, send: one after the other."""
-    _api(job)
+    _api(job.repo)
     encoder = msgspec.json.Encoder()
     send = _xet(job)
     send(write_shards(Path(job.directory), [encoder.encode_lines(batch) for batch in source]))
@@ -240,12 +248,12 @@ def _xet(job: Job) -> Callable[[list[Path]], None]:
     return send
 
 
-def _api(job: Job) -> Any:
+def _api(repo: str) -> Any:
     """huggingface_hub's, with the repo made before the clock starts, as hubsync's is."""
     from huggingface_hub import HfApi
 
     api = HfApi()
-    api.create_repo(job.repo, repo_type="dataset", exist_ok=True)
+    api.create_repo(repo, repo_type="dataset", exist_ok=True)
     return api
 
 

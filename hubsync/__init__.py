@@ -22,6 +22,7 @@ from hubsync.errors import (
     SpoolMismatch,
     SpoolVersionError,
     StorageQuotaError,
+    TransformError,
     TransientError,
     WriteForbiddenError,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "SpoolVersionError",
     "Stats",
     "StorageQuotaError",
+    "TransformError",
     "TransientError",
     "Uploader",
     "WriteForbiddenError",

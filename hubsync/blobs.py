@@ -120,7 +120,8 @@ class XetStore:
                 token=grant.access_token.reveal(),
                 token_expiry_unix_secs=grant.exp,
                 token_refresh_url=f"{self._http.endpoint}/{self._token_url}",
-                token_refresh_headers=self._http.authorization(),
+                token_refresh_headers={**self._http.authorization(), **self._http.sender},
+                custom_headers=self._http.sender,
             ) as commit:
                 for file, sha256 in files:
                     commit.start_upload_file(file, sha256=sha256)

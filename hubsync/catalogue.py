@@ -99,12 +99,11 @@ class Catalogue:
 
     def _open(self, fsync: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
+        try:
+            _refuse_newer(self.path, version)
+        except SpoolVersionError:
             self._db.close()
-            raise SpoolVersionError(
-                f"the spool {self.path.parent} was written by a newer hubsync (format {version}, this one reads "
-                f"{VERSION}). Nothing was touched. Upgrade hubsync here, or give this job another spool."
-            )
+            raise
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
         # A checkpoint costs an fsync, so it is the worker's to do beside the hot path: see `checkpoint`.
@@ -156,12 +155,7 @@ class Catalogue:
             raise self._error(error, "refuses") from error
 
     def _error(self, error: Exception, what: str) -> SpoolError:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return SpoolLost(
-                f"the spool's catalogue {self.path} is corrupt ({error}). The rows beside it are untouched; end what "
-                f"uses the spool, and bring them up by: hubsync drain --rescue {self.path.parent}"
-            )
-        return SpoolError(f"the spool's catalogue {self.path} {what}: {error}.")
+        return _error_of(self.path, error, what)
 
     def value(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, or None."""
@@ -215,14 +209,56 @@ class Catalogue:
 
 
 @contextmanager
-def _one_at_a_time(directory: Path) -> Iterator[None]:
+def look(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection for who only reads beside the jobs: one transaction, and a moment only, since no checkpoint passes
+    it. It changes nothing, not even an old version; and no job that opens the catalogue meets it halfway.
+
+    Raises:
+        SpoolError: there is none, it is not finished, or busy.
+        SpoolLost: it is corrupt.
+        SpoolVersionError: a newer hubsync wrote it.
+    """
+    try:
+        url = f"{path.absolute().as_uri()}?mode=ro"
+        with (
+            _one_at_a_time(path.parent, fcntl.LOCK_SH),
+            _alone,
+            closing(sqlite3.connect(url, uri=True, timeout=_PATIENCE_S, isolation_level=None)) as db,
+        ):
+            db.row_factory = sqlite3.Row
+            db.execute("BEGIN")
+            _refuse_newer(path, db.execute("PRAGMA user_version").fetchone()[0])
+            yield db
+    except (sqlite3.Error, OSError) as error:
+        raise _error_of(path, error, "can't be read") from error
+
+
+def _refuse_newer(path: Path, version: int) -> None:
+    if version > VERSION:
+        raise SpoolVersionError(
+            f"the spool {path.parent} was written by a newer hubsync (format {version}, this one reads "
+            f"{VERSION}). Nothing was touched. Upgrade hubsync here, or give this job another spool."
+        )
+
+
+def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return SpoolLost(
+            f"the spool's catalogue {path} is corrupt ({error}). The rows beside it are untouched; end what "
+            f"uses the spool, and bring them up by: hubsync drain --rescue {path.parent}"
+        )
+    return SpoolError(f"the spool's catalogue {path} {what}: {error}.")
+
+
+@contextmanager
+def _one_at_a_time(directory: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Those who open a new catalogue at the same moment take turns: SQLite refuses to become WAL while another reads,
     and waits for nobody.
     """
     fd = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without such locks: then they only must not come at the same moment
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, how)
         yield
     finally:
         with suppress(OSError):

@@ -218,18 +218,16 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
 
 
 def _show(console: Console, facts: list[dict[str, Any]]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     if not facts:
         console.print("There is no spool.")
     for fact in facts:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in _lines_of(fact):
-            table.add_row(name, Text(value))  # a server's words, and no markup
-        console.print(table)
+        lines = _lines_of(fact)
+        width = max(len(name) for name, _ in lines) + 2
+        for name, value in lines:
+            # A server's words are no markup. Nothing is broken into lines, so that a command can be copied as it is.
+            console.print(Text.assemble((f"{name:<{width}}", "bold"), _printable(value)), soft_wrap=True)
         console.print()
 
 
@@ -245,10 +243,11 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         ("spool", fact["spool"]),
         (
             "waiting",
-            f"{fact['rows_waiting']:,} rows, {_size(fact['bytes_waiting'])}" + (f" ({shards})" if shards else ""),
+            f"{_count(fact['rows_waiting'], 'row')}, {_size(fact['bytes_waiting'])}"
+            + (f" ({shards})" if shards else ""),
         ),
         ("oldest", f"{age:,.0f} s" if age is not None else "nothing waits"),
-        ("committed", f"{fact['committed']['rows']:,} rows, {fact['committed']['shards']:,} shards"),
+        ("committed", f"{_count(fact['committed']['rows'], 'row')}, {_count(fact['committed']['shards'], 'shard')}"),
         ("committer", committer),
         ("state", state + (f": {fact['reason']}" if fact["reason"] else "")),
     ]
@@ -258,6 +257,33 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     if fact["rows_waiting"] and not fact["committer_pid"]:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     return lines
+
+
+@cli.command()
+@click.argument("directories", nargs=-1, metavar="[SPOOL]...", type=click.Path(path_type=Path))
+@click.option("--port", default=7870, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
+@click.option("--open", "browse", is_flag=True, help="Open it in the browser.")
+def dashboard(directories: tuple[Path, ...], port: int, browse: bool) -> None:
+    """A live page of SPOOL, or of all spools at the usual place, on 127.0.0.1; it only reads.
+
+    \b
+    From another machine: ssh -L 7870:127.0.0.1:7870 HOST, then http://127.0.0.1:7870
+    """
+    try:
+        from hubsync.dashboard.app import serve as run
+    except ImportError as error:
+        raise click.ClickException(f"{error}: the page needs `pip install 'hubsync[dashboard]'`.") from None
+
+    def started(address: str) -> None:
+        click.echo(address)
+        sys.stdout.flush()
+        if browse:
+            click.launch(address)
+
+    try:
+        run(directories, port, started)
+    except KeyboardInterrupt:
+        sys.exit(130)  # that is how one leaves it
 
 
 @cli.command()
@@ -442,13 +468,22 @@ def serve(directory: Path, host: str, port: int, users: tuple[str, ...], commits
     run(directory, host, port, named or None, commits_per_hour=commits_per_hour, say=click.echo)
 
 
+@cli.command("hf-extension")
+def hf_extension() -> None:
+    """Makes `hf hubsync …` run this hubsync."""
+    from hubsync.extension import register
+
+    click.echo(f"hf hubsync works now; {register()} says so.")
+
+
 def main() -> None:
-    """The entry point: hubsync's own errors become one message and exit code 1, not a traceback."""
+    """The entry point, of `hf-hubsync` too: hubsync's errors become one message and exit code 1, not a traceback."""
     from hubsync.errors import HubsyncError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    named = "hf hubsync" if Path(sys.argv[0]).name == "hf-hubsync" else "hubsync"
     try:
-        cli()
+        cli(prog_name=named)
     except HubsyncError as error:
         click.echo(f"hubsync: {error}", err=True)
         for note in getattr(error, "__notes__", ()):

@@ -44,7 +44,7 @@ from hubsync.plan import Destination, Note, Plan, Shard, Staged
 from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.spool import Spool
-from hubsync.status import State, Status
+from hubsync.status import QUOTA, State, Status
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")
@@ -491,7 +491,7 @@ class Committer:
         may_be_hurried = False
         if isinstance(error, RateLimitedError) and error.commit_quota:
             wait = self._governor.refused(error.retry_after_s)
-            reason = "commit quota"
+            reason = QUOTA
         else:
             wait = backoff.after_failure(error.retry_after_s)
             reason = error.reason

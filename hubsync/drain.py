@@ -74,7 +74,9 @@ async def _drain(
                     "others."
                 )
             await clock.sleep(BEAT_S)
-        status = Status(lambda text: spool.catalogue.remember("status", text), spool.waiting)
+        status = Status(
+            lambda text: spool.catalogue.remember("status", text), spool.waiting, stored=spool.catalogue.get("status")
+        )
         blocked: list[HubError] = []
         committer = Committer(
             spool,

@@ -3,6 +3,7 @@
 HubsyncError
 ├── ConfigError (ValueError)      an argument that can't work: repo id, config, split, template, policy
 ├── RowError (ValueError)         a row that can't become a JSON line; its whole batch is refused
+│   └── TransformError            the uploader's `transform` raised on a row, or is no plain function
 ├── QueueFull                     the bounded queue is full and its policy is "raise", or `timeout` passed
 ├── BatchTooLarge                 one batch is larger than the whole queue may be
 ├── ClosedError                   put or flush after close
@@ -62,6 +63,13 @@ class RowError(HubsyncError, ValueError):
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str]]:
         return type(self), (self.row, self.path, self.reason)
+
+
+class TransformError(RowError):
+    """The uploader's `transform` raised on a row. Its whole batch is refused; nothing of it was written.
+
+    The exception that it raised is the `__cause__`. What that says may show the row, so this message does not.
+    """
 
 
 class QueueFull(HubsyncError):

@@ -130,6 +130,7 @@ class HubHTTP:
         self._token = token
         self._patience_s = _PATIENCE * timeout_s
         self._client = _client(timeout_s, transport)
+        self.sender = {"user-agent": self._client.headers["user-agent"]}  # for what others send on our behalf
         quieten_logs()
 
     def token(self) -> Secret | None:

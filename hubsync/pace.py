@@ -85,6 +85,11 @@ class Governor:
             wait = max(wait, spent[-1] + self._distance(quota) - now)
         return wait if wait > 1e-6 else 0.0
 
+    def last_hour(self) -> tuple[int, int]:
+        """Commits of the hour behind, and how many it may hold."""
+        _, quota = self._look()
+        return len(self._state.spent), quota
+
     def _until_free(self, now: float, quota: int) -> float:
         """Seconds until the hour behind has room for one more."""
         spent = self._state.spent

@@ -15,6 +15,7 @@ from hubsync.errors import ConfigError
 MIB = 1024 * 1024
 
 Ack = Literal["queued", "spooled", "committed"]
+"""How far a batch is when `put` returns: in memory; on local disk, where it survives the process; on the Hub."""
 
 # A namespace and a name as the Hub takes them: letters, digits, `-`, `_`, `.`; at most 96 characters each.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)

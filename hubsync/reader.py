@@ -321,6 +321,7 @@ class Rows(_Iterated[Row]):
         return feed
 
     async def aclose(self) -> None:
+        """Ends it, where it is iterated by `async for`. Twice is once, and `cursor` stays."""
         if self._opened is not None:
             self._opened.stream.close()
             self._opened = None

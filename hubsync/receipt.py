@@ -116,7 +116,7 @@ class Receipt:
     async def wait_async(
         self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None
     ) -> str | None:
-        """The same for a task: waits without blocking its event loop."""
+        """As `Receipt.wait`, for a task: waits without blocking its event loop."""
         import anyio
 
         from hubsync.clock import loop_waker

@@ -16,6 +16,7 @@ import msgspec
 
 from hubsync.errors import RowError
 from hubsync.shapes import INFINITIES, LEAVES, Fresh, Opaque, Shapes, Suspicious
+from hubsync.transform import Transform, transformed
 
 # One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
 Row = Any
@@ -40,23 +41,44 @@ class Encoded:
     fresh: Fresh = field(default_factory=list)
 
 
-def encode(rows: Rows, shapes: Shapes | None = None) -> Encoded:
-    """Encodes a batch. With `shapes`, tells what of it is new to them.
+def encode(rows: Rows, shapes: Shapes | None = None, *, transform: Transform | None = None) -> Encoded:
+    """Encodes a batch, or what `transform` makes of its rows. With `shapes`, tells what of it is new to them.
 
     Raises:
         RowError: a row or a value that has no JSON form; see the README's table.
+        TransformError: `transform` raised.
     """
     tables = _arrow_slices(rows)
     if tables is None:
-        return _encode(_as_list(rows), shapes)
+        return _encode_part(_as_list(rows), shapes, transform)
     parts: list[bytes] = []
-    count, fresh = 0, []
+    first, count, fresh = 0, 0, []
     for table in tables:
-        part = _encode(table.to_pylist(), shapes, first_row=count)
+        part = _encode_part(table.to_pylist(), shapes, transform, first)
         parts.append(part.lines)
+        first += table.num_rows
         count += part.rows
         fresh += part.fresh
     return Encoded(b"".join(parts), count, fresh)
+
+
+def _encode_part(
+    rows: list[Row] | tuple[Row, ...], shapes: Shapes | None, transform: Transform | None, first_row: int = 0
+) -> Encoded:
+    if transform is None:
+        return _encode(rows, shapes, first_row)
+    kept: list[int] = []
+    new_rows: list[Row] = []
+    for index, row in enumerate(rows, first_row):
+        new = transformed(row, transform, index)
+        if new is not None:
+            kept.append(index)
+            new_rows.append(new)
+    try:
+        return _encode(new_rows, shapes)
+    except RowError as error:
+        # The number that it has in the producer's batch.
+        raise type(error)(kept[error.row], error.path, error.reason) from None
 
 
 def _encode(rows: list[Row] | tuple[Row, ...], shapes: Shapes | None, first_row: int = 0) -> Encoded:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time as _time
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 _log = logging.getLogger("hubsync")
+
+QUOTA = "commit quota"  # the reason of a state, where the Hub refuses more commits
+_CHANGES = 20  # of the state, kept for who looks later
 
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
 
@@ -47,6 +51,20 @@ class State(msgspec.Struct, frozen=True):
         return self.what if self.until is None else f"{self.what}; next try {clock_text(self.until)}"
 
 
+class Change(msgspec.Struct, frozen=True):
+    """When the state became another; `at` in seconds since the epoch."""
+
+    at: float
+    kind: StateKind
+    reason: str = ""
+
+
+class Stored(State, frozen=True):
+    """The state as it is kept for other processes, with its last changes, oldest first."""
+
+    changes: tuple[Change, ...] = ()
+
+
 class Counts(msgspec.Struct):
     """What happened since this process opened its uploader."""
 
@@ -66,12 +84,19 @@ class Status:
     """The state of one worker. Two parts report to it (the spool's thread, the committer); the worse one shows."""
 
     def __init__(
-        self, save: Callable[[str], None], waiting: Callable[[], str], now: Callable[[], float] = _time.time
+        self,
+        save: Callable[[str], None],
+        waiting: Callable[[], str],
+        *,
+        stored: str | None = None,
+        now: Callable[[], float] = _time.time,
     ) -> None:
+        """`stored` is what was last saved for this spool: its changes are kept."""
         self.counts = Counts()
+        self._now = now
+        self._changes = deque(msgspec.json.decode(stored, type=Stored).changes if stored else (), maxlen=_CHANGES)
         self._save = save
         self._waiting = waiting
-        self._now = now
         self._trouble = _Trouble()
         self._lock = threading.Lock()
         self._parts: dict[str, State] = {}
@@ -91,13 +116,17 @@ class Status:
             self._parts[part] = state
             worst = max(self._parts.values(), key=lambda s: (_RANK[s.kind], s.reason != ""))
             before, self._shown = self._shown, worst
+            if (worst.kind, worst.reason) != (before.kind, before.reason) and not worst.kind == before.kind == "ok":
+                self._changes.append(Change(self._now(), worst.kind, worst.reason))
         if worst != before:
             self.save()
         self._tell(before, worst)
 
     def save(self) -> None:
         """Keeps the state for other processes."""
-        self._save(msgspec.json.encode(self._shown).decode())
+        with self._lock:
+            shown, changes = self._shown, tuple(self._changes)
+        self._save(msgspec.json.encode(Stored(shown.kind, shown.reason, shown.until, changes)).decode())
 
     def _tell(self, before: State, now: State) -> None:
         """One line where the state changes; a warning or an error once it lasts, and once for the same trouble.

@@ -43,6 +43,7 @@ from hubsync.secret import Secret
 from hubsync.spool import SpoolDepth
 from hubsync.status import Counts, State
 from hubsync.telemetry import span
+from hubsync.transform import Transform, check_transform
 from hubsync.worker import Worker
 
 _log = logging.getLogger("hubsync")
@@ -90,6 +91,7 @@ class BaseUploader:
         shard: ShardPolicy | None = None,
         commit: CommitPolicy | None = None,
         retry: RetryPolicy | None = None,
+        transform: Transform | None = None,
         grace_s: float | None = 25.0,
         progress: bool | None = None,
         clock: Clock | None = None,
@@ -107,6 +109,8 @@ class BaseUploader:
             revision: a branch.
             spool: the directory that keeps rows until they are committed; None for one of its own per repo.
             queue, shard, commit, retry: bounds and pace; the defaults serve.
+            transform: a function that `put` calls with each row before anything is written. It returns the row to write
+                in its place, or None to leave it out; see docs/redaction.md.
             grace_s: seconds to drain after SIGTERM or Ctrl-C; what is left then stays in the spool. SIGTERM ends the
                 block by `SystemExit(143)`, where no other handler is set. The default fits the 30 s that Kubernetes,
                 SLURM and spot machines give. None leaves SIGTERM alone, and lets Ctrl-C drain for as long as it takes.
@@ -132,6 +136,8 @@ class BaseUploader:
         self._shard = shard or ShardPolicy()
         self._commit = commit or CommitPolicy()
         self._retry = retry or RetryPolicy()
+        check_transform(transform)
+        self._transform = transform
         if grace_s is not None and not grace_s >= 0:
             raise ConfigError(f"grace_s is a number of seconds from 0, or None, not {grace_s!r}.")
         self._grace_s = grace_s
@@ -240,8 +246,8 @@ class BaseUploader:
             raise ConfigError(f"a source is a name, in text that UTF-8 can carry, not {source!r}.")
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
-        # A step that knows its batches by their content has encoded them already.
-        encoded = rows if isinstance(rows, Encoded) else encode(rows)
+        # A step that knows its batches by their content has transformed and encoded them already.
+        encoded = rows if isinstance(rows, Encoded) else encode(rows, transform=self._transform)
         reach(CrashPoint.ENCODED)
         receipt = Receipt(encoded.rows, len(encoded.lines))
         return Batch(encoded.lines, encoded.rows, receipt, source, offset, key)
@@ -370,7 +376,7 @@ class Uploader(BaseUploader):
             timeout: seconds to wait for room in the queue and for `ack`.
 
         Raises:
-            RowError, BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the batch was not accepted.
+            RowError, TransformError, BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the batch was not accepted.
             TimeoutError: it was accepted, but is not as far as `ack` wants.
         """
         worker = self._ready()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from hubsync.errors import (
     TransientError,
     root_cause,
 )
+from hubsync.live import Live, hush, tell
 from hubsync.locks import BEAT_S
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
@@ -79,12 +81,14 @@ class Worker:
         self.queue = BoundedQueue(queue)
         self._seen = spool.depth(), Counts()
         self._committed_before = self._seen[0].committed_rows
-        self.status = Status(self._save_status, spool.waiting, clock.time)
+        self.status = Status(self._save_status, spool.waiting, stored=spool.catalogue.get("status"), now=clock.time)
         self.writer = SpoolWriter.open(spool, layout, shard)
         self.failure: BaseException | None = None
         self._shard = shard
         self._clock = clock
         self._committers: State | None = None  # the state of another process, where it commits for this one
+        self._since = clock.time()
+        self._queue_max_bytes = queue.max_bytes
         self.source = Source(spool.target.repo, self.writer.name, self.status, self.queue.depth, self.depth, clock.time)
         self.progress = Progress(self.figures, progress, clock.time)
         self._destination = None if destination is None else traced(destination, self.source.attributes)
@@ -211,6 +215,7 @@ class Worker:
         for item in [*self._in_hand, *self.queue.take()]:
             if isinstance(item, Batch) and item.receipt.state == "queued":
                 item.receipt._dropped(ended)
+        hush(self.spool.directory, self.writer.name)
         self.writer.close()
         with self._lock:
             flushes, asked = list(self._flushes), list(self._asked)
@@ -402,9 +407,30 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self.writer.beat()
+            tell(self.spool.directory, self.writer.name, self._live())
             if not self.spool.disk.is_there():
                 raise self.spool.lost()
             await self._clock.sleep(BEAT_S)
+
+    def _live(self) -> Live:
+        queue = self.queue.depth()
+        return Live(
+            pid=os.getpid(),
+            at=self._clock.time(),
+            since=self._since,
+            state=self.status.state,
+            counts=self.status.counts,
+            queue_batches=queue.batches,
+            queue_rows=queue.rows,
+            queue_bytes=queue.bytes,
+            queue_max_bytes=self._queue_max_bytes,
+            blocked=queue.blocked,
+            raised=queue.raised,
+            dropped=queue.dropped,
+            linger_s=self._shard.linger_s,
+            shard_max_bytes=self._shard.max_bytes,
+            spool_max_bytes=self.spool.policy.max_bytes,
+        )
 
     async def _look_around(self) -> None:
         """Also while the committer waits for the Hub, and where there is none."""

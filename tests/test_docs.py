@@ -1,15 +1,144 @@
-"""The pages in `docs/` and what they are made from."""
+"""The pages: every block runs, every link leads somewhere, and what is made from the code is what the code is."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
+from typing import get_args
+from urllib.parse import unquote
 
+import httpx
+import huggingface_hub
 import pytest
 
-from benchmarks.pages import PAGES, filled
+import hubsync
+from benchmarks.pages import PAGES as MADE
+from benchmarks.pages import filled
+from hubsync.localhub import LocalHub
+from hubsync.status import StateKind
+from tests.snippets import PAGES, ROOT, blocks, environ_of, problems, prose
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MADE, ids=name_of)
 def test_a_page_shows_what_the_code_is_and_what_was_measured(path: Path) -> None:
     page = path.read_text()
     assert filled(page) == page, "run python -m benchmarks.pages"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_block_of_a_page_does_what_the_page_says(path: Path, hub: LocalHub, tmp_path: Path) -> None:
+    where, home = tmp_path / "here", tmp_path / "home"
+    where.mkdir()
+    home.mkdir()
+    wrong = list(problems(path.read_text(), where, environ_of(hub.environ(), home)))
+    assert not wrong, "\n".join(f"{name_of(path)}, {each}" for each in wrong)
+
+
+def test_the_first_screen_brings_its_rows(hub: LocalHub, tmp_path: Path) -> None:
+    """The README's first block, and what its last comment says."""
+    first = next(block for block in blocks((ROOT / "README.md").read_text()) if block.language == "python")
+    told = "import datasets\nprint(datasets.load_dataset('user/rollouts', split='train').num_rows)"
+    page = f"```python\n{first.text}{told}\n```\n```text\n100\n```\n"
+    assert list(problems(page, tmp_path, environ_of(hub.environ(), tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "wrong"),
+    [
+        ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "it prints"),
+        ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
+        ("```python\nimport sys; print('careful', file=sys.stderr)\n```\n", "it says on stderr"),
+        ("```python\ndef test_one(local_hub):\n    assert local_hub.commits_served == 1\n```\n", "assert 0 == 1"),
+        ("```console\n$ echo one\ntwo\n```\n", "it prints"),
+        ("```console\n$ echo one\none\n$ false\n```\n", "exit code 1"),
+        ("```console\nhubsync status\n```\n", "a console block is"),
+        ("```bash\nfalse\ntrue\n```\n", "exit code 1"),
+        ("```json\n{'a': 1}\n```\n", "it is no json"),
+        ("```\nwhat is this\n```\n", "neither run nor checked"),
+        ("```text\nprinted by whom?\n```\n", "neither run nor checked"),
+        ("<!-- not run: -->\n```python\n1\n```\n", "wants a reason"),
+        ("<!-- not run: it needs a real Hub -->\n```python\nprint(\n```\n", "it is no python"),
+        ("- in a list\n\n  ```console\n  $ exit 3\n  ```\n", "exit code 3"),
+    ],
+)  # fmt: skip
+def test_a_block_that_is_wrong_is_found(page: str, wrong: str, tmp_path: Path) -> None:
+    (found,) = problems(page, tmp_path, environ_of({}, tmp_path))
+    assert wrong in found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<!-- setup: n = 1 -->\n```python\nprint(n, id(n))\n```\n\n```text\n1 ...\n```\n",
+        "```console\n$ echo one; \\\n  echo two\none\n...\n$ false || echo failed\nfailed\n```\n",
+        "<!-- setup:\nsay() { echo well; }\n-->\n```console\n$ say\nwell\n```\n",
+        "<!-- where: checkout -->\n```console\n$ ls pyproject.toml\npyproject.toml\n```\n",
+        "<!-- not run: it needs a real Hub -->\n```python\nraise SystemExit(1)\n```\n",
+        "```python\nopen('made', 'w').close()\n```\n\nThen:\n\n```console\n$ ls made\nmade\n```\n",
+        "```python\ndef test_one(local_hub):\n    assert local_hub.commits_served == 0\n```\n",
+    ],
+)
+def test_a_block_that_is_right_is_left_alone(page: str, tmp_path: Path) -> None:
+    assert list(problems(page, tmp_path, environ_of({}, tmp_path))) == []
+
+
+def anchors(page: str) -> set[str]:
+    """The names that a page's headings have on GitHub."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.*?) *$", re.sub(r"^ *(```+).*?^ *\1 *$", "", page, flags=re.M | re.S), re.M):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        kept = "".join(c for c in text if c in " -_" or unicodedata.category(c)[0] in "LN")
+        name, number = kept.replace(" ", "-"), 0
+        while (numbered := f"{name}-{number}" if number else name) in found:
+            number += 1
+        found.add(numbered)
+    return found | set(re.findall(r'<a (?:id|name)="([^"]+)"', page))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
+    page = path.read_text()
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / unquote(name) if name else path
+        known = target.exists() and (not anchor or anchor in anchors(target.read_text()))
+        broken += [] if known else [link]
+    assert broken == []
+
+
+def test_every_environment_variable_is_in_the_table() -> None:
+    """What the code reads, and what it says that somebody else reads for it."""
+    page = (ROOT / "docs" / "operations.md").read_text().partition("## Environment variables")[2].partition("\n## ")[0]
+    told = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    code = "\n".join(
+        file.read_text() for file in sorted((ROOT / "hubsync").rglob("*.py")) if "localhub" not in file.parts
+    )
+    read = set(re.findall(r"""environ(?:\.get)?[\[(]\s*"([A-Z]\w+)""", code)) | set(
+        re.findall(r"constants\.(HF_\w+)", code)
+    )
+    assert read - told == set(), "read by hubsync and not in docs/operations.md"
+    theirs = ""
+    for library in (huggingface_hub, httpx):
+        theirs += "\n".join(file.read_text() for file in sorted(Path(str(library.__file__)).parent.rglob("*.py")))
+    theirs += "\n".join(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL", "NO"))  # httpx asks urllib.request
+    assert {name for name in told - read if name not in theirs} == set(), "in docs/operations.md and read by nobody"
+
+
+def test_every_state_and_every_public_error_is_in_operations() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    states = set(re.findall(r"^\| `([a-z ]+)` \|", page.partition("## States")[2].partition("\n## ")[0], re.M))
+    assert states == set(get_args(StateKind))
+    errors = set(re.findall(r"`(\w+)`", page.partition("## Errors")[2].partition("\n## ")[0]))
+    roots = {"HubsyncError", "HubError", "BlockedError", "SpoolError", "TransientError", "SpoolBusy"}
+    ours = {name for name in hubsync.__all__ if isinstance(getattr(hubsync, name), type)}
+    raised = {name for name in ours if issubclass(getattr(hubsync, name), hubsync.HubsyncError)}
+    assert raised - roots - errors == set()

@@ -42,7 +42,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.status = Status(lambda text: None, lambda: "7 rows (70 bytes) wait in /spool", self.clock.time)
+        self.status = Status(lambda text: None, lambda: "7 rows (70 bytes) wait in /spool", now=self.clock.time)
 
     def fails(self, reason: str, wait_s: float) -> None:
         self.status.report("commit", State("backing off", reason, self.clock.time() + wait_s))

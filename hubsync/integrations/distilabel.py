@@ -11,7 +11,7 @@ batch on, and hangs where `unload` raises. So neither does; what goes wrong is l
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +29,7 @@ from hubsync.connect import is_offline
 from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, plain
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.rows import encode
+from hubsync.transform import check_transform, transformed
 from hubsync.uploader import Uploader
 
 Row = dict[str, Any]
@@ -78,6 +79,8 @@ class HuggingFaceHubCheckpointer(Step):
 
     Attributes:
         token: None for what HF_TOKEN or `hf auth login` hold.
+        transform: as `hubsync.Uploader` has it, for what is checkpointed; what goes downstream stays. No file can
+            hold a function, so a step that is read from one is refused.
         spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
         drain_s: seconds that the end of the run may wait for the Hub; None for as long as it takes. What is left then
             is in the spool, and the log says where.
@@ -93,6 +96,7 @@ class HuggingFaceHubCheckpointer(Step):
     endpoint: str | None = None
     revision: str = "main"
     run: str | None = None
+    is_transformed: bool = False  # written down for `transform`, so that a reloaded step can't go on without it
 
     # Left out of what is written down, and so out of the cache's signature. A field that was only left out of the
     # signature would be read back from the last run's pipeline.yaml, over what the user gives now.
@@ -112,6 +116,7 @@ class HuggingFaceHubCheckpointer(Step):
         default=None, exclude=True, description="How commits are spent."
     )
     retry: RuntimeParameter[RetryPolicy] | None = Field(default=None, exclude=True, description="Pace of the retries.")
+    transform: Callable[[Any], Any] | None = Field(default=None, exclude=True, repr=False)
     drain_s: RuntimeParameter[float] | None = Field(
         default=300.0, exclude=True, description="Seconds that the end of the run may wait for the Hub."
     )
@@ -133,6 +138,8 @@ class HuggingFaceHubCheckpointer(Step):
             ValueError: an argument that can never work.
         """
         self._check_replicas()
+        check_transform(self.transform)
+        self.is_transformed = self.is_transformed or self.transform is not None
         self._uploader(0)
         super().model_post_init(context)
 
@@ -141,8 +148,9 @@ class HuggingFaceHubCheckpointer(Step):
         without the pipeline.
 
         Raises:
-            ConfigError: another checkpointer of the pipeline brings rows to the same place.
+            ConfigError: another checkpointer of the pipeline brings rows to the same place, or `transform` is missing.
         """
+        self._check_transform()
         super().set_pipeline_artifacts_path(path)
         if self.pipeline is not None:
             self._place = _place_of(self, self.pipeline)
@@ -156,10 +164,11 @@ class HuggingFaceHubCheckpointer(Step):
         Raises:
             BlockedError: a token that may not write, or a repo that can't be had.
             OffsetUnknown: `run` is given, the spool is new, and the Hub can't be asked what it holds.
-            ConfigError: `run` is given, and several replicas.
+            ConfigError: `run` is given, and several replicas; or `transform` is missing.
         """
         super().load()
         self._check_replicas()
+        self._check_transform()
         self._tally = _Tally(self._logger)
         for predecessor, number in [("all", 0)] if self._place.is_routed else self._place.inputs or [("0", 0)]:
             self._open(predecessor, number)
@@ -196,6 +205,14 @@ class HuggingFaceHubCheckpointer(Step):
                 "StepResources(replicas=1), or no run."
             )
 
+    def _check_transform(self) -> None:
+        """distilabel's own reload has put it back into the step by now; a step from elsewhere does not have it."""
+        if self.is_transformed and self.transform is None:
+            raise ConfigError(
+                f"the step {self.name!r} was written down with a transform, which a file can't hold. Without it, what "
+                "it masks or leaves out would go to the Hub. Make the step anew, with transform=…"
+            )
+
     def _uploader(self, number: int) -> Uploader:
         return Uploader(
             self.repo_id,
@@ -216,7 +233,7 @@ class HuggingFaceHubCheckpointer(Step):
 
     def _open(self, predecessor: str, number: int) -> "_Lane":
         assert self._tally is not None
-        lane = _Lane(predecessor, number, self._uploader(number).open(), self._tally)
+        lane = _Lane(predecessor, number, self._uploader(number).open(), self._tally, self.transform)
         self._lanes.append(lane)  # before anything can fail: unload closes it
         if self.run is not None:
             lane.count(f"{self.run}/{self.name}/{predecessor}")
@@ -272,6 +289,7 @@ class _Tally:
         self._logger = logger
         self.accepted = 0
         self.passed_over = 0
+        self.left_out = 0
         self._missing: dict[tuple[str, str], int] = {}
         self._reasons: dict[tuple[str, str], str] = {}
 
@@ -291,11 +309,13 @@ class _Tally:
 
     def tell(self, repo_id: str, left: list[HubsyncError]) -> None:
         """The summary: at INFO where all is well, else at ERROR."""
-        if not (self.accepted or self.passed_over or self._missing or left):
+        if not (self.accepted or self.passed_over or self.left_out or self._missing or left):
             return  # it never began
         done = f"{self.accepted:,} rows were accepted"
         if self.passed_over:
             done += f", {self.passed_over:,} were there from an earlier run and passed over"
+        if self.left_out:
+            done += f", {self.left_out:,} were left out by transform"
         if not left and not self._missing:
             self._logger.info("Checkpoint complete: %s; all are in %s.", done, repo_id)
             return
@@ -317,11 +337,19 @@ class _Lane:
     _source: str | None = None
     _known = -1  # the last place that an earlier run has brought
 
-    def __init__(self, predecessor: str, number: int, uploader: Uploader, tally: _Tally) -> None:
+    def __init__(
+        self,
+        predecessor: str,
+        number: int,
+        uploader: Uploader,
+        tally: _Tally,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.predecessor = predecessor
         self.number = number
         self.uploader = uploader
         self._tally = tally
+        self._transform = transform
         self._next = 0
 
     def count(self, source: str) -> None:
@@ -335,13 +363,26 @@ class _Lane:
         # A short last batch of an earlier run ends within one of this.
         behind = min(len(rows), max(0, self._known + 1 - first))
         self._tally.passed_over += behind
-        good = [(place, row) for place, row in enumerate(rows[behind:], first + behind)]
+        good = list(self._transformed(rows[behind:], first + behind))
         try:
-            encode(rows[behind:])
+            encode([row for _, row in good])
         except RowError:
             good = [(place, row) for place, row in good if self._has_json_form(row)]
         if good:
             self._bring(good)
+
+    def _transformed(self, rows: list[Row], first: int) -> Iterator[tuple[int, Row]]:
+        """What is to be brought, each with its place."""
+        for place, row in enumerate(rows, first):
+            try:
+                new = row if self._transform is None else transformed(row, self._transform, place)
+            except RowError as error:
+                self._tally.miss(1, error)
+                continue
+            if new is None:
+                self._tally.left_out += 1
+            else:
+                yield place, new
 
     def _has_json_form(self, row: Row) -> bool:
         try:

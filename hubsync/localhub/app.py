@@ -156,7 +156,9 @@ class App:
 
         def log() -> None:
             sizes = (wire.bytes_in, wire.bytes_out)
-            self._log.add(Served(match.operation, scope["method"], raw_path, wire.status, *sizes, repo, struck))
+            agent = dict(scope["headers"]).get(b"user-agent")
+            sender = None if agent is None else agent.decode("latin-1")
+            self._log.add(Served(match.operation, scope["method"], raw_path, wire.status, *sizes, repo, struck, sender))
 
         wire.on_end = log
         try:

@@ -28,7 +28,9 @@ _KEPT = 100_000
 
 
 class Served(NamedTuple):
-    """One request. `status` is 0 where the connection ended without an answer; sizes are of bodies, in bytes."""
+    """One request. `status` is 0 where the connection ended without an answer; sizes are of bodies, in bytes;
+    `user_agent` is what it said of its sender.
+    """
 
     operation: str
     method: str
@@ -38,6 +40,7 @@ class Served(NamedTuple):
     bytes_out: int
     repo: str | None
     fault: str | None
+    user_agent: str | None = None
 
 
 class RequestLog:

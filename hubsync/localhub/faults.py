@@ -54,6 +54,15 @@ class Aim(TypedDict, total=False):
 class Fault:
     """One way of failing. Build it with the constructors below; times are real seconds, whatever clock the Hub was
     given.
+
+    Attributes:
+        on: the operations that it may strike, as `Operation` names them; "*" for all.
+        times: requests that it strikes; None for every one.
+        after: requests that it lets pass first.
+        probability: of striking a request, a number from 0 to 1.
+        repo: of this repo only; None for all.
+        when: "before" the effect takes place, or "after" it.
+        seconds, bytes_per_s, code, body, headers, shape: of its kind; `code` is an HTTP status.
     """
 
     kind: Kind
@@ -108,7 +117,9 @@ class Fault:
         retry_after: float | None = None,
         **aim: Unpack[Aim],
     ) -> Fault:
-        """Answer with a 4xx or 5xx; with `when="after"` the effect took place nevertheless. `body` is sent as it is."""
+        """Answer with the status `code`, 400 to 599; with `when="after"` the effect took place nevertheless. `body` is
+        sent as it is, `retry_after` (seconds) as the header.
+        """
         headers = () if retry_after is None else (("Retry-After", f"{retry_after:g}"),)
         return cls(kind="status", code=code, when=when, body=body, headers=headers, **aim)
 
@@ -162,8 +173,8 @@ class Fault:
 
     @classmethod
     def late(cls, seconds: float | None = None, *, code: int | None = 504, **aim: Unpack[Aim]) -> Fault:
-        """Answer `code` at once (None: reset), and let the effect take place so much later, or at `release()` or
-        `clear()`.
+        """Answer the status `code` at once (None: reset), and let the effect take place so many seconds later, or at
+        `release()` or `clear()`.
         """
         return cls(kind="late", seconds=seconds, code=code, **aim)
 
@@ -198,10 +209,12 @@ class Fault:
             raise ValueError(f"bad fault: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
+        """Its fields, as the control API takes and tells them."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"headers": dict(self.headers), "on": list(self.on)}
 
     def matches(self, operation: Operation, repo: str | None) -> bool:
+        """Whether it is aimed at a request of this operation, to this repo."""
         aimed = "*" in self.on or operation in tuple(self.on)
         return aimed and (self.repo is None or (repo or "").lower() == self.repo.lower())
 
@@ -254,6 +267,7 @@ class Faults:
             return number
 
     def remove(self, number: int) -> bool:
+        """Forget one fault by the number that `add` gave; False where there is none."""
         with self._lock:
             return self._active.pop(number, None) is not None
 

@@ -16,6 +16,7 @@ from hubsync.pipeline.stream import Position
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
 from hubsync.rows import encode
 from hubsync.secret import Secret
+from hubsync.transform import Transform, check_transform
 from hubsync.uploader import Uploader
 
 _log = logging.getLogger("hubsync")
@@ -30,6 +31,7 @@ class HuggingFaceHubCheckpointer(Step):
         token: None for what HF_TOKEN or `hf auth login` hold.
         input_batch_size: rows of a shard.
         split, path, endpoint, revision, spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
+        transform: as `hubsync.Uploader` has it, for what goes to the Hub; what goes downstream is as it was.
         drain_s: seconds that the end of the run may wait for the Hub; None for as long as it takes. What is left then
             is in the spool, and the log says where.
     """
@@ -46,12 +48,14 @@ class HuggingFaceHubCheckpointer(Step):
     linger_s: float = 60.0
     commit: CommitPolicy | None = None
     retry: RetryPolicy | None = None
+    transform: Transform | None = None
     drain_s: float | None = None
 
     def __init__(self, *, repo_id: str, **fields: Any) -> None:
         """Raises `PipelineError` where another checkpointer of the pipeline has the same repo and branch."""
         # Kept where no repr, no crash report and nobody who writes the step down finds it.
         self._secret = Secret.of(fields.pop("token", None))
+        check_transform(fields.get("transform"))
         super().__init__(repo_id=check_repo_id(repo_id), **fields)
         for other in self.pipeline.steps:
             if other is not self and isinstance(other, HuggingFaceHubCheckpointer) and other._place == self._place:
@@ -83,6 +87,7 @@ class HuggingFaceHubCheckpointer(Step):
                 shard=ShardPolicy(max_rows=self.input_batch_size, linger_s=self.linger_s),
                 commit=self.commit,
                 retry=self.retry,
+                transform=self.transform,
                 grace_s=None,  # the pipeline's to handle
             )
             self._uploaders.append(uploader.open())
@@ -101,7 +106,7 @@ class HuggingFaceHubCheckpointer(Step):
         if source is not None:
             uploader.put(rows, offset=position.offset(), source=source)
         else:
-            encoded = encode(rows)
+            encoded = encode(rows, transform=self.transform)
             content = hashlib.sha256(encoded.lines).hexdigest()
             uploader.put(encoded, key=f"{place}/{position.offset()}/{content}")
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, Any]
 StepInput: TypeAlias = list[Row]
+"""What `process` gets from each predecessor: rows, at most `input_batch_size` of them."""
 StepOutput: TypeAlias = (
     Generator[list[Row], None, None] | AsyncGenerator[list[Row], None] | Awaitable[list[Row] | None] | list[Row]
 )
+"""What `process` gives: lists of rows, yielded by `def` or `async def`, or one list returned."""
 
 _current: ContextVar[Pipeline | None] = ContextVar("hubsync pipeline", default=None)
 
@@ -92,11 +94,11 @@ class Step:
 class GeneratorStep(Step):
     """Makes rows of nothing; stands at the beginning.
 
-    `process(offset)` yields lists of rows (or pairs of a list and whether it is the last), from row `offset` on: it is
-    above 0 where a run goes on after a crash.
+    `offset` of `process` is above 0 where a run goes on after a crash.
     """
 
     def process(self, offset: int = 0) -> Any:  # type: ignore[override]
+        """Yields lists of rows, or pairs of a list and whether it is the last, from row `offset` on."""
         raise NotImplementedError(f"{type(self).__name__} has no `process`.")
 
 

@@ -105,6 +105,15 @@ def test_every_predecessor_has_a_config_of_its_own_and_all_rows_go_on(start: Sta
             assert {row["by"] for row in dataset.rows(f"config-{number}")} == {name}
 
 
+def test_a_transform_reaches_the_steps_process_also_by_the_cache(start: Start, dataset: Dataset) -> None:
+    load = [["user/rows", "config-0"]]
+    for _ in ("a new run", "the same, from the cache's pipeline.yaml"):
+        told = start(rows=120, transform=True, load=load).end()
+        assert sorted(told["rows"]) == [["first", n] for n in range(120)]
+        assert dataset.ids() == list(range(0, 120, 2))
+        assert {row["text"] for row in dataset.rows()} == {"*"}
+
+
 def test_what_json_can_hold_is_written_and_what_it_cannot_takes_nothing_with_it(finished: Finished) -> None:
     assert finished.dataset.rows()[0]["when"] == "2026-01-01T12:00:00Z"
     assert finished.told["rows"] == [["first", n] for n in range(200)]  # downstream there is no row less
@@ -225,9 +234,9 @@ def test_a_dry_run_checkpoints_nothing(start: Start, dataset: Dataset) -> None:
     check(dataset, list(range(100)))
 
 
-def test_the_readmes_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = [s for s in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "distilabel" in s]
+def test_the_guides_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    (code,) = [s for s in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "distilabel" in s]
     (tmp_path / "job.py").write_text(code)
     job = Job(["job.py"], tmp_path, {**hub.environ(), "DISTILABEL_CACHE_DIR": str(tmp_path / "cache")})
     try:

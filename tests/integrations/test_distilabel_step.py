@@ -60,6 +60,20 @@ def test_a_shard_that_the_hub_refuses_is_told_at_the_end(hub: LocalHub, alone: A
     assert any("dead-letter" in line or "dead letter" in line for line in errors(scene)), scene
 
 
+def test_what_is_checkpointed_is_transformed_and_what_goes_on_is_not(alone: Alone, dataset: Dataset) -> None:
+    scene = alone("transforms")
+    told = scene["told"]
+    assert told["passed"] == ["secret"] * 50
+    assert dataset.ids() == [n for n in range(50) if n % 3 and n != 31]
+    assert {row["text"] for row in dataset.rows()} == {"*"}
+    assert errors(scene)[-2].endswith("17 were left out by transform and are in user/rows.")
+    assert errors(scene)[-1].startswith("1 rows were never checkpointed: TransformError: transform raised KeyError:")
+    assert "secret" not in str(scene["log"])
+    assert "mask" not in told["dumped"]
+    assert len(told["refused"]) == 2
+    assert all("was written down with a transform" in refused for refused in told["refused"])
+
+
 def test_rows_go_on_downstream_when_the_spool_is_gone(alone: Alone) -> None:
     scene = alone("loses_its_spool")
     assert scene["told"] == 150

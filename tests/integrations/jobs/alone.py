@@ -66,6 +66,34 @@ def two_predecessors() -> int:
     return len(out)
 
 
+def transforms() -> dict[str, Any]:
+    """Masks, leaves out every third row, and fails at one; and a step that is read from a file."""
+
+    def mask(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row["id"] == 31:
+            raise KeyError(row["text"])
+        row["text"] = "*"
+        return row if row["id"] % 3 else None
+
+    went = rows(0, 50, "secret")
+    batches: list[list[dict[str, Any]]] = []
+    checkpoint = step(transform=mask)
+    checkpoint.load()
+    batches += checkpoint.process(went)
+    checkpoint.unload()
+    with Pipeline(name="p"):
+        dumped = step(name="a", transform=mask).dump()
+    with Pipeline(name="another"):
+        read = HuggingFaceHubCheckpointer.from_dict(json.loads(json.dumps(dumped)))
+    refused = []
+    for begin in (lambda: read.set_pipeline_artifacts_path(Path("artifacts")), read.load):
+        try:
+            begin()
+        except HubsyncError as error:
+            refused.append(str(error))
+    return {"passed": [row["text"] for batch in batches for row in batch], "refused": refused, "dumped": str(dumped)}
+
+
 def loses_its_spool() -> int:
     checkpoint = step()
     checkpoint.load()

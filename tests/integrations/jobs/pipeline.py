@@ -65,6 +65,11 @@ class Generate(Step):
         return {"text": "x" * 100}
 
 
+def even(row: dict[str, Any]) -> dict[str, Any] | None:
+    row["text"] = "*"
+    return None if row["id"] % 2 else row
+
+
 def build(plan: dict[str, Any], **given: Any) -> Pipeline:
     with Pipeline(name="job", cache_dir="cache") as pipeline:
         source = Source(name="source", rows=plan["rows"], batch_size=50 if plan.get("routed") else 60)
@@ -81,6 +86,7 @@ def build(plan: dict[str, Any], **given: Any) -> Pipeline:
             retry=RetryPolicy(initial_s=0.01, max_s=0.05, blocked_s=0.2, request_timeout_s=5),
             token=os.environ.get("JOB_TOKEN"),
             resources=StepResources(replicas=plan.get("replicas", 1)),
+            transform=even if plan.get("transform") else None,
             **{**plan.get("checkpoint", {}), **given},
         )
         if plan.get("routed"):

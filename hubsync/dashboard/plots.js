@@ -1,0 +1,85 @@
+// Plots as SVG, drawn at the size that there is, so that text keeps its own. Each is one picture with a name that says
+// its figures in words; the page has the same figures as a table.
+
+const NS = "http://www.w3.org/2000/svg";
+const LEFT = 4, RIGHT = 4, TOP = 18, BOTTOM = 18;
+
+function make(tag, attributes, text) {
+  const element = document.createElementNS(NS, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+// The next round number: 1, 2 or 5 times a power of ten.
+function roundUp(value) {
+  if (!(value > 0)) return 1;
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 3, 4, 5, 6, 8, 10].map((n) => n * power).find((n) => n >= value * 0.999999);
+}
+
+// An empty plot in `place` with its grid and axes; null where it has no room. `ago` are marks in minutes before now.
+function frame(place, label, most, format, ago, span) {
+  const width = place.clientWidth, height = place.clientHeight;
+  if (width < 40 || height < 40) return null;
+  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const top = roundUp(most), low = height - BOTTOM, high = TOP;
+  const y = (value) => low - (Math.min(value, top) / top) * (low - high);
+  const x = (share) => LEFT + share * (width - LEFT - RIGHT);
+  for (const value of [0, top / 2, top]) {
+    const at = Math.round(y(value)) + 0.5;
+    svg.append(make("line", { class: "grid", x1: x(0), x2: x(1), y1: at, y2: at }));
+    if (value > 0) svg.append(make("text", { x: x(0), y: at - 4 }, format(value)));
+  }
+  for (const minutes of ago) {
+    const share = 1 - minutes / span;
+    const anchor = share < 0.01 ? "start" : share > 0.99 ? "end" : "middle";
+    svg.append(make("text", { x: x(share), y: height - 4, "text-anchor": anchor }, minutes ? `−${minutes} min` : "now"));
+  }
+  return { svg, x, y };
+}
+
+function put(place, svg) {
+  // Where nothing has changed nothing is touched, so that a reader's place in it is kept.
+  const old = place.firstElementChild;
+  if (old && svg && old.outerHTML === svg.outerHTML) return;
+  place.replaceChildren(...(svg ? [svg] : []));
+}
+
+// `series`: [{ values, kind: "area" | "line", tone }], a value a step, the last one now.
+export function timePlot(place, { label, series, format, ago, span }) {
+  const plot = frame(place, label, Math.max(...series.flatMap((one) => one.values), 0), format, ago, span);
+  if (!plot) return;
+  const { svg, x, y } = plot;
+  for (const { values, kind, tone } of series) {
+    const group = make("g", { class: tone });
+    const step = 1 / values.length;
+    const at = (share, value) => `${x(share).toFixed(1)},${y(value).toFixed(1)}`;
+    const points = values.map((value, n) => at((n + 0.5) * step, value));
+    if (kind === "area") {
+      group.append(make("polygon", { class: "area", points: [at(step / 2, 0), ...points, at(1 - step / 2, 0)].join(" ") }));
+    }
+    group.append(make("polyline", { class: `line ${kind}-line`, points: points.join(" ") }));
+    svg.append(group);
+  }
+  put(place, svg);
+}
+
+// `marks`: [{ share, value, title }], one column each.
+export function markPlot(place, { label, marks, format, ago, span, tone }) {
+  const plot = frame(place, label, Math.max(...marks.map((mark) => mark.value), 0), format, ago, span);
+  if (!plot) return;
+  const group = make("g", { class: tone });
+  for (const { share, value, title } of marks) {
+    const one = column(plot.x(share) - 1.5, plot.y(value), 3, plot.y(0));
+    one.append(make("title", {}, title));
+    group.append(one);
+  }
+  plot.svg.append(group);
+  put(place, plot.svg);
+}
+
+function column(x, y, width, low) {
+  const height = Math.max(1, low - y);
+  return make("rect", { class: "column", x: x.toFixed(1), y: (low - height).toFixed(1), width: width.toFixed(1), height: height.toFixed(1), rx: 1 });
+}

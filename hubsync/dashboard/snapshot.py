@@ -1,0 +1,284 @@
+"""One look at a spool from outside, in a few milliseconds whatever it has ever committed, and without a trace in it.
+
+The catalogue is read in one short transaction; whether jobs live is told by the times of their locks' files and by what
+they tell of themselves, so no lock that a job may want is ever taken.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from hubsync.catalogue import PENDING, look
+from hubsync.clock import SystemClock
+from hubsync.errors import SpoolError
+from hubsync.live import Live, told
+from hubsync.pace import Governor, last_policy
+from hubsync.spool import Target
+from hubsync.status import QUOTA, State, Stored
+
+SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
+_WAITING_SHOWN = 5
+_DEAD_SHOWN = 50
+_SEGMENT = "id, writer, state, rows, bytes, opened_at, sealed_at, committed_at, path, sha, plan"
+
+
+class Depth(NamedTuple):
+    """The shards of one state; `oldest_at` is when the first row of them came."""
+
+    shards: int = 0
+    rows: int = 0
+    bytes: int = 0
+    oldest_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that writes or commits. `heard_s`: seconds since its last beat; `there`: whether its pid exists."""
+
+    pid: int | None
+    writer: str | None
+    commits: bool
+    heard_s: float
+    there: bool
+    live: Live | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.heard_s < SILENT_S  # whatever its pid: it may count them in a container of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a spool was like at one moment. `recent` are the newest segments, those that wait and the committed ones."""
+
+    directory: Path
+    at: float
+    target: Target
+    stored: Stored
+    depths: dict[str, Depth]
+    committed: Depth
+    urgent: bool
+    governor: str | None
+    sending_since: float | None
+    next_up: list[dict[str, Any]]
+    recent: list[dict[str, Any]]
+    dead: list[dict[str, Any]]
+    processes: list[Process]
+
+    @property
+    def alive(self) -> bool:
+        return any(process.alive for process in self.processes)
+
+    @property
+    def waiting(self) -> Depth:
+        """Everything that is not on the Hub yet, without the dead letter."""
+        parts = [self.depths[state] for state in ("open", "sealed", "staged")]
+        oldest = min((part.oldest_at for part in parts if part.oldest_at is not None), default=None)
+        return Depth(
+            sum(part.shards for part in parts), sum(part.rows for part in parts), sum(p.bytes for p in parts), oldest
+        )
+
+    @property
+    def state(self) -> State:
+        """The committer's, or a writer's that is worse: its disk is full."""
+        for process in self.processes:
+            if process.alive and process.live is not None and process.live.state.kind == "spool full":
+                return process.live.state
+        return self.stored
+
+
+def snapshot(directory: Path, newest: int) -> Snapshot:
+    """Looks once, at `newest` segments of the past.
+
+    Raises:
+        SpoolError: it is gone, busy, corrupt (`SpoolLost`), or of a newer version (`SpoolVersionError`).
+    """
+    path = directory / "catalogue.sqlite"
+    if not path.exists():
+        raise SpoolError(f"there is no spool at {directory}.")
+    try:
+        with look(path) as db:
+            return _read(db, directory, newest)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise SpoolError(f"what the catalogue {path} tells is not understood: {error}.") from error
+
+
+def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
+    meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    if "target" not in meta:
+        raise SpoolError(f"the spool {directory} was never used for a repo.")
+    grouped = db.execute(
+        "SELECT state, count(*), sum(rows), sum(bytes), min(CASE WHEN rows > 0 THEN opened_at END), min(id) "
+        f"FROM segments WHERE {PENDING} GROUP BY state"
+    ).fetchall()
+    depths = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth()) | {r[0]: Depth(*r[1:5]) for r in grouped}
+    first_waiting = min((r[5] for r in grouped if r[0] != "dead"), default=None)
+    urgent = db.execute(f"SELECT 1 FROM segments WHERE {PENDING} AND urgent LIMIT 1").fetchone() is not None
+    sending = db.execute("SELECT min(created_at) FROM plans").fetchone()[0]
+    names = [row[0] for row in db.execute("SELECT name FROM writers ORDER BY name")]
+    return Snapshot(
+        directory=directory,
+        at=time.time(),
+        target=msgspec.json.decode(meta["target"], type=Target),
+        stored=msgspec.json.decode(meta["status"], type=Stored) if "status" in meta else Stored(),
+        depths=depths,
+        committed=Depth(*(int(meta.get(f"committed_{key}", 0)) for key in ("shards", "rows", "bytes"))),
+        urgent=urgent,
+        governor=meta.get("governor"),
+        sending_since=sending,
+        next_up=_rows(
+            db,
+            f"SELECT {_SEGMENT} FROM segments WHERE {PENDING} AND state != 'dead' ORDER BY id LIMIT {_WAITING_SHOWN}",
+        ),
+        recent=_recent(db, newest, first_waiting),
+        dead=_rows(
+            db,
+            f"SELECT path, rows, bytes, sealed_at AS at, error AS why FROM segments WHERE {PENDING} AND state = 'dead' "
+            f"ORDER BY id DESC LIMIT {_DEAD_SHOWN}",
+        ),
+        processes=_processes(directory, names),
+    )
+
+
+def _recent(db: sqlite3.Connection, newest: int, first_waiting: int | None) -> list[dict[str, Any]]:
+    """By id, which needs no index of times: those that were made last, and those in front of all that wait."""
+    found = {row["id"]: row for row in _rows(db, f"SELECT {_SEGMENT} FROM segments ORDER BY id DESC LIMIT ?", newest)}
+    if first_waiting is not None and first_waiting < min(found, default=0):
+        before = _rows(
+            db, f"SELECT {_SEGMENT} FROM segments WHERE id < ? ORDER BY id DESC LIMIT ?", first_waiting, newest
+        )
+        found |= {row["id"]: row for row in before}
+    return list(found.values())
+
+
+def _rows(db: sqlite3.Connection, sql: str, *values: object) -> list[dict[str, Any]]:
+    return [dict(row) for row in db.execute(sql, values)]
+
+
+def _processes(directory: Path, names: list[str]) -> list[Process]:
+    lives, now = told(directory), time.time()
+    committer = _lock(directory / "committer.lock")
+    found: list[Process] = []
+    for name in names:
+        live, lock = lives.get(name), _lock(directory / "writers" / f"{name}.lock")
+        if live is None and (lock is None or now - lock[1] > SILENT_S):
+            continue  # ended in order, or long ago
+        pid, beat = (live.pid, live.at) if live is not None else (lock or (None, 0.0))
+        commits = committer is not None and committer[0] == pid
+        found.append(
+            Process(pid, name, commits, max(0.0, now - max(beat, lock[1] if lock else 0.0)), _there(pid), live)
+        )
+    if committer is not None and now - committer[1] < SILENT_S and not any(p.commits for p in found):
+        found.append(Process(committer[0], None, True, max(0.0, now - committer[1]), _there(committer[0])))
+    return found
+
+
+def _lock(path: Path) -> tuple[int | None, float] | None:
+    """The pid in a lock's file, and when its holder last beat."""
+    try:
+        pid = path.read_bytes()[:20].split(b"\n")[0]
+        return int(pid) if pid.isdigit() else None, path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _there(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# What is made of it, in words and figures.
+
+
+def last_hour(found: Snapshot) -> tuple[int, int]:
+    """Commits of the last hour, and how many this spool may spend in one."""
+    return _governor(found).last_hour()
+
+
+def _governor(found: Snapshot) -> Governor:
+    return Governor(last_policy(found.governor), SystemClock(), found.governor)
+
+
+def next_commit(found: Snapshot) -> tuple[float | None, str]:
+    """When the next commit is, in seconds since the epoch where that is known, and why it waits."""
+    state, depths, waiting = found.state, found.depths, found.waiting
+    if not found.alive:
+        if waiting.rows:
+            return None, f"No job has this spool open. Bring its rows up with: hubsync drain {found.directory}"
+        return None, "No job has this spool open, and nothing waits in it."
+    if state.kind == "blocked":
+        return state.until, "A person must mend this. It is tried again all the same, and goes on by itself then."
+    if state.kind == "backing off":
+        if state.reason == QUOTA:
+            return (
+                state.until,
+                "The Hub takes no more for now: it counts commits by the hour, of all jobs of an account.",
+            )
+        return state.until, "It is tried again by itself, with growing pauses."
+    if state.kind == "offline":
+        return None, f"None is planned: {state.reason}."
+    if state.kind == "spool full":
+        return state.until, f"The disk takes no more: {state.reason}"
+    if not any(process.commits and process.alive for process in found.processes):
+        return None, "No process commits for this spool at the moment; one of its writers is about to take over."
+    if found.sending_since is not None:
+        return found.sending_since, f"It is being sent, since {_for(found.at - found.sending_since)}."
+    if depths["staged"].shards:
+        wait = _governor(found).wait_s(urgent=found.urgent)
+        many = _count(depths["staged"].shards, "shard")
+        if wait:
+            of, quota = last_hour(found)
+            return found.at + wait, f"{many} ready. Commits keep to {quota:,} an hour, spread evenly; {of:,} are spent."
+        return found.at, f"{many} ready; it goes now."
+    if depths["sealed"].shards:
+        many, size = _count(depths["sealed"].shards, "shard"), depths["sealed"].bytes / 1e6
+        return None, state.reason.capitalize() + "." if state.reason.startswith("upl") else (
+            f"{many} being uploaded ({size:,.1f} MB)."
+        )
+    if depths["open"].rows:
+        return _when_sealed(found)
+    return None, "Everything is on the Hub."
+
+
+def _when_sealed(found: Snapshot) -> tuple[float | None, str]:
+    lives = [process.live for process in found.processes if process.live is not None and process.alive]
+    opened = found.depths["open"].oldest_at
+    if not lives or opened is None:
+        return None, "The shard is still open."
+    linger, most = max(live.linger_s for live in lives), lives[0].shard_max_bytes
+    return opened + linger, (
+        f"The shard is still open: it is sealed {_for(linger)} after its first row, or at {most / 1e6:,.0f} MB."
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word} is" if number == 1 else f"{number:,} {word}s are"
+
+
+def _for(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def links_of(target: Target) -> dict[str, str] | None:
+    """The beginnings of addresses on the Hub; None where the endpoint is no web address."""
+    if urlsplit(target.endpoint).scheme not in ("http", "https"):
+        return None
+    repo = f"{target.endpoint.rstrip('/')}/datasets/{quote(target.repo)}"
+    return {"repo": repo, "file": f"{repo}/blob/{quote(target.revision, safe='')}/", "commit": f"{repo}/commit/"}

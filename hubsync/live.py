@@ -1,0 +1,67 @@
+"""What a job that is running tells of itself to who looks from another process: its queue, its counts, its state.
+
+A small file of its own beside the writer's lock, put in place as a whole: the catalogue belongs to the hot path, and
+this may be lost at any time. Who ends in order takes it away; what a killed job leaves says when it was last heard of.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from hubsync.status import Counts, State
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True):
+    """One writer. `at` and `since` are in seconds since the epoch; the bounds are those of its policies."""
+
+    pid: int
+    at: float
+    since: float
+    state: State = State()
+    counts: Counts = msgspec.field(default_factory=Counts)
+    queue_batches: int = 0
+    queue_rows: int = 0
+    queue_bytes: int = 0
+    queue_max_bytes: int = 0
+    blocked: int = 0  # puts that had to wait for room
+    raised: int = 0
+    dropped: int = 0
+    linger_s: float = 0.0
+    shard_max_bytes: int = 0
+    spool_max_bytes: int = 0
+
+
+def tell(spool: Path, writer: str, live: Live) -> None:
+    """Never waits for more than the kernel, and never fails: a full disk must not stop a job."""
+    path = _file(spool, writer)
+    new = path.with_suffix(".live.new")
+    with suppress(OSError):
+        fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        try:
+            os.write(fd, msgspec.json.encode(live))
+        finally:
+            os.close(fd)
+        os.replace(new, path)
+
+
+def hush(spool: Path, writer: str) -> None:
+    """The writer ends in order."""
+    with suppress(OSError):
+        _file(spool, writer).unlink()
+
+
+def told(spool: Path) -> dict[str, Live]:
+    """What each writer last told, by its name."""
+    found = {}
+    for path in sorted((spool / "writers").glob("*.live")):
+        with suppress(OSError, msgspec.DecodeError, msgspec.ValidationError):
+            found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Live)
+    return found
+
+
+def _file(spool: Path, writer: str) -> Path:
+    return spool / "writers" / f"{writer}.live"

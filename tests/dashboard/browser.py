@@ -1,0 +1,93 @@
+"""Debian's own chromium, driven by playwright, which downloads nothing; jobs and pages in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hubsync.localhub import LocalHub
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_INSTALL_S = 600
+
+
+def chromium() -> str | None:
+    """Its path. Where there is none, and root on Debian may, it is installed, by one process of a test run."""
+    if found := next(filter(None, map(shutil.which, _NAMES)), None):
+        return found
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return None
+    with open(Path(tempfile.gettempdir()) / "hubsync-chromium.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
+            if shutil.which("chromium"):
+                break
+            quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, env=quiet, capture_output=True, check=False, timeout=_INSTALL_S)
+    return shutil.which("chromium")
+
+
+@contextlib.contextmanager
+def browser(path: str) -> Iterator[Any]:
+    """A headless browser; root needs it without its sandbox."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"], timeout=120_000
+        )
+        try:
+            yield found
+        finally:
+            found.close()
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def job(hub: LocalHub, repo: str, spool: Path, **options: object) -> Iterator[subprocess.Popen[str]]:
+    """A job that runs, and is killed in the end."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "tests.dashboard.job", repo, str(spool), *flags]
+    with ended(subprocess.Popen(command, env={**os.environ, **hub.environ()}, text=True)) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def page(*spools: Path, port: int = 0, **environ: str) -> Iterator[str]:
+    """`hubsync dashboard` in a process of its own: its address."""
+    command = [sys.executable, "-m", "hubsync", "dashboard", f"--port={port}", *map(str, spools)]
+    process = subprocess.Popen(command, env={**os.environ, **environ}, text=True, stdout=subprocess.PIPE)
+    with ended(process):
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:"), address
+        yield address
+
+
+def wait_until(condition: Any, what: str, seconds: float = 60) -> Any:
+    """What `condition` answers, once that is true."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if found := condition():
+                return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")

@@ -1,0 +1,316 @@
+"""The page in a real browser, beside real jobs that meet a Hub that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import HubsyncError, Uploader
+from hubsync.localhub import Fault, LocalHub
+from tests.dashboard.browser import job, page
+
+pytestmark = pytest.mark.timeout(900)  # chromium may have to be installed first
+
+# What a test waits for comes by itself; this long is for a machine that does much else.
+_PATIENCE_MS = 60_000
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def browse(chrome: Any) -> Iterator[Open]:
+    """Opens an address in a new window; in the end nothing may have gone wrong in it, or have come from elsewhere."""
+    contexts, wrong = [], []
+
+    def open_(address: str, *, width: int = 1280, wait: str = ".plot svg", **given: Any) -> Any:
+        context = chrome.new_context(viewport={"width": width, "height": 800}, **given)
+        context.set_default_timeout(_PATIENCE_MS)
+        contexts.append(context)
+        shown = context.new_page()
+        shown.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        shown.on("pageerror", lambda error: wrong.append(str(error)))
+        shown.on("request", lambda made: None if made.url.startswith(address) else wrong.append(made.url))
+        shown.goto(address)
+        shown.wait_for_selector(wait)
+        return shown
+
+    open_.wrong = wrong  # type: ignore[attr-defined]
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def ended(hub: LocalHub, tmp_path: Path) -> Path:
+    """A spool with everything in it that a page can show, and no job: commits, what waits, a dead shard, changes."""
+    with Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "spool") as up:
+        for code in (503, 422):
+            up.put([{"id": n} for n in range(30)])
+            up.flush()
+            hub.faults.add(Fault.status(code, on="commit", times=1))
+            up.put([{"id": code}])
+            with contextlib.suppress(HubsyncError):
+                up.flush()
+        hub.stop()
+        up.put([{"id": 1}])
+        with contextlib.suppress(HubsyncError):
+            up.close(timeout=0.5)
+    return tmp_path / "spool"
+
+
+def text(shown: Any, term: str) -> str:
+    """What the page says of a term."""
+    return str(shown.locator(f"dt:text-is('{term}') ~ dd").first.inner_text())
+
+
+def until(shown: Any, script: str, argument: Any = None) -> None:
+    shown.wait_for_function(script, arg=argument, timeout=_PATIENCE_MS)
+
+
+STATE = "kind => document.querySelector('.state span').textContent === kind"
+
+
+def test_the_figures_follow_a_job_in_another_process(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
+    with job(hub, "user/rows", tmp_path / "spool") as process, page(tmp_path / "spool") as address:
+        shown = browse(address, wait=".card")
+        until(shown, STATE, "Healthy")
+        shown.wait_for_selector("tbody tr [data-mark=committed]")
+        before = text(shown, "On the Hub")
+        until(
+            shown,
+            "before => ![...document.querySelectorAll('dd')].some(d => d.innerText === before)",
+            before,
+        )
+        assert int(text(shown, "On the Hub").split()[0].replace(",", "")) > int(before.split()[0].replace(",", ""))
+        assert str(process.pid) in shown.locator(".processes").inner_text()
+        link = shown.locator(".shards a").first
+        assert link.get_attribute("href").startswith(f"{hub.endpoint}/datasets/user/rows/blob/main/data/")
+        assert shown.locator("h2 a").get_attribute("href") == f"{hub.endpoint}/datasets/user/rows"
+        assert "of 67.1 MB" in shown.locator("dt:text-is('Queue in memory') ~ dd").inner_text()
+
+
+def test_the_state_follows_the_hub_and_changes_are_read_out(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
+    with job(hub, "user/rows", tmp_path / "spool") as process, page(tmp_path / "spool") as address:
+        shown = browse(address, wait=".card")
+        until(shown, STATE, "Healthy")
+        shown.wait_for_selector("tbody tr [data-mark=committed]")
+        said = shown.locator("[role=status]")
+        hub.faults.add(Fault.rate_limit("commits", on="commit", times=1))
+        until(shown, STATE, "Backing off")
+        assert "user/rows: Backing off. The Hub's commit quota is used up. Next try at" in said.inner_text()
+        assert text(shown, "Next commit").startswith("in ")
+        assert shown.title() == "Backing off – hubsync"
+        process.kill()
+        process.wait()
+        until(shown, STATE, "Not running")
+        assert "The job is not running" in shown.locator(".reason").inner_text()
+        assert f"hubsync drain {tmp_path / 'spool'}" in shown.locator(".lead").inner_text()
+        assert "ended" in shown.locator(".processes").inner_text()
+    hub.revoke(hub.token)
+
+
+def test_a_revoked_token_is_shown_and_so_is_its_end(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
+    with job(hub, "user/rows", tmp_path / "spool"), page(tmp_path / "spool") as address:
+        shown = browse(address, wait=".card")
+        until(shown, STATE, "Healthy")
+        shown.wait_for_selector("tbody tr [data-mark=committed]")
+        hub.revoke(hub.token)
+        until(shown, STATE, "Blocked")
+        assert "401" in shown.locator(".reason").inner_text()
+        assert shown.locator(".changes [data-mark=blocked]").count() >= 1
+        age = "() => document.querySelector('.big').textContent"
+        first = shown.evaluate(age)
+        until(shown, "first => document.querySelector('.big').textContent !== first", first)
+        hub.add_user(hub.user, hub.token)
+        until(shown, STATE, "Healthy")
+        assert not shown.locator(".reason").is_visible()
+
+
+def test_several_spools_side_by_side_and_one_that_comes_and_goes(
+    hub: LocalHub, browse: Open, tmp_path: Path, ended: Path
+) -> None:
+    import shutil
+
+    home = tmp_path / "home"
+    with page(HUBSYNC_HOME=str(home)) as address:
+        shown = browse(address, wait=".empty")
+        assert str(home) in shown.locator(".empty").inner_text()
+        for name in ("one", "two"):
+            shutil.copytree(ended, home / name)
+        until(shown, "() => document.querySelectorAll('article').length === 2")
+        assert not shown.locator(".empty").is_visible()
+        boxes = [card.bounding_box() for card in shown.locator("article").all()]
+        assert boxes[0]["y"] == boxes[1]["y"]
+        assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+        for file in (home / "two").glob("catalogue.sqlite*"):
+            file.unlink()
+        (home / "two" / "catalogue.sqlite").write_bytes(b"not a database" * 100)
+        until(shown, "() => document.querySelectorAll('.state span')[1].textContent === 'Corrupt'")
+        assert "hubsync drain --rescue" in shown.locator("article").nth(1).inner_text()
+        assert [shown.locator(".lead").nth(n).is_visible() for n in (0, 1)] == [True, False]
+        shutil.rmtree(home / "two")
+        until(shown, "() => document.querySelectorAll('article').length === 1")
+
+
+def test_the_page_outlives_its_server(browse: Open, ended: Path) -> None:
+    with page(ended) as address:
+        shown = browse(address)
+    until(shown, "() => document.getElementById('connection').textContent.startsWith('disconnected since ')")
+    assert "Disconnected" in shown.locator("[role=status]").inner_text()
+    with page(ended, port=int(address.rpartition(":")[2])):
+        until(shown, "() => document.getElementById('connection').textContent === 'live'")
+        assert "Connected again" in shown.locator("[role=status]").inner_text()
+    refused = [line for line in browse.wrong if "ERR_CONNECTION_REFUSED" in line]  # type: ignore[attr-defined]
+    for line in refused:  # the browser's own, of a server that is gone
+        browse.wrong.remove(line)  # type: ignore[attr-defined]
+
+
+def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -> None:
+    evil = "<img src=x onerror=\"document.title='got you'\"><script>alert(1)</script>"
+    with contextlib.closing(sqlite3.connect(ended / "catalogue.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE segments SET error = ? WHERE state = 'dead'", (evil,))
+        db.execute("UPDATE segments SET path = ? WHERE id = (SELECT min(id) FROM segments)", (f"data/{evil}",))
+        target = db.execute("SELECT value FROM meta WHERE key = 'target'").fetchone()[0]
+        db.execute("UPDATE meta SET value = ? WHERE key = 'target'", (target.replace("user/rows", "user/<b>rows</b>"),))
+    with page(ended) as address:
+        shown = browse(address)
+        assert evil in shown.locator(".dead").inner_text()
+        assert evil in shown.locator(".shards").inner_text()
+        assert shown.locator("h2").inner_text() == "user/<b>rows</b>"
+        assert shown.locator("img, b, body script").count() == 0
+
+
+def test_nothing_is_wider_than_a_small_telephone(browse: Open, ended: Path) -> None:
+    with page(ended) as address:
+        shown = browse(address, width=360)
+        for more in shown.locator("summary").all():
+            more.click()
+        shown.wait_for_selector("details table tbody tr")
+        wide = shown.evaluate(
+            "() => [document.documentElement.scrollWidth, ...[...document.querySelectorAll('main *')]"
+            ".filter(e => e.getClientRects().length && getComputedStyle(e).clipPath === 'none')"
+            ".map(e => e.getBoundingClientRect().right)]"
+        )
+        assert max(wide) <= 360
+
+
+CONTRASTS = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => [r, g, b].map((c) => linear(c / 255))
+    .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+  const ground = (e) => {
+    const color = rgba(getComputedStyle(e).backgroundColor);
+    return color[3] === 255 || !e.parentElement ? color : ground(e.parentElement);
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.closest('.unseen, noscript, .skip, title')) continue;
+    const style = getComputedStyle(e);
+    const [a, b] = [light(rgba(e instanceof SVGElement ? style.fill : style.color)), light(ground(e))];
+    found.push([e.textContent.trim().slice(0, 40), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]);
+  }
+  return { found, ground: light(ground(document.body)) };
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read_in_light_and_in_the_dark(browse: Open, ended: Path, scheme: str) -> None:
+    """WCAG AA: 4.5 to 1."""
+    with page(ended) as address:
+        shown = browse(address, color_scheme=scheme)
+        for more in shown.locator("summary").all():
+            more.click()
+        for tone in ("ok", "back", "blocked", "off"):
+            # Whatever the state: the colours hang on one attribute.
+            result = shown.evaluate(
+                f"() => {{ document.querySelector('.card').dataset.tone = '{tone}'; return ({CONTRASTS})(); }}"
+            )
+            assert len(result["found"]) > 60
+            assert [entry for entry in result["found"] if entry[1] < 4.5] == []
+        assert (result["ground"] < 0.05) == (scheme == "dark")
+
+
+def test_a_reader_of_screens_finds_its_way(browse: Open, ended: Path) -> None:
+    with page(ended) as address:
+        shown = browse(address)
+        outline = shown.evaluate("() => [...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
+        assert outline.count(1) == 1
+        assert all(after - before <= 1 for before, after in pairwise(outline))
+        assert shown.evaluate("() => document.documentElement.lang") == "en"
+        assert [shown.locator(name).count() for name in ("main", "body > header")] == [1, 1]
+        unnamed = shown.evaluate(
+            "() => [...document.querySelectorAll('svg')].filter(s => !(s.getAttribute('aria-hidden') === 'true'"
+            " || (s.getAttribute('role') === 'img' && s.getAttribute('aria-label')))).length"
+        )
+        assert unnamed == 0
+        labels = shown.evaluate("() => [...document.querySelectorAll('svg[role=img]')].map(s => s.ariaLabel)")
+        assert any("MB/s" in label or "B/s" in label for label in labels)
+        assert any(label.startswith("Commits in the last hour: ") for label in labels)
+        nameless = shown.evaluate(
+            "() => [...document.querySelectorAll('a,summary,input,table')].filter(e => !(e.innerText.trim()"
+            " || e.labels?.[0]?.innerText || e.caption?.textContent)).length"
+        )
+        assert nameless == 0
+        assert shown.evaluate("() => [...document.querySelectorAll('article')].every(a => document.getElementById("
+                              "a.getAttribute('aria-labelledby')).textContent)")  # fmt: skip
+        assert shown.evaluate("() => { const ids = [...document.querySelectorAll('[id]')].map(e => e.id);"
+                              " return ids.length === new Set(ids).size; }")  # fmt: skip
+        assert shown.locator("[role=status]").inner_text() == ""  # figures are not read out
+
+
+def test_everything_can_be_done_by_the_keyboard(browse: Open, ended: Path) -> None:
+    with page(ended) as address:
+        shown = browse(address)
+        what = (
+            "() => { const e = document.activeElement;"
+            " return [e.tagName, e.className || e.value || e.closest('section, figure, h2')?.className || '']; }"
+        )
+        order, outlined = [], []
+        for _ in range(30):
+            shown.keyboard.press("Tab")
+            order.append(shown.evaluate(what))
+            if order[-1][0] == "BODY":
+                break
+            outlined.append(
+                shown.evaluate(
+                    "() => { const e = document.activeElement;"
+                    " return getComputedStyle(e.tagName === 'INPUT' ? e.nextElementSibling : e).outlineStyle; }"
+                )
+            )
+        assert order[:3] == [["A", "skip"], ["INPUT", "bytes"], ["A", ""]]
+        assert [tag for tag, _ in order].count("SUMMARY") == 3
+        assert [place for tag, place in order if tag == "A"][2:].count("shards") >= 3
+        assert set(outlined) == {"solid"}
+        shown.locator("summary").first.focus()
+        shown.keyboard.press("Enter")
+        shown.wait_for_selector("figure details table tbody tr")
+        shown.locator("input[value=bytes]").focus()
+        shown.keyboard.press("ArrowRight")
+        until(shown, "() => document.querySelector('svg[role=img]').ariaLabel.includes('rows/s')")
+        # A second passes and everything is drawn anew; who has come this far is not thrown back.
+        link = shown.locator(".shards a").first
+        link.focus()
+        shown.wait_for_timeout(2500)
+        assert shown.evaluate("() => document.activeElement.href") == link.get_attribute("href")
+
+
+def test_who_wants_no_movement_gets_none(browse: Open, ended: Path) -> None:
+    with page(ended) as address:
+        moving = (
+            "() => [...document.querySelectorAll('*')]"
+            ".filter(e => getComputedStyle(e).transitionDuration !== '0s').length"
+        )
+        assert browse(address, reduced_motion="no-preference").evaluate(moving) > 0
+        assert browse(address, reduced_motion="reduce").evaluate(moving) == 0

@@ -1,0 +1,61 @@
+"""Who asks: every request of ours says `hubsync/<version>` in the form that huggingface_hub gives to a library."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from hubsync import Uploader, __version__
+from hubsync.localhub import LocalHub
+from hubsync.reader import rows, shards
+from hubsync.verify import verify
+
+OURS = f"hubsync/{__version__}; hf_hub/{huggingface_hub.__version__}; python/"
+
+
+def strangers(hub: LocalHub) -> set[tuple[str, str | None]]:
+    """The requests that do not say that they are ours, by operation."""
+    return {(s.operation, s.user_agent) for s in hub.requests() if not (s.user_agent or "").startswith(OURS)}
+
+
+@pytest.mark.parametrize("store", ["xet", "lfs"])
+def test_every_request_of_an_uploader_and_a_reader_says_whose_it_is(
+    hub: LocalHub, uploader: Callable[..., Uploader], monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    if store == "lfs":
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    with uploader() as up:
+        up.put([{"id": n, "text": os.urandom(6_000).hex()} for n in range(1_000)])
+        up.flush()
+        up.put([{"id": 1_000}])
+    given = {"endpoint": hub.endpoint, "token": hub.token}
+    assert sum(1 for _ in rows("user/rows", **given)) == 1_001
+    assert len(list(shards("user/rows", **given))) == 2
+    assert verify("user/rows", content=True, **given).ok
+    stores = {s.operation for s in hub.requests()} & {"xet-token", "xorb", "lfs-batch", "lfs-upload"}
+    assert stores, {s.operation for s in hub.requests()}
+    assert strangers(hub) == set()
+
+
+@pytest.mark.parametrize("telemetry", ["on", "off"])
+def test_telemetry_and_origin_are_as_the_environment_says(hub: LocalHub, tmp_path: Path, telemetry: str) -> None:
+    torch = tmp_path / "torch-9.9.dist-info"  # as far as anybody asks, it is installed
+    torch.mkdir()
+    (torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    code = "import hubsync\nwith hubsync.Uploader('user/rows') as up: up.put([{'id': 1}])"
+    said = {"HF_HUB_DISABLE_TELEMETRY": str(int(telemetry == "off")), "HF_HUB_USER_AGENT_ORIGIN": "a-notebook"}
+    environ = {**os.environ, **hub.environ(), **said, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+    (agent,) = {s.user_agent for s in hub.requests("commit")}
+    assert agent is not None
+    assert agent.startswith(OURS)
+    assert agent.endswith("origin/a-notebook")
+    assert ("torch/9.9" in agent) == (telemetry == "on")
