@@ -11,19 +11,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hubsync.cli_dead_letter import dead_letter
-from hubsync.status import size_text
+from hubsync.status import count_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hubsync.spool import SpoolDepth
-    from hubsync.status import Status
     from hubsync.verify import Report
 
 
@@ -79,6 +78,7 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
 @click.option(
     "--grace", default=25.0, show_default=True, help="Seconds to drain after SIGTERM or Ctrl-C; a second one ends it."
 )
+@click.option("--progress/--no-progress", default=None, help="Bars all the time, or never [where draining takes long].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pipe(
     repo: str,
@@ -94,6 +94,7 @@ def pipe(
     aside: Path | None,
     timeout: float | None,
     grace: float,
+    progress: bool | None,
     as_json: bool,
 ) -> None:
     """JSON Lines from standard input to the dataset REPO.
@@ -116,6 +117,7 @@ def pipe(
         spool=spool,
         shard=ShardPolicy(linger_s=linger),
         grace_s=grace,
+        progress=progress,
     )
     with up:
         where, offline = up.spool, up.stats().state.kind == "offline"
@@ -152,20 +154,14 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
     if broken:
         _rescue(spool)
     from hubsync.drain import drain as run
+    from hubsync.drain import shown
     from hubsync.inspect import spools
-
-    said = [""]
-
-    def progress(depth: SpoolDepth, status: Status) -> None:
-        line = f"{depth.rows:,} rows ({size_text(depth.bytes)}) to go; {status.state}"
-        if line != said[0]:
-            said[0] = line
-            click.echo(line, err=True)
 
     results = []
     for directory in [spool] if spool is not None else list(spools()):
         click.echo(f"{directory}", err=True)
-        left = run(directory, timeout=timeout, progress=progress)
+        with shown(directory, partial(click.echo, err=True)) as progress:
+            left = run(directory, timeout=timeout, progress=progress)
         results.append({"spool": str(directory), "rows_left": left.rows, "dead_shards": left.dead,
                         "committed_rows": left.committed_rows})  # fmt: skip
     if as_json:
@@ -250,11 +246,14 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         ("spool", fact["spool"]),
         (
             "waiting",
-            f"{_count(fact['rows_waiting'], 'row')}, {size_text(fact['bytes_waiting'])}"
+            f"{count_text(fact['rows_waiting'], 'row')}, {size_text(fact['bytes_waiting'])}"
             + (f" ({shards})" if shards else ""),
         ),
         ("oldest", f"{age:,.0f} s" if age is not None else "nothing waits"),
-        ("committed", f"{_count(fact['committed']['rows'], 'row')}, {_count(fact['committed']['shards'], 'shard')}"),
+        (
+            "committed",
+            f"{count_text(fact['committed']['rows'], 'row')}, {count_text(fact['committed']['shards'], 'shard')}",
+        ),
         ("committer", committer),
         ("state", state + (f": {fact['reason']}" if fact["reason"] else "")),
     ]
@@ -342,10 +341,10 @@ def _show_report(report: Report) -> None:
     lines = [f"{d.kind:9} {d.path}: expected {d.expected}; found {d.found}. {d.hint}" for d in report.differences] + [
         f"note      {note}" for note in report.notes
     ]
-    outcome = "all agrees" if report.ok else _count(len(report.differences), "difference")
+    outcome = "all agrees" if report.ok else count_text(len(report.differences), "difference")
     lines.append(
-        f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {_count(report.shards, 'shard')}, "
-        f"{_count(report.rows, 'row')}, {size_text(report.bytes)}, {_count(report.writers, 'writer')}; "
+        f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {count_text(report.shards, 'shard')}, "
+        f"{count_text(report.rows, 'row')}, {size_text(report.bytes)}, {count_text(report.writers, 'writer')}; "
         + ("content read; " if report.content else "content not read (--content); ")
         + (f"compared with {report.spool}" if report.spool else "no spool compared")
     )
@@ -356,10 +355,6 @@ def _show_report(report: Report) -> None:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _of_a_dataset(command: Callable[..., None]) -> Callable[..., None]:

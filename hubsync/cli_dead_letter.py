@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hubsync.errors import plain
-from hubsync.status import moment_text, size_text
+from hubsync.status import count_text, moment_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +116,7 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_onc
             if len(shards) != 1 or everything:
                 raise click.UsageError("--from takes the rows of one shard: give one ID.")
             rows, size = letter.mend(shards[0], file)
-            click.echo(f"Put as {shards[0].path}: {_rows(rows)}, {size_text(size)}, of {file}.", err=True)
+            click.echo(f"Put as {shards[0].path}: {count_text(rows, 'row')}, {size_text(size)}, of {file}.", err=True)
         else:
             there = [shard for shard in shards if shard.rows or not everything]
             for shard in there:
@@ -153,7 +153,10 @@ def discard(where: tuple[str, ...], everything: bool, yes: bool) -> None:
         if not shards:
             return
         for shard in shards:
-            click.echo(f"  {shard.id}  {plain(shard.path)}: {_rows(shard.rows)}, {size_text(shard.bytes)}", err=True)
+            click.echo(
+                f"  {shard.id}  {plain(shard.path)}: {count_text(shard.rows, 'row')}, {size_text(shard.bytes)}",
+                err=True,
+            )
         if not yes:
             click.confirm(f"{_amount(shards)} will be lost. Throw them away?", abort=True, err=True)
         for shard in shards:
@@ -212,8 +215,4 @@ def _the_only_one() -> Path:
 def _amount(shards: Sequence[DeadShard]) -> str:
     rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
     many = "1 shard" if len(shards) == 1 else f"{len(shards):,} shards"
-    return f"{many} ({_rows(rows)}, {size_text(size)})"
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
+    return f"{many} ({count_text(rows, 'row')}, {size_text(size)})"

@@ -31,6 +31,7 @@ from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
+from hubsync.status import count_text, size_text
 
 _log = logging.getLogger("hubsync")
 
@@ -480,6 +481,18 @@ class Spool:
             committed_bytes=done["bytes"],
             committed_shards=done["shards"],
         )
+
+    def waiting(self) -> str:
+        """What is not on the Hub yet, for people."""
+        try:
+            with self.catalogue.impatient():
+                depth = self.depth()
+        except SpoolError:  # it is busy, or told where something is wrong with it already
+            return f"what waits is in {self.directory}"
+        if not depth.rows:
+            return f"nothing waits in {self.directory}"
+        waits = "waits" if depth.rows == 1 else "wait"
+        return f"{count_text(depth.rows, 'row')} ({size_text(depth.bytes)}) {waits} in {self.directory}"
 
     def lost(self) -> SpoolLost:
         """The error for a spool that is no longer there."""

@@ -22,7 +22,7 @@ from hubsync.errors import SpoolError
 from hubsync.live import Live, told
 from hubsync.pace import Governor, last_policy
 from hubsync.spool import Target
-from hubsync.status import QUOTA, State, Stored
+from hubsync.status import QUOTA, State, Stored, count_text
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5
@@ -240,13 +240,13 @@ def next_commit(found: Snapshot) -> tuple[float | None, str]:
         return found.sending_since, f"It is being sent, since {_for(found.at - found.sending_since)}."
     if depths["staged"].shards:
         wait = _governor(found).wait_s(urgent=found.urgent)
-        many = _count(depths["staged"].shards, "shard")
+        many = count_text(depths["staged"].shards, "shard")
         if wait:
             of, quota = last_hour(found)
             return found.at + wait, f"{many} ready. Commits keep to {quota:,} an hour, spread evenly; {of:,} are spent."
         return found.at, f"{many} ready; it goes now."
     if depths["sealed"].shards:
-        many, size = _count(depths["sealed"].shards, "shard"), depths["sealed"].bytes / 1e6
+        many, size = count_text(depths["sealed"].shards, "shard"), depths["sealed"].bytes / 1e6
         return None, state.reason.capitalize() + "." if state.reason.startswith("upl") else (
             f"{many} being uploaded ({size:,.1f} MB)."
         )
@@ -264,10 +264,6 @@ def _when_sealed(found: Snapshot) -> tuple[float | None, str]:
     return opened + linger, (
         f"The shard is still open: it is sealed {_for(linger)} after its first row, or at {most / 1e6:,.0f} MB."
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word} is" if number == 1 else f"{number:,} {word}s are"
 
 
 def _for(seconds: float) -> str:
