@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import reference
 from hubsync.crashpoints import CrashPoint
+from hubsync.telemetry import METRICS, Metric
 
 ROOT = Path(__file__).parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
@@ -20,6 +21,7 @@ PAGES = [
     ROOT / "docs" / "guarantees.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "api.md",
+    ROOT / "docs" / "metrics.md",
 ]
 
 
@@ -60,8 +62,12 @@ def pages() -> str:
     return "\n".join(_entry(path) for path in paths)
 
 
+_NOT_PROSE = re.compile(r"<!--.*?-->|^```.*?^```|^[|!].*?$", re.DOTALL | re.MULTILINE)
+
+
 def _entry(path: Path) -> str:
-    title, text = (part.strip() for part in path.read_text().lstrip("# ").split("\n\n", 2)[:2])
+    title, _, rest = path.read_text().removeprefix("# ").partition("\n")
+    text = _NOT_PROSE.sub("", rest).strip().partition("\n\n")[0]
     sentence = re.split(r"(?<=[.:])\s", " ".join(text.split()))[0].rstrip(".:")
     return f"- [{title}](docs/{path.name}): {sentence}."
 
@@ -71,12 +77,27 @@ def _figures(name: str) -> list[dict[str, Any]]:
     return found
 
 
+def metrics() -> str:
+    """Every instrument, by both of its names."""
+    kinds = {"gauge": "gauge", "level": "up-down counter", "counter": "counter", "histogram": "histogram"}
+    lines = ["| metric | in Prometheus | kind, unit | tells |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{m.name}` | `{_prometheus(m)}` | {kinds[m.kind]}, `{m.unit}` | {m.tells} |" for m in METRICS]
+    return "\n".join(lines)
+
+
+def _prometheus(metric: Metric) -> str:
+    unit = {"s": "_seconds", "By": "_bytes"}.get(metric.unit, "")
+    name = metric.name.replace(".", "_")
+    return name.removesuffix(unit) + unit + ("_total" if metric.kind == "counter" else "")
+
+
 _MADE = {
     "crash points": crash_points,
     "main table": main_table,
     "pages": pages,
     "api": reference.python,
     "command line": reference.command_line,
+    "metrics": metrics,
 }
 
 

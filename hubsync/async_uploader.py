@@ -26,6 +26,7 @@ from hubsync.errors import HubsyncError, QueueFull
 from hubsync.policy import Ack
 from hubsync.receipt import Receipt
 from hubsync.rows import Rows
+from hubsync.spool import SpoolDepth
 from hubsync.uploader import DROPPED, BaseUploader
 from hubsync.worker import Worker
 
@@ -144,6 +145,11 @@ class AsyncUploader(BaseUploader):
         worker = self._ready()
         with self._drained(worker, timeout):
             await worker.flush().wait_async("committed", timeout)
+        await anyio.to_thread.run_sync(worker.see)
+
+    def _depth(self, worker: Worker) -> SpoolDepth:
+        """Half a second old at most, but for a flush's end: to ask the disk could hold the event loop up."""
+        return worker.depth()
 
     async def close(self, timeout: float | None = None) -> None:
         """As `Uploader.close`."""
@@ -216,7 +222,7 @@ class AsyncUploader(BaseUploader):
     async def _drain_before_the_end(self, worker: Worker, why: str, seconds: float | None) -> None:
         """What can be brought up in time; a second signal ends it at once."""
         bound = "" if seconds is None else f" for up to {seconds:.0f} s"
-        _log.warning("%s: draining%s; %s.", why, bound, worker.waiting())
+        _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting())
         try:
             with anyio.CancelScope(shield=True) as self._draining, self._drained(worker, seconds):
                 await worker.flush(everything=True).wait_async("committed", seconds)

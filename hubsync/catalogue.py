@@ -46,7 +46,7 @@ CREATE TABLE segments (
     config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'staged', 'committed', 'dead')),
     bytes INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0, batches INTEGER NOT NULL DEFAULT 0,
-    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,
+    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,  -- `sealed_at`: or when it was set aside
     series TEXT, seq INTEGER, path TEXT,            -- fixed when it is sealed
     sha256 TEXT, git_oid TEXT, mode TEXT,           -- known when it is staged
     urgent INTEGER NOT NULL DEFAULT 0,              -- somebody waits for it: a flush
@@ -76,6 +76,9 @@ PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
 
 # Of sealed segments: those that are lines yet, and become a shard of another format (`packer.py`).
 UNPACKED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
+# A shard that was discarded from the dead letter is still known, and with it its number, keys and offsets.
+DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
+BURIED = f"state = 'dead' AND NOT {DISCARDED}"
 
 _MIGRATIONS = [_SCHEMA]  # what brings a catalogue of version n to n + 1, at index n; version 0 is a new one
 

@@ -11,18 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubsync.cli_dead_letter import dead_letter
 from hubsync.policy import FORMATS
+from hubsync.status import count_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hubsync.spool import SpoolDepth
-    from hubsync.status import Status
     from hubsync.verify import Report
 
 
@@ -79,6 +80,7 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
 @click.option(
     "--grace", default=25.0, show_default=True, help="Seconds to drain after SIGTERM or Ctrl-C; a second one ends it."
 )
+@click.option("--progress/--no-progress", default=None, help="Bars all the time, or never [where draining takes long].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pipe(
     repo: str,
@@ -95,6 +97,7 @@ def pipe(
     aside: Path | None,
     timeout: float | None,
     grace: float,
+    progress: bool | None,
     as_json: bool,
 ) -> None:
     """JSON Lines from standard input to the dataset REPO.
@@ -118,6 +121,7 @@ def pipe(
         spool=spool,
         shard=ShardPolicy(linger_s=linger),
         grace_s=grace,
+        progress=progress,
     )
     with up:
         where, offline = up.spool, up.stats().state.kind == "offline"
@@ -154,20 +158,14 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
     if broken:
         _rescue(spool)
     from hubsync.drain import drain as run
+    from hubsync.drain import shown
     from hubsync.inspect import spools
-
-    said = [""]
-
-    def progress(depth: SpoolDepth, status: Status) -> None:
-        line = f"{depth.rows:,} rows ({_size(depth.bytes)}) to go; {status.state}"
-        if line != said[0]:
-            said[0] = line
-            click.echo(line, err=True)
 
     results = []
     for directory in [spool] if spool is not None else list(spools()):
         click.echo(f"{directory}", err=True)
-        left = run(directory, timeout=timeout, progress=progress)
+        with shown(directory, partial(click.echo, err=True)) as progress:
+            left = run(directory, timeout=timeout, progress=progress)
         results.append({"spool": str(directory), "rows_left": left.rows, "dead_shards": left.dead,
                         "committed_rows": left.committed_rows})  # fmt: skip
     if as_json:
@@ -178,6 +176,8 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
         for result in results:
             dead = f"; {result['dead_shards']} shards in the dead letter" if result["dead_shards"] else ""
             click.echo(f"{result['spool']}: all on the Hub{dead}.", err=True)
+            if dead:
+                click.echo(f"To look at them, or put them again: hubsync dead-letter list {result['spool']}", err=True)
     if any(result["dead_shards"] for result in results):
         sys.exit(1)
 
@@ -250,11 +250,14 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         ("spool", fact["spool"]),
         (
             "waiting",
-            f"{_count(fact['rows_waiting'], 'row')}, {_size(fact['bytes_waiting'])}"
+            f"{count_text(fact['rows_waiting'], 'row')}, {size_text(fact['bytes_waiting'])}"
             + (f" ({shards})" if shards else ""),
         ),
         ("oldest", f"{age:,.0f} s" if age is not None else "nothing waits"),
-        ("committed", f"{_count(fact['committed']['rows'], 'row')}, {_count(fact['committed']['shards'], 'shard')}"),
+        (
+            "committed",
+            f"{count_text(fact['committed']['rows'], 'row')}, {count_text(fact['committed']['shards'], 'shard')}",
+        ),
         ("committer", committer),
         ("state", state + (f": {fact['reason']}" if fact["reason"] else "")),
     ]
@@ -263,6 +266,8 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
     if fact["rows_waiting"] and not fact["committer_pid"]:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
+    if fact["dead_letter"]:
+        lines.append(("to do", f"hubsync dead-letter list {fact['spool']}"))
     return lines
 
 
@@ -340,10 +345,10 @@ def _show_report(report: Report) -> None:
     lines = [f"{d.kind:9} {d.path}: expected {d.expected}; found {d.found}. {d.hint}" for d in report.differences] + [
         f"note      {note}" for note in report.notes
     ]
-    outcome = "all agrees" if report.ok else _count(len(report.differences), "difference")
+    outcome = "all agrees" if report.ok else count_text(len(report.differences), "difference")
     lines.append(
-        f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {_count(report.shards, 'shard')}, "
-        f"{_count(report.rows, 'row')}, {_size(report.bytes)}, {_count(report.writers, 'writer')}; "
+        f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {count_text(report.shards, 'shard')}, "
+        f"{count_text(report.rows, 'row')}, {size_text(report.bytes)}, {count_text(report.writers, 'writer')}; "
         + ("content read; " if report.content else "content not read (--content); ")
         + (f"compared with {report.spool}" if report.spool else "no spool compared")
     )
@@ -354,10 +359,6 @@ def _show_report(report: Report) -> None:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _of_a_dataset(command: Callable[..., None]) -> Callable[..., None]:
@@ -442,11 +443,14 @@ def ls(repo: str, as_json: bool, **options: Any) -> None:
         table.add_column(name, justify="right" if name in ("rows", "size") else "left", overflow="fold")
     for shard in found:
         cells = (
-            shard.path, "?" if shard.rows is None else f"{shard.rows:,}", _size(shard.bytes), shard.writer or "",
+            shard.path, "?" if shard.rows is None else f"{shard.rows:,}", size_text(shard.bytes), shard.writer or "",
             (shard.commit or "")[:8], f"{shard.time:%Y-%m-%d %H:%M:%S}" if shard.time else "",
         )  # fmt: skip
         table.add_row(*(Text(_printable(cell)) for cell in cells))  # others' text, and no markup
     Console().print(table)
+
+
+cli.add_command(dead_letter)
 
 
 @cli.group()
@@ -481,14 +485,6 @@ def hf_extension() -> None:
     from hubsync.extension import register
 
     click.echo(f"hf hubsync works now; {register()} says so.")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
 
 
 def main() -> None:

@@ -476,9 +476,11 @@ class Committer:
 
     async def _bury(self, shard: Shard, error: HubError) -> None:
         grave = await self._on_disk(self._plans.bury, shard, str(error))
-        message = f"the Hub refuses {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}."
-        if error.status is None:
-            message = f"{shard.path} ({shard.rows} rows) can't be made: {error}. Its lines are kept in {grave}."
+        what = "the Hub refuses" if error.status is not None else "nobody can pack"
+        message = (
+            f"{what} {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}. "
+            f"To look at it, or to put it again: hubsync dead-letter list {self._spool.directory}"
+        )
         _log.error("%s", message)
         self._status.counts.refusals += 1
         self._card_refused = False  # this shard it was

@@ -63,6 +63,12 @@ class CrashPoint(Enum):
     GRAVE_LINKED = "a refused shard is linked into the dead letter", "it is refused and linked again, under one name"
     BURIED = "the catalogue says dead, the segment's file is there", "the file is removed; the dead letter keeps it"
 
+    # The dead letter, by a person (`tests/test_dead_letter.py`).
+    MENDED = "a person's edited rows are copied into the spool", "dead as before; the next command removes the copy"
+    RAISED = "a dead shard's file is linked back, in the open transaction", "SQLite rolls it back; dead as before"
+    RESUBMITTED = "the catalogue says sealed, the dead letter has the file too", "it is staged; the other is removed"
+    DISCARDED = "the catalogue says discarded, the file is there", "the file is removed"
+
     # Starting, taking over, ending.
     REPO_CREATED = "the dataset is made and is empty", "it is there"
     SEEDED = "the dataset's watermarks are in the catalogue", "they are not read again"

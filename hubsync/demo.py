@@ -17,13 +17,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hubsync.progress import Progress
+from hubsync.progress import Figures, Progress
+from hubsync.status import State
 
 if TYPE_CHECKING:
     from hubsync.localhub import LocalHub
@@ -173,29 +174,33 @@ class _Stage:
         self.outage_ended: float | None = None
         self.outage_began: float | None = None
         self.seconds = 0.0
+        self._figures = Figures(_REPO, str(self.spool), State(), 0, 0, 0, 0, total=rows)
+        self._progress = Progress(lambda: self._figures, not quiet, time.monotonic, line_s=1, say=self._print)
 
     def play(self) -> None:
         began = time.monotonic()
-        with Progress(self.rows, quiet=self.quiet) as progress:
-            process = self._start(progress)
+        process = self._start()
+        try:
             while True:
                 code = process.poll()
-                self._outage(progress)
+                self._outage()
                 if self.crash and not self.killed and self.told.rows >= self.rows // 2 and code is None:
                     process.kill()
                     process.wait()
                     self.killed += 1
-                    progress.say("the job is killed by SIGKILL, and started again")
-                    process = self._start(progress)
+                    self._say("the job is killed by SIGKILL, and started again")
+                    process = self._start()
                 elif code is not None and (self.outage_began is None or self.outage_ended is not None):
                     break
-                progress.update(self.told.rows, *self._committed())
+                self._look()
                 time.sleep(0.05)
-            progress.update(self.told.rows, *self._committed())
+            self._look()
+        finally:
+            self._progress.close()
         self.exit_code = process.returncode
         self.seconds = time.monotonic() - began
 
-    def _start(self, progress: Progress) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[str]:
         self.starts += 1
         process = subprocess.Popen(
             [sys.executable, "-m", "hubsync.demo", _REPO, str(self.spool), str(self.rows)],
@@ -207,21 +212,21 @@ class _Stage:
         assert process.stdout is not None
         assert process.stderr is not None
         threading.Thread(target=self.told.listen, args=(process.stdout,), daemon=True).start()
-        threading.Thread(target=_relay, args=(process.stderr, progress), daemon=True).start()
+        threading.Thread(target=_relay, args=(process.stderr, self._say), daemon=True).start()
         return process
 
-    def _outage(self, progress: Progress) -> None:
+    def _outage(self) -> None:
         now = time.monotonic()
         if self.outage_s and self.outage_began is None and self.told.rows >= self.rows // 3:
             self.hub.stop()
             self.outage_began = now
-            progress.say(f"the Hub is gone for {self.outage_s:g} s")
+            self._say(f"the Hub is gone for {self.outage_s:g} s")
         elif self.outage_began is not None and self.outage_ended is None and now - self.outage_began >= self.outage_s:
             self.hub.start()
             self.outage_ended = now
-            progress.say("the Hub is back")
+            self._say("the Hub is back")
 
-    def _committed(self) -> tuple[int, str]:
+    def _look(self) -> None:
         """Rows on the Hub and the worker's state, from the catalogue beside the job that writes it."""
         from hubsync.errors import SpoolError
         from hubsync.inspect import spool_facts
@@ -229,8 +234,21 @@ class _Stage:
         try:
             facts = spool_facts(self.spool)
         except SpoolError:
-            return 0, "starting"
-        return facts["committed"]["rows"], facts["state"]
+            return  # it is just being made
+        self._figures = self._figures._replace(
+            state=State(facts["state"], facts["reason"], facts["next_try_at"]), accepted=self.told.rows,
+            committed=facts["committed"]["rows"], waiting=facts["rows_waiting"],
+            waiting_bytes=facts["bytes_waiting"], oldest_age_s=facts["oldest_age_s"],
+        )  # fmt: skip
+        self._progress.tick()
+
+    def _say(self, text: str) -> None:
+        """One thing that happens."""
+        self._print(f"* {text}")
+
+    def _print(self, text: str) -> None:
+        if not self.quiet:
+            print(f"  {text}", file=sys.stderr)
 
     def checks(self) -> list[Check]:
         from hubsync.inspect import spool_facts
@@ -254,9 +272,9 @@ class _Stage:
         return found
 
 
-def _relay(stream: IO[str], progress: Progress) -> None:
+def _relay(stream: IO[str], say: Callable[[str], None]) -> None:
     for line in stream:
-        progress.say(f"the job logs: {line.rstrip()}")
+        say(f"the job logs: {line.rstrip()}")
 
 
 _READ_BACK = """

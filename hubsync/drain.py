@@ -6,7 +6,8 @@ Commits for dead writers and adopts what they left open; a spool whose committer
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -19,8 +20,9 @@ from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, Spo
 from hubsync.locks import BEAT_S
 from hubsync.pace import last_policy
 from hubsync.policy import CommitPolicy, RetryPolicy
+from hubsync.progress import Figures, Progress
 from hubsync.spool import Spool, SpoolDepth
-from hubsync.status import Status
+from hubsync.status import State, Status
 
 _LOOK_S = 0.2
 _STOPPED_S = 6.0  # how long a committer is watched before it counts as alive
@@ -72,10 +74,9 @@ async def _drain(
                     "others."
                 )
             await clock.sleep(BEAT_S)
+        await anyio.to_thread.run_sync(spool.sweep)  # also where nothing is left to commit
         status = Status(
-            lambda text: spool.catalogue.remember("status", text),
-            lambda: str(directory),
-            stored=spool.catalogue.get("status"),
+            lambda text: spool.catalogue.remember("status", text), spool.waiting, stored=spool.catalogue.get("status")
         )
         blocked: list[HubError] = []
         committer = Committer(
@@ -131,3 +132,27 @@ async def _until_empty(
     if depth.rows:
         raise SpoolBusy(f"{depth.rows:,} rows of {spool.directory} belong to a job that is still writing them.")
     return depth
+
+
+@contextmanager
+def shown(directory: Path, say: Callable[[str], object]) -> Iterator[Callable[[SpoolDepth, Status], None]]:
+    """What `drain` is to be given as `progress`: bars in a terminal, else a line at the beginning and every 30 s."""
+    clock = SystemClock()
+    figures = [Figures(directory.name, str(directory), State(), 0, 0, 0, 0)]
+    before: list[int] = []
+
+    def look(depth: SpoolDepth, status: Status) -> None:
+        before[1:] = [depth.committed_rows]
+        done = before[-1] - before[0]
+        age = None if depth.oldest_at is None else max(0.0, clock.time() - depth.oldest_at)
+        figures[0] = figures[0]._replace(
+            state=status.state, accepted=done + depth.rows, committed=done, waiting=depth.rows,
+            waiting_bytes=depth.bytes, oldest_age_s=age, dead=depth.dead,
+        )  # fmt: skip
+        progress.tick()
+
+    progress = Progress(lambda: figures[0], True, clock.time, say=say)
+    try:
+        yield look
+    finally:
+        progress.close()

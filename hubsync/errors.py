@@ -136,7 +136,9 @@ class NotDrained(HubsyncError):
 
 
 class ShardsRefused(HubsyncError):
-    """The Hub refused single shards for good. They are kept in the spool's dead letter; the rest is committed."""
+    """The Hub refused single shards for good. The rest is committed; they are kept in the spool's dead letter: see
+    `hubsync dead-letter`.
+    """
 
 
 class UnreadableRow(HubsyncError):

@@ -57,5 +57,5 @@ def _facts_of(spool: Spool) -> dict[str, Any]:
         "reason": state.reason,
         "next_try_at": state.until,
         "committer_pid": spool.committer_pid,
-        "dead_letter": [{"path": path, "rows": rows, "why": why} for path, rows, why in spool.dead()],
+        "dead_letter": [shard._asdict() for shard in spool.dead()],
     }

@@ -285,11 +285,16 @@ class Plans:
             name = f"{name.removesuffix('.' + format_of(name))}.jsonl"
         grave = self._spool.directory / "dead-letter" / f"{shard.segment:06d}-{name}"
         with self._spool.leased():
-            os.link(shard.file, grave) if not grave.exists() else None
+            if not (grave.exists() and grave.samefile(shard.file)):
+                new = grave.with_suffix(".new")
+                new.unlink(missing_ok=True)
+                os.link(shard.file, new)
+                os.replace(new, grave)  # which may hold what it was before a person mended it
             reach(CrashPoint.GRAVE_LINKED)
             self._catalogue.run(
-                "UPDATE segments SET state = 'dead', error = ?, plan = NULL WHERE id = ?", why, shard.segment
-            )
+                "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
+                why, self._spool.clock.time(), shard.segment,
+            )  # fmt: skip
         reach(CrashPoint.BURIED)
         with suppress(OSError):
             shard.file.unlink()

@@ -227,10 +227,12 @@ def _segments(
     """Enters every file that is not on the Hub; answers those that are, and so may go."""
     known = {_stem(row["file"]): row for row in old.tables["segments"]}
     taken = {row["id"]: name for name, row in known.items()}
+    graves = {(there.st_dev, there.st_ino) for there in map(os.stat, (directory / "dead-letter").glob("*-*.*"))}
     done: list[Path] = []
     for file in _files(directory, known, done):
         row = known.get(_stem(file.name))
-        if row is not None and row["state"] in ("committed", "dead"):
+        is_in_grave = row is None and (file.stat().st_dev, file.stat().st_ino) in graves  # half put again
+        if is_in_grave or (row is not None and row["state"] in ("committed", "dead")):
             done.append(file)
             continue
         if row is None:
@@ -283,7 +285,7 @@ def _files(directory: Path, known: Mapping[str, Any], done: list[Path]) -> list[
 
 def _guess(file: Path, notes: Mapping[str, WriterNote], found: Rescued) -> dict[str, Any]:
     """What its name and its writer's note tell of a file that the old catalogue does not."""
-    writer = _stem(file.name).rpartition("-")[0]
+    writer = _stem(file.name).partition("-")[0]
     note = notes.get(writer)
     layout = note.layout_of(segment_of(file)) if note is not None else None
     packed = format_of(file.name)
@@ -333,25 +335,34 @@ def _enter(catalogue: Catalogue, file: Path, row: Mapping[str, Any], rows: int) 
 
 
 def _graves(catalogue: Catalogue, directory: Path, old: _Old) -> None:
-    """What lies in the dead letter stays dead."""
+    """What lies in the dead letter stays dead, and what was discarded from it stays known."""
     known = {row["id"]: row for row in old.tables["segments"] if row["state"] == "dead"}
     for file in (directory / "dead-letter").glob("*-*.*"):
         number, _, name = file.name.partition("-")
-        if not number.isdigit() or catalogue.row("SELECT 1 FROM segments WHERE id = ?", int(number)) is not None:
-            continue
-        row = known.get(int(number), {})
-        size = file.stat().st_size
-        if format_of(file.name) == "jsonl":
-            rows, size = whole_lines(file, size)
-        else:
-            rows = row.get("rows", 0)
-        catalogue.run(
-            "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, path, "
-            "error) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?)",
-            int(number), row.get("writer", ""), row.get("file", ""), row.get("config", "default"),
-            row.get("split", "train"), row.get("template", ""), size, rows, file.stat().st_mtime,
-            row.get("path", name), row.get("error", "not known: found in the dead letter by a rescue"),
-        )  # fmt: skip
+        if number.isdigit():
+            row = known.pop(int(number), {})
+            size = file.stat().st_size
+            held = whole_lines(file, size) if format_of(file.name) == "jsonl" else (row.get("rows", 0), size)
+            _bury(catalogue, int(number), name, held, file.stat().st_mtime, row)
+    for number, row in known.items():
+        if row["rows"] == 0:
+            _bury(catalogue, number, row["path"], (0, 0), row["opened_at"], row)
+
+
+def _bury(
+    catalogue: Catalogue, number: int, path: str, held: tuple[int, int], opened_at: float, row: Mapping[str, Any]
+) -> None:
+    if catalogue.row("SELECT 1 FROM segments WHERE id = ?", number) is not None:
+        return
+    rows, size = held
+    catalogue.run(
+        "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, path, "
+        "error, series, seq, sealed_at) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?, ?, ?, ?)",
+        number, row.get("writer", ""), row.get("file", ""), row.get("config", "default"),
+        row.get("split", "train"), row.get("template", ""), size, rows, opened_at, row.get("path", path),
+        row.get("error", "not known: found in the dead letter by a rescue"),
+        row.get("series"), row.get("seq"), row.get("sealed_at"),
+    )  # fmt: skip
 
 
 def _set_aside(directory: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from hubsync.catalogue import PENDING, Catalogue
+from hubsync.catalogue import BURIED, DISCARDED, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk
@@ -31,6 +31,7 @@ from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
+from hubsync.status import count_text, size_text
 
 _log = logging.getLogger("hubsync")
 
@@ -50,6 +51,19 @@ class SpoolDepth(NamedTuple):
     committed_rows: int
     committed_bytes: int
     committed_shards: int
+
+
+class DeadShard(NamedTuple):
+    """A shard in the dead letter. `at` is when it was set aside, in seconds since the epoch; None where that was not
+    noted. `rows` and `bytes` are 0 where a power cut took them.
+    """
+
+    id: int
+    path: str
+    rows: int
+    bytes: int
+    at: float | None
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +225,10 @@ class Spool:
         Under the lock.
         """
         self._seal_open(writer)
-        for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
-            if self._state_of(file) in (None, "committed", "dead"):
-                file.unlink(missing_ok=True)
+        with self.catalogue.transaction():  # in which who puts a dead shard again links its file before it is known
+            for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
+                if self._state_of(file) in (None, "committed", "dead"):
+                    file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:
         for (segment,) in self.catalogue.rows(
@@ -252,11 +267,7 @@ class Spool:
         for file in (self.directory / "segments").iterdir():
             if self._state_of(file) in ("committed", "dead") or self._is_other_form(file):
                 file.unlink(missing_ok=True)
-        buried = self.catalogue.rows(f"SELECT id FROM segments WHERE {PENDING} AND state = 'dead'")
-        dead = {f"{row['id']:06d}" for row in buried}
-        for grave in (self.directory / "dead-letter").glob("*-*.*"):
-            if grave.name.partition("-")[0] not in dead:
-                grave.unlink(missing_ok=True)
+        self.sweep_graves()
         for file in self.directory.glob("committer.*"):
             if file != self._committer.path:
                 file.unlink(missing_ok=True)
@@ -268,6 +279,16 @@ class Spool:
             return False
         # An id that was given twice is another writer's.
         return bool(counted.partition(".")[0] == file.name.partition(".")[0])
+
+    def sweep_graves(self) -> None:
+        """Removes what is in the dead letter and not dead: never counted, put again, or discarded. Who sets a
+        shard aside links it there within the transaction that makes it dead.
+        """
+        with self.catalogue.transaction():
+            dead = {f"{shard.id:06d}" for shard in self.dead()}
+            for grave in (self.directory / "dead-letter").glob("*-*.*"):
+                if grave.name.partition("-")[0] not in dead:
+                    grave.unlink(missing_ok=True)
 
     def _state_of(self, file: Path) -> str | None:
         """The state of a file's segment, whose id is in its name; None where the catalogue does not know it.
@@ -433,12 +454,16 @@ class Spool:
         row = self.catalogue.row("SELECT state, sha, error FROM segments WHERE id = ?", segment)
         return (row["state"], row["sha"], row["error"]) if row is not None else None
 
-    def dead(self) -> list[tuple[str, int, str]]:
-        """The dead letter: (path, rows, why)."""
+    def dead(self) -> list[DeadShard]:
+        """The dead letter, the oldest first."""
         rows = self.catalogue.rows(
-            f"SELECT path, rows, error FROM segments WHERE {PENDING} AND state = 'dead' ORDER BY id"
+            f"SELECT id, path, rows, bytes, sealed_at, error FROM segments WHERE {PENDING} AND {BURIED} ORDER BY id"
         )
-        return [(r["path"], r["rows"], r["error"]) for r in rows]
+        return [DeadShard(*row) for row in rows]
+
+    def grave(self, segment: int) -> Path | None:
+        """Where a dead segment's bytes are; None where there are none."""
+        return next((self.directory / "dead-letter").glob(f"{segment:06d}-*"), None)
 
     def depth(self) -> SpoolDepth:
         by_state = {
@@ -446,7 +471,7 @@ class Spool:
             for row in self.catalogue.rows(
                 "SELECT state, count(*) AS n, sum(rows) AS rows, sum(bytes) AS bytes, "
                 "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest "
-                f"FROM segments WHERE {PENDING} GROUP BY state"
+                f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
             )
         }
         waiting = [by_state[s] for s in ("open", "sealed", "staged") if s in by_state]
@@ -464,6 +489,18 @@ class Spool:
             committed_bytes=done["bytes"],
             committed_shards=done["shards"],
         )
+
+    def waiting(self) -> str:
+        """What is not on the Hub yet, for people."""
+        try:
+            with self.catalogue.impatient():
+                depth = self.depth()
+        except SpoolError:  # it is busy, or told where something is wrong with it already
+            return f"what waits is in {self.directory}"
+        if not depth.rows:
+            return f"nothing waits in {self.directory}"
+        waits = "waits" if depth.rows == 1 else "wait"
+        return f"{count_text(depth.rows, 'row')} ({size_text(depth.bytes)}) {waits} in {self.directory}"
 
     def lost(self) -> SpoolLost:
         """The error for a spool that is no longer there."""

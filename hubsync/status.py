@@ -11,6 +11,7 @@ import threading
 import time as _time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -37,9 +38,18 @@ class State(msgspec.Struct, frozen=True):
     reason: str = ""
     until: float | None = None
 
+    @property
+    def what(self) -> str:
+        """Kind and reason, in words."""
+        return self.kind + (f": {self.reason.rstrip('.')}" if self.reason else "")
+
+    @property
+    def cause(self) -> str:
+        """The reason without the operation that met it: an outage, or a revoked token, is one for all of them."""
+        return self.reason.partition(": ")[2] or self.reason
+
     def __str__(self) -> str:
-        text = self.kind + (f": {self.reason}" if self.reason else "")
-        return text if self.until is None else f"{text}; next try {clock_text(self.until)}"
+        return self.what if self.until is None else f"{self.what}; next try {clock_text(self.until)}"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -85,9 +95,12 @@ class Status:
         """`stored` is what was last saved for this spool: its changes are kept."""
         self.counts = Counts()
         self._now = now
-        self._changes = deque(msgspec.json.decode(stored, type=Stored).changes if stored else (), maxlen=_CHANGES)
+        self._changes: deque[Change] = deque(maxlen=_CHANGES)
+        with suppress(msgspec.DecodeError):  # another version's: history, which no job must stumble over
+            self._changes.extend(msgspec.json.decode(stored, type=Stored).changes if stored else ())
         self._save = save
         self._waiting = waiting
+        self._trouble = _Trouble()
         self._lock = threading.Lock()
         self._parts: dict[str, State] = {}
         self._shown = State()
@@ -110,8 +123,7 @@ class Status:
                 self._changes.append(Change(self._now(), worst.kind, worst.reason))
         if worst != before:
             self.save()
-        if (worst.kind, worst.reason) != (before.kind, before.reason):
-            self._tell(before, worst)
+        self._tell(before, worst)
 
     def save(self) -> None:
         """Keeps the state for other processes."""
@@ -120,16 +132,45 @@ class Status:
         self._save(msgspec.json.encode(Stored(shown.kind, shown.reason, shown.until, changes)).decode())
 
     def _tell(self, before: State, now: State) -> None:
-        if now.kind == before.kind == "ok":
-            return  # only the pace
+        """One line where the state changes; a warning or an error once it lasts, and once for the same trouble.
+
+        What passes within seconds is told by INFO alone, and so is what comes back within ten minutes: a spool that is
+        full and has room by turns, a Hub that stumbles. Who was warned is told as loudly that it is over.
+        """
+        at, trouble = self._now(), self._trouble
         if now.kind == "ok":
-            _log.info("going on; it was %s.", before)
-        elif now.kind == before.kind == "backing off":
-            _log.info("%s; %s", now, self._waiting())
-        else:
-            _log.log(_LEVEL[now.kind], "%s; %s", now, self._waiting())
+            if before.kind != "ok":
+                took = age_text(max(0.0, at - trouble.since))
+                _log.log(min(trouble.level, logging.WARNING), "going on after %s; %s", took, self._waiting())
+                trouble.level = logging.INFO
+            return
+        changed = (now.kind, now.cause) != (before.kind, before.cause)
+        if before.kind == "ok":
+            trouble.since = at
+        lasts = now.kind != "backing off" or now.until is None or now.until - min(trouble.since, at) >= _LASTS_S
+        told_at = trouble.told.get((now.kind, now.cause), float("-inf"))
+        news = lasts and not 0 <= at - told_at < _AGAIN_S
+        level = _LEVEL[now.kind] if news else logging.INFO
+        if not changed and not (news and level > trouble.level):
+            return
+        if news:
+            trouble.told = {what: then for what, then in trouble.told.items() if 0 <= at - then < _AGAIN_S}
+            trouble.told[now.kind, now.cause] = at
+            trouble.level = max(trouble.level, level)
+        _log.log(level, "%s; %s", now, self._waiting())
 
 
+class _Trouble:
+    """What was told of what is wrong."""
+
+    def __init__(self) -> None:
+        self.since = 0.0  # when it began
+        self.level = logging.INFO  # the loudest line since all was well
+        self.told: dict[tuple[str, str], float] = {}  # when a warning or an error told it
+
+
+_LASTS_S = 10.0  # what is over sooner is worth no warning
+_AGAIN_S = 600.0  # within these the same trouble is the same news
 _RANK: dict[StateKind, int] = {"ok": 0, "offline": 1, "backing off": 2, "blocked": 3, "spool full": 4}
 _LEVEL: dict[StateKind, int] = {
     "ok": logging.INFO,
@@ -141,5 +182,34 @@ _LEVEL: dict[StateKind, int] = {
 
 
 def clock_text(at: float) -> str:
-    """A time of day for people: 14:05:30, in local time."""
-    return _time.strftime("%H:%M:%S", _time.localtime(at))
+    """A time for people: 14:05:30 in local time, with the day where it is not today's."""
+    then = _time.localtime(at)
+    is_today = then[:3] == _time.localtime()[:3]
+    return _time.strftime("%H:%M:%S" if is_today else "%b %d %H:%M:%S", then)
+
+
+def moment_text(at: float) -> str:
+    """A day and time for people: 2026-11-25 14:05:30, in local time."""
+    return _time.strftime("%Y-%m-%d %H:%M:%S", _time.localtime(at))
+
+
+def count_text(number: int, what: str) -> str:
+    """1 row, 12,400 rows."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: 38.0 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1_000 or unit == "GB":
+            break
+        size /= 1_000
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+
+
+def age_text(seconds: float) -> str:
+    """A time span for people: 14 s, 3 min, 2 h 5 min."""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 3:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"

@@ -42,6 +42,7 @@ from hubsync.rows import Encoded, Rows, encode
 from hubsync.secret import Secret
 from hubsync.spool import SpoolDepth
 from hubsync.status import Counts, State
+from hubsync.telemetry import span
 from hubsync.transform import Transform, check_transform
 from hubsync.worker import Worker
 
@@ -93,6 +94,7 @@ class BaseUploader:
         retry: RetryPolicy | None = None,
         transform: Transform | None = None,
         grace_s: float | None = 25.0,
+        progress: bool | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -115,6 +117,8 @@ class BaseUploader:
             grace_s: seconds to drain after SIGTERM or Ctrl-C; what is left then stays in the spool. SIGTERM ends the
                 block by `SystemExit(143)`, where no other handler is set. The default fits the 30 s that Kubernetes,
                 SLURM and spot machines give. None leaves SIGTERM alone, and lets Ctrl-C drain for as long as it takes.
+            progress: True shows bars on stderr, or in a notebook, as long as it is open; None while a flush or close
+                takes more than 2 s; False never. Without bars, a line of INFO in the log every 30 s.
             clock, rng: time and randomness, for tests.
 
         Raises:
@@ -144,6 +148,7 @@ class BaseUploader:
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._private = private
+        self._progress = progress
         self._opening = threading.Lock()
         self._pid = os.getpid()
 
@@ -178,10 +183,13 @@ class BaseUploader:
     def stats(self) -> Stats:
         """A snapshot of how it stands."""
         worker = self._ready()
-        depth = worker.spool.depth()
+        depth = self._depth(worker)
         age = None if depth.oldest_at is None else max(0.0, self._clock.time() - depth.oldest_at)
         counts = worker.status.counts
         return Stats(worker.status.state, worker.queue.depth(), depth, Counts(**_fields(counts)), age)
+
+    def _depth(self, worker: Worker) -> SpoolDepth:
+        return worker.spool.depth()
 
     def _build(self) -> Worker:
         from hubsync.connect import destination_of, open_spool
@@ -199,6 +207,7 @@ class BaseUploader:
                 clock=self._clock,
                 rng=self._rng,
                 private=self._private,
+                progress=self._progress,
             )
         except BaseException:
             spool.close()
@@ -251,7 +260,8 @@ class BaseUploader:
     def _drained(self, worker: Worker, timeout: float | None) -> Iterator[None]:
         """Turns what can end a wait for commits into errors that say what is left, and how to bring it up."""
         try:
-            yield
+            with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
+                yield
         except TimeoutError:
             left = worker.spool.depth()
             why = f"{timeout} s were not enough ({worker.status.state})."
@@ -279,7 +289,7 @@ class BaseUploader:
             return
         bound = "Ctrl-C" if timeout is None else f"{timeout:.0f} s, or Ctrl-C,"
         name = type(error).__name__
-        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", name, worker.waiting(), bound)
+        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", name, worker.spool.waiting(), bound)
         try:
             yield
         except HubsyncError as failed:

@@ -289,8 +289,10 @@ def _numbers(series: Sequence[Series], before: _Known, after: _Known) -> Iterato
     known: defaultdict[str, dict[int, _Segment]] = defaultdict(dict)
     for segment in after.segments.values():
         known[segment.series][segment.seq] = segment
-        if segment.state == "dead":
+        if segment.state == "dead" and segment.rows:
             yield f"{segment.path} ({segment.rows:,} rows) is in the dead letter: {segment.error}"
+        elif segment.state == "dead":
+            yield f"{segment.path} holds no rows any more: {segment.error}"
     for one in series:
         yield from _gaps(one, known[one.name], before)
         for number, files in sorted(one.shards.items()):

@@ -8,6 +8,7 @@ before them. A cancelled worker leaves the spool consistent: everything taken is
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import random
@@ -39,10 +40,12 @@ from hubsync.live import Live, hush, tell
 from hubsync.locks import BEAT_S
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
+from hubsync.progress import Figures, Progress
 from hubsync.queue import Batch, BoundedQueue, Order
 from hubsync.receipt import Fate, Receipt
-from hubsync.spool import Spool
-from hubsync.status import State, Status
+from hubsync.spool import Spool, SpoolDepth
+from hubsync.status import Counts, State, Status
+from hubsync.telemetry import Source, traced, watch
 from hubsync.writer import Accepted, SpoolWriter
 
 _log = logging.getLogger("hubsync")
@@ -51,7 +54,7 @@ R = TypeVar("R")
 _CONNECT_S = 15.0  # how long a start may wait for a Hub that hangs
 _FOLLOW_S = 0.5  # how soon a writer sees what another process committed for it
 _FULL_S = 0.5  # how often a full spool or disk is tried again
-_LOG_S = 0.5  # how often the catalogue's write-ahead log is looked at
+_LOOK_S = 0.5  # how often the catalogue's write-ahead log is looked at, and how the spool stands
 _QUOTA_STEP = 8 * MIB  # bytes spooled between two looks at the spool's quota
 
 
@@ -71,20 +74,26 @@ class Worker:
         clock: Clock,
         rng: random.Random,
         private: bool | None,
+        progress: bool | None = False,
     ) -> None:
         """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
         self.spool = spool
         self.queue = BoundedQueue(queue)
-        self.status = Status(self._save_status, self.waiting, stored=spool.catalogue.get("status"), now=clock.time)
+        self._seen = spool.depth(), Counts()
+        self._committed_before = self._seen[0].committed_rows
+        self.status = Status(self._save_status, spool.waiting, stored=spool.catalogue.get("status"), now=clock.time)
         self.writer = SpoolWriter.open(spool, layout, shard)
         if layout.format != "jsonl":
             spool.disk.keep_room_for(shard.max_bytes)
         self.failure: BaseException | None = None
         self._shard = shard
         self._clock = clock
+        self._committers: State | None = None  # the state of another process, where it commits for this one
         self._since = clock.time()
         self._queue_max_bytes = queue.max_bytes
-        self._destination = destination
+        self.source = Source(spool.target.repo, self.writer.name, self.status, self.queue.depth, self.depth, clock.time)
+        self.progress = Progress(self.figures, progress, clock.time)
+        self._destination = None if destination is None else traced(destination, self.source.attributes)
         self._committing = (commit, retry, rng, private)
         self._committer: Committer | None = None
         self._lock = threading.Lock()
@@ -116,6 +125,7 @@ class Worker:
         Raises:
             BlockedError: at the start, where the token or the repo is not good.
         """
+        unwatch = watch(self.source)
         try:
             linger_bell = Bell(self._clock)
             self._wake_linger = loop_waker(linger_bell.ring)
@@ -142,7 +152,7 @@ class Worker:
                 tasks.start_soon(self._close_when_cancelled)
                 tasks.start_soon(self._linger, linger_bell)
                 tasks.start_soon(self._beat)
-                tasks.start_soon(self._keep_log_short)
+                tasks.start_soon(self._look_around)
                 if self._committer is not None:
                     tasks.start_soon(self._committer.run)
                     tasks.start_soon(self._follow)
@@ -154,19 +164,21 @@ class Worker:
             raise
         finally:
             self._end()
+            unwatch()
+            self.progress.close()
             if self._destination is not None:
                 with anyio.CancelScope(shield=True):
                     await self._destination.aclose()
 
     async def _connect(self, committer: Committer) -> None:
-        where = self.spool.directory
+        """What fails is told as any trouble of the committer's, which goes on trying, and tells its end."""
         try:
             with anyio.move_on_after(_CONNECT_S) as scope:
                 await committer.connect()
         except TransientError as error:
-            _log.warning("%s Rows are kept in %s until it answers.", error, where)
+            self.status.report("read", State("backing off", error.reason))
         if scope.cancelled_caught:
-            _log.warning("the Hub did not answer in %g s. Rows are kept in %s until it does.", _CONNECT_S, where)
+            self.status.report("read", State("backing off", f"the Hub did not answer in {_CONNECT_S:g} s"))
 
     async def _spool_in_thread(self) -> None:
         try:
@@ -193,6 +205,9 @@ class Worker:
 
     def _end(self) -> None:
         self.queue.close()
+        if self.offline and self._seen[0].rows:
+            where = self.spool.directory
+            _log.info("offline: %s; bring them up with: hubsync drain %s", self.spool.waiting(), where)
         ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         if isinstance(self.failure, SpoolLost):
             ended = self.failure
@@ -225,6 +240,7 @@ class Worker:
                 self.spool_items(items)
                 self._in_hand = []
         self._until_it_works(self.writer.seal)
+        self.see()
         self._wake()
 
     def spool_items(self, items: list[Batch | Order]) -> None:
@@ -418,12 +434,47 @@ class Worker:
             spool_max_bytes=self.spool.policy.max_bytes,
         )
 
-    async def _keep_log_short(self) -> None:
+    async def _look_around(self) -> None:
         """Also while the committer waits for the Hub, and where there is none."""
         while True:
-            await self._clock.sleep(_LOG_S)
-            with contextlib.suppress(OSError):
-                await anyio.to_thread.run_sync(self.spool.catalogue.checkpoint)
+            await self._clock.sleep(_LOOK_S)
+            await anyio.to_thread.run_sync(self._look)
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):
+            self.spool.catalogue.checkpoint()
+        self.see()
+        self.progress.tick()
+
+    def see(self) -> None:
+        """Reads how the spool stands, for who must not wait for the disk: the metrics, the bars, `AsyncUploader`."""
+        with contextlib.suppress(SpoolError), self.spool.catalogue.impatient():
+            self._seen = self.spool.depth(), copy.copy(self.status.counts)
+            stored = None if self.spool.is_committer else self.spool.catalogue.get("status")
+            self._committers = msgspec.json.decode(stored, type=State) if stored else None
+
+    def depth(self) -> SpoolDepth:
+        """How the spool stood half a second ago at most, and what this uploader has spooled since."""
+        (seen, then), now = self._seen, self.status.counts
+        if now.spooled_rows == then.spooled_rows:
+            return seen
+        return seen._replace(
+            rows=seen.rows + now.spooled_rows - then.spooled_rows,
+            bytes=seen.bytes + now.spooled_bytes - then.spooled_bytes,
+            oldest_at=self.writer.opened_at if seen.oldest_at is None else seen.oldest_at,
+        )
+
+    def figures(self) -> Figures:
+        """How it stands, for people. From memory."""
+        depth, state = self.depth(), self.status.state
+        if state.kind == "ok" and self._committers is not None:
+            state = self._committers
+        done = depth.committed_rows - self._committed_before
+        age = None if depth.oldest_at is None else max(0.0, self._clock.time() - depth.oldest_at)
+        return Figures(
+            self.spool.target.repo, str(self.spool.directory), state,
+            done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,
+        )  # fmt: skip
 
     async def _follow(self) -> None:
         """While another process commits for this writer: sees in the catalogue what became of its segments."""
@@ -460,7 +511,8 @@ class Worker:
         if state == "committed":
             self._settled(segment, sha, None)
         elif state == "dead":
-            self._settled(segment, None, ShardsRefused(f"the Hub refused it for good: {error}"))
+            why = f"the Hub refused it for good: {error}. See: hubsync dead-letter list {self.spool.directory}"
+            self._settled(segment, None, ShardsRefused(why))
 
     def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
         self._room.set()
@@ -475,15 +527,6 @@ class Worker:
             flushes = list(self._flushes)
         for fate in flushes:
             fate.settle(None, error)
-
-    def waiting(self) -> str:
-        """What is not on the Hub yet, for people."""
-        try:
-            with self.spool.catalogue.impatient():
-                depth = self.spool.depth()
-        except SpoolError:  # it is busy, or told where something is wrong with it already
-            return f"what waits is in {self.spool.directory}"
-        return f"{depth.rows:,} rows ({depth.bytes / 1e6:,.1f} MB) wait in {self.spool.directory}"
 
 
 def _all_of(fates: list[Fate]) -> Fate:

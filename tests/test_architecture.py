@@ -13,16 +13,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
     ["errors", "crashpoints", "secret", "shapes"],
-    ["clock", "shutdown", "policy", "plan", "transform", "http", "card", "cursor"],
+    ["clock", "shutdown", "policy", "plan", "transform", "http", "card", "cursor", "screen"],
     ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
-    ["queue", "spool", "live", "formats"],
-    ["plans", "writer", "hub", "packer"],
+    ["queue", "spool", "live", "progress", "formats"],
+    ["plans", "writer", "hub", "telemetry", "packer"],
     ["committer", "connect", "survey"],
-    ["worker", "rescue", "drain", "inspect", "verify", "files"],
+    ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],
     ["uploader", "recognize"],
     ["async_uploader", "feed"],
-    ["pipe", "progress", "dashboard", "extension", "pipeline", "reader", "integrations"],
-    ["demo", "tap"],
+    ["pipe", "dashboard", "extension", "pipeline", "reader", "integrations"],
+    ["demo", "tap", "cli_dead_letter"],
     ["cli"],
     ["__main__"],
 ]
@@ -89,6 +89,7 @@ def test_importing_hubsync_loads_nothing_heavy() -> None:
         "click",
         "rich",
         "trio",
+        "opentelemetry",
     ]
     code = f"import sys, hubsync; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -190,6 +190,7 @@ async def test_a_state_that_lasts_is_said_once(
         while not simulated.commits:
             await anyio.lowlevel.checkpoint()
     assert [r.levelname for r in caplog.records if "blocked" in r.message] == ["ERROR"]
+    assert [r.levelname for r in caplog.records if "going on" in r.message] == ["WARNING"]
 
 
 async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_no_page_installs_another_projects_package(path: Path) -> None:
+    """`hubsync` is taken on PyPI, and this is not it: pages install from the checkout, `pip install '.[extra]'`."""
+    assert not re.search(r"pip install [^`\n]*\bhubsync\b", path.read_text())
+
+
 def test_every_environment_variable_is_in_the_table() -> None:
     """What the code reads, and what it says that somebody else reads for it."""
     page = (ROOT / "docs" / "operations.md").read_text().partition("## Environment variables")[2].partition("\n## ")[0]

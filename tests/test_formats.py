@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from hubsync import ConfigError, NotDrained, ShardPolicy, Uploader, formats
 from hubsync.cursor import fingerprint
+from hubsync.dead_letter import DeadLetter
 from hubsync.drain import drain
-from hubsync.errors import DefectError
+from hubsync.errors import DefectError, ShardsRefused
 from hubsync.localhub import Fault, LocalHub
 from hubsync.policy import FORMATS, Format
 from hubsync.reader import follow, rows, shards
@@ -334,6 +335,36 @@ def test_a_shard_that_can_not_be_packed_is_set_aside_as_lines_and_the_rest_goes_
     (grave,) = (tmp_path / "spool" / "dead-letter").iterdir()
     assert grave.suffix == ".jsonl"
     assert list(formats.unpack(grave)) == [b"{}\n"]
+
+
+@pytest.mark.parametrize("format", PACKED)
+def test_a_packed_shard_that_was_refused_is_exported_put_again_and_mended(
+    format: Format, local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    local_hub.faults.add(Fault.status(422, on="commit"))
+    up = made(format=format, shard=ShardPolicy(max_rows=2, linger_s=3600)).open()
+    receipts = [up.put([{"id": n}, {"id": n + 1}]) for n in (0, 2)]
+    with pytest.raises(ShardsRefused):
+        up.close()
+    assert [receipt.state for receipt in receipts] == ["refused", "refused"]
+    local_hub.faults.clear()
+    with DeadLetter(spool) as dead:
+        first, second = dead.shards()
+        assert b"".join(dead.lines(first)) == b'{"id":0}\n{"id":1}\n'
+        (tmp_path / "out").mkdir()
+        exported = dead.export([first, second], tmp_path / "out")
+        assert [path.read_bytes() for path in exported][1] == b'{"id":2}\n{"id":3}\n'
+        assert all(path.suffix == ".jsonl" for path in exported)
+        dead.resubmit(first)
+        mended = tmp_path / "mended.jsonl"
+        mended.write_text('{"id":20}\n')
+        assert dead.mend(second, mended)[0] == 1
+    drain(spool, timeout=20)
+    assert Dataset(local_hub).ids() == [0, 1, 20]
+    assert len(Dataset(local_hub).paths(f".{format}")) == 2
+    assert verify("user/rows", spool=spool, content=True).differences == ()
+    assert list((spool / "segments").iterdir()) == []
 
 
 def test_who_drains_without_the_package_is_told_what_to_install(

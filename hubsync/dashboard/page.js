@@ -364,7 +364,7 @@ function updateChanges(card, spool) {
 
 function updateDead(card, spool) {
   const all = spool.by_state.dead;
-  updatePart(card, spool.dead, all.shards ? `${many(all.shards, "shard")}, ${many(all.rows, "row")}, kept in ${spool.spool}/dead-letter` : "", "Empty: the Hub has refused nothing.");
+  updatePart(card, spool.dead, all.shards ? `${many(all.shards, "shard")}, ${many(all.rows, "row")}, to look at: hubsync dead-letter list ${spool.spool}` : "", "Empty: the Hub has refused nothing.");
   cells(card.body, spool.dead, (shard) => shard.path, (shard) => [[shard.path ?? "–"], [count(shard.rows), "n"], [shard.why ?? ""]]);
 }
 
@@ -399,8 +399,7 @@ function emptyPage() {
 
 // Only what changes a state is read out, not each figure.
 const told = new Map();
-function announce(spools) {
-  const news = [];
+function announce(spools, ...news) {
   for (const spool of spools) {
     const name = spool.repo ?? spool.spool, [label] = stateOf(spool);
     if (told.has(spool.id) && told.get(spool.id) !== label) news.push(`${name}: ${label}. ${reasonOf(spool)}`);
@@ -417,11 +416,11 @@ async function poll() {
     const answer = await fetch("/api/spools", { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (!answer.ok) throw new Error(String(answer.status));
     shown = await answer.json();
-    if (lostAt !== null) say(document.getElementById("announcement"), "Connected again.");
+    const again = lostAt === null ? [] : ["Connected again."];
     lostAt = null;
     say(document.getElementById("connection"), "live");
     render();
-    announce(shown.spools);
+    announce(shown.spools, ...again);
   } catch (error) {
     if (lostAt === null) {
       lostAt = Date.now() / 1000;

@@ -70,8 +70,10 @@ export function markPlot(place, { label, marks, format, ago, span, tone }) {
   const plot = frame(place, label, Math.max(...marks.map((mark) => mark.value), 0), format, ago, span);
   if (!plot) return;
   const group = make("g", { class: tone });
+  const gaps = marks.slice(1).map((mark, n) => plot.x(mark.share) - plot.x(marks[n].share));
+  const width = Math.max(1, Math.min(3, ...gaps.map((gap) => gap * 0.6)));
   for (const { share, value, title } of marks) {
-    const one = column(plot.x(share) - 1.5, plot.y(value), 3, plot.y(0));
+    const one = column(plot.x(share) - width / 2, plot.y(value), width, plot.y(0));
     one.append(make("title", {}, title));
     group.append(one);
   }

@@ -16,13 +16,13 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from hubsync.catalogue import PENDING, look
+from hubsync.catalogue import BURIED, DISCARDED, PENDING, look
 from hubsync.clock import SystemClock
 from hubsync.errors import SpoolError
 from hubsync.live import Live, told
 from hubsync.pace import Governor, last_policy
 from hubsync.spool import Target
-from hubsync.status import QUOTA, State, Stored
+from hubsync.status import QUOTA, State, Stored, count_text
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5
@@ -117,7 +117,7 @@ def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
         raise SpoolError(f"the spool {directory} was never used for a repo.")
     grouped = db.execute(
         "SELECT state, count(*), sum(rows), sum(bytes), min(CASE WHEN rows > 0 THEN opened_at END), min(id) "
-        f"FROM segments WHERE {PENDING} GROUP BY state"
+        f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
     ).fetchall()
     depths = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth()) | {r[0]: Depth(*r[1:5]) for r in grouped}
     first_waiting = min((r[5] for r in grouped if r[0] != "dead"), default=None)
@@ -141,7 +141,7 @@ def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
         recent=_recent(db, newest, first_waiting),
         dead=_rows(
             db,
-            f"SELECT path, rows, bytes, sealed_at AS at, error AS why FROM segments WHERE {PENDING} AND state = 'dead' "
+            f"SELECT path, rows, bytes, sealed_at AS at, error AS why FROM segments WHERE {PENDING} AND {BURIED} "
             f"ORDER BY id DESC LIMIT {_DEAD_SHOWN}",
         ),
         processes=_processes(directory, names),
@@ -240,13 +240,13 @@ def next_commit(found: Snapshot) -> tuple[float | None, str]:
         return found.sending_since, f"It is being sent, since {_for(found.at - found.sending_since)}."
     if depths["staged"].shards:
         wait = _governor(found).wait_s(urgent=found.urgent)
-        many = _count(depths["staged"].shards, "shard")
+        many = count_text(depths["staged"].shards, "shard")
         if wait:
             of, quota = last_hour(found)
             return found.at + wait, f"{many} ready. Commits keep to {quota:,} an hour, spread evenly; {of:,} are spent."
         return found.at, f"{many} ready; it goes now."
     if depths["sealed"].shards:
-        many, size = _count(depths["sealed"].shards, "shard"), depths["sealed"].bytes / 1e6
+        many, size = count_text(depths["sealed"].shards, "shard"), depths["sealed"].bytes / 1e6
         return None, state.reason.capitalize() + "." if state.reason.startswith("upl") else (
             f"{many} being uploaded ({size:,.1f} MB)."
         )
@@ -264,10 +264,6 @@ def _when_sealed(found: Snapshot) -> tuple[float | None, str]:
     return opened + linger, (
         f"The shard is still open: it is sealed {_for(linger)} after its first row, or at {most / 1e6:,.0f} MB."
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word} is" if number == 1 else f"{number:,} {word}s are"
 
 
 def _for(seconds: float) -> str:

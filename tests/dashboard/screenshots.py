@@ -1,7 +1,7 @@
 """Makes the pictures in docs/images: `python -m tests.dashboard.screenshots [MINUTES]`.
 
 Real jobs, a real embedded Hub with faults, and the page in a browser; nothing in them is drawn by hand. After MINUTES
-of history (12) the same jobs are shown healthy, backing off, and blocked.
+of history (12) they are shown healthy, then what they do when the Hub refuses commits, and when the token is revoked.
 """
 
 from __future__ import annotations
@@ -26,39 +26,29 @@ def main(minutes: float) -> None:
     assert path is not None, "there is no chromium"
     IMAGES.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-")))
-        hub = stack.enter_context(LocalHub(home / "hub", users={"ada": "hf_localhub_user"}))
-        spools = [home / "ada--rollouts", home / "ada--judgements"]
-        hub.faults.add(Fault.status(422, on="commit", after=3, times=1, repo="ada/judgements"))
+        homes = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-"))) for _ in range(2)]
+        hubs = [stack.enter_context(LocalHub(home / "hub", users={"ada": "hf_localhub_user"})) for home in homes]
+        spools = [homes[0] / "ada--rollouts", homes[0] / "ada--judgements", homes[1] / "ada--rollouts"]
         quick: dict[str, Any] = {"linger_s": 8, "blocked_s": 120}
-        stack.enter_context(job(hub, "ada/rollouts", spools[0], rows_per_s=700, per_hour=120, **quick))
-        stack.enter_context(job(hub, "ada/judgements", spools[1], rows_per_s=60, per_hour=240, **quick))
-        address = stack.enter_context(page(spools[0]))
-        both = stack.enter_context(page(*spools))
+        stack.enter_context(job(hubs[0], "ada/rollouts", spools[0], rows_per_s=700, per_hour=120, **quick))
+        stack.enter_context(job(hubs[0], "ada/judgements", spools[1], rows_per_s=60, per_hour=240, **quick))
+        stack.enter_context(job(hubs[1], "ada/rollouts", spools[2], rows_per_s=500, per_hour=120, **quick))
+        alone, both, other = (stack.enter_context(page(*some)) for some in (spools[:1], spools[:2], spools[2:]))
         chrome = stack.enter_context(browser(path))
         time.sleep(minutes * 60)
-        _wait_for(address, "ok")
-        _picture(chrome, address, "healthy", 1280)
-        _picture(chrome, both, "two", 1440)
-        hub.faults.add(Fault.rate_limit("commits", on="commit"))
-        _wait_for(address, "backing off")
-        time.sleep(25)
-        _picture(chrome, address, "backing-off", 1280)
-        _picture(chrome, address, "narrow-dark", 390, dark=True)
-    with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-")))
-        hub = stack.enter_context(LocalHub(home / "hub", users={"ada": "hf_localhub_user"}))
-        spool = home / "ada--rollouts"
-        stack.enter_context(job(hub, "ada/rollouts", spool, rows_per_s=700, per_hour=120, linger_s=8, blocked_s=120))
-        address = stack.enter_context(page(spool))
-        chrome = stack.enter_context(browser(path))
-        time.sleep(minutes * 60 / 2)
-        hub.faults.add(Fault.status(503, on="commit", times=2))
-        time.sleep(45)
-        hub.revoke(hub.token)
-        _wait_for(address, "blocked")
+        _wait_for(alone, "ok")
+        _picture(chrome, alone, "healthy", 1280)
+        _picture(chrome, both, "two", 1280)
+        hubs[0].faults.add(Fault.rate_limit("commits", on="commit"))
+        hubs[1].faults.add(Fault.status(503, on="commit", times=2))
+        _wait_for(alone, "backing off")
+        time.sleep(40)
+        hubs[1].revoke(hubs[1].token)
+        _picture(chrome, alone, "backing-off", 1280)
+        _picture(chrome, alone, "narrow-dark", 390, dark=True)
+        _wait_for(other, "blocked")
         time.sleep(20)
-        _picture(chrome, address, "blocked", 1280)
+        _picture(chrome, other, "blocked", 1280)
 
 
 def _wait_for(address: str, kind: str) -> None:

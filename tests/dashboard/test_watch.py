@@ -248,6 +248,14 @@ def test_only_so_many_changes_are_kept() -> None:
     assert msgspec.json.decode(saved[-1], type=State) == State("backing off", "try 99")
 
 
+@pytest.mark.parametrize("stored", [None, '{"kind": "ok"}', '{"kind": "dancing"}', "no JSON"])
+def test_no_job_stumbles_over_a_state_of_another_version(stored: str | None) -> None:
+    saved: list[str] = []
+    status = Status(saved.append, lambda: "", stored=stored)
+    status.report("commit", State("blocked", "401"))
+    assert [change.reason for change in msgspec.json.decode(saved[-1], type=Stored).changes] == ["401"]
+
+
 def test_no_look_but_the_first_reads_what_was_ever_committed(left: Path) -> None:
     """Each statement has an index, or a bound."""
     statements: list[str] = []

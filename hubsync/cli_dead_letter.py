@@ -1,0 +1,218 @@
+"""`hubsync dead-letter`: what the Hub refused for good, in a person's hands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hubsync.errors import plain
+from hubsync.status import count_text, moment_text, size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hubsync.dead_letter import DeadLetter
+    from hubsync.spool import DeadShard
+
+
+@click.group()
+def dead_letter() -> None:
+    """Shards that the Hub refuses for good: kept in the spool, to be looked at, put again, or thrown away.
+
+    \b
+    hubsync dead-letter list
+    hubsync dead-letter export 12 --out rows.jsonl
+    hubsync dead-letter resubmit 12 --from rows.jsonl
+
+    A shard's ID is its number in its spool. Without SPOOL it is the one at the usual place that has a dead letter.
+    """
+
+
+_where = click.argument("where", nargs=-1, metavar="[SPOOL] [ID]...")
+_all = click.option("--all", "everything", is_flag=True, help="Every shard of the spool's dead letter.")
+
+
+@dead_letter.command("list")
+@click.argument("spool", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a shard, one line each.")
+def list_(spool: Path | None, as_json: bool) -> None:
+    """What is in the dead letter of SPOOL, and why; without SPOOL, of all spools at the usual place."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    is_empty = True
+    for directory in [spool] if spool is not None else _spools():
+        with _open(directory) as letter:
+            shards = letter.shards()
+        is_empty = is_empty and not shards
+        if as_json:
+            for shard in shards:
+                click.echo(json.dumps({"spool": str(directory), **shard._asdict()}))
+        elif shards:
+            _show(console, directory, shards)
+    if is_empty and not as_json:
+        click.echo("The dead letter is empty.", err=True)
+
+
+def _show(console: Console, directory: Path, shards: Sequence[DeadShard]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("id", "path", "rows", "size", "when", "why"):
+        table.add_column(name, justify="right" if name in ("id", "rows", "size") else "left", overflow="fold")
+    for shard in shards:
+        cells = (
+            str(shard.id), shard.path, f"{shard.rows:,}", size_text(shard.bytes),
+            "" if shard.at is None else moment_text(shard.at), shard.why,
+        )  # fmt: skip
+        table.add_row(*(Text(plain(cell)) for cell in cells))  # a server's words, and no markup
+    console.print(Text(f"{directory}:"), style="bold")
+    console.print(table)
+
+
+@dead_letter.command()
+@_where
+@_all
+@click.option(
+    "--out", default="-", show_default=True,
+    help="A file for all their rows, a directory for a file each, or - for standard output.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Write over what is there.")
+def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> None:
+    """Writes the rows of dead shards as JSON Lines, exactly as they were to be committed. They stay where they are."""
+    with _chosen(where, everything) as (letter, shards):
+        if out == "-":
+            for shard in shards:
+                for piece in letter.lines(shard):
+                    sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+            return
+        for path in letter.export(shards, Path(out), force=force):
+            click.echo(f"{path}", err=True)
+        click.echo(f"Exported: {_amount(shards)}. They stay in the dead letter.", err=True)
+
+
+@dead_letter.command()
+@_where
+@_all
+@click.option(
+    "--from", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Put the rows of this file (JSON Lines) in place of those of the one shard ID.",
+)  # fmt: skip
+@click.option("--drain", "at_once", is_flag=True, help="Bring them up now, where no job does.")
+def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_once: bool) -> None:
+    """Puts the rows of dead shards again, to the config and split where they belong: each is in the dataset once.
+
+    A job that is live on the spool brings them up. What the Hub refuses again is in the dead letter again.
+    """
+    with _chosen(where, everything) as (letter, shards):
+        if file is not None:
+            if len(shards) != 1 or everything:
+                raise click.UsageError("--from takes the rows of one shard: give one ID.")
+            rows, size = letter.mend(shards[0], file)
+            click.echo(f"Put as {shards[0].path}: {count_text(rows, 'row')}, {size_text(size)}, of {file}.", err=True)
+        else:
+            there = [shard for shard in shards if shard.rows or not everything]
+            for shard in there:
+                letter.resubmit(shard)
+            click.echo(f"Put again: {_amount(there)}.", err=True)
+        directory, pid = letter.directory, letter.committer_pid
+    if pid is not None:
+        click.echo(f"Process {pid}, which commits for {directory}, brings them up.", err=True)
+    elif at_once:
+        _drain(directory, {shard.id for shard in shards})
+    else:
+        click.echo(f"Nobody commits for this spool now. To bring them up: hubsync drain {directory}", err=True)
+
+
+def _drain(directory: Path, ids: set[int]) -> None:
+    from hubsync.drain import drain
+
+    drain(directory)
+    with _open(directory) as letter:
+        again = [shard for shard in letter.shards() if shard.id in ids]
+    if again:
+        click.echo(f"Refused again: {_amount(again)}. See: hubsync dead-letter list {directory}", err=True)
+        sys.exit(1)
+    click.echo("All of it is on the Hub.", err=True)
+
+
+@dead_letter.command()
+@_where
+@_all
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def discard(where: tuple[str, ...], everything: bool, yes: bool) -> None:
+    """Throws the rows of dead shards away, for good. Asks first."""
+    with _chosen(where, everything) as (letter, shards):
+        if not shards:
+            return
+        for shard in shards:
+            click.echo(
+                f"  {shard.id}  {plain(shard.path)}: {count_text(shard.rows, 'row')}, {size_text(shard.bytes)}",
+                err=True,
+            )
+        if not yes:
+            click.confirm(f"{_amount(shards)} will be lost. Throw them away?", abort=True, err=True)
+        for shard in shards:
+            letter.discard(shard)
+        click.echo(f"Thrown away: {_amount(shards)}.", err=True)
+
+
+class _chosen:
+    """The dead letter and the shards that a command's arguments name."""
+
+    def __init__(self, where: tuple[str, ...], everything: bool) -> None:
+        spool = Path(where[0]) if where and not where[0].isdecimal() else None
+        named = where if spool is None else where[1:]
+        if not all(number.isdecimal() for number in named):
+            raise click.UsageError("give [SPOOL] and the IDs that `hubsync dead-letter list` shows.")
+        if bool(named) == everything:
+            raise click.UsageError("give the IDs that `hubsync dead-letter list` shows, or --all.")
+        self._ids = [int(number) for number in named]
+        self._letter = _open(spool if spool is not None else _the_only_one())
+
+    def __enter__(self) -> tuple[DeadLetter, list[DeadShard]]:
+        try:
+            return self._letter, self._letter.pick(self._ids) if self._ids else self._letter.shards()
+        except BaseException:
+            self._letter.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *raised: object) -> None:
+        self._letter.__exit__(None, None, None)
+
+
+def _open(directory: Path) -> DeadLetter:
+    from hubsync.dead_letter import DeadLetter
+
+    return DeadLetter(directory)
+
+
+def _spools() -> list[Path]:
+    from hubsync.inspect import spools
+
+    return list(spools())
+
+
+def _the_only_one() -> Path:
+    """The spool at the usual place whose dead letter holds something."""
+    found = []
+    for directory in _spools():
+        with _open(directory) as letter:
+            found += [directory] if letter.shards() else []
+    if len(found) != 1:
+        several = "which spool? These have a dead letter: " + ", ".join(map(str, found))
+        raise click.UsageError(several if found else "no spool at the usual place has a dead letter; give SPOOL.")
+    return found[0]
+
+
+def _amount(shards: Sequence[DeadShard]) -> str:
+    rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
+    many = "1 shard" if len(shards) == 1 else f"{len(shards):,} shards"
+    return f"{many} ({count_text(rows, 'row')}, {size_text(size)})"

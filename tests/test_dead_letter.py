@@ -1,0 +1,592 @@
+"""`hubsync dead-letter`: shards that the Hub refuses for good, as a person sees and mends them from a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import Uploader, crashpoints
+from hubsync.clock import SystemClock
+from hubsync.connect import open_spool
+from hubsync.crashpoints import CrashPoint
+from hubsync.dead_letter import DeadLetter
+from hubsync.drain import drain
+from hubsync.errors import ShardsRefused, SpoolError
+from hubsync.inspect import spool_facts
+from hubsync.localhub import Fault, LocalHub
+from hubsync.rescue import rescue
+from hubsync.verify import verify
+from tests.conftest import Dataset
+
+Make = Callable[..., Uploader]
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
+SHARED = "data/{split}-{seq:05d}.jsonl"
+# The command line itself, which a point of its way kills.
+DYING = """
+import os, signal, sys
+from hubsync import crashpoints
+from hubsync.cli import main
+point = crashpoints.CrashPoint[sys.argv.pop(1)]
+crashpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached is point else None
+main()
+"""
+
+
+@pytest.fixture
+def spool(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_TOKEN", hub.token)  # for `drain`
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def run(hub: LocalHub) -> Run:
+    def run(*args: object, stdin: str = "", dies_at: CrashPoint | None = None) -> Done:
+        how = ["-m", "hubsync"] if dies_at is None else ["-c", DYING, dies_at.name]
+        return subprocess.run(
+            [sys.executable, *how, *map(str, args)],
+            env={**os.environ, **hub.environ(), "COLUMNS": "400"},
+            input=stdin, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def letter(run: Run, spool: Path) -> Run:
+    """`hubsync dead-letter WHAT SPOOL …`"""
+    return lambda what, *args, **given: run("dead-letter", what, spool, *args, **given)
+
+
+@pytest.fixture
+def check(hub: LocalHub, spool: Path) -> Callable[..., tuple[str, ...]]:
+    """That the dataset is whole and everything in it once, to the spool and to who has none; answers the notes."""
+
+    def check() -> tuple[str, ...]:
+        given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "content": True}
+        report = verify("user/rows", spool=spool, **given)
+        assert report.differences == ()
+        assert verify("user/rows", **given).differences == ()
+        return report.notes
+
+    return check
+
+
+def refuse(hub: LocalHub, up: Uploader, *rows: dict[str, Any], **given: Any) -> None:
+    """Puts rows as a shard that the Hub refuses."""
+    fault = hub.faults.add(Fault.status(422, on="commit"))
+    up.put(list(rows), **given)
+    with pytest.raises(ShardsRefused):
+        up.flush()
+    hub.faults.remove(fault)
+
+
+@pytest.fixture
+def refused(hub: LocalHub, uploader: Make) -> list[int]:
+    """A job that has ended: rows 0 to 5, of which 1 and 2 and 4 are in two dead shards. Answers the shards' ids."""
+    with uploader(path=SHARED) as up:
+        up.put([{"id": 0}], ack="committed", offset=0)
+        refuse(hub, up, {"id": 1}, {"id": 2}, offset=2, key="k")
+        up.put([{"id": 3}], ack="committed", offset=3)
+        refuse(hub, up, {"id": 4}, offset=4)
+        up.put([{"id": 5}], ack="committed", offset=5)
+        return [shard["id"] for shard in spool_facts(up.spool)["dead_letter"]]
+
+
+def graves(spool: Path) -> list[str]:
+    return sorted(path.name for path in (spool / "dead-letter").iterdir())
+
+
+def nothing_is_left(spool: Path) -> bool:
+    return graves(spool) == [] and list((spool / "segments").iterdir()) == []
+
+
+def until(what: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# To look at it.
+
+
+def test_an_empty_dead_letter_is_no_failure(run: Run, letter: Run, uploader: Make) -> None:
+    with uploader() as up:
+        up.put([{"id": 0}])
+    for done in (letter("list"), run("dead-letter", "list")):
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "The dead letter is empty.\n")
+    assert (letter("list", "--json").returncode, letter("list", "--json").stdout) == (0, "")
+    assert letter("export", "--all").returncode == 0
+    assert letter("resubmit", "--all").returncode == 0
+
+
+def test_a_list_shows_what_is_dead_and_why(letter: Run, refused: list[int], spool: Path) -> None:
+    first, second = (json.loads(line) for line in letter("list", "--json").stdout.splitlines())
+    assert first["spool"] == str(spool)
+    assert (first["id"], first["path"], first["rows"], first["bytes"]) == (refused[0], "data/train-00001.jsonl", 2, 18)
+    assert abs(first["at"] - time.time()) < 3600
+    assert "422" in first["why"]
+    assert second["id"] == refused[1]
+    done = letter("list")
+    assert done.returncode == 0
+    where, head, *lines = done.stdout.splitlines()
+    assert where == f"{spool}:"
+    assert head.split() == ["id", "path", "rows", "size", "when", "why"]
+    assert re.match(rf" *{refused[0]} +data/train-00001\.jsonl +2 +18 bytes +20\d\d-\d\d-\d\d .*422", lines[0])
+
+
+def test_what_names_the_dead_letter_names_the_command(
+    run: Run, hub: LocalHub, uploader: Make, spool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = f"hubsync dead-letter list {spool}"
+    with uploader() as up:
+        hub.faults.add(Fault.status(422, on="commit"))
+        receipt = up.put([{"id": 0}])
+        with pytest.raises(ShardsRefused, match=re.escape(command)):
+            up.flush()
+        assert command in str(receipt.error)
+        assert command in caplog.text
+    assert re.search(rf"^to do +{re.escape(command)}", run("status", spool).stdout, re.MULTILINE)
+    done = run("drain", spool)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"To look at them, or put them again: {command}\n")
+
+
+# To export it.
+
+
+def test_an_export_is_exactly_the_bytes(letter: Run, refused: list[int], tmp_path: Path) -> None:
+    first, second = b'{"id":1}\n{"id":2}\n', b'{"id":4}\n'
+    assert letter("export", refused[0]).stdout.encode() == first
+    assert letter("export", refused[1], refused[0]).stdout.encode() == second + first
+    assert letter("export", "--all", "--out", tmp_path / "all.jsonl").returncode == 0
+    assert (tmp_path / "all.jsonl").read_bytes() == first + second
+    assert (tmp_path / "all.jsonl").stat().st_mode & 0o077 == 0
+    (tmp_path / "out").mkdir()
+    assert letter("export", "--all", "--out", tmp_path / "out").returncode == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        f"{refused[0]:06d}-train-00001.jsonl": first, f"{refused[1]:06d}-train-00003.jsonl": second,
+    }  # fmt: skip
+    assert len(letter("list", "--json").stdout.splitlines()) == 2  # they stay
+
+
+def test_an_export_overwrites_nothing_unless_told(letter: Run, refused: list[int], tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    out.write_text("mine")
+    done = letter("export", "--all", "--out", out)
+    assert (done.returncode, out.read_text()) == (1, "mine")
+    assert done.stderr == f"hubsync: {out} is there already, and was left as it is. Give another name, or --force.\n"
+    assert letter("export", refused[1], "--out", out, "--force").returncode == 0
+    assert out.read_text() == '{"id":4}\n'
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{refused[1]:06d}-train-00003.jsonl").write_text("mine")
+    assert letter("export", "--all", "--out", tmp_path / "out").returncode == 1
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert letter("export", "--all", "--out", tmp_path / "no" / "such").returncode == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_wrong_usage_is_told(run: Run, letter: Run, refused: list[int], spool: Path) -> None:
+    assert letter("resubmit").returncode == 2
+    assert letter("resubmit", refused[0], "--all").returncode == 2
+    assert letter("resubmit", "all").returncode == 2
+    assert run("dead-letter", "export", "--all").returncode == 2  # no spool at the usual place
+    done = letter("export", 999)
+    assert done.returncode == 1
+    assert f"999 is not in the dead letter of {spool}; it holds {refused[0]}, {refused[1]}" in done.stderr
+    assert run("dead-letter", "list", spool / "no").returncode == 1
+
+
+def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Run, hub: LocalHub, uploader: Make) -> None:
+    with uploader(spool=None) as up:
+        refuse(hub, up, {"id": 7})
+        number = spool_facts(up.spool)["dead_letter"][0]["id"]
+    assert json.loads(run("dead-letter", "list", "--json").stdout)["id"] == number
+    assert run("dead-letter", "export", number).stdout == '{"id":7}\n'
+
+
+# To put it again.
+
+
+def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
+    letter: Run, refused: list[int], dataset: Dataset, spool: Path, check: Callable[[], tuple[str, ...]]
+) -> None:
+    done = letter("resubmit", refused[0])
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "Put again: 1 shard (2 rows, 18 bytes).",
+        f"Nobody commits for this spool now. To bring them up: hubsync drain {spool}",
+    ]
+    assert dataset.ids() == [0, 3, 5]
+    done = letter("resubmit", "--all", "--drain")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "All of it is on the Hub.")
+    assert dataset.ids() == list(range(6))
+    assert dataset.paths() == [f"data/train-{n:05d}.jsonl" for n in range(5)]
+    assert check() == ()
+    assert nothing_is_left(spool)
+    facts = spool_facts(spool)
+    assert (facts["rows_waiting"], facts["dead_letter"], facts["committed"]["rows"]) == (0, [], 6)
+    assert letter("resubmit", refused[0]).returncode == 1
+
+
+def test_a_live_job_brings_it_up(
+    letter: Run, hub: LocalHub, uploader: Make, dataset: Dataset, check: Callable[[], tuple[str, ...]]
+) -> None:
+    with uploader(path=SHARED) as up:
+        up.put([{"id": 0}], ack="committed")
+        refuse(hub, up, {"id": 1})
+        up.put([{"id": 2}], ack="committed")
+        done = letter("resubmit", "--all", "--drain")
+        assert done.returncode == 0
+        assert f"Process {os.getpid()}, which commits for" in done.stderr
+        until(lambda: up.stats().spool.committed_rows == 3)
+        assert up.stats().spool.dead == 0
+    assert dataset.ids() == [0, 1, 2]
+    assert check() == ()
+
+
+def test_keys_offsets_and_receipts_stay_true(letter: Run, refused: list[int], uploader: Make, dataset: Dataset) -> None:
+    with uploader(path=SHARED) as up:
+        assert up.offset() == 5
+        replay = up.put([{"id": 1}, {"id": 2}], key="k")
+        assert (replay.replayed, replay.state) == (True, "refused")
+        letter("resubmit", "--all")
+        until(lambda: up.stats().spool.dead == 0)
+        up.flush()
+        replay = up.put([{"id": 1}, {"id": 2}], key="k")
+        assert (replay.replayed, replay.state) == (True, "committed")
+        assert up.put([{"id": 4}], offset=4).replayed
+        up.put([{"id": 6}], offset=6)
+    assert dataset.ids() == list(range(7))
+
+
+def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
+    letter: Run, refused: list[int], hub: LocalHub, dataset: Dataset, spool: Path
+) -> None:
+    before = {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)}
+    fault = hub.faults.add(Fault.status(413, on="commit"))
+    for _ in range(2):
+        done = letter("resubmit", "--all", "--drain")
+        assert (done.returncode, "Refused again: 2 shards (3 rows, 27 bytes). See: " in done.stderr) == (1, True)
+        assert {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)} == before
+        assert "413" in letter("list").stdout
+    hub.faults.remove(fault)
+    assert letter("resubmit", "--all", "--drain").returncode == 0
+    assert dataset.ids() == list(range(6))
+
+
+def test_an_edited_grave_is_not_put_by_mistake(letter: Run, refused: list[int], spool: Path, dataset: Dataset) -> None:
+    """Its bytes are no longer what the catalogue says: a committer would stumble over it for ever."""
+    for text in ('{"id":9}\n{"id":2}\n', '{"id":1,"more":true}\n{"id":2}\n'):
+        grave = spool / "dead-letter" / f"{refused[0]:06d}-train-00001.jsonl"
+        grave.write_text(text)
+        done = letter("resubmit", refused[0], "--drain")
+        assert done.returncode == 1
+        command = done.stderr.rpartition("To put what it holds now: ")[2].strip()
+        assert command == f"hubsync dead-letter resubmit {spool} {refused[0]} --from {grave}"
+        assert dataset.ids() == [0, 3, 5]
+    assert letter(*command.split()[2:3], *command.split()[4:], "--drain").returncode == 0
+    assert dataset.ids() == [0, 1, 2, 3, 5]
+
+
+# What a person has mended.
+
+
+def test_mended_rows_take_the_place_of_what_was_refused(
+    letter: Run, refused: list[int], dataset: Dataset, tmp_path: Path, spool: Path, check: Callable[[], tuple[str, ...]]
+) -> None:
+    mended = tmp_path / "mended.jsonl"
+    lines = b'{"id": 1, "big": 123456789012345678901234567890}\n\n  {"id":2,"t":"\xc3\xa9"}\r\n{"id":7}'
+    mended.write_bytes(lines)
+    done = letter("resubmit", refused[0], "--from", mended, "--drain")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"Put as data/train-00001.jsonl: 3 rows, 76 bytes, of {mended}.\n")
+    # As they are, but for empty lines and white space around them.
+    assert dataset.read("data/train-00001.jsonl") == b"".join(
+        line.strip() + b"\n" for line in lines.splitlines() if line
+    )
+    assert graves(spool) == [f"{refused[1]:06d}-train-00003.jsonl"]
+    assert letter("resubmit", "--all", "--drain").returncode == 0
+    assert check() == ()
+    assert nothing_is_left(spool)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"id":1}\n[1]\n', "line 2, is no row: it is JSON, and no object."),
+        (b'{"id":1}\n\n{"id":\n', "line 3, is no row: it is no JSON (Input data was truncated)."),
+        (b'{"id":NaN}\n', "line 1, is no row: it is no JSON ("),
+        (b'{"a":"\xff"}\n', "line 1, is no row: it is no JSON ("),
+        (b'{"a":"\\ud83d"}\n', "line 1, is no row: "),
+        (b"[" * 5_000 + b"\n", "line 1, is no row: it is no JSON ("),
+        (b"\n\n", "holds no rows. To throw the shard away: hubsync dead-letter discard."),
+    ],
+    ids=["array", "torn", "NaN", "no UTF-8", "surrogate", "deep", "empty"],
+)
+def test_a_line_that_is_no_row_is_named_and_nothing_is_done(
+    letter: Run, refused: list[int], tmp_path: Path, spool: Path, content: bytes, why: str
+) -> None:
+    mended = tmp_path / "mended.jsonl"
+    mended.write_bytes(content)
+    before = graves(spool)
+    done = letter("resubmit", refused[0], "--from", mended)
+    assert (done.returncode, done.stderr.startswith(f"hubsync: {mended}")) == (1, True)
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (graves(spool), list((spool / "segments").iterdir())) == (before, [])
+    assert len(letter("list", "--json").stdout.splitlines()) == 2
+
+
+def test_mended_rows_that_are_refused_again_are_what_the_dead_letter_holds(
+    letter: Run, refused: list[int], hub: LocalHub, tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended.jsonl"
+    mended.write_text('{"id":"mended"}\n')
+    hub.faults.add(Fault.status(422, on="commit"))
+    assert letter("resubmit", refused[0], "--from", mended, "--drain").returncode == 1
+    assert letter("export", refused[0]).stdout == '{"id":"mended"}\n'
+
+
+def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[int], tmp_path: Path) -> None:
+    mended = tmp_path / "mended.jsonl"
+    mended.write_text('{"id":1}\n')
+    assert letter("resubmit", *refused, "--from", mended).returncode == 2
+    assert letter("resubmit", "--all", "--from", mended).returncode == 2
+    assert letter("resubmit", refused[0], "--from", tmp_path / "no").returncode == 2
+
+
+# To throw it away.
+
+
+def test_a_discard_asks_first_and_says_what_is_lost(
+    letter: Run, run: Run, refused: list[int], spool: Path, uploader: Make, dataset: Dataset, hub: LocalHub
+) -> None:
+    for answer in ("n\n", ""):
+        done = letter("discard", refused[0], stdin=answer)
+        assert done.returncode == 1
+        assert f"{refused[0]}  data/train-00001.jsonl: 2 rows, 18 bytes" in done.stderr
+        assert "1 shard (2 rows, 18 bytes) will be lost. Throw them away?" in done.stderr
+        assert len(graves(spool)) == 2
+    assert letter("discard", refused[0], stdin="y\n").returncode == 0
+    assert letter("discard", refused[1], "--yes").returncode == 0
+    assert letter("list").stderr == "The dead letter is empty.\n"
+    assert nothing_is_left(spool)
+    assert (run("drain", spool).returncode, spool_facts(spool)["dead_letter"]) == (0, [])
+    with uploader(path=SHARED) as up:
+        replay = up.put([{"id": 1}, {"id": 2}], key="k")
+        assert (replay.replayed, replay.state) == (True, "refused")
+        assert "discarded 20" in str(replay.error)
+    report = verify("user/rows", spool=spool, endpoint=hub.endpoint, token=hub.token)
+    assert (report.differences, len(report.notes)) == ((), 2)
+    assert "data/train-00001.jsonl holds no rows any more: discarded 20" in report.notes[0]
+    assert "(2 rows, 18 bytes)" in report.notes[0]
+    assert dataset.ids() == [0, 3, 5]
+
+
+def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded_or_mended(
+    letter: Run, refused: list[int], spool: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
+        db.execute("UPDATE segments SET rows = 0, bytes = 0 WHERE id = ?", (refused[0],))
+    (spool / "dead-letter" / f"{refused[0]:06d}-train-00001.jsonl").unlink()
+    assert [json.loads(line)["rows"] for line in letter("list", "--json").stdout.splitlines()] == [0, 1]
+    done = letter("resubmit", refused[0])
+    assert (done.returncode, "nothing is left of data/train-00001.jsonl" in done.stderr) == (1, True)
+    assert letter("export", "--all").stdout == '{"id":4}\n'
+    assert letter("resubmit", "--all").stderr.startswith("Put again: 1 shard (1 row, 9 bytes).\n")
+    (tmp_path / "again").write_text('{"id":1}\n')
+    assert letter("resubmit", refused[0], "--from", tmp_path / "again", "--drain").returncode == 0
+    assert dataset.ids() == [0, 1, 3, 4, 5]
+
+
+# Whatever dies in between.
+
+
+@pytest.fixture(params=["nobody", "a live job"])
+def beside(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader | None]:
+    """What is open on the spool meanwhile."""
+    if request.param == "nobody":
+        yield None
+        return
+    with uploader(path=SHARED) as up:
+        yield up
+
+
+@pytest.mark.parametrize("point", [CrashPoint.RAISED, CrashPoint.RESUBMITTED], ids=lambda point: point.title)
+def test_killed_while_it_puts_rows_again_they_are_there_once(
+    refused: list[int], beside: Uploader | None, letter: Run, point: CrashPoint, dataset: Dataset, spool: Path,
+    check: Callable[[], tuple[str, ...]],
+) -> None:  # fmt: skip
+    for _ in range(2):
+        assert letter("resubmit", "--all", dies_at=point).returncode in (-signal.SIGKILL, 0)
+    _after_the_kill(beside, letter, spool)
+    assert dataset.ids() == list(range(6))
+    assert check() == ()
+    until(lambda: nothing_is_left(spool))
+
+
+@pytest.mark.parametrize(
+    "point", [CrashPoint.MENDED, CrashPoint.RAISED, CrashPoint.RESUBMITTED], ids=lambda point: point.title
+)
+def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
+    refused: list[int], beside: Uploader | None, letter: Run, point: CrashPoint, dataset: Dataset, spool: Path,
+    tmp_path: Path, check: Callable[[], tuple[str, ...]],
+) -> None:  # fmt: skip
+    mended = tmp_path / "mended.jsonl"
+    mended.write_text('{"id":10}\n{"id":11}\n{"id":12}\n')
+    assert letter("resubmit", refused[0], "--from", mended, dies_at=point).returncode == -signal.SIGKILL
+    _after_the_kill(beside, letter, spool)
+    took = point is CrashPoint.RESUBMITTED
+    assert dataset.ids() == ([0, 3, 4, 5, 10, 11, 12] if took else list(range(6)))
+    assert check() == ()
+    until(lambda: nothing_is_left(spool))
+
+
+def _after_the_kill(beside: Uploader | None, letter: Run, spool: Path) -> None:
+    assert letter("resubmit", "--all").returncode == 0
+    if beside is not None:
+        until(lambda: beside.stats().spool.dead == 0)
+        beside.close()
+    drain(spool, timeout=60)
+
+
+def test_killed_while_it_discards_the_file_goes_with_the_next(
+    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+) -> None:
+    assert letter("discard", refused[0], "--yes", dies_at=CrashPoint.DISCARDED).returncode == -signal.SIGKILL
+    assert len(graves(spool)) == 2
+    assert letter("export", "--all").stdout == '{"id":4}\n'
+    assert letter("resubmit", "--all", "--drain").returncode == 0
+    assert dataset.ids() == [0, 3, 4, 5]
+    assert nothing_is_left(spool)
+
+
+def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
+    refused: list[int], spool: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is linked, and the catalogue does not know it yet."""
+    others: list[threading.Thread] = []
+
+    def recover() -> None:
+        other = open_spool(None, spool, SystemClock())
+        other.adopt()
+        other.sweep()
+        other.close()
+
+    def listen(point: CrashPoint) -> None:
+        if point is CrashPoint.RAISED:
+            others.append(threading.Thread(target=recover))
+            others[-1].start()
+            others[-1].join(0.5)
+
+    monkeypatch.setattr(crashpoints, "listener", listen)
+    with DeadLetter(spool) as dead:
+        for shard in dead.shards():
+            dead.resubmit(shard)
+    assert len(others) == 2
+    for other in others:
+        other.join()
+    drain(spool, timeout=60)
+    assert dataset.ids() == list(range(6))
+
+
+@pytest.mark.parametrize("how", ["as they are", "mended"])
+def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
+    refused: list[int], spool: Path, uploader: Make, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Between the transaction and the removal of what was in the dead letter before."""
+    hub.faults.add(Fault.status(422, on="commit"))
+    with uploader(path=SHARED) as up, DeadLetter(spool) as dead:
+
+        def listen(point: CrashPoint) -> None:
+            if point is CrashPoint.RESUBMITTED:
+                until(lambda: up.stats().spool.dead == 2)
+
+        monkeypatch.setattr(crashpoints, "listener", listen)
+        (first, _) = dead.shards()
+        rows = b'{"id":1}\n{"id":2}\n'
+        if how == "mended":
+            (spool / "mended").write_bytes(rows := b'{"id":10}\n')
+            dead.mend(first, spool / "mended")
+        else:
+            dead.resubmit(first)
+        assert b"".join(dead.lines(dead.pick([first.id])[0])) == rows
+
+
+def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool: Path, dataset: Dataset) -> None:
+    with DeadLetter(spool) as one, DeadLetter(spool) as other:
+        (shard, _) = other.shards()
+        one.resubmit(one.shards()[0])
+        with pytest.raises(SpoolError, match=r"is no longer in the dead letter|is gone from"):
+            other.resubmit(shard)
+        with pytest.raises(SpoolError, match="is no longer in the dead letter"):
+            other.discard(shard)
+
+
+# Spools that were rescued, and older ones.
+
+
+def test_what_a_rescue_finds_in_the_dead_letter_can_be_put_again(
+    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+) -> None:
+    """It knows neither number nor writer then."""
+    for file in spool.glob("catalogue.sqlite*"):
+        file.unlink()
+    assert rescue(spool) is not None
+    assert len(letter("list", "--json").stdout.splitlines()) == 2
+    done = letter("resubmit", "--all", "--drain")
+    assert done.returncode == 0, done.stderr
+    assert dataset.ids() == list(range(6))
+    assert nothing_is_left(spool)
+
+
+def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
+    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+) -> None:
+    assert letter("discard", refused[1], "--yes").returncode == 0
+    with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        page = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'pending'").fetchone()[0]
+    with (spool / "catalogue.sqlite").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    assert rescue(spool) is not None
+    assert letter("resubmit", "--all", "--drain").returncode == 0
+    assert dataset.ids() == [0, 1, 2, 3, 5]
+    assert "data/train-00001.jsonl" in dataset.paths()
+    assert letter("list").stderr == "The dead letter is empty.\n"
+
+
+def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
+    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+) -> None:
+    assert letter("resubmit", "--all", dies_at=CrashPoint.RAISED).returncode == -signal.SIGKILL
+    for file in spool.glob("catalogue.sqlite*"):
+        file.unlink()
+    assert rescue(spool) is not None
+    assert letter("resubmit", "--all", "--drain").returncode == 0
+    assert dataset.ids() == list(range(6))
+
+
+def test_the_dead_of_an_older_hubsync_are_listed_by_the_time_of_their_file(
+    refused: list[int], letter: Run, spool: Path
+) -> None:
+    with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
+        db.execute("UPDATE segments SET sealed_at = NULL WHERE state = 'dead'")
+    shown = [json.loads(line)["at"] for line in letter("list", "--json").stdout.splitlines()]
+    assert [abs(at - time.time()) < 3600 for at in shown] == [True, True]

@@ -1,0 +1,198 @@
+"""What the log says, to somebody who is woken by it: one line a change, at the level where somebody acts."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import BlockedError, NotDrained, RetryPolicy, SpoolPolicy, Uploader
+from hubsync.clock import ManualClock
+from hubsync.localhub import Fault, LocalHub
+from hubsync.status import State, Status, clock_text
+
+Make = Callable[..., Uploader]
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
+    """What was logged from INFO on, as "LEVEL text", without the time of day."""
+    caplog.set_level(logging.INFO, "hubsync")
+
+    def read(start: str = "") -> list[str]:
+        found = [f"{r.levelname} {r.message}" for r in caplog.records if r.name == "hubsync"]
+        return [re.sub(r"\d\d:\d\d:\d\d", "TIME", text) for text in found if start in text]
+
+    return read
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Polls: nobody tells. The test's own time-out is its end."""
+    while not condition():
+        time.sleep(0.01)
+
+
+class Watched:
+    """A status whose clock stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.status = Status(lambda text: None, lambda: "7 rows (70 bytes) wait in /spool", now=self.clock.time)
+
+    def fails(self, reason: str, wait_s: float) -> None:
+        self.status.report("commit", State("backing off", reason, self.clock.time() + wait_s))
+
+    def works(self) -> None:
+        self.status.report("commit", State())
+
+
+def test_a_job_without_trouble_says_nothing(uploader: Make, lines: Any) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}])
+        up.flush()
+    assert lines() == []
+
+
+def test_the_commit_quota_is_a_warning_at_once_and_so_is_its_end(lines: Any) -> None:
+    watched = Watched()
+    for _ in range(3):
+        watched.fails("commit quota", 900)
+        watched.clock.advance(900)
+    watched.works()
+    assert lines() == [
+        f"WARNING backing off: commit quota; next try {_day(900)}TIME; 7 rows (70 bytes) wait in /spool",
+        "WARNING going on after 45 min; 7 rows (70 bytes) wait in /spool",
+    ]
+
+
+def _day(after_s: float) -> str:
+    return re.sub(r"\d\d:\d\d:\d\d$", "", clock_text(ManualClock().time() + after_s))
+
+
+def test_what_passes_within_seconds_is_no_warning(lines: Any) -> None:
+    watched = Watched()
+    for _ in range(50):
+        watched.fails("commit to user/rows: 503", 0.5)
+        watched.clock.advance(0.5)
+        watched.works()
+        watched.clock.advance(60)
+    assert {line.split()[0] for line in lines()} == {"INFO"}
+    assert len(lines("backing off")) == len(lines("going on")) == 50
+
+
+def test_an_outage_is_a_warning_once_it_lasts_and_only_once(lines: Any) -> None:
+    watched = Watched()
+    for wait in (1, 2, 4, 8, 16, 32, 64, 120, 120, 120):
+        watched.fails(("commit to" if wait % 3 else "paths-info of") + " user/rows: the Hub can't be reached", wait)
+        watched.clock.advance(wait)
+    watched.works()
+    assert [line.split(":")[0] for line in lines()] == [
+        "INFO backing off",
+        "WARNING backing off",
+        "WARNING going on after 8 min; 7 rows (70 bytes) wait in /spool",
+    ]
+
+
+def test_trouble_that_comes_and_goes_is_told_aloud_once_in_ten_minutes(lines: Any) -> None:
+    watched = Watched()
+    for _ in range(20):
+        watched.status.report("spool thread", State("spool full", "it holds its 100 bytes."))
+        watched.clock.advance(30)
+        watched.status.report("spool thread", State())
+        watched.clock.advance(30)
+    assert len(lines("ERROR spool full")) == 2
+    assert len(lines("WARNING going on")) == 2
+
+
+def test_another_cause_is_news(lines: Any) -> None:
+    watched = Watched()
+    for reason in ("preupload to user/rows: 401, no", "commit to user/rows: 401, no", "commit to user/rows: 403, full"):
+        watched.status.report("commit", State("blocked", reason, watched.clock.time() + 60))
+    assert [line.partition(";")[0] for line in lines()] == [
+        "ERROR blocked: preupload to user/rows: 401, no",
+        "ERROR blocked: commit to user/rows: 403, full",
+    ]
+
+
+def test_a_time_of_another_day_names_the_day() -> None:
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", clock_text(time.time()))
+    assert re.fullmatch(r"[A-Z]\w\w \d\d \d\d:\d\d:\d\d", clock_text(time.time() + 48 * 3600))
+
+
+# Real jobs.
+
+
+def test_the_hubs_commit_quota(uploader: Make, hub: LocalHub, lines: Any, tmp_path: Path) -> None:
+    hub.faults.add(Fault.rate_limit("commits", on="commit"))
+    with uploader(retry=RetryPolicy(request_timeout_s=5), grace_s=0) as up:
+        up.put([{"id": n} for n in range(1_200)])
+        with pytest.raises(NotDrained):
+            up.flush(timeout=1)
+        until(lambda: up.stats().state.kind == "backing off")
+        with pytest.raises(NotDrained):
+            up.close(timeout=0.1)
+    assert lines() == [
+        f"WARNING backing off: commit quota; next try TIME; 1,200 rows (13.3 kB) wait in {tmp_path / 'spool'}"
+    ]
+
+
+def test_a_revoked_token_and_a_good_one_again(uploader: Make, hub: LocalHub, lines: Any, tmp_path: Path) -> None:
+    with uploader() as up:
+        fault = hub.faults.add(Fault.status(403, body='{"error": "Forbidden: this token may not write."}', on="commit"))
+        up.put([{"id": 1}])
+        for _ in range(3):
+            with pytest.raises(BlockedError):
+                up.flush()
+        hub.faults.remove(fault)
+        up.flush()
+    (blocked, going) = lines()
+    assert re.fullmatch(
+        r"ERROR blocked: commit to user/rows: 403, .*may not write.*; next try TIME; 1 row \(9 bytes\) waits in "
+        + re.escape(str(tmp_path / "spool")),
+        blocked,
+    )
+    assert re.fullmatch(r"WARNING going on after \d+ s; nothing waits in .*", going)
+    assert hub.token not in str(lines())
+
+
+def test_a_hub_that_is_gone_at_the_start_is_one_line(uploader: Make, hub: LocalHub, lines: Any) -> None:
+    hub.stop()
+    try:
+        with uploader() as up:
+            up.put([{"id": 1}])
+            hub.start()
+            up.flush()
+    finally:
+        hub.start()
+    assert [line.split(":")[0].split(" after")[0] for line in lines()] == ["WARNING backing off", "WARNING going on"]
+
+
+def test_a_full_spool(uploader: Make, hub: LocalHub, lines: Any, tmp_path: Path) -> None:
+    with uploader(spool=SpoolPolicy(directory=tmp_path / "spool", max_bytes=1_000_000)) as up:
+        outage = hub.faults.add(Fault.outage())
+        up.put([{"id": "x" * 9_000_000}])
+        up.put([{"id": "y"}], ack="queued")
+        until(lambda: up.stats().state.kind == "spool full")
+        hub.faults.remove(outage)
+        up.flush()
+    (full,) = lines("spool full")
+    assert full.startswith(f"ERROR spool full: the spool {tmp_path / 'spool'} holds its 1,000,000 bytes")
+    assert lines()[-1].startswith("WARNING going on")
+
+
+def test_offline_says_where_the_rows_are(
+    uploader: Make, monkeypatch: pytest.MonkeyPatch, lines: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with uploader() as up:
+        up.put([{"id": 1}, {"id": 2}])
+    assert lines() == [
+        f"INFO offline: HF_HUB_OFFLINE is set; rows are only spooled; nothing waits in {tmp_path / 'spool'}",
+        f"INFO offline: 2 rows (18 bytes) wait in {tmp_path / 'spool'}; bring them up with: hubsync drain "
+        f"{tmp_path / 'spool'}",
+    ]
