@@ -64,6 +64,9 @@ def test_the_first_screen_brings_its_rows(hub: LocalHub, tmp_path: Path) -> None
         ("```text\nprinted by whom?\n```\n", "neither run nor checked"),
         ("<!-- not run: -->\n```python\n1\n```\n", "wants a reason"),
         ("<!-- not run: it needs a real Hub -->\n```python\nprint(\n```\n", "it is no python"),
+        ("<!-- not run: it takes hours -->\n```console\n$ python -m benchmarks everything\n```\n", "no benchmark"),
+        ("<!-- not run: it takes hours -->\n```console\n$ make test ARGS=tests/none.py\n```\n", "no tests/none.py"),
+        ("<!-- not run: it serves until Ctrl-C -->\n```console\n$ hubsync serve\n```\n", "no hubsync serve"),
         ("- in a list\n\n  ```console\n  $ exit 3\n  ```\n", "exit code 3"),
     ],
 )  # fmt: skip
