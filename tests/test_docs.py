@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import unicodedata
 from pathlib import Path
@@ -151,3 +152,9 @@ def test_every_state_and_every_public_error_is_in_operations() -> None:
     ours = {name for name in hubsync.__all__ if isinstance(getattr(hubsync, name), type)}
     raised = {name for name in ours if issubclass(getattr(hubsync, name), hubsync.HubsyncError)}
     assert raised - roots - errors == set()
+
+
+def test_every_argument_of_an_uploader_is_in_the_guides_options() -> None:
+    table = (ROOT / "docs" / "guide.md").read_text().partition("## Options")[2].partition("\n## ")[0]
+    told = {name for cell in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", cell)}
+    assert set(inspect.signature(hubsync.Uploader).parameters) - {"repo", "clock", "rng"} - told == set()
