@@ -32,7 +32,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "README.md",
 ]
-PATIENCE_S = 100  # for what takes seconds
+PATIENCE_S = 180  # for what takes seconds
 
 _FENCE = re.compile(
     r"^(?P<indent>[ ]*)(?P<ticks>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^[ ]*(?P=ticks)[ ]*$", re.M | re.S
