@@ -158,3 +158,13 @@ def test_every_argument_of_an_uploader_is_in_the_guides_options() -> None:
     table = (ROOT / "docs" / "guide.md").read_text().partition("## Options")[2].partition("\n## ")[0]
     told = {name for cell in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", cell)}
     assert set(inspect.signature(hubsync.Uploader).parameters) - {"repo", "clock", "rng"} - told == set()
+
+
+def test_the_log_lines_in_operations_are_those_of_the_code() -> None:
+    table = (ROOT / "docs" / "operations.md").read_text().partition("## In the log")[2]
+    code = "\n".join(file.read_text() for file in sorted((ROOT / "hubsync").glob("*.py")))
+    said = re.sub(r"%s|%g s", "…", code)
+    lines = [re.sub(r"\b10 s\b|^SystemExit\b", "…", line) for line in re.findall(r"^\| `(.*?)` \|", table, re.M)]
+    parts = [part.strip(" .,") for line in lines for part in line.split("…") if part.strip(" .,")]
+    assert len(lines) > 3
+    assert [part for part in parts if part not in said] == []
