@@ -20,7 +20,7 @@ from hubsync.catalogue import VERSION, look
 from hubsync.dashboard import snapshot as snapshots
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
 from hubsync.dashboard.watch import STEP_S, Watch
-from hubsync.live import Live, told
+from hubsync.live import Live, tell, told
 from hubsync.localhub import Fault, LocalHub
 from hubsync.spool import Spool, Target
 from hubsync.status import State, Status, Stored
@@ -81,6 +81,20 @@ def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploa
         assert (live.pid, live.linger_s, live.shard_max_bytes) == (os.getpid(), 7, 1000)
         assert one(Watch([up.spool]))["queue"]["max_bytes"] == 64 * 1024 * 1024
     assert told(tmp_path / "spool") == {}
+
+
+def test_what_a_job_tells_is_one_page_however_long_its_trouble(tmp_path: Path) -> None:
+    (tmp_path / "writers").mkdir()
+    for reason in ("no room", "\x01" * 10_000, "none"):
+        live = Live(pid=1, at=2.0, since=1.0, state=State("spool full", reason, 3.0))
+        tell(tmp_path, "w", live)
+        told_now = told(tmp_path)["w"]
+        assert told_now.state.reason == reason[:400]
+        assert (told_now.at, told_now.state.until) == (2.0, 3.0)
+        assert (tmp_path / "writers" / "w.live").stat().st_size == 4096
+    tell(tmp_path / "gone", "w", live)  # a job does not stumble over it
+    (tmp_path / "writers" / "w.live").write_bytes(b"{torn")
+    assert told(tmp_path) == {}
 
 
 def test_what_it_tells_counts_what_happened(left: Path) -> None:
