@@ -1,7 +1,8 @@
 """What a job that is running tells of itself to who looks from another process: its queue, its counts, its state.
 
-A small file of its own beside the writer's lock, put in place as a whole: the catalogue belongs to the hot path, and
-this may be lost at any time. Who ends in order takes it away; what a killed job leaves says when it was last heard of.
+A small file of its own beside the writer's lock, one page that is written over: the catalogue belongs to the hot path,
+and this may be lost at any time. Who ends in order takes it away; what a killed job leaves says when it was last heard
+of.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pathlib import Path
 import msgspec
 
 from hubsync.status import Counts, State
+
+_PAGE = 4096  # bytes
+_REASON = 400  # characters of it that fit a page, whatever they are
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,15 +41,17 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
 
 def tell(spool: Path, writer: str, live: Live) -> None:
     """Never waits for more than the kernel, and never fails: a full disk must not stop a job."""
-    path = _file(spool, writer)
-    new = path.with_suffix(".live.new")
+    text = msgspec.json.encode(live)
+    if len(text) > _PAGE:
+        brief = State(live.state.kind, live.state.reason[:_REASON], live.state.until)
+        text = msgspec.json.encode(msgspec.structs.replace(live, state=brief))
     with suppress(OSError):
-        fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        # Written over as a whole, and never made anew: a file that is renamed over another goes to the disk at once.
+        fd = os.open(_file(spool, writer), os.O_CREAT | os.O_WRONLY, 0o600)
         try:
-            os.write(fd, msgspec.json.encode(live))
+            os.pwrite(fd, text.ljust(_PAGE), 0)
         finally:
             os.close(fd)
-        os.replace(new, path)
 
 
 def hush(spool: Path, writer: str) -> None:

@@ -43,6 +43,7 @@ class Screen:
         self._bell = threading.Event()
         self._thread: threading.Thread | None = None
         self._canvas: _Terminal | _Notebook | None = None
+        self._is_gone = False
 
     @property
     def is_up(self) -> bool:
@@ -52,7 +53,7 @@ class Screen:
 
     def may_draw(self) -> bool:
         """Whether there is a terminal or a notebook, and nobody forbids it."""
-        return not self.is_forbidden() and (in_notebook() or is_terminal(sys.stderr))
+        return not (self._is_gone or self.is_forbidden()) and (in_notebook() or is_terminal(sys.stderr))
 
     def is_forbidden(self) -> bool:
         """Whether huggingface_hub was told to show no bars, by its variable or its function."""
@@ -65,7 +66,6 @@ class Screen:
         with self._lock:
             self._items.append(item)
             if self._thread is None:
-                self._bell = threading.Event()
                 self._thread = threading.Thread(target=self._run, name="hubsync progress", daemon=True)
                 self._thread.start()
 
@@ -84,22 +84,25 @@ class Screen:
             ended.join(_LAST_S)
 
     def _run(self) -> None:
-        notebook = in_notebook()
-        canvas = self._canvas = _Notebook() if notebook else _Terminal()
+        canvas = self._canvas = _Notebook() if in_notebook() else _Terminal()
         try:
             while True:
-                bell = self._bell
                 with self._lock:
                     items, last = list(self._items), self._last
                     self._last = []
-                    if not items:
-                        self._thread = None  # from here on, who comes begins with another
                 canvas.draw(items, last)
                 if not items:
-                    return
-                bell.wait(_REFRESH_S)
-                bell.clear()
+                    canvas.end()
+                    with self._lock:
+                        if not self._items:  # else somebody has come meanwhile
+                            self._thread = None
+                            return
+                self._bell.wait(_REFRESH_S)
+                self._bell.clear()
+        except (OSError, ValueError):  # the terminal is gone, or closed: then nobody sees it any more
+            self._is_gone = True
         finally:
+            self._canvas = self._thread = None
             canvas.end()
 
 

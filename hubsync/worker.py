@@ -34,6 +34,7 @@ from hubsync.errors import (
     SpoolError,
     SpoolLost,
     TransientError,
+    flat_errors,
     root_cause,
 )
 from hubsync.live import Live, hush, tell
@@ -145,7 +146,10 @@ class Worker:
                 )
                 self._wake = loop_waker(self._committer.wake)
                 self._nudge = loop_waker(self._committer.nudge)
-                await self._connect(self._committer)
+                async with flat_errors(), anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._beat)
+                    await self._connect(self._committer)
+                    tasks.cancel_scope.cancel()
             else:
                 self.status.report("commit", State("offline", "HF_HUB_OFFLINE is set; rows are only spooled"))
             async with anyio.create_task_group() as tasks:

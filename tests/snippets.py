@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import itertools
 import json
 import os
 import re
@@ -23,13 +24,15 @@ from typing import Any
 
 import yaml
 
+from hubsync.cli import cli
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "README.md",
 ]
-PATIENCE_S = 100  # for what takes seconds
+PATIENCE_S = 180  # for what takes seconds
 
 _FENCE = re.compile(
     r"^(?P<indent>[ ]*)(?P<ticks>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^[ ]*(?P=ticks)[ ]*$", re.M | re.S
@@ -192,9 +195,25 @@ def _read(block: Block) -> str | None:
 
 
 def _commands(text: str) -> None:
+    """What a command that is not run names is there: files, commands of hubsync, benchmarks, targets of make."""
     for line in text.splitlines():
         if line.startswith("$ ") and not line.endswith("\\"):
-            shlex.split(line[2:], comments=True)
+            words = shlex.split(line[2:], comments=True)
+            for path in re.findall(r"\b(?:tests|docs|examples|benchmarks)/[\w./-]+", line):
+                _known(path, (ROOT / path).exists())
+            for word, after in itertools.pairwise(word for word in words if not word.startswith("-")):
+                if word == "hubsync":
+                    _known(f"hubsync {after}", after in cli.commands)
+                elif word == "benchmarks":
+                    home = ROOT / "benchmarks"
+                    _known(f"benchmark {after}", (home / f"{after}.py").exists() or (home / after).is_dir())
+                elif word == "make":
+                    _known(f"make {after}", re.search(rf"^{after}:", (ROOT / "Makefile").read_text(), re.M) is not None)
+
+
+def _known(name: str, is_there: bool) -> None:
+    if not is_there:
+        raise ValueError(f"there is no {name}")
 
 
 def _syntax(text: str) -> None:

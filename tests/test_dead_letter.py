@@ -22,6 +22,7 @@ from hubsync import Uploader, crashpoints
 from hubsync.clock import SystemClock
 from hubsync.connect import open_spool
 from hubsync.crashpoints import CrashPoint
+from hubsync.dashboard.snapshot import snapshot
 from hubsync.dead_letter import DeadLetter
 from hubsync.drain import drain
 from hubsync.errors import ShardsRefused, SpoolError
@@ -387,6 +388,8 @@ def test_a_discard_asks_first_and_says_what_is_lost(
     assert letter("list").stderr == "The dead letter is empty.\n"
     assert nothing_is_left(spool)
     assert (run("drain", spool).returncode, spool_facts(spool)["dead_letter"]) == (0, [])
+    seen = snapshot(spool, 10)  # of the live page
+    assert (list(seen.dead), seen.depths["dead"].rows) == ([], 0)
     with uploader(path=SHARED) as up:
         replay = up.put([{"id": 1}, {"id": 2}], key="k")
         assert (replay.replayed, replay.state) == (True, "refused")

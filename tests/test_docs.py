@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import unicodedata
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_the_first_screen_brings_its_rows(hub: LocalHub, tmp_path: Path) -> None
         ("```text\nprinted by whom?\n```\n", "neither run nor checked"),
         ("<!-- not run: -->\n```python\n1\n```\n", "wants a reason"),
         ("<!-- not run: it needs a real Hub -->\n```python\nprint(\n```\n", "it is no python"),
+        ("<!-- not run: it takes hours -->\n```console\n$ python -m benchmarks everything\n```\n", "no benchmark"),
+        ("<!-- not run: it takes hours -->\n```console\n$ make test ARGS=tests/none.py\n```\n", "no tests/none.py"),
+        ("<!-- not run: it serves until Ctrl-C -->\n```console\n$ hubsync serve\n```\n", "no hubsync serve"),
         ("- in a list\n\n  ```console\n  $ exit 3\n  ```\n", "exit code 3"),
     ],
 )  # fmt: skip
@@ -148,3 +152,19 @@ def test_every_state_and_every_public_error_is_in_operations() -> None:
     ours = {name for name in hubsync.__all__ if isinstance(getattr(hubsync, name), type)}
     raised = {name for name in ours if issubclass(getattr(hubsync, name), hubsync.HubsyncError)}
     assert raised - roots - errors == set()
+
+
+def test_every_argument_of_an_uploader_is_in_the_guides_options() -> None:
+    table = (ROOT / "docs" / "guide.md").read_text().partition("## Options")[2].partition("\n## ")[0]
+    told = {name for cell in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", cell)}
+    assert set(inspect.signature(hubsync.Uploader).parameters) - {"repo", "clock", "rng"} - told == set()
+
+
+def test_the_log_lines_in_operations_are_those_of_the_code() -> None:
+    table = (ROOT / "docs" / "operations.md").read_text().partition("## In the log")[2]
+    code = "\n".join(file.read_text() for file in sorted((ROOT / "hubsync").glob("*.py")))
+    said = re.sub(r"%s|%g s", "…", code)
+    lines = [re.sub(r"\b10 s\b|^SystemExit\b", "…", line) for line in re.findall(r"^\| `(.*?)` \|", table, re.M)]
+    parts = [part.strip(" .,") for line in lines for part in line.split("…") if part.strip(" .,")]
+    assert len(lines) > 3
+    assert [part for part in parts if part not in said] == []

@@ -38,6 +38,34 @@ class Busy:
         self._db.close()
 
 
+def test_stats_of_tasks_do_not_wait_for_the_spools_thread(hub: LocalHub, tmp_path: Path) -> None:
+    """Whoever has the catalogue's lock, as the spool's thread has within an fsync."""
+    held, done = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        async with open_async(hub, tmp_path) as up:
+            await up.put([{"id": 0}, {"id": 1}])
+            assert up._worker is not None
+            catalogue = up._worker.spool.catalogue
+
+            def hold() -> None:
+                with catalogue._lock:
+                    held.set()
+                    done.wait()
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            try:
+                assert up.stats().spool.rows == 2  # else it waits here for ever
+                assert up.stats().oldest_age_s is not None
+            finally:
+                done.set()
+                thread.join()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("what", ["offset", "status"])
 def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_path: Path, what: str) -> None:
     async def run() -> float:

@@ -226,6 +226,24 @@ def test_a_forked_child_prints_plainly(terminal: Any) -> None:
     assert b"the child\r\n" in job.raw
 
 
+def test_a_terminal_that_is_gone_ends_no_job(terminal: Any, dataset: Any, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    body = f"""
+    import os, signal, time
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    while not os.path.exists({str(gone)!r}):
+        time.sleep(0.01)
+    up.flush()
+    up.put([{{"id": 4}}])
+"""
+    job = terminal(body)
+    job.until("of 3 rows on the Hub")
+    os.close(job._fd)  # as when ssh breaks off
+    gone.touch()
+    job.process.wait()
+    assert len(dataset.rows()) == 4
+
+
 def test_the_command_line_shows_a_drain(terminal: Any, hub: LocalHub, tmp_path: Path, uploader: Make) -> None:
     spool = tmp_path / "left"
     code = f"""

@@ -167,6 +167,7 @@ def test_no_span_and_no_point_holds_the_token(told: Told, uploader: Make, hub: L
         with pytest.raises(NotDrained):
             up.flush(timeout=1)
         hub.faults.clear()
+        up.flush()
         hub.revoke(token)
         up.put([{"id": 2}])
         up.flush()

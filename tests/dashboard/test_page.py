@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -143,8 +144,6 @@ def test_a_revoked_token_is_shown_and_so_is_its_end(hub: LocalHub, browse: Open,
 def test_several_spools_side_by_side_and_one_that_comes_and_goes(
     hub: LocalHub, browse: Open, tmp_path: Path, ended: Path
 ) -> None:
-    import shutil
-
     home = tmp_path / "home"
     with page(HUBSYNC_HOME=str(home)) as address:
         shown = browse(address, wait=".empty")
@@ -191,18 +190,28 @@ def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -
         assert shown.locator("img, b, body script").count() == 0
 
 
-def test_nothing_is_wider_than_a_small_telephone(browse: Open, ended: Path) -> None:
-    with page(ended) as address:
-        shown = browse(address, width=360)
+@pytest.mark.parametrize("width", [360, 600, 1280, 1440])
+def test_nothing_is_wider_than_its_card_and_no_card_than_a_small_telephone(
+    browse: Open, ended: Path, width: int
+) -> None:
+    shutil.copytree(ended, ended.parent / "other")
+    with page(ended, ended.parent / "other") as address:
+        shown = browse(address, width=width)
         for more in shown.locator("summary").all():
             more.click()
         shown.wait_for_selector("details table tbody tr")
         wide = shown.evaluate(
-            "() => [document.documentElement.scrollWidth, ...[...document.querySelectorAll('main *')]"
+            "() => [...document.querySelectorAll('.card *')]"
             ".filter(e => e.getClientRects().length && getComputedStyle(e).clipPath === 'none')"
-            ".map(e => e.getBoundingClientRect().right)]"
+            ".filter(e => e.getBoundingClientRect().right > e.closest('.card').getBoundingClientRect().right)"
+            ".map(e => e.outerHTML)"
         )
-        assert max(wide) <= 360
+        assert wide == []
+        assert shown.evaluate("() => document.documentElement.scrollWidth") <= width
+        assert (
+            max(card.bounding_box()["x"] + card.bounding_box()["width"] for card in shown.locator("article").all())
+            <= width
+        )
 
 
 CONTRASTS = """() => {

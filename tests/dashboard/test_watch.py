@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from hubsync.catalogue import VERSION, look
 from hubsync.dashboard import snapshot as snapshots
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
 from hubsync.dashboard.watch import STEP_S, Watch
-from hubsync.live import Live, told
+from hubsync.live import Live, tell, told
 from hubsync.localhub import Fault, LocalHub
 from hubsync.spool import Spool, Target
 from hubsync.status import State, Status, Stored
@@ -81,6 +82,44 @@ def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploa
         assert (live.pid, live.linger_s, live.shard_max_bytes) == (os.getpid(), 7, 1000)
         assert one(Watch([up.spool]))["queue"]["max_bytes"] == 64 * 1024 * 1024
     assert told(tmp_path / "spool") == {}
+
+
+def test_a_job_whose_start_hangs_is_seen_to_be_alive(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+    hub.faults.add(Fault.hang())
+    up = uploader()
+    opened = threading.Event()
+
+    def open_up() -> None:
+        up.open()
+        opened.set()
+
+    opening = threading.Thread(target=open_up)
+    opening.start()
+    try:
+        beats: set[float] = set()
+        wait_until(
+            lambda: beats.update(live.at for live in told(tmp_path / "spool").values()) or len(beats) > 2, "beats"
+        )
+        assert not opened.is_set()
+        assert one(Watch([tmp_path / "spool"]))["alive"]
+    finally:
+        hub.faults.clear()
+        opening.join()
+        up.close()
+
+
+def test_what_a_job_tells_is_one_page_however_long_its_trouble(tmp_path: Path) -> None:
+    (tmp_path / "writers").mkdir()
+    for reason in ("no room", "\x01" * 10_000, "none"):
+        live = Live(pid=1, at=2.0, since=1.0, state=State("spool full", reason, 3.0))
+        tell(tmp_path, "w", live)
+        told_now = told(tmp_path)["w"]
+        assert told_now.state.reason == reason[:400]
+        assert (told_now.at, told_now.state.until) == (2.0, 3.0)
+        assert (tmp_path / "writers" / "w.live").stat().st_size == 4096
+    tell(tmp_path / "gone", "w", live)  # a job does not stumble over it
+    (tmp_path / "writers" / "w.live").write_bytes(b"{torn")
+    assert told(tmp_path) == {}
 
 
 def test_what_it_tells_counts_what_happened(left: Path) -> None:
@@ -147,8 +186,6 @@ def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path) -> None:
 def test_who_opens_a_new_spool_and_who_looks_do_not_meet(hub: LocalHub, tmp_path: Path) -> None:
     """SQLite refuses to become WAL while another reads, and waits for nobody: a job would not start."""
     watch = Watch([tmp_path / f"spool-{n}" for n in range(15)])
-    import threading
-
     done = threading.Event()
 
     def look_on() -> None:
