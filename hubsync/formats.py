@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
@@ -58,8 +58,14 @@ def _needs(format: Format, package: str, why: str) -> ConfigError:
     return ConfigError(f"format={format!r} needs {package} ({why}). It is installed by: pip install 'hubsync[{extra}]'")
 
 
-def pack(source: Path, target: Path, rows: int) -> None:
+# What a config's columns hold, as `dataset_info.features` has it in a card's YAML.
+Features = Sequence[Mapping[str, Any]]
+
+
+def pack(source: Path, target: Path, rows: int, features: Features = ()) -> None:
     """Writes the lines of `source` into `target`, in the format that its name ends in. It is there whole, or not.
+
+    `features` are those that Parquet has at least, so that all shards of a config are alike.
 
     On disk before it has its name, whatever the spool's durability: what it was made of is removed then.
 
@@ -72,7 +78,10 @@ def pack(source: Path, target: Path, rows: int) -> None:
     check(format)
     new = target.with_name(target.name + ".new")
     try:
-        _writer(format)(source, new, rows)
+        if format == "parquet":
+            _pack_parquet(source, new, rows, features)
+        else:
+            (_pack_gzip if format == "jsonl.gz" else _pack_zstd)(source, new)
         with new.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(new, target)
@@ -85,10 +94,6 @@ def pack(source: Path, target: Path, rows: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _writer(format: Format) -> Callable[[Path, Path, int], None]:
-    return {"jsonl.gz": _pack_gzip, "jsonl.zst": _pack_zstd, "parquet": _pack_parquet}[format]
 
 
 class Damaged(ValueError):
@@ -171,14 +176,14 @@ def _create(new: Path) -> IO[bytes]:
     return os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb")
 
 
-def _pack_gzip(source: Path, new: Path, rows: int) -> None:
+def _pack_gzip(source: Path, new: Path) -> None:
     # Without a time and a name: packed again, it is the same file.
     with _create(new) as file, gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
         for piece in _pieces(source):
             packed.write(piece)
 
 
-def _pack_zstd(source: Path, new: Path, rows: int) -> None:
+def _pack_zstd(source: Path, new: Path) -> None:
     with _create(new) as file:
         for piece in _zstd()(_pieces(source), source.stat().st_size):
             file.write(piece)
@@ -255,14 +260,14 @@ def _chunks(source: Path) -> Iterator[bytes]:
             yield chunk if chunk.endswith(b"\n") else chunk + stream.readline()
 
 
-def _pack_parquet(source: Path, new: Path, rows: int) -> None:
+def _pack_parquet(source: Path, new: Path, rows: int, features: Features) -> None:
     import pyarrow
 
     why = ""
     # What no Arrow type holds (text here, a number there) is kept as JSON: the fields that need it, or else all.
     for choose in (_none, _mixed, _names):
         try:
-            _write_parquet(source, new, rows, choose(source))
+            _write_parquet(source, new, rows, choose(source), features)
             return
         except (pyarrow.ArrowException, RecursionError, _Unlike) as error:
             if isinstance(error, OSError):
@@ -312,11 +317,11 @@ class _Unlike(Exception):
     """Fewer rows, or other fields, than there should be."""
 
 
-def _write_parquet(source: Path, new: Path, rows: int, as_json: frozenset[str]) -> None:
+def _write_parquet(source: Path, new: Path, rows: int, as_json: frozenset[str], features: Features) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    schema = _schema(source, as_json)
+    schema = _known(features, _schema(source, as_json), as_json)
     written = 0
     # What goes to disk is read in the schema of the whole shard.
     kept = pyarrow.schema([_writable(field) for field in schema])
@@ -371,6 +376,43 @@ def _schema(source: Path, as_json: frozenset[str]) -> Any:
         schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
         reach(CrashPoint.PARTLY_PACKED)
     return schema
+
+
+def _known(features: Features, found: Any, as_json: frozenset[str]) -> Any:
+    """The schema of a shard, with what is known of its config: a column that is null in all of it has its type."""
+    import pyarrow
+
+    fields = []
+    for entry in features:
+        kind = None if entry["name"] in as_json else _arrow(entry)
+        if kind is not None:
+            field = pyarrow.field(entry["name"], kind)
+            here = [found.field(field.name)] if field.name in found.names else []
+            try:
+                fields.append(pyarrow.unify_schemas(
+                    [pyarrow.schema([field]), pyarrow.schema(here)], promote_options="permissive"
+                ).field(0))  # fmt: skip
+            except pyarrow.ArrowException:
+                continue  # the rows are as they are
+    names = {field.name for field in fields}
+    return pyarrow.schema([*fields, *(field for field in found if field.name not in names)])
+
+
+def _arrow(entry: Mapping[str, Any]) -> Any:
+    """The Arrow type of a feature; None for one that is not made of JSON's types alone, such as a class label."""
+    import pyarrow
+
+    if "struct" in entry:
+        kinds = {field["name"]: _arrow(field) for field in entry["struct"]}
+        return None if None in kinds.values() else pyarrow.struct(list(kinds.items()))
+    if "list" in entry:
+        item = entry["list"]
+        of = {"dtype": item} if isinstance(item, str) else {"struct": item} if isinstance(item, list) else item
+        kind = _arrow(of)
+        return None if kind is None else pyarrow.list_(kind)
+    make = {"null": "null", "bool": "bool_", "int64": "int64", "float64": "float64", "string": "string"}
+    dtype = entry.get("dtype")
+    return getattr(pyarrow, make[dtype])() if isinstance(dtype, str) and dtype in make else None
 
 
 def _is_finite(column: Any) -> bool:

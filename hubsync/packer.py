@@ -23,8 +23,17 @@ from hubsync.spool import Spool
 class Packer:
     """Packs one segment after another. Python's lock is free while zlib, Zstandard and pyarrow work."""
 
-    def __init__(self, spool: Spool, is_whole: Callable[[int], bool], shard: Callable[[int], Shard]) -> None:
-        """`is_whole` looks whether a segment's file is there (and sorts it out where not), `shard` makes one of it."""
+    def __init__(
+        self,
+        spool: Spool,
+        is_whole: Callable[[int], bool],
+        shard: Callable[[int], Shard],
+        features: Callable[[str], formats.Features] = lambda config: (),
+    ) -> None:
+        """`is_whole` looks whether a segment's file is there (and sorts it out where not), `shard` makes one of it;
+        `features` tells what the columns of a config hold.
+        """
+        self._features = features
         self._spool = spool
         self._is_whole = is_whole
         self._shard = shard
@@ -52,7 +61,7 @@ class Packer:
         # Named by the committer's term: one that had stopped in the middle never writes over what its successor made.
         packed = lines.with_name(f"{lines.name.removesuffix('.jsonl')}.{self._spool.term or 0}.{format}")
         try:
-            formats.pack(lines, packed, row["rows"])
+            formats.pack(lines, packed, row["rows"], self._features(row["config"]))
         except ConfigError as error:
             raise BlockedError(f"{row['path']} can't be packed here: {error}") from None
         except DefectError as error:

@@ -93,6 +93,34 @@ def test_a_number_that_no_float_holds_keeps_its_digits(tmp_path: Path) -> None:
     assert [msgspec.json.decode(line) for line in formats.unpack(packed(tmp_path, given, "parquet"))] == given
 
 
+def test_shards_of_a_config_are_alike_where_its_features_are_known(tmp_path: Path) -> None:
+    """As `schema.to_features` tells them: the first shard knows only nulls, and the dataset loads all the same."""
+    features = [
+        {"name": "id", "dtype": "int64"},
+        {"name": "text", "dtype": "string"},
+        {"name": "score", "dtype": "float64"},
+        {"name": "tags", "list": "string"},
+        {
+            "name": "meta",
+            "struct": [{"name": "a", "dtype": "int64"}, {"name": "b", "list": [{"name": "c", "dtype": "bool"}]}],
+        },
+        {"name": "label", "dtype": {"class_label": {"names": {"0": "x"}}}},
+    ]  # fmt: skip
+    given = [
+        {"id": 1, "text": None, "score": 1, "tags": [], "meta": {}},
+        {"id": 2, "text": "x", "score": 1.5, "tags": ["y"], "meta": {"a": 1, "b": [{"c": True}]}, "new": 1},
+    ]
+    for number, row in enumerate(given):
+        source = tmp_path / "lines.jsonl"
+        source.write_bytes(encode([row]).lines)
+        formats.pack(source, tmp_path / f"{number}.parquet", 1, features)
+    schemas = [pyarrow.parquet.read_schema(tmp_path / f"{number}.parquet") for number in (0, 1)]
+    assert schemas[0].names == ["id", "text", "score", "tags", "meta"]
+    assert schemas[0].equals(schemas[1].remove(5))
+    alike = datasets.load_dataset("parquet", data_files=str(tmp_path / "0.parquet"), split="train")
+    assert alike[0] == {"id": 1, "text": None, "score": 1.0, "tags": [], "meta": {"a": None, "b": None}}
+
+
 def test_rows_without_any_field_are_no_parquet(tmp_path: Path) -> None:
     with pytest.raises(DefectError):
         packed(tmp_path, [{}, {}], "parquet")
