@@ -112,7 +112,7 @@ class Guard:
                     return Admission(self._with(layout.config, encoded.kind), layout)
                 except Conflict:
                     continue
-        raise error
+        raise error from None
 
     def _error(self, encoded: Encoded, conflict: Conflict) -> SchemaConflict:
         """Names the row, which is looked for only now."""
