@@ -348,8 +348,8 @@ class Worker:
         if why not in self._told and len(self._told) < _MOST_TOLD:
             self._told.add(why)
             _log.warning(
-                "%d rows were set aside in %s: %s. What else is like that follows without a word.",
-                batch.rows, self.spool.directory / "dead-letter", why,
+                "%s set aside in %s: %s. What else is like that follows without a word.",
+                count_text(batch.rows, "row"), self.spool.directory / "dead-letter", why,
             )  # fmt: skip
 
     def _until_it_works(self, work: Callable[[], R]) -> R | None:
