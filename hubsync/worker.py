@@ -43,9 +43,9 @@ from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.progress import Figures, Progress
 from hubsync.queue import Batch, BoundedQueue, Order
-from hubsync.receipt import Fate, Receipt
+from hubsync.receipt import Fate, Receipt, all_of
 from hubsync.spool import Spool, SpoolDepth
-from hubsync.status import Counts, State, Status
+from hubsync.status import Counts, State, Status, count_text
 from hubsync.telemetry import Source, traced, watch
 from hubsync.writer import Accepted, SpoolWriter
 
@@ -418,7 +418,7 @@ class Worker:
                 ClosedError("the uploader was closed while the spool took no writes; nothing was flushed.")
             )
             return
-        whole = _all_of([self._fate(segment, may_be_settled=True) for segment in pending])
+        whole = all_of([self._fate(segment, may_be_settled=True) for segment in pending])
         with self._lock:
             self._flushes.add(whole)
         if not whole.subscribe(lambda: self._flushes.discard(whole)):
@@ -578,25 +578,3 @@ class Worker:
             flushes = list(self._flushes)
         for fate in flushes:
             fate.settle(None, error)
-
-
-def _all_of(fates: list[Fate]) -> Fate:
-    """A fate that is settled once all of `fates` are, with the first error among them."""
-    whole = Fate()
-    left = [len(fates)]
-    lock = threading.Lock()
-
-    def one_more() -> None:
-        with lock:
-            left[0] -= 1
-            done = left[0] <= 0
-        if done:
-            errors = [error for fate in fates if (error := fate.error or fate.abandoned) is not None]
-            whole.settle(fates[-1].sha if fates else None, errors[0] if errors else None)
-
-    for fate in fates:
-        if not fate.subscribe(one_more):
-            one_more()
-    if not fates:
-        one_more()
-    return whole
