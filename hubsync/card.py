@@ -7,11 +7,14 @@ is huggingface_hub's to read and write.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hubsync.errors import plain
+from hubsync.schema import Conflict, StructOf, from_features, merge_rows, to_features
 
 PATH = "README.md"
 _MOST = 1 << 20  # bytes: YAML is read in Python, and the job's threads wait meanwhile
@@ -38,8 +41,14 @@ def load() -> Any:
     return DatasetCard
 
 
-def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes | None:
-    """The card with `entries` in its `configs:`; None where it already shows all of them.
+def merge(
+    existing: bytes | None,
+    repo: str,
+    entries: Sequence[Entry],
+    features: Mapping[str, StructOf] = MappingProxyType({}),
+) -> bytes | None:
+    """The card with `entries` in its `configs:`, and `features` (by config) in its `dataset_info:`; None where it
+    already shows all of them.
 
     Raises:
         CardError: the card's YAML can't be read.
@@ -59,7 +68,11 @@ def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes 
         changed = existing is None
         for entry in entries:
             changed = _add(configs, entry) or changed
-        if not changed:
+        infos = _infos(card)
+        told = [_tell(infos, config, kind) for config, kind in features.items() if kind.fields]
+        if any(told):
+            card.data["dataset_info"] = infos
+        elif not changed:
             return None
         card.data["configs"] = configs
         return str(card).encode("utf-8", "surrogateescape")
@@ -82,6 +95,50 @@ def entries(existing: bytes) -> list[Entry]:
         ]
     except Exception as error:
         raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
+
+
+def features(existing: bytes | None) -> dict[str, StructOf]:
+    """What a card says of the columns, by config. Features that can't be understood are left out.
+
+    Raises:
+        CardError: the card's YAML can't be read.
+    """
+    if existing is None:
+        return {}
+    if len(existing) > _MOST:
+        raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
+    found = {}
+    try:
+        for info in _infos(load()(existing.decode("utf-8", "surrogateescape"), ignore_metadata_errors=False)):
+            with suppress(ValueError):
+                found[str(info.get("config_name", "default"))] = from_features(info.get("features") or [])
+    except Exception as error:
+        raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
+    return found
+
+
+def _infos(card: Any) -> list[Any]:
+    infos = card.data.get("dataset_info") or []
+    return [infos] if isinstance(infos, dict) else list(infos)
+
+
+def _tell(infos: list[Any], config: str, kind: StructOf) -> bool:
+    """Adds what a config's columns hold; answers whether anything was to be added."""
+    info = next((i for i in infos if i.get("config_name", "default") == config), None)
+    if info is None:
+        for other in infos:
+            other.setdefault("config_name", "default")  # one alone needs no name
+        infos.append({"config_name": config, "features": to_features(kind)})
+        return True
+    try:
+        known = from_features(info.get("features") or [])
+        merged = merge_rows(known, kind)
+    except (ValueError, Conflict):  # a person's: it stays as it is
+        return False
+    if merged is known:
+        return False
+    info["features"] = to_features(merged)
+    return True
 
 
 def _patterns(files: Any) -> list[tuple[str, str]]:

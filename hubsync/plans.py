@@ -8,7 +8,6 @@ is changed.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -278,18 +277,8 @@ class Plans:
 
     def bury(self, shard: Shard, why: str) -> Path:
         """Sets a shard aside in the dead letter, for good, and answers where it lies now."""
-        grave = self._spool.directory / "dead-letter" / f"{shard.segment:06d}-{os.path.basename(shard.path)}"
         with self._spool.leased():
-            if not (grave.exists() and grave.samefile(shard.file)):
-                new = grave.with_suffix(".new")
-                new.unlink(missing_ok=True)
-                os.link(shard.file, new)
-                os.replace(new, grave)  # which may hold what it was before a person mended it
-            reach(CrashPoint.GRAVE_LINKED)
-            self._catalogue.run(
-                "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
-                why, self._spool.clock.time(), shard.segment,
-            )  # fmt: skip
+            grave = self._spool.set_aside(shard.segment, shard.file, why)
         reach(CrashPoint.BURIED)
         with suppress(OSError):
             shard.file.unlink()

@@ -6,6 +6,7 @@ The defaults serve a user who sets nothing. Each policy checks itself when it is
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
+_MOST_SIBLINGS = 100
 _SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # what stands behind the colon
 
 
@@ -135,6 +137,26 @@ class SpoolPolicy:
             raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')
 
 
+OnConflict = Literal["refuse", "dead letter", "new config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaPolicy:
+    """What keeps the dataset loadable while its rows drift: see docs/schema.md.
+
+    Attributes:
+        on_conflict: what becomes of a batch with a value that its column can't hold. "refuse" it: `put` raises
+            `SchemaConflict`. "dead letter": it is set aside in the spool, and its receipt says so. "new config": it
+            goes to the first of `config-2`, `config-3`, … whose columns can.
+    """
+
+    on_conflict: OnConflict = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.on_conflict not in ("refuse", "dead letter", "new config"):
+            raise ConfigError(f'on_conflict must be "refuse", "dead letter" or "new config", not {self.on_conflict!r}.')
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the shards of one uploader stand in the dataset.
@@ -191,6 +213,17 @@ class Layout:
                 f"path template {template!r} gives {first!r}: a path must be relative, without '..', hidden folders, "
                 "names that begin with '__' (datasets ignores both), or glob characters."
             )
+
+    def siblings(self) -> Iterator[Layout]:
+        """The same in other configs: `{config}-2`, `-3`, …"""
+        return (self._sibling(number) for number in range(2, _MOST_SIBLINGS + 2))
+
+    def _sibling(self, number: int) -> Layout:
+        template = self.template
+        if "{config" not in template:
+            given = template != Layout(self.config, self.split).template
+            template = "{config}/" + template if given else ""
+        return Layout(f"{self.config}-{number}", self.split, template)
 
     def path(self, writer: str, seq: int) -> str:
         """The path in the dataset of one writer's shard number `seq`."""

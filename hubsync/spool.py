@@ -15,10 +15,11 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
@@ -31,6 +32,7 @@ from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy
+from hubsync.schema import Conflict, StructOf, dumps, loads, merge_rows
 from hubsync.status import count_text, size_text
 
 _log = logging.getLogger("hubsync")
@@ -320,6 +322,64 @@ class Spool:
             self.clock.time(), series, seq, layout.path(writer, seq), segment,
         )  # fmt: skip
 
+    def set_aside(self, segment: int, file: Path, why: str) -> Path:
+        """Links a sealed segment into the dead letter, for good; answers where. Within a transaction.
+
+        `file` is the segment's, and is to go once the transaction is committed.
+        """
+        path = self.catalogue.value("SELECT path FROM segments WHERE id = ?", segment)
+        grave = self.directory / "dead-letter" / f"{segment:06d}-{os.path.basename(path)}"
+        for stale in grave.parent.glob(f"{segment:06d}-*"):
+            if stale != grave:
+                stale.unlink()  # of a take that was rolled back: its number is given again
+        if not (grave.exists() and grave.samefile(file)):
+            new = grave.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            os.link(file, new)
+            os.replace(new, grave)  # which may hold what it was before a person mended it, or be a rolled back one's
+            if self._fsync:
+                fsync_directory(grave.parent)
+        reach(CrashPoint.GRAVE_LINKED)
+        self.catalogue.run(
+            "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
+            why, self.clock.time(), segment,
+        )  # fmt: skip
+        return grave
+
+    # Schemas, by config.
+
+    def schema(self, config: str) -> str | None:
+        """What the columns of a config hold, as JSON of `schema.StructOf`; None where nothing is known."""
+        known: str | None = self.catalogue.value("SELECT known FROM schemas WHERE config = ?", config)
+        return known
+
+    def guard_schema(self, config: str, policy: str) -> None:
+        """Notes what becomes of conflicts in a config: an `OnConflict`, or "off"."""
+        if self.catalogue.value("SELECT policy FROM schemas WHERE config = ?", config) != policy:
+            with self.catalogue.transaction():
+                self.catalogue.run(
+                    "INSERT INTO schemas (config, policy) VALUES (?, ?) "
+                    "ON CONFLICT (config) DO UPDATE SET policy = excluded.policy",
+                    config, policy,
+                )  # fmt: skip
+
+    def know_schema(self, config: str, kind: StructOf, *, wins: bool = False) -> None:
+        """Rows of this kind were accepted; or, with `wins`, stand in the dataset. Within a transaction."""
+        text = self.schema(config)
+        known = None if text is None else loads(text)
+        try:
+            merged = kind if known is None else merge_rows(known, kind)
+        except Conflict:  # with what another process brought at the same moment: the committer finds it
+            if not wins:
+                return
+            merged = kind
+        if merged is not known:
+            self.catalogue.run(
+                "INSERT INTO schemas (config, known) VALUES (?, ?) "
+                "ON CONFLICT (config) DO UPDATE SET known = excluded.known",
+                config, dumps(merged),
+            )  # fmt: skip
+
     # The committer.
 
     def become_committer(self) -> bool:
@@ -414,9 +474,12 @@ class Spool:
         self._seeded = self._seeded or self.catalogue.get("seeded") is not None
         return self._seeded
 
-    def seed(self, marks: Iterable[Watermark]) -> None:
+    def seed(self, marks: Iterable[Watermark], schemas: Mapping[str, StructOf] = MappingProxyType({})) -> None:
         """Goes on from what earlier spools, now lost, have brought into the dataset."""
         with self.leased():
+            for config, kind in schemas.items():
+                self.know_schema(config, kind, wins=True)
+                self.catalogue.run("UPDATE schemas SET published = ? WHERE config = ?", dumps(kind), config)
             for mark in marks:
                 for source, offset in mark.offsets.items():
                     self.raise_offset(source, offset)
@@ -509,6 +572,14 @@ class Spool:
         """Whether the spool holds as many bytes as its policy allows."""
         held = self.catalogue.value(f"SELECT sum(bytes) FROM segments WHERE {PENDING} AND state != 'dead'")
         return (held or 0) >= self.policy.max_bytes
+
+
+def fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def whole_lines(file: Path, most: int) -> tuple[int, int]:
