@@ -15,6 +15,7 @@ from hubsync.errors import (
     QueueFull,
     RepoMissingError,
     RowError,
+    SchemaConflict,
     ShardsRefused,
     SpoolBusy,
     SpoolError,
@@ -26,7 +27,7 @@ from hubsync.errors import (
     TransientError,
     WriteForbiddenError,
 )
-from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
 from hubsync.receipt import Receipt
 from hubsync.uploader import Stats, Uploader
 
@@ -51,6 +52,8 @@ __all__ = [
     "RepoMissingError",
     "RetryPolicy",
     "RowError",
+    "SchemaConflict",
+    "SchemaPolicy",
     "ShardPolicy",
     "ShardsRefused",
     "SpoolBusy",

@@ -7,11 +7,14 @@ is huggingface_hub's to read and write.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hubsync.errors import plain
+from hubsync.schema import Conflict, StructOf, from_features, merge_rows, to_features
 
 PATH = "README.md"
 _MOST = 1 << 20  # bytes: YAML is read in Python, and the job's threads wait meanwhile
@@ -38,8 +41,14 @@ def load() -> Any:
     return DatasetCard
 
 
-def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes | None:
-    """The card with `entries` in its `configs:`; None where it already shows all of them.
+def merge(
+    existing: bytes | None,
+    repo: str,
+    entries: Sequence[Entry],
+    features: Mapping[str, StructOf] = MappingProxyType({}),
+) -> bytes | None:
+    """The card with `entries` in its `configs:`, and `features` (by config) in its `dataset_info:`; None where it
+    already shows all of them.
 
     Raises:
         CardError: the card's YAML can't be read.
@@ -59,7 +68,11 @@ def merge(existing: bytes | None, repo: str, entries: Sequence[Entry]) -> bytes 
         changed = existing is None
         for entry in entries:
             changed = _add(configs, entry) or changed
-        if not changed:
+        infos = _infos(card)
+        told = [_tell(infos, config, kind) for config, kind in features.items() if kind.fields]
+        if any(told):
+            card.data["dataset_info"] = infos
+        elif not changed:
             return None
         card.data["configs"] = configs
         return str(card).encode("utf-8", "surrogateescape")
@@ -84,20 +97,70 @@ def entries(existing: bytes) -> list[Entry]:
         raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
 
 
-def of_another_kind(existing: bytes, ours: Sequence[Entry]) -> str | None:
-    """A pattern of the card whose files `datasets` reads otherwise than ours: it reads one kind of file a repo.
+def clash(existing: bytes, repo: str, ours: Sequence[Entry]) -> str | None:
+    """What is wrong where the card shows files that `datasets` reads otherwise than ours: it reads one kind a repo.
 
     Raises:
         CardError: the card's YAML can't be read.
     """
     kinds = {_kind(entry.glob) for entry in ours}
-    return next((e.glob for e in entries(existing) if (kind := _kind(e.glob)) and kind not in kinds), None)
+    other = next((e.glob for e in entries(existing) if (kind := _kind(e.glob)) and kind not in kinds), None)
+    if other is None or not ours:
+        return None
+    return (
+        f"{repo} holds {other} already, and now {ours[0].glob}: load_dataset reads one kind of file a repo, so it can "
+        "not read this one any more. Go on in the old format, or in another repo."
+    )
 
 
 def _kind(glob: str) -> str | None:
     if re.search(r"\.(jsonl|ndjson|json)(\.\w+)?$", glob):
         return "json"
     return "parquet" if glob.endswith(".parquet") else None
+
+
+def features(existing: bytes | None) -> dict[str, StructOf]:
+    """What a card says of the columns, by config. Features that can't be understood are left out.
+
+    Raises:
+        CardError: the card's YAML can't be read.
+    """
+    if existing is None:
+        return {}
+    if len(existing) > _MOST:
+        raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
+    found = {}
+    try:
+        for info in _infos(load()(existing.decode("utf-8", "surrogateescape"), ignore_metadata_errors=False)):
+            with suppress(ValueError):
+                found[str(info.get("config_name", "default"))] = from_features(info.get("features") or [])
+    except Exception as error:
+        raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
+    return found
+
+
+def _infos(card: Any) -> list[Any]:
+    infos = card.data.get("dataset_info") or []
+    return [infos] if isinstance(infos, dict) else list(infos)
+
+
+def _tell(infos: list[Any], config: str, kind: StructOf) -> bool:
+    """Adds what a config's columns hold; answers whether anything was to be added."""
+    info = next((i for i in infos if i.get("config_name", "default") == config), None)
+    if info is None:
+        for other in infos:
+            other.setdefault("config_name", "default")  # one alone needs no name
+        infos.append({"config_name": config, "features": to_features(kind)})
+        return True
+    try:
+        known = from_features(info.get("features") or [])
+        merged = merge_rows(known, kind)
+    except (ValueError, Conflict):  # a person's: it stays as it is
+        return False
+    if merged is known:
+        return False
+    info["features"] = to_features(merged)
+    return True
 
 
 def _patterns(files: Any) -> list[tuple[str, str]]:

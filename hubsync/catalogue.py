@@ -19,7 +19,7 @@ from typing import Any
 
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError
 
-VERSION = 1
+VERSION = 2
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
 _opened: weakref.WeakSet[Catalogue] = weakref.WeakSet()
@@ -80,7 +80,15 @@ UNPACKED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
 DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
 BURIED = f"state = 'dead' AND NOT {DISCARDED}"
 
-_MIGRATIONS = [_SCHEMA]  # what brings a catalogue of version n to n + 1, at index n; version 0 is a new one
+# `schema` is what a segment's columns hold, as JSON of `schema.StructOf`; NULL where nobody looked. By config: what was
+# accepted, what the card shows, and what becomes of conflicts ('off': nobody looks).
+_SCHEMA_GUARD = """
+ALTER TABLE segments ADD COLUMN schema TEXT;
+CREATE TABLE schemas (config TEXT PRIMARY KEY, known TEXT, published TEXT, policy TEXT) WITHOUT ROWID;
+"""
+
+# What brings a catalogue of version n to n + 1, at index n; version 0 is a new one.
+_MIGRATIONS = [_SCHEMA, _SCHEMA_GUARD]
 
 
 class Catalogue:

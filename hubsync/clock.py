@@ -92,6 +92,23 @@ class ManualClock:
                     heapq.heapify(self._sleepers)
 
 
+class Bell:
+    """Wakes its one listener, who otherwise sleeps by the clock. A ring while nobody listens is not lost."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rung = anyio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until it rings, or for `seconds`."""
+        await self._clock.sleep(seconds, self._rung)
+        if self._rung.is_set():
+            self._rung = anyio.Event()
+
+
 def loop_waker(callback: Callable[[], object]) -> Callable[[], None]:
     """A function that any thread may call, at once and without waiting, to have `callback` run in this event loop.
 

@@ -21,7 +21,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from hubsync import card
-from hubsync.clock import Clock
+from hubsync.clock import Bell, Clock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AmbiguousError,
@@ -38,12 +38,14 @@ from hubsync.errors import (
     TransientError,
     flat_errors,
 )
+from hubsync.fitting import Fitting, Misfit
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
 from hubsync.packer import Packer, Unpackable
-from hubsync.plan import Destination, Note, Plan, Shard, Staged
+from hubsync.plan import Destination, Note, Plan, Shard, Staged, summary_of
 from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
+from hubsync.schema import StructOf
 from hubsync.spool import Spool
 from hubsync.status import QUOTA, State, Status
 
@@ -58,6 +60,9 @@ _PROBE = 100  # numbers tried at once when a path is taken
 _RESTAGES = 5  # of one blob: a store may say that it has it and not have it, but not again and again
 _WAITED_FOR_S = 10.0  # the longest backoff while somebody waits: the end of an outage is seen soon
 _POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
+
+# The card's new text (None where it stays), and what it shows then: configs and splits; columns, by config.
+_Showing = tuple[Note | None, Sequence[card.Entry], Mapping[str, StructOf]]
 
 # A segment is settled: (segment, sha of its commit, error where it was set aside).
 OnSettled = Callable[[int, str | None, HubsyncError | None], None]
@@ -78,11 +83,13 @@ class Committer:
         status: Status,
         on_settled: OnSettled,
         on_blocked: Callable[[HubError], None] = lambda error: None,
+        on_misfit: Callable[[], None] = lambda: None,
         private: bool | None = None,
     ) -> None:
         self._spool = spool
         self._plans = Plans(spool)
-        self._packer = Packer(spool, self._plans.is_whole, self._plans.shard)
+        self._packer = Packer(spool, self._plans.is_whole, self._plans.shard, spool.features)
+        self._fitting = Fitting(spool)
         self._destination = destination
         self._policy = commit
         self._retry = retry
@@ -90,6 +97,7 @@ class Committer:
         self._status = status
         self._on_settled = on_settled
         self._on_blocked = on_blocked
+        self._on_misfit = on_misfit
         self._private = private
         self._rng = rng
         self._work_bell = Bell(clock)  # something was sealed or staged
@@ -100,6 +108,7 @@ class Committer:
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
         self._card_refused = False
+        self._card_changed = True  # perhaps, by others
         self._staging: list[frozenset[int]] = []  # the lots that are on their way
         self._restaged: Counter[int] = Counter()  # by segment
         self._met_another = False
@@ -108,9 +117,8 @@ class Committer:
 
     def wake(self) -> None:
         """Something was sealed: look now. From the event loop only, as `nudge`."""
-        self._work_bell.ring()
-        self._pack_bell.ring()
-        self._commit_bell.ring()
+        for bell in (self._work_bell, self._pack_bell, self._commit_bell):
+            bell.ring()
 
     def nudge(self) -> None:
         """Somebody waits: look now, and try again even where a person is needed."""
@@ -156,6 +164,11 @@ class Committer:
                 if not error.commit_quota:
                     raise
                 _log.warning("%s Offsets are taken as they stand; a commit still on its way could repeat rows.", error)
+        existing = await self._destination.read(card.PATH, head.sha or "")
+        with suppress(card.CardError):
+            shown = await _in_thread(card.features, existing)
+            await self._on_disk(self._spool.seed, marks, shown)
+            return
         await self._on_disk(self._spool.seed, marks)
 
     async def run(self) -> None:
@@ -215,22 +228,18 @@ class Committer:
         with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.leased():
             self._spool.catalogue.set("governor", governor)
 
-    # Packing.
+    # Staging.
 
     async def _pack_for_ever(self) -> None:
         """One segment after the other: it costs a core, and the job needs the others."""
         while True:
-            try:
-                packed = await self._persist("pack", partial(self._on_disk, self._packer.pack_next))
-            except Unpackable as error:
-                await self._bury(error.shard, error.error)
-                packed = True
+            packed = await self._persist("pack", partial(self._on_disk, self._packer.pack_next))
+            if isinstance(packed, Unpackable):
+                await self._bury(packed.shard, packed.error)
             if packed:
                 self._work_bell.ring()
             else:
                 await self._pack_bell.wait(_POLL_S)
-
-    # Staging.
 
     async def _stage_for_ever(self) -> None:
         """A few lots of shards at once: a large one's upload holds up nothing that is sealed behind it."""
@@ -373,8 +382,11 @@ class Committer:
         shards = await self._on_disk(self._plans.in_order, shards)
         if not shards:
             return
-        note, entries = await self._card(shards)
-        plan = await self._on_disk(self._plans.write, shards, note, self._head, _summary(shards))
+        showing = await self._card(shards)
+        if showing is None:  # one of them can't go, and was set aside
+            return
+        note, entries, features = showing
+        plan = await self._on_disk(self._plans.write, shards, note, self._head, summary_of(shards))
         try:
             sha = await self._destination.commit(plan)
         except (AmbiguousError, StaleParentError) as error:
@@ -407,23 +419,30 @@ class Committer:
             self._head = sha
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
             await self._on_disk(self._plans.mark_carded, entries)
+            await self._on_disk(self._fitting.mark_shown, features)
             self._status.report("commit", State())
 
-    async def _card(self, shards: Sequence[Shard]) -> tuple[Note | None, Sequence[card.Entry]]:
-        """The card as the next commit should leave it; None where it shows all of `shards` already."""
+    async def _card(self, shards: Sequence[Shard]) -> _Showing | None:
+        """The card as the next commit should leave it: it shows all of `shards`, and what their columns hold.
+
+        None where one of the shards can't go into its config: it was set aside, and is no longer to be planned.
+        """
         entries = [card.Entry(*entry) for entry in await self._on_disk(self._plans.uncarded, shards)]
-        if not entries or self._card_refused:
-            return None, ()
+        kinds = await self._on_disk(self._fitting.kinds, shards)
+        is_known = not entries and not (kinds and self._card_changed)
+        if self._card_refused or (is_known and await self._on_disk(self._fitting.are_shown, kinds)):
+            return None, (), {}
         existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
         try:
-            merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries)
+            shown = await _in_thread(card.features, existing)
+            features, misfit = await self._on_disk(self._fitting.fit, kinds, shown)
+            if misfit is not None:
+                await self._set_aside(misfit)
+                return None
+            merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries, features)
             reach(CrashPoint.CARD_MERGED)
-            if existing and (other := await _in_thread(card.of_another_kind, existing, entries)):
-                _log.warning(
-                    "%s holds %s already, and now %s: load_dataset reads one kind of file a repo, so it can not read "
-                    "this one any more. Go on in the old format, or in another repo.",
-                    self._spool.target.repo, other, entries[0].glob,
-                )  # fmt: skip
+            if existing and (clash := await _in_thread(card.clash, existing, self._spool.target.repo, entries)):
+                _log.warning("%s", clash)
         except card.CardError as error:
             self._card_refused = True
             _log.warning(
@@ -431,13 +450,29 @@ class Committer:
                 "load_dataset finds them.",
                 error,
             )
-            return None, ()
-        return (None if merged is None else Note(card.PATH, merged)), entries
+            return None, (), {}
+        self._card_changed = False
+        return (None if merged is None else Note(card.PATH, merged)), entries, features
+
+    async def _set_aside(self, misfit: Misfit) -> None:
+        """A shard that would keep the dataset from being loaded: others brought something else meanwhile."""
+        shard, why, layout = misfit
+        self._on_misfit()
+        if layout is not None:
+            await self._on_disk(self._fitting.move, shard, layout)
+            _log.warning("%s does not go with what others brought (%s): it goes to %s.", shard.path, why, layout.config)
+            self.wake()
+        else:
+            grave = await self._on_disk(self._plans.bury, shard, why)
+            self._refused(
+                shard, f"{shard.path} ({shard.rows} rows) does not go with the dataset: {why}. It is in {grave}."
+            )
 
     async def _reconcile(self, plan: Plan) -> bool:
         """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
         self._head = (await self._persist("read", self._destination.head)).sha
         self._unsure_up_to = await self._on_disk(self._plans.newest)
+        self._card_changed = True
         standing = await self._persist(
             "read", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
         )
@@ -476,14 +511,14 @@ class Committer:
 
     async def _bury(self, shard: Shard, error: HubError) -> None:
         grave = await self._on_disk(self._plans.bury, shard, str(error))
+        self._card_refused = False  # this shard it was
         what = "the Hub refuses" if error.status is not None else "nobody can pack"
-        message = (
-            f"{what} {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}. "
-            f"To look at it, or to put it again: hubsync dead-letter list {self._spool.directory}"
-        )
+        self._refused(shard, f"{what} {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}.")
+
+    def _refused(self, shard: Shard, message: str) -> None:
+        message += f" To look at it, or to put it again: hubsync dead-letter list {self._spool.directory}"
         _log.error("%s", message)
         self._status.counts.refusals += 1
-        self._card_refused = False  # this shard it was
         self._on_settled(shard.segment, None, ShardsRefused(message))
 
     async def _settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
@@ -561,27 +596,5 @@ class Committer:
                 return result
 
 
-class Bell:
-    """Wakes its one listener, who otherwise sleeps by the clock. A ring while nobody listens is not lost."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._rung = anyio.Event()
-
-    def ring(self) -> None:
-        self._rung.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Until it rings, or for `seconds`."""
-        await self._clock.sleep(seconds, self._rung)
-        if self._rung.is_set():
-            self._rung = anyio.Event()
-
-
 async def _in_thread(work: Callable[..., T], *args: object) -> T:
     return await anyio.to_thread.run_sync(partial(work, *args))
-
-
-def _summary(shards: Sequence[Shard]) -> str:
-    rows = sum(shard.rows for shard in shards)
-    return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"

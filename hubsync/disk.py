@@ -72,3 +72,34 @@ class Disk:
             return self._reserve.stat().st_size == 0
         except OSError:
             return False
+
+
+def segment_of(file: Path) -> int:
+    """The number in the name of a segment's file: `writer-00000012.jsonl`, packed `writer-00000012.3.parquet`; -1 for
+    none.
+    """
+    number = file.name.partition(".")[0].rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def fsync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def whole_lines(file: Path, most: int) -> tuple[int, int]:
+    """How many whole lines a file begins with, and their bytes; of its first `most` bytes. Zeros, which a power cut
+    leaves where it took a block, are no line.
+    """
+    rows = kept = seen = 0
+    with file.open("rb") as stream:
+        for line in stream:
+            seen += len(line)
+            if seen > most or not line.endswith(b"\n") or b"\0" in line:
+                break
+            rows += 1
+            kept = seen
+    return rows, kept

@@ -72,6 +72,27 @@ class TransformError(RowError):
     """
 
 
+class SchemaConflict(RowError):
+    """A row that no file of its config may hold, or `load_dataset` fails for everybody. Its whole batch is refused.
+
+    Attributes:
+        row, path: where, as in `RowError`; `messages[].content` stands for any element of the list.
+        known, given: what the column holds, and what this row has, in words.
+    """
+
+    def __init__(self, row: int, path: str, known: str, given: str) -> None:
+        self.known, self.given = known, given
+        super().__init__(
+            row,
+            path,
+            f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type, or "
+            'give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".',
+        )
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str, str]]:  # type: ignore[override]
+        return type(self), (self.row, self.path, self.known, self.given)
+
+
 class QueueFull(HubsyncError):
     """The queue is at its bound. The batch was not accepted; put it again later."""
 

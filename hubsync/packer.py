@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hubsync import formats
 from hubsync.catalogue import PENDING, UNPACKED
@@ -38,13 +38,12 @@ class Packer:
         self._is_whole = is_whole
         self._shard = shard
 
-    def pack_next(self) -> bool:
+    def pack_next(self) -> bool | Unpackable:
         """Packs the oldest sealed segment that is yet to be packed; False where there is none.
 
         Raises:
             SpoolError, OSError: the disk refuses; nothing is changed. `LeaseLost` where another commits now.
             BlockedError: a package is missing here.
-            Unpackable: the lines can't become this format.
         """
         row = self._spool.catalogue.row(
             f"SELECT * FROM segments WHERE {PENDING} AND state = 'sealed' AND {UNPACKED} ORDER BY id LIMIT 1"
@@ -52,10 +51,10 @@ class Packer:
         if row is None:
             return False
         if self._is_whole(row["id"]):
-            self._pack(self._spool.catalogue.row("SELECT * FROM segments WHERE id = ?", row["id"]))
+            return self._pack(self._spool.catalogue.row("SELECT * FROM segments WHERE id = ?", row["id"]))
         return True
 
-    def _pack(self, row: Any) -> None:
+    def _pack(self, row: Any) -> bool | Unpackable:
         lines = self._spool.file(row["file"])
         format = format_of(row["path"])
         # Named by the committer's term: one that had stopped in the middle never writes over what its successor made.
@@ -65,7 +64,7 @@ class Packer:
         except ConfigError as error:
             raise BlockedError(f"{row['path']} can't be packed here: {error}") from None
         except DefectError as error:
-            raise Unpackable(self._shard(row["id"]), error) from None
+            return Unpackable(self._shard(row["id"]), error)
         try:
             reach(CrashPoint.PACKED)
             self._count(row, packed)
@@ -76,6 +75,7 @@ class Packer:
         reach(CrashPoint.PACK_KEPT)
         with suppress(OSError):  # what stays is swept
             lines.unlink()
+        return True
 
     def _count(self, row: Any, packed: Path) -> None:
         size = packed.stat().st_size
@@ -90,10 +90,8 @@ class Packer:
             reach(CrashPoint.PACK_COUNTED)
 
 
-class Unpackable(Exception):
+class Unpackable(NamedTuple):
     """A shard whose lines can't become its format, and why."""
 
-    def __init__(self, shard: Shard, error: DefectError) -> None:
-        super().__init__(str(error))
-        self.shard = shard
-        self.error = error
+    shard: Shard
+    error: DefectError

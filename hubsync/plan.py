@@ -106,6 +106,12 @@ class Head:
     sha: str | None
 
 
+def summary_of(shards: Sequence[Shard]) -> str:
+    """The title of their commit."""
+    rows = sum(shard.rows for shard in shards)
+    return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"
+
+
 def git_oid_of(file: Path, size: int) -> str:
     """What git calls a file with this content."""
     git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

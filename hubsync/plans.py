@@ -7,7 +7,6 @@ is changed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ import msgspec
 from hubsync.catalogue import PENDING, UNPACKED
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.plan import Mode, Note, Plan, Shard, Watermark, git_oid_of, hashes
-from hubsync.policy import Layout, format_of
+from hubsync.policy import Layout
 from hubsync.spool import Spool
 
 _SMALL = 16 << 20  # bytes, below which a Hub may keep a file as a regular one; its bound is about 10 MB
@@ -280,21 +279,8 @@ class Plans:
 
     def bury(self, shard: Shard, why: str) -> Path:
         """Sets a shard aside in the dead letter, for good, and answers where it lies now."""
-        name = os.path.basename(shard.path)
-        if format_of(shard.file.name) == "jsonl":  # it could not be packed
-            name = f"{name.removesuffix('.' + format_of(name))}.jsonl"
-        grave = self._spool.directory / "dead-letter" / f"{shard.segment:06d}-{name}"
         with self._spool.leased():
-            if not (grave.exists() and grave.samefile(shard.file)):
-                new = grave.with_suffix(".new")
-                new.unlink(missing_ok=True)
-                os.link(shard.file, new)
-                os.replace(new, grave)  # which may hold what it was before a person mended it
-            reach(CrashPoint.GRAVE_LINKED)
-            self._catalogue.run(
-                "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
-                why, self._spool.clock.time(), shard.segment,
-            )  # fmt: skip
+            grave = self._spool.set_aside(shard.segment, shard.file, why)
         reach(CrashPoint.BURIED)
         with suppress(OSError):
             shard.file.unlink()

@@ -6,6 +6,7 @@ The defaults serve a user who sets nothing. Each policy checks itself when it is
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -27,6 +28,7 @@ _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
+_MOST_SIBLINGS = 100
 _SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # what stands behind the colon
 
 
@@ -139,6 +141,26 @@ class SpoolPolicy:
             raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')
 
 
+OnConflict = Literal["refuse", "dead letter", "new config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaPolicy:
+    """What keeps the dataset loadable while its rows drift: see docs/schema.md.
+
+    Attributes:
+        on_conflict: what becomes of a batch with a value that its column can't hold. "refuse" it: `put` raises
+            `SchemaConflict`. "dead letter": it is set aside in the spool, and its receipt says so. "new config": it
+            goes to the first of `config-2`, `config-3`, … whose columns can.
+    """
+
+    on_conflict: OnConflict = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.on_conflict not in ("refuse", "dead letter", "new config"):
+            raise ConfigError(f'on_conflict must be "refuse", "dead letter" or "new config", not {self.on_conflict!r}.')
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the shards of one uploader stand in the dataset.
@@ -218,6 +240,17 @@ class Layout:
     def format(self) -> Format:
         """What the shards are."""
         return format_of(self.path("w", 0))
+
+    def siblings(self) -> Iterator[Layout]:
+        """The same in other configs: `{config}-2`, `-3`, …"""
+        return (self._sibling(number) for number in range(2, _MOST_SIBLINGS + 2))
+
+    def _sibling(self, number: int) -> Layout:
+        template: str | None = self.template
+        if "{config" not in self.template:
+            given = template != Layout.of(self.config, self.split, None, self.format).template
+            template = "{config}/" + self.template if given else None
+        return Layout.of(f"{self.config}-{number}", self.split, template, self.format)
 
     def path(self, writer: str, seq: int) -> str:
         """The path in the dataset of one writer's shard number `seq`."""

@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
-from hubsync.policy import QueuePolicy
+from hubsync.policy import Layout, QueuePolicy
 from hubsync.receipt import Receipt
+from hubsync.schema import StructOf
 
 
 class Batch(NamedTuple):
-    """The encoded rows of one `put`."""
+    """The encoded rows of one `put`.
+
+    Attributes:
+        schema: what the columns of its config hold with it; None where nobody looked.
+        layout: where it belongs, where that is not the uploader's own place.
+        set_aside: why it goes into the dead letter.
+    """
 
     lines: bytes
     rows: int
@@ -27,6 +34,9 @@ class Batch(NamedTuple):
     source: str = "default"
     offset: int | None = None
     key: str | None = None
+    schema: StructOf | None = None
+    layout: Layout | None = None
+    set_aside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

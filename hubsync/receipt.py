@@ -57,6 +57,28 @@ class Fate:
             return waits
 
 
+def all_of(fates: list[Fate]) -> Fate:
+    """A fate that is settled once all of `fates` are, with the first error among them."""
+    whole = Fate()
+    left = [len(fates)]
+    lock = threading.Lock()
+
+    def one_more() -> None:
+        with lock:
+            left[0] -= 1
+            done = left[0] <= 0
+        if done:
+            errors = [error for fate in fates if (error := fate.error or fate.abandoned) is not None]
+            whole.settle(fates[-1].sha if fates else None, errors[0] if errors else None)
+
+    for fate in fates:
+        if not fate.subscribe(one_more):
+            one_more()
+    if not fates:
+        one_more()
+    return whole
+
+
 class Receipt:
     """How far one batch is: *queued*, *spooled* (it survives the process) or *committed* (with the commit's sha).
 

@@ -23,12 +23,13 @@ import msgspec
 
 from hubsync.catalogue import Catalogue
 from hubsync.connect import destination_of, keep_to_its_owner
+from hubsync.disk import segment_of, whole_lines
 from hubsync.errors import ConfigError, HubsyncError, SpoolBusy, SpoolError
 from hubsync.formats import Damaged, unpack
 from hubsync.locks import BEAT_S, FileLock
 from hubsync.plan import Watermark, hashes
 from hubsync.policy import Layout, RetryPolicy, format_of
-from hubsync.spool import Target, WriterNote, segment_of, whole_lines
+from hubsync.spool import Target, WriterNote
 
 _TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards")  # keys may be millions
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from hubsync.errors import RowError
+from hubsync.schema import Conflict, StructOf, infer, merge_rows
 from hubsync.shapes import INFINITIES, LEAVES, Fresh, Opaque, Shapes, Suspicious
 from hubsync.transform import Transform, transformed
 
@@ -32,13 +33,17 @@ _SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a ti
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A batch as it will stand in its shard: `rows` lines, each with its newline. `fresh` is what no batch before had,
-    for `Shapes.learn`.
+    """A batch as it will stand in its shard: `rows` lines, each with its newline.
+
+    Where `looked_by` shapes: `fresh` is what no batch before had, for `Shapes.learn`, and `kind` is what its columns
+    hold, told only where anything is fresh; or how it is at odds with itself.
     """
 
     lines: bytes
     rows: int
     fresh: Fresh = field(default_factory=list)
+    kind: StructOf | Conflict | None = None
+    looked_by: Shapes | None = None
 
 
 def encode(rows: Rows, shapes: Shapes | None = None, *, transform: Transform | None = None) -> Encoded:
@@ -51,15 +56,46 @@ def encode(rows: Rows, shapes: Shapes | None = None, *, transform: Transform | N
     tables = _arrow_slices(rows)
     if tables is None:
         return _encode_part(_as_list(rows), shapes, transform)
-    parts: list[bytes] = []
-    first, count, fresh = 0, 0, []
+    parts: list[Encoded] = []
+    first = 0
     for table in tables:
-        part = _encode_part(table.to_pylist(), shapes, transform, first)
-        parts.append(part.lines)
+        parts.append(_encode_part(table.to_pylist(), shapes, transform, first))
         first += table.num_rows
-        count += part.rows
-        fresh += part.fresh
-    return Encoded(b"".join(parts), count, fresh)
+    count = sum(part.rows for part in parts)
+    fresh = [item for part in parts for item in part.fresh]
+    return Encoded(b"".join(part.lines for part in parts), count, fresh, _kind_of_all(parts), shapes)
+
+
+def _kind_of_all(parts: Sequence[Encoded]) -> StructOf | Conflict | None:
+    whole: StructOf | None = None
+    first_row = 0
+    for part in parts:
+        if isinstance(part.kind, Conflict):
+            return part.kind
+        if part.kind is not None:
+            try:
+                whole = merge_rows(whole, part.kind) if whole is not None else part.kind
+            except Conflict as conflict:
+                conflict.row = first_row
+                return conflict
+        first_row += part.rows
+    return whole
+
+
+def look(encoded: Encoded, shapes: Shapes) -> Encoded:
+    """A batch that was encoded without `shapes`, looked at."""
+    return _looked(encoded.lines, encoded.rows, _decoder.decode_lines(encoded.lines), shapes, 0)
+
+
+def _looked(lines: bytes, count: int, rows: Sequence[Any], shapes: Shapes, first_row: int) -> Encoded:
+    fresh = shapes.look(rows)
+    kind: StructOf | Conflict | None = None
+    if fresh:
+        try:
+            kind = infer(rows, first_row)
+        except Conflict as conflict:
+            kind = conflict
+    return Encoded(lines, count, fresh, kind, shapes)
 
 
 def _encode_part(
@@ -75,7 +111,10 @@ def _encode_part(
             kept.append(index)
             new_rows.append(new)
     try:
-        return _encode(new_rows, shapes)
+        encoded = _encode(new_rows, shapes)
+        if isinstance(encoded.kind, Conflict):
+            encoded.kind.row = kept[encoded.kind.row or 0]
+        return encoded
     except RowError as error:
         # The number that it has in the producer's batch.
         raise type(error)(kept[error.row], error.path, error.reason) from None
@@ -88,11 +127,14 @@ def _encode(rows: list[Row] | tuple[Row, ...], shapes: Shapes | None, first_row:
         raise _diagnose(rows, first_row) from None
     try:
         try:
-            return Encoded(lines, len(rows), (shapes or Shapes()).look(rows))
+            if shapes is not None:
+                return _looked(lines, len(rows), rows, shapes, first_row)
+            Shapes().look(rows)
         except (Opaque, Suspicious):
             _walk(rows, first_row)
-        # What their types do not tell, their lines do.
-        return Encoded(lines, len(rows), shapes.look(_decoder.decode_lines(lines)) if shapes else [])
+            if shapes is not None:  # what their types do not tell, their lines do
+                return _looked(lines, len(rows), _decoder.decode_lines(lines), shapes, first_row)
+        return Encoded(lines, len(rows))
     except RecursionError:
         raise RowError(first_row, "", _TOO_DEEP) from None
 

@@ -13,8 +13,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
+
+import msgspec
 
 LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
 INFINITIES = frozenset({math.inf, -math.inf})
@@ -22,6 +24,9 @@ INFINITIES = frozenset({math.inf, -math.inf})
 _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
 _FLOAT = frozenset({float})
+_INTS = frozenset({int, bool})
+_EXACT, _INT64 = 1 << 53, 1 << 63  # what a float holds exactly, and what a column of ints does
+_SMALL = list[Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]]
 _MOST = 4_096  # things learnt; a job whose keys are data has no end of them
 
 # What a batch has that was never learnt: a set, and what is to be added to it.
@@ -72,11 +77,12 @@ class Shapes:
 class _Node:
     """One place in the rows: the rows themselves, a column, the elements of lists."""
 
-    __slots__ = ("columns", "elements", "keys", "kinds")
+    __slots__ = ("columns", "elements", "keys", "kinds", "sizes")
 
     def __init__(self) -> None:
         self.keys: set[tuple[str, ...]] = set()
         self.kinds: set[frozenset[type]] = set()
+        self.sizes: set[int] = set()
         self.columns: dict[str, _Node] = {}
         self.elements: _Node | None = None
 
@@ -101,6 +107,12 @@ def _look_at_values(values: Sequence[Any], node: _Node, fresh: Fresh) -> None:
         if not kinds <= _PLAIN:
             raise Opaque
         fresh.append((node.kinds, kinds))
+    if int in kinds:
+        ints = values if kinds <= _INTS else list(_of(_INTS, values))
+        try:
+            msgspec.convert(ints, _SMALL)  # the quickest look at all of them that there is
+        except msgspec.ValidationError:
+            fresh += ((node.sizes, size) for size in _sizes(ints) - node.sizes)
     if kinds <= LEAVES:
         return
     if float in kinds and not INFINITIES.isdisjoint(values if kinds == _FLOAT else _of(_FLOAT, values)):
@@ -112,6 +124,12 @@ def _look_at_values(values: Sequence[Any], node: _Node, fresh: Fresh) -> None:
             node.elements = _Node()
         lists = values if kinds <= _LISTS else _of(_LISTS, values)
         _look_at_values(list(chain.from_iterable(lists)), node.elements, fresh)
+
+
+def _sizes(ints: Sequence[int]) -> set[int]:
+    """Which of the bounds, that make a reader's column another, are passed."""
+    most = max(max(ints), -1 - min(ints))
+    return {bound for bound in (_EXACT, _INT64) if most >= bound}
 
 
 def _of(kinds: Collection[type], values: Iterable[Any]) -> Iterable[Any]:

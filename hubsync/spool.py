@@ -15,22 +15,24 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
 from hubsync.catalogue import BURIED, DISCARDED, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.disk import Disk
+from hubsync.disk import Disk, fsync_directory, segment_of, whole_lines
 from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
-from hubsync.policy import Layout, SpoolPolicy
+from hubsync.policy import Layout, SpoolPolicy, format_of
+from hubsync.schema import Conflict, StructOf, dumps, loads, merge_rows, to_features
 from hubsync.status import count_text, size_text
 
 _log = logging.getLogger("hubsync")
@@ -328,6 +330,71 @@ class Spool:
             self.clock.time(), series, seq, layout.path(writer, seq), segment,
         )  # fmt: skip
 
+    def set_aside(self, segment: int, file: Path, why: str) -> Path:
+        """Links a sealed segment into the dead letter, for good; answers where. Within a transaction.
+
+        `file` is the segment's, and is to go once the transaction is committed.
+        """
+        name = os.path.basename(self.catalogue.value("SELECT path FROM segments WHERE id = ?", segment))
+        if format_of(file.name) == "jsonl":  # it was not packed
+            name = f"{name.removesuffix('.' + format_of(name))}.jsonl"
+        grave = self.directory / "dead-letter" / f"{segment:06d}-{name}"
+        for stale in grave.parent.glob(f"{segment:06d}-*"):
+            if stale != grave:
+                stale.unlink()  # of a take that was rolled back: its number is given again
+        if not (grave.exists() and grave.samefile(file)):
+            new = grave.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            os.link(file, new)
+            os.replace(new, grave)  # which may hold what it was before a person mended it, or be a rolled back one's
+            if self._fsync:
+                fsync_directory(grave.parent)
+        reach(CrashPoint.GRAVE_LINKED)
+        self.catalogue.run(
+            "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
+            why, self.clock.time(), segment,
+        )  # fmt: skip
+        return grave
+
+    # Schemas, by config.
+
+    def schema(self, config: str) -> str | None:
+        """What the columns of a config hold, as JSON of `schema.StructOf`; None where nothing is known."""
+        known: str | None = self.catalogue.value("SELECT known FROM schemas WHERE config = ?", config)
+        return known
+
+    def features(self, config: str) -> list[dict[str, Any]]:
+        """The same as a card's `dataset_info.features`; empty where nothing is known."""
+        known = self.schema(config)
+        return [] if known is None else to_features(loads(known))
+
+    def guard_schema(self, config: str, policy: str) -> None:
+        """Notes what becomes of conflicts in a config: an `OnConflict`, or "off"."""
+        if self.catalogue.value("SELECT policy FROM schemas WHERE config = ?", config) != policy:
+            with self.catalogue.transaction():
+                self.catalogue.run(
+                    "INSERT INTO schemas (config, policy) VALUES (?, ?) "
+                    "ON CONFLICT (config) DO UPDATE SET policy = excluded.policy",
+                    config, policy,
+                )  # fmt: skip
+
+    def know_schema(self, config: str, kind: StructOf, *, wins: bool = False) -> None:
+        """Rows of this kind were accepted; or, with `wins`, stand in the dataset. Within a transaction."""
+        text = self.schema(config)
+        known = None if text is None else loads(text)
+        try:
+            merged = kind if known is None else merge_rows(known, kind)
+        except Conflict:  # with what another process brought at the same moment: the committer finds it
+            if not wins:
+                return
+            merged = kind
+        if merged is not known:
+            self.catalogue.run(
+                "INSERT INTO schemas (config, known) VALUES (?, ?) "
+                "ON CONFLICT (config) DO UPDATE SET known = excluded.known",
+                config, dumps(merged),
+            )  # fmt: skip
+
     # The committer.
 
     def become_committer(self) -> bool:
@@ -422,9 +489,12 @@ class Spool:
         self._seeded = self._seeded or self.catalogue.get("seeded") is not None
         return self._seeded
 
-    def seed(self, marks: Iterable[Watermark]) -> None:
+    def seed(self, marks: Iterable[Watermark], schemas: Mapping[str, StructOf] = MappingProxyType({})) -> None:
         """Goes on from what earlier spools, now lost, have brought into the dataset."""
         with self.leased():
+            for config, kind in schemas.items():
+                self.know_schema(config, kind, wins=True)
+                self.catalogue.run("UPDATE schemas SET published = ? WHERE config = ?", dumps(kind), config)
             for mark in marks:
                 for source, offset in mark.offsets.items():
                     self.raise_offset(source, offset)
@@ -517,26 +587,3 @@ class Spool:
         """Whether the spool holds as many bytes as its policy allows."""
         held = self.catalogue.value(f"SELECT sum(bytes) FROM segments WHERE {PENDING} AND state != 'dead'")
         return (held or 0) >= self.policy.max_bytes
-
-
-def segment_of(file: Path) -> int:
-    """The number in the name of a segment's file: `writer-00000012.jsonl`, packed `writer-00000012.3.parquet`; -1 for
-    none.
-    """
-    number = file.name.partition(".")[0].rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
-
-
-def whole_lines(file: Path, most: int) -> tuple[int, int]:
-    """How many whole lines a file begins with, and their bytes; of its first `most` bytes. Zeros, which a power cut
-    leaves where it took a block, are no line.
-    """
-    rows = kept = seen = 0
-    with file.open("rb") as stream:
-        for line in stream:
-            seen += len(line)
-            if seen > most or not line.endswith(b"\n") or b"\0" in line:
-                break
-            rows += 1
-            kept = seen
-    return rows, kept

@@ -35,7 +35,18 @@ from hubsync.errors import (
     QueueFull,
     SpoolLost,
 )
-from hubsync.policy import Ack, CommitPolicy, Format, Layout, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.guard import Admission, Guard
+from hubsync.policy import (
+    Ack,
+    CommitPolicy,
+    Format,
+    Layout,
+    QueuePolicy,
+    RetryPolicy,
+    SchemaPolicy,
+    ShardPolicy,
+    SpoolPolicy,
+)
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
 from hubsync.rows import Encoded, Rows, encode
@@ -73,6 +84,7 @@ class BaseUploader:
 
     repo = "?"  # until its arguments are checked
     _worker: Worker | None = None
+    _guard: Guard | None = None
     _closed = False
 
     def __init__(
@@ -93,6 +105,7 @@ class BaseUploader:
         commit: CommitPolicy | None = None,
         retry: RetryPolicy | None = None,
         transform: Transform | None = None,
+        schema: SchemaPolicy | None = SchemaPolicy(),  # noqa: B008  (frozen)
         grace_s: float | None = 25.0,
         progress: bool | None = None,
         clock: Clock | None = None,
@@ -114,6 +127,8 @@ class BaseUploader:
             queue, shard, commit, retry: bounds and pace; the defaults serve.
             transform: a function that `put` calls with each row before anything is written. It returns the row to write
                 in its place, or None to leave it out; see docs/redaction.md.
+            schema: what becomes of rows that would keep the dataset from being loaded. None: nobody looks, and the card
+                says nothing of the columns.
             grace_s: seconds to drain after SIGTERM or Ctrl-C; what is left then stays in the spool. SIGTERM ends the
                 block by `SystemExit(143)`, where no other handler is set. The default fits the 30 s that Kubernetes,
                 SLURM and spot machines give. None leaves SIGTERM alone, and lets Ctrl-C drain for as long as it takes.
@@ -142,6 +157,7 @@ class BaseUploader:
         self._retry = retry or RetryPolicy()
         check_transform(transform)
         self._transform = transform
+        self._schema = schema
         if grace_s is not None and not grace_s >= 0:
             raise ConfigError(f"grace_s is a number of seconds from 0, or None, not {grace_s!r}.")
         self._grace_s = grace_s
@@ -196,7 +212,9 @@ class BaseUploader:
 
         spool = open_spool(self._target, self._where, self._clock)
         try:
-            return Worker(
+            spool.guard_schema(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
+            self._guard = None if self._schema is None else Guard(spool, self._layout, self._schema)
+            worker = Worker(
                 spool,
                 destination_of(self._target, self._secret, self._retry),
                 layout=self._layout,
@@ -209,6 +227,9 @@ class BaseUploader:
                 private=self._private,
                 progress=self._progress,
             )
+            if self._guard is not None:
+                worker.on_misfit = self._guard.forget
+            return worker
         except BaseException:
             spool.close()
             raise
@@ -251,10 +272,20 @@ class BaseUploader:
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
         # A step that knows its batches by their content has transformed and encoded them already.
-        encoded = rows if isinstance(rows, Encoded) else encode(rows, transform=self._transform)
+        encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
+        place = _ANYWHERE if self._guard is None else self._guard.admit(encoded)
         reach(CrashPoint.ENCODED)
         receipt = Receipt(encoded.rows, len(encoded.lines))
-        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key)
+        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place)
+
+    def encode(self, rows: Rows) -> Encoded:
+        """A batch as it would be put; `put` takes what this answers. For who must know its content before.
+
+        Raises:
+            RowError: a row that has no JSON form. TransformError: the uploader's `transform` raised.
+        """
+        shapes = self._guard.shapes if self._guard is not None else None
+        return encode(rows, shapes, transform=self._transform)
 
     @contextmanager
     def _drained(self, worker: Worker, timeout: float | None) -> Iterator[None]:
@@ -380,7 +411,8 @@ class Uploader(BaseUploader):
             timeout: seconds to wait for room in the queue and for `ack`.
 
         Raises:
-            RowError, TransformError, BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the batch was not accepted.
+            RowError (also TransformError, SchemaConflict), BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the
+                batch was not accepted.
             TimeoutError: it was accepted, but is not as far as `ack` wants.
         """
         worker = self._ready()
@@ -501,6 +533,7 @@ class _Started:
         self.event.set()
 
 
+_ANYWHERE = Admission()
 DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")
 
 

@@ -22,8 +22,8 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskStatus
 
-from hubsync.clock import Clock, loop_waker
-from hubsync.committer import Bell, Committer
+from hubsync.clock import Bell, Clock, loop_waker
+from hubsync.committer import Committer
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     BlockedError,
@@ -43,9 +43,9 @@ from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.progress import Figures, Progress
 from hubsync.queue import Batch, BoundedQueue, Order
-from hubsync.receipt import Fate, Receipt
+from hubsync.receipt import Fate, Receipt, all_of
 from hubsync.spool import Spool, SpoolDepth
-from hubsync.status import Counts, State, Status
+from hubsync.status import Counts, State, Status, count_text
 from hubsync.telemetry import Source, traced, watch
 from hubsync.writer import Accepted, SpoolWriter
 
@@ -56,6 +56,7 @@ _CONNECT_S = 15.0  # how long a start may wait for a Hub that hangs
 _FOLLOW_S = 0.5  # how soon a writer sees what another process committed for it
 _FULL_S = 0.5  # how often a full spool or disk is tried again
 _LOOK_S = 0.5  # how often the catalogue's write-ahead log is looked at, and how the spool stands
+_MOST_TOLD = 100  # reasons for which something was set aside
 _QUOTA_STEP = 8 * MIB  # bytes spooled between two looks at the spool's quota
 
 
@@ -86,7 +87,9 @@ class Worker:
         self.writer = SpoolWriter.open(spool, layout, shard)
         if layout.format != "jsonl":
             spool.disk.keep_room_for(shard.max_bytes)
+        self._siblings: dict[Layout, SpoolWriter] = {}  # of other configs, where a schema conflict opened one
         self.failure: BaseException | None = None
+        self.on_misfit: Callable[[], None] = lambda: None  # a shard did not go with what others brought
         self._shard = shard
         self._clock = clock
         self._committers: State | None = None  # the state of another process, where it commits for this one
@@ -99,6 +102,7 @@ class Worker:
         self._committer: Committer | None = None
         self._lock = threading.Lock()
         self._fates: dict[int, Fate] = {}
+        self._told: set[str] = set()  # why something was set aside
         self._unsure = False  # a segment's fate could not be read: `_follow` looks again
         self._spooling = threading.Lock()
         self._in_hand: list[Batch | Order] = []  # what the spool's thread has taken
@@ -142,6 +146,7 @@ class Worker:
                     status=self.status,
                     on_settled=self._settled,
                     on_blocked=self._blocked,
+                    on_misfit=lambda: self.on_misfit(),
                     private=private,
                 )
                 self._wake = loop_waker(self._committer.wake)
@@ -222,7 +227,8 @@ class Worker:
             if isinstance(item, Batch) and item.receipt.state == "queued":
                 item.receipt._dropped(ended)
         hush(self.spool.directory, self.writer.name)
-        self.writer.close()
+        for writer in self._writers():
+            writer.close()
         with self._lock:
             flushes, asked = list(self._flushes), list(self._asked)
         for fate in flushes:
@@ -243,15 +249,33 @@ class Worker:
                 reach(CrashPoint.TAKEN)
                 self.spool_items(items)
                 self._in_hand = []
-        self._until_it_works(self.writer.seal)
+        self._seal()
         self.see()
         self._wake()
+
+    def _writers(self) -> list[SpoolWriter]:
+        return [self.writer, *self._siblings.values()]
+
+    def _writer_for(self, batch: Batch) -> SpoolWriter:
+        if batch.layout is None:
+            return self.writer
+        if batch.layout not in self._siblings:
+            opened = SpoolWriter.open(self.spool, batch.layout, self._shard)
+            self._siblings = {**self._siblings, batch.layout: opened}  # the event loop reads it meanwhile
+        return self._siblings[batch.layout]
+
+    def _seal(self) -> None:
+        for writer in self._writers():
+            self._until_it_works(writer.seal)
 
     def spool_items(self, items: list[Batch | Order]) -> None:
         """Spools what was taken from the queue; an order is done after all that was put before it."""
         batches: list[Batch] = []
         for item in items:
             if isinstance(item, Batch):
+                if batches and item.layout != batches[-1].layout:
+                    self._spool(batches)
+                    batches = []
                 batches.append(item)
             else:
                 self._spool(batches)
@@ -262,7 +286,7 @@ class Worker:
     def _spool(self, batches: list[Batch]) -> None:
         if not batches:
             return
-        idle = self.writer.opened_at is None
+        idle = self._opened_at() is None
         try:
             result = self._until_it_works(partial(self._append, batches))
         except SpoolLost as lost:
@@ -282,7 +306,8 @@ class Worker:
                 self._wake()
             if idle or sealed:
                 self._wake_linger()
-            self.writer.hash_on()
+            for writer in self._writers():
+                writer.hash_on()
         self.queue.release(batches)
 
     def _drop(self, batches: list[Batch], error: HubsyncError) -> None:
@@ -301,7 +326,7 @@ class Worker:
                 f"the spool {self.spool.directory} holds its {self.spool.policy.max_bytes:,} bytes; it takes more as "
                 "soon as some are committed. Raise SpoolPolicy(max_bytes=…) if the disk has room."
             )
-        accepted, sealed = self.writer.append(batches)
+        accepted, sealed = self._writer_for(batches[0]).append(batches)
         self._count(batches, accepted)
         return accepted, sealed
 
@@ -314,6 +339,20 @@ class Worker:
         counts.spooled_rows += sum(batch.rows for batch in new)
         counts.spooled_bytes += size
         counts.replayed_batches += len(batches) - len(new)
+        for batch in new:
+            if batch.set_aside is not None:
+                counts.refusals += 1
+                self._tell_set_aside(batch)
+
+    def _tell_set_aside(self, batch: Batch) -> None:
+        """Each reason once: a job that drifts goes on drifting, and the dead letter counts."""
+        why = str(batch.set_aside).partition(" (line")[0]
+        if why not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(why)
+            _log.warning(
+                "%s set aside in %s: %s. What else is like that follows without a word.",
+                count_text(batch.rows, "row"), self.spool.directory / "dead-letter", why,
+            )  # fmt: skip
 
     def _until_it_works(self, work: Callable[[], R]) -> R | None:
         """Tries again while the disk or the spool's quota refuses; None once the uploader is being closed."""
@@ -327,7 +366,8 @@ class Worker:
                 if self._stopping.is_set():
                     return None
                 with contextlib.suppress(SpoolError):
-                    self.writer.seal()  # only what is sealed can be committed and make room
+                    for writer in self._writers():
+                        writer.seal()  # only what is sealed can be committed and make room
                 self._wake()
                 self._room.clear()
                 self._room.wait(_FULL_S)
@@ -363,7 +403,7 @@ class Worker:
         return receipt
 
     def _flush(self, receipt: Receipt, everything: bool) -> None:
-        self._until_it_works(self.writer.seal)
+        self._seal()
         if self.offline:
             self._answer(receipt, Fate(settled=True))
             return
@@ -371,13 +411,16 @@ class Worker:
         all_of_it = everything and (self.spool.is_committer or self.spool.committer_pid is None)
         if all_of_it:
             self._until_it_works(self.spool.adopt)  # what the dead left open would not be waited for
-        pending = self._until_it_works(partial(self.spool.urge, None if all_of_it else self.writer.name))
+        pending: list[int] | None = []
+        for name in [None] if all_of_it else [writer.name for writer in self._writers()]:
+            urged = self._until_it_works(partial(self.spool.urge, name))
+            pending = None if pending is None or urged is None else pending + urged
         if pending is None:
             receipt._dropped(
                 ClosedError("the uploader was closed while the spool took no writes; nothing was flushed.")
             )
             return
-        whole = _all_of([self._fate(segment, may_be_settled=True) for segment in pending])
+        whole = all_of([self._fate(segment, may_be_settled=True) for segment in pending])
         with self._lock:
             self._flushes.add(whole)
         if not whole.subscribe(lambda: self._flushes.discard(whole)):
@@ -392,9 +435,13 @@ class Worker:
 
     # The event loop's side.
 
+    def _opened_at(self) -> float | None:
+        """When the oldest row that is in an open segment came."""
+        return min((at for writer in self._writers() if (at := writer.opened_at) is not None), default=None)
+
     async def _linger(self, bell: Bell) -> None:
         while True:
-            opened_at = self.writer.opened_at
+            opened_at = self._opened_at()
             age = 0.0 if opened_at is None else self._clock.time() - opened_at
             wait = 3600.0 if opened_at is None else self._shard.linger_s - age
             if wait > 0 and age >= 0:  # where the clock was set back, nobody knows how old it is: sealed now
@@ -405,14 +452,15 @@ class Worker:
                 await bell.wait(1.0)
 
     def _seal_if_older(self, opened_at: float | None) -> None:
-        if self.writer.opened_at == opened_at:
-            self._until_it_works(self.writer.seal)
+        if self._opened_at() == opened_at:
+            self._seal()
             self._wake()
             self._wake_linger()
 
     async def _beat(self) -> None:
         while True:
-            self.writer.beat()
+            for writer in self._writers():
+                writer.beat()
             tell(self.spool.directory, self.writer.name, self._live())
             if not self.spool.disk.is_there():
                 raise self.spool.lost()
@@ -465,7 +513,7 @@ class Worker:
         return seen._replace(
             rows=seen.rows + now.spooled_rows - then.spooled_rows,
             bytes=seen.bytes + now.spooled_bytes - then.spooled_bytes,
-            oldest_at=self.writer.opened_at if seen.oldest_at is None else seen.oldest_at,
+            oldest_at=self._opened_at() if seen.oldest_at is None else seen.oldest_at,
         )
 
     def figures(self) -> Figures:
@@ -515,7 +563,8 @@ class Worker:
         if state == "committed":
             self._settled(segment, sha, None)
         elif state == "dead":
-            why = f"the Hub refused it for good: {error}. See: hubsync dead-letter list {self.spool.directory}"
+            self.on_misfit()
+            why = f"it was set aside in the dead letter: {error}. See: hubsync dead-letter list {self.spool.directory}"
             self._settled(segment, None, ShardsRefused(why))
 
     def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
@@ -531,25 +580,3 @@ class Worker:
             flushes = list(self._flushes)
         for fate in flushes:
             fate.settle(None, error)
-
-
-def _all_of(fates: list[Fate]) -> Fate:
-    """A fate that is settled once all of `fates` are, with the first error among them."""
-    whole = Fate()
-    left = [len(fates)]
-    lock = threading.Lock()
-
-    def one_more() -> None:
-        with lock:
-            left[0] -= 1
-            done = left[0] <= 0
-        if done:
-            errors = [error for fate in fates if (error := fate.error or fate.abandoned) is not None]
-            whole.settle(fates[-1].sha if fates else None, errors[0] if errors else None)
-
-    for fate in fates:
-        if not fate.subscribe(one_more):
-            one_more()
-    if not fates:
-        one_more()
-    return whole

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hubsync.crashpoints import CrashPoint, reach
+from hubsync.disk import fsync_directory
 from hubsync.errors import SpoolError
 from hubsync.locks import FileLock
 from hubsync.policy import Layout, ShardPolicy
 from hubsync.queue import Batch
+from hubsync.schema import EMPTY, Conflict, StructOf, dumps, merge_rows
 from hubsync.spool import Spool
 
 _WRITEV = 512  # parts a system call; below every system's IOV_MAX
@@ -45,6 +47,7 @@ class _OpenSegment:
     rows: int = 0
     batches: int = 0
     opened_at: float = 0.0
+    schema: StructOf | None = None  # what its columns hold
     parts: list[bytes] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)  # of what was written, but for `unhashed`
     unhashed: list[bytes] = field(default_factory=list)
@@ -110,12 +113,13 @@ class SpoolWriter:
         with self._guard:
             before = replace(self._open, parts=[], unhashed=list(self._open.unhashed)) if self._open else None
             touched: list[_OpenSegment] = []
+            aside: list[Path] = []
             try:
                 with self._spool.catalogue.transaction():
                     reach(CrashPoint.TAKE_BEGUN)
                     self._pass_over_adopted(touched)
                     self._cut_torn_tail()
-                    result = self._append(batches, touched)
+                    result = self._append(batches, touched, aside)
                     reach(CrashPoint.COUNTED)
                 reach(CrashPoint.SPOOLED)
             except (SpoolError, OSError) as error:
@@ -126,6 +130,8 @@ class SpoolWriter:
             for segment in touched:
                 if segment is not self._open:
                     os.close(segment.fd)
+            for file in aside:
+                file.unlink(missing_ok=True)  # it is in the dead letter, too
             return result
 
     def _pass_over_adopted(self, touched: list[_OpenSegment]) -> None:
@@ -138,13 +144,22 @@ class SpoolWriter:
             touched.append(segment)
             self._open = None
 
-    def _append(self, batches: Sequence[Batch], touched: list[_OpenSegment]) -> tuple[list[Accepted], list[int]]:
+    def _append(
+        self, batches: Sequence[Batch], touched: list[_OpenSegment], aside: list[Path]
+    ) -> tuple[list[Accepted], list[int]]:
         accepted: list[Accepted] = []
         sealed: list[int] = []
         for batch in batches:
             replay = self._replay(batch)
             if replay is not None:
                 accepted.append(replay)
+                continue
+            if batch.set_aside is not None:
+                dead = self._set_aside(batch, touched)
+                aside.append(dead.file)
+                sealed.append(dead.id)
+                self._remember(batch, dead.id)
+                accepted.append(Accepted(dead.id, False))
                 continue
             segment = self._room_for(batch, sealed, touched) if batch.rows else None
             self._remember(batch, segment.id if segment else None)
@@ -154,11 +169,32 @@ class SpoolWriter:
                 segment.size += len(batch.lines)
                 segment.rows += batch.rows
                 segment.batches += 1
+                self._note_schema(segment, batch.schema)
         if self._open is not None:
             self._write(self._open)
             if self._is_full(self._open):
                 sealed.append(self._seal_open())
         return accepted, sealed
+
+    def _note_schema(self, segment: _OpenSegment, schema: StructOf | None) -> None:
+        """Nearly always the one that it has already: the same object."""
+        if schema is None or schema is segment.schema:
+            return
+        merged = schema if segment.schema is None else merge_rows(segment.schema, schema)
+        if merged is not segment.schema:
+            segment.schema = merged
+            self._spool.catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", dumps(merged), segment.id)
+            self._spool.know_schema(self._layout.config, merged)
+
+    def _set_aside(self, batch: Batch, touched: list[_OpenSegment]) -> _OpenSegment:
+        """Into the dead letter, as durably as any row: a segment of its own that is dead from the beginning."""
+        segment = self._new_segment()
+        touched.append(segment)
+        segment.parts, segment.size, segment.rows, segment.batches = [batch.lines], len(batch.lines), batch.rows, 1
+        self._write(segment)
+        self._spool.seal_segment(segment.id, segment.digest())
+        self._spool.set_aside(segment.id, segment.file, str(batch.set_aside))
+        return segment
 
     def _room_for(self, batch: Batch, sealed: list[int], touched: list[_OpenSegment]) -> _OpenSegment:
         if self._open is not None and self._would_burst(self._open, batch):
@@ -179,6 +215,8 @@ class SpoolWriter:
     def _would_burst(self, segment: _OpenSegment, batch: Batch) -> bool:
         """A batch is never torn apart: where it does not fit, the segment ends before it."""
         most = self._policy.max_rows
+        if batch.schema is not segment.schema and not _go_together(segment.schema, batch.schema):
+            return True  # what the dataset holds was learnt in between
         return segment.size + len(batch.lines) > self._policy.max_bytes or (
             most is not None and segment.rows + batch.rows > most
         )
@@ -193,7 +231,7 @@ class SpoolWriter:
         catalogue.run("UPDATE segments SET file = ? WHERE id = ?", file.name, segment)
         fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         if self._spool.policy.durability == "fsync":
-            _fsync_directory(file.parent)
+            fsync_directory(file.parent)
         reach(CrashPoint.SEGMENT_CREATED)
         return _OpenSegment(segment, file, fd, opened_at=now)
 
@@ -316,17 +354,17 @@ def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+def _go_together(one: StructOf | None, other: StructOf | None) -> bool:
+    try:
+        merge_rows(one or EMPTY, other or EMPTY)
+    except Conflict:
+        return False
+    return True
+
+
 def _write_all(fd: int, parts: list[bytes]) -> None:
     written = os.writev(fd, parts)
     if written < sum(map(len, parts)):  # a signal, or a disk that has just become full
         rest = memoryview(b"".join(parts))[written:]
         while rest:
             rest = rest[os.write(fd, rest) :]
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

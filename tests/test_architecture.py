@@ -12,11 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
-    ["errors", "crashpoints", "secret", "shapes"],
+    ["errors", "crashpoints", "secret", "shapes", "schema"],
     ["clock", "shutdown", "policy", "plan", "transform", "http", "card", "cursor", "screen"],
     ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool", "live", "progress", "formats"],
-    ["plans", "writer", "hub", "telemetry", "packer"],
+    ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer"],
     ["committer", "connect", "survey"],
     ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],
     ["uploader", "recognize"],

@@ -353,7 +353,7 @@ def test_a_disk_that_is_full_is_waited_for_while_packing(
 def test_a_shard_that_can_not_be_packed_is_set_aside_as_lines_and_the_rest_goes_on(
     local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
 ) -> None:
-    up = made(format="parquet", shard=ShardPolicy(max_rows=1, linger_s=3600)).open()
+    up = made(format="parquet", schema=None, shard=ShardPolicy(max_rows=1, linger_s=3600)).open()
     receipts = [up.put([row]) for row in ({"id": 0}, {}, {"id": 2})]
     with pytest.raises(Exception, match="can't become Parquet"):
         up.flush()
@@ -468,3 +468,21 @@ def test_a_pipe_writes_the_format_that_it_is_told(local_hub: LocalHub, tmp_path:
     assert datasets.load_dataset("user/rows", split="train")["id"][:] == list(range(10))
     read = subprocess.run([sys.executable, "-m", "hubsync", "read", "user/rows"], capture_output=True, check=True)
     assert [json.loads(line)["id"] for line in read.stdout.splitlines()] == list(range(10))
+
+
+def test_a_drifting_job_of_parquet_can_be_loaded_after_every_commit(
+    local_hub: LocalHub, made: Callable[..., Uploader]
+) -> None:
+    given: list[dict[str, Any]] = [
+        {"id": 0, "text": None, "score": 1, "tags": [], "meta": {}},
+        {"id": 1, "text": "2026-01-01T00:00:00", "score": 1.5, "tags": ["a"], "meta": {"a": None}},
+        {"id": 2, "text": None, "score": 2, "tags": [], "meta": {"a": 1}, "new": None},
+        {"id": 3, "text": "x", "score": None, "tags": None, "meta": None, "new": [{"b": True}]},
+    ]
+    with made(format="parquet") as up:
+        for number, row in enumerate(given):
+            up.put([row], ack="committed")
+            found = list(datasets.load_dataset("user/rows", split="train"))
+            assert [(row["id"], row["text"], row["score"]) for row in found] == [
+                (row["id"], row["text"], row["score"]) for row in given[: number + 1]
+            ]

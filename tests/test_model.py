@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hubsync import card
+from hubsync import SchemaPolicy, card
+from hubsync.schema import infer, merge_rows
 from tests.world import Dead, World
 
 SLOTS = st.sampled_from([0, 0, 1, 2])
+# What a row's second column holds: most of it goes together.
+DRIFT: list[Any] = [None, None, 1, 2, 0.5, [], {}, "text"]
 MOVES = [0]  # steps taken, for the report: puts, answers, ticks, deaths, starts
 
 
@@ -50,16 +54,23 @@ class Jobs(RuleBasedStateMachine):
         self.count = 0
         self.generation = [0, 0]
 
-    @initialize(template=st.sampled_from(["", "data/{split}-{seq:05d}.jsonl"]), lfs=st.booleans())
-    def begin(self, template: str, lfs: bool) -> None:
-        self.world = World(self.directory, template, "lfs" if lfs else "regular")
+    @initialize(
+        template=st.sampled_from(["", "data/{split}-{seq:05d}.jsonl"]),
+        lfs=st.booleans(),
+        on_conflict=st.sampled_from([None, "dead letter", "new config"]),
+    )
+    def begin(self, template: str, lfs: bool, on_conflict: Any) -> None:
+        schema = None if on_conflict is None else SchemaPolicy(on_conflict=on_conflict)
+        self.world = World(self.directory, template, "lfs" if lfs else "regular", schema)
+        self.card_is_ours = True
 
     def _put(self, slot: int, row: str, **about: Any) -> None:
         disk = slot // 2
         self.count += 1
         self.world.moves += 1
         try:
-            receipt = self.world.start(slot).put(json.dumps({"id": row}).encode() + b"\n", **about)
+            line = json.dumps({"id": row, "drifts": DRIFT[zlib.crc32(row.encode()) % len(DRIFT)]})
+            receipt = self.world.start(slot).put(line.encode() + b"\n", **about)
         except Dead:
             self.world.kill(slot)
             if row not in self.accepted[disk]:
@@ -150,6 +161,7 @@ class Jobs(RuleBasedStateMachine):
         hub = self.world.hub
         ours = sum(path.startswith("data/train-0") for path in hub.files)
         path = {"file": "notes.txt", "card": "README.md", "our path": f"data/train-{ours:05d}.jsonl"}[kind]
+        self.card_is_ours = self.card_is_ours and kind != "card"
         if path not in hub.files or kind != "our path":
             hub.foreign_commit(path, b"" if kind == "our path" else b"# By a person, %d times\n" % len(hub.history))
 
@@ -217,6 +229,22 @@ class Jobs(RuleBasedStateMachine):
         known = self.accepted[0] | self.accepted[1] | self.doubtful
         assert {row for row, times in ids.items() if times} <= known
         assert self.world.hub.overwritten == []
+
+    @invariant()
+    def the_dataset_can_be_loaded(self) -> None:
+        """All rows of a config go together, and the card says so. Where a person takes that out of the card, machines
+        that never met can't know of each other's.
+        """
+        hub = self.world.hub
+        if self.world.schema is None or not self.card_is_ours:
+            return
+        features = card.features(hub.files.get(card.PATH))
+        for path, content in hub.files.items():
+            if path.endswith(".jsonl"):
+                config = "default" if path.startswith("data/") else path.partition("/")[0]
+                kind = infer(json.loads(line) for line in content.splitlines())
+                if kind.fields:
+                    assert merge_rows(features[config], kind) is features[config], path
 
     def teardown(self) -> None:
         try:

@@ -166,11 +166,11 @@ def test_a_masker_that_writes_into_its_row_does_not_change_the_producers(uploade
         row["pair"][1]["a"] = "*"
         return row
 
-    row = {"name": "a", "messages": [{"content": "b"}], "pair": (1, {"a": "c"})}
+    row = {"name": "a", "messages": [{"content": "b"}], "pair": ({"b": 1}, {"a": "c"})}
     with uploader(transform=masks_in_place) as up:
         up.put([row])
-    assert row == {"name": "a", "messages": [{"content": "b"}], "pair": (1, {"a": "c"})}
-    masked = {"name": "*", "messages": [{"content": "*"}, {"content": "+"}], "pair": [1, {"a": "*"}]}
+    assert row == {"name": "a", "messages": [{"content": "b"}], "pair": ({"b": 1}, {"a": "c"})}
+    masked = {"name": "*", "messages": [{"content": "*"}, {"content": "+"}], "pair": [{"b": 1}, {"a": "*"}]}
     assert dataset.rows() == [masked]
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hubsync import crashpoints
-from hubsync.clock import ManualClock
-from hubsync.committer import Bell, Committer
+from hubsync.clock import Bell, ManualClock
+from hubsync.committer import Committer
 from hubsync.crashpoints import CrashPoint
 from hubsync.errors import (
     AmbiguousError,
@@ -29,10 +29,12 @@ from hubsync.errors import (
     StaleParentError,
     TransientError,
 )
+from hubsync.guard import Admission, Guard
 from hubsync.plan import Head, Mode, Plan, Shard, Staged, Standing, Watermark
-from hubsync.policy import CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
+from hubsync.policy import CommitPolicy, Layout, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
 from hubsync.queue import Batch, Order
 from hubsync.receipt import Receipt
+from hubsync.rows import Encoded
 from hubsync.spool import Spool, Target
 from hubsync.worker import Worker
 from tests.simulated import Body, SimulatedHub
@@ -132,21 +134,29 @@ def refusal(answer: str) -> HubError | None:
 class Process:
     """One process with one uploader, run by hand."""
 
-    def __init__(self, world: World, disk: Path, template: str, commit: CommitPolicy) -> None:
+    def __init__(
+        self, world: World, disk: Path, template: str, commit: CommitPolicy, schema: SchemaPolicy | None
+    ) -> None:
         self.paused = False
         self.line = Line(world.hub)
         self._clock = world.clock
         retry = RetryPolicy(initial_s=0.5, max_s=4, blocked_s=10)
         spool = Spool(disk, target=TARGET, clock=world.clock)
+        layout = Layout(template=template)
+        spool.guard_schema("default", "off" if schema is None else schema.on_conflict)
+        self.guard = None if schema is None else Guard(spool, layout, schema)
         self.worker = Worker(
-            spool, self.line, layout=Layout(template=template), queue=QueuePolicy(),
+            spool, self.line, layout=layout, queue=QueuePolicy(),
             shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
             rng=random.Random(1), private=None,
         )  # fmt: skip
         self.spool = spool
+        if self.guard is not None:
+            self.worker.on_misfit = self.guard.forget
         self.committer = Committer(
             spool, self.line, commit=commit, retry=retry, clock=world.clock, rng=random.Random(2),
             status=self.worker.status, on_settled=self.worker._settled, on_blocked=self.worker._blocked,
+            on_misfit=self.worker.on_misfit,
         )  # fmt: skip
         self.loop = asyncio.new_event_loop()
         linger = Bell(world.clock)
@@ -188,7 +198,8 @@ class Process:
     def put(self, row: bytes, *, offset: int | None = None, source: str = "default", key: str | None = None) -> Receipt:
         """As `Uploader.put` with ack="spooled"."""
         receipt = Receipt(1, len(row))
-        assert self.worker.queue.put(Batch(row, 1, receipt, source, offset, key))
+        place = Admission() if self.guard is None else self.guard.admit(Encoded(row, 1))
+        assert self.worker.queue.put(Batch(row, 1, receipt, source, offset, key, *place))
         self._spool()
         assert receipt.state != "queued"
         return receipt
@@ -199,7 +210,8 @@ class Process:
 
     def die(self) -> None:
         """SIGKILL: the locks go, the memory goes, what is on the disk stays."""
-        self.worker.writer.close()
+        for writer in self.worker._writers():
+            writer.close()
         self.spool._committer.release()
         self.spool.catalogue.close()
         # What runs now is only Python's tidying up; it has no disk and no Hub any more.
@@ -223,10 +235,13 @@ def _is_crash(error: BaseException) -> bool:
 class World:
     """Some processes, some disks, one Hub."""
 
-    def __init__(self, directory: Path, template: str = "", mode: Mode = "regular") -> None:
+    def __init__(
+        self, directory: Path, template: str = "", mode: Mode = "regular", schema: SchemaPolicy | None = None
+    ) -> None:
         self.hub = SimulatedHub(mode)
         self.clock = ManualClock()
         self.template = template
+        self.schema = schema
         self.commit = CommitPolicy(per_hour=100_000, max_files=3)
         self.disks = [directory / "disk 0", directory / "disk 1"]
         self.processes: list[Process | None] = [None] * 3
@@ -243,7 +258,7 @@ class World:
         found = self.processes[slot]
         if found is None:
             try:
-                found = Process(self, self.disk_of(slot), self.template, self.commit)
+                found = Process(self, self.disk_of(slot), self.template, self.commit, self.schema)
             except Crash:
                 raise Dead from None
             self.moves += 1

@@ -27,7 +27,16 @@ except ImportError as error:
 
 from hubsync.connect import is_offline
 from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, plain
-from hubsync.policy import CommitPolicy, Format, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
+from hubsync.policy import (
+    CommitPolicy,
+    Format,
+    OnConflict,
+    QueuePolicy,
+    RetryPolicy,
+    SchemaPolicy,
+    ShardPolicy,
+    SpoolPolicy,
+)
 from hubsync.rows import encode
 from hubsync.transform import check_transform, transformed
 from hubsync.uploader import Uploader
@@ -71,6 +80,8 @@ class HuggingFaceHubCheckpointer(Step):
         input_batch_size: rows of a shard.
         private: whether a repo that is made now is private; None for the account's default.
         split, format, path, endpoint, revision: as `hubsync.Uploader` has them.
+        on_conflict: what becomes of a batch that does not go with the others, as `hubsync.SchemaPolicy` has it, but by
+            default the dead letter: nothing is lost. None: nobody looks.
         run: the run's name, to count by. Rows at places that a run of this name has brought are passed over, whatever
             they are, also on another machine. It takes one replica, and a Hub that answers when a spool is new.
 
@@ -96,6 +107,7 @@ class HuggingFaceHubCheckpointer(Step):
     format: Format = "jsonl"
     endpoint: str | None = None
     revision: str = "main"
+    on_conflict: OnConflict | None = "dead letter"
     run: str | None = None
     is_transformed: bool = False  # written down for `transform`, so that a reloaded step can't go on without it
 
@@ -230,6 +242,7 @@ class HuggingFaceHubCheckpointer(Step):
             shard=ShardPolicy(max_rows=self.input_batch_size, linger_s=self.linger_s),
             commit=self.commit,
             retry=self.retry,
+            schema=SchemaPolicy(on_conflict=self.on_conflict) if self.on_conflict is not None else None,
             grace_s=None,  # distilabel's to handle
         )
 
@@ -401,7 +414,7 @@ class _Lane:
             if self._source is not None:
                 receipt = self.uploader.put(rows, offset=place, source=self._source)
             elif self.key is not None:
-                encoded = encode(rows)
+                encoded = self.uploader.encode(rows)
                 digest = sha256(encoded.lines).hexdigest()
                 receipt = self.uploader.put(encoded, key=f"{self.key}/{placed[0][0]}/{digest}")
             else:

@@ -13,8 +13,17 @@ from typing import Any
 from hubsync.errors import BlockedError, HubsyncError
 from hubsync.pipeline.graph import PipelineError, Row, Step
 from hubsync.pipeline.stream import Position
-from hubsync.policy import CommitPolicy, Format, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, check_repo_id
-from hubsync.rows import encode
+from hubsync.policy import (
+    CommitPolicy,
+    Format,
+    OnConflict,
+    QueuePolicy,
+    RetryPolicy,
+    SchemaPolicy,
+    ShardPolicy,
+    SpoolPolicy,
+    check_repo_id,
+)
 from hubsync.secret import Secret
 from hubsync.transform import Transform, check_transform
 from hubsync.uploader import Uploader
@@ -32,6 +41,8 @@ class HuggingFaceHubCheckpointer(Step):
         input_batch_size: rows of a shard.
         split, format, path, endpoint, revision, spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
         transform: as `hubsync.Uploader` has it, for what goes to the Hub; what goes downstream is as it was.
+        on_conflict: what becomes of a batch that does not go with the others, as `SchemaPolicy` has it, but by default
+            the dead letter: the run goes on. None: nobody looks.
         drain_s: seconds that the end of the run may wait for the Hub; None for as long as it takes. What is left then
             is in the spool, and the log says where.
     """
@@ -50,6 +61,7 @@ class HuggingFaceHubCheckpointer(Step):
     commit: CommitPolicy | None = None
     retry: RetryPolicy | None = None
     transform: Transform | None = None
+    on_conflict: OnConflict | None = "dead letter"
     drain_s: float | None = None
 
     def __init__(self, *, repo_id: str, **fields: Any) -> None:
@@ -90,6 +102,7 @@ class HuggingFaceHubCheckpointer(Step):
                 commit=self.commit,
                 retry=self.retry,
                 transform=self.transform,
+                schema=SchemaPolicy(on_conflict=self.on_conflict) if self.on_conflict is not None else None,
                 grace_s=None,  # the pipeline's to handle
             )
             self._uploaders.append(uploader.open())
@@ -108,7 +121,7 @@ class HuggingFaceHubCheckpointer(Step):
         if source is not None:
             uploader.put(rows, offset=position.offset(), source=source)
         else:
-            encoded = encode(rows, transform=self.transform)
+            encoded = uploader.encode(rows)
             content = hashlib.sha256(encoded.lines).hexdigest()
             uploader.put(encoded, key=f"{place}/{position.offset()}/{content}")
 

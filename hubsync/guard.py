@@ -1,0 +1,132 @@
+"""The schema guard at `put`: follows what the columns of each config hold, and says where a batch may go.
+
+Costs the hot path nothing while rows are as those before: `Shapes` sees what is new, and only that is looked at here.
+What two processes bring at the same moment is found out by the committer (`fitting`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import NamedTuple
+
+from hubsync import schema
+from hubsync.errors import SchemaConflict
+from hubsync.policy import Layout, SchemaPolicy
+from hubsync.rows import Encoded, look
+from hubsync.schema import EMPTY, Conflict, StructOf, describe
+from hubsync.shapes import Shapes
+from hubsync.spool import Spool
+
+_log = logging.getLogger("hubsync")
+
+
+class Admission(NamedTuple):
+    """Where a batch goes: what the columns hold with it (None: nobody looks), its layout, or why it is set aside."""
+
+    schema: StructOf | None = None
+    layout: Layout | None = None
+    set_aside: str | None = None
+
+
+class Guard:
+    """One uploader's. Safe for several threads."""
+
+    def __init__(self, spool: Spool, layout: Layout, policy: SchemaPolicy) -> None:
+        self.shapes = Shapes()
+        self._spool = spool
+        self._layout = layout
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._kinds: dict[str, StructOf] = {}  # by config; what was accepted here
+        self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and read
+        self._same = Admission(EMPTY)
+        self._gave_up = False
+
+    def admit(self, encoded: Encoded) -> Admission:
+        """Where a batch may go.
+
+        Raises:
+            SchemaConflict: it may go nowhere, and is refused.
+        """
+        if encoded.looked_by is not self.shapes:
+            encoded = look(encoded, self.shapes)
+        if not encoded.fresh:
+            return self._same
+        with self._lock:
+            try:
+                if isinstance(encoded.kind, Conflict):
+                    raise encoded.kind
+                self._same = Admission(self._with(self._layout.config, encoded.kind or EMPTY))
+            except Conflict as conflict:
+                return self._conflict(encoded, conflict)
+            self.shapes.learn(encoded.fresh)  # only now: who meets it as nothing new goes by `_same`
+            return self._same
+
+    def forget(self) -> None:
+        """The dataset holds something else than was known here: from now on all is looked at anew."""
+        with self._lock:
+            self.shapes, self._kinds, self._same = Shapes(), {}, Admission(EMPTY)
+
+    def _with(self, config: str, kind: StructOf) -> StructOf | None:
+        """What the columns of a config hold with these; kept. None where there are too many to follow."""
+        if self._gave_up:
+            return None
+        known = self._kinds.get(config, EMPTY)
+        if (stored := self._read(config)) is not None:
+            try:
+                known = schema.merge_rows(known, stored)
+            except Conflict:  # another process was faster: what it brought is the dataset's, ours is judged at commit
+                known = stored
+        self._kinds[config] = known
+        known = schema.merge_rows(known, kind)
+        if not schema.is_within_bounds(known):
+            self._gave_up = True
+            _log.warning(
+                "the rows of config %r have over %s fields, or structs %d deep, and are no longer followed: "
+                "the card's features stay as they are. Keys that are data belong into a list of key and value.",
+                config, f"{schema.MOST_FIELDS:,}", schema.MOST_DEEP,
+            )  # fmt: skip
+            return None
+        self._kinds[config] = known
+        return known
+
+    def _read(self, config: str) -> StructOf | None:
+        """What was accepted by all of the spool's processes, and what the card shows."""
+        text = self._spool.schema(config)
+        if text is None:
+            return None
+        was = self._stored.get(config)
+        if was is None or was[0] != text:
+            was = self._stored[config] = (text, schema.loads(text))
+        return was[1]
+
+    def _conflict(self, encoded: Encoded, conflict: Conflict) -> Admission:
+        error = self._error(encoded, conflict)
+        if self._policy.on_conflict == "dead letter":
+            return Admission(set_aside=f"field {error.path!r}: {conflict.reason} (line {error.row + 1})")
+        if self._policy.on_conflict == "new config" and isinstance(encoded.kind, StructOf):
+            for layout in self._layout.siblings():
+                try:
+                    return Admission(self._with(layout.config, encoded.kind), layout)
+                except Conflict:
+                    continue
+        raise error from None
+
+    def _error(self, encoded: Encoded, conflict: Conflict) -> SchemaConflict:
+        """Names the row, which is looked for only now."""
+        known = self._kinds.get(self._layout.config, EMPTY)
+        if (row := conflict.row) is None:
+            row = first_that_conflicts(known, encoded.lines)
+        return SchemaConflict(row or 0, conflict.path, describe(conflict.known), describe(conflict.given))
+
+
+def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:
+    """The index of the first line at odds with `known`."""
+    for index, line in enumerate(lines.splitlines()):
+        try:
+            schema.merge_rows(known, schema.infer([json.loads(line)]))
+        except Conflict:
+            return index
+    return None
