@@ -417,10 +417,10 @@ class Committer:
             self._governor.spent()
             reach(CrashPoint.QUOTA_COUNTED)
             self._head = sha
+            self._status.report("commit", State())
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
             await self._on_disk(self._plans.mark_carded, entries)
             await self._on_disk(self._fitting.mark_shown, features)
-            self._status.report("commit", State())
 
     async def _card(self, shards: Sequence[Shard]) -> _Showing | None:
         """The card as the next commit should leave it: it shows all of `shards`, and what their columns hold.
