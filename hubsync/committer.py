@@ -403,9 +403,9 @@ class Committer:
             reach(CrashPoint.QUOTA_COUNTED)
             self._head = sha
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
+            self._status.report("commit", State())
             await self._on_disk(self._plans.mark_carded, entries)
             await self._on_disk(self._fitting.mark_shown, features)
-            self._status.report("commit", State())
 
     async def _card(self, shards: Sequence[Shard]) -> _Showing | None:
         """The card as the next commit should leave it: it shows all of `shards`, and what their columns hold.
