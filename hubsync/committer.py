@@ -441,10 +441,10 @@ class Committer:
 
     async def _set_aside(self, misfit: Misfit) -> None:
         """A shard that would keep the dataset from being loaded: others brought something else meanwhile."""
-        shard, why, layout = misfit
+        shard, why, layout, kind = misfit
         self._on_misfit()
         if layout is not None:
-            await self._on_disk(self._fitting.move, shard, layout)
+            await self._on_disk(self._fitting.move, shard, layout, kind)
             _log.warning("%s does not go with what others brought (%s): it goes to %s.", shard.path, why, layout.config)
             self.wake()
         else:
