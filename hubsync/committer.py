@@ -419,6 +419,7 @@ class Committer:
             self._head = sha
             self._status.report("commit", State())
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
+            self._status.report("commit", State())
             await self._on_disk(self._plans.mark_carded, entries)
             await self._on_disk(self._fitting.mark_shown, features)
 
@@ -456,10 +457,10 @@ class Committer:
 
     async def _set_aside(self, misfit: Misfit) -> None:
         """A shard that would keep the dataset from being loaded: others brought something else meanwhile."""
-        shard, why, layout = misfit
+        shard, why, layout, kind = misfit
         self._on_misfit()
         if layout is not None:
-            await self._on_disk(self._fitting.move, shard, layout)
+            await self._on_disk(self._fitting.move, shard, layout, kind)
             _log.warning("%s does not go with what others brought (%s): it goes to %s.", shard.path, why, layout.config)
             self.wake()
         else:

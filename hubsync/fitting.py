@@ -24,6 +24,10 @@ from hubsync.spool import Spool
 _LINES = 500  # looked at in one go
 
 
+class Unreadable(ValueError):
+    """A file whose rows can't be told."""
+
+
 class Kinded(NamedTuple):
     """A shard of a config that is guarded, and what its columns hold; None where nobody can tell."""
 
@@ -33,11 +37,12 @@ class Kinded(NamedTuple):
 
 
 class Misfit(NamedTuple):
-    """A shard that can't stand in its config: why, and where else it could."""
+    """A shard that can't stand in its config: why, and where else it could, with what its columns hold."""
 
     shard: Shard
     why: str
-    layout: Layout | None
+    layout: Layout | None = None
+    kind: StructOf = EMPTY
 
 
 class Fitting:
@@ -61,7 +66,7 @@ class Fitting:
     def _told_by_file(self, shard: Shard) -> StructOf | None:
         try:
             kind = scan(shard.file)
-        except (Conflict, Opaque, msgspec.DecodeError, RecursionError):
+        except (Conflict, Unreadable):
             return None  # a writer without a guard: as it was asked for
         if not is_within_bounds(kind):
             return None
@@ -103,13 +108,14 @@ class Fitting:
                 continue
             try:
                 features[item.config] = merge_rows(known, item.kind)
-            except Conflict:  # its writer's note may say more than it holds
+            except Conflict as told:
                 exact: StructOf | None = None
                 try:
-                    exact = scan(item.shard.file)
+                    exact = scan(item.shard.file)  # its writer's note may say more than it holds
                     features[item.config] = merge_rows(known, exact)
-                except Conflict as conflict:
+                except (Conflict, Unreadable) as found:
                     self._learn(shown)
+                    conflict = found if isinstance(found, Conflict) else told
                     return {}, self._misfit(item, exact, conflict, shown)
         return features, None
 
@@ -126,12 +132,11 @@ class Fitting:
                 except Conflict:
                     continue
                 if layout.config != item.config:
-                    return Misfit(item.shard, why, layout)
-        return Misfit(item.shard, why, None)
+                    return Misfit(item.shard, why, layout, kind)
+        return Misfit(item.shard, why)
 
-    def move(self, shard: Shard, layout: Layout) -> None:
+    def move(self, shard: Shard, layout: Layout, kind: StructOf) -> None:
         """Gives a shard its place in another config; it is staged anew."""
-        kind = scan(shard.file)
         with self._spool.leased():
             row = self._catalogue.row("SELECT writer FROM segments WHERE id = ?", shard.segment)
             assert row is not None
@@ -165,8 +170,15 @@ def scan(file: Path) -> StructOf:
 
     Raises:
         Conflict: it is at odds with itself.
-        Opaque, msgspec.DecodeError: it holds what is no row.
+        Unreadable: it holds what is no row.
     """
+    try:
+        return _scan(file)
+    except (Opaque, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(str(file)) from error
+
+
+def _scan(file: Path) -> StructOf:
     decoder, shapes, kind = msgspec.json.Decoder(), Shapes(), EMPTY
     with file.open("rb") as stream:
         while lines := list(islice(stream, _LINES)):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hubsync import ConfigError, SchemaConflict, SchemaPolicy
 from hubsync.card import Entry, features, merge
 from hubsync.catalogue import _MIGRATIONS, _SCHEMA
+from hubsync.fitting import Unreadable, scan
 from hubsync.guard import Guard
 from hubsync.policy import Layout
 from hubsync.rows import encode
@@ -252,3 +253,14 @@ def test_a_spool_of_the_first_version_opens_and_its_rows_are_told_by_their_file(
     assert len(dataset.rows()) == 3
     card = yaml.safe_load(dataset.read("README.md").decode().split("---")[1])
     assert card["dataset_info"][0]["features"] == [{"name": "a", "dtype": "float64"}, {"name": "b", "list": "string"}]
+
+
+def test_a_file_that_holds_no_rows_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    for content in (b"\x1f\x8b\x08\x00\n", b"[1]\n", b'{"a": \n', b"PAR1"):
+        file.write_bytes(content)
+        with pytest.raises(Unreadable):
+            scan(file)
+    file.write_bytes(b'{"a":1}\n{"a":"x"}\n')
+    with pytest.raises(Conflict):
+        scan(file)
