@@ -417,7 +417,6 @@ class Committer:
             self._governor.spent()
             reach(CrashPoint.QUOTA_COUNTED)
             self._head = sha
-            self._status.report("commit", State())
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
             self._status.report("commit", State())
             await self._on_disk(self._plans.mark_carded, entries)

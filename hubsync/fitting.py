@@ -15,6 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import ConfigError
+from hubsync.formats import Damaged, lines_of
 from hubsync.plan import Shard
 from hubsync.policy import Layout
 from hubsync.schema import EMPTY, Conflict, StructOf, dumps, infer, is_within_bounds, loads, merge_rows
@@ -166,7 +168,7 @@ class Fitting:
 
 
 def scan(file: Path) -> StructOf:
-    """What the rows of a segment's file hold, read line by line.
+    """What the rows of a segment's file hold, packed or not, read line by line.
 
     Raises:
         Conflict: it is at odds with itself.
@@ -174,13 +176,13 @@ def scan(file: Path) -> StructOf:
     """
     try:
         return _scan(file)
-    except (Opaque, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (Opaque, Damaged, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(str(file)) from error
 
 
 def _scan(file: Path) -> StructOf:
     decoder, shapes, kind = msgspec.json.Decoder(), Shapes(), EMPTY
-    with file.open("rb") as stream:
+    with lines_of(file.open("rb"), file.name) as stream:
         while lines := list(islice(stream, _LINES)):
             rows = decoder.decode_lines(b"".join(lines))
             if fresh := shapes.look(rows):

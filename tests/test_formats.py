@@ -26,6 +26,7 @@ from hubsync.cursor import fingerprint
 from hubsync.dead_letter import DeadLetter
 from hubsync.drain import drain
 from hubsync.errors import DefectError, ShardsRefused
+from hubsync.fitting import Unreadable, scan
 from hubsync.localhub import Fault, LocalHub
 from hubsync.policy import FORMATS, Format
 from hubsync.reader import follow, rows, shards
@@ -184,6 +185,12 @@ def test_parquet_is_written_in_groups_with_an_index_of_its_pages(
 
 
 @pytest.mark.parametrize("format", PACKED)
+def test_the_committer_tells_the_columns_of_a_packed_shard(format: Format, tmp_path: Path) -> None:
+    given = [{"id": 1, "text": "x", "tags": ["a"]}, {"id": 2, "text": None, "tags": []}]
+    assert scan(packed(tmp_path, given, format)) == scan(packed(tmp_path, given, "jsonl"))
+
+
+@pytest.mark.parametrize("format", PACKED)
 def test_a_damaged_shard_is_said_to_be(format: Format, tmp_path: Path) -> None:
     shard = packed(tmp_path, [{"id": n} for n in range(1_000)], format)
     content = shard.read_bytes()
@@ -191,6 +198,8 @@ def test_a_damaged_shard_is_said_to_be(format: Format, tmp_path: Path) -> None:
         shard.write_bytes(damaged)
         with pytest.raises(formats.Damaged):
             list(formats.unpack(shard))
+        with pytest.raises(Unreadable):
+            scan(shard)
 
 
 # What is asked for.
