@@ -15,6 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import ConfigError
+from hubsync.formats import Damaged, unpack
 from hubsync.plan import Shard
 from hubsync.policy import Layout
 from hubsync.schema import EMPTY, Conflict, StructOf, dumps, infer, is_within_bounds, loads, merge_rows
@@ -174,16 +176,16 @@ def scan(file: Path) -> StructOf:
     """
     try:
         return _scan(file)
-    except (Opaque, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (Opaque, Damaged, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(str(file)) from error
 
 
 def _scan(file: Path) -> StructOf:
     decoder, shapes, kind = msgspec.json.Decoder(), Shapes(), EMPTY
-    with file.open("rb") as stream:
-        while lines := list(islice(stream, _LINES)):
-            rows = decoder.decode_lines(b"".join(lines))
-            if fresh := shapes.look(rows):
-                kind = merge_rows(kind, infer(rows))
-                shapes.learn(fresh)
+    unpacked = unpack(file)
+    while lines := list(islice(unpacked, _LINES)):
+        rows = decoder.decode_lines(b"".join(lines))
+        if fresh := shapes.look(rows):
+            kind = merge_rows(kind, infer(rows))
+            shapes.learn(fresh)
     return kind
