@@ -164,12 +164,10 @@ class Committer:
                 if not error.commit_quota:
                     raise
                 _log.warning("%s Offsets are taken as they stand; a commit still on its way could repeat rows.", error)
-        existing = await self._destination.read(card.PATH, head.sha or "")
+        shown: Mapping[str, StructOf] = {}
         with suppress(card.CardError):
-            shown = await _in_thread(card.features, existing)
-            await self._on_disk(self._spool.seed, marks, shown)
-            return
-        await self._on_disk(self._spool.seed, marks)
+            shown = await _in_thread(card.features, await self._destination.read(card.PATH, head.sha or ""))
+        await self._on_disk(self._spool.seed, marks, shown)
 
     async def run(self) -> None:
         """Waits for the spool's lock, then serves until cancelled; and waits again where another has taken over."""

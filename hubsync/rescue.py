@@ -31,7 +31,8 @@ from hubsync.plan import Watermark, hashes
 from hubsync.policy import Layout, RetryPolicy, format_of
 from hubsync.spool import Target, WriterNote
 
-_TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards")  # keys may be millions
+# Keys may be millions.
+_TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards", "schemas")
 
 
 @dataclass
@@ -108,6 +109,7 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
             with catalogue.transaction():
                 _take_over(catalogue, old, target, marks, found)
                 removed = _segments(catalogue, directory, old, notes, oids, found)
+                _guard(catalogue, old)
                 _graves(catalogue, directory, old)
         finally:
             catalogue.close()
@@ -207,6 +209,11 @@ def _take_over(catalogue: Catalogue, old: _Old, target: Target, marks: list[Wate
         catalogue.run("INSERT OR IGNORE INTO keys VALUES (?, ?)", row["digest"], row["segment"])
     for row in old.tables["cards"]:
         catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", row["config"], row["split"], row["glob"])
+    for row in old.tables["schemas"]:  # so that a drain guards what an uploader did
+        catalogue.run(
+            "INSERT OR IGNORE INTO schemas VALUES (?, ?, ?, ?)",
+            row["config"], row["known"], row["published"], row["policy"],
+        )  # fmt: skip
     if not old.complete & {"offsets", "segment_offsets"}:
         told = ", ".join(f"{source}: {offset:,}" for source, offset in known_offsets.items()) or "none"
         found.unknown.append(
@@ -258,6 +265,13 @@ def _segments(
             if offset["segment"] == row["id"]:
                 catalogue.run("INSERT OR IGNORE INTO segment_offsets VALUES (?, ?, ?)", *offset.values())
     return done
+
+
+def _guard(catalogue: Catalogue, old: _Old) -> None:
+    """Where nothing tells what was chosen for conflicts: what is chosen by default, so that the dataset loads."""
+    if "schemas" not in old.complete:
+        for row in catalogue.rows("SELECT DISTINCT config FROM segments"):
+            catalogue.run("INSERT OR IGNORE INTO schemas (config, policy) VALUES (?, 'refuse')", row["config"])
 
 
 def _stem(name: str) -> str:

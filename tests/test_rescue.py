@@ -159,3 +159,22 @@ def test_a_sound_catalogue_is_left_alone_and_so_is_a_job_that_runs(
             rescue(spool)
     assert rescue(spool) is None
     assert sqlite3.connect(spool / "catalogue.sqlite").execute("SELECT count(*) FROM segments").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("damage", [header, removed])
+def test_the_card_tells_of_columns_that_a_rescue_brings(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, damage: Callable[[Path], None]
+) -> None:
+    up = uploader().open()
+    up.put([{"id": 1, "new": None}])
+    up.flush()
+    hub.faults.add(Fault.outage())
+    up.put([{"id": 2, "new": ["x"]}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.2)
+    hub.faults.clear()
+    damage(spool)
+    rescue(spool)
+    drain(spool)
+    assert dataset.ids() == [1, 2]
+    assert "list: string" in dataset.read("README.md").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import sqlite3
@@ -261,6 +262,9 @@ def test_a_file_that_holds_no_rows_is_told_as_such(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(Unreadable):
             scan(file)
+    packed = tmp_path / "x.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"a":1}\n{"b":[0.5]}\n'))
+    assert scan(packed) == StructOf({"a": "int", "b": ListOf("float")})
     file.write_bytes(b'{"a":1}\n{"a":"x"}\n')
     with pytest.raises(Conflict):
         scan(file)
