@@ -228,8 +228,10 @@ class Spool:
         """
         self._seal_open(writer)
         with self.catalogue.transaction():  # in which who puts a dead shard again links its file before it is known
-            for file in (self.directory / "segments").glob(f"{writer}-*.jsonl"):
-                if self._state_of(file) in (None, "committed", "dead"):
+            for file in (self.directory / "segments").glob(f"{writer}-*"):
+                state = self._state_of(file)
+                # What is packed and not counted may be the committer's, at work on it just now.
+                if state in ("committed", "dead") or (state is None and file.suffix == ".jsonl"):
                     file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:

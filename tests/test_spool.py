@@ -155,6 +155,24 @@ def test_a_file_that_the_catalogue_never_heard_of_is_removed(open_spool: Callabl
     assert not orphan.exists()
 
 
+def test_a_packed_file_that_is_committed_is_removed_by_its_writers_successor(
+    open_spool: Callable[..., Spool],
+) -> None:
+    """Also by a job that has nothing to do, and is gone before it is a committer."""
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    (lines,) = (spool.directory / "segments").iterdir()
+    packed = lines.with_name(f"{lines.stem}.1.parquet")
+    packed.write_bytes(b"PAR1")
+    spool.catalogue.run("UPDATE segments SET state = 'committed', file = ?", packed.name)
+    at_work = lines.with_name(f"{writer.name}-00000077.2.parquet")  # another process packs it just now
+    at_work.write_bytes(b"PAR1")
+    die(writer)
+    writer_of(spool)
+    assert list((spool.directory / "segments").iterdir()) == [at_work]
+
+
 def test_bytes_that_a_power_cut_took_are_said_and_whole_lines_kept(open_spool: Callable[..., Spool]) -> None:
     spool = open_spool()
     writer = writer_of(spool)
