@@ -13,7 +13,7 @@ help: ## these targets
 demo: $(VENV)/.demo ## install and run the demo (make demo ARGS=--crash)
 	$(BIN)/hubsync demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## install what the tests need and run all of them
+test: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## install what the tests need and run all of them
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
@@ -50,6 +50,10 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 $(VENV)/.bench: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group bench
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.chromium: | $(BIN)/python
+	-$(BIN)/python .ci/chromium.py
+	@touch $@
 
 # What distilabel needs does not go with what the tests need, so it has an environment of its own.
 $(VENV)-distilabel/.ready: pyproject.toml | $(BIN)/python

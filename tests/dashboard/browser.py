@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,24 +15,11 @@ from typing import Any
 from hubsync.localhub import LocalHub
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_INSTALL_S = 600
 
 
 def chromium() -> str | None:
-    """Its path. Where there is none, and root on Debian may, it is installed, by one process of a test run."""
-    if found := next(filter(None, map(shutil.which, _NAMES)), None):
-        return found
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return None
-    with open(Path(tempfile.gettempdir()) / "hubsync-chromium.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            if shutil.which("chromium"):
-                break
-            quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run(command, env=quiet, capture_output=True, check=False, timeout=_INSTALL_S)
-    return shutil.which("chromium")
+    """Its path, where there is one."""
+    return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 @contextlib.contextmanager

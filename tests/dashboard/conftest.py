@@ -1,4 +1,4 @@
-"""A browser for the whole session, where there is one."""
+"""A browser, where there is one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from tests.dashboard.browser import browser, chromium
 
 
-@pytest.fixture(scope="session")
+# For the session it can't be: playwright keeps an event loop running in the thread, and other tests run their own.
+@pytest.fixture(scope="module")
 def chrome() -> Iterator[Any]:
     path = chromium()
     if path is None:
-        pytest.skip("there is no chromium, and it can't be installed here (apt-get install chromium, as root)")
+        pytest.skip("there is no chromium here, and .ci/chromium.py could not install it")
     with browser(path) as found:
         yield found
