@@ -1,4 +1,4 @@
-"""Installs Debian's chromium for the tests of the live page, where it is missing and root may. Else they are skipped."""
+"""Installs Debian's chromium for the tests of the live page, where it is missing and root may; else they skip."""
 
 from __future__ import annotations
 

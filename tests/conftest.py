@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from hubsync.localhub import LocalHub
 # No test asserts a duration, so none fails on a slow machine.
 settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hubsync")
+
+# A run in the background (nohup, `&` in a script) ignores Ctrl-C, and its children would as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test waits for nothing that it does not test: no linger, no pace, short retries.
 FAST: dict[str, Any] = {
