@@ -170,6 +170,9 @@ def bars(
     _plain(axes, "x")
 
 
+_FEW = 50  # points of a line, each of which is shown
+
+
 def lines(
     axes: Axes,
     series: Mapping[str, Iterable[tuple[float, float]]],
@@ -181,7 +184,7 @@ def lines(
     """One line for each name; `log` is any of "x", "y" and "xy"."""
     for name, points in series.items():
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, marker="o", markersize=4, label=name)
+        axes.plot(xs, ys, marker="o" if len(xs) <= _FEW else None, markersize=4, linewidth=1.2, label=name)
     if "x" in log:
         axes.set_xscale("symlog" if any(not p > 0 for line in axes.lines for p in line.get_xdata()) else "log")
     if "y" in log:
@@ -190,7 +193,8 @@ def lines(
         axes.set_ylim(bottom=0)
     axes.set_xlabel(x + (", log scale" if "x" in log else ""))
     axes.set_ylabel(y + (", log scale" if "y" in log else ""))
-    axes.legend(frameon=False, fontsize=8)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
     _plain(axes, "both")
 
 
