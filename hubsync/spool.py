@@ -189,8 +189,8 @@ class Spool:
             if self._recovered.get(name) == row["epoch"]:
                 continue  # nobody has taken the name over since
             lock = self.writer_lock(name)
-            if held_here(lock.path):
-                continue  # alive, also where somebody is just deleting the spool, and the lock's file first
+            if not lock.path.exists() and held_here(lock.path):
+                continue  # alive: somebody is just deleting the spool, and the lock's file first
             if lock.acquire():
                 try:
                     self.recover(name)

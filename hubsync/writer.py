@@ -69,12 +69,16 @@ class SpoolWriter:
         for row in spool.catalogue.rows("SELECT name FROM writers ORDER BY name"):
             lock = spool.writer_lock(row["name"])
             if lock.acquire():
-                reach(CrashPoint.NAME_TAKEN)
-                spool.recover(row["name"])
-                with spool.catalogue.transaction():
-                    spool.catalogue.run("UPDATE writers SET epoch = epoch + 1 WHERE name = ?", row["name"])
-                spool.note_writer(row["name"], layout)
-                return cls(spool, row["name"], lock, layout, policy)
+                try:
+                    reach(CrashPoint.NAME_TAKEN)
+                    spool.recover(row["name"])
+                    with spool.catalogue.transaction():
+                        spool.catalogue.run("UPDATE writers SET epoch = epoch + 1 WHERE name = ?", row["name"])
+                    spool.note_writer(row["name"], layout)
+                    return cls(spool, row["name"], lock, layout, policy)
+                except BaseException:
+                    lock.release()  # or nobody could ever take the name, as long as this process lives
+                    raise
         name = secrets.token_hex(4)
         lock = spool.writer_lock(name)
         if not lock.acquire():  # pragma: no cover  (32 random bits that are alive)

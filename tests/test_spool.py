@@ -173,6 +173,22 @@ def test_a_packed_file_that_is_committed_is_removed_by_its_writers_successor(
     assert list((spool.directory / "segments").iterdir()) == [at_work]
 
 
+def test_a_writer_that_can_not_begin_lets_the_name_go(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    die(writer)
+
+    def full(name: str) -> None:
+        raise SpoolError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(SpoolError):
+        patch.setattr(spool, "recover", full)
+        writer_of(spool)
+    assert writer_of(spool).name == writer.name
+
+
 def test_bytes_that_a_power_cut_took_are_said_and_whole_lines_kept(open_spool: Callable[..., Spool]) -> None:
     spool = open_spool()
     writer = writer_of(spool)
