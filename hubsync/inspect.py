@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from hubsync.clock import SystemClock
 from hubsync.connect import open_spool
 from hubsync.spool import Spool, default_home
-from hubsync.status import State
+from hubsync.status import read_stored
 
 
 def spools() -> Iterator[Path]:
@@ -36,8 +34,7 @@ def spool_facts(directory: Path) -> dict[str, Any]:
 
 def _facts_of(spool: Spool) -> dict[str, Any]:
     depth = spool.depth()
-    stored = spool.catalogue.get("status")
-    state = msgspec.json.decode(stored, type=State) if stored else State()
+    state = read_stored(spool.catalogue.get("status"))
     age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
     return {
         "spool": str(spool.directory),

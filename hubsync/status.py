@@ -66,6 +66,16 @@ class Stored(State, frozen=True):
     changes: tuple[Change, ...] = ()
 
 
+def read_stored(text: str | None) -> Stored:
+    """What was saved; all is well where nothing was, or where another version's words can't be read: they are news,
+    which no job must stumble over.
+    """
+    if text:
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(text, type=Stored)
+    return Stored()
+
+
 class Counts(msgspec.Struct):
     """What happened since this process opened its uploader."""
 
@@ -95,9 +105,7 @@ class Status:
         """`stored` is what was last saved for this spool: its changes are kept."""
         self.counts = Counts()
         self._now = now
-        self._changes: deque[Change] = deque(maxlen=_CHANGES)
-        with suppress(msgspec.DecodeError):  # another version's: history, which no job must stumble over
-            self._changes.extend(msgspec.json.decode(stored, type=Stored).changes if stored else ())
+        self._changes = deque(read_stored(stored).changes, maxlen=_CHANGES)
         self._save = save
         self._waiting = waiting
         self._trouble = _Trouble()

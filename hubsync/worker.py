@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-import msgspec
 from anyio.abc import TaskStatus
 
 from hubsync.clock import Bell, Clock, loop_waker
@@ -45,7 +44,7 @@ from hubsync.progress import Figures, Progress
 from hubsync.queue import Batch, BoundedQueue, Order
 from hubsync.receipt import Fate, Receipt, all_of
 from hubsync.spool import Spool, SpoolDepth
-from hubsync.status import Counts, State, Status, count_text
+from hubsync.status import Counts, State, Status, count_text, read_stored
 from hubsync.telemetry import Source, traced, watch
 from hubsync.writer import Accepted, SpoolWriter
 
@@ -503,7 +502,7 @@ class Worker:
         with contextlib.suppress(SpoolError), self.spool.catalogue.impatient():
             self._seen = self.spool.depth(), copy.copy(self.status.counts)
             stored = None if self.spool.is_committer else self.spool.catalogue.get("status")
-            self._committers = msgspec.json.decode(stored, type=State) if stored else None
+            self._committers = read_stored(stored) if stored else None
 
     def depth(self) -> SpoolDepth:
         """How the spool stood half a second ago at most, and what this uploader has spooled since."""
@@ -551,8 +550,7 @@ class Worker:
             known = self.spool.fate(segment)
             if known is not None:
                 self._settle_as(segment, known)
-        stored = self.spool.catalogue.get("status")
-        state = msgspec.json.decode(stored, type=State) if stored else State()
+        state = read_stored(self.spool.catalogue.get("status"))
         if state.kind == "blocked":
             self._blocked(
                 BlockedError(f"process {self.spool.committer_pid}, which commits here, can't: {state.reason}")

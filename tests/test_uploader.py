@@ -164,6 +164,17 @@ def test_the_other_takes_over_when_the_committer_closes(uploader: Make, dataset:
     assert dataset.ids() == [0, 1]
 
 
+def test_words_of_another_version_stop_no_one_who_follows(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as one, uploader() as two:
+        follower = next(up._worker for up in (one, two) if not up._worker.spool.is_committer)
+        follower.spool.catalogue.set("status", '{"kind": "hibernating", "reason": "of a version to come"}')
+        follower.see()
+        follower._look_up()
+        assert follower.figures().state.kind == "ok"
+        two.put(numbered(0, 1))
+    assert dataset.ids() == [0]
+
+
 def test_who_looks_at_the_spool_takes_nothing_from_two_uploaders_of_one_process(
     uploader: Make, dataset: Dataset
 ) -> None:
