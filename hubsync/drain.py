@@ -144,10 +144,9 @@ def shown(directory: Path, say: Callable[[str], object]) -> Iterator[Callable[[S
     def look(depth: SpoolDepth, status: Status) -> None:
         before[1:] = [depth.committed_rows]
         done = before[-1] - before[0]
-        age = None if depth.oldest_at is None else max(0.0, clock.time() - depth.oldest_at)
         figures[0] = figures[0]._replace(
             state=status.state, accepted=done + depth.rows, committed=done, waiting=depth.rows,
-            waiting_bytes=depth.bytes, oldest_age_s=age, dead=depth.dead,
+            waiting_bytes=depth.bytes, oldest_age_s=depth.oldest_age_s(clock.time()), dead=depth.dead,
         )  # fmt: skip
         progress.tick()
 

@@ -35,7 +35,7 @@ def spool_facts(directory: Path) -> dict[str, Any]:
 def _facts_of(spool: Spool) -> dict[str, Any]:
     depth = spool.depth()
     state = read_stored(spool.catalogue.get("status"))
-    age = None if depth.oldest_at is None else round(time.time() - depth.oldest_at, 1)
+    age = depth.oldest_age_s(time.time())
     return {
         "spool": str(spool.directory),
         "repo": spool.target.repo,
@@ -44,7 +44,7 @@ def _facts_of(spool: Spool) -> dict[str, Any]:
         "rows_waiting": depth.rows,
         "bytes_waiting": depth.bytes,
         "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
-        "oldest_age_s": age,
+        "oldest_age_s": None if age is None else round(age, 1),
         "committed": {
             "rows": depth.committed_rows,
             "bytes": depth.committed_bytes,

@@ -54,6 +54,10 @@ class SpoolDepth(NamedTuple):
     committed_bytes: int
     committed_shards: int
 
+    def oldest_age_s(self, now: float) -> float | None:
+        """Seconds that the oldest of these rows has waited; None where none waits."""
+        return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
+
 
 class DeadShard(NamedTuple):
     """A shard in the dead letter. `at` is when it was set aside, in seconds since the epoch; None where that was not

@@ -77,8 +77,7 @@ def _one(read: Callable[[Source], float]) -> Callable[[Source], Points]:
 
 
 def _oldest_age(source: Source) -> float:
-    oldest = source.spool().oldest_at
-    return 0.0 if oldest is None else max(0.0, source.now() - oldest)
+    return source.spool().oldest_age_s(source.now()) or 0.0
 
 
 def _shards(source: Source) -> Points:

@@ -200,7 +200,7 @@ class BaseUploader:
         """A snapshot of how it stands."""
         worker = self._ready()
         depth = self._depth(worker)
-        age = None if depth.oldest_at is None else max(0.0, self._clock.time() - depth.oldest_at)
+        age = depth.oldest_age_s(self._clock.time())
         counts = worker.status.counts
         return Stats(worker.status.state, worker.queue.depth(), depth, Counts(**_fields(counts)), age)
 

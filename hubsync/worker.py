@@ -521,7 +521,7 @@ class Worker:
         if state.kind == "ok" and self._committers is not None:
             state = self._committers
         done = depth.committed_rows - self._committed_before
-        age = None if depth.oldest_at is None else max(0.0, self._clock.time() - depth.oldest_at)
+        age = depth.oldest_age_s(self._clock.time())
         return Figures(
             self.spool.target.repo, str(self.spool.directory), state,
             done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,
