@@ -23,6 +23,7 @@ import msgspec
 from hubsync.clock import SystemClock
 from hubsync.connect import open_spool
 from hubsync.crashpoints import CrashPoint, reach
+from hubsync.disk import fsync_directory
 from hubsync.errors import ConfigError, RowError, SpoolError, UnreadableRow
 from hubsync.formats import Damaged, lines_of
 from hubsync.plan import hashes
@@ -199,7 +200,7 @@ class DeadLetter:
                 os.link(rows.file, file)
             except OSError as error:
                 raise SpoolError(f"{file} can't be made: {error}. Nothing was changed.") from error
-            _fsync(file.parent)
+            fsync_directory(file.parent)
             reach(CrashPoint.RAISED)
             now = self._spool.clock.time()
             self._catalogue.run(
@@ -333,11 +334,3 @@ def _write(path: Path, pieces: Iterator[bytes], *, force: bool) -> None:
 
 def _exists(path: Path) -> ConfigError:
     return ConfigError(f"{path} is there already, and was left as it is. Give another name, or --force.")
-
-
-def _fsync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,6 +20,7 @@ from typing import IO, Any
 import msgspec
 
 from hubsync.crashpoints import CrashPoint, reach
+from hubsync.disk import fsync_directory
 from hubsync.errors import ConfigError, DefectError
 from hubsync.policy import FORMATS, MIB, Format, format_of
 from hubsync.rows import encode
@@ -89,11 +90,7 @@ def pack(source: Path, target: Path, rows: int, features: Features = ()) -> None
         with suppress(OSError):
             new.unlink()
         raise
-    fd = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_directory(target.parent)
 
 
 class Damaged(ValueError):
