@@ -135,7 +135,7 @@ class Files:
         """A file that is held, as JSON Lines, from its beginning. It is the caller's to close."""
         stream = self._held.pop((file.path, file.oid))
         stream.seek(0)
-        return stream if file.path.endswith(".parquet") else formats.lines_of(stream, file.path)
+        return _lines(stream, file.path)
 
     def drop(self, file: HubFile | None = None) -> None:
         """Lets go of a file that is held, or of all."""
@@ -200,10 +200,15 @@ def row_of(line: bytes) -> dict[str, object] | str:
     return row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
 
 
+def _lines(held: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:
+    """The lines of a file as it is held: Parquet as lines already, all else as it came."""
+    return held if path.endswith(".parquet") else formats.lines_of(held, path, close=close)
+
+
 def marks_in(stream: IO[bytes], path: str) -> list[int]:
     """The fingerprints of all rows of a file, which stays open."""
     marks = []
-    for line in stream if path.endswith(".parquet") else formats.lines_of(stream, path, close=False):
+    for line in _lines(stream, path, close=False):
         if line.strip():
             row = row_of(line)
             marks.append(fingerprint(row) if isinstance(row, dict) else fingerprint_of_bad(line))
