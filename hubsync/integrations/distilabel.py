@@ -37,7 +37,7 @@ from hubsync.policy import (
     ShardPolicy,
     SpoolPolicy,
 )
-from hubsync.rows import encode
+from hubsync.rows import Encoded, encode
 from hubsync.transform import check_transform, transformed
 from hubsync.uploader import Uploader
 
@@ -380,11 +380,12 @@ class _Lane:
         self._tally.passed_over += behind
         good = list(self._transformed(rows[behind:], first + behind))
         try:
-            encode([row for _, row in good])
+            encoded = self._encoded(good)
         except RowError:
             good = [(place, row) for place, row in good if self._has_json_form(row)]
+            encoded = self._encoded(good)
         if good:
-            self._bring(good)
+            self._bring(good, encoded)
 
     def _transformed(self, rows: list[Row], first: int) -> Iterator[tuple[int, Row]]:
         """What is to be brought, each with its place."""
@@ -407,35 +408,35 @@ class _Lane:
             return False
         return True
 
-    def _bring(self, placed: Sequence[tuple[int, Row]]) -> None:
-        rows = [row for _, row in placed]
-        place = placed[-1][0]
+    def _encoded(self, placed: Sequence[tuple[int, Row]]) -> Encoded:
+        return self.uploader.encode([row for _, row in placed])
+
+    def _bring(self, placed: Sequence[tuple[int, Row]], encoded: Encoded) -> None:
         try:
             if self._source is not None:
-                receipt = self.uploader.put(rows, offset=place, source=self._source)
+                receipt = self.uploader.put(encoded, offset=placed[-1][0], source=self._source)
             elif self.key is not None:
-                encoded = self.uploader.encode(rows)
                 digest = sha256(encoded.lines).hexdigest()
                 receipt = self.uploader.put(encoded, key=f"{self.key}/{placed[0][0]}/{digest}")
             else:
-                receipt = self.uploader.put(rows)
+                receipt = self.uploader.put(encoded)
         except BatchTooLarge as error:
             if len(placed) == 1:
                 self._tally.miss(1, error)
                 return
-            half = len(placed) // 2
-            self._bring(placed[:half])
-            self._bring(placed[half:])
+            middle = len(placed) // 2
+            for half in (placed[:middle], placed[middle:]):
+                self._bring(half, self._encoded(half))
             return
         except HubsyncError as error:
-            self._tally.miss(len(rows), error)
+            self._tally.miss(len(placed), error)
             return
         if receipt.error is not None:
-            self._tally.miss(len(rows), receipt.error)
+            self._tally.miss(len(placed), receipt.error)
         elif receipt.replayed:
-            self._tally.passed_over += len(rows)
+            self._tally.passed_over += len(placed)
         else:
-            self._tally.accepted += len(rows)
+            self._tally.accepted += len(placed)
 
 
 def _drain(lanes: list[_Lane], seconds: float | None) -> list[HubsyncError]:
