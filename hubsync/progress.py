@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from hubsync import screen
-from hubsync.status import State, age_text, clock_text, count_text, size_text
+from hubsync.status import State, age_text, clock_text, count_text, waiting_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,8 +63,7 @@ def waiting(now: Figures) -> str:
         parts = ["nothing waits"]
     else:
         age = f", the oldest for {age_text(now.oldest_age_s)}" if now.oldest_age_s is not None else ""
-        waits = "waits" if now.waiting == 1 else "wait"
-        parts = [f"{count_text(now.waiting, 'row')} ({size_text(now.waiting_bytes)}) {waits}{age}"]
+        parts = [waiting_text(now.waiting, now.waiting_bytes) + age]
     if now.state.kind == "ok" and now.state.until is not None:
         parts.append(f"next commit {clock_text(now.state.until)}")
     elif now.state.kind == "ok" and now.state.reason:

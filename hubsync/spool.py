@@ -33,7 +33,7 @@ from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy, format_of
 from hubsync.schema import Conflict, StructOf, dumps, loads, merge_rows, to_features
-from hubsync.status import count_text, size_text
+from hubsync.status import waiting_text
 
 _log = logging.getLogger("hubsync")
 
@@ -55,7 +55,7 @@ class SpoolDepth(NamedTuple):
     committed_shards: int
 
     def oldest_age_s(self, now: float) -> float | None:
-        """Seconds that the oldest of these rows has waited; None where none waits."""
+        """How long the oldest of these rows has waited at `now`, both in seconds; None where none waits."""
         return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
 
 
@@ -575,8 +575,7 @@ class Spool:
             return f"what waits is in {self.directory}"
         if not depth.rows:
             return f"nothing waits in {self.directory}"
-        waits = "waits" if depth.rows == 1 else "wait"
-        return f"{count_text(depth.rows, 'row')} ({size_text(depth.bytes)}) {waits} in {self.directory}"
+        return f"{waiting_text(depth.rows, depth.bytes)} in {self.directory}"
 
     def lost(self) -> SpoolLost:
         """The error for a spool that is no longer there."""

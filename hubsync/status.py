@@ -215,6 +215,11 @@ def size_text(size: float) -> str:
     return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
+def waiting_text(rows: int, size: float) -> str:
+    """12,400 rows (38.0 MB) wait."""
+    return f"{count_text(rows, 'row')} ({size_text(size)}) {'waits' if rows == 1 else 'wait'}"
+
+
 def age_text(seconds: float) -> str:
     """A time span for people: 14 s, 3 min, 2 h 5 min."""
     minutes, hours = int(seconds // 60), int(seconds // 3600)
