@@ -224,7 +224,9 @@ def _syntax(text: str) -> None:
 
 def environ_of(hub: dict[str, str], home: Path) -> dict[str, str]:
     """What the blocks of a page run in: the tools of this checkout, a home of their own, and this Hub."""
-    given = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUBSYNC_", "XDG_", "PYTEST_", "COV_"))}
+    # `make test` runs this: a make of a page's own would say that it is within another.
+    strange = ("HF_", "HUBSYNC_", "XDG_", "PYTEST_", "COV_", "MAKE", "MFLAGS")
+    given = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     return {
         **given,
         **hub,
