@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import ExitStack
 from itertools import count
 from typing import Any, NoReturn
 
-from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader, crashpoints
+from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader, catalogue, crashpoints
 from hubsync.crashpoints import CrashPoint
 from hubsync.policy import format_of
 
@@ -118,7 +119,12 @@ def at(point: CrashPoint, nth: int, number: int) -> None:
 
     def listen(reached: CrashPoint) -> None:
         if reached is point and next(seen) == nth:
-            os.kill(os.getpid(), number)
+            with ExitStack() as still:
+                if number == signal.SIGSTOP:
+                    # No other thread is within a transaction: there a stopped process holds all up (guarantees.md).
+                    for opened in catalogue._opened:
+                        still.enter_context(opened._lock)
+                os.kill(os.getpid(), number)
 
     crashpoints.listener = listen
 
