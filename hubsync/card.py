@@ -7,8 +7,8 @@ is huggingface_hub's to read and write.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -41,107 +41,112 @@ def load() -> Any:
     return DatasetCard
 
 
-def merge(
-    existing: bytes | None,
-    repo: str,
-    entries: Sequence[Entry],
-    features: Mapping[str, StructOf] = MappingProxyType({}),
-) -> bytes | None:
-    """The card with `entries` in its `configs:`, and `features` (by config) in its `dataset_info:`; None where it
-    already shows all of them.
+class Card:
+    """One dataset's card, its YAML read once: huggingface_hub does that in Python, and the job waits meanwhile."""
 
-    Raises:
-        CardError: the card's YAML can't be read.
-    """
-    DatasetCard = load()
-    if existing is not None and len(existing) > _MOST:
-        raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
-    if existing is None:
-        text = "---\nconfigs: []\n---\n" + _BODY.format(name=repo.split("/")[-1], repo=repo)
-    else:
-        text = existing.decode("utf-8", "surrogateescape")
-    try:
-        card = DatasetCard(text, ignore_metadata_errors=False)
-        configs: Any = card.data.get("configs") or []
-        if isinstance(configs, dict):
-            configs = [configs]
-        changed = existing is None
-        for entry in entries:
-            changed = _add(configs, entry) or changed
-        infos = _infos(card)
-        told = [_tell(infos, config, kind) for config, kind in features.items() if kind.fields]
-        if any(told):
-            card.data["dataset_info"] = infos
-        elif not changed:
+    def __init__(self, existing: bytes | None, repo: str) -> None:
+        """`existing` is the card that stands there; None where there is none.
+
+        Raises:
+            CardError: its YAML can't be read.
+        """
+        if existing is not None and len(existing) > _MOST:
+            raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
+        self._repo = repo
+        self._is_new = existing is None
+        if existing is None:
+            text = "---\nconfigs: []\n---\n" + _BODY.format(name=repo.split("/")[-1], repo=repo)
+        else:
+            text = existing.decode("utf-8", "surrogateescape")
+        with _as_card_error():
+            self._card = load()(text, ignore_metadata_errors=False)
+
+    def entries(self) -> list[Entry]:
+        """The patterns that it gives for its configs and splits, each for itself; none where it gives none.
+
+        Raises:
+            CardError: what it says there can't be understood.
+        """
+        with _as_card_error():
+            return [
+                Entry(str(config.get("config_name", "default")), split, pattern)
+                for config in self._configs()
+                for split, pattern in _patterns(config.get("data_files") or [])
+            ]
+
+    def features(self) -> dict[str, StructOf]:
+        """What it says of the columns, by config. Features that can't be understood are left out.
+
+        Raises:
+            CardError: what it says there can't be understood.
+        """
+        found = {}
+        with _as_card_error():
+            for info in self._infos():
+                with suppress(ValueError):
+                    found[str(info.get("config_name", "default"))] = from_features(info.get("features") or [])
+        return found
+
+    def clash(self, ours: Sequence[Entry]) -> str | None:
+        """What is wrong where it shows files that `datasets` reads otherwise than ours: it reads one kind a repo.
+
+        Raises:
+            CardError: what it says there can't be understood.
+        """
+        kinds = {_kind(entry.glob) for entry in ours}
+        other = next((e.glob for e in self.entries() if (kind := _kind(e.glob)) and kind not in kinds), None)
+        if other is None or not ours:
             return None
-        card.data["configs"] = configs
-        return str(card).encode("utf-8", "surrogateescape")
-    except Exception as error:
-        raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
+        return (
+            f"{self._repo} holds {other} already, and now {ours[0].glob}: load_dataset reads one kind of file a repo, "
+            "so it can not read this one any more. Go on in the old format, or in another repo."
+        )
+
+    def add(self, ours: Sequence[Entry], features: Mapping[str, StructOf] = MappingProxyType({})) -> bytes | None:
+        """The card with `ours` in its `configs:`, and `features` (by config) in its `dataset_info:`; None where it
+        already shows all of them.
+
+        Raises:
+            CardError: what it says there can't be understood.
+        """
+        with _as_card_error():
+            configs = self._configs()
+            changed = self._is_new
+            for entry in ours:
+                changed = _add(configs, entry) or changed
+            infos = self._infos()
+            told = [_tell(infos, config, kind) for config, kind in features.items() if kind.fields]
+            if any(told):
+                self._card.data["dataset_info"] = infos
+            elif not changed:
+                return None
+            self._card.data["configs"] = configs
+            return str(self._card).encode("utf-8", "surrogateescape")
+
+    def _configs(self) -> list[Any]:
+        return _listed(self._card.data.get("configs"))
+
+    def _infos(self) -> list[Any]:
+        return _listed(self._card.data.get("dataset_info"))
 
 
-def entries(existing: bytes) -> list[Entry]:
-    """The patterns that a card gives for its configs and splits, each for itself; none where it gives none.
-
-    Raises:
-        CardError: the card's YAML can't be read.
-    """
+@contextmanager
+def _as_card_error() -> Iterator[None]:
     try:
-        configs = load()(existing.decode("utf-8", "surrogateescape"), ignore_metadata_errors=False).data.get("configs")
-        return [
-            Entry(str(config.get("config_name", "default")), split, pattern)
-            for config in ([configs] if isinstance(configs, dict) else configs or [])
-            for split, pattern in _patterns(config.get("data_files") or [])
-        ]
-    except Exception as error:
+        yield
+    except Exception as error:  # whatever a stranger's YAML leads to
         raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
 
 
-def clash(existing: bytes, repo: str, ours: Sequence[Entry]) -> str | None:
-    """What is wrong where the card shows files that `datasets` reads otherwise than ours: it reads one kind a repo.
-
-    Raises:
-        CardError: the card's YAML can't be read.
-    """
-    kinds = {_kind(entry.glob) for entry in ours}
-    other = next((e.glob for e in entries(existing) if (kind := _kind(e.glob)) and kind not in kinds), None)
-    if other is None or not ours:
-        return None
-    return (
-        f"{repo} holds {other} already, and now {ours[0].glob}: load_dataset reads one kind of file a repo, so it can "
-        "not read this one any more. Go on in the old format, or in another repo."
-    )
+def _listed(said: Any) -> list[Any]:
+    """What may be said of one alone, or of a list of them."""
+    return [said] if isinstance(said, dict) else list(said or [])
 
 
 def _kind(glob: str) -> str | None:
     if re.search(r"\.(jsonl|ndjson|json)(\.\w+)?$", glob):
         return "json"
     return "parquet" if glob.endswith(".parquet") else None
-
-
-def features(existing: bytes | None) -> dict[str, StructOf]:
-    """What a card says of the columns, by config. Features that can't be understood are left out.
-
-    Raises:
-        CardError: the card's YAML can't be read.
-    """
-    if existing is None:
-        return {}
-    if len(existing) > _MOST:
-        raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
-    found = {}
-    try:
-        for info in _infos(load()(existing.decode("utf-8", "surrogateescape"), ignore_metadata_errors=False)):
-            with suppress(ValueError):
-                found[str(info.get("config_name", "default"))] = from_features(info.get("features") or [])
-    except Exception as error:
-        raise CardError(plain(f"{PATH}: {type(error).__name__}: {error}")) from error
-    return found
-
-
-def _infos(card: Any) -> list[Any]:
-    infos = card.data.get("dataset_info") or []
-    return [infos] if isinstance(infos, dict) else list(infos)
 
 
 def _tell(infos: list[Any], config: str, kind: StructOf) -> bool:

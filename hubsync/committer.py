@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -33,7 +33,6 @@ from hubsync.errors import (
     RateLimitedError,
     ShardsRefused,
     SpoolError,
-    SpoolLost,
     StaleParentError,
     TransientError,
     flat_errors,
@@ -42,12 +41,13 @@ from hubsync.fitting import Fitting, Misfit
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
 from hubsync.packer import Packer, Unpackable
+from hubsync.patience import Patience
 from hubsync.plan import Destination, Note, Plan, Shard, Staged, summary_of
 from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.schema import StructOf
 from hubsync.spool import Spool
-from hubsync.status import QUOTA, State, Status
+from hubsync.status import State, Status
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")
@@ -58,7 +58,6 @@ _STAGE_BYTES = 256 * MIB
 _SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
 _RESTAGES = 5  # of one blob: a store may say that it has it and not have it, but not again and again
-_WAITED_FOR_S = 10.0  # the longest backoff while somebody waits: the end of an outage is seen soon
 _POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
 
 # The card's new text (None where it stays), and what it shows then: configs and splits; columns, by config.
@@ -92,18 +91,14 @@ class Committer:
         self._fitting = Fitting(spool)
         self._destination = destination
         self._policy = commit
-        self._retry = retry
         self._clock = clock
         self._status = status
         self._on_settled = on_settled
-        self._on_blocked = on_blocked
         self._on_misfit = on_misfit
         self._private = private
-        self._rng = rng
         self._work_bell = Bell(clock)  # something was sealed or staged
         self._pack_bell = Bell(clock)
         self._commit_bell = Bell(clock)
-        self._nudge_bell = Bell(clock)  # somebody waits: a blocked worker tries at once
         self._connected = False
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
@@ -113,6 +108,18 @@ class Committer:
         self._restaged: Counter[int] = Counter()  # by segment
         self._met_another = False
         self._governor = Governor(commit, clock)
+        self._patience = Patience(
+            spool,
+            retry,
+            clock,
+            rng,
+            status,
+            is_waited_for=self._plans.is_waited_for,
+            quota_refused=lambda after_s: self._governor.refused(after_s),
+            on_blocked=on_blocked,
+        )
+        self._persist = self._patience.persist
+        self._on_disk = self._patience.on_disk
         self._pace = f"commits keep to {commit.per_hour:,} an hour"
 
     def wake(self) -> None:
@@ -123,7 +130,7 @@ class Committer:
     def nudge(self) -> None:
         """Somebody waits: look now, and try again even where a person is needed."""
         self.wake()
-        self._nudge_bell.ring()
+        self._patience.nudge()
 
     async def connect(self) -> None:
         """Checks access once, and reads the dataset's watermarks into a spool that is new.
@@ -166,7 +173,8 @@ class Committer:
                 _log.warning("%s Offsets are taken as they stand; a commit still on its way could repeat rows.", error)
         shown: Mapping[str, StructOf] = {}
         with suppress(card.CardError):
-            shown = await _in_thread(card.features, await self._destination.read(card.PATH, head.sha or ""))
+            content = await self._destination.read(card.PATH, head.sha or "")
+            shown = (await _in_thread(card.Card, content, self._spool.target.repo)).features()
         await self._on_disk(self._spool.seed, marks, shown)
 
     async def run(self) -> None:
@@ -352,7 +360,7 @@ class Committer:
     # Committing.
 
     async def _commit_for_ever(self) -> None:
-        backoff = Backoff(self._retry, self._rng)
+        backoff = self._patience.backoff()
         while True:
             urgent = await self._on_disk(self._plans.is_urgent)
             shards = await self._on_disk(self._ready)
@@ -391,16 +399,16 @@ class Committer:
             if isinstance(error, AmbiguousError):
                 reach(CrashPoint.ANSWER_LOST)
                 self._governor.spent()
-            await self._wait_out("commit", error, backoff)
+            await self._patience.wait_out("commit", error, backoff)
             if await self._reconcile(plan):
                 backoff.reset()
         except TransientError as error:
             await self._on_disk(self._plans.settle, plan, {})
-            await self._wait_out("commit", error, backoff)
+            await self._patience.wait_out("commit", error, backoff)
         except BlockedError as error:
             await self._on_disk(self._plans.settle, plan, {})
             self._head = None
-            await self._wait_for_a_person("commit", error)
+            await self._patience.wait_for_a_person("commit", error)
         except DefectError as error:
             await self._on_disk(self._plans.settle, plan, {})
             if note is not None:  # the card may be what is refused: no shard is set aside for that
@@ -432,15 +440,15 @@ class Committer:
             return None, (), {}
         existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
         try:
-            shown = await _in_thread(card.features, existing)
-            features, misfit = await self._on_disk(self._fitting.fit, kinds, shown)
+            stands = await _in_thread(card.Card, existing, self._spool.target.repo)
+            features, misfit = await self._on_disk(self._fitting.fit, kinds, stands.features())
             if misfit is not None:
                 await self._set_aside(misfit)
                 return None
-            merged = await _in_thread(card.merge, existing, self._spool.target.repo, entries, features)
-            reach(CrashPoint.CARD_MERGED)
-            if existing and (clash := await _in_thread(card.clash, existing, self._spool.target.repo, entries)):
+            if clash := stands.clash(entries):
                 _log.warning("%s", clash)
+            merged = await _in_thread(stands.add, entries, features)
+            reach(CrashPoint.CARD_MERGED)
         except card.CardError as error:
             self._card_refused = True
             _log.warning(
@@ -529,69 +537,6 @@ class Committer:
                 counts.committed_bytes += shard.size
                 counts.committed_shards += 1
                 self._on_settled(shard.segment, landed[shard.segment], None)
-
-    # Waiting.
-
-    async def _persist(self, part: str, operation: Callable[[], Awaitable[T]], *, defects: bool = False) -> T:
-        """Does something that is safe to repeat, until it works; with `defects`, a `DefectError` comes out."""
-        backoff = Backoff(self._retry, self._rng)
-        while True:
-            try:
-                result = await operation()
-            except TransientError as error:
-                await self._wait_out(part, error, backoff)
-            except (BlockedError, DefectError) as error:
-                if defects and isinstance(error, DefectError):
-                    raise
-                await self._wait_for_a_person(part, error)
-            else:
-                if self._status.troubled(part):
-                    self._status.report(part, State())
-                return result
-
-    async def _wait_out(self, part: str, error: TransientError, backoff: Backoff) -> None:
-        self._status.counts.retries += 1
-        may_be_hurried = False
-        if isinstance(error, RateLimitedError) and error.commit_quota:
-            wait = self._governor.refused(error.retry_after_s)
-            reason = QUOTA
-        else:
-            wait = backoff.after_failure(error.retry_after_s)
-            reason = error.reason
-            if error.retry_after_s is None:
-                may_be_hurried = wait > _WAITED_FOR_S
-                if may_be_hurried and await self._on_disk(self._plans.is_waited_for):
-                    wait, may_be_hurried = _WAITED_FOR_S, False
-        if not isinstance(error, StaleParentError) or backoff.failures > 3:
-            self._status.report(part, State("backing off", reason, self._clock.time() + wait))
-        if may_be_hurried:
-            await self._nudge_bell.wait(wait)
-        else:
-            await self._clock.sleep(wait)
-
-    async def _wait_for_a_person(self, part: str, error: BlockedError | DefectError) -> None:
-        until = self._clock.time() + self._retry.blocked_s
-        self._status.report(part, State("blocked", error.reason, until))
-        self._on_blocked(error)
-        await self._nudge_bell.wait(self._retry.blocked_s)
-
-    async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
-        """Work on the spool, whose disk may be full or gone for a while; then nothing is sent, and nothing is lost."""
-        backoff = Backoff(self._retry, self._rng)
-        while True:
-            try:
-                result = await _in_thread(work, *args)
-            except (LeaseLost, SpoolLost):
-                raise
-            except (SpoolError, OSError) as error:
-                self._spool.disk.give_up_reserve()
-                wait = backoff.after_failure()
-                self._status.report("spool", State("spool full", str(error), self._clock.time() + wait))
-                await self._clock.sleep(wait)
-            else:
-                if backoff.failures:
-                    self._status.report("spool", State())
-                return result
 
 
 async def _in_thread(work: Callable[..., T], *args: object) -> T:

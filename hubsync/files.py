@@ -218,7 +218,7 @@ def marks_in(stream: IO[bytes], path: str) -> list[int]:
 def shown(content: bytes, repo: str) -> Sequence[card.Entry]:
     """What a dataset's card shows; nothing, and a warning, where it can't be read."""
     try:
-        return card.entries(content)
+        return card.Card(content, repo).entries()
     except card.CardError as error:
         _log.warning("the card of %s can't be read (%s); all files of rows are.", repo, error)
         return ()

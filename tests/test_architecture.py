@@ -16,7 +16,7 @@ FLOORS = [
     ["clock", "shutdown", "policy", "plan", "transform", "http", "card", "cursor", "screen"],
     ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool", "live", "progress", "formats"],
-    ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer"],
+    ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer", "patience"],
     ["committer", "connect", "survey"],
     ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],
     ["uploader", "recognize"],

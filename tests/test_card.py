@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hubsync.card import CardError, Entry, merge
+from hubsync.card import Card, CardError, Entry
 
 TRAIN = Entry("default", "train", "data/train-*.jsonl")
 PERSONS = """---
@@ -33,17 +33,17 @@ def configs(card: bytes | None) -> Any:
 
 
 def test_a_new_card_shows_every_config_and_split() -> None:
-    new = merge(None, "user/rows", [TRAIN, Entry("other", "test", "other/test-*.jsonl")])
+    new = Card(None, "user/rows").add([TRAIN, Entry("other", "test", "other/test-*.jsonl")])
     assert configs(new) == [
         {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.jsonl"}]},
         {"config_name": "other", "data_files": [{"split": "test", "path": "other/test-*.jsonl"}]},
     ]
     assert b'load_dataset("user/rows")' in (new or b"")
-    assert merge(new, "user/rows", [TRAIN]) is None
+    assert Card(new, "user/rows").add([TRAIN]) is None
 
 
 def test_a_persons_card_keeps_every_word() -> None:
-    new = merge(PERSONS.encode(), "user/rows", [TRAIN])
+    new = Card(PERSONS.encode(), "user/rows").add([TRAIN])
     assert new is not None
     assert new.decode().endswith("# My words\n\nstay --- as they are.\n")
     head = yaml.safe_load(new.decode().split("---")[1])
@@ -56,7 +56,7 @@ def test_a_persons_card_keeps_every_word() -> None:
 
 @pytest.mark.parametrize("text", ["# Only words\n", "", "no yaml --- here"])
 def test_a_card_without_yaml_gets_some_and_keeps_its_text(text: str) -> None:
-    new = merge(text.encode(), "user/rows", [TRAIN])
+    new = Card(text.encode(), "user/rows").add([TRAIN])
     assert configs(new)[0]["config_name"] == "default"
     assert (new or b"").decode().rstrip().endswith(text.strip())
 
@@ -71,14 +71,14 @@ def test_a_card_without_yaml_gets_some_and_keeps_its_text(text: str) -> None:
 )
 def test_the_shorter_ways_to_write_data_files_are_understood(files: Any, expected: Any) -> None:
     card = "---\n" + yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}) + "---\n"
-    assert configs(merge(card.encode(), "user/rows", [TRAIN]))[0]["data_files"] == expected
+    assert configs(Card(card.encode(), "user/rows").add([TRAIN]))[0]["data_files"] == expected
 
 
 def test_a_pattern_that_finds_our_shards_already_is_enough() -> None:
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.jsonl\n---\n"
-    assert merge(card.encode(), "user/rows", [TRAIN]) is None
+    assert Card(card.encode(), "user/rows").add([TRAIN]) is None
 
 
 def test_a_card_that_cannot_be_read_is_left_alone() -> None:
     with pytest.raises(CardError):
-        merge(b"---\na: [unclosed\n---\n", "user/rows", [TRAIN])
+        Card(b"---\na: [unclosed\n---\n", "user/rows").add([TRAIN])

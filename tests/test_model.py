@@ -238,7 +238,7 @@ class Jobs(RuleBasedStateMachine):
         hub = self.world.hub
         if self.world.schema is None or not self.card_is_ours:
             return
-        features = card.features(hub.files.get(card.PATH))
+        features = card.Card(hub.files.get(card.PATH), "user/rows").features()
         for path, content in hub.files.items():
             if path.endswith(".jsonl"):
                 config = "default" if path.startswith("data/") else path.partition("/")[0]

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubsync import ConfigError, SchemaConflict, SchemaPolicy
-from hubsync.card import Entry, features, merge
+from hubsync.card import Card, Entry
 from hubsync.catalogue import _MIGRATIONS, _SCHEMA
 from hubsync.fitting import Unreadable, scan
 from hubsync.guard import Guard
@@ -153,13 +153,13 @@ dataset_info:
 
 
 def test_a_persons_features_stay_and_are_only_added_to() -> None:
-    known = features(PERSONS.encode())["default"]
+    known = Card(PERSONS.encode(), "u/r").features()["default"]
     assert isinstance(known.fields["label"], Foreign)
     fits = infer([{"label": "good", "small": 3, "at": "2026-01-01", "picture": {"bytes": None}, "old": ["x"]}])
     assert merge_rows(known, fits) is known
     entry = [Entry("default", "train", "data/train-*.jsonl")]
-    assert b"image" in (merge(PERSONS.encode(), "u/r", entry, {"default": known}) or b"")
-    new = merge(PERSONS.encode(), "u/r", entry, {"default": merge_rows(known, infer([{"more": 1.5}]))})
+    assert b"image" in (Card(PERSONS.encode(), "u/r").add(entry, {"default": known}) or b"")
+    new = Card(PERSONS.encode(), "u/r").add(entry, {"default": merge_rows(known, infer([{"more": 1.5}]))})
     assert new is not None
     head = yaml.safe_load(new.decode().split("---")[1])
     was = yaml.safe_load(PERSONS.split("---")[1])["dataset_info"]
@@ -176,21 +176,20 @@ def test_a_persons_features_stay_and_are_only_added_to() -> None:
 )
 def test_what_does_not_fit_a_persons_features_is_a_conflict(bad: Any) -> None:
     with pytest.raises(Conflict):
-        merge_rows(features(PERSONS.encode())["default"], infer([bad]))
+        merge_rows(Card(PERSONS.encode(), "u/r").features()["default"], infer([bad]))
 
 
 def test_features_that_nobody_understands_are_left_alone() -> None:
     card = b"---\ndataset_info:\n- config_name: default\n  features: what?\n---\n"
-    assert features(card) == {}
-    assert merge(card, "u/r", [], {"default": infer([{"a": 1}])}) is None
+    assert Card(card, "u/r").features() == {}
+    assert Card(card, "u/r").add([], {"default": infer([{"a": 1}])}) is None
 
 
 def test_a_second_config_gets_its_own_place() -> None:
-    one = merge(
-        b"---\ndataset_info:\n  features:\n  - name: a\n    dtype: int64\n---\n", "u/r", [], {"b": infer([{"x": "y"}])}
-    )
+    card = Card(b"---\ndataset_info:\n  features:\n  - name: a\n    dtype: int64\n---\n", "u/r")
+    one = card.add([], {"b": infer([{"x": "y"}])})
     assert one is not None
-    assert features(one) == {"default": StructOf({"a": "int"}), "b": StructOf({"x": "string"})}
+    assert Card(one, "u/r").features() == {"default": StructOf({"a": "int"}), "b": StructOf({"x": "string"})}
 
 
 def test_siblings_have_a_folder_of_their_own() -> None:
