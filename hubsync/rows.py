@@ -16,7 +16,7 @@ import msgspec
 
 from hubsync.errors import RowError
 from hubsync.schema import Conflict, StructOf, infer, merge_rows
-from hubsync.shapes import INFINITIES, LEAVES, Fresh, Opaque, Shapes, Suspicious
+from hubsync.shapes import INFINITIES, LEAVES, Fresh, Opaque, Shapes
 from hubsync.transform import Transform, transformed
 
 # One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
@@ -84,18 +84,16 @@ def _kind_of_all(parts: Sequence[Encoded]) -> StructOf | Conflict | None:
 
 def look(encoded: Encoded, shapes: Shapes) -> Encoded:
     """A batch that was encoded without `shapes`, looked at."""
-    return _looked(encoded.lines, encoded.rows, _decoder.decode_lines(encoded.lines), shapes, 0)
-
-
-def _looked(lines: bytes, count: int, rows: Sequence[Any], shapes: Shapes, first_row: int) -> Encoded:
+    rows = _decoder.decode_lines(encoded.lines)
     fresh = shapes.look(rows)
-    kind: StructOf | Conflict | None = None
-    if fresh:
-        try:
-            kind = infer(rows, first_row)
-        except Conflict as conflict:
-            kind = conflict
-    return Encoded(lines, count, fresh, kind, shapes)
+    return Encoded(encoded.lines, encoded.rows, fresh, _kind(rows, 0) if fresh else None, shapes)
+
+
+def _kind(rows: Sequence[Any], first_row: int) -> StructOf | Conflict:
+    try:
+        return infer(rows, first_row)
+    except Conflict as conflict:
+        return conflict
 
 
 def _encode_part(
@@ -121,22 +119,23 @@ def _encode_part(
 
 
 def _encode(rows: list[Row] | tuple[Row, ...], shapes: Shapes | None, first_row: int = 0) -> Encoded:
-    try:
-        lines = _encoder.encode_lines(rows)
-    except Exception:  # noqa: BLE001  (whatever it is, the caller is told which value it was)
-        raise _diagnose(rows, first_row) from None
+    plain: Sequence[Any] = rows
+    looker = shapes or Shapes()
     try:
         try:
-            if shapes is not None:
-                return _looked(lines, len(rows), rows, shapes, first_row)
-            Shapes().look(rows)
-        except (Opaque, Suspicious):
-            _walk(rows, first_row)
-            if shapes is not None:  # what their types do not tell, their lines do
-                return _looked(lines, len(rows), _decoder.decode_lines(lines), shapes, first_row)
-        return Encoded(lines, len(rows))
-    except RecursionError:
-        raise RowError(first_row, "", _TOO_DEEP) from None
+            fresh = looker.look(rows)
+        except Opaque:  # what their types do not tell, is told by what JSON will be made of
+            plain = msgspec.to_builtins(rows, enc_hook=_hook)
+            fresh = looker.look(plain)
+        if fresh and plain is not rows:
+            _walk(rows, first_row)  # keys that JSON makes strings of
+        lines = _encoder.encode_lines(plain)
+        kind = _kind(plain, first_row) if fresh and shapes is not None else None
+    except RowError:
+        raise
+    except Exception:  # noqa: BLE001  (whatever it is, the caller is told which value it was)
+        raise _diagnose(rows, plain, first_row) from None
+    return Encoded(lines, len(rows), fresh if shapes is not None else [], kind, shapes)
 
 
 def _walk(rows: Sequence[Row], first_row: int) -> None:
@@ -174,9 +173,7 @@ def _hook(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     if hasattr(value, "model_dump"):
-        plain = value.model_dump()
-        _check(plain, 0, "")
-        return plain
+        return value.model_dump()
     module = type(value).__module__.partition(".")[0]
     if module == "numpy" and hasattr(value, "tolist"):
         if value.dtype.kind == "M":
@@ -263,13 +260,20 @@ def _check(value: Any, row: int, path: str) -> None:
 # What follows runs only where a batch is refused, to say which value of which row it was.
 
 
-def _diagnose(rows: Sequence[Row], first_row: int) -> RowError:
+def _diagnose(rows: Sequence[Row], plain: Sequence[Any], first_row: int) -> RowError:
     for index, row in enumerate(rows):
         try:
             _encoder.encode(row)
         except Exception as error:  # noqa: BLE001
             path, reason = _culprit(row, "", error, ())
             return RowError(first_row + index, path, reason)
+    try:
+        _walk(rows, first_row)
+        _walk(plain, first_row)
+    except RecursionError:
+        return RowError(first_row, "", _TOO_DEEP)
+    except RowError as error:
+        return error
     return RowError(first_row, "", "the batch changed while it was being encoded.")
 
 

@@ -128,7 +128,7 @@ def cyclic() -> dict[str, Any]:
         ({"a": (x for x in [1])}, "a", "generator"),
         ({"a": np.array([object()])}, "a", "ndarray"),
         ({"a": [msgspec.Raw(b"1\n2")]}, "a[0]", "Raw"),
-        (Model.model_construct(when=math.inf), "", "inf"),
+        (Model.model_construct(when=math.inf), "when", "inf"),
         (Sample("p", [{1: 2}]), "scores[0]", "no string"),  # type: ignore[list-item]
         ([1, 2], "", "a row is a mapping"),
         ("text", "", "a row is a mapping"),
