@@ -149,6 +149,7 @@ class XetStore:
         if sys.platform == "linux":  # where a priority is a thread's own
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _XET_NICE)
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # this thread; it wakes up behind others
         self._session = hf_xet.XetSession()
 
     def abort(self) -> None:

@@ -30,6 +30,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     queue_batches: int = 0
     queue_rows: int = 0
     queue_bytes: int = 0
+    queue_oldest_at: float | None = None
     queue_max_bytes: int = 0
     blocked: int = 0  # puts that had to wait for room
     raised: int = 0

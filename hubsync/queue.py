@@ -47,7 +47,9 @@ class Order:
 
 
 class QueueDepth(NamedTuple):
-    """What waits, and what the policy did so far."""
+    """What waits, and what the policy did so far. `oldest_at` is no later than the oldest of these batches was put, in
+    seconds since the epoch; None where none waits.
+    """
 
     batches: int
     rows: int
@@ -55,6 +57,7 @@ class QueueDepth(NamedTuple):
     blocked: int
     raised: int
     dropped: int
+    oldest_at: float | None = None
 
 
 Offer = Literal["accepted", "full", "dropped"]
@@ -63,8 +66,11 @@ Offer = Literal["accepted", "full", "dropped"]
 class BoundedQueue:
     """Many producers, one consumer."""
 
-    def __init__(self, policy: QueuePolicy) -> None:
+    def __init__(self, policy: QueuePolicy, now: Callable[[], float] = time.time) -> None:
+        """`now` tells seconds since the epoch."""
         self._policy = policy
+        self._now = now
+        self._oldest_at = self._taken_at = 0.0
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
@@ -121,6 +127,7 @@ class BoundedQueue:
                 self._filled.wait()
             items = list(self._items)
             self._items.clear()
+            self._taken_at = self._now()
             return items
 
     def release(self, batches: list[Batch]) -> None:
@@ -130,6 +137,7 @@ class BoundedQueue:
                 self._bytes -= len(batch.lines)
                 self._rows -= batch.rows
             self._batches -= len(batches)
+            self._oldest_at = self._taken_at  # what is left was put since
             self._emptied.notify_all()
             waiters, self._async_waiters = self._async_waiters, []
         for wake in waiters:
@@ -151,7 +159,10 @@ class BoundedQueue:
 
     def depth(self) -> QueueDepth:
         with self._lock:
-            return QueueDepth(self._batches, self._rows, self._bytes, self._blocked, self._raised, self._dropped)
+            oldest_at = self._oldest_at if self._batches else None
+            return QueueDepth(
+                self._batches, self._rows, self._bytes, self._blocked, self._raised, self._dropped, oldest_at
+            )
 
     def _offer(self, batch: Batch) -> Offer:
         policy, size = self._policy, len(batch.lines)
@@ -171,6 +182,8 @@ class BoundedQueue:
                 return "dropped"
             return "full"
         self._items.append(batch)
+        if not self._batches:
+            self._oldest_at = self._now()
         self._bytes += size
         self._rows += batch.rows
         self._batches += 1

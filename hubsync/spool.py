@@ -54,9 +54,12 @@ class SpoolDepth(NamedTuple):
     committed_bytes: int
     committed_shards: int
 
-    def oldest_age_s(self, now: float) -> float | None:
-        """How long the oldest of these rows has waited at `now`, both in seconds; None where none waits."""
-        return None if self.oldest_at is None else max(0.0, now - self.oldest_at)
+    def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
+        """How long the oldest of these rows, or of those in a queue's memory, has waited at `now`, all in seconds; None
+        where none waits.
+        """
+        since = [at for at in (self.oldest_at, in_memory_since) if at is not None]
+        return max(0.0, now - min(since)) if since else None
 
 
 class DeadShard(NamedTuple):

@@ -77,7 +77,7 @@ def _one(read: Callable[[Source], float]) -> Callable[[Source], Points]:
 
 
 def _oldest_age(source: Source) -> float:
-    return source.spool().oldest_age_s(source.now()) or 0.0
+    return source.spool().oldest_age_s(source.now(), source.queue().oldest_at) or 0.0
 
 
 def _shards(source: Source) -> Points:

@@ -199,10 +199,10 @@ class BaseUploader:
     def stats(self) -> Stats:
         """A snapshot of how it stands."""
         worker = self._ready()
-        depth = self._depth(worker)
-        age = depth.oldest_age_s(self._clock.time())
+        queue, depth = worker.queue.depth(), self._depth(worker)
+        age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
         counts = worker.status.counts
-        return Stats(worker.status.state, worker.queue.depth(), depth, Counts(**_fields(counts)), age)
+        return Stats(worker.status.state, queue, depth, Counts(**_fields(counts)), age)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
         return worker.spool.depth()

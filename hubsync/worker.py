@@ -79,7 +79,7 @@ class Worker:
     ) -> None:
         """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
         self.spool = spool
-        self.queue = BoundedQueue(queue)
+        self.queue = BoundedQueue(queue, clock.time)
         self._seen = spool.depth(), Counts()
         self._committed_before = self._seen[0].committed_rows
         self.status = Status(self._save_status, spool.waiting, stored=spool.catalogue.get("status"), now=clock.time)
@@ -474,6 +474,7 @@ class Worker:
             state=self.status.state,
             counts=self.status.counts,
             queue_batches=queue.batches,
+            queue_oldest_at=queue.oldest_at,
             queue_rows=queue.rows,
             queue_bytes=queue.bytes,
             queue_max_bytes=self._queue_max_bytes,
@@ -521,7 +522,7 @@ class Worker:
         if state.kind == "ok" and self._committers is not None:
             state = self._committers
         done = depth.committed_rows - self._committed_before
-        age = depth.oldest_age_s(self._clock.time())
+        age = depth.oldest_age_s(self._clock.time(), self.queue.depth().oldest_at)
         return Figures(
             self.spool.target.repo, str(self.spool.directory), state,
             done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,

@@ -178,6 +178,7 @@ def test_a_full_spool(uploader: Make, hub: LocalHub, lines: Any, tmp_path: Path)
         up.put([{"id": "x" * 9_000_000}])
         up.put([{"id": "y"}], ack="queued")
         until(lambda: up.stats().state.kind == "spool full")
+        assert up.stats().queue.oldest_at is not None  # it waits in memory, and is no younger for that
         hub.faults.remove(outage)
         up.flush()
     (full,) = lines("spool full")

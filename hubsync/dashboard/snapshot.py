@@ -87,6 +87,13 @@ class Snapshot:
         )
 
     @property
+    def oldest_age_s(self) -> float | None:
+        """How long the oldest row that is not on the Hub has waited, on disk or in a job's memory."""
+        since = [p.live.queue_oldest_at for p in self.processes if p.alive and p.live is not None]
+        known = [at for at in (*since, self.waiting.oldest_at) if at is not None]
+        return max(0.0, self.at - min(known)) if known else None
+
+    @property
     def state(self) -> State:
         """The committer's, or a writer's that is worse: its disk is full."""
         for process in self.processes:

@@ -172,7 +172,7 @@ def _facts(found: Snapshot, memory: _Memory) -> dict[str, Any]:
         "state": {"kind": found.state.kind, "reason": found.state.reason, "until": found.state.until},
         "waiting": _depth(waiting),
         "by_state": {name: _depth(depth) for name, depth in found.depths.items()},
-        "oldest_age_s": None if waiting.oldest_at is None else max(0.0, found.at - waiting.oldest_at),
+        "oldest_age_s": found.oldest_age_s,
         "committed": _depth(found.committed),
         "queue": _queue(found),
         "next": {"at": at, "why": why},
