@@ -119,6 +119,10 @@ class AsyncUploader(BaseUploader):
         worker = self._ready()
         batch = self._batch(worker, rows, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
+        if ack == "committed" and worker.offline:
+            ack = "spooled"  # as far as it can be
+        # Before it is handed over: the spool's thread then finds Python's lock free.
+        done = None if ack == "queued" else batch.receipt._watch(ack)
         offer = worker.queue.offer(batch)
         while offer == "full":
             room = anyio.Event()
@@ -132,12 +136,10 @@ class AsyncUploader(BaseUploader):
             batch.receipt._dropped(DROPPED)
             return batch.receipt
         reach(CrashPoint.QUEUED)
-        if ack != "queued":
-            if ack == "committed" and worker.offline:
-                ack = "spooled"  # as far as it can be
+        if done is not None:
             if ack == "committed":
                 worker.flush()
-            await batch.receipt.wait_async(ack, None if until is None else max(0.0, until - time.monotonic()))
+            await batch.receipt._wait_for(done, ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 
     async def flush(self, timeout: float | None = None) -> None:

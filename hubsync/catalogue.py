@@ -97,6 +97,7 @@ class Catalogue:
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._refusals = _Refusals(path)
         try:
             # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it. Only where
             # it is not there: to close a file takes SQLite's locks from whoever has it open in this process.
@@ -136,7 +137,7 @@ class Catalogue:
         """All or nothing. Raises `SpoolError` where the disk or the database refuses; nothing is changed then."""
         with self._lock:
             try:
-                with self._refusals():
+                with self._refusals:
                     self._db.execute("BEGIN IMMEDIATE")
                     yield
                     self._db.execute("COMMIT")
@@ -147,26 +148,17 @@ class Catalogue:
 
     def run(self, sql: str, *values: Any) -> int:
         """Executes one statement; answers the last row id."""
-        with self._lock, self._refusals():
+        with self._lock, self._refusals:
             return self._db.execute(sql, values).lastrowid or 0
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock, self._refusals():
+        with self._lock, self._refusals:
             return self._db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        with self._lock, self._refusals():
+        with self._lock, self._refusals:
             found: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
             return found
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise  # a defect of the code, which no waiting mends
-        except sqlite3.Error as error:
-            raise self._error(error, "refuses") from error
 
     def _error(self, error: Exception, what: str) -> SpoolError:
         return _error_of(self.path, error, what)
@@ -220,6 +212,21 @@ class Catalogue:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+class _Refusals:
+    """What SQLite refuses becomes a `SpoolError`. No generator: this is entered several times for each batch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # An `IntegrityError` is a defect of the code, which no waiting mends.
+        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            raise _error_of(self._path, error, "refuses") from error
 
 
 @contextmanager

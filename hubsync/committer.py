@@ -362,8 +362,7 @@ class Committer:
     async def _commit_for_ever(self) -> None:
         backoff = self._patience.backoff()
         while True:
-            urgent = await self._on_disk(self._plans.is_urgent)
-            shards = await self._on_disk(self._ready)
+            shards, urgent = await self._on_disk(self._ready)
             if not shards:
                 await self._commit_bell.wait(_POLL_S)
             elif wait := self._governor.wait_s(urgent=urgent):
@@ -373,8 +372,10 @@ class Committer:
                 self._status.report("pace", State())
                 await self._commit(shards, backoff)
 
-    def _ready(self) -> list[Shard]:
-        return self._plans.in_order(self._plans.staged(self._policy.max_files, self._policy.max_inline_bytes))
+    def _ready(self) -> tuple[list[Shard], bool]:
+        """What the next commit may take, and whether somebody waits for any of it."""
+        staged = self._plans.staged(self._policy.max_files, self._policy.max_inline_bytes)
+        return self._plans.in_order(staged), bool(staged) and self._plans.is_urgent()
 
     async def _commit(self, shards: Sequence[Shard], backoff: Backoff) -> None:
         """Plans and sends one commit, and draws the consequences of its answer."""

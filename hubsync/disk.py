@@ -21,8 +21,8 @@ class Disk:
     """The disk that holds one spool's directory."""
 
     def __init__(self, directory: Path, catalogue: Path) -> None:
-        self._catalogue = catalogue
         self._reserve = directory / "reserve"
+        self._paths = str(catalogue), str(self._reserve)  # looked at in each take: no pathlib
         self._size = _RESERVE
         about = os.stat(catalogue)
         self._known = (about.st_dev, about.st_ino)
@@ -32,7 +32,7 @@ class Disk:
         nobody will ever read them.
         """
         try:
-            about = os.stat(self._catalogue)
+            about = os.stat(self._paths[0])
         except OSError:
             return False
         return (about.st_dev, about.st_ino) == self._known
@@ -69,7 +69,7 @@ class Disk:
     def is_exhausted(self) -> bool:
         """Whether the reserve was given up."""
         try:
-            return self._reserve.stat().st_size == 0
+            return os.stat(self._paths[1]).st_size == 0
         except OSError:
             return False
 

@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
+import anyio
+
+from hubsync.clock import loop_waker
 from hubsync.errors import HubsyncError
 
 ReceiptState = Literal["queued", "spooled", "committed", "dropped", "refused"]
@@ -139,12 +142,19 @@ class Receipt:
         self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None
     ) -> str | None:
         """As `Receipt.wait`, for a task: waits without blocking its event loop."""
-        import anyio
+        return await self._wait_for(self._watch(until), until, timeout)
 
-        from hubsync.clock import loop_waker
-
+    def _watch(self, until: Literal["spooled", "committed"]) -> anyio.Event:
+        """What is set, in this event loop, once the batch is so far, or will never be."""
         done = anyio.Event()
-        if self._subscribe(until, loop_waker(done.set)):
+        if not self._subscribe(until, loop_waker(done.set)):
+            done.set()
+        return done
+
+    async def _wait_for(self, done: anyio.Event, until: str, timeout: float | None) -> str | None:
+        if timeout is None:
+            await done.wait()
+        else:
             with anyio.move_on_after(timeout) as scope:
                 await done.wait()
             if scope.cancelled_caught:

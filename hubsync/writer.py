@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,14 @@ class _OpenSegment:
     parts: list[bytes] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)  # of what was written, but for `unhashed`
     unhashed: list[bytes] = field(default_factory=list)
+
+    def as_it_is(self) -> _OpenSegment:
+        """For when the next take fails."""
+        unhashed = list(self.unhashed)
+        return _OpenSegment(
+            self.id, self.file, self.fd, self.size, self.rows, self.batches, self.opened_at, self.schema,
+            [], self.sha256, unhashed,
+        )  # fmt: skip
 
     def digest(self) -> str:
         """The sha256 of all that was written. Changes nothing: the take may still fail."""
@@ -115,7 +123,7 @@ class SpoolWriter:
             SpoolError: the disk or the catalogue refuses. Nothing was accepted; it may be tried again as it is.
         """
         with self._guard:
-            before = replace(self._open, parts=[], unhashed=list(self._open.unhashed)) if self._open else None
+            before = self._open.as_it_is() if self._open else None
             touched: list[_OpenSegment] = []
             aside: list[Path] = []
             try:
