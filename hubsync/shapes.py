@@ -8,6 +8,7 @@ the hot path. Knows nothing of encoding and has no words for people: `rows` has.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -26,7 +27,12 @@ _PLAIN = LEAVES | _LISTS | {float, dict}
 _FLOAT = frozenset({float})
 _INTS = frozenset({int, bool})
 _EXACT, _INT64 = 1 << 53, 1 << 63  # what a float holds exactly, and what a column of ints does
-_SMALL = list[Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]]
+_SmallInt = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
+_Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+_SMALL = list[_SmallInt]
+# What lists that hold ints alone, or numbers, may hold without being new: by the types that their elements had.
+_LISTS_OF_INTS = {frozenset[type](), frozenset({int})}, list[list[_SmallInt]]
+_LISTS_OF_NUMBERS = {*_LISTS_OF_INTS[0], _FLOAT, frozenset({int, float})}, list[list[_SmallInt | _Finite]]
 _MOST = 4_096  # things learnt; a job whose keys are data has no end of them
 
 # What a batch has that was never learnt: a set, and what is to be added to it.
@@ -120,10 +126,26 @@ def _look_at_values(values: Sequence[Any], node: _Node, fresh: Fresh) -> None:
     if dict in kinds:
         _look(values if len(kinds) == 1 else list(_of({dict}, values)), node, fresh)
     if not _LISTS.isdisjoint(kinds):
+        lists = values if kinds <= _LISTS else list(_of(_LISTS, values))
         if node.elements is None:
             node.elements = _Node()
-        lists = values if kinds <= _LISTS else _of(_LISTS, values)
+        elif _are_known_numbers(lists, node.elements):
+            return
         _look_at_values(list(chain.from_iterable(lists)), node.elements, fresh)
+
+
+def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
+    """Token ids, log-probabilities, embeddings: so many that even a look at each one's type costs more than encoding.
+    Where it says no, they are looked at as anything else: a NaN is nothing new, either.
+    """
+    for kinds, all_such in (_LISTS_OF_INTS, _LISTS_OF_NUMBERS):
+        if elements.kinds and elements.kinds <= kinds:
+            try:
+                msgspec.convert(lists, all_such)
+            except msgspec.ValidationError:
+                return False
+            return True
+    return False
 
 
 def _sizes(ints: Sequence[int]) -> set[int]:

@@ -92,3 +92,38 @@ def test_the_row_is_named_where_one_of_many_is_bad() -> None:
         encode([CHAT, CHAT, CHAT | {"usage": {"tokens": 3, "cost": -math.inf}}])
     with pytest.raises(RowError, match="row 1"):
         encode([{"a": 1}, {1: 1}])
+
+
+@pytest.mark.parametrize(
+    ("known", "value", "new"),
+    [
+        ([1, 2], [3], False),
+        ([1, 2], [], False),
+        ([1, 2], [2.5], True),
+        ([1, 2], [1, None], True),
+        ([1, 2], [True], True),
+        ([1, 2], ["1"], True),
+        ([1, 2], [[1]], True),
+        ([1, 2], [2**53 + 1], True),
+        ([1, 2], [-(2**63) - 1], True),
+        ([0.5], [math.nan, 1e308], False),
+        ([0.5], [1, 0.5], False),  # a column of floats it was, and is
+        ([0.5], [2**53 + 1], True),
+        ([0.5], [0.5, None], True),
+        ([[0.5], [1.5]], [[2.5], []], False),
+        ([[1], [2]], [[0.5]], True),
+    ],
+)
+def test_lists_of_numbers_are_looked_at_as_anything_else(known: Any, value: Any, new: bool) -> None:
+    shapes = Shapes()
+    assert is_new(shapes, {"ids": known})
+    assert is_new(shapes, {"ids": value}, {"ids": known}) is new
+    assert not is_new(shapes, {"ids": known}, {"ids": value})
+
+
+@pytest.mark.parametrize("known", [[1, 2], [0.5], [[0.5]]])
+def test_an_infinity_among_numbers_that_are_known_is_refused(known: Any) -> None:
+    shapes = Shapes()
+    is_new(shapes, {"ids": known})
+    with pytest.raises(RowError, match=r"ids.*inf"):
+        encode([{"ids": [*known, math.inf] if not isinstance(known[0], list) else [[math.inf]]}], shapes)
