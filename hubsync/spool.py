@@ -55,9 +55,7 @@ class SpoolDepth(NamedTuple):
     committed_shards: int
 
     def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
-        """How long the oldest of these rows, or of those in a queue's memory, has waited at `now`, all in seconds; None
-        where none waits.
-        """
+        """How long the oldest row waits at `now`, here or `in_memory_since`, all in seconds; None where none does."""
         since = [at for at in (self.oldest_at, in_memory_since) if at is not None]
         return max(0.0, now - min(since)) if since else None
 
@@ -445,6 +443,11 @@ class Spool:
     def committer_pid(self) -> int | None:
         """The committer's process, whoever it is; None where there is none."""
         return self._committer.holder()
+
+    @property
+    def is_committed_by_others(self) -> bool:
+        """Whether another process, or another uploader of this one, commits; not while this is just about to."""
+        return self._committer.holder() is not None and not self._committer.held
 
     def committer_stopped(self) -> bool:
         """Whether the committer, another process, lives but has stopped. To be asked again and again."""

@@ -407,7 +407,7 @@ class Worker:
             self._answer(receipt, Fate(settled=True))
             return
         # At the very start nobody may commit yet: then it is as much this process' to do as anybody's.
-        all_of_it = everything and (self.spool.is_committer or self.spool.committer_pid is None)
+        all_of_it = everything and not self.spool.is_committed_by_others
         if all_of_it:
             self._until_it_works(self.spool.adopt)  # what the dead left open would not be waited for
         pending: list[int] | None = []

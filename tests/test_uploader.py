@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from hubsync import (
 )
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.locks import FileLock
 from hubsync.policy import Layout
 from hubsync.queue import Batch
 from hubsync.receipt import Receipt
@@ -190,7 +192,20 @@ def test_who_looks_at_the_spool_takes_nothing_from_two_uploaders_of_one_process(
     assert dataset.ids() == list(range(5))
 
 
-def test_closing_at_once_brings_up_what_dead_processes_left(uploader: Make, dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_closing_at_once_brings_up_what_dead_processes_left(
+    slow: bool, uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, locked = FileLock.acquire, threading.Event()
+
+    def acquire_slowly(lock: FileLock) -> bool:
+        """Between having the committer's lock and being the committer, a close may fall."""
+        got = acquire(lock)
+        if lock.path.name == "committer.lock":
+            locked.set()
+            time.sleep(0.5)
+        return got
+
     with uploader() as up:
         spool = Spool(up.spool, target=None)
     first, *others = sorted((SpoolWriter.open(spool, Layout(), ShardPolicy()) for _ in range(3)), key=lambda w: w.name)
@@ -200,8 +215,11 @@ def test_closing_at_once_brings_up_what_dead_processes_left(uploader: Make, data
     for writer in (first, *others):
         writer.close()  # as death does: the names are free, the segments stay open
     spool.close()
+    if slow:
+        monkeypatch.setattr(FileLock, "acquire", acquire_slowly)
     with uploader() as up:  # takes the first name, which left nothing
         assert up.writer == first.name
+        assert not slow or locked.wait(10)
     assert dataset.ids() == [0, 1]
 
 
