@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskGroup
+from anyio.to_thread import run_sync
 
 from hubsync import card
 from hubsync.clock import Bell, Clock
@@ -50,7 +49,6 @@ from hubsync.spool import Spool
 from hubsync.status import State, Status
 
 _log = logging.getLogger("hubsync")
-T = TypeVar("T")
 
 _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet session
 _STAGE_LOTS = 3  # at once
@@ -141,7 +139,7 @@ class Committer:
             BlockedError: the token or the repo is not good.
             TransientError: the Hub can't be asked now; `run` goes on trying.
         """
-        await _in_thread(card.load)
+        await run_sync(card.load)
         self._head = (await self._destination.check(private=self._private)).sha
         while not await self._on_disk(lambda: self._spool.seeded):
             if await self._on_disk(self._spool.become_committer):
@@ -174,7 +172,8 @@ class Committer:
         shown: Mapping[str, StructOf] = {}
         with suppress(card.CardError):
             content = await self._destination.read(card.PATH, head.sha or "")
-            shown = (await _in_thread(card.Card, content, self._spool.target.repo)).features()
+            stands = await run_sync(card.Card, content, self._spool.target.repo)
+            shown = await run_sync(stands.features)
         await self._on_disk(self._spool.seed, marks, shown)
 
     async def run(self) -> None:
@@ -441,14 +440,14 @@ class Committer:
             return None, (), {}
         existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
         try:
-            stands = await _in_thread(card.Card, existing, self._spool.target.repo)
-            features, misfit = await self._on_disk(self._fitting.fit, kinds, stands.features())
+            stands = await run_sync(card.Card, existing, self._spool.target.repo)
+            features, misfit = await self._on_disk(self._fitting.fit, kinds, await run_sync(stands.features))
             if misfit is not None:
                 await self._set_aside(misfit)
                 return None
-            if clash := stands.clash(entries):
+            if clash := await run_sync(stands.clash, entries):
                 _log.warning("%s", clash)
-            merged = await _in_thread(stands.add, entries, features)
+            merged = await run_sync(stands.add, entries, features)
             reach(CrashPoint.CARD_MERGED)
         except card.CardError as error:
             self._card_refused = True
@@ -538,7 +537,3 @@ class Committer:
                 counts.committed_bytes += shard.size
                 counts.committed_shards += 1
                 self._on_settled(shard.segment, landed[shard.segment], None)
-
-
-async def _in_thread(work: Callable[..., T], *args: object) -> T:
-    return await anyio.to_thread.run_sync(partial(work, *args))

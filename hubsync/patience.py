@@ -1,17 +1,17 @@
 """Does what is safe to repeat until it works: waits out what passes by itself, and for a person where one is needed.
 
-Every wait of the committer is here, and each is seen in the status for as long as it lasts. What may not be repeated
-blindly (a commit whose answer was lost) is not for here: that is the committer's to reconcile, and only its waiting is.
+What holds the committer up is waited for here, and is seen in the status for as long as it lasts; its own pace is not.
+A commit whose answer was lost may not be repeated blindly: that is the committer's to reconcile, and only its waiting
+is for here.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
-import anyio.to_thread
+from anyio.to_thread import run_sync
 
 from hubsync.clock import Bell, Clock
 from hubsync.errors import (
@@ -96,7 +96,7 @@ class Patience:
         backoff = self.backoff()
         while True:
             try:
-                result = await anyio.to_thread.run_sync(partial(work, *args))
+                result = await run_sync(work, *args)
             except (LeaseLost, SpoolLost):
                 raise
             except (SpoolError, OSError) as error:

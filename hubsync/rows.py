@@ -222,7 +222,8 @@ def _check(value: Any, row: int, path: str) -> None:
     """Refuses what msgspec would write although readers could not use it.
 
     Keys that are no strings (`1` and `"1"` would become one column) and infinities (msgspec writes null; NaN as null
-    is a missing value, as in pandas). Only for rows that `Shapes` can't tell: this looks at each value.
+    is a missing value, as in pandas). This looks at each value: only where `Shapes` can't tell and something is new, or
+    has said that something is wrong.
     """
     kind = type(value)
     if kind is dict or isinstance(value, Mapping):

@@ -447,7 +447,7 @@ class Spool:
     @property
     def is_committed_by_others(self) -> bool:
         """Whether another process, or another uploader of this one, commits; not while this is just about to."""
-        return self._committer.holder() is not None and not self._committer.held
+        return self._committer.holder() is not None and not self._committer.held  # in this order: it may take it now
 
     def committer_stopped(self) -> bool:
         """Whether the committer, another process, lives but has stopped. To be asked again and again."""
