@@ -16,6 +16,14 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.
 _TEXT_FIELDS = ("pretty_name", "pipeline_tag", "library_name", "title", "sdk", "license_name")
 _LIST_FIELDS = ("datasets", "language", "tags", "task_categories", "metrics", "base_model")
 
+# What the Hub makes tags of: with the field's name before them, or, for models and spaces, some of them without.
+_DATASET_TAGS = (
+    "task_categories", "task_ids", "annotations_creators", "language_creators", "multilinguality", "source_datasets",
+    "language", "license", "size_categories",
+)  # fmt: skip
+_PLAIN_TAGS = ("library_name", "pipeline_tag", "language")
+_MODEL_TAGS = ("datasets", "base_model", "license")
+
 
 def card_data(readme: str) -> dict[str, Any] | None:
     """The metadata of a README, or None where it has none or it cannot be read."""
@@ -63,13 +71,18 @@ def metadata(core: Core, commit: Commit) -> dict[str, Any]:
     return dict(json.loads(shown))
 
 
-def derived_tags(metadata: dict[str, Any]) -> list[str]:
-    """The tags that the Hub makes of other fields, such as `license:mit`."""
-    tags: list[str] = []
-    for name in ("license", "language", "task_categories", "size_categories", "datasets"):
-        value = metadata.get(name) or []
-        tags += [f"{name.removesuffix('s')}:{item}" for item in (value if isinstance(value, list) else [value])]
-    return tags
+def tags(metadata: dict[str, Any], repo_type: str) -> list[str]:
+    """The tags that the Hub shows and filters by: the card's own, and those it makes of other fields."""
+    if repo_type == "dataset":
+        made = [f"{name}:{item}" for name in _DATASET_TAGS for item in _listed(metadata.get(name))]
+    else:
+        made = [str(item) for name in _PLAIN_TAGS for item in _listed(metadata.get(name))]
+        made += [f"{name.removesuffix('s')}:{item}" for name in _MODEL_TAGS for item in _listed(metadata.get(name))]
+    return list(dict.fromkeys([*made, "region:us", *map(str, _listed(metadata.get("tags")))]))
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _parse(readme: str) -> tuple[dict[str, Any] | None, list[str]]:

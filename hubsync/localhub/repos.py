@@ -176,13 +176,12 @@ def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> 
     """A repo as the Hub's info endpoint shows it."""
     metadata = cards.metadata(core, commit)
     likes = core.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
-    tags = metadata.get("tags") or []
     body: dict[str, Any] = {
         "_id": _hex_id("repo", str(repo.id)), "id": repo.name, "author": repo.namespace, "sha": commit.oid,
         "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
         "gated": repo.extra.get("gated", False), "likes": likes[0] if likes else 0, "downloads": 0,
         "downloadsAllTime": 0,
-        "tags": [*(tags if isinstance(tags, list) else [tags]), *cards.derived_tags(metadata), "region:us"],
+        "tags": cards.tags(metadata, repo.type),
         "siblings": siblings(core, commit, blobs=blobs), "trendingScore": 0,
         "usedStorage": _used_storage(core, repo),
     }  # fmt: skip

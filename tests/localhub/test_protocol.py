@@ -218,3 +218,26 @@ def test_readme_metadata_is_shown_and_judged(api: HfApi, repo: str, http: httpx.
     bad = commit(http, ndjson(file_line("README.md", "---\nlicense: [unclosed\n---\n")))
     assert bad.status_code == 400
     assert "Invalid metadata in README.md" in bad.json()["error"]
+
+
+def test_a_card_makes_tags_under_the_names_of_its_fields(api: HfApi, repo: str) -> None:
+    card = b"""---
+license: mit
+language: [en, fr]
+task_categories: [text-generation]
+task_ids: [language-modeling]
+size_categories: [n<1K]
+language_creators: machine-generated
+tags: [synthetic]
+---
+"""
+    add(api, "README.md", card)
+    assert set(api.dataset_info(repo).tags) == {
+        "license:mit", "language:en", "language:fr", "task_categories:text-generation", "task_ids:language-modeling",
+        "size_categories:n<1K", "language_creators:machine-generated", "synthetic", "region:us",
+    }  # fmt: skip
+    model = api.create_repo("user/model").repo_id
+    api.upload_file(
+        path_or_fileobj=b"---\nlanguage: en\ndatasets: [user/rollouts]\n---\n", path_in_repo="README.md", repo_id=model
+    )
+    assert set(api.model_info(model).tags) == {"en", "dataset:user/rollouts", "region:us"}
