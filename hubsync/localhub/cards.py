@@ -23,6 +23,20 @@ _DATASET_TAGS = (
 )  # fmt: skip
 _PLAIN_TAGS = ("library_name", "pipeline_tag", "language")
 _MODEL_TAGS = ("datasets", "base_model", "license")
+# In the order in which the Hub's refusal names them (2026); it takes no others, also in capital letters.
+_LICENSES = (
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
+    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1",
+    "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "h-research",
+    "intel-research", "lppl-1.3c", "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0",
+    "openmdw-1.1", "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
+    "deepfloyd-if-license", "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "llama4", "grok2-community", "gemma", "unknown", "other",
+)  # fmt: skip
 
 
 def card_data(readme: str) -> dict[str, Any] | None:
@@ -48,8 +62,8 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
     model_index = metadata.get("model-index", [])
     if not isinstance(model_index, list) or not all(isinstance(item, dict) for item in model_index):
         errors.append('"model-index" must be an array of mappings')
-    if not isinstance(metadata.get("license", ""), str | list):
-        errors.append('"license" must be a string or a list of strings')
+    if not all(item in _LICENSES for item in _listed(metadata.get("license"))):
+        errors.append(f'"license" must be one of [{", ".join(_LICENSES)}, array]')
     configs = metadata.get("configs", [])
     if repo_type == "dataset" and (
         not isinstance(configs, list) or not all(isinstance(item, dict) and "config_name" in item for item in configs)
