@@ -241,3 +241,58 @@ tags: [synthetic]
         path_or_fileobj=b"---\nlanguage: en\ndatasets: [user/rollouts]\n---\n", path_in_repo="README.md", repo_id=model
     )
     assert set(api.model_info(model).tags) == {"en", "dataset:user/rollouts", "region:us"}
+
+
+def test_a_listing_is_told_in_pages_and_none_is_left_out(api: HfApi, http: httpx.Client) -> None:
+    names = {api.create_repo(f"user/d{number}", repo_type="dataset").repo_id for number in range(101)}
+    assert {found.id for found in api.list_datasets(author="user")} == names
+    assert http.get("/api/datasets", params={"cursor": "?"}).status_code == 400
+    pages, url = [], "/api/datasets?limit=40&search=d"
+    while url:
+        answer = http.get(url)
+        pages.append([found["id"] for found in answer.json()])
+        url = answer.links.get("next", {}).get("url", "")
+    assert [len(page) for page in pages] == [40, 40, 21]
+    assert set().union(*pages) == names
+
+
+def test_a_listing_is_filtered_and_sorted(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:
+    for name in ("tagged", "gated"):
+        api.create_repo(f"user/{name}", repo_type="dataset")
+    card = b"---\nlanguage: en\ntags: [synthetic]\n---\n"
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="user/tagged", repo_type="dataset")
+    api.update_repo_settings("user/gated", repo_type="dataset", gated="auto")
+    http.post(f"/api/datasets/{repo}/like")
+
+    def listed(**wanted: object) -> list[str]:
+        return [found.id for found in api.list_datasets(**wanted)]  # type: ignore[arg-type]
+
+    assert listed(filter="synthetic") == listed(language="en") == ["user/tagged"]
+    assert listed(language="en", filter="other") == []
+    assert listed(gated=True) == ["user/gated"]
+    assert listed(gated=False) == ["user/tagged", repo]
+    assert listed(dataset_name="user", search="agg") == ["user/tagged"]
+    assert listed(sort="likes")[0] == repo
+    assert listed(sort="last_modified")[0] == "user/tagged"
+    assert listed(sort="created_at") == ["user/gated", "user/tagged", repo]
+    assert http.get("/api/datasets?sort=size").status_code == 400
+
+
+def test_a_listing_shows_the_card_and_the_files_only_where_asked(api: HfApi, repo: str) -> None:
+    add(api, "README.md", b"---\nlicense: mit\n---\n")
+    (short,) = api.list_datasets()
+    (full,) = api.list_datasets(full=True)
+    (chosen,) = api.list_datasets(expand=["author", "downloadsAllTime"])
+    assert (short.card_data, short.siblings) == (None, None)
+    assert full.card_data.license == "mit"
+    assert [file.rfilename for file in full.siblings] == [".gitattributes", "README.md"]
+    assert (chosen.author, chosen.downloads_all_time, chosen.downloads, chosen.sha) == ("user", 0, None, None)
+
+
+def test_a_field_that_no_repo_has_can_not_be_asked_for(api: HfApi, repo: str, http: httpx.Client) -> None:
+    assert api.dataset_info(repo, expand=["author"]).sha is None
+    for path in (f"/api/datasets/{repo}?expand=author&expand=foo", "/api/datasets?expand[]=author&expand[]=foo"):
+        refused = http.get(path)
+        assert refused.status_code == 400
+        assert '"author"|"cardData"' in refused.json()["error"]
+        assert refused.json()["error"].endswith("at expand[1]")
