@@ -345,8 +345,12 @@ def likes_of(core: Core, call: Call) -> Response:
 def validate_yaml(core: Core, call: Call) -> Response:
     body = call.json()
     errors, warnings = cards.problems(str(body.get("content") or ""), str(body.get("repoType") or "model"))
+    status = 400 if errors else 200
+    if call.request.headers.get("accept", "").startswith("text/plain"):  # so asks `RepoCard.validate`
+        lines = [f"- Error: {text}" for text in errors] + [f"- Warning: {text}" for text in warnings]
+        return Response("\n".join(lines), status, media_type="text/plain")
     answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
-    return json_response(answer, status=400 if errors else 200)
+    return json_response(answer, status=status)
 
 
 def _hex_id(kind: str, name: str) -> str:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    HfFileSystem,
+    snapshot_download,
+)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hubsync.localhub import LocalHub
@@ -218,6 +225,13 @@ def test_readme_metadata_is_shown_and_judged(api: HfApi, repo: str, http: httpx.
     bad = commit(http, ndjson(file_line("README.md", "---\nlicense: [unclosed\n---\n")))
     assert bad.status_code == 400
     assert "Invalid metadata in README.md" in bad.json()["error"]
+
+
+@pytest.mark.usefixtures("local_hub")
+def test_a_card_is_judged_in_words_before_it_is_pushed() -> None:
+    DatasetCard("---\nlicense: mit\n---\n").validate("dataset")
+    with pytest.raises(ValueError, match=r'^- Error: "license" must be one of'):
+        DatasetCard("---\nlicense: asdf\n---\n").validate("dataset")
 
 
 def test_a_card_makes_tags_under_the_names_of_its_fields(api: HfApi, repo: str) -> None:
