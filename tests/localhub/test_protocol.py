@@ -113,6 +113,7 @@ def test_two_commits_at_once_both_land_one_after_the_other(api: HfApi, repo: str
 
 def test_ranges_of_a_regular_file_are_served(api: HfApi, repo: str, http: httpx.Client) -> None:
     add(api, "a.txt", b"0123456789")
+    http.follow_redirects = True
     url = f"/datasets/{repo}/resolve/main/a.txt"
     part = http.get(url, headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.content, part.headers["Content-Range"]) == (206, b"234", "bytes 2-4/10")
@@ -310,3 +311,27 @@ def test_a_field_that_no_repo_has_can_not_be_asked_for(api: HfApi, repo: str, ht
         assert refused.status_code == 400
         assert '"author"|"cardData"' in refused.json()["error"]
         assert refused.json()["error"].endswith("at expand[1]")
+
+
+def test_a_small_public_file_is_found_one_address_further(api: HfApi, repo: str, http: httpx.Client) -> None:
+    sha = add(api, "deep/ä b.txt", b"0123")
+    for method in ("GET", "HEAD"):
+        answer = http.request(method, f"/datasets/{repo}/resolve/main/deep/%C3%A4%20b.txt")
+        assert (answer.status_code, answer.headers["X-Repo-Commit"]) == (307, sha)
+        location = answer.headers["Location"]
+        assert location.startswith(f"/api/resolve-cache/datasets/{repo}/{sha}/deep/%C3%A4%20b.txt?")
+    there = http.get(location)
+    assert (there.status_code, there.content, there.headers["ETag"]) == (200, b"0123", answer.headers["ETag"])
+    add(api, "empty", b"")
+    assert http.get(f"/datasets/{repo}/resolve/main/empty").status_code == 200
+    api.update_repo_settings(repo, repo_type="dataset", private=True)
+    assert http.get(f"/datasets/{repo}/resolve/main/deep/%C3%A4%20b.txt").content == b"0123"
+
+
+def test_the_raw_address_of_a_large_file_shows_its_pointer(api: HfApi, repo: str, http: httpx.Client) -> None:
+    add(api, "a.bin", b"\0" * 100)
+    add(api, "a.txt", b"text")
+    raw = http.get(f"/datasets/{repo}/raw/main/a.bin")
+    assert raw.status_code == 200
+    assert raw.text.startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
+    assert http.get(f"/datasets/{repo}/raw/main/a.txt").text == "text"
