@@ -21,6 +21,7 @@ import msgspec
 
 LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
 INFINITIES = frozenset({math.inf, -math.inf})
+BEYOND_FLOATS = 1 << 1024  # readers make a float of an int beyond int64, and of this an infinity
 
 _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
@@ -40,7 +41,7 @@ Fresh = list[tuple[set[Any], Any]]
 
 
 class Suspicious(Exception):
-    """An infinity, or a key that is no string."""
+    """An infinity, an int beyond the floats, or a key that no column can have for a name."""
 
 
 class Opaque(Exception):
@@ -98,7 +99,7 @@ def _look(dicts: Collection[dict[Any, Any]], node: _Node, fresh: Fresh) -> None:
     for keys in signatures:
         alike = dicts if len(signatures) == 1 else [item for item in dicts if tuple(item) == keys]
         if keys not in node.keys:
-            if not all(isinstance(key, str) for key in keys):
+            if not all(isinstance(key, str) and "\0" not in key for key in keys):
                 raise Suspicious
             fresh.append((node.keys, keys))
         for key, column in zip(keys, zip(*map(dict.values, alike), strict=True), strict=True):
@@ -151,6 +152,8 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
 def _sizes(ints: Sequence[int]) -> set[int]:
     """Which of the bounds, that make a reader's column another, are passed."""
     most = max(max(ints), -1 - min(ints))
+    if most >= BEYOND_FLOATS:
+        raise Suspicious
     return {bound for bound in (_EXACT, _INT64) if most >= bound}
 
 
