@@ -236,7 +236,11 @@ class AmbiguousError(TransientError):
 
 
 class StaleParentError(TransientError):
-    """412: the branch's head is not the parent that the commit named."""
+    """412: the branch's head is not the parent that the commit named; or what was asked of is a commit that is gone."""
+
+
+class UnreadableShard(TransientError):
+    """A shard's file can't be read: its disk, or it is gone. It is looked at, and the others go on."""
 
 
 class RateLimitedError(TransientError):

@@ -8,6 +8,7 @@ segment's writer noted, and by its file only where that is at odds with the card
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +105,20 @@ class Fitting:
                 except Conflict:
                     return False
         return True
+
+    def with_committed(self, shown: Mapping[str, StructOf]) -> dict[str, StructOf]:
+        """What the card is to say, by config, of all that was committed: where it was deleted, or left out a while."""
+        said = dict(shown)
+        for row in [
+            *self._catalogue.rows("SELECT config, published AS schema FROM schemas WHERE published IS NOT NULL"),
+            *self._catalogue.rows(
+                "SELECT DISTINCT config, schema FROM segments WHERE state = 'committed' AND schema IS NOT NULL"
+            ),
+        ]:
+            if self._policy(row["config"]) != "off":
+                with suppress(Conflict):
+                    said[row["config"]] = extend(said.get(row["config"], EMPTY), loads(row["schema"]))
+        return said
 
     def fit(self, kinded: Sequence[Kinded], shown: Mapping[str, StructOf]) -> tuple[dict[str, StructOf], Misfit | None]:
         """What the card is to say, by config, where it says `shown` now; or the first shard that can't go."""
