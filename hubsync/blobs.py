@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -208,7 +208,7 @@ class LfsStore:
         else:
             await self._put(shard, upload.href, 0, shard.size, upload.header or {})
         if verify is not None:
-            try:
+            with _never_arrived():
                 await self._http.send(
                     f"lfs verify {shard.path}",
                     "POST",
@@ -217,11 +217,6 @@ class LfsStore:
                     headers=verify.header,
                     abroad=True,
                 )
-            except (BlockedError, DefectError) as error:
-                if error.status is None:  # a certificate, or the token: a person can
-                    raise
-                # The PUT was answered on the way and never arrived: no person can mend that, another PUT does.
-                raise TransientError(str(error), status=error.status) from None
 
     async def _multipart(self, shard: Shard, upload: _Action) -> None:
         header = upload.header or {}
@@ -234,17 +229,18 @@ class LfsStore:
             start = number * size
             etag = await self._put(shard, url, start, min(size, shard.size - start), {})
             parts.append({"partNumber": number + 1, "etag": etag})
-        await self._http.send(
-            f"lfs complete {shard.path}",
-            "POST",
-            upload.href,
-            json={"oid": shard.sha256, "parts": parts},
-            headers=_LFS,
-            abroad=True,
-        )
+        with _never_arrived():
+            await self._http.send(
+                f"lfs complete {shard.path}",
+                "POST",
+                upload.href,
+                json={"oid": shard.sha256, "parts": parts},
+                headers=_LFS,
+                abroad=True,
+            )
 
     async def _put(self, shard: Shard, url: Secret, start: int, size: int, headers: Mapping[str, Secret]) -> str:
-        try:
+        with _never_arrived():
             answer = await self._http.send(
                 f"lfs upload {shard.path}",
                 "PUT",
@@ -253,12 +249,20 @@ class LfsStore:
                 headers={**headers, "content-length": str(size)},
                 abroad=True,
             )
-        except (BlockedError, DefectError) as error:
-            if error.status is None:
-                raise
-            # The store's signed URL may have run out, and its errors are not the Hub's: ask for a new one.
-            raise TransientError(str(error), status=error.status) from None
         return answer.headers.get("etag", "")
+
+
+@contextlib.contextmanager
+def _never_arrived() -> Iterator[None]:
+    """A store's errors are not the Hub's: its signed URL has run out, or a PUT was answered on the way and did not
+    arrive. No person can mend that; another PUT does.
+    """
+    try:
+        yield
+    except (BlockedError, DefectError) as error:
+        if error.status is None:  # a certificate, or the token: a person can
+            raise
+        raise TransientError(str(error), status=error.status) from None
 
 
 def _number(text: str) -> int:

@@ -121,7 +121,17 @@ class Card:
             elif not changed:
                 return None
             self._card.data["configs"] = configs
-            return str(self._card).encode("utf-8", "surrogateescape")
+            return self._text().encode("utf-8", "surrogateescape")
+
+    def _text(self) -> str:
+        text = str(self._card)
+        if "\x85" in text:  # a column's name perhaps: PyYAML takes it for the end of a line, and writes it all the same
+            from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+
+            end = "\r\n" if "\r\n" in text else "\n"
+            yaml = yaml_dump(self._card.data.to_dict(), sort_keys=False, line_break=end, allow_unicode=False).strip()
+            text = f"---{end}{yaml}{end}---{end}{self._card.text}"
+        return text
 
     def _configs(self) -> list[Any]:
         return _listed(self._card.data.get("configs"))

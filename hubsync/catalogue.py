@@ -79,6 +79,12 @@ UNPACKED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
 # A shard that was discarded from the dead letter is still known, and with it its number, keys and offsets.
 DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
 BURIED = f"state = 'dead' AND NOT {DISCARDED}"
+# A row a state of what is not on the Hub yet, the dead letter among it; `oldest_at` is when the first row of it came.
+DEPTHS = (
+    "SELECT state, count(*) AS shards, sum(rows) AS rows, sum(bytes) AS bytes, "
+    "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest_at, min(id) AS first_id "
+    f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
+)
 
 # `schema` is what a segment's columns hold, as JSON of `schema.StructOf`; NULL where nobody looked. By config: what was
 # accepted, what the card shows, and what becomes of conflicts ('off': nobody looks).

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
-from anyio.to_thread import run_sync
 
 from hubsync import card
 from hubsync.clock import Bell, Clock
@@ -34,14 +34,16 @@ from hubsync.errors import (
     SpoolError,
     StaleParentError,
     TransientError,
+    UnreadableShard,
     flat_errors,
 )
 from hubsync.fitting import Fitting, Misfit
+from hubsync.keeper import CardKeeper
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
 from hubsync.packer import Packer, Unpackable
 from hubsync.patience import Patience
-from hubsync.plan import Destination, Note, Plan, Shard, Staged, summary_of
+from hubsync.plan import Destination, Plan, Shard, Staged, Standing, Watermark, summary_of
 from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.schema import StructOf
@@ -49,6 +51,7 @@ from hubsync.spool import Spool
 from hubsync.status import State, Status
 
 _log = logging.getLogger("hubsync")
+T = TypeVar("T")
 
 _STAGE_SHARDS = 100  # shards staged in one go: one preupload call, one Xet session
 _STAGE_LOTS = 3  # at once
@@ -56,10 +59,9 @@ _STAGE_BYTES = 256 * MIB
 _SLOW_UPLOAD_S = 30.0
 _PROBE = 100  # numbers tried at once when a path is taken
 _RESTAGES = 5  # of one blob: a store may say that it has it and not have it, but not again and again
+_RESENDS = 3  # of what is refused otherwise: it may be a proxy's word, and set aside is for good
+_MOST_BURIED = 3  # in a row: where nothing lands any more, it is not the rows' fault
 _POLL_S = 0.5  # how soon another process' sealed segments, or its death, are noticed
-
-# The card's new text (None where it stays), and what it shows then: configs and splits; columns, by config.
-_Showing = tuple[Note | None, Sequence[card.Entry], Mapping[str, StructOf]]
 
 # A segment is settled: (segment, sha of its commit, error where it was set aside).
 OnSettled = Callable[[int, str | None, HubsyncError | None], None]
@@ -100,10 +102,10 @@ class Committer:
         self._connected = False
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
-        self._card_refused = False
-        self._card_changed = True  # perhaps, by others
+        self._ahead: list[Watermark] = []  # of our writers, where the dataset knows more of them than the catalogue
         self._staging: list[frozenset[int]] = []  # the lots that are on their way
-        self._restaged: Counter[int] = Counter()  # by segment
+        self._refusals: dict[int, Backoff] = {}  # by segment
+        self._buried = 0  # since something landed
         self._met_another = False
         self._governor = Governor(commit, clock)
         self._patience = Patience(
@@ -118,6 +120,7 @@ class Committer:
         )
         self._persist = self._patience.persist
         self._on_disk = self._patience.on_disk
+        self._card = CardKeeper(spool.target.repo, self._plans, self._fitting, destination, self._patience, clock)
         self._pace = f"commits keep to {commit.per_hour:,} an hour"
 
     def wake(self) -> None:
@@ -139,20 +142,50 @@ class Committer:
             BlockedError: the token or the repo is not good.
             TransientError: the Hub can't be asked now; `run` goes on trying.
         """
-        await run_sync(card.load)
+        await anyio.to_thread.run_sync(card.load)
         self._head = (await self._destination.check(private=self._private)).sha
-        while not await self._on_disk(lambda: self._spool.seeded):
+        while not self._connected:
+            seeded = await self._on_disk(lambda: self._spool.seeded)
             if await self._on_disk(self._spool.become_committer):
                 try:
                     async with flat_errors(), anyio.create_task_group() as tasks:
                         tasks.start_soon(self._beat_for_ever)
-                        await self._seed()
+                        await (self._look_back() if seeded else self._seed())
                         tasks.cancel_scope.cancel()
+                    self._connected = True
                 except* LeaseLost:
-                    pass  # another one seeds
+                    pass  # another one does it
+            elif seeded:  # and its committer has looked
+                self._connected = True
             else:
                 await self._clock.sleep(_POLL_S)
-        self._connected = True
+
+    async def _look_back(self) -> None:
+        """The dataset may know more of our writers than the catalogue: a power cut took its last seconds, or the disk
+        was put back from a copy. What a job is told of its offsets, it would bring twice.
+        """
+        at, ours = self._head or "", await self._on_disk(self._plans.marks)
+        standing = await self._destination.standing(list(ours), at)
+        if any(found.oid != ours[path] for path, found in standing.items()):
+            marks = [mark for mark in await self._destination.watermarks(at) if f".hubsync/{mark.writer}.json" in ours]
+            self._ahead = [mark for mark in marks if await self._on_disk(self._plans.is_behind, mark)]
+            await self._on_disk(self._spool.seed, self._ahead)
+
+    async def _catch_up(self) -> None:
+        """Settles what the dataset has, and the catalogue forgot."""
+        if not self._ahead:
+            return
+        shards = await self._on_disk(self._plans.waiting)
+        await self._at_head("read", partial(self._compare, shards))
+        ahead, self._ahead = self._ahead, []
+        for mark in ahead:
+            if await self._on_disk(self._plans.is_behind, mark):  # else it was a commit whose answer was lost
+                await self._on_disk(self._plans.adopt, mark)
+                _log.warning(
+                    "the spool was set back (a power cut, or a copy of its disk): %s has %s rows of writer %s, more "
+                    "than it knows. Offsets and numbers go on from there; batches that are known by a key alone may "
+                    "be brought again.", self._spool.target.repo, f"{mark.rows:,}", mark.writer,
+                )  # fmt: skip
 
     async def _seed(self) -> None:
         """Goes on from what earlier spools, now lost, have brought: nothing of theirs may land any more.
@@ -161,7 +194,7 @@ class Committer:
         that a job goes on from. A small commit moves the head first, so that what names the old one is refused.
         """
         head = await self._destination.head()
-        marks = await self._destination.watermarks()
+        marks = await self._destination.watermarks(head.sha) if head.sha else []
         if any(mark.offsets for mark in marks):
             try:
                 self._head = await self._destination.commit(await self._on_disk(self._plans.claim, head.sha))
@@ -170,10 +203,10 @@ class Committer:
                     raise
                 _log.warning("%s Offsets are taken as they stand; a commit still on its way could repeat rows.", error)
         shown: Mapping[str, StructOf] = {}
-        with suppress(card.CardError):
+        with suppress(card.CardError, DefectError):
             content = await self._destination.read(card.PATH, head.sha or "")
-            stands = await run_sync(card.Card, content, self._spool.target.repo)
-            shown = await run_sync(stands.features)
+            stands = await anyio.to_thread.run_sync(card.Card, content, self._spool.target.repo)
+            shown = await anyio.to_thread.run_sync(stands.features)
         await self._on_disk(self._spool.seed, marks, shown)
 
     async def run(self) -> None:
@@ -207,6 +240,7 @@ class Committer:
         if plan is not None:
             await self._reconcile(plan)
         await self._mend()
+        await self._catch_up()
         tasks.start_soon(self._pack_for_ever)
         tasks.start_soon(self._stage_for_ever)
         tasks.start_soon(self._commit_for_ever)
@@ -225,9 +259,25 @@ class Committer:
         """A power cut may have taken bytes of staged shards that travel in the commit. What has landed is whole."""
         damaged = await self._on_disk(self._plans.damaged)
         if damaged:
-            self._head = (await self._persist("read", self._destination.head)).sha
-            gone = await self._compare(damaged, self._head or "")
+            gone = await self._at_head("read", partial(self._compare, damaged))
             await self._on_disk(self._plans.unstage, [s for s in damaged if s.segment not in gone])
+            self._work_bell.ring()
+
+    async def _see(self, at: str) -> None:
+        """The head is `at` now. Who moved it may have taken paths of what is staged by now, and changed the card."""
+        self._head = at
+        self._unsure_up_to = await self._on_disk(self._plans.newest)
+        self._card.head_moved()
+
+    async def _at_head(self, part: str, look: Callable[[str], Awaitable[T]]) -> T:
+        """What `look` finds at the branch's head, read anew; and once more where that is gone meanwhile."""
+        backoff = self._patience.backoff()
+        while True:
+            head = await self._persist(part, self._destination.head)
+            try:
+                return await look(head.sha or "")
+            except StaleParentError as error:
+                await self._patience.wait_out(part, error, backoff)
 
     def _remember(self, governor: str) -> None:
         with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.leased():
@@ -273,13 +323,13 @@ class Committer:
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
         try:
-            staged = await self._persist("stage", partial(self._upload, shards), defects=True)
+            staged = await self._persist("stage", partial(self._upload, shards), lets_out=(DefectError,))
         except DefectError as error:
             if len(shards) > 1:
                 for shard in shards:
                     await self._stage([shard])
-            else:
-                await self._bury(shards[0], error)
+            elif not await self._wait_for_another_word(shards[0]):
+                await self._give_up(shards[0], error)
             return
         taken = await self._sort_out(shards, staged)
         await self._on_disk(
@@ -316,14 +366,15 @@ class Committer:
         doubtful = [s for s, found in zip(shards, staged, strict=True) if found.standing]
         if not doubtful:
             return set()
-        head = await self._persist("stage", self._destination.head)
-        return set(await self._compare(doubtful, head.sha or ""))
+        return set(await self._at_head("stage", partial(self._compare, doubtful)))
 
     async def _compare(self, shards: Sequence[Shard], at: str) -> list[int]:
-        """Settles those of `shards` that stand at their paths in `at`, renumbers those whose path is another's."""
-        standing = await self._persist(
-            "stage", partial(self._destination.standing, [shard.path for shard in shards], at)
-        )
+        """Settles those of `shards` that stand at their paths in `at`, renumbers those whose path is another's.
+
+        Raises:
+            StaleParentError: the commit `at` is gone.
+        """
+        standing = await self._standing("stage", [shard.path for shard in shards], at)
         ours: dict[int, str] = {}
         moved: list[int] = []
         for shard in shards:
@@ -343,7 +394,7 @@ class Committer:
         free = seq = await self._on_disk(self._plans.seq, shard)
         while True:
             paths = await self._on_disk(self._plans.numbered, shard, free - seq, _PROBE)
-            standing = await self._persist("stage", partial(self._destination.standing, paths, at))
+            standing = await self._standing("stage", paths, at)
             here = next((n for n, path in enumerate(paths) if path not in standing), None)
             free += _PROBE if here is None else here
             if here is not None:
@@ -356,6 +407,10 @@ class Committer:
         self._met_another = True
         self.wake()
 
+    async def _standing(self, part: str, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
+        asked = partial(self._destination.standing, paths, at)
+        return await self._persist(part, asked, lets_out=(StaleParentError,))
+
     # Committing.
 
     async def _commit_for_ever(self) -> None:
@@ -363,6 +418,8 @@ class Committer:
         while True:
             shards, urgent = await self._on_disk(self._ready)
             if not shards:
+                if self._status.troubled("commit"):  # what it was about is no longer there
+                    self._status.report("commit", State())
                 await self._commit_bell.wait(_POLL_S)
             elif wait := self._governor.wait_s(urgent=urgent):
                 self._status.report("pace", State("ok", self._pace, round(self._clock.time() + wait)))
@@ -373,26 +430,24 @@ class Committer:
 
     def _ready(self) -> tuple[list[Shard], bool]:
         """What the next commit may take, and whether somebody waits for any of it."""
-        staged = self._plans.staged(self._policy.max_files, self._policy.max_inline_bytes)
-        return self._plans.in_order(staged), bool(staged) and self._plans.is_urgent()
+        shards = self._plans.ready(self._policy.max_files, self._policy.max_inline_bytes)
+        return shards, bool(shards) and self._plans.is_urgent()
 
     async def _commit(self, shards: Sequence[Shard], backoff: Backoff) -> None:
         """Plans and sends one commit, and draws the consequences of its answer."""
-        if self._head is None:
-            self._head = (await self._persist("read", self._destination.head)).sha
-        if min(s.segment for s in shards) <= self._unsure_up_to:
-            gone = await self._compare(shards, self._head or "")
-            shards = [s for s in shards if s.segment not in gone]
+        try:
+            shards = await self._free(shards)
             if not shards:
                 return
-        shards = await self._on_disk(self._plans.in_order, shards)
-        if not shards:
+            showing = await self._card.next(shards, self._head or "")
+        except StaleParentError as error:  # the head that is known here is gone: history was squashed
+            self._head = None
+            await self._patience.wait_out("commit", error, backoff)
             return
-        showing = await self._card(shards)
-        if showing is None:  # one of them can't go, and was set aside
+        if isinstance(showing, Misfit):
+            await self._set_aside(showing)
             return
-        note, entries, features = showing
-        plan = await self._on_disk(self._plans.write, shards, note, self._head, summary_of(shards))
+        plan = await self._on_disk(self._plans.write, shards, showing.note, self._head, summary_of(shards))
         try:
             sha = await self._destination.commit(plan)
         except (AmbiguousError, StaleParentError) as error:
@@ -404,19 +459,22 @@ class Committer:
                 backoff.reset()
         except TransientError as error:
             await self._on_disk(self._plans.settle, plan, {})
+            if error.status == 409:  # another commit is on its way, or was
+                self._head = None
             await self._patience.wait_out("commit", error, backoff)
+            if isinstance(error, UnreadableShard):
+                await self._mend()
         except BlockedError as error:
             await self._on_disk(self._plans.settle, plan, {})
             self._head = None
             await self._patience.wait_for_a_person("commit", error)
         except DefectError as error:
             await self._on_disk(self._plans.settle, plan, {})
-            if note is not None:  # the card may be what is refused: no shard is set aside for that
-                self._card_refused = True
-                self._head = None
-                _log.warning("%s The commit goes without the card (%s) now.", error, card.PATH)
-                return
-            await self._isolate(plan, error, backoff)
+            self._head = None
+            if showing.note is None:
+                await self._isolate(plan, error, backoff)
+            elif self._card.refused(error):  # perhaps: no shard is set aside for that
+                await self._clock.sleep(backoff.after_failure())
         else:
             reach(CrashPoint.ANSWERED)
             backoff.reset()
@@ -425,40 +483,17 @@ class Committer:
             self._head = sha
             await self._settle(plan, {shard.segment: sha for shard in plan.shards})
             self._status.report("commit", State())
-            await self._on_disk(self._plans.mark_carded, entries)
-            await self._on_disk(self._fitting.mark_shown, features)
+            await self._card.landed(showing)
 
-    async def _card(self, shards: Sequence[Shard]) -> _Showing | None:
-        """The card as the next commit should leave it: it shows all of `shards`, and what their columns hold.
-
-        None where one of the shards can't go into its config: it was set aside, and is no longer to be planned.
-        """
-        entries = [card.Entry(*entry) for entry in await self._on_disk(self._plans.uncarded, shards)]
-        kinds = await self._on_disk(self._fitting.kinds, shards)
-        is_known = not entries and not (kinds and self._card_changed)
-        if self._card_refused or (is_known and await self._on_disk(self._fitting.are_shown, kinds)):
-            return None, (), {}
-        existing = await self._persist("read", partial(self._destination.read, card.PATH, self._head or ""))
-        try:
-            stands = await run_sync(card.Card, existing, self._spool.target.repo)
-            features, misfit = await self._on_disk(self._fitting.fit, kinds, await run_sync(stands.features))
-            if misfit is not None:
-                await self._set_aside(misfit)
-                return None
-            if clash := await run_sync(stands.clash, entries):
-                _log.warning("%s", clash)
-            merged = await run_sync(stands.add, entries, features)
-            reach(CrashPoint.CARD_MERGED)
-        except card.CardError as error:
-            self._card_refused = True
-            _log.warning(
-                "the dataset's card can't be read and was left alone (%s); rows go on. Mend its YAML so that "
-                "load_dataset finds them.",
-                error,
-            )
-            return None, (), {}
-        self._card_changed = False
-        return (None if merged is None else Note(card.PATH, merged)), entries, features
+    async def _free(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Those of `shards` that may go on top of the head: at their paths nothing stands there."""
+        if self._head is None:
+            await self._see((await self._persist("read", self._destination.head)).sha or "")
+        is_unsure = min(shard.segment for shard in shards) <= self._unsure_up_to
+        if is_unsure or await self._on_disk(self._plans.may_meet_others, shards):
+            gone = await self._compare(shards, self._head or "")
+            shards = [shard for shard in shards if shard.segment not in gone]
+        return await self._on_disk(self._plans.in_order, shards)
 
     async def _set_aside(self, misfit: Misfit) -> None:
         """A shard that would keep the dataset from being loaded: others brought something else meanwhile."""
@@ -476,12 +511,13 @@ class Committer:
 
     async def _reconcile(self, plan: Plan) -> bool:
         """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
-        self._head = (await self._persist("read", self._destination.head)).sha
-        self._unsure_up_to = await self._on_disk(self._plans.newest)
-        self._card_changed = True
-        standing = await self._persist(
-            "read", partial(self._destination.standing, [s.path for s in plan.shards], self._head or "")
-        )
+
+        async def look(at: str) -> Mapping[str, Standing]:
+            await self._see(at)
+            return await self._standing("read", [s.path for s in plan.shards], at)
+
+        standing = await self._at_head("read", look)
+        self._card.reconsider()  # it may be another by now
         landed = {
             s.segment: standing[s.path].commit or self._head or ""
             for s in plan.shards
@@ -489,12 +525,12 @@ class Committer:
         }
         reach(CrashPoint.RECONCILED)
         await self._settle(plan, landed)
-        self._status.report("commit", State())
+        if landed:
+            self._status.report("commit", State())
         return bool(landed)
 
     async def _isolate(self, plan: Plan, error: DefectError, backoff: Backoff) -> None:
         """The commit was refused for its content. Alone, a shard is the culprit, or its blob is gone; else halve."""
-        self._head = None
         if len(plan.shards) > 1:
             half = len(plan.shards) // 2
             for part in (plan.shards[:half], plan.shards[half:]):
@@ -505,19 +541,34 @@ class Committer:
                 await self._commit(part, backoff)
             return
         shard = plan.shards[0]
-        self._restaged[shard.segment] += shard.mode == "lfs"
-        if 0 < self._restaged[shard.segment] <= _RESTAGES:
+        if not await self._wait_for_another_word(shard):
+            await self._give_up(shard, error)
+        elif shard.mode == "lfs":
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
             await self._on_disk(self._plans.unstage, [shard])
-            self._card_refused = False  # the blob it was
-            await self._clock.sleep(backoff.after_failure())
-        else:
-            await self._bury(shard, error)
+            self._card.reconsider()  # the blob it was
         self.wake()
+
+    async def _wait_for_another_word(self, shard: Shard) -> bool:
+        """Whether a shard that was refused is to be tried again; after a while."""
+        refusals = self._refusals.setdefault(shard.segment, self._patience.backoff())
+        if refusals.failures >= (_RESTAGES if shard.mode == "lfs" else _RESENDS):
+            return False
+        await self._clock.sleep(refusals.after_failure())
+        return True
+
+    async def _give_up(self, shard: Shard, error: DefectError) -> None:
+        """A shard is refused for good; or all are, and a person must look why."""
+        if self._buried < _MOST_BURIED:
+            await self._bury(shard, error)
+        else:
+            await self._patience.wait_for_a_person("commit", error)
 
     async def _bury(self, shard: Shard, error: HubError) -> None:
         grave = await self._on_disk(self._plans.bury, shard, str(error))
-        self._card_refused = False  # this shard it was
+        self._refusals.pop(shard.segment, None)
+        self._card.reconsider()  # this shard it was
+        self._buried += 1
         what = "the Hub refuses" if error.status is not None else "nobody can pack"
         self._refused(shard, f"{what} {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}.")
 
@@ -531,8 +582,10 @@ class Committer:
         await self._on_disk(self._plans.settle, plan, landed)
         counts = self._status.counts
         counts.commits += len(set(landed.values()))
+        self._buried = 0 if landed else self._buried
         for shard in plan.shards:
             if shard.segment in landed:
+                self._refusals.pop(shard.segment, None)
                 counts.committed_rows += shard.rows
                 counts.committed_bytes += shard.size
                 counts.committed_shards += 1

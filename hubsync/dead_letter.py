@@ -205,8 +205,9 @@ class DeadLetter:
             now = self._spool.clock.time()
             self._catalogue.run(
                 "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
-                "error = NULL, opened_at = ? WHERE id = ?",
-                name, rows.rows, rows.bytes, rows.sha256, now if is_edited else row["opened_at"], shard.id,
+                "error = NULL, opened_at = ?, schema = ? WHERE id = ?",
+                name, rows.rows, rows.bytes, rows.sha256, now if is_edited else row["opened_at"],
+                None if is_edited else row["schema"], shard.id,
             )  # fmt: skip
             if row["seq"] is not None:
                 self._catalogue.run(

@@ -80,17 +80,18 @@ class SchemaConflict(RowError):
         known, given: what the column holds, and what this row has, in words.
     """
 
-    def __init__(self, row: int, path: str, known: str, given: str) -> None:
-        self.known, self.given = known, given
+    def __init__(self, row: int, path: str, known: str, given: str, why: str | None = None) -> None:
+        self.known, self.given, self._why = known, given, why
+        why = (
+            why
+            or f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type"
+        )
         super().__init__(
-            row,
-            path,
-            f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type, or "
-            'give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".',
+            row, path, f'{why}, or give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
         )
 
-    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str, str]]:  # type: ignore[override]
-        return type(self), (self.row, self.path, self.known, self.given)
+    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str, str, str | None]]:  # type: ignore[override]
+        return type(self), (self.row, self.path, self.known, self.given, self._why)
 
 
 class QueueFull(HubsyncError):
@@ -235,7 +236,11 @@ class AmbiguousError(TransientError):
 
 
 class StaleParentError(TransientError):
-    """412: the branch's head is not the parent that the commit named."""
+    """412: the branch's head is not the parent that the commit named; or what was asked of is a commit that is gone."""
+
+
+class UnreadableShard(TransientError):
+    """A shard's file can't be read: its disk, or it is gone. It is looked at, and the others go on."""
 
 
 class RateLimitedError(TransientError):

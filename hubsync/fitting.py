@@ -8,6 +8,7 @@ segment's writer noted, and by its file only where that is at odds with the card
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from hubsync.errors import ConfigError
 from hubsync.formats import Damaged, lines_of
 from hubsync.plan import Shard
 from hubsync.policy import Layout
-from hubsync.schema import EMPTY, Conflict, StructOf, dumps, infer, is_within_bounds, loads, merge_rows
+from hubsync.schema import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_rows
 from hubsync.shapes import Opaque, Shapes
 from hubsync.spool import Spool
 
@@ -31,11 +32,13 @@ class Unreadable(ValueError):
 
 
 class Kinded(NamedTuple):
-    """A shard of a config that is guarded, and what its columns hold; None where nobody can tell."""
+    """A shard of a config that is guarded, and what its columns hold: at odds with itself, or None where nobody can
+    tell.
+    """
 
     shard: Shard
     config: str
-    kind: StructOf | None
+    kind: StructOf | Conflict | None
 
 
 class Misfit(NamedTuple):
@@ -65,12 +68,12 @@ class Fitting:
                 found.append(Kinded(shard, row["config"], kind))
         return found
 
-    def _told_by_file(self, shard: Shard) -> StructOf | None:
+    def _told_by_file(self, shard: Shard) -> StructOf | Conflict | None:
         try:
             kind = scan(shard.file)
-        except (Conflict, Unreadable):
-            return None  # a writer without a guard: as it was asked for
-        if not is_within_bounds(kind):
+        except Conflict as conflict:
+            return conflict
+        except Unreadable:
             return None
         self._catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", dumps(kind), shard.segment)
         return kind
@@ -91,6 +94,8 @@ class Fitting:
     def are_shown(self, kinded: Sequence[Kinded]) -> bool:
         """Whether the card, as it was last seen, says all of this already."""
         for item in kinded:
+            if isinstance(item.kind, Conflict):
+                return False
             if item.kind is not None and item.kind.fields:
                 text = self._catalogue.value("SELECT published FROM schemas WHERE config = ?", item.config)
                 published = EMPTY if text is None else loads(text)
@@ -101,6 +106,20 @@ class Fitting:
                     return False
         return True
 
+    def with_committed(self, shown: Mapping[str, StructOf]) -> dict[str, StructOf]:
+        """What the card is to say, by config, of all that was committed: where it was deleted, or left out a while."""
+        said = dict(shown)
+        for row in [
+            *self._catalogue.rows("SELECT config, published AS schema FROM schemas WHERE published IS NOT NULL"),
+            *self._catalogue.rows(
+                "SELECT DISTINCT config, schema FROM segments WHERE state = 'committed' AND schema IS NOT NULL"
+            ),
+        ]:
+            if self._policy(row["config"]) != "off":
+                with suppress(Conflict):
+                    said[row["config"]] = extend(said.get(row["config"], EMPTY), loads(row["schema"]))
+        return said
+
     def fit(self, kinded: Sequence[Kinded], shown: Mapping[str, StructOf]) -> tuple[dict[str, StructOf], Misfit | None]:
         """What the card is to say, by config, where it says `shown` now; or the first shard that can't go."""
         features: dict[str, StructOf] = {}
@@ -108,13 +127,15 @@ class Fitting:
             known = features.get(item.config) or shown.get(item.config) or EMPTY
             if item.kind is None:
                 continue
+            exact: StructOf | None = None
             try:
-                features[item.config] = merge_rows(known, item.kind)
+                if isinstance(item.kind, Conflict):
+                    raise item.kind
+                features[item.config] = extend(known, item.kind)
             except Conflict as told:
-                exact: StructOf | None = None
                 try:
                     exact = scan(item.shard.file)  # its writer's note may say more than it holds
-                    features[item.config] = merge_rows(known, exact)
+                    features[item.config] = extend(known, exact)
                 except (Conflict, Unreadable) as found:
                     self._learn(shown)
                     conflict = found if isinstance(found, Conflict) else told
@@ -122,15 +143,15 @@ class Fitting:
         return features, None
 
     def _misfit(self, item: Kinded, kind: StructOf | None, conflict: Conflict, shown: Mapping[str, StructOf]) -> Misfit:
-        why = f"field {conflict.path!r}: {conflict.reason}"
+        why = conflict.told
         if kind is not None and (base := self._base(item.config)) is not None:
             row = self._catalogue.row("SELECT split, template FROM segments WHERE id = ?", item.shard.segment)
             assert row is not None
             for layout in Layout(base, row["split"], row["template"]).siblings():
                 text = self._spool.schema(layout.config)
                 try:
-                    merge_rows(shown.get(layout.config, EMPTY), kind)
-                    merge_rows(EMPTY if text is None else loads(text), kind)
+                    extend(shown.get(layout.config, EMPTY), kind)
+                    extend(EMPTY if text is None else loads(text), kind)
                 except Conflict:
                     continue
                 if layout.config != item.config:
@@ -171,7 +192,7 @@ def scan(file: Path) -> StructOf:
     """What the rows of a segment's file hold, packed or not, read line by line.
 
     Raises:
-        Conflict: it is at odds with itself.
+        Conflict: it is at odds with itself, or holds more than a card can say.
         Unreadable: it holds what is no row.
     """
     try:
@@ -186,6 +207,6 @@ def _scan(file: Path) -> StructOf:
         while lines := list(islice(stream, _LINES)):
             rows = decoder.decode_lines(b"".join(lines))
             if fresh := shapes.look(rows):
-                kind = merge_rows(kind, infer(rows))
+                kind = extend(kind, infer(rows))
                 shapes.learn(fresh)
     return kind

@@ -15,7 +15,7 @@ from hubsync import schema
 from hubsync.errors import SchemaConflict
 from hubsync.policy import Layout, SchemaPolicy
 from hubsync.rows import Encoded, look
-from hubsync.schema import EMPTY, Conflict, StructOf, describe
+from hubsync.schema import EMPTY, Conflict, OutOfBounds, StructOf, describe
 from hubsync.shapes import Shapes
 from hubsync.spool import Spool
 
@@ -42,7 +42,6 @@ class Guard:
         self._kinds: dict[str, StructOf] = {}  # by config; what was accepted here
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and read
         self._same = Admission(EMPTY)
-        self._gave_up = False
 
     def admit(self, encoded: Encoded) -> Admission:
         """Where a batch may go.
@@ -69,10 +68,8 @@ class Guard:
         with self._lock:
             self.shapes, self._kinds, self._same = Shapes(), {}, Admission(EMPTY)
 
-    def _with(self, config: str, kind: StructOf) -> StructOf | None:
-        """What the columns of a config hold with these; kept. None where there are too many to follow."""
-        if self._gave_up:
-            return None
+    def _with(self, config: str, kind: StructOf) -> StructOf:
+        """What the columns of a config hold with these; kept."""
         known = self._kinds.get(config, EMPTY)
         if (stored := self._read(config)) is not None:
             try:
@@ -80,16 +77,7 @@ class Guard:
             except Conflict:  # another process was faster: what it brought is the dataset's, ours is judged at commit
                 known = stored
         self._kinds[config] = known
-        known = schema.merge_rows(known, kind)
-        if not schema.is_within_bounds(known):
-            self._gave_up = True
-            _log.warning(
-                "the rows of config %r have over %s fields, or structs %d deep, and are no longer followed: "
-                "the card's features stay as they are. Keys that are data belong into a list of key and value.",
-                config, f"{schema.MOST_FIELDS:,}", schema.MOST_DEEP,
-            )  # fmt: skip
-            return None
-        self._kinds[config] = known
+        known = self._kinds[config] = schema.extend(known, kind)
         return known
 
     def _read(self, config: str) -> StructOf | None:
@@ -105,7 +93,7 @@ class Guard:
     def _conflict(self, encoded: Encoded, conflict: Conflict) -> Admission:
         error = self._error(encoded, conflict)
         if self._policy.on_conflict == "dead letter":
-            return Admission(set_aside=f"field {error.path!r}: {conflict.reason} (line {error.row + 1})")
+            return Admission(set_aside=f"{conflict.told} (line {error.row + 1})")
         if self._policy.on_conflict == "new config" and isinstance(encoded.kind, StructOf):
             for layout in self._layout.siblings():
                 try:
@@ -119,14 +107,18 @@ class Guard:
         known = self._kinds.get(self._layout.config, EMPTY)
         if (row := conflict.row) is None:
             row = first_that_conflicts(known, encoded.lines)
-        return SchemaConflict(row or 0, conflict.path, describe(conflict.known), describe(conflict.given))
+        why = _TOO_MANY.format(conflict.reason) if isinstance(conflict, OutOfBounds) else None
+        return SchemaConflict(row or 0, conflict.path, describe(conflict.known), describe(conflict.given), why)
+
+
+_TOO_MANY = "{}, which no card can say. Make keys that are data a list of key and value"
 
 
 def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:
-    """The index of the first line at odds with `known`."""
+    """The index of the first line at odds with `known` and the lines before it."""
     for index, line in enumerate(lines.splitlines()):
         try:
-            schema.merge_rows(known, schema.infer([json.loads(line)]))
+            known = schema.extend(known, schema.infer([json.loads(line)]))
         except Conflict:
             return index
     return None

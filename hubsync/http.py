@@ -104,8 +104,8 @@ class Answer:
 
 
 def _secret(kind: type, value: object) -> object:
-    if kind is Secret and isinstance(value, str):
-        return Secret(value)
+    if kind is Secret and isinstance(value, str | int):  # a number among headers
+        return Secret(str(value))
     raise ValueError("Expected `str`")
 
 

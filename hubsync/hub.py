@@ -26,12 +26,14 @@ from hubsync.errors import (
     AuthenticationError,
     DefectError,
     RepoMissingError,
+    StaleParentError,
     TransientError,
+    UnreadableShard,
     flat_errors,
     plain,
 )
 from hubsync.http import MAX_BODY, HubHTTP
-from hubsync.plan import Head, Note, Plan, Shard, Staged, Standing, Watermark
+from hubsync.plan import Head, Note, Plan, Shard, Staged, Standing, Watermark, blob_oid
 from hubsync.secret import Secret
 from hubsync.spool import Target
 
@@ -47,7 +49,8 @@ _COMMITS = 100  # in one page of the history
 _PAGES = 20_000  # of a tree: 1,000 files each
 _MARKS = 10_000  # writers of one dataset, the Hub's own bound for a folder
 _MARKS_BYTES = 64 << 20  # of all their watermarks
-_NEXT = re.compile(r'<[^<>]*[?&]cursor=([^&<>]*)(?:&[^<>]*)?>;\s*rel="next"')
+_NEXT = re.compile(r"""<([^<>]*)>(?:\s*;[^,<>]*?)?;\s*rel\s*=\s*["']?next\b""", re.IGNORECASE)
+_CURSOR = re.compile(r"[?&]cursor=([^&]+)")
 _TOLD = re.compile(r"^(?P<rows>[0-9]{1,15}) rows, (?P<bytes>[0-9]{1,15}) bytes: (?P<path>.+)$", re.MULTILINE)
 _LINK = 4096  # characters of a header that the pattern looks through, in milliseconds at worst
 
@@ -158,7 +161,7 @@ class HubDataset:
                     status=error.status,
                 ) from None
             await self._create(private)
-            head = await self.head()
+            head = await self._head_of_new()
         # Asking for an upload mode changes nothing, and is refused to a token that may not write.
         await self._preupload([{"path": ".hubsync/probe.json", "size": 2, "sample": "e30="}])
         return head
@@ -172,11 +175,18 @@ class HubDataset:
         try:
             await self._http.send(f"creating {self.target.repo}", "POST", "api/repos/create", json=body)
         except TransientError as error:
-            if error.status != 409:  # somebody was faster
+            if error.status != 409 or "conflicting operation" in error.reason:  # else somebody was faster
                 raise
         except DefectError as error:
             raise RepoMissingError(str(error), status=error.status) from None
         reach(CrashPoint.REPO_CREATED)
+
+    async def _head_of_new(self) -> Head:
+        """A repo that was made a moment ago may not be everywhere yet."""
+        try:
+            return await self.head()
+        except RepoMissingError as error:
+            raise TransientError(str(error), status=error.status) from None
 
     async def head(self) -> Head:
         """The branch's newest commit."""
@@ -203,8 +213,17 @@ class HubDataset:
         blobs = [shard for shard, found in zip(shards, staged, strict=True) if found.mode == "lfs"]
         reach(CrashPoint.MODES_ASKED)
         if blobs:
-            await (self._xet or self._lfs).upload(blobs)
+            await self._upload(blobs)
         return staged
+
+    async def _upload(self, blobs: Sequence[Shard]) -> None:
+        if self._xet is not None:
+            try:
+                await self._xet.upload(blobs)
+                return
+            except RepoMissingError as error:  # a Hub without Xet, or it is the repo: then LFS says so as well
+                _log.info("%s; going on by LFS.", error)
+        await self._lfs.upload(blobs)
 
     async def _preupload(self, files: Sequence[Mapping[str, Any]]) -> list[_Mode]:
         what = f"preupload to {self.target.repo}"
@@ -231,7 +250,9 @@ class HubDataset:
     async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
         """What stands at `paths` in the commit `at`."""
         found: dict[str, Standing] = {}
-        for item in await self._listed(paths, at):
+        with _there():
+            listed = await self._listed(paths, at)
+        for item in listed:
             last = item.last_commit.id if item.last_commit else None
             found[item.path] = Standing(item.path, item.lfs.oid if item.lfs else item.oid, last)
         return found
@@ -258,8 +279,9 @@ class HubDataset:
         Raises:
             DefectError: it is larger than such a file ever is.
         """
-        listed = next((item for item in await self._listed([path], at) if item.path == path), None)
-        return None if listed is None else await self._content(_hub_file("paths-info", "", listed), at)
+        with _there():
+            listed = next((item for item in await self._listed([path], at) if item.path == path), None)
+            return None if listed is None else await self._content(_hub_file("paths-info", "", listed), at)
 
     async def _content(self, file: HubFile, at: str) -> bytes:
         what = f"{file.path} of {self.target.repo}"
@@ -276,11 +298,9 @@ class HubDataset:
             raise TransientError(f"{what}: what came is not what the Hub lists there.")
         return content.getvalue()
 
-    async def watermarks(self) -> Sequence[Watermark]:
-        """The watermarks of all writers at the branch's head. One that can't be read is passed over, and said."""
-        head = await self.head()
-        assert head.sha is not None
-        found = [file for file in await self.files(head.sha, ".hubsync") if file.path.endswith(".json")]
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
+        """The watermarks of all writers in the commit `at`. One that can't be read is passed over, and said."""
+        found = [file for file in await self.files(at, ".hubsync") if file.path.endswith(".json")]
         if len(found) > _MARKS:
             raise TransientError(f"{self.target.repo}: {len(found):,} watermarks; there can't be so many.")
         marks: list[Watermark] = []
@@ -291,7 +311,7 @@ class HubDataset:
             nonlocal held
             try:
                 async with limiter:
-                    content = await self._content(file, str(head.sha))
+                    content = await self._content(file, at)
                 held += len(content)
                 marks.append(watermark_of(content, file.path))
             except (ValueError, RecursionError, DefectError) as error:
@@ -326,7 +346,10 @@ class HubDataset:
             found += [_hub_file(what, folder, item) for item in page if item.type == "file"]
             # Of the next page's address only its mark counts: it is asked for where the first one was.
             following = _NEXT.search(answer.headers.get("link", "")[:_LINK])
-            url = f"{first}&cursor={quote(unquote(following[1]), safe='')}" if following else None
+            cursor = _CURSOR.search(following[1]) if following else None
+            if following and not cursor:  # or what is missing would look as if it were not there
+                raise TransientError(f"{what}: the next page has no cursor.")
+            url = f"{first}&cursor={quote(unquote(cursor[1]), safe='')}" if cursor else None
         return found
 
     async def commits(self, at: str, page: int) -> tuple[list[Commit], bool]:
@@ -335,7 +358,7 @@ class HubDataset:
         answer = await self._http.send(
             what, "GET", f"{self._api}/commits/{at}?limit={_COMMITS}{f'&p={page}' if page else ''}"
         )
-        return answer.decode(what, list[Commit]), 'rel="next"' in answer.headers.get("link", "")[:_LINK]
+        return answer.decode(what, list[Commit]), _NEXT.search(answer.headers.get("link", "")[:_LINK]) is not None
 
     async def last_commits(self, paths: Sequence[str], at: str) -> Mapping[str, Commit]:
         """The commit that last touched each of `paths`, as far as the Hub says."""
@@ -402,7 +425,18 @@ def _oid_of(content: bytes, like: str) -> str:
     """The sha256 or the git oid, whichever `like` is."""
     if len(like) == 64:
         return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return blob_oid(content)
+
+
+@contextlib.contextmanager
+def _there() -> Iterator[None]:
+    """A commit that the Hub no longer knows: history was squashed, or the repo made anew, and the head is another."""
+    try:
+        yield
+    except RepoMissingError as error:
+        if "RevisionNotFound" not in error.reason:
+            raise
+        raise StaleParentError(error.reason, status=error.status, request_id=error.request_id) from None
 
 
 @contextlib.contextmanager
@@ -413,7 +447,7 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TransientError(f"a shard can't be read: {error}.") from error
+        raise UnreadableShard(f"a shard can't be read: {error}.") from error
 
 
 def _samples(shards: Sequence[Shard]) -> list[dict[str, Any]]:

@@ -37,8 +37,9 @@ class Backoff:
         ceiling = min(self._policy.max_s, self._policy.initial_s * 2.0 ** min(self.failures, 40))
         self.failures += 1
         wait = self._rng.random() * ceiling
-        # A little more than asked: clocks differ, and a whole fleet was told the same second.
-        return wait if retry_after_s is None else retry_after_s + min(wait, 0.1 * retry_after_s + 1)
+        # A little more than asked: clocks differ, and a whole fleet was told the same second. Asked for 0 s, or by a
+        # date that is over, it is the Hub that does not know.
+        return retry_after_s + min(wait, 0.1 * retry_after_s + 1) if retry_after_s else wait
 
     def reset(self) -> None:
         self.failures = 0
@@ -119,9 +120,9 @@ class Governor:
         now, _ = self._look()
         state = self._state
         state.refusals += 1
-        wait = (
-            retry_after_s if retry_after_s is not None else min(_HOUR, _QUOTA_REFUSED_S * 2.0 ** (state.refusals - 1))
-        )
+        growth = 2.0 ** (state.refusals - 1)
+        # Its word counts; but a clock that is off makes nothing of a date, and then it is refused again and again.
+        wait = min(_HOUR, _QUOTA_REFUSED_S * growth) if retry_after_s is None else max(retry_after_s, min(growth, 60.0))
         state.not_before = now + wait
         state.share = max(_LEAST_SHARE, state.share / 2)
         self._store()

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from anyio.to_thread import run_sync
+import anyio.to_thread
 
 from hubsync.clock import Bell, Clock
 from hubsync.errors import (
@@ -70,17 +70,19 @@ class Patience:
     def backoff(self) -> Backoff:
         return Backoff(self._retry, self._rng)
 
-    async def persist(self, part: str, operation: Callable[[], Awaitable[T]], *, defects: bool = False) -> T:
-        """The result of `operation`, which is safe to repeat; with `defects`, a `DefectError` comes out."""
+    async def persist(
+        self, part: str, operation: Callable[[], Awaitable[T]], *, lets_out: tuple[type[HubError], ...] = ()
+    ) -> T:
+        """The result of `operation`, which is safe to repeat. Errors of the kinds in `lets_out` come out."""
         backoff = self.backoff()
         while True:
             try:
                 result = await operation()
+            except lets_out:
+                raise
             except TransientError as error:
                 await self.wait_out(part, error, backoff)
             except (BlockedError, DefectError) as error:
-                if defects and isinstance(error, DefectError):
-                    raise
                 await self.wait_for_a_person(part, error)
             else:
                 if self._status.troubled(part):
@@ -96,7 +98,7 @@ class Patience:
         backoff = self.backoff()
         while True:
             try:
-                result = await run_sync(work, *args)
+                result = await anyio.to_thread.run_sync(work, *args)
             except (LeaseLost, SpoolLost):
                 raise
             except (SpoolError, OSError) as error:

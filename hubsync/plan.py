@@ -112,6 +112,11 @@ def summary_of(shards: Sequence[Shard]) -> str:
     return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"
 
 
+def blob_oid(content: bytes) -> str:
+    """What git calls a file with this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
 def git_oid_of(file: Path, size: int) -> str:
     """What git calls a file with this content."""
     git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -171,8 +176,8 @@ class Destination(Protocol):
         """A small file's content in the commit `at`; None where there is none."""
         ...
 
-    async def watermarks(self) -> Sequence[Watermark]:
-        """The watermarks of all writers at the branch's head."""
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
+        """The watermarks of all writers in the commit `at`."""
         ...
 
     async def aclose(self) -> None:

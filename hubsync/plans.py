@@ -7,7 +7,7 @@ is changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ import msgspec
 
 from hubsync.catalogue import PENDING, UNPACKED
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.plan import Mode, Note, Plan, Shard, Watermark, git_oid_of, hashes
+from hubsync.plan import Mode, Note, Plan, Shard, Watermark, blob_oid, git_oid_of, hashes
 from hubsync.policy import Layout
 from hubsync.spool import Spool
 
+_PAGE = 500  # segments read at a time
 _SMALL = 16 << 20  # bytes, below which a Hub may keep a file as a regular one; its bound is about 10 MB
 
 
@@ -160,7 +161,8 @@ class Plans:
 
     def is_waited_for(self) -> bool:
         """Whether somebody waits for a shard, staged or not."""
-        return self._catalogue.value(f"SELECT 1 FROM segments WHERE {PENDING} AND urgent LIMIT 1") is not None
+        urgent = self._catalogue.value(f"SELECT 1 FROM segments WHERE {PENDING} AND state != 'dead' AND urgent LIMIT 1")
+        return urgent is not None
 
     def damaged(self) -> list[Shard]:
         """Staged shards that travel in the commit, and whose file is shorter than it was, or gone."""
@@ -174,48 +176,53 @@ class Plans:
             if not file.exists() or file.stat().st_size < row["bytes"]
         ]  # fmt: skip
 
-    def staged(self, limit: int, max_inline_bytes: int) -> list[Shard]:
-        """The oldest staged shards that fit one commit; always at least one where there is any."""
+    def ready(self, limit: int, max_inline_bytes: int) -> list[Shard]:
+        """The oldest staged shards that fit one commit and may go now; always at least one where any may."""
         shards: list[Shard] = []
         inline = 0
-        for row in self._catalogue.rows(
-            f"SELECT id, mode, bytes FROM segments WHERE {PENDING} AND state = 'staged' AND plan IS NULL "
-            "ORDER BY id LIMIT ?",
-            limit,
-        ):
+        for row in self._in_order(lambda row: row["state"] == "staged" and row["plan"] is None):
             inline += row["bytes"] if row["mode"] == "regular" else 0
-            if shards and inline > max_inline_bytes:
+            if len(shards) == limit or (shards and inline > max_inline_bytes):
                 break
             shards.append(self.shard(row["id"]))
         return shards
 
     def in_order(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Those of `shards`, the oldest first, that may go now: none overtakes another one of the same source.
+        """Those of `shards`, the oldest first, that may go now where no others go."""
+        ours = {shard.segment: shard for shard in shards}
+        return [ours[row["id"]] for row in self._in_order(lambda row: row["id"] in ours, max(ours, default=0))]
+
+    def _in_order(self, may_go: Callable[[Any], bool], last: int | None = None) -> Iterator[Any]:
+        """Of the segments that wait, up to `last`, those that may go and overtake none of the same source.
 
         So a watermark's offset says that all before it is in the dataset, and nothing behind it: were the disk lost
         now, a job that goes on from there would neither pass over a row nor bring one again.
         """
-        going = sorted(shards, key=lambda shard: shard.segment)
-        if not going:
-            return []
-        # A later segment has the later offsets, so only earlier ones can be overtaken.
-        waiting = self._catalogue.rows(
-            f"SELECT id FROM segments WHERE {PENDING} AND state != 'dead' AND id < ?", going[-1].segment
-        )
-        held = {row["id"] for row in waiting} - {shard.segment for shard in going}
         behind: set[str] = set()
-        free: list[Shard] = []
-        ours = {shard.segment: shard for shard in going}
-        for segment in sorted(held | set(ours)):
-            sources = {
-                row["source"]
-                for row in self._catalogue.rows("SELECT source FROM segment_offsets WHERE segment = ?", segment)
-            }
-            if segment in ours and not sources & behind:
-                free.append(ours[segment])
-            else:
-                behind |= sources
-        return free
+        after = 0  # a later segment has the later offsets, so only earlier ones can be overtaken
+        while page := self._catalogue.rows(
+            "SELECT *, (SELECT json_group_array(source) FROM segment_offsets WHERE segment = id) AS sources "
+            f"FROM segments WHERE {PENDING} AND state != 'dead' AND id > ? AND id <= ? ORDER BY id LIMIT {_PAGE}",
+            after, self.newest() if last is None else last,
+        ):  # fmt: skip
+            for row in page:
+                sources = msgspec.json.decode(row["sources"])
+                if may_go(row) and behind.isdisjoint(sources):
+                    yield row
+                else:
+                    behind.update(sources)
+            after = page[-1]["id"]
+
+    def may_meet_others(self, shards: Iterable[Shard]) -> bool:
+        """Whether another machine's shards may have the same paths: their template has no `{writer}`."""
+        return any("{writer}" not in self._segment(shard.segment)["template"] for shard in shards)
+
+    def waiting(self) -> list[Shard]:
+        """All that are sealed or staged, where their bytes are there."""
+        rows = self._catalogue.rows(
+            f"SELECT id, file FROM segments WHERE {PENDING} AND state IN ('sealed', 'staged') AND NOT {UNPACKED}"
+        )
+        return [self.shard(row["id"]) for row in rows if self._spool.file(row["file"]).exists()]
 
     def write(self, shards: Sequence[Shard], card: Note | None, parent: str | None, summary: str) -> Plan:
         """Writes down the next commit: the shards, each writer's watermark as it will be, and the card."""
@@ -305,11 +312,35 @@ class Plans:
         return marks
 
     def _mark(self, writer: str) -> Watermark:
-        row = self._catalogue.row("SELECT epoch, mark FROM writers WHERE name = ?", writer)
-        assert row is not None
-        if row["mark"] is None:
-            return Watermark(writer, row["epoch"])
-        return replace(msgspec.json.decode(row["mark"], type=Watermark), epoch=row["epoch"])
+        epoch = self._catalogue.value("SELECT epoch FROM writers WHERE name = ?", writer)
+        return replace(self._stored_mark(writer), epoch=epoch)
+
+    def _stored_mark(self, writer: str) -> Watermark:
+        """A writer's watermark as it was last committed."""
+        mark = self._catalogue.value("SELECT mark FROM writers WHERE name = ?", writer)
+        return Watermark(writer, 0) if mark is None else msgspec.json.decode(mark, type=Watermark)
+
+    def marks(self) -> dict[str, str]:
+        """The watermarks that this spool has committed, by path: their git oids."""
+        names = self._catalogue.rows("SELECT name FROM writers WHERE mark IS NOT NULL")
+        notes = [_note(self._stored_mark(row["name"])) for row in names]
+        return {note.path: blob_oid(note.content) for note in notes}
+
+    def is_behind(self, mark: Watermark) -> bool:
+        """Whether the dataset knows more of a writer of ours than the catalogue."""
+        ours = self._stored_mark(mark.writer)
+        return (
+            mark.rows > ours.rows
+            or any(n > ours.next.get(series, 0) for series, n in mark.next.items())
+            or any(n > ours.offsets.get(source, -1) for source, n in mark.offsets.items())
+        )
+
+    def adopt(self, mark: Watermark) -> None:
+        """What the dataset says of a writer of ours is so."""
+        with self._spool.leased():
+            self._catalogue.run(
+                "UPDATE writers SET mark = ? WHERE name = ?", msgspec.json.encode(mark).decode(), mark.writer
+            )
 
     def uncarded(self, shards: Sequence[Shard]) -> list[tuple[str, str, str]]:
         """The (config, split, glob) of `shards` that the dataset's card may not show yet."""
@@ -321,6 +352,23 @@ class Plans:
             if known is None and entry not in found:
                 found.append(entry)
         return found
+
+    def carded(self) -> dict[tuple[str, str, str], str]:
+        """What the card should show of all that this spool has committed: (config, split, glob); its newest path."""
+        newest = self._catalogue.rows(
+            "SELECT config, split, template, path, max(id) FROM segments WHERE state = 'committed' "
+            "GROUP BY config, split, template"
+        )
+        return {(row["config"], row["split"], _layout(row).glob): row["path"] for row in newest}
+
+    def is_card_owed(self) -> bool:
+        """Whether shards were committed without the card that shows them."""
+        return self._catalogue.get("card_owed") == "1"
+
+    def owe_card(self, owed: bool) -> None:
+        if owed != self.is_card_owed():
+            with self._spool.leased():
+                self._catalogue.set("card_owed", str(int(owed)))
 
     def mark_carded(self, entries: Iterable[tuple[str, str, str]]) -> None:
         """The card shows them now."""

@@ -178,7 +178,7 @@ async def _on_hub(target: Target, retry: RetryPolicy) -> tuple[set[str], list[Wa
     try:
         head = await destination.check(private=None)
         files = await destination.files(head.sha or "")
-        return {file.oid for file in files}, list(await destination.watermarks())
+        return {file.oid for file in files}, list(await destination.watermarks(head.sha or ""))
     finally:
         await destination.aclose()
 

@@ -16,7 +16,7 @@ import msgspec
 
 from hubsync.errors import RowError
 from hubsync.schema import Conflict, StructOf, infer, merge_rows
-from hubsync.shapes import INFINITIES, LEAVES, Fresh, Opaque, Shapes
+from hubsync.shapes import BEYOND_FLOATS, INFINITIES, LEAVES, Fresh, Opaque, Shapes
 from hubsync.transform import Transform, transformed
 
 # One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
@@ -26,6 +26,8 @@ Rows = Any
 
 _FLOAT = frozenset({float})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
+_BEYOND_FLOATS = "an int of more than 1,024 bits is an infinity to readers. Use a string."
+_NUL = "the key {!r} holds a NUL, where readers cut a column's name off. Take it out."
 _TOO_DEEP = "the value is nested too deep for readers."
 _NO_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a time
@@ -221,41 +223,52 @@ def _check_kind(value: Any, row: int) -> None:
 def _check(value: Any, row: int, path: str) -> None:
     """Refuses what msgspec would write although readers could not use it.
 
-    Keys that are no strings (`1` and `"1"` would become one column) and infinities (msgspec writes null; NaN as null
-    is a missing value, as in pandas). This looks at each value: only where `Shapes` can't tell and something is new, or
-    has said that something is wrong.
+    Keys that are no strings (`1` and `"1"` would become one column) or have a NUL in them, and infinities (msgspec
+    writes null; NaN as null is a missing value, as in pandas), which too long an int is as well. This looks at each
+    value: only where `Shapes` can't tell and something is new, or has said that something is wrong.
     """
     kind = type(value)
     if kind is dict or isinstance(value, Mapping):
         for key, item in value.items():
             if type(key) is not str and not isinstance(key, str):
                 raise RowError(row, path, f"the key {key!r} is no string: a column's name is. Use str(key).")
-            kind = type(item)
-            if kind is float:
-                if item in INFINITIES:
-                    raise RowError(row, f"{path}.{key}" if path else str(key), _INFINITE.format(item))
-            elif kind not in LEAVES:
+            if "\0" in key:
+                raise RowError(row, path, _NUL.format(key))
+            if not _is_harmless(item):
                 _check(item, row, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple | set | frozenset):
         kinds = set(map(type, value))
         if kinds == _FLOAT:  # an embedding
             if not INFINITIES.isdisjoint(value):
                 raise RowError(row, path, _INFINITE.format("an infinity"))
-        elif not kinds <= LEAVES:
+        elif not kinds <= _HARMLESS:
             for index, item in enumerate(value):
-                if type(item) not in LEAVES:
+                if not _is_harmless(item):
                     _check(item, row, f"{path}[{index}]")
     elif kind is msgspec.Raw:  # whose bytes would go as they are, new lines and all
         raise RowError(row, path, "msgspec.Raw is taken unseen, and may be no JSON. Decode it before put.")
     elif kind is float:
         if value in INFINITIES:
             raise RowError(row, path, _INFINITE.format(value))
+    elif kind is int:
+        if abs(value) >= BEYOND_FLOATS:
+            raise RowError(row, path, _BEYOND_FLOATS)
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             _check(getattr(value, name), row, f"{path}.{name}" if path else name)
     elif _is_dataclass(value):
         for name in value.__dataclass_fields__:
             _check(getattr(value, name, None), row, f"{path}.{name}" if path else name)
+
+
+_HARMLESS = LEAVES - {int}
+
+
+def _is_harmless(value: Any) -> bool:
+    kind = type(value)
+    return (
+        kind in _HARMLESS or (kind is int and abs(value) < BEYOND_FLOATS) or (kind is float and value not in INFINITIES)
+    )
 
 
 # What follows runs only where a batch is refused, to say which value of which row it was.

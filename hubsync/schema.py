@@ -70,6 +70,19 @@ class Conflict(Exception):
         """What is wrong, in words."""
         return f"it is {describe(self.given)}, and the column holds {describe(self.known)}"
 
+    @property
+    def told(self) -> str:
+        """The reason, and the column where there is one."""
+        return f"field {self.path!r}: {self.reason}" if self.path else self.reason
+
+
+class OutOfBounds(Conflict):
+    """Two types that make one which no card can say. Which field it is, nobody asks: there are too many."""
+
+    @property
+    def reason(self) -> str:
+        return f"with it the config has over {MOST_FIELDS:,} fields, or structs over {MOST_DEEP} deep"
+
 
 def merge(known: Kind, given: Kind, path: str = "") -> Kind:
     """The type that holds both; `known` itself, the same object, where it does so already.
@@ -108,6 +121,21 @@ def merge_rows(known: StructOf, given: StructOf, path: str = "") -> StructOf:
             fields = fields or dict(known.fields)
             fields[name] = now
     return known if fields is None else StructOf(fields)
+
+
+def extend(known: StructOf, given: StructOf) -> StructOf:
+    """As `merge_rows`, within what a card can say: keys that are data have no end of them, and no reader wants them as
+    columns.
+
+    Raises:
+        Conflict, OutOfBounds: there is no such type.
+    """
+    merged = merge_rows(known, given)
+    if merged is not known:
+        fields, depth = _measure(merged)
+        if fields > MOST_FIELDS or depth > MOST_DEEP:
+            raise OutOfBounds("", known, given)
+    return merged
 
 
 def _takes(foreign: Foreign, kind: Kind) -> bool:
@@ -176,13 +204,8 @@ def _size(least: int, greatest: int) -> Scalar:
     return "wide" if least >= -_INT64 and greatest < _INT64 else "float"
 
 
-def is_within_bounds(kind: StructOf) -> bool:
-    """Whether a card can say it: keys that are data have no end of them, and no reader wants them as columns."""
-    fields, depth = _measure(kind)
-    return fields <= MOST_FIELDS and depth <= MOST_DEEP
-
-
 def _measure(kind: Kind) -> tuple[int, int]:
+    """Its fields in all, and how deep they are."""
     if isinstance(kind, ListOf):
         fields, depth = _measure(kind.item)
         return fields, depth + 1

@@ -21,6 +21,7 @@ import msgspec
 
 LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
 INFINITIES = frozenset({math.inf, -math.inf})
+BEYOND_FLOATS = 1 << 1024  # readers make a float of an int beyond int64, and of this an infinity
 
 _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
@@ -29,10 +30,25 @@ _INTS = frozenset({int, bool})
 _EXACT, _INT64 = 1 << 53, 1 << 63  # what a float holds exactly, and what a column of ints does
 _SmallInt = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
 _Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
-_SMALL = list[_SmallInt]
+
+
+class _Small(msgspec.Struct):
+    """Looked at as a Struct's: a generic type's hash is Python, within which msgspec loses a signal's exception."""
+
+    values: list[_SmallInt]
+
+
+class _SmallLists(msgspec.Struct):
+    values: list[list[_SmallInt]]
+
+
+class _NumberLists(msgspec.Struct):
+    values: list[list[_SmallInt | _Finite]]
+
+
 # What lists that hold ints alone, or numbers, may hold without being new: by the types that their elements had.
-_LISTS_OF_INTS = {frozenset[type](), frozenset({int})}, list[list[_SmallInt]]
-_LISTS_OF_NUMBERS = {*_LISTS_OF_INTS[0], _FLOAT, frozenset({int, float})}, list[list[_SmallInt | _Finite]]
+_LISTS_OF_INTS = {frozenset[type](), frozenset({int})}, _SmallLists
+_LISTS_OF_NUMBERS = {*_LISTS_OF_INTS[0], _FLOAT, frozenset({int, float})}, _NumberLists
 _MOST = 4_096  # things learnt; a job whose keys are data has no end of them
 
 # What a batch has that was never learnt: a set, and what is to be added to it.
@@ -40,7 +56,7 @@ Fresh = list[tuple[set[Any], Any]]
 
 
 class Suspicious(Exception):
-    """An infinity, or a key that is no string."""
+    """An infinity, an int beyond the floats, or a key that no column can have for a name."""
 
 
 class Opaque(Exception):
@@ -98,7 +114,7 @@ def _look(dicts: Collection[dict[Any, Any]], node: _Node, fresh: Fresh) -> None:
     for keys in signatures:
         alike = dicts if len(signatures) == 1 else [item for item in dicts if tuple(item) == keys]
         if keys not in node.keys:
-            if not all(isinstance(key, str) for key in keys):
+            if not all(isinstance(key, str) and "\0" not in key for key in keys):
                 raise Suspicious
             fresh.append((node.keys, keys))
         for key, column in zip(keys, zip(*map(dict.values, alike), strict=True), strict=True):
@@ -116,7 +132,7 @@ def _look_at_values(values: Sequence[Any], node: _Node, fresh: Fresh) -> None:
     if int in kinds:
         ints = values if kinds <= _INTS else list(_of(_INTS, values))
         try:
-            msgspec.convert(ints, _SMALL)  # the quickest look at all of them that there is
+            msgspec.convert({"values": ints}, _Small)  # the quickest look at all of them that there is
         except msgspec.ValidationError:
             fresh += ((node.sizes, size) for size in _sizes(ints) - node.sizes)
     if kinds <= LEAVES:
@@ -141,7 +157,7 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
     for kinds, all_such in (_LISTS_OF_INTS, _LISTS_OF_NUMBERS):
         if elements.kinds and elements.kinds <= kinds:
             try:
-                msgspec.convert(lists, all_such)
+                msgspec.convert({"values": lists}, all_such)
             except msgspec.ValidationError:
                 return False
             return True
@@ -151,6 +167,8 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
 def _sizes(ints: Sequence[int]) -> set[int]:
     """Which of the bounds, that make a reader's column another, are passed."""
     most = max(max(ints), -1 - min(ints))
+    if most >= BEYOND_FLOATS:
+        raise Suspicious
     return {bound for bound in (_EXACT, _INT64) if most >= bound}
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from hubsync.catalogue import BURIED, DISCARDED, PENDING, Catalogue
+from hubsync.catalogue import BURIED, DEPTHS, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.disk import Disk, fsync_directory, segment_of, whole_lines
@@ -548,16 +548,9 @@ class Spool:
         return next((self.directory / "dead-letter").glob(f"{segment:06d}-*"), None)
 
     def depth(self) -> SpoolDepth:
-        by_state = {
-            row["state"]: row
-            for row in self.catalogue.rows(
-                "SELECT state, count(*) AS n, sum(rows) AS rows, sum(bytes) AS bytes, "
-                "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest "
-                f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
-            )
-        }
+        by_state = {row["state"]: row for row in self.catalogue.rows(DEPTHS)}
         waiting = [by_state[s] for s in ("open", "sealed", "staged") if s in by_state]
-        counts = {state: row["n"] for state, row in by_state.items()}
+        counts = {state: row["shards"] for state, row in by_state.items()}
         done = {key: int(self.catalogue.get(f"committed_{key}") or 0) for key in ("rows", "bytes", "shards")}
         return SpoolDepth(
             rows=sum(row["rows"] for row in waiting),
@@ -566,7 +559,7 @@ class Spool:
             sealed=counts.get("sealed", 0),
             staged=counts.get("staged", 0),
             dead=counts.get("dead", 0),
-            oldest_at=min((row["oldest"] for row in waiting if row["oldest"] is not None), default=None),
+            oldest_at=min((row["oldest_at"] for row in waiting if row["oldest_at"] is not None), default=None),
             committed_rows=done["rows"],
             committed_bytes=done["bytes"],
             committed_shards=done["shards"],

@@ -329,8 +329,8 @@ class _Traced:
     async def read(self, path: str, at: str) -> bytes | None:
         return await self._inner.read(path, at)
 
-    async def watermarks(self) -> Sequence[Watermark]:
-        return await self._inner.watermarks()
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
+        return await self._inner.watermarks(at)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

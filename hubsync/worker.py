@@ -38,6 +38,7 @@ from hubsync.errors import (
 )
 from hubsync.live import Live, hush, tell
 from hubsync.locks import BEAT_S
+from hubsync.pace import Backoff
 from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.progress import Figures, Progress
@@ -180,13 +181,23 @@ class Worker:
 
     async def _connect(self, committer: Committer) -> None:
         """What fails is told as any trouble of the committer's, which goes on trying, and tells its end."""
+        why = f"the Hub did not answer in {_CONNECT_S:g} s"
+        backoff = Backoff(self._committing[1], self._committing[2])
         try:
             with anyio.move_on_after(_CONNECT_S) as scope:
-                await committer.connect()
+                while True:
+                    try:
+                        await committer.connect()
+                        break
+                    except TransientError as error:
+                        if error.status is None or self.spool.seeded:  # it is away, or nothing depends on it
+                            raise
+                        why = error.reason
+                        await self._clock.sleep(backoff.after_failure(error.retry_after_s))
         except TransientError as error:
             self.status.report("read", State("backing off", error.reason))
         if scope.cancelled_caught:
-            self.status.report("read", State("backing off", f"the Hub did not answer in {_CONNECT_S:g} s"))
+            self.status.report("read", State("backing off", why))
 
     async def _spool_in_thread(self) -> None:
         try:

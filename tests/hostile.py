@@ -133,7 +133,7 @@ def plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask_watermarks(hub: HubDataset) -> object:
-    return await hub.watermarks()
+    return await hub.watermarks(SHA)
 
 
 async def ask_card(hub: HubDataset) -> object:

@@ -122,7 +122,7 @@ class SimulatedHub:
         self._call("read")
         return self.history[int(at, 16) - 1].get(path)
 
-    async def watermarks(self) -> Sequence[Watermark]:
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
         self._call("watermarks")
         return self.marks()
 

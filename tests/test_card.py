@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hubsync.card import Card, CardError, Entry
+from hubsync.schema import infer
 
 TRAIN = Entry("default", "train", "data/train-*.jsonl")
 PERSONS = """---
@@ -82,3 +83,11 @@ def test_a_pattern_that_finds_our_shards_already_is_enough() -> None:
 def test_a_card_that_cannot_be_read_is_left_alone() -> None:
     with pytest.raises(CardError):
         Card(b"---\na: [unclosed\n---\n", "user/rows").add([TRAIN])
+
+
+def test_a_name_that_yaml_would_take_for_the_end_of_a_line_is_written_escaped() -> None:
+    existing = "---\npretty_name: Größe\n---\n# a \x85 in the text\n".encode()
+    made = Card(existing, "u/r").add([], {"default": infer([{"a\x85b": 1, "\x85": {"\x85": "x"}}])})
+    assert made is not None
+    assert Card(made, "u/r").features() == {"default": infer([{"a\x85b": 1, "\x85": {"\x85": "x"}}])}
+    assert made.endswith("---\n# a \x85 in the text\n".encode())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from hubsync import (
     WriteForbiddenError,
 )
 from hubsync import connect as connecting
-from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError
+from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
 from tests.simulated import SimulatedHub
 
 pytestmark = pytest.mark.anyio
@@ -288,3 +290,123 @@ async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
         for n in range(5):
             await up.put([{"id": n}])
     assert ids(simulated) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        WriteForbiddenError("403", status=403),
+        DefectError("422, the card perhaps", status=422),
+        TransientError("409", status=409),
+    ],
+    ids=["a person is needed", "the card is refused", "another commit is on its way"],
+)
+async def test_a_file_that_came_while_a_commit_was_refused_is_not_overwritten(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
+        await up.put([{"id": 0}])
+        await up.flush()
+
+        async def refuse(plan: Any) -> str:
+            monkeypatch.undo()
+            simulated.foreign_commit("data/train-00001.jsonl", b'{"id":1000}\n')
+            raise refusal
+
+        monkeypatch.setattr(simulated, "commit", refuse)
+        await up.put([{"id": 1, "new": 1}])
+        with contextlib.suppress(WriteForbiddenError):
+            await up.flush()
+    assert ids(simulated) == [0, 1, 1000]
+
+
+async def test_a_preupload_by_a_replica_that_is_behind_overwrites_nothing(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that nothing stands at the path, and so does the head that is read beside it."""
+    stage = simulated.stage
+
+    async def stale(shards: Any) -> Any:
+        return [replace(found, standing=None) for found in await stage(shards)]
+
+    async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
+        await up.put([{"id": 0}])
+        await up.flush()
+        simulated.foreign_commit("data/train-00002.jsonl", b'{"id":1000}\n')
+        await up.put([{"id": 1}])
+        await up.flush()  # which makes the foreign commit known
+        monkeypatch.setattr(simulated, "stage", stale)
+        await up.put([{"id": 2}])
+    assert ids(simulated) == [0, 1, 2, 1000]
+
+
+async def test_a_staged_shard_whose_file_is_gone_holds_no_other_up(simulated: SimulatedHub, tmp_path: Path) -> None:
+    pack = simulated.pack
+
+    def read(plan: Any) -> Any:
+        try:
+            return pack(plan)
+        except OSError as error:
+            raise UnreadableShard(str(error)) from error
+
+    simulated.pack = read  # type: ignore[method-assign]
+    simulated.fail("commit", WriteForbiddenError("403", status=403))
+    async with open_uploader(tmp_path, retry=RetryPolicy(initial_s=0.001, max_s=0.002, blocked_s=3600)) as up:
+        await up.put([{"id": 1}])
+        with pytest.raises(WriteForbiddenError):
+            await up.flush()
+        for file in (tmp_path / "spool" / "segments").iterdir():
+            file.unlink()
+        await up.put([{"id": 2}])
+        with contextlib.suppress(ShardsRefused):
+            await up.flush(timeout=20)
+    assert ids(simulated) == [2]
+
+
+async def test_what_is_behind_a_shard_that_cannot_go_holds_no_others_up(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where more than a commit's worth of the same source waits behind it."""
+    stage = simulated.stage
+
+    async def fail(shards: Any) -> Any:
+        if any(shard.segment == 1 for shard in shards):
+            raise DefectError("alone", status=422) if len(shards) > 1 else TransientError("this one never arrives")
+        return await stage(shards)
+
+    monkeypatch.setattr(simulated, "stage", fail)
+    commit = CommitPolicy(per_hour=1_000_000, max_files=3)
+    async with open_uploader(tmp_path, commit=commit) as up:
+        for n in range(6):
+            await up.put([{"id": n}], offset=n, source="slow")
+        receipt = await up.put([{"id": 100}], offset=0, source="another")
+        await receipt.wait_async("committed", timeout=20)
+        assert ids(simulated) == [100]
+        monkeypatch.undo()
+    assert ids(simulated) == [0, 1, 2, 3, 4, 5, 100]
+
+
+async def test_watermarks_and_the_fence_are_of_the_same_commit(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that is behind answers one question of two: a lost spool's offsets may not be older than its fence."""
+    async with open_uploader(tmp_path) as up:
+        for n in range(3):
+            await up.put([{"id": n}], offset=n)
+            await up.flush()
+    asked: list[str] = []
+    watermarks, commit = simulated.watermarks, simulated.commit
+
+    async def note(at: str) -> Any:
+        asked.append(at)
+        return await watermarks(at)
+
+    async def claim(plan: Any) -> str:
+        asked.append(plan.parent)
+        return await commit(plan)
+
+    monkeypatch.setattr(simulated, "watermarks", note)
+    monkeypatch.setattr(simulated, "commit", claim)
+    async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
+        assert up.offset() == 2
+    assert len(set(asked)) == 1

@@ -63,7 +63,7 @@ def test_what_is_asked_all_the_time_does_not_read_what_was_ever_committed(tmp_pa
     shards = plans.sealed(10, 1000)
     plans.mark_staged({shard.segment: "regular" for shard in shards})
     plans.is_urgent()
-    plans.in_order(plans.staged(10, 1000))
+    plans.in_order(plans.ready(10, 1000))
     spool._seal_open(writer.name)
     spool.sweep()
     spool.catalogue._db.set_trace_callback(None)

@@ -65,6 +65,14 @@ def test_a_refusal_without_a_time_waits_longer_each_time() -> None:
     assert [governor.refused(None) for _ in range(4)] == [900, 1800, 3600, 3600]
 
 
+def test_a_hub_that_asks_for_no_time_at_all_is_not_asked_all_the_time() -> None:
+    governor = Governor(CommitPolicy(), ManualClock())
+    assert [governor.refused(0.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    backoff = Backoff(RetryPolicy(initial_s=1, max_s=100), random.Random(1))
+    waits = [backoff.after_failure(0.0) for _ in range(8)]
+    assert max(waits) > 10
+
+
 def test_who_has_no_policy_keeps_the_pace_of_the_last_job() -> None:
     stored: list[str] = []
     Governor(CommitPolicy(per_hour=7), ManualClock(), save=stored.append).spent()

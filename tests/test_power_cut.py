@@ -7,11 +7,13 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hubsync import NotDrained, ShardPolicy, Uploader
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.plan import Watermark
 from tests.conftest import Dataset
 
 
@@ -61,3 +63,39 @@ def test_a_staged_shard_that_is_short_goes_up_as_far_as_it_is_there_and_not_agai
         os.truncate(file, file.stat().st_size - 3)
     drain(tmp_path / "spool", timeout=20)
     assert dataset.ids() == [0, 2, 3, 4, 5]
+
+
+def test_a_catalogue_that_was_set_back_brings_no_row_twice(
+    uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut takes the last seconds of a log that is not synced; the Hub has what was committed in them."""
+    up = uploader().open()
+    spool = up.spool
+    up.put([{"id": 1}], offset=1)
+    up.flush(timeout=20)
+    kept = {file: file.read_bytes() for file in spool.glob("catalogue.sqlite*") if not file.name.endswith("-shm")}
+    for n in (2, 3):
+        up.put([{"id": n}], offset=n)
+        up.flush(timeout=20)
+    up.close()
+    for file in spool.glob("catalogue.sqlite*"):
+        file.unlink()
+    for file, content in kept.items():
+        file.write_bytes(content)
+    with uploader() as up:
+        assert up.offset() == 3
+        up.put([{"id": 3}], offset=3)
+        up.put([{"id": 4}], offset=4)
+        up.flush(timeout=20)
+    assert dataset.ids() == [1, 2, 3, 4]
+    assert [mark.rows for mark in marks(dataset)] == [4]
+    assert "the spool was set back" in caplog.text
+    with uploader() as up:
+        up.put([{"id": 5}], offset=5)
+    assert caplog.text.count("the spool was set back") == 1
+    assert [mark.rows for mark in marks(dataset)] == [5]
+
+
+def marks(dataset: Dataset) -> list[Watermark]:
+    paths = [path for path in dataset.paths(".json") if path.startswith(".hubsync/")]
+    return [msgspec.json.decode(dataset.read(path), type=Watermark) for path in paths]

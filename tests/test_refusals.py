@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from hubsync import ClosedError, HubsyncError, ShardPolicy, SpoolError, Uploader, catalogue, writer
+from hubsync import ClosedError, HubsyncError, RetryPolicy, ShardPolicy, SpoolError, Uploader, catalogue, writer
 from hubsync.errors import SpoolLost
+from hubsync.localhub import Fault, LocalHub
 from hubsync.queue import Batch, Order
 from hubsync.receipt import Receipt
 from tests.conftest import Dataset
@@ -172,3 +173,31 @@ def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
         up.close(timeout=0.5)
     assert receipt.state == "dropped"
     assert any("2 rows in memory were not accepted" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("on", ["commit", "preupload"])
+def test_an_odd_refusal_sets_no_shard_aside(uploader: Make, hub: LocalHub, dataset: Dataset, on: str) -> None:
+    """A proxy's page, where the Hub would have taken it."""
+    with uploader() as up:
+        up.put([{"id": 1}], ack="committed")
+        hub.faults.add(Fault.status(400, on=on, times=2))
+        up.put([{"id": 2}])
+        up.flush(timeout=30)
+    assert dataset.ids() == [1, 2]
+
+
+def test_where_everything_is_refused_it_is_not_the_rows(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+    """Such as a repo whose folder may hold no more files: a few are set aside, then a person is asked."""
+    retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600), retry=retry) as up:
+        up.put([{"id": 0}], ack="committed")
+        hub.faults.add(Fault.status(400, on="commit", body='{"error": "too many files"}'))
+        for n in range(1, 9):
+            up.put([{"id": n}])
+        with pytest.raises(HubsyncError, match="too many files"):
+            up.flush(timeout=30)
+        while up.stats().state.kind != "blocked":
+            time.sleep(0.01)
+        assert up.stats().spool.dead == 3
+        hub.faults.clear()
+    assert len(dataset.ids()) == 6

@@ -41,6 +41,11 @@ class Sample:
     scores: list[float]
 
 
+@dataclasses.dataclass
+class Boxed:
+    inside: dict[str, Any]
+
+
 class Record(msgspec.Struct):
     prompt: str
 
@@ -162,6 +167,22 @@ def test_a_deeply_nested_value_is_refused_and_not_a_crash() -> None:
         encode([{"a": value}])
 
 
+@pytest.mark.parametrize("form", [lambda row: row, lambda row: Boxed(row)], ids=["a dict", "in a dataclass"])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"a\0b": 1}, "NUL"),
+        ({"a": [{"b": {"c\0": 1}}]}, "NUL"),
+        ({"a": 10**400}, "an infinity to readers"),
+        ({"a": [[1, -(10**400)]]}, "an infinity to readers"),
+    ],
+)
+def test_what_readers_would_cut_off_or_make_an_infinity_is_refused(form: Any, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RowError, match=said) as refused:
+        encode([form({"a": 10**300}), form(row)])
+    assert refused.value.row == 1
+
+
 def test_arrow_tables_and_datasets_are_batches() -> None:
     import datasets
     import pyarrow as pa
@@ -175,14 +196,15 @@ def test_arrow_tables_and_datasets_are_batches() -> None:
         assert rows[0]["when"] == "2026-01-01T00:00:00"
 
 
+keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(keys, inner),
     max_leaves=20,
 )
 
 
-@given(st.lists(st.dictionaries(st.text(), values)))
+@given(st.lists(st.dictionaries(keys, values)))
 def test_what_json_can_hold_comes_back_as_it_was(rows: list[dict[str, Any]]) -> None:
     def plain(value: Any) -> Any:
         if isinstance(value, float) and math.isnan(value):

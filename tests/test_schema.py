@@ -204,13 +204,22 @@ def test_a_policy_that_is_none_is_refused() -> None:
         SchemaPolicy(on_conflict="ignore")  # type: ignore[arg-type]
 
 
-def test_keys_that_are_data_end_the_following_and_not_the_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "rows", [[{f"{n}": 1} for n in range(97)], [{}] * 96 + [{"deep": json.loads("[" * 51 + "]" * 51)}]]
+)
+def test_what_no_card_can_say_is_refused_as_a_conflict(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
     guard = Guard(spool, Layout(), SchemaPolicy())
-    for n in range(5):
-        place = guard.admit(encode([{f"{n}-{m}": 1 for m in range(1_000)}], guard.shapes))
-    assert place.schema is None
-    assert "no longer followed" in caplog.text
+    for n in range(4):
+        guard.admit(encode([{f"{n}-{m}": 1 for m in range(1_000)}], guard.shapes))
+    with pytest.raises(
+        SchemaConflict, match=r"row 96: with it the config has over 4,096 fields, or structs over 50 deep"
+    ):
+        guard.admit(encode(rows, guard.shapes))
+    guard.admit(encode([{"0-1": 2}, {"one": 1}], guard.shapes))
+    aside = Guard(spool, Layout(), SchemaPolicy(on_conflict="dead letter"))
+    aside._kinds = guard._kinds
+    assert str(aside.admit(encode(rows, aside.shapes)).set_aside).startswith("with it the config has over")
     spool.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -127,3 +128,23 @@ def test_an_infinity_among_numbers_that_are_known_is_refused(known: Any) -> None
     is_new(shapes, {"ids": known})
     with pytest.raises(RowError, match=r"ids.*inf"):
         encode([{"ids": [*known, math.inf] if not isinstance(known[0], list) else [[math.inf]]}], shapes)
+
+
+def test_a_signal_that_comes_while_numbers_are_looked_at_is_not_lost() -> None:
+    """msgspec hashes the type it converts to; were that Python, what a signal's handler raises there would be gone."""
+    seen: list[str] = []
+
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            seen.append(frame.f_code.co_qualname)
+
+    shapes = Shapes()
+    rows = [{"n": 1, "ids": [1, 2], "floats": [0.5]}] * 3
+    shapes.learn(shapes.look(rows))
+    sys.setprofile(trace)
+    try:
+        shapes.look(rows)
+    finally:
+        sys.setprofile(None)
+    assert "Shapes.look" in seen
+    assert not [name for name in seen if "hash" in name]

@@ -95,8 +95,8 @@ class Line:
     async def read(self, path: str, at: str) -> bytes | None:
         return await self._do("read", lambda: self._hub.read(path, at))
 
-    async def watermarks(self) -> Sequence[Watermark]:
-        return await self._do("watermarks", self._hub.watermarks)
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
+        return await self._do("watermarks", lambda: self._hub.watermarks(at))
 
     async def commit(self, plan: Plan) -> str:
         """The effect takes place when it is answered, also where nobody waits for it any more: see `World.answer`."""

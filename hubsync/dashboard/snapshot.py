@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from hubsync.catalogue import BURIED, DISCARDED, PENDING, look
+from hubsync.catalogue import BURIED, DEPTHS, PENDING, look
 from hubsync.clock import SystemClock
 from hubsync.errors import SpoolError
 from hubsync.live import Live, told
@@ -122,12 +122,11 @@ def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
     meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
     if "target" not in meta:
         raise SpoolError(f"the spool {directory} was never used for a repo.")
-    grouped = db.execute(
-        "SELECT state, count(*), sum(rows), sum(bytes), min(CASE WHEN rows > 0 THEN opened_at END), min(id) "
-        f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
-    ).fetchall()
-    depths = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth()) | {r[0]: Depth(*r[1:5]) for r in grouped}
-    first_waiting = min((r[5] for r in grouped if r[0] != "dead"), default=None)
+    grouped = db.execute(DEPTHS).fetchall()
+    depths = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth()) | {
+        row["state"]: Depth(*(row[key] for key in Depth._fields)) for row in grouped
+    }
+    first_waiting = min((row["first_id"] for row in grouped if row["state"] != "dead"), default=None)
     urgent = db.execute(f"SELECT 1 FROM segments WHERE {PENDING} AND urgent LIMIT 1").fetchone() is not None
     sending = db.execute("SELECT min(created_at) FROM plans").fetchone()[0]
     names = [row[0] for row in db.execute("SELECT name FROM writers ORDER BY name")]

@@ -16,6 +16,28 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.
 _TEXT_FIELDS = ("pretty_name", "pipeline_tag", "library_name", "title", "sdk", "license_name")
 _LIST_FIELDS = ("datasets", "language", "tags", "task_categories", "metrics", "base_model")
 
+# What the Hub makes tags of: with the field's name before them, or, for models and spaces, some of them without.
+_DATASET_TAGS = (
+    "task_categories", "task_ids", "annotations_creators", "language_creators", "multilinguality", "source_datasets",
+    "language", "license", "size_categories",
+)  # fmt: skip
+_PLAIN_TAGS = ("library_name", "pipeline_tag", "language")
+_MODEL_TAGS = ("datasets", "base_model", "license")
+# In the order in which the Hub's refusal names them (2026); it takes no others, also in capital letters.
+_LICENSES = (
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
+    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1",
+    "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "h-research",
+    "intel-research", "lppl-1.3c", "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0",
+    "openmdw-1.1", "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
+    "deepfloyd-if-license", "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "llama4", "grok2-community", "gemma", "unknown", "other",
+)  # fmt: skip
+
 
 def card_data(readme: str) -> dict[str, Any] | None:
     """The metadata of a README, or None where it has none or it cannot be read."""
@@ -40,8 +62,8 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
     model_index = metadata.get("model-index", [])
     if not isinstance(model_index, list) or not all(isinstance(item, dict) for item in model_index):
         errors.append('"model-index" must be an array of mappings')
-    if not isinstance(metadata.get("license", ""), str | list):
-        errors.append('"license" must be a string or a list of strings')
+    if not all(item in _LICENSES for item in _listed(metadata.get("license"))):
+        errors.append(f'"license" must be one of [{", ".join(_LICENSES)}, array]')
     configs = metadata.get("configs", [])
     if repo_type == "dataset" and (
         not isinstance(configs, list) or not all(isinstance(item, dict) and "config_name" in item for item in configs)
@@ -63,13 +85,18 @@ def metadata(core: Core, commit: Commit) -> dict[str, Any]:
     return dict(json.loads(shown))
 
 
-def derived_tags(metadata: dict[str, Any]) -> list[str]:
-    """The tags that the Hub makes of other fields, such as `license:mit`."""
-    tags: list[str] = []
-    for name in ("license", "language", "task_categories", "size_categories", "datasets"):
-        value = metadata.get(name) or []
-        tags += [f"{name.removesuffix('s')}:{item}" for item in (value if isinstance(value, list) else [value])]
-    return tags
+def tags(metadata: dict[str, Any], repo_type: str) -> list[str]:
+    """The tags that the Hub shows and filters by: the card's own, and those it makes of other fields."""
+    if repo_type == "dataset":
+        made = [f"{name}:{item}" for name in _DATASET_TAGS for item in _listed(metadata.get(name))]
+    else:
+        made = [str(item) for name in _PLAIN_TAGS for item in _listed(metadata.get(name))]
+        made += [f"{name.removesuffix('s')}:{item}" for name in _MODEL_TAGS for item in _listed(metadata.get(name))]
+    return list(dict.fromkeys([*made, "region:us", *map(str, _listed(metadata.get("tags")))]))
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _parse(readme: str) -> tuple[dict[str, Any] | None, list[str]]:

@@ -1,8 +1,9 @@
 """Reading: trees, paths, and the bytes of files.
 
-`resolve` answers small files itself and sends large ones on (302) to a signed address on this server, which serves
-ranges whether the object is stored whole or as a Xet reconstruction. The metadata headers stand on both answers,
-because a client follows a redirect that stays on one host and reads the headers of the last.
+`resolve` sends small files of public repos on (307) to the address of their commit, as the Hub does with its cache, and
+large ones (302) to a signed address, which serves ranges whether the object is stored whole or as a Xet
+reconstruction. The metadata headers stand on both answers, because a client follows a redirect that stays on one host
+and reads the headers of the last.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hubsync.localhub.store import Repo
 _PAGE = 1000
 _EXPANDED_PAGE = 50
 _URL_TTL_S = 3600.0
+_TEXT = "text/plain; charset=utf-8"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
 
 
@@ -123,26 +125,64 @@ def _large_fields(core: Core, content: Content) -> dict[str, Any]:
 
 
 def resolve(core: Core, call: Call) -> Response:
+    repo, commit, path, content = _found(core, call)
+    if content.sha256 is None:
+        # Where the real Hub answers from its cache, one address further; the rest it serves itself.
+        if not repo.private and not repo.extra.get("gated") and "/" in call.repo_name and content.size:
+            return _to_cache(call, repo, commit, path, content)
+        return _plain(core, call, commit, path, content)
+    headers = _file_headers(commit, path) | _linked(core, repo, commit.oid, content)
+    claims = {"sha256": content.sha256, "repo": repo.id, "commit": commit.oid, "exp": core.clock() + _URL_TTL_S}
+    location = f"{core.endpoint}/_localhub/blob/{core.sign(claims)}/{quote(path.rsplit('/', 1)[-1], safe='')}"
+    return Response(
+        f"Found. Redirecting to {location}", 302, headers | {"Location": location, "Vary": "Origin, Accept"}
+    )
+
+
+def cached(core: Core, call: Call) -> Response:
+    """A small file of a public repo, where `resolve` leads to; a large one is not there."""
+    _, commit, path, content = _found(core, call)
+    if content.sha256 is not None:
+        raise HubError(404, "Entry not found", code="EntryNotFound")
+    return _plain(core, call, commit, path, content)
+
+
+def raw(core: Core, call: Call) -> Response:
+    """What git has under a path: of a large file, its pointer."""
+    _, commit, path, content = _found(core, call)
+    if content.sha256 is None:
+        return _plain(core, call, commit, path, content)
+    pointer = git.lfs_pointer(content.sha256, content.size)
+    headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"'}
+    return _ranged(call, len(pointer), headers, lambda start, end: iter([pointer[start:end]]), _TEXT)
+
+
+def _found(core: Core, call: Call) -> tuple[Repo, Commit, str, Content]:
     repo = core.content_of(call)
     commit = core.revision(repo, call.params["rev"])
     path = call.params["path"]
     entry = core.history.entry(commit.tree, path)
     if entry is None or entry.is_directory or not path:
         raise HubError(404, "Entry not found", code="EntryNotFound", headers={"X-Repo-Commit": commit.oid})
-    content = core.history.content(entry.oid)
-    headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "Content-Disposition": _disposition(path)}
-    if content.sha256 is None:
-        headers["ETag"] = f'"{content.oid}"'
-        media_type = "text/plain; charset=utf-8"
-        return _ranged(
-            call, content.size, headers, lambda start, end: core.blobs.stream("git", entry.oid, start, end), media_type
-        )
-    headers |= _linked(core, repo, commit.oid, content)
-    claims = {"sha256": content.sha256, "repo": repo.id, "commit": commit.oid, "exp": core.clock() + _URL_TTL_S}
-    location = f"{core.endpoint}/_localhub/blob/{core.sign(claims)}/{quote(path.rsplit('/', 1)[-1], safe='')}"
-    return Response(
-        f"Found. Redirecting to {location}", 302, headers | {"Location": location, "Vary": "Origin, Accept"}
+    return repo, commit, path, core.history.content(entry.oid)
+
+
+def _to_cache(call: Call, repo: Repo, commit: Commit, path: str, content: Content) -> Response:
+    asked = urlencode({call.request.url.path: "", "etag": f'"{content.oid}"'})
+    location = f"/api/resolve-cache/{repo.type}s/{repo.name}/{commit.oid}/{quote(path)}?{asked}"
+    headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"', "Location": location, "Vary": "Origin, Accept"}
+    return Response(f"Temporary Redirect. Redirecting to {location}", 307, headers, _TEXT)
+
+
+def _plain(core: Core, call: Call, commit: Commit, path: str, content: Content) -> Response:
+    headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"'}
+    return _ranged(
+        call, content.size, headers, lambda start, end: core.blobs.stream("git", content.oid, start, end), _TEXT
     )
+
+
+def _file_headers(commit: Commit, path: str) -> dict[str, str]:
+    return {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "Content-Disposition": _disposition(path)}
 
 
 def blob(core: Core, call: Call) -> Response:
@@ -224,6 +264,7 @@ ROUTES = [
     Route(Operation.TREE, "GET", "/api/{type}/{repo}/tree/{rev}/{path}", tree),
     Route(Operation.PATHS_INFO, "POST", "/api/{type}/{repo}/paths-info/{rev}", paths_info),
     Route(Operation.BLOB, "GET", "/_localhub/blob/{claims}/{name}", blob),
-    Route(Operation.RESOLVE, "GET", "/{web}{repo}/(?:resolve|raw)/{rev}/{path}", resolve),
-    Route(Operation.RESOLVE, "GET", "/api/resolve-cache/{type}/{repo}/{rev}/{path}", resolve),
+    Route(Operation.RESOLVE, "GET", "/{web}{repo}/resolve/{rev}/{path}", resolve),
+    Route(Operation.RESOLVE, "GET", "/{web}{repo}/raw/{rev}/{path}", raw),
+    Route(Operation.RESOLVE, "GET", "/api/resolve-cache/{type}/{repo}/{rev}/{path}", cached),
 ]

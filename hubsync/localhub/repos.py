@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from hubsync.localhub import cards, git
+from hubsync.localhub.content import next_link
 from hubsync.localhub.core import Core, check_repo_name, iso
 from hubsync.localhub.history import Commit
 from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
@@ -14,6 +15,26 @@ from hubsync.localhub.store import Caller, Repo
 
 _TYPES = ("model", "dataset", "space")
 _DEFAULT_LIST = 100
+_SORTS = ("createdAt", "downloads", "lastModified", "likes", "trendingScore")
+_EXPANDABLE = {
+    "model": (
+        "author", "baseModels", "cardData", "childrenModelCount", "config", "createdAt", "disabled", "downloads",
+        "downloadsAllTime", "evalResults", "gated", "gguf", "inference", "inferenceProviderMapping", "lastModified",
+        "library_name", "likes", "mask_token", "model-index", "pipeline_tag", "private", "resourceGroup", "safetensors",
+        "sha", "siblings", "spaces", "tags", "transformersInfo", "trendingScore", "usedStorage", "widgetData",
+        "gitalyUid", "xetEnabled",
+    ),
+    "dataset": (
+        "author", "cardData", "citation", "createdAt", "description", "disabled", "downloads", "downloadsAllTime",
+        "gated", "lastModified", "likes", "mainSize", "paperswithcode_id", "private", "resourceGroup", "sha",
+        "siblings", "tags", "trendingScore", "usedStorage", "gitalyUid", "xetEnabled",
+    ),
+    "space": (
+        "author", "cardData", "createdAt", "datasets", "disabled", "lastModified", "likes", "models", "private",
+        "region", "resourceGroup", "runtime", "sdk", "sha", "siblings", "subdomain", "tags", "trendingScore",
+        "usedStorage", "gitalyUid", "xetEnabled",
+    ),
+}  # fmt: skip
 
 
 def whoami(core: Core, call: Call) -> Response:
@@ -166,23 +187,32 @@ def info(core: Core, call: Call) -> Response:
     body = describe(core, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
     if call.flag("securityStatus"):
         body["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
-    query = call.request.query_params
-    if wanted := query.getlist("expand") + query.getlist("expand[]"):
+    if wanted := _expanded(call):
         body = {key: value for key, value in body.items() if key in ("_id", "id", *wanted)}
     return json_response(body, headers={"X-Repo-Commit": commit.oid})
+
+
+def _expanded(call: Call) -> list[str]:
+    """The only fields that the caller wants, or none where all are."""
+    query = call.request.query_params
+    wanted = query.getlist("expand") + query.getlist("expand[]")
+    for place, name in enumerate(wanted):
+        if name not in _EXPANDABLE[call.repo_type]:
+            names = "|".join(f'"{known}"' for known in _EXPANDABLE[call.repo_type])
+            raise HubError(400, f"✖ Invalid option: expected one of {names}\n  → at expand[{place}]")
+    return wanted
 
 
 def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """A repo as the Hub's info endpoint shows it."""
     metadata = cards.metadata(core, commit)
     likes = core.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
-    tags = metadata.get("tags") or []
     body: dict[str, Any] = {
         "_id": _hex_id("repo", str(repo.id)), "id": repo.name, "author": repo.namespace, "sha": commit.oid,
         "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
         "gated": repo.extra.get("gated", False), "likes": likes[0] if likes else 0, "downloads": 0,
         "downloadsAllTime": 0,
-        "tags": [*(tags if isinstance(tags, list) else [tags]), *cards.derived_tags(metadata), "region:us"],
+        "tags": cards.tags(metadata, repo.type),
         "siblings": siblings(core, commit, blobs=blobs), "trendingScore": 0,
         "usedStorage": _used_storage(core, repo),
     }  # fmt: skip
@@ -229,27 +259,48 @@ def _used_storage(core: Core, repo: Repo) -> int:
 
 
 def listing(core: Core, call: Call) -> Response:
-    """Repos that the caller may see, newest first; `author`, `search` and `limit` are understood, other filters are
-    not.
+    """A page of the repos that the caller may see, newest first or as `sort` says; the next one is in `Link`.
+
+    `author`, `search`, `gated` and `filter` (tags, all of which a repo must have) are understood, other filters not.
     """
     caller, query = core.caller(call), call.request.query_params
-    author, search = query.get("author", "").lower(), query.get("search", "").lower()
-    limit = call.integer("limit", _DEFAULT_LIST, most=1000)
-    found: list[dict[str, Any]] = []
-    for repo in core.store.repos(call.repo_type):
-        if (
-            (author and repo.namespace.lower() != author)
-            or search not in repo.name.lower()
-            or not core.may_read(caller, repo)
-        ):
-            continue
-        body = describe(core, repo, core.revision(repo, "main"))
-        if not call.flag("full"):
-            body.pop("siblings")
-        found.append(body)
-        if len(found) == limit:
-            break
-    return json_response(found)
+    limit, start = call.integer("limit", _DEFAULT_LIST, most=1000), call.integer("cursor", 0, most=10**9)
+    wanted, full, sort = _expanded(call), call.flag("full"), query.get("sort", "")
+    author, searched = query.get("author", "").lower(), [text.lower() for text in query.getlist("search")]
+    gated, tags = query.get("gated", "").lower(), set(query.getlist("filter"))
+    if sort not in ("", *_SORTS):
+        names = "|".join(f'"{known}"' for known in _SORTS)
+        raise HubError(400, f"✖ Invalid option: expected one of {names}\n  → at sort")
+    repos = [
+        repo
+        for repo in core.store.repos(call.repo_type)
+        if (not author or repo.namespace.lower() == author)
+        and all(text in repo.name.lower() for text in searched)
+        and (not gated or bool(repo.extra.get("gated")) == (gated == "true"))
+        and core.may_read(caller, repo)
+    ]
+    if tags or sort in ("lastModified", "likes"):  # these alone are not known before a repo is looked into
+        found = [describe(core, repo, core.revision(repo, "main")) for repo in repos]
+        found = [body for body in found if tags <= set(body["tags"])]
+        if sort:
+            found.sort(key=lambda body: body[sort], reverse=True)
+        page = found[start : start + limit]
+        more = len(found) > start + limit
+    else:
+        page = [describe(core, repo, core.revision(repo, "main")) for repo in repos[start : start + limit]]
+        more = len(repos) > start + limit
+    if wanted:
+        page = [{key: body[key] for key in ("_id", "id", *wanted) if key in body} for body in page]
+    else:
+        shown = {
+            "siblings": full,
+            "cardData": full or call.flag("cardData"),
+            "config": call.flag("config"),
+            "downloadsAllTime": False,
+            "usedStorage": False,
+        }
+        page = [{key: value for key, value in body.items() if shown.get(key, True)} for body in page]
+    return json_response(page, headers=next_link(core, call, "cursor", str(start + limit)) if more else {})
 
 
 def own_repos(core: Core, call: Call) -> Response:
@@ -294,8 +345,12 @@ def likes_of(core: Core, call: Call) -> Response:
 def validate_yaml(core: Core, call: Call) -> Response:
     body = call.json()
     errors, warnings = cards.problems(str(body.get("content") or ""), str(body.get("repoType") or "model"))
+    status = 400 if errors else 200
+    if call.request.headers.get("accept", "").startswith("text/plain"):  # so asks `RepoCard.validate`
+        lines = [f"- Error: {text}" for text in errors] + [f"- Warning: {text}" for text in warnings]
+        return Response("\n".join(lines), status, media_type="text/plain")
     answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
-    return json_response(answer, status=400 if errors else 200)
+    return json_response(answer, status=status)
 
 
 def _hex_id(kind: str, name: str) -> str:

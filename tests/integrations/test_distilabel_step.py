@@ -60,6 +60,15 @@ def test_a_shard_that_the_hub_refuses_is_told_at_the_end(hub: LocalHub, alone: A
     assert any("dead-letter" in line or "dead letter" in line for line in errors(scene)), scene
 
 
+def test_a_batch_that_does_not_go_with_the_others_is_set_aside_and_told(alone: Alone, dataset: Dataset) -> None:
+    scene = alone("conflicts")
+    assert scene["told"] == 100
+    assert errors(scene)[-2] == "Checkpoint incomplete: 90 rows were accepted and are in user/rows."
+    assert re.match("10 rows were never checkpointed: .*dead letter: field 'text': it is int64", errors(scene)[-1])
+    assert len(dataset.paths(".parquet")) == 2
+    assert dataset.ids() == [*range(50), *range(60, 100)]
+
+
 def test_what_is_checkpointed_is_transformed_and_what_goes_on_is_not(alone: Alone, dataset: Dataset) -> None:
     scene = alone("transforms")
     told = scene["told"]

@@ -127,7 +127,7 @@ def test_a_stopped_hub_refuses_connections_and_comes_back_on_its_port(
         http.get("/api/whoami-v2")
     local_hub.start()
     assert local_hub.endpoint == endpoint
-    assert http.get(f"/datasets/{repo}/resolve/main/a").text == "x"
+    assert http.get(f"/datasets/{repo}/resolve/main/a", follow_redirects=True).text == "x"
 
 
 def test_a_stop_ends_what_hangs(local_hub: LocalHub, http: httpx.Client) -> None:
@@ -198,7 +198,7 @@ def test_a_slow_hub_is_slow_and_right(local_hub: LocalHub, api: HfApi, repo: str
     local_hub.faults.add(Fault.latency(0.01))
     local_hub.faults.add(Fault.bandwidth(1e6))
     assert commit(http, ndjson(file_line("a", "x" * 1000))).status_code == 200
-    assert http.get(f"/datasets/{repo}/resolve/main/a").text == "x" * 1000
+    assert http.get(f"/datasets/{repo}/resolve/main/a", follow_redirects=True).text == "x" * 1000
 
 
 def test_a_fault_can_be_for_one_repo(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:

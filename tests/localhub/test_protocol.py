@@ -6,7 +6,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    HfFileSystem,
+    snapshot_download,
+)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hubsync.localhub import LocalHub
@@ -106,6 +113,7 @@ def test_two_commits_at_once_both_land_one_after_the_other(api: HfApi, repo: str
 
 def test_ranges_of_a_regular_file_are_served(api: HfApi, repo: str, http: httpx.Client) -> None:
     add(api, "a.txt", b"0123456789")
+    http.follow_redirects = True
     url = f"/datasets/{repo}/resolve/main/a.txt"
     part = http.get(url, headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.content, part.headers["Content-Range"]) == (206, b"234", "bytes 2-4/10")
@@ -218,3 +226,112 @@ def test_readme_metadata_is_shown_and_judged(api: HfApi, repo: str, http: httpx.
     bad = commit(http, ndjson(file_line("README.md", "---\nlicense: [unclosed\n---\n")))
     assert bad.status_code == 400
     assert "Invalid metadata in README.md" in bad.json()["error"]
+
+
+@pytest.mark.usefixtures("local_hub")
+def test_a_card_is_judged_in_words_before_it_is_pushed() -> None:
+    DatasetCard("---\nlicense: mit\n---\n").validate("dataset")
+    with pytest.raises(ValueError, match=r'^- Error: "license" must be one of'):
+        DatasetCard("---\nlicense: asdf\n---\n").validate("dataset")
+
+
+def test_a_card_makes_tags_under_the_names_of_its_fields(api: HfApi, repo: str) -> None:
+    card = b"""---
+license: mit
+language: [en, fr]
+task_categories: [text-generation]
+task_ids: [language-modeling]
+size_categories: [n<1K]
+language_creators: machine-generated
+tags: [synthetic]
+---
+"""
+    add(api, "README.md", card)
+    assert set(api.dataset_info(repo).tags) == {
+        "license:mit", "language:en", "language:fr", "task_categories:text-generation", "task_ids:language-modeling",
+        "size_categories:n<1K", "language_creators:machine-generated", "synthetic", "region:us",
+    }  # fmt: skip
+    model = api.create_repo("user/model").repo_id
+    api.upload_file(
+        path_or_fileobj=b"---\nlanguage: en\ndatasets: [user/rollouts]\n---\n", path_in_repo="README.md", repo_id=model
+    )
+    assert set(api.model_info(model).tags) == {"en", "dataset:user/rollouts", "region:us"}
+
+
+def test_a_listing_is_told_in_pages_and_none_is_left_out(api: HfApi, http: httpx.Client) -> None:
+    names = {api.create_repo(f"user/d{number}", repo_type="dataset").repo_id for number in range(101)}
+    assert {found.id for found in api.list_datasets(author="user")} == names
+    assert http.get("/api/datasets", params={"cursor": "?"}).status_code == 400
+    pages, url = [], "/api/datasets?limit=40&search=d"
+    while url:
+        answer = http.get(url)
+        pages.append([found["id"] for found in answer.json()])
+        url = answer.links.get("next", {}).get("url", "")
+    assert [len(page) for page in pages] == [40, 40, 21]
+    assert set().union(*pages) == names
+
+
+def test_a_listing_is_filtered_and_sorted(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:
+    for name in ("tagged", "gated"):
+        api.create_repo(f"user/{name}", repo_type="dataset")
+    card = b"---\nlanguage: en\ntags: [synthetic]\n---\n"
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="user/tagged", repo_type="dataset")
+    api.update_repo_settings("user/gated", repo_type="dataset", gated="auto")
+    http.post(f"/api/datasets/{repo}/like")
+
+    def listed(**wanted: object) -> list[str]:
+        return [found.id for found in api.list_datasets(**wanted)]  # type: ignore[arg-type]
+
+    assert listed(filter="synthetic") == listed(language="en") == ["user/tagged"]
+    assert listed(language="en", filter="other") == []
+    assert listed(gated=True) == ["user/gated"]
+    assert listed(gated=False) == ["user/tagged", repo]
+    assert listed(dataset_name="user", search="agg") == ["user/tagged"]
+    assert listed(sort="likes")[0] == repo
+    assert listed(sort="last_modified")[0] == "user/tagged"
+    assert listed(sort="created_at") == ["user/gated", "user/tagged", repo]
+    assert http.get("/api/datasets?sort=size").status_code == 400
+
+
+def test_a_listing_shows_the_card_and_the_files_only_where_asked(api: HfApi, repo: str) -> None:
+    add(api, "README.md", b"---\nlicense: mit\n---\n")
+    (short,) = api.list_datasets()
+    (full,) = api.list_datasets(full=True)
+    (chosen,) = api.list_datasets(expand=["author", "downloadsAllTime"])
+    assert (short.card_data, short.siblings) == (None, None)
+    assert full.card_data.license == "mit"
+    assert [file.rfilename for file in full.siblings] == [".gitattributes", "README.md"]
+    assert (chosen.author, chosen.downloads_all_time, chosen.downloads, chosen.sha) == ("user", 0, None, None)
+
+
+def test_a_field_that_no_repo_has_can_not_be_asked_for(api: HfApi, repo: str, http: httpx.Client) -> None:
+    assert api.dataset_info(repo, expand=["author"]).sha is None
+    for path in (f"/api/datasets/{repo}?expand=author&expand=foo", "/api/datasets?expand[]=author&expand[]=foo"):
+        refused = http.get(path)
+        assert refused.status_code == 400
+        assert '"author"|"cardData"' in refused.json()["error"]
+        assert refused.json()["error"].endswith("at expand[1]")
+
+
+def test_a_small_public_file_is_found_one_address_further(api: HfApi, repo: str, http: httpx.Client) -> None:
+    sha = add(api, "deep/ä b.txt", b"0123")
+    for method in ("GET", "HEAD"):
+        answer = http.request(method, f"/datasets/{repo}/resolve/main/deep/%C3%A4%20b.txt")
+        assert (answer.status_code, answer.headers["X-Repo-Commit"]) == (307, sha)
+        location = answer.headers["Location"]
+        assert location.startswith(f"/api/resolve-cache/datasets/{repo}/{sha}/deep/%C3%A4%20b.txt?")
+    there = http.get(location)
+    assert (there.status_code, there.content, there.headers["ETag"]) == (200, b"0123", answer.headers["ETag"])
+    add(api, "empty", b"")
+    assert http.get(f"/datasets/{repo}/resolve/main/empty").status_code == 200
+    api.update_repo_settings(repo, repo_type="dataset", private=True)
+    assert http.get(f"/datasets/{repo}/resolve/main/deep/%C3%A4%20b.txt").content == b"0123"
+
+
+def test_the_raw_address_of_a_large_file_shows_its_pointer(api: HfApi, repo: str, http: httpx.Client) -> None:
+    add(api, "a.bin", b"\0" * 100)
+    add(api, "a.txt", b"text")
+    raw = http.get(f"/datasets/{repo}/raw/main/a.bin")
+    assert raw.status_code == 200
+    assert raw.text.startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
+    assert http.get(f"/datasets/{repo}/raw/main/a.txt").text == "text"

@@ -154,6 +154,23 @@ def test_a_gated_repo_shows_itself_but_not_its_files(local_hub: LocalHub, api: H
     assert (refused.status_code, refused.headers["X-Error-Code"]) == (403, "GatedRepo")
 
 
+@pytest.mark.parametrize("license", ["MIT", "asdf", "[mit, asdf]", "{name: mit}"])
+def test_a_card_with_a_license_that_the_hub_does_not_know_is_refused(
+    repo: str, http: httpx.Client, license: str
+) -> None:
+    card = f"---\nlicense: {license}\n---\n"
+    refused = commit(http, ndjson(file_line("README.md", card)))
+    assert refused.status_code == 400
+    assert '"license" must be one of [apache-2.0, mit, ' in refused.json()["error"]
+    judged = http.post("/api/validate-yaml", json={"content": card, "repoType": "dataset"})
+    assert (judged.status_code, len(judged.json()["errors"])) == (400, 1)
+
+
+@pytest.mark.parametrize("license", ["mit", "openrail++", "[cc-by-4.0, other]", ""])
+def test_a_card_with_licenses_of_the_hub_is_taken(repo: str, http: httpx.Client, license: str) -> None:
+    assert commit(http, ndjson(file_line("README.md", f"---\nlicense: {license}\nx: 1\n---\n"))).status_code == 200
+
+
 def test_too_many_files_in_one_preupload_are_refused(repo: str, http: httpx.Client) -> None:
     files = [{"path": f"{number}", "size": 1, "sample": ""} for number in range(257)]
     assert http.post(f"/api/datasets/{repo}/preupload/main", json={"files": files}).status_code == 400

@@ -94,6 +94,12 @@ def transforms() -> dict[str, Any]:
     return {"passed": [row["text"] for batch in batches for row in batch], "refused": refused, "dumped": str(dumped)}
 
 
+def conflicts() -> int:
+    """A batch whose text is a number, between two whose text is text; as Parquet."""
+    numbers = [{"id": n, "text": n} for n in range(50, 60)]
+    return run(step(format="parquet", input_batch_size=50), rows(0, 50), numbers, rows(60, 100))
+
+
 def loses_its_spool() -> int:
     checkpoint = step()
     checkpoint.load()

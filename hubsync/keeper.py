@@ -1,0 +1,137 @@
+"""Keeps the dataset's card true, so that the dataset loads at every commit: what the next one is to bring of it.
+
+A card is the dataset's own, and may be a person's: one that can't be read, or that the Hub refuses, holds no row up.
+The rows go on without, what the card owes them is remembered, and it is brought as soon as the card goes through.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+import anyio.to_thread
+
+from hubsync import card
+from hubsync.clock import Clock
+from hubsync.crashpoints import CrashPoint, reach
+from hubsync.errors import DefectError, StaleParentError
+from hubsync.fitting import Fitting, Misfit
+from hubsync.patience import Patience
+from hubsync.plan import Destination, Note, Shard
+from hubsync.plans import Plans
+from hubsync.schema import StructOf
+
+_log = logging.getLogger("hubsync")
+
+_TRIES = 3  # of one card: a refusal may be an odd answer
+_REST_S = 600.0  # until a card that was refused is tried again
+
+
+class Showing(NamedTuple):
+    """What a commit brings of the card: its new text (None where it stays), and what it says then."""
+
+    note: Note | None = None
+    entries: Sequence[card.Entry] = ()
+    features: Mapping[str, StructOf] = MappingProxyType({})
+
+
+class CardKeeper:
+    """One committer's."""
+
+    def __init__(
+        self, repo: str, plans: Plans, fitting: Fitting, destination: Destination, patience: Patience, clock: Clock
+    ) -> None:
+        self._repo = repo
+        self._plans = plans
+        self._fitting = fitting
+        self._destination = destination
+        self._persist = patience.persist
+        self._on_disk = patience.on_disk
+        self._clock = clock
+        self._refusals = 0
+        self._again_at = 0.0
+        self._may_be_another = True
+
+    def head_moved(self) -> None:
+        """Somebody else committed, perhaps another card."""
+        self._may_be_another = True
+
+    def reconsider(self) -> None:
+        """It was not the card that was refused, or it is another by now."""
+        self._refusals = 0
+
+    async def next(self, shards: Sequence[Shard], head: str) -> Showing | Misfit:
+        """The card as a commit of `shards` on `head` should leave it; or the shard that can't go into its config.
+
+        Raises:
+            StaleParentError: the commit `head` is gone.
+        """
+        entries = [card.Entry(*entry) for entry in await self._on_disk(self._plans.uncarded, shards)]
+        kinds = await self._on_disk(self._fitting.kinds, shards)
+        owed = await self._on_disk(self._plans.is_card_owed)
+        is_known = not (entries or owed or self._may_be_another)
+        if is_known and await self._on_disk(self._fitting.are_shown, kinds):
+            return Showing()
+        if self._refusals >= _TRIES and self._clock.time() < self._again_at:
+            await self._on_disk(self._plans.owe_card, True)
+            return Showing()
+        asked = partial(self._destination.read, card.PATH, head)
+        try:
+            existing = await self._persist("read", asked, lets_out=(StaleParentError, DefectError))
+            stands = await anyio.to_thread.run_sync(card.Card, existing, self._repo)
+            shown = await anyio.to_thread.run_sync(stands.features)
+            if is_all := owed or existing is None:
+                entries = await self._all_entries(entries, head)
+                shown = await self._on_disk(self._fitting.with_committed, shown)
+            features, misfit = await self._on_disk(self._fitting.fit, kinds, shown)
+            if misfit is not None:
+                return misfit
+            if clash := await anyio.to_thread.run_sync(stands.clash, entries):
+                _log.warning("%s", clash)
+            features = {**shown, **features} if is_all else features
+            merged = await anyio.to_thread.run_sync(stands.add, entries, features)
+            reach(CrashPoint.CARD_MERGED)
+        except (card.CardError, DefectError) as error:
+            self._refusals, self._again_at = _TRIES, math.inf  # until somebody commits another one
+            await self._on_disk(self._plans.owe_card, True)
+            _log.warning(
+                "the dataset's card can't be read and was left alone (%s); rows go on. Mend its YAML so that "
+                "load_dataset finds them.",
+                error,
+            )
+            return Showing()
+        self._may_be_another = False
+        if merged is None and owed:
+            await self._on_disk(self._plans.owe_card, False)
+        return Showing(None if merged is None else Note(card.PATH, merged), entries, features)
+
+    async def _all_entries(self, entries: Sequence[card.Entry], head: str) -> list[card.Entry]:
+        """Also those of what was committed before, as far as it stands in the dataset."""
+        newest = await self._on_disk(self._plans.carded)
+        asked = partial(self._destination.standing, list(newest.values()), head)
+        standing = await self._persist("read", asked, lets_out=(StaleParentError,))
+        return list(dict.fromkeys([*entries, *(card.Entry(*e) for e, path in newest.items() if path in standing)]))
+
+    def refused(self, error: DefectError) -> bool:
+        """A commit with the card was refused. Whether the card is to be tried again: else the next goes without it."""
+        self._refusals += 1
+        if self._refusals < _TRIES:
+            return True
+        self._again_at = self._clock.time() + _REST_S
+        _log.warning(
+            "%s The commit goes without the card (%s) now, and load_dataset may not find or read all of it until the "
+            "card goes through: it is tried again in %.0f minutes.", error, card.PATH, _REST_S / 60,
+        )  # fmt: skip
+        return False
+
+    async def landed(self, showing: Showing) -> None:
+        """The dataset shows this now."""
+        await self._on_disk(self._plans.mark_carded, showing.entries)
+        await self._on_disk(self._fitting.mark_shown, showing.features)
+        if showing.note is not None:
+            self._refusals = 0
+            await self._on_disk(self._plans.owe_card, False)

@@ -1,0 +1,90 @@
+"""The card is the dataset's, and others may change it, break it or take it away: the dataset loads all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hubsync import Uploader
+from hubsync.localhub import Fault, LocalHub
+from tests.conftest import Dataset
+from tests.test_drift import Reader
+
+Make = Callable[..., Uploader]
+
+
+@pytest.fixture
+def reader(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reader:
+    return Reader(hub, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_card_that_was_refused_a_few_times_is_brought_all_the_same(
+    uploader: Make, hub: LocalHub, reader: Reader, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused thrice, the rows go on without; what the card owes them by then comes with the next one."""
+    monkeypatch.setattr("hubsync.keeper._REST_S", 0.0)
+    rows = [{"id": 0}]
+    with uploader() as up:
+        up.put(rows, ack="committed")
+        hub.faults.add(Fault.status(422, on="commit", times=times))
+        for n in range(1, 3):
+            rows.append({"id": n, **({"new": "x", "more": {"a": 1}} if n == 1 else {})})
+            up.put(rows[-1:], ack="committed", timeout=30)
+    reader.sees(rows)
+
+
+def test_a_card_that_goes_through_again_brings_what_earlier_jobs_owed(
+    uploader: Make, hub: LocalHub, reader: Reader
+) -> None:
+    with uploader() as up:
+        up.put([{"id": 0}], ack="committed")
+        hub.faults.add(Fault.status(422, on="commit", times=3))
+        up.put([{"id": 1, "new": "x"}], ack="committed", timeout=30)
+    with uploader() as up:
+        up.put([{"id": 2}], ack="committed", timeout=30)
+    reader.sees([{"id": 0}, {"id": 1, "new": "x"}, {"id": 2}])
+
+
+@pytest.mark.parametrize("more", [{}, {"new": 1}], ids=["as before", "a new column"])
+def test_a_card_that_was_deleted_is_made_anew_for_all_configs(
+    uploader: Make, dataset: Dataset, reader: Reader, more: dict[str, int]
+) -> None:
+    with uploader() as one, uploader(config="other") as other:
+        one.put([{"id": 1, "text": "a"}], ack="committed")
+        other.put([{"id": 1, "n": 1}], ack="committed")
+        dataset.api.delete_file("README.md", "user/rows", repo_type="dataset")
+        one.put([{"id": 2, "text": "b", **more}], ack="committed")
+        reader.sees([{"id": 1, "n": 1}], "other")
+        other.put([{"id": 2, "n": 2, **more}], ack="committed")
+    reader.sees([{"id": 1, "n": 1}, {"id": 2, "n": 2, **more}], "other")
+    reader.sees([{"id": 1, "text": "a"}, {"id": 2, "text": "b", **more}])
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_card_that_is_too_large_to_read_stops_no_rows(uploader: Make, dataset: Dataset, is_first: bool) -> None:
+    def write_card() -> None:
+        dataset.api.upload_file(
+            path_or_fileobj=b"# mine\n" + b"x" * (9 << 20),
+            path_in_repo="README.md", repo_id="user/rows", repo_type="dataset",
+        )  # fmt: skip
+
+    dataset.api.create_repo("user/rows", repo_type="dataset")
+    if is_first:
+        write_card()
+    with uploader() as up:
+        up.put([{"id": 1}], ack="committed", timeout=30)
+        if not is_first:
+            write_card()
+        up.put([{"id": 2, "new": "x"}], ack="committed", timeout=30)
+    assert dataset.ids() == [1, 2]
+
+
+def test_a_new_column_goes_on_where_the_history_was_squashed(uploader: Make, dataset: Dataset, reader: Reader) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}], ack="committed")
+        dataset.api.super_squash_history("user/rows", repo_type="dataset")
+        up.put([{"id": 2, "new": "x"}], ack="committed", timeout=30)
+    reader.sees([{"id": 1}, {"id": 2, "new": "x"}])
