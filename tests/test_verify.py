@@ -337,7 +337,7 @@ def test_a_shard_in_the_dead_letter_is_a_note(
     with uploader(path=SHARED) as up:
         up.put([{"id": 0}])
         up.flush()
-        hub.faults.add(Fault.status(422, on="commit", times=1))
+        hub.faults.add(Fault.status(422, on="commit", times=4))
         up.put([{"id": 1}])
         with pytest.raises(ShardsRefused):
             up.flush()
