@@ -152,14 +152,14 @@ class Spool:
         self._term: int | None = None  # which committer of this spool this process is; None where it is none
 
     def _bind(self, target: Target | None) -> Target:
+        if target is not None and self.catalogue.get("target") is None:
+            # In one statement: of two jobs that make the spool at the same moment, one finds the other's.
+            mine = msgspec.json.encode(target).decode()
+            self.catalogue.run("INSERT INTO meta VALUES ('target', ?) ON CONFLICT DO NOTHING", mine)
         stored = self.catalogue.get("target")
         if stored is None:
-            if target is None:
-                self.catalogue.close()
-                raise SpoolError(f"the spool {self.directory} was never used for a repo.")
-            with self.catalogue.transaction():
-                self.catalogue.set("target", msgspec.json.encode(target).decode())
-            return target
+            self.catalogue.close()
+            raise SpoolError(f"the spool {self.directory} was never used for a repo.")
         found = msgspec.json.decode(stored, type=Target)
         if target is not None and found != target:
             self.catalogue.close()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError
+from hubsync.catalogue import Catalogue
 from hubsync.clock import ManualClock
 from hubsync.plan import Shard, Watermark
 from hubsync.plans import Plans
@@ -411,6 +412,36 @@ def test_a_spool_of_another_repo_is_not_touched(open_spool: Callable[..., Spool]
         with pytest.raises(SpoolMismatch, match="hubsync drain"):
             open_spool(other)
     assert open_spool(None).target == TARGET
+
+
+def test_of_two_jobs_of_different_repos_that_make_one_spool_at_the_same_moment_one_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=30)
+    get, told = Catalogue.get, {}
+
+    def meet(catalogue: Catalogue, key: str) -> str | None:
+        found = get(catalogue, key)
+        if key == "target" and found is None:
+            both.wait()  # neither has made it
+        return found
+
+    def job(repo: str) -> None:
+        try:
+            spool = Spool(directory, target=Target(TARGET.endpoint, repo))
+            told[repo] = spool.target.repo
+            spool.close()
+        except SpoolMismatch:
+            told[repo] = "refused"
+
+    monkeypatch.setattr(Catalogue, "get", meet)
+    jobs = [threading.Thread(target=job, args=(repo,)) for repo in ("user/public", "user/private")]
+    for thread in jobs:
+        thread.start()
+    for thread in jobs:
+        thread.join()
+    assert sorted(told.values()) in (["refused", "user/public"], ["refused", "user/private"])
+    assert all(found in (repo, "refused") for repo, found in told.items())
 
 
 def test_a_spool_of_a_newer_version_is_not_touched(open_spool: Callable[..., Spool], directory: Path) -> None:
