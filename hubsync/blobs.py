@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,7 +246,7 @@ class LfsStore:
                 f"lfs upload {shard.path}",
                 "PUT",
                 url,
-                content=read_pieces(shard.file, start, size),
+                content=partial(read_pieces, shard.file, start, size),
                 headers={**headers, "content-length": str(size)},
                 abroad=True,
             )

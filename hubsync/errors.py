@@ -213,7 +213,7 @@ class HubError(HubsyncError):
 
 
 class TransientError(HubError):
-    """Passes by itself: connection, time-out, 408, 409, 412, 425, 429, 5xx.
+    """Passes by itself: connection, time-out, 408, 409, 412, 423, 425, 429, 5xx.
 
     Attributes:
         retry_after_s: seconds the Hub asked to wait; None where it did not say.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
+Body = Callable[[], AsyncIterable[bytes]]  # of a request: begun anew where the Hub sends it on
 
 MAX_BODY = 8 * 1024 * 1024  # of an answer, unpacked; a page of a tree with 1,000 files is a fraction of one MiB
 _MAX_ERROR = 64 * 1024  # of a body that is looked into for the Hub's words
@@ -54,9 +55,11 @@ _STEP = 64 * 1024  # bytes of a download that earn it as much time again
 _MAX_WAIT_S = 86_400.0
 _COMMIT_QUOTA = re.compile(r"commits?\b.{0,80}\bper hour|repository commits", re.IGNORECASE | re.DOTALL)
 _RETRY_IN = re.compile(r"(?:in|after)\s+(?:about\s+)?(an?|[0-9]+)\s*(second|minute|hour)", re.IGNORECASE)
+_SECONDS_TEXT = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _RATE_LIMIT = re.compile(r'"(\w+)"\s*;\s*r\s*=\s*([0-9]+)\s*;\s*t\s*=\s*([0-9]+)')
 _HOST = re.compile(rb"[A-Za-z0-9_.:-]+")
+_SAME_BODY = (307, 308)  # a redirect that keeps method and body, as the Hub's where a repo was renamed
 _NO_ENTRY = (404, "EntryNotFound")
 
 
@@ -170,7 +173,7 @@ class HubHTTP:
         *,
         json: Any = None,
         form: Mapping[str, Any] | None = None,
-        content: AsyncIterable[bytes] | bytes | None = None,
+        content: Body | bytes | None = None,
         headers: Mapping[str, str | Secret] | None = None,
         effect: bool = False,
         max_body: int = MAX_BODY,
@@ -200,8 +203,10 @@ class HubHTTP:
             if not (300 <= answer.status < 400 and location):
                 raise classify(what, answer.status, answer.headers, answer.body, effect=effect)
             origin, link = link.origin, self._link(what, location, link)
-            if {origin, link.origin} != {self._base.origin} or isinstance(content, AsyncIterable):
+            if {origin, link.origin} != {self._base.origin}:
                 raise TransientError(f"{what}: sent on to {link.origin}, which is not the Hub; not followed.")
+            if callable(content) and answer.status not in _SAME_BODY:
+                raise TransientError(f"{what}: sent on by {answer.status}, which leaves the body behind; not followed.")
         raise TransientError(f"{what}: redirected in a circle.")
 
     async def download(self, what: str, url: str, take: Callable[[bytes], object]) -> None:
@@ -249,8 +254,8 @@ class HubHTTP:
     ) -> Answer | HubError:
         """One question and its whole answer."""
         with anyio.move_on_after(self._patience_s) as scope:
-            if isinstance(body.get("content"), AsyncIterable):
-                body["content"] = _renewing(body["content"], scope, self._patience_s)
+            if callable(content := body.get("content")):
+                body["content"] = _renewing(content(), scope, self._patience_s)
             answer = await self._ask(what, method, link, lost, headers, **body)
             if isinstance(answer, HubError):
                 return answer
@@ -446,7 +451,7 @@ def classify(what: str, status: int, headers: Mapping[str, str], body: bytes, *,
     if status in (408, 425) or status >= 500:
         kind: type[TransientError] = AmbiguousError if effect and status not in (425, 501) else TransientError
         return kind(message, status=status, request_id=request_id, retry_after_s=retry_after(headers, ""))
-    if status in (409, 412):
+    if status in (409, 412, 423):
         kind = StaleParentError if status == 412 else TransientError
         return kind(message, status=status, request_id=request_id, retry_after_s=retry_after(headers, ""))
     # "EntryNotFound" is what tells that a file is missing from a proxy's 404, which tells nothing.
@@ -472,7 +477,7 @@ def retry_after(headers: Mapping[str, str], said: str) -> float | None:
     where nothing remains (`r=0`); then the words of the commit quota's message.
     """
     value = headers.get("retry-after", "").strip()[:100]
-    if value.isascii() and value.isdigit():
+    if _SECONDS_TEXT.fullmatch(value):
         return min(float(value), _MAX_WAIT_S)
     if value:
         try:

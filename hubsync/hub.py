@@ -13,6 +13,7 @@ import io
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -241,7 +242,7 @@ class HubDataset:
                 what,
                 "POST",
                 f"{self._api}/commit/{self._rev}",
-                content=_ndjson(header, plan),
+                content=partial(_ndjson, header, plan),
                 headers={"content-type": "application/x-ndjson"},
                 effect=True,
             )

@@ -89,7 +89,7 @@ def test_what_is_sent_may_take_as_long_as_it_moves() -> None:
         await request.aread()
         return httpx.Response(200, json={})
 
-    assert ask(server, timeout_s=0.01, method="POST", content=slow()).status == 200
+    assert ask(server, timeout_s=0.01, method="POST", content=slow).status == 200
 
 
 @pytest.mark.parametrize(("layers", "packed"), [(1, "gzip"), (2, "gzip, gzip"), (1, "br"), (1, "deflate")])

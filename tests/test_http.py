@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -34,6 +34,7 @@ QUOTA = (
         (408, {}, TransientError),
         (409, {}, TransientError),
         (412, {}, StaleParentError),
+        (423, {}, TransientError),
         (425, {}, TransientError),
         (429, {}, RateLimitedError),
         (500, {}, TransientError),
@@ -73,6 +74,7 @@ def test_the_commit_quota_is_told_by_its_body_and_not_by_the_headers_beside_it()
     ("headers", "said", "seconds"),
     [
         ({"retry-after": "12"}, "", 12),
+        ({"retry-after": "1.5"}, "", 1.5),
         ({"ratelimit": '"api";r=0;t=55'}, "", 55),
         ({"ratelimit": '"api";r=3;t=55'}, "", None),
         ({}, "Retry in 5 minutes", 300),
@@ -91,13 +93,16 @@ def test_a_date_in_retry_after_is_understood() -> None:
     assert 3500 < (retry_after({"retry-after": later}, "") or 0) <= 3600
 
 
-def ask(handler: Callable[[httpx.Request], httpx.Response], **how: object) -> object:
+Handler = Callable[[httpx.Request], httpx.Response] | Callable[[httpx.Request], Awaitable[httpx.Response]]
+
+
+def ask(handler: Handler, **how: object) -> object:
     """What `send` makes of a server that behaves like `handler`."""
 
     async def main() -> object:
         http = HubHTTP("https://hub.test", lambda: "hf_secret", transport=httpx.MockTransport(handler))
         try:
-            return await http.send("it", "GET", "api/x", **how)  # type: ignore[arg-type]
+            return await http.send("it", how.pop("method", "GET"), "api/x", **how)  # type: ignore[arg-type]
         except HubError as error:
             return error
         finally:
@@ -129,6 +134,39 @@ def test_a_redirect_on_the_hub_itself_is_followed() -> None:
 
     answer = ask(server)
     assert answer.json("it") == {"path": "/api/y"}  # type: ignore[attr-defined]
+
+
+async def lines() -> AsyncIterator[bytes]:
+    yield b"a\n"
+    yield b"b\n"
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_commit_to_a_repo_that_was_renamed_is_sent_whole_to_where_it_is_now(status: int) -> None:
+    sent: list[tuple[str, str, bytes, str]] = []
+
+    async def hub(request: httpx.Request) -> httpx.Response:
+        sent.append((request.method, request.url.path, await request.aread(), request.headers["authorization"]))
+        if request.url.path == "/api/x":
+            return httpx.Response(status, headers={"location": "/api/y"})
+        return httpx.Response(200, json={})
+
+    answer = ask(hub, method="POST", content=lines, effect=True)
+    assert answer.is_success  # type: ignore[attr-defined]
+    assert sent == [("POST", path, b"a\nb\n", "Bearer hf_secret") for path in ("/api/x", "/api/y")]
+
+
+@pytest.mark.parametrize(("status", "location"), [(307, "https://evil.test/x"), (302, "/api/y")])
+def test_a_commit_is_sent_on_to_the_hub_alone_and_never_without_its_body(status: int, location: str) -> None:
+    asked: list[str] = []
+
+    def server(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(status, headers={"location": location})
+
+    error = ask(server, method="POST", content=lines, effect=True)
+    assert type(error) is TransientError
+    assert asked == ["https://hub.test/api/x"]
 
 
 def test_a_circle_of_redirects_ends() -> None:
