@@ -267,6 +267,8 @@ class Spool:
             os.truncate(file, kept)
         lost = f"{accepted - kept} accepted bytes of {file.name} were lost by a power cut (durability='process')"
         self.catalogue.run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", kept, rows, lost, segment)
+        if not rows:  # nothing of it goes up, so that its batches may be put again
+            self.catalogue.run("DELETE FROM keys WHERE segment = ?", segment)
         _log.error("%s; its %d whole rows are brought up.", lost, rows)
 
     def sweep(self) -> None:
@@ -313,14 +315,12 @@ class Spool:
         """Fixes the path. Within a transaction. `sha256` is the content's, where its writer knows it."""
         row = self.catalogue.row("SELECT * FROM segments WHERE id = ?", segment)
         assert row is not None
-        if row["rows"] == 0:
-            self.catalogue.run("DELETE FROM segments WHERE id = ?", segment)
-            return
         layout = Layout(row["config"], row["split"], row["template"])
         series = layout.series(row["writer"])
         seq = self.catalogue.value("SELECT next FROM series WHERE name = ?", series) or 0
         self.number(segment, layout, row["writer"], series, seq)
-        self.catalogue.run("UPDATE segments SET sha256 = ? WHERE id = ?", sha256, segment)
+        state = "sealed" if row["rows"] else "dead"  # a power cut took them all, which the dead letter then tells
+        self.catalogue.run("UPDATE segments SET state = ?, sha256 = ? WHERE id = ?", state, sha256, segment)
         reach(CrashPoint.SEAL_BEGUN)
 
     def number(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:

@@ -25,7 +25,7 @@ from hubsync.policy import Layout
 from hubsync.queue import Batch
 from hubsync.receipt import Receipt
 from hubsync.spool import Spool, Target
-from hubsync.writer import SpoolWriter
+from hubsync.writer import Accepted, SpoolWriter
 
 TARGET = Target("http://127.0.0.1:1", "user/rows")
 
@@ -201,6 +201,27 @@ def test_bytes_that_a_power_cut_took_are_said_and_whole_lines_kept(open_spool: C
     (shard,) = all_sealed(spool)
     assert (shard.rows, shard.file.read_bytes()) == (1, b'{"id":1}\n')
     assert "power cut" in spool.catalogue.value("SELECT error FROM segments")
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_batch_that_a_power_cut_took_wholly_is_told_and_may_be_put_again(
+    open_spool: Callable[..., Spool], sealed: bool
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    ((first,), _) = writer.append([batch(1, key="a", offset=1)])
+    if sealed:
+        writer.seal()
+    (file,) = (spool.directory / "segments").iterdir()
+    os.truncate(file, 0)
+    die(writer)
+    writer = writer_of(spool)
+    assert spool.become_committer()
+    assert all_sealed(spool) == []
+    assert [(shard.id, shard.rows, "power cut" in shard.why) for shard in spool.dead()] == [(first.segment, 0, True)]
+    by_key, by_offset = writer.append([batch(1, key="a"), batch(1, offset=1)])[0]
+    assert (by_key.replayed, by_offset) == (False, Accepted(first.segment, True))
+    assert spool.fate(first.segment or 0) == ("dead", None, spool.dead()[0].why)  # so nobody waits for ever
 
 
 def test_a_failed_write_accepts_nothing_and_can_be_tried_again(
