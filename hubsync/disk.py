@@ -90,6 +90,17 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def write_over(path: Path, content: bytes) -> None:
+    """A small file, as a whole or not at all."""
+    new = path.with_suffix(".new")
+    fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+    os.replace(new, path)
+
+
 def whole_lines(file: Path, most: int) -> tuple[int, int]:
     """How many whole lines a file begins with, and their bytes; of its first `most` bytes. Zeros, which a power cut
     leaves where it took a block, are no line.

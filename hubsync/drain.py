@@ -130,7 +130,10 @@ async def _until_empty(
             error.add_note(f"{depth.rows:,} rows are safe in {spool.directory}.")
         raise error
     if depth.rows:
-        raise SpoolBusy(f"{depth.rows:,} rows of {spool.directory} belong to a job that is still writing them.")
+        raise SpoolBusy(
+            f"{depth.rows:,} rows of {spool.directory} belong to a job that is still writing them, or their disk "
+            "refuses them, which the log tells."
+        )
     return depth
 
 

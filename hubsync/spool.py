@@ -27,7 +27,7 @@ import msgspec
 from hubsync.catalogue import BURIED, DEPTHS, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.disk import Disk, fsync_directory, segment_of, whole_lines
+from hubsync.disk import Disk, fsync_directory, segment_of, whole_lines, write_over
 from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
@@ -148,6 +148,7 @@ class Spool:
         self._pulses: dict[Path, Pulse] = {}
         self._adopting = threading.Lock()
         self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
+        self._unsealed: set[int] = set()  # left segments whose file the disk refuses
         self._seeded = False
         self._term: int | None = None  # which committer of this spool this process is; None where it is none
 
@@ -219,13 +220,7 @@ class Spool:
         if note.layouts and note.layouts[-1][1] == layout:
             return
         note.layouts.append((int(self.catalogue.value("SELECT max(id) FROM segments") or 0), layout))
-        new = path.with_suffix(".new")
-        fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        try:
-            os.write(fd, msgspec.json.encode(note))
-        finally:
-            os.close(fd)
-        os.replace(new, path)
+        write_over(path, msgspec.json.encode(note))
 
     def recover(self, writer: str) -> None:
         """Cuts torn tails back to what was accepted, seals, and removes files that never were, or are no longer needed.
@@ -243,19 +238,27 @@ class Spool:
         for (segment,) in self.catalogue.rows(
             f"SELECT id FROM segments WHERE {PENDING} AND state = 'open' AND writer = ?", writer
         ):
-            with self.catalogue.transaction():
-                row = self.catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'open'", segment)
-                if row is None:
-                    continue  # its writer was alive after all, and faster
-                file = self.file(row["file"])
-                size = file.stat().st_size if file.exists() else 0
-                if size > row["bytes"]:
-                    os.truncate(file, row["bytes"])
-                elif size < row["bytes"]:
-                    self.shorten(row["id"], file, row["bytes"])
-                reach(CrashPoint.TAIL_CUT)
-                self.seal_segment(row["id"])
+            try:
+                with self.catalogue.transaction():
+                    self._seal_left(segment)
+            except OSError as error:  # its disk: it stays open, and holds nothing else up
+                if segment not in self._unsealed:
+                    self._unsealed.add(segment)
+                    _log.error("rows of writer %s stay behind until the next job or drain: %s.", writer, error)
             reach(CrashPoint.ADOPTED)
+
+    def _seal_left(self, segment: int) -> None:
+        row = self.catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'open'", segment)
+        if row is None:
+            return  # its writer was alive after all, and faster
+        file = self.file(row["file"])
+        size = file.stat().st_size if file.exists() else 0
+        if size > row["bytes"]:
+            os.truncate(file, row["bytes"])
+        elif size < row["bytes"]:
+            self.shorten(segment, file, row["bytes"])
+        reach(CrashPoint.TAIL_CUT)
+        self.seal_segment(segment)
 
     def shorten(self, segment: int, file: Path, accepted: int) -> None:
         """A power cut took accepted bytes that only the kernel had: keep the whole lines, and say what is missing.

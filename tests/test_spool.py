@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -201,6 +202,33 @@ def test_bytes_that_a_power_cut_took_are_said_and_whole_lines_kept(open_spool: C
     (shard,) = all_sealed(spool)
     assert (shard.rows, shard.file.read_bytes()) == (1, b'{"id":1}\n')
     assert "power cut" in spool.catalogue.value("SELECT error FROM segments")
+
+
+def test_a_dead_writers_file_that_the_disk_refuses_stops_no_job_and_waits_for_the_next(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    (file,) = (spool.directory / "segments").iterdir()
+    with file.open("ab") as stream:
+        stream.write(b'{"torn"')
+    die(writer)
+
+    def refuse(path: Path, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "truncate", refuse)
+        spool.adopt()
+        writer = writer_of(spool)
+        writer.append([batch(2)])
+        writer.seal()
+    assert [shard.file.read_bytes() for shard in all_sealed(spool)] == [b'{"id":2}\n']
+    assert [str(file) in record.message for record in caplog.records] == [True]
+    die(writer)
+    writer_of(spool)
+    assert [shard.file.read_bytes() for shard in all_sealed(spool)] == [b'{"id":1}\n', b'{"id":2}\n']
 
 
 @pytest.mark.parametrize("sealed", [False, True])
