@@ -90,6 +90,17 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def fsync_with_parents(directory: Path) -> None:
+    """A new directory is on the disk once the one that holds it is. Up to where a disk begins: who has made them may
+    have been killed before they were synced.
+    """
+    for folder in (directory, *directory.absolute().parents):
+        with suppress(PermissionError):  # what we may not read, we have not made
+            fsync_directory(folder)
+        if folder.is_mount():
+            break
+
+
 def write_over(path: Path, content: bytes) -> None:
     """A small file, as a whole or not at all."""
     new = path.with_suffix(".new")

@@ -27,7 +27,7 @@ import msgspec
 from hubsync.catalogue import BURIED, DEPTHS, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.disk import Disk, fsync_directory, segment_of, whole_lines, write_over
+from hubsync.disk import Disk, fsync_directory, fsync_with_parents, segment_of, whole_lines, write_over
 from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
@@ -142,6 +142,8 @@ class Spool:
             raise SpoolError(f"the spool {directory} can't be made: {error}. Give another with spool=…") from error
         self._fsync = self.policy.durability == "fsync"
         self.catalogue = Catalogue(catalogue, fsync=self._fsync)
+        if self._fsync:
+            fsync_with_parents(directory)
         self.disk = Disk(directory, self.catalogue.path)
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError
+from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError, disk
 from hubsync.catalogue import Catalogue
 from hubsync.clock import ManualClock
 from hubsync.plan import Shard, Watermark
@@ -499,6 +499,16 @@ def test_a_spool_of_a_newer_version_is_not_touched(open_spool: Callable[..., Spo
     spool.close()
     with pytest.raises(SpoolVersionError, match="Upgrade hubsync"):
         open_spool()
+
+
+def test_a_new_directory_and_those_above_it_survive_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "fsync_directory", synced.append)
+    where = tmp_path / "new" / "spool"
+    Spool(where, target=TARGET, policy=SpoolPolicy(durability="fsync")).close()
+    assert synced[:3] == [where, where.parent, tmp_path]
 
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
