@@ -127,7 +127,8 @@ class SpoolPolicy:
     Attributes:
         directory: where; None for a directory of its own per repo below `$HUBSYNC_HOME`, else
             `$XDG_STATE_HOME/hubsync`, else `~/.local/state/hubsync`.
-        max_bytes: bytes it may hold. At the bound the worker stops taking from the queue, whose policy then applies.
+        max_bytes: bytes it may hold, its dead letter among them. At the bound the worker stops taking from the queue,
+            whose policy then applies. It is looked at every 8 MiB, so that a spool may hold that much more.
         durability: "process": an accepted row survives SIGKILL. "fsync": it survives a power cut as well.
     """
 

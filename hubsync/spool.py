@@ -33,7 +33,7 @@ from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy, format_of
 from hubsync.schema import Conflict, StructOf, dumps, loads, merge_rows, to_features
-from hubsync.status import waiting_text
+from hubsync.status import full_text, waiting_text
 
 _log = logging.getLogger("hubsync")
 
@@ -491,8 +491,7 @@ class Spool:
     def urge(self, writer: str | None) -> list[int]:
         """Marks what is still to be committed (of one writer, or of all) as waited for, and answers it."""
         with self.catalogue.transaction():
-            whose = "" if writer is None else "AND writer = ?"
-            who = () if writer is None else (writer,)
+            whose, who = ("", ()) if writer is None else ("AND writer = ?", (writer,))
             pending = f"{PENDING} AND state IN ('sealed', 'staged') {whose}"
             self.catalogue.run(f"UPDATE segments SET urgent = 1 WHERE {pending}", *who)
             return [r["id"] for r in self.catalogue.rows(f"SELECT id FROM segments WHERE {pending}", *who)]
@@ -592,7 +591,8 @@ class Spool:
             )
         return SpoolLost(f"the spool {self.directory} is gone; what was not on the Hub yet is gone with it.")
 
-    def is_full(self) -> bool:
-        """Whether the spool holds as many bytes as its policy allows."""
-        held = self.catalogue.value(f"SELECT sum(bytes) FROM segments WHERE {PENDING} AND state != 'dead'")
-        return (held or 0) >= self.policy.max_bytes
+    def full(self) -> str | None:
+        """Why the spool takes no more: it holds, the dead letter among it, what its policy allows. Else None."""
+        held = {row["state"]: row["bytes"] for row in self.catalogue.rows(DEPTHS)}
+        is_full = sum(held.values()) >= self.policy.max_bytes
+        return full_text(self.directory, self.policy.max_bytes, held.get("dead", 0)) if is_full else None

@@ -12,6 +12,7 @@ import time as _time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -218,6 +219,17 @@ def size_text(size: float) -> str:
 def waiting_text(rows: int, size: float) -> str:
     """12,400 rows (38.0 MB) wait."""
     return f"{count_text(rows, 'row')} ({size_text(size)}) {'waits' if rows == 1 else 'wait'}"
+
+
+def full_text(spool: Path, most: int, dead: int) -> str:
+    """A spool that holds all it may, `most` bytes; `dead` of them only a person can move."""
+    return (
+        f"the spool {spool} holds its {most:,} bytes"
+        + (f", {size_text(dead)} of them in the dead letter" if dead else "")
+        + "; it takes more as soon as some are committed"
+        + (f", or put again or discarded (hubsync dead-letter list {spool})" if dead else "")
+        + ". Raise SpoolPolicy(max_bytes=…) if the disk has room."
+    )
 
 
 def age_text(seconds: float) -> str:

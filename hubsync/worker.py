@@ -331,11 +331,8 @@ class Worker:
             self.spool.disk.reserve()  # there may be room again, and no committer to see it
         if self.spool.disk.is_exhausted():
             raise SpoolError(f"the disk of {self.spool.directory} is full; it takes more as soon as there is room.")
-        if self._unchecked >= _QUOTA_STEP and self.spool.is_full():
-            raise SpoolError(
-                f"the spool {self.spool.directory} holds its {self.spool.policy.max_bytes:,} bytes; it takes more as "
-                "soon as some are committed. Raise SpoolPolicy(max_bytes=…) if the disk has room."
-            )
+        if self._unchecked >= _QUOTA_STEP and (why := self.spool.full()):
+            raise SpoolError(why)
         accepted, sealed = self._writer_for(batches[0]).append(batches)
         self._count(batches, accepted)
         return accepted, sealed

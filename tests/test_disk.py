@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from hubsync import ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
+from hubsync import SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
+from hubsync.dead_letter import DeadLetter
 from hubsync.localhub import Fault, LocalHub
 from hubsync.queue import Order
 from tests.conftest import Dataset
@@ -123,6 +124,24 @@ def test_a_spool_smaller_than_a_shard_goes_on_all_the_same(uploader: Any, datase
     with uploader(spool=spool, shard=ShardPolicy(linger_s=3600)) as up:
         producer(up, accepted, 2_000).join()
     assert dataset.ids() == list(range(2_000))
+
+
+def test_the_dead_letter_counts_in_the_spools_quota_and_the_state_says_what_makes_room(
+    uploader: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    spool = SpoolPolicy(directory=tmp_path / "spool", max_bytes=8 * MIB)
+    accepted: list[int] = []
+    with uploader(spool=spool, schema=SchemaPolicy(on_conflict="dead letter")) as up:
+        up.put([{"id": 0, "text": 1}])
+        thread = producer(up, accepted, 1_000)  # whose text is no number
+        until(lambda: up.stats().state.kind == "spool full")
+        assert "8.4 MB of them in the dead letter" in up.stats().state.reason
+        assert f"hubsync dead-letter list {tmp_path / 'spool'}" in up.stats().state.reason
+        with DeadLetter(tmp_path / "spool") as letter:
+            for shard in letter.shards():
+                letter.discard(shard)
+        thread.join()
+    assert (dataset.ids(), len(accepted)) == ([0], 1_000)
 
 
 def test_a_disk_that_is_read_only_at_the_start_is_named(uploader: Any, small_disk: Path) -> None:

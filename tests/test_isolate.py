@@ -56,7 +56,7 @@ def test_what_is_asked_all_the_time_does_not_read_what_was_ever_committed(tmp_pa
     spool.catalogue._db.set_trace_callback(asked.append)
     plans = Plans(spool)
     spool.depth()
-    spool.is_full()
+    spool.full()
     spool.adopt()
     spool.urge(None)
     assert spool.become_committer()
