@@ -2,7 +2,8 @@
 
 It reads what is in memory, twice a second, and never on the way of a `put`. All uploaders of a process share one
 drawing (`screen.py`). By default bars come only while a `flush` or `close` takes longer than two
-seconds; huggingface_hub's switch (HF_HUB_DISABLE_PROGRESS_BARS, `disable_progress_bars()`) keeps them away.
+seconds; huggingface_hub's switch (HF_HUB_DISABLE_PROGRESS_BARS, `disable_progress_bars()`) keeps them away, and leaves
+the line.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class Progress:
         say = self._say
         if say is None and _log.isEnabledFor(logging.INFO):
             say = partial(_log.info, "%s")
-        elif say is None and self._wanted and not screen.current().is_forbidden():
+        elif say is None and self._wanted:
             say = partial(print, file=sys.stderr)  # it was asked for, and no log shows it
         if say is None:
             return

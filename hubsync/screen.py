@@ -53,13 +53,11 @@ class Screen:
 
     def may_draw(self) -> bool:
         """Whether there is a terminal or a notebook, and nobody forbids it."""
-        return not (self._is_gone or self.is_forbidden()) and (in_notebook() or is_terminal(sys.stderr))
-
-    def is_forbidden(self) -> bool:
-        """Whether huggingface_hub was told to show no bars, by its variable or its function."""
         import huggingface_hub.utils
 
-        return bool(huggingface_hub.utils.are_progress_bars_disabled("hubsync"))  # type: ignore[attr-defined]  # it is exported all the same
+        # By its variable or its function.
+        is_forbidden = huggingface_hub.utils.are_progress_bars_disabled("hubsync")  # type: ignore[attr-defined]  # it is exported all the same
+        return not (self._is_gone or is_forbidden) and (in_notebook() or is_terminal(sys.stderr))
 
     def show(self, item: Drawn) -> None:
         """Draws `item` from now on."""

@@ -349,7 +349,8 @@ def test_a_log_that_shows_no_info_is_quiet(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_job_that_asked_for_progress_has_lines_where_nothing_can_be_drawn(hub: LocalHub) -> None:
+@pytest.mark.parametrize("switch", ["", "1"])  # which is about bars
+def test_a_job_that_asked_for_progress_has_lines_where_nothing_can_be_drawn(hub: LocalHub, switch: str) -> None:
     code = """
 from hubsync import Uploader, ShardPolicy
 from hubsync.clock import ManualClock
@@ -361,7 +362,7 @@ with Uploader("user/rows", progress=True, clock=clock, shard=ShardPolicy(linger_
         clock.advance(1)
     clock.advance(4000)
 """
-    environ = {**os.environ, **hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": ""}
+    environ = {**os.environ, **hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": switch}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert re.match(r"user/rows: 1 row accepted, 0 on the Hub; 1 row \(9 bytes\) waits, the oldest for", done.stderr)
