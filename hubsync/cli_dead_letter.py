@@ -85,8 +85,15 @@ def _show(console: Console, directory: Path, shards: Sequence[DeadShard]) -> Non
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Write over what is there.")
 def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> None:
-    """Writes the rows of dead shards as JSON Lines, exactly as they were to be committed. They stay where they are."""
+    """Writes the rows of dead shards as JSON Lines, exactly as they were to be committed. They stay where they are.
+
+    A shard's file that somebody has edited goes out as it is now, and is named.
+    """
     with _chosen(where, everything) as (letter, shards):
+        edited = letter.edited(shards)
+        for file in edited:
+            size = size_text(file.stat().st_size)
+            click.echo(f"{file} was changed after it was set aside, and is exported as it is now ({size}).", err=True)
         if out == "-":
             for shard in shards:
                 for piece in letter.lines(shard):
@@ -95,7 +102,8 @@ def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> N
             return
         for path in letter.export(shards, Path(out), force=force):
             click.echo(f"{path}", err=True)
-        click.echo(f"Exported: {_amount(shards)}. They stay in the dead letter.", err=True)
+        was = " when they were set aside" if edited else ""
+        click.echo(f"Exported: {_amount(shards)}{was}. They stay in the dead letter.", err=True)
 
 
 @dead_letter.command()

@@ -136,18 +136,26 @@ class DeadLetter:
             if not shard.rows:
                 raise SpoolError(f"nothing is left of {shard.path} ({shard.why}): there are no rows to put again.")
             grave = self._file(shard)
-            size = grave.stat().st_size
-            known = self._catalogue.value("SELECT sha256 FROM segments WHERE id = ?", shard.id)
-            changed = size != shard.bytes
-            if not changed:
-                sha256, _ = hashes(grave, size)
-                changed = known not in (None, sha256)
-            if changed:
+            sha256 = self._unchanged(shard, grave)
+            if sha256 is None:
                 raise SpoolError(
                     f"{grave} was changed after it was set aside. Nothing was done. To put what it holds now: "
                     f"hubsync dead-letter resubmit {self.directory} {shard.id} --from {grave}"
                 )
-            self._put_again(shard, Mended(grave, shard.rows, size, sha256), grave, is_edited=False)
+            self._put_again(shard, Mended(grave, shard.rows, shard.bytes, sha256), grave, is_edited=False)
+
+    def edited(self, shards: Sequence[DeadShard]) -> list[Path]:
+        """Files of theirs that somebody has changed after they were set aside."""
+        files = [(shard, self._file(shard)) for shard in shards if shard.rows]
+        return [file for shard, file in files if self._unchanged(shard, file) is None]
+
+    def _unchanged(self, shard: DeadShard, grave: Path) -> str | None:
+        """The sha256 of its file; None where that is no longer what was set aside."""
+        if grave.stat().st_size != shard.bytes:
+            return None
+        known = self._catalogue.value("SELECT sha256 FROM segments WHERE id = ?", shard.id)
+        sha256, _ = hashes(grave, shard.bytes)
+        return sha256 if known in (None, sha256) else None
 
     def mend(self, shard: DeadShard, file: Path) -> tuple[int, int]:
         """Puts the rows of `file` in place of its own; answers how many rows and bytes they are.

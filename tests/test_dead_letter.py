@@ -290,11 +290,16 @@ def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
     assert dataset.ids() == list(range(6))
 
 
-def test_an_edited_grave_is_not_put_by_mistake(letter: Run, refused: list[int], spool: Path, dataset: Dataset) -> None:
+def test_an_edited_grave_is_told_and_not_put_by_mistake(
+    letter: Run, refused: list[int], spool: Path, dataset: Dataset
+) -> None:
     """Its bytes are no longer what the catalogue says: a committer would stumble over it for ever."""
     for text in ('{"id":9}\n{"id":2}\n', '{"id":1,"more":true}\n{"id":2}\n'):
         grave = spool / "dead-letter" / f"{refused[0]:06d}-train-00001.jsonl"
         grave.write_text(text)
+        done = letter("export", refused[0])
+        assert done.stdout == text
+        assert done.stderr.startswith(f"{grave} was changed after it was set aside, and is exported as it is now (")
         done = letter("resubmit", refused[0], "--drain")
         assert done.returncode == 1
         command = done.stderr.rpartition("To put what it holds now: ")[2].strip()
