@@ -54,6 +54,7 @@ _SCALARS: dict[type, Scalar] = {
     NoneType: "null", bool: "bool", float: "float", str: "string", datetime: "string", date: "string", UUID: "string",
     Decimal: "string", bytes: "string",
 }  # fmt: skip
+_LONG_NAME = 200  # characters
 _EXACT = 1 << 53  # ints up to here, a float holds exactly; the reader refuses to make one of a greater one
 _INT64 = 1 << 63
 
@@ -73,7 +74,7 @@ class Conflict(Exception):
     @property
     def told(self) -> str:
         """The reason, and the column where there is one."""
-        return f"field {self.path!r}: {self.reason}" if self.path else self.reason
+        return f"field {_cut(self.path)!r}: {self.reason}" if self.path else self.reason
 
 
 class OutOfBounds(Conflict):
@@ -215,10 +216,15 @@ def _measure(kind: Kind) -> tuple[int, int]:
     return 0, 0
 
 
+def _cut(name: str) -> str:
+    """A column's name, which may be a whole text that somebody made a key, as a message may have it."""
+    return name if len(name) <= _LONG_NAME else f"{name[:_LONG_NAME]}…"
+
+
 def describe(kind: Kind) -> str:
     """For people."""
     if isinstance(kind, StructOf):
-        names = list(kind.fields)
+        names = [_cut(name) for name in kind.fields]
         return f"a struct of {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "an empty struct"
     if isinstance(kind, ListOf):
         return "an empty list" if kind.item == "null" else f"a list: {describe(kind.item)}"

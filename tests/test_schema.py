@@ -36,6 +36,7 @@ from hubsync.schema import (
     from_features,
     infer,
     loads,
+    merge,
     merge_rows,
     to_features,
 )
@@ -221,6 +222,13 @@ def test_what_no_card_can_say_is_refused_as_a_conflict(tmp_path: Path, rows: lis
     aside._kinds = guard._kinds
     assert str(aside.admit(encode(rows, aside.shapes)).set_aside).startswith("with it the config has over")
     spool.close()
+
+
+def test_a_text_that_was_made_a_columns_name_is_cut_where_it_is_told() -> None:
+    long = "x" * 3_000
+    with pytest.raises(Conflict) as told:
+        merge(StructOf({long: "int"}), StructOf({long: StructOf({long: "int"})}))
+    assert told.value.told == f"field '{'x' * 200}…': it is a struct of {'x' * 200}…, and the column holds int64"
 
 
 def test_batches_encoded_elsewhere_are_looked_at(tmp_path: Path) -> None:
