@@ -69,7 +69,7 @@ function bytes(n) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let at = 0;
   while (n >= 999.5 && at < units.length - 1) [n, at] = [n / 1000, at + 1];
-  return `${at === 0 || n >= 100 ? whole.format(n) : exactly.format(n)} ${units[at]}`;
+  return `${(at > 0 && n < 100 ? exactly : n < 10 ? three : whole).format(n)} ${units[at]}`;
 }
 
 const brief = (text) => text.replace(/(\.\d*?)0+(?=\D|$)/, "$1").replace(/\.(?=\D|$)/, "");
@@ -144,6 +144,13 @@ function reasonOf(spool) {
   return `${reason[0]?.toUpperCase() ?? ""}${reason.slice(1)}${/[.!?]$/.test(reason) ? "" : "."}${next} Rows are kept in the spool meanwhile.`;
 }
 
+// What the Hub will never take as it is waits for a person, whatever the state is; empty where there is nothing.
+function refusedOf(spool) {
+  const dead = spool.by_state?.dead;
+  if (!dead?.shards) return "";
+  return `${dead.rows ? many(dead.rows, "row") : many(dead.shards, "shard")} in the dead letter`;
+}
+
 // One card
 
 function table(caption, columns, extra = "") {
@@ -186,7 +193,7 @@ function makeCard(spool) {
   icon.setAttribute("aria-hidden", "true");
   icon.append(document.createElementNS("http://www.w3.org/2000/svg", "path"));
   const card = {
-    icon, label: h("span"), name: h("span"), revision: h("span", { class: "revision" }), where: h("p", { class: "where" }),
+    icon, label: h("span"), refused: h("a", { class: "refused", href: `#${spool.id}-dead` }), name: h("span"), revision: h("span", { class: "revision" }), where: h("p", { class: "where" }),
     reason: h("p", { class: "reason" }), problem: h("p", { class: "problem" }),
     age: pair("Oldest row not on the Hub", "big"), next: pair("Next commit", "mid"), quota: pair("Commits, last hour", "mid"),
     quotaBar: h("div", { class: "bar", "aria-hidden": "true" }, h("i")),
@@ -198,11 +205,13 @@ function makeCard(spool) {
     shards: part("Shards", "shards", table("Shards", [["Shard"], ["State"], ["Rows", "n wide"], ["Size", "n wide"], ["When", "n"]])),
     changes: part("State changes and errors", "changes", table("State changes and errors", [["When"], ["State"], ["Why"]])),
     dead: part("Dead letter", "dead", table("Dead letter", [["Shard"], ["Rows", "n"], ["Why"]])),
-    processes: part("Processes", "processes", table("Processes", [["Process"], ["Does"], ["Rows", "n"], ["Retries", "n"], ["Heard of", "n"]])),
+    processes: part("Processes", "processes", table("Processes", [["Process"], ["Does"], ["Rows", "n"], ["Retries", "n wide"], ["Heard of", "n"]])),
   };
   card.quota.value.after(card.quotaBar);
   card.header = h("header", {}, h("div", { class: "names" }, h("h2", { id: `${spool.id}-name` }, card.name, card.revision), card.where),
-    h("p", { class: "state" }, icon, card.label));
+    h("p", { class: "state" }, icon, card.label), card.refused);
+  set(card.dead.section, "id", `${spool.id}-dead`);
+  set(card.dead.section, "tabindex", "-1");
   card.body = [
     h("dl", { class: "lead" }, card.age.whole, card.next.whole, card.quota.whole),
     h("dl", { class: "figures" }, ...["minute", "open", "sealed", "staged", "queue", "done"].map((name) => card[name].whole)),
@@ -226,6 +235,8 @@ function updateCard(card, spool) {
   const reason = reasonOf(spool);
   card.reason.hidden = !reason;
   say(card.reason, reason);
+  say(card.refused, refusedOf(spool));
+  card.refused.hidden = !refusedOf(spool);
   card.problem.hidden = !spool.problem;
   for (const element of card.body) element.hidden = Boolean(spool.problem);
   if (spool.problem) {
@@ -243,7 +254,8 @@ function updateCard(card, spool) {
 function updateLead(card, spool) {
   const { now, waiting, next, quota } = spool;
   say(card.age.value, spool.oldest_age_s === null ? "none" : duration(spool.oldest_age_s));
-  say(card.age.under, spool.oldest_age_s === null ? "Every row is on the Hub." : `${many(waiting.rows, "row")}, ${bytes(waiting.bytes)} wait.`);
+  const rest = refusedOf(spool), all = rest ? `Every row is on the Hub but the ${rest}.` : "Every row is on the Hub.";
+  say(card.age.under, spool.oldest_age_s === null ? all : `${many(waiting.rows, "row")}, ${bytes(waiting.bytes)} wait.`);
   const left = next.at === null ? null : next.at - now;
   say(card.next.value, left === null ? (waiting.rows ? "waits" : "none due") : left < 1 ? "now" : `in ${duration(left)}`);
   say(card.next.under, next.why);
@@ -352,7 +364,7 @@ function updateShards(card, spool) {
 }
 
 function updateChanges(card, spool) {
-  updatePart(card, spool.changes, "", "None: all went well.");
+  updatePart(card, spool.changes, "", refusedOf(spool) ? "None: what was refused is in the dead letter." : "None: all went well.");
   list(card.body, spool.changes, (change) => `${change.at} ${change.kind}`,
     () => h("tr", {}, h("td", { class: "short" }), h("td", { class: "short" }), h("td")),
     (row, change) => {
@@ -373,8 +385,8 @@ function updateProcesses(card, spool) {
   const does = (process) => [process.writer && "writes", process.commits && "commits"].filter(Boolean).join(" and ") || "–";
   const heard = (process) => (process.alive ? "now" : `${roughly(process.heard_s)} ago${process.there ? ", stopped" : ", ended"}`);
   cells(card.body, spool.processes, (process) => process.writer ?? `pid ${process.pid}`, (process) => [
-    [`${process.pid ?? "?"}${process.writer ? ` (${process.writer})` : ""}`], [does(process)],
-    [process.rows === null ? "–" : count(process.rows), "n"], [process.retries === null ? "–" : count(process.retries), "n"], [heard(process), "n"],
+    [`${process.pid ?? "?"}${process.writer ? ` (${process.writer})` : ""}`, "words"], [does(process), "words"],
+    [process.rows === null ? "–" : count(process.rows), "n"], [process.retries === null ? "–" : count(process.retries), "n wide"], [heard(process), "n words"],
   ]);
 }
 
@@ -401,9 +413,10 @@ function emptyPage() {
 const told = new Map();
 function announce(spools, ...news) {
   for (const spool of spools) {
-    const name = spool.repo ?? spool.spool, [label] = stateOf(spool);
-    if (told.has(spool.id) && told.get(spool.id) !== label) news.push(`${name}: ${label}. ${reasonOf(spool)}`);
-    told.set(spool.id, label);
+    const name = spool.repo ?? spool.spool, [label] = stateOf(spool), refused = refusedOf(spool), known = told.get(spool.id);
+    if (known && known[0] !== label) news.push(`${name}: ${label}. ${reasonOf(spool)}`);
+    if (known && refused && !known[1]) news.push(`${name}: ${refused}.`);
+    told.set(spool.id, [label, refused]);
   }
   for (const id of told.keys()) if (!spools.some((spool) => spool.id === id)) told.delete(id);
   if (news.length) say(document.getElementById("announcement"), news.join(" "));

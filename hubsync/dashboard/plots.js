@@ -29,7 +29,7 @@ function frame(place, label, most, format, ago, span) {
   for (const value of [0, top / 2, top]) {
     const at = Math.round(y(value)) + 0.5;
     svg.append(make("line", { class: "grid", x1: x(0), x2: x(1), y1: at, y2: at }));
-    if (value > 0) svg.append(make("text", { x: x(0), y: at - 4 }, format(value)));
+    if (value > 0 && most > 0) svg.append(make("text", { x: x(0), y: at - 4 }, format(value)));
   }
   for (const minutes of ago) {
     const share = 1 - minutes / span;

@@ -258,7 +258,7 @@ def next_commit(found: Snapshot) -> tuple[float | None, str]:
         )
     if depths["open"].rows:
         return _when_sealed(found)
-    return None, "Everything is on the Hub."
+    return None, f"Everything {'else ' if depths['dead'].shards else ''}is on the Hub."
 
 
 def _when_sealed(found: Snapshot) -> tuple[float | None, str]:

@@ -41,12 +41,14 @@ class _Commit:
 
 @dataclass(slots=True)
 class _Step:
-    """What passed within `STEP_S` seconds."""
+    """What passed within `STEP_S` seconds; `waiting`: by how much more waits, or less."""
 
     spooled_rows: float = 0
     spooled_bytes: float = 0
     committed_rows: float = 0
     committed_bytes: float = 0
+    waiting_rows: float = 0
+    waiting_bytes: float = 0
 
 
 @dataclass(slots=True)
@@ -54,7 +56,8 @@ class _Memory:
     """What is known of one spool's past."""
 
     at: float = 0.0  # the last look; 0 before the first
-    totals: tuple[int, int, int, int] = (0, 0, 0, 0)  # as in `_Step`, ever
+    totals: tuple[int, ...] = (0, 0, 0, 0)  # as in `_Step`, ever
+    waiting: tuple[int, int] = (0, 0)  # rows and bytes, the dead letter not among them: that waits for a person
     steps: dict[int, _Step] = field(default_factory=dict)
     commits: dict[str, _Commit] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)  # committed last
@@ -117,7 +120,9 @@ def _remember(memory: _Memory, found: Snapshot) -> None:
         step.spooled_bytes += more[1]
         step.committed_rows += more[2]
         step.committed_bytes += more[3]
-    memory.totals, memory.at = totals, found.at
+        step.waiting_rows += waiting.rows - memory.waiting[0]
+        step.waiting_bytes += waiting.bytes - memory.waiting[1]
+    memory.totals, memory.waiting, memory.at = totals, (waiting.rows, waiting.bytes), found.at
     for number in [n for n in memory.steps if n <= found.at // STEP_S - STEPS]:
         del memory.steps[number]
     _remember_commits(memory, found)
@@ -136,10 +141,16 @@ def _prefill(memory: _Memory, found: Snapshot) -> None:
             step = memory.steps.setdefault(number, _Step())
             step.spooled_rows += row["rows"] * share
             step.spooled_bytes += row["bytes"] * share
-        if row["committed_at"] is not None and (number := int(row["committed_at"] // STEP_S)) >= first:
+            step.waiting_rows += row["rows"] * share
+            step.waiting_bytes += row["bytes"] * share
+        gone = row["sealed_at"] if row["state"] == "dead" else row["committed_at"]
+        if gone is not None and (number := int(gone // STEP_S)) >= first:
             step = memory.steps.setdefault(number, _Step())
-            step.committed_rows += row["rows"]
-            step.committed_bytes += row["bytes"]
+            step.waiting_rows -= row["rows"]
+            step.waiting_bytes -= row["bytes"]
+            if row["state"] != "dead":
+                step.committed_rows += row["rows"]
+                step.committed_bytes += row["bytes"]
 
 
 def _remember_commits(memory: _Memory, found: Snapshot) -> None:
@@ -230,23 +241,22 @@ def _series(memory: _Memory, now: float) -> dict[str, Any]:
         return float(sum(getattr(step, name) for step in steps[-_MINUTE:]) / minute)
 
     names = ("spooled_rows", "spooled_bytes", "committed_rows", "committed_bytes")
-    waiting_rows, waiting_bytes = memory.totals[0] - memory.totals[2], memory.totals[1] - memory.totals[3]
     return {
         "from": (last - STEPS + 1) * STEP_S,
         "step_s": STEP_S,
         **{name: rates(name) for name in names},
         "minute": {name: mean(name) for name in names},
-        "waiting_rows": _backwards(waiting_rows, [(s.spooled_rows, s.committed_rows) for s in steps]),
-        "waiting_bytes": _backwards(waiting_bytes, [(s.spooled_bytes, s.committed_bytes) for s in steps]),
+        "waiting_rows": _backwards(memory.waiting[0], [step.waiting_rows for step in steps]),
+        "waiting_bytes": _backwards(memory.waiting[1], [step.waiting_bytes for step in steps]),
     }
 
 
-def _backwards(now: float, steps: list[tuple[float, float]]) -> list[float]:
-    """What waited at the end of each step, from what waits now and what came and went."""
+def _backwards(now: float, steps: list[float]) -> list[float]:
+    """What waited at the end of each step, from what waits now and by how much it became more."""
     found = []
-    for came, went in reversed(steps):
+    for more in reversed(steps):
         found.append(round(max(0.0, now)))
-        now += went - came
+        now -= more
     return [float(value) for value in reversed(found)]
 
 

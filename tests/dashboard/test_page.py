@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from hubsync import HubsyncError, Uploader
+from hubsync.live import Live, tell
 from hubsync.localhub import Fault, LocalHub
 from tests.dashboard.browser import job, page
 
@@ -175,6 +177,26 @@ def test_the_page_outlives_its_server(browse: Open, ended: Path) -> None:
         assert "Connected again" in shown.locator("[role=status]").inner_text()
 
 
+def test_what_was_refused_stands_at_the_top_and_nothing_says_that_all_went_well(
+    hub: LocalHub, browse: Open, tmp_path: Path
+) -> None:
+    with Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "spool") as up:
+        hub.faults.add(Fault.status(422, on="commit"))
+        up.put([{"id": n} for n in range(3)])
+        with contextlib.suppress(HubsyncError):
+            up.flush()
+        with page(tmp_path / "spool") as address:
+            shown = browse(address)
+            until(shown, STATE, "Healthy")
+            assert shown.locator("header .refused").inner_text() == "3 rows in the dead letter"
+            said = shown.locator(".lead").inner_text()
+            assert "Every row is on the Hub but the 3 rows in the dead letter." in said
+            assert "Everything else is on the Hub." in said
+            assert "None: what was refused is in the dead letter." in shown.locator(".changes").inner_text()
+            shown.locator(".refused").click()
+            assert shown.evaluate("() => document.activeElement.className") == "dead"
+
+
 def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -> None:
     evil = "<img src=x onerror=\"document.title='got you'\"><script>alert(1)</script>"
     with contextlib.closing(sqlite3.connect(ended / "catalogue.sqlite", isolation_level=None)) as db:
@@ -194,9 +216,14 @@ def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -
 def test_nothing_is_wider_than_its_card_and_no_card_than_a_small_telephone(
     browse: Open, ended: Path, width: int
 ) -> None:
+    (lock,) = (ended / "writers").glob("*.lock")
+    (ended / "committer.lock").write_text("4194304\n")
+    tell(ended, lock.stem, Live(pid=4194304, at=time.time() - 200, since=0))  # it was killed
     shutil.copytree(ended, ended.parent / "other")
     with page(ended, ended.parent / "other") as address:
         shown = browse(address, width=width)
+        assert shown.locator(".processes td").nth(1).inner_text() == "writes and commits"
+        assert shown.locator(".processes td").last.inner_text() == "3 min ago, ended"
         for more in shown.locator("summary").all():
             more.click()
         shown.wait_for_selector("details table tbody tr")

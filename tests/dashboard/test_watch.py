@@ -20,7 +20,7 @@ from hubsync import HubsyncError, ShardPolicy, Uploader
 from hubsync.catalogue import VERSION, look
 from hubsync.dashboard import snapshot as snapshots
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
-from hubsync.dashboard.watch import STEP_S, Watch
+from hubsync.dashboard.watch import STEP_S, STEPS, Watch
 from hubsync.live import Live, tell, told
 from hubsync.localhub import Fault, LocalHub
 from hubsync.spool import Spool, Target
@@ -254,10 +254,14 @@ def test_without_a_spool_all_at_the_usual_place_are_followed(uploader: Make) -> 
 
 def test_the_dead_letter_and_its_reasons_are_shown(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
     hub.faults.add(Fault.status(422, on="commit"))
+    watch = Watch([tmp_path / "spool"])
     with contextlib.suppress(HubsyncError), uploader() as up:
+        watch.look()
         up.put([{"id": 1}])
         up.flush()
-    card = one(Watch([tmp_path / "spool"]))
+    card = one(watch)
+    for seen in (card, one(Watch([tmp_path / "spool"]))):
+        assert seen["series"]["waiting_rows"] == [0] * STEPS  # for the Hub, which is not what a dead shard waits for
     ((path, rows, why),) = [(d["path"], d["rows"], d["why"]) for d in card["dead"]]
     assert path.startswith("data/")
     assert (rows, "422" in why) == (1, True)
