@@ -8,6 +8,7 @@ either a batch is there with its key, or it never was.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import threading
@@ -26,6 +27,7 @@ from hubsync.queue import Batch
 from hubsync.schema import EMPTY, Conflict, StructOf, dumps, merge_rows
 from hubsync.spool import Spool
 
+_log = logging.getLogger("hubsync")
 _WRITEV = 512  # parts a system call; below every system's IOV_MAX
 
 
@@ -66,6 +68,15 @@ class _OpenSegment:
         for part in self.unhashed:
             whole.update(part)
         return str(whole.hexdigest())
+
+    def close(self) -> None:
+        """What the disk says only now (NFS tells of a quota here) comes too late to refuse rows that are counted: told
+        so, their job would bring them twice.
+        """
+        try:
+            os.close(self.fd)
+        except OSError as error:
+            _log.warning("%s did not close well: %s. Its rows count as spooled.", self.file, error)
 
 
 class SpoolWriter:
@@ -141,9 +152,10 @@ class SpoolWriter:
                 raise
             for segment in touched:
                 if segment is not self._open:
-                    os.close(segment.fd)
+                    segment.close()
             for file in aside:
-                file.unlink(missing_ok=True)  # it is in the dead letter, too
+                with suppress(OSError):  # then it is swept
+                    file.unlink(missing_ok=True)  # it is in the dead letter, too
             return result
 
     def _pass_over_adopted(self, touched: list[_OpenSegment]) -> None:
@@ -311,7 +323,7 @@ class SpoolWriter:
                 if isinstance(error, OSError):
                     raise SpoolError(f"{segment.file} can't be sealed: {error}.") from error
                 raise
-            os.close(segment.fd)
+            segment.close()
             return segment.id
 
     def _seal_open(self) -> int:
@@ -344,7 +356,7 @@ class SpoolWriter:
                 except OSError:  # the disk refuses that too
                     self._torn = True
             else:
-                os.close(segment.fd)
+                segment.close()
                 with suppress(OSError):  # the catalogue does not know it: it is begun anew, or swept
                     segment.file.unlink()
         self._open = before
@@ -357,7 +369,7 @@ class SpoolWriter:
         """Lets the writer's name go. Its segments stay for the committer."""
         with self._guard:
             if self._open is not None:
-                os.close(self._open.fd)
+                self._open.close()
                 self._open = None
         self._lock.release()
 

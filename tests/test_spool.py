@@ -279,6 +279,28 @@ def test_a_failed_write_accepts_nothing_and_can_be_tried_again(
     assert len(list((spool.directory / "segments").iterdir())) == len(all_sealed(spool))
 
 
+def test_a_file_that_does_not_close_well_refuses_no_rows(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS tells of a quota at close: behind the transaction that has counted the rows, or when all is over."""
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=1)
+    real = os.close
+
+    def fail(fd: int) -> None:
+        is_ours = "/segments/" in os.readlink(f"/proc/self/fd/{fd}")
+        real(fd)
+        if is_ours:
+            raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "close", fail)
+    accepted, sealed = writer.append([batch(1, key="full")])
+    assert [a.segment for a in accepted] == sealed
+    writer.append([batch(key="without rows")])
+    assert writer.append([batch(1, key="full")])[0][0].replayed
+    writer.close()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_sealed_segment_has_the_hash_of_its_file_whatever_failed_before(
     open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch, seed: int
