@@ -122,7 +122,7 @@ class AsyncUploader(BaseUploader):
         if ack == "committed" and worker.offline:
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
-        done = None if ack == "queued" else batch.receipt._watch(ack)
+        done = batch.receipt._watch(ack) if ack == "spooled" else None
         offer = worker.queue.offer(batch)
         while offer == "full":
             room = anyio.Event()
@@ -136,10 +136,11 @@ class AsyncUploader(BaseUploader):
             batch.receipt._dropped(DROPPED)
             return batch.receipt
         reach(CrashPoint.QUEUED)
+        left = None if until is None else max(0.0, until - time.monotonic())
         if done is not None:
-            if ack == "committed":
-                worker.flush()
-            await batch.receipt._wait_for(done, ack, None if until is None else max(0.0, until - time.monotonic()))
+            await batch.receipt._wait_for(done, ack, left)
+        elif ack == "committed":
+            await worker.hurry(batch.receipt).wait_async(ack, left)
         return batch.receipt
 
     async def flush(self, timeout: float | None = None) -> None:

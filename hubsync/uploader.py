@@ -413,7 +413,8 @@ class Uploader(BaseUploader):
         Raises:
             RowError (also TransformError, SchemaConflict), BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the
                 batch was not accepted.
-            TimeoutError: it was accepted, but is not as far as `ack` wants.
+            TimeoutError, NotDrained, BlockedError: it was accepted, but is not as far as `ack` wants: time ran out,
+                another thread closed the uploader, or a person is needed.
         """
         worker = self._ready()
         batch = self._batch(worker, rows, offset, source, key)
@@ -425,9 +426,8 @@ class Uploader(BaseUploader):
         if ack != "queued":
             if ack == "committed" and worker.offline:
                 ack = "spooled"  # as far as it can be
-            if ack == "committed":
-                worker.flush()
-            batch.receipt.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
+            told = worker.hurry(batch.receipt) if ack == "committed" else batch.receipt
+            told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 
     def flush(self, timeout: float | None = None) -> None:

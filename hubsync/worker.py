@@ -29,6 +29,7 @@ from hubsync.errors import (
     ClosedError,
     HubError,
     HubsyncError,
+    NotDrained,
     ShardsRefused,
     SpoolError,
     SpoolLost,
@@ -236,6 +237,9 @@ class Worker:
         for item in [*self._in_hand, *self.queue.take()]:
             if isinstance(item, Batch) and item.receipt.state == "queued":
                 item.receipt._dropped(ended)
+        if not isinstance(ended, SpoolLost):  # those who wait for a commit have their rows in the spool
+            left = self.depth()
+            ended = NotDrained(self.spool.directory, left.rows, left.bytes, str(ended))
         hush(self.spool.directory, self.writer.name)
         for writer in self._writers():
             writer.close()
@@ -403,13 +407,23 @@ class Worker:
 
     def flush(self, *, everything: bool = False) -> Receipt:
         """A receipt that is committed once all that was put before is. `everything`: other writers' shards as well."""
+        return self._order_flush(everything=everything)
+
+    def hurry(self, batch: Receipt) -> Receipt:
+        """A receipt that is committed once a batch is that was put before; as a flush's, it tells of what blocks."""
+        try:
+            return self._order_flush(of=batch)
+        except ClosedError:  # by another thread, and just now: the batch is accepted, and spooled still
+            return batch
+
+    def _order_flush(self, *, everything: bool = False, of: Receipt | None = None) -> Receipt:
         receipt = Receipt(0, 0)
         with self._lock:
             self._asked.add(receipt)
-        self.queue.order(Order(lambda: self._flush(receipt, everything)))
+        self.queue.order(Order(lambda: self._flush(receipt, everything, of)))
         return receipt
 
-    def _flush(self, receipt: Receipt, everything: bool) -> None:
+    def _flush(self, receipt: Receipt, everything: bool, of: Receipt | None) -> None:
         self._seal()
         if self.offline:
             self._answer(receipt, Fate(settled=True))
@@ -427,7 +441,8 @@ class Worker:
                 ClosedError("the uploader was closed while the spool took no writes; nothing was flushed.")
             )
             return
-        whole = all_of([self._fate(segment, may_be_settled=True) for segment in pending])
+        fates = [self._fate(segment, may_be_settled=True) for segment in pending]
+        whole = all_of(fates if of is None or of._fate is None else [of._fate])
         with self._lock:
             self._flushes.add(whole)
         if not whole.subscribe(lambda: self._flushes.discard(whole)):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import ClosedError, ConfigError, NotDrained, RetryPolicy, Uploader
+from hubsync import BlockedError, ClosedError, ConfigError, NotDrained, RetryPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
 
@@ -57,9 +57,41 @@ def test_a_put_that_waits_for_its_commit_is_told_when_another_thread_closes(hub:
         pass
     with pytest.raises(NotDrained):
         up.close(timeout=0.3)
-    with pytest.raises(ClosedError):
+    with pytest.raises(NotDrained):  # and not `ClosedError`, behind which a job puts it again
         waiting()
     assert receipts[0].state == "spooled"
+
+
+def test_a_put_that_meets_a_close_is_not_said_to_be_refused_where_it_was_not(uploader: Any, dataset: Dataset) -> None:
+    up: Uploader = uploader().open()
+    assert up._worker is not None
+    queue, put = up._worker.queue, up._worker.queue.put
+
+    def closing(*args: Any) -> bool:
+        accepted = put(*args)
+        queue.close()
+        return accepted
+
+    queue.put = closing  # type: ignore[method-assign]
+    with pytest.raises(NotDrained):
+        up.put([{"id": 1}], ack="committed")
+    with pytest.raises(ClosedError):
+        up.close()
+    with uploader():
+        pass
+    assert dataset.ids() == [1]
+
+
+def test_a_put_that_waits_for_its_commit_hears_that_a_person_is_needed_as_a_flush_does(
+    uploader: Any, hub: LocalHub, dataset: Dataset
+) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}], ack="committed")
+        hub.faults.add(Fault.status(403, on="commit"))
+        with pytest.raises(BlockedError):
+            in_thread(lambda: up.put([{"id": 2}], ack="committed"))()
+        hub.faults.clear()
+    assert dataset.ids() == [1, 2]
 
 
 def test_a_flush_is_not_told_that_all_is_committed_where_the_spool_took_no_writes(uploader: Any) -> None:
