@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,12 @@ def test_a_put_that_meets_a_close_is_not_said_to_be_refused_where_it_was_not(upl
     assert up._worker is not None
     queue, put = up._worker.queue, up._worker.queue.put
 
-    def closing(*args: Any) -> bool:
+    def then_close(*args: Any) -> bool:
         accepted = put(*args)
         queue.close()
         return accepted
 
-    queue.put = closing  # type: ignore[method-assign]
+    queue.put = then_close  # type: ignore[method-assign]
     with pytest.raises(NotDrained):
         up.put([{"id": 1}], ack="committed")
     with pytest.raises(ClosedError):
@@ -91,6 +93,21 @@ def test_a_put_that_waits_for_its_commit_hears_that_a_person_is_needed_as_a_flus
         with pytest.raises(BlockedError):
             in_thread(lambda: up.put([{"id": 2}], ack="committed"))()
         hub.faults.clear()
+    assert dataset.ids() == [1, 2]
+
+
+def test_what_blocked_the_last_job_ends_no_flush_of_this_one(uploader: Any, hub: LocalHub, dataset: Dataset) -> None:
+    """Its token was mended, and the Hub is slow to answer at first."""
+    with uploader() as up:
+        up.put([{"id": 1}], ack="committed")
+        spool = up.spool
+    with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
+        db.execute("""UPDATE meta SET value = '{"kind":"blocked","reason":"401"}' WHERE key = 'status'""")
+        assert db.total_changes == 1
+    hub.faults.add(Fault.hang(4, on="repo-info", times=2))
+    with uploader(retry=RetryPolicy(initial_s=0.01, max_s=0.05, request_timeout_s=1)) as up:
+        up.put([{"id": 2}])
+        up.flush()
     assert dataset.ids() == [1, 2]
 
 
