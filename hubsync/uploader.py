@@ -7,6 +7,7 @@ and waits as far as `ack` says, which is never for the network.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  (its hook at the interpreter's exit: see the end of this module)
 import logging
 import os
 import random
@@ -471,7 +472,10 @@ class Uploader(BaseUploader):
         if isinstance(worker.failure, SpoolLost):
             raise worker.failure
         if worker.failure is not None:
-            raise ClosedError(f"the worker failed: {worker.failure!r}. What was accepted is safe.") from worker.failure
+            raise ClosedError(
+                f"the worker failed: {worker.failure!r}. What was accepted is safe in {worker.spool.directory}; the "
+                f"next job brings it up, or run: hubsync drain {worker.spool.directory}"
+            ) from worker.failure
 
     def _drain(self, worker: Worker, timeout: float | None) -> None:
         drained, is_second = worker.flush(everything=True), shutdown.left() is not None
@@ -519,7 +523,8 @@ def _close_forgotten() -> None:
 
 
 # Before the interpreter ends its threads and executors, which the worker needs to drain: `atexit` is too late for
-# that. The function is private, and what concurrent.futures uses for the same purpose since Python 3.9.
+# that. The function is private, and what concurrent.futures uses for the same purpose since Python 3.9. The last one
+# that was registered runs first, and asyncio asks for names in an executor, so that module is imported before.
 getattr(threading, "_register_atexit", atexit.register)(_close_forgotten)
 
 

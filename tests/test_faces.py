@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -179,3 +181,25 @@ def test_no_batch_overtakes_another_where_every_task_is_cancelled(
     with suppress(asyncio.CancelledError):
         asyncio.run(run())
     assert [(receipt.state, receipt.replayed) for receipt in receipts] == [("spooled", False)] * 3
+
+
+FORGOTTEN = """
+import sys
+from hubsync import RetryPolicy, ShardPolicy, Uploader
+endpoint, token, spool = sys.argv[1:]
+up = Uploader("user/rows", endpoint=endpoint, token=token, spool=spool, shard=ShardPolicy(linger_s=3600),
+    retry=RetryPolicy(initial_s=0.01, max_s=0.05)).open()
+up.put([{"id": 1}])
+"""
+
+
+def test_a_forgotten_uploader_drains_at_exit_also_where_the_hub_has_a_name(
+    hub: LocalHub, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Whose address is asked for anew with each connection, in an executor: the interpreter must not end that first."""
+    hub.faults.add(Fault.reset(on="preupload", times=5))
+    endpoint = hub.endpoint.replace("127.0.0.1", "localhost")
+    done = subprocess.run(
+        [sys.executable, "-c", FORGOTTEN, endpoint, hub.token, tmp_path / "spool"], capture_output=True, text=True
+    )
+    assert dataset.ids() == [1], done.stderr
