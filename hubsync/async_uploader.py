@@ -1,7 +1,7 @@
-"""The uploader's face for tasks: the worker runs in the caller's event loop, in a task group of its own.
+"""The uploader's face for tasks, on asyncio or trio. The worker runs in a thread, as that of `Uploader` does.
 
-Names, arguments and errors are those of `Uploader`. No method holds the event loop up: what touches the disk does so
-in the worker's thread.
+Names, arguments and errors are those of `Uploader`. No awaited method holds the event loop up: what touches the disk
+does so in another thread.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import NoReturn, Self
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from hubsync import shutdown
-from hubsync.clock import loop_waker
+from hubsync.clock import in_thread, loop_waker
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.errors import HubsyncError, QueueFull
+from hubsync.errors import ClosedError, HubsyncError, QueueFull
 from hubsync.policy import Ack
 from hubsync.receipt import Receipt
 from hubsync.rows import Rows
@@ -34,7 +33,7 @@ _log = logging.getLogger("hubsync")
 
 
 class AsyncUploader(BaseUploader):
-    """The same for tasks: the worker runs in the caller's event loop (asyncio or trio), in a task group of its own.
+    """The same for tasks, on asyncio or trio.
 
         async with AsyncUploader("user/rollouts") as up:
             async for batch in generate():
@@ -43,67 +42,25 @@ class AsyncUploader(BaseUploader):
     Leaving the block drains. A cancelled block does not, but for Ctrl-C and SIGTERM: its rows are in the spool.
     """
 
-    _stack: AsyncExitStack | None = None
     _body: anyio.CancelScope | None = None  # around the caller's block: SIGTERM ends it
-    _watching: anyio.CancelScope | None = None
     _draining: anyio.CancelScope | None = None
-    _terminated = False
+    _wake: Callable[[], None]  # ends the block, from a signal's handler
 
     async def open(self) -> Self:
-        """As `Uploader.open`. Prefer `async with`, which gives the worker's tasks an owner."""
-        if self._worker is not None or self._closed:
-            self._ready()
-            return self
-        worker = await self._build_in_thread()
-        stack = AsyncExitStack()
-        try:
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            await tasks.start(worker.run)
-            if self._grace_s is not None and shutdown.can_catch():
-                await tasks.start(self._end_on_sigterm, self._grace_s)
-        except BaseException:
-            await stack.aclose()
-            worker.writer.close()  # a worker that was cancelled before it began has not
-            worker.spool.close()
-            raise
-        self._stack, self._worker, self._pid = stack, worker, os.getpid()
-        self._body = stack.enter_context(anyio.CancelScope())
+        """As `Uploader.open`. Prefer `async with`, which is left in order on SIGTERM: without it, what was accepted is
+        drained at the interpreter's exit.
+        """
+        if self._worker is None and not self._closed:
+            done = anyio.Event()
+            opening = self._begin(loop_waker(done.set))
+            try:
+                await done.wait()
+            except BaseException:
+                opening.give_up()
+                raise
+            self._opened(opening)
+        self._ready()
         return self
-
-    async def _build_in_thread(self) -> Worker:
-        """Where a task is cancelled, the thread goes on: what it opens for nobody, it closes."""
-        lock, built, given_up = threading.Lock(), list[Worker](), threading.Event()
-
-        def build() -> None:
-            worker = self._build()
-            with lock:
-                built.append(worker)
-                if given_up.is_set():
-                    discard()
-
-        def discard() -> None:
-            for worker in built:
-                worker.writer.close()
-                worker.spool.close()
-
-        try:
-            await anyio.to_thread.run_sync(build)
-        except BaseException:
-            with lock:
-                given_up.set()
-                discard()
-            raise
-        return built[0]
-
-    async def _end_on_sigterm(self, grace_s: float, *, task_status: TaskStatus[None]) -> None:
-        with anyio.CancelScope() as self._watching, anyio.open_signal_receiver(signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                shutdown.begin(0.0 if self._terminated else grace_s)
-                self._terminated = True
-                for scope in (self._body, self._draining):
-                    if scope is not None:
-                        scope.cancel()
 
     async def put(
         self,
@@ -148,14 +105,14 @@ class AsyncUploader(BaseUploader):
         worker = self._ready()
         with self._drained(worker, timeout):
             await worker.flush().wait_async("committed", timeout)
-        await anyio.to_thread.run_sync(worker.see)
+        await in_thread(worker.see)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
         """Half a second old at most, but for a flush's end: to ask the disk could hold the event loop up."""
         return worker.depth()
 
     async def close(self, timeout: float | None = None) -> None:
-        """As `Uploader.close`."""
+        """As `Uploader.close`. From any task; where it is cancelled, the uploader ends all the same."""
         worker = self._worker
         if worker is None or self._closed or os.getpid() != self._pid:
             self._closed = True
@@ -163,49 +120,84 @@ class AsyncUploader(BaseUploader):
         try:
             with self._drained(worker, timeout):
                 if worker.failure is None:
-                    await worker.flush(everything=True).wait_async("committed", timeout)
+                    await self._drain_async(worker, timeout)
                     reach(CrashPoint.DRAINED)
         finally:
             await self._end(worker)
+        self._raise_failure(worker)
 
-    async def _end(self, worker: Worker, *ended: Any) -> None:
-        """Ends the worker and its tasks; `ended` is what has ended the block, where that was an exception."""
+    async def _drain_async(self, worker: Worker, timeout: float | None) -> None:
+        try:
+            drained = worker.flush(everything=True)
+        except ClosedError:  # another task, or thread, closes it just now
+            return
+        with anyio.CancelScope() as self._draining:
+            await drained.wait_async("committed", timeout)
+        if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
+            await self._drain_before_the_end(worker, "SIGTERM", shutdown.left())
+            raise SystemExit(shutdown.EXIT_CODE)
+
+    async def _end(self, worker: Worker) -> None:
         self._closed = True
         worker.stop()
-        if self._watching is not None:
-            self._watching.cancel()
-        stack, self._stack = self._stack, None
         try:
-            if stack is not None:
-                await stack.__aexit__(*(ended or (None, None, None)))
+            with anyio.CancelScope(shield=True):
+                await in_thread(self._join, worker)
         finally:
-            worker.spool.close()
+            shutdown.let_go(self._at_exit)
 
     async def __aenter__(self) -> Self:
-        return await self.open()
+        await self.open()
+        self._body = anyio.CancelScope()
+        self._body.__enter__()
+        self._wake = loop_waker(self._end_block)
+        if self._grace_s is not None:
+            shutdown.divert(self._wake)
+        return self
+
+    def _end_block(self) -> None:
+        for scope in (self._body, self._draining):
+            if scope is not None:
+                scope.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        worker = self._worker
-        if worker is None or self._stack is None:
+        worker, body, self._body = self._worker, self._body, None
+        if worker is None or body is None:
             return
-        if self._terminated:
-            await self._drain_before_the_end(worker, "SIGTERM", shutdown.left())
-            await self._end(worker, kind, error, trace)
-            raise SystemExit(shutdown.EXIT_CODE)
-        if error is None:
-            await self.close()
-        elif isinstance(error, anyio.get_cancelled_exc_class()):
+        with suppress(RuntimeError):  # another task leaves the block than has entered it, as pytest's fixtures do
+            body.__exit__(kind, error, trace)
+        try:
+            if body.cancel_called:
+                await self._leave_by_signal(worker)
+            elif error is None:
+                await self.close()
+            elif isinstance(error, anyio.get_cancelled_exc_class()):
+                await self._leave_cancelled(worker)
+            else:
+                timeout = self._may_take(error)
+                with self._behind(error, timeout):
+                    await self.close(timeout)
+        finally:
+            shutdown.rejoin(self._wake)
+
+    async def _leave_by_signal(self, worker: Worker) -> NoReturn:
+        if not self._closed:
             try:
-                if shutdown.is_interrupted():
-                    await self._drain_after_interrupt(worker)
+                await self._drain_before_the_end(worker, "SIGTERM", shutdown.left())
             finally:
-                await self._end(worker, kind, error, trace)
-        else:
-            timeout = self._may_take(error)
-            with self._behind(error, timeout):
-                await self.close(timeout)
+                await self._end(worker)
+        raise SystemExit(shutdown.EXIT_CODE)
+
+    async def _leave_cancelled(self, worker: Worker) -> None:
+        if self._closed:
+            return
+        try:
+            if shutdown.is_interrupted():
+                await self._drain_after_interrupt(worker)
+        finally:
+            await self._end(worker)
 
     async def _drain_after_interrupt(self, worker: Worker) -> None:
         """The next Ctrl-C is ours as well: asyncio would raise `KeyboardInterrupt` wherever the loop is just then."""

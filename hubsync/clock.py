@@ -13,10 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
+
+T = TypeVar("T")
+
+_THREADS = 40  # of hubsync's at once in one event loop; anyio's own bound is as large
+_NO_THREAD_S = 0.5  # how often a machine that gives none is asked again
+_limiters = anyio.lowlevel.RunVar[anyio.CapacityLimiter | None]("hubsync's threads")
 
 
 class Clock(Protocol):
@@ -107,6 +114,36 @@ class Bell:
         await self._clock.sleep(seconds, self._rung)
         if self._rung.is_set():
             self._rung = anyio.Event()
+
+
+async def in_thread(work: Callable[..., T], *args: object) -> T:
+    """Work that may block, in a worker thread, and within hubsync's own bound: the job's calls may take all of anyio's.
+
+    A machine that gives no thread for a moment (a container's pids.max) is waited for.
+    """
+    begun = False
+
+    def run() -> T:
+        nonlocal begun
+        begun = True
+        return work(*args)
+
+    while True:
+        try:
+            return await anyio.to_thread.run_sync(run, limiter=_limiter())
+        except RuntimeError as error:
+            if begun or "start new thread" not in str(error):
+                raise
+        await anyio.sleep(_NO_THREAD_S)
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    """This event loop's."""
+    limiter = _limiters.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(_THREADS)
+        _limiters.set(limiter)
+    return limiter
 
 
 def loop_waker(callback: Callable[[], object]) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """Ending in order: SIGTERM (from SLURM, Kubernetes, a spot machine) becomes `SystemExit(143)` in the main thread, so
-that blocks are left and uploaders drain, as long as the grace allows.
+that blocks are left and uploaders drain, as long as the grace allows. What was forgotten drains at the interpreter's
+exit.
 
 Only where nobody else handles the signal, and only while an uploader is open. A second signal ends the drain at once.
 """
@@ -7,16 +8,21 @@ Only where nobody else handles the signal, and only while an uploader is open. A
 from __future__ import annotations
 
 import asyncio
+import atexit
+import concurrent.futures.thread  # noqa: F401  (for its hook at the interpreter's exit: see the end)
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGTERM
 
-_graces: list[float] = []  # of the uploaders that are open
+Close = Callable[[], object]
+
+_open: dict[Close, float | None] = {}  # the uploaders that are open: what closes a forgotten one, and its grace
+_diverted: list[Callable[[], object]] = []  # what ends the blocks of those in an event loop
 _deadline: float | None = None
 
 
@@ -26,19 +32,38 @@ def can_catch() -> bool:
     return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) in ours
 
 
-def catch(grace_s: float) -> None:
-    """An uploader is open: from now on SIGTERM gives it `grace_s` seconds to drain."""
-    _graces.append(grace_s)
-    if can_catch():
+def catch(close: Close, grace_s: float | None) -> None:
+    """An uploader is open: from now on SIGTERM gives it `grace_s` seconds to drain (None: it wants none of that), and
+    `close` is called at the interpreter's exit.
+    """
+    _open[close] = grace_s
+    if grace_s is not None and can_catch():
         signal.signal(signal.SIGTERM, _on_sigterm)
 
 
-def let_go(grace_s: float) -> None:
+def let_go(close: Close) -> None:
     """It is closed."""
-    if grace_s in _graces:
-        _graces.remove(grace_s)
-    if not _graces and can_catch():
+    _open.pop(close, None)
+    if not _graces() and can_catch():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _graces() -> list[float]:
+    return [grace_s for grace_s in _open.values() if grace_s is not None]
+
+
+def divert(wake: Callable[[], object]) -> None:
+    """From now on SIGTERM calls `wake`, from anywhere in the main thread, and whoever is woken raises `SystemExit`: an
+    event loop must not be left by an exception. Only where the signal is ours.
+    """
+    if can_catch() and _graces():
+        _diverted.append(wake)
+
+
+def rejoin(wake: Callable[[], object]) -> None:
+    """Its block is left."""
+    if wake in _diverted:
+        _diverted.remove(wake)
 
 
 def begin(grace_s: float) -> None:
@@ -58,21 +83,36 @@ def is_interrupted() -> bool:
     return isinstance(runner, asyncio.Runner) and getattr(runner, "_interrupt_count", 0) > 0
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    if not _graces:  # closed by another thread, which could not take the handler away
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    if not _graces():  # closed by another thread, which could not take the handler away
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
     # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
-    begin(min(_graces) if _deadline is None else 0.0)
-    raise SystemExit(EXIT_CODE)
+    begin(min(_graces()) if _deadline is None else 0.0)
+    if not _diverted:
+        raise SystemExit(EXIT_CODE)
+    for wake in _diverted:
+        wake()
 
 
 def _forget_in_child() -> None:
     global _deadline
-    _graces.clear()
+    _open.clear()
+    _diverted.clear()
     _deadline = None
     if signal.getsignal(signal.SIGTERM) is _on_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _close_forgotten() -> None:
+    for close in list(_open):
+        close()
+
+
+# Before the interpreter ends its threads and executors, which the worker needs to drain: `atexit` is too late for
+# that. The function is private, and what concurrent.futures uses for the same purpose since Python 3.9. The last one
+# that was registered runs first, and asyncio asks for names in an executor, so that module is imported before.
+getattr(threading, "_register_atexit", atexit.register)(_close_forgotten)

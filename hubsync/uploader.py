@@ -6,14 +6,12 @@ and waits as far as `ack` says, which is never for the network.
 
 from __future__ import annotations
 
-import atexit
-import concurrent.futures.thread  # noqa: F401  (its hook at the interpreter's exit: see the end of this module)
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -86,6 +84,7 @@ class BaseUploader:
     repo = "?"  # until its arguments are checked
     _worker: Worker | None = None
     _guard: Guard | None = None
+    _thread: threading.Thread | None = None  # the worker's
     _closed = False
 
     def __init__(
@@ -235,6 +234,36 @@ class BaseUploader:
             spool.close()
             raise
 
+    def _begin(self, wake: Callable[[], object]) -> _Opening:
+        """Opens in the thread that is the worker's from then on; `wake` is called there once it is open, or failed."""
+        opening = _Opening(wake)
+        name = f"hubsync {self.repo}"
+        self._thread = threading.Thread(target=self._run, args=(opening,), name=name, daemon=True)
+        self._thread.start()
+        return opening
+
+    def _run(self, opening: _Opening) -> None:
+        try:
+            worker = opening.built(self._build())
+            anyio.run(partial(worker.run, task_status=opening))
+        except BaseException as error:  # noqa: BLE001  (raised by `open`, or kept in worker.failure for the next call)
+            opening.failed(error)
+            _log.debug("the worker ended", exc_info=True)
+        finally:
+            opening.end()
+
+    def _opened(self, opening: _Opening) -> None:
+        if opening.error is not None:
+            opening.give_up()
+            raise opening.error
+        self._worker, self._pid = opening.worker, os.getpid()
+        shutdown.catch(self._at_exit, self._grace_s)
+
+    def _join(self, worker: Worker) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        worker.spool.close()
+
     def _ready(self) -> Worker:
         worker = self._worker
         if os.getpid() != self._pid:
@@ -328,6 +357,59 @@ class BaseUploader:
             _log.error("%s", failed)
             error.add_note(f"hubsync: {failed}")
 
+    def _close(self, timeout: float | None) -> None:
+        worker = self._worker
+        if worker is None or self._closed or os.getpid() != self._pid:
+            self._closed = True
+            return
+        try:
+            with self._drained(worker, timeout):
+                if worker.failure is None:
+                    self._drain(worker, timeout)
+                    reach(CrashPoint.DRAINED)
+        finally:
+            self._closed = True
+            worker.stop()
+            self._join(worker)
+            shutdown.let_go(self._at_exit)
+        self._raise_failure(worker)
+
+    def _raise_failure(self, worker: Worker) -> None:
+        if isinstance(worker.failure, SpoolLost):
+            raise worker.failure
+        if worker.failure is not None:
+            raise ClosedError(
+                f"the worker failed: {worker.failure!r}. What was accepted is safe in {worker.spool.directory}; the "
+                f"next job brings it up, or run: hubsync drain {worker.spool.directory}"
+            ) from worker.failure
+
+    def _drain(self, worker: Worker, timeout: float | None) -> None:
+        is_second = shutdown.left() is not None
+        try:
+            drained = worker.flush(everything=True)
+        except ClosedError:  # another thread closes it just now
+            return
+        try:
+            drained.wait("committed", timeout)
+        except SystemExit as ended:
+            # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
+            left = shutdown.left()
+            if left is not None and not is_second:
+                with self._behind(ended, left), self._drained(worker, left):
+                    drained.wait("committed", left if timeout is None else min(left, timeout))
+            raise
+
+    def _at_exit(self) -> None:
+        if self._closed or os.getpid() != self._pid:
+            return
+        left = shutdown.left()
+        seconds = _AT_EXIT_S if left is None else left
+        _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, seconds)
+        try:
+            self._close(seconds)
+        except HubsyncError as error:
+            _log.error("%s", error)
+
 
 class Uploader(BaseUploader):
     """Brings rows to a dataset while the job runs, for threads.
@@ -339,8 +421,6 @@ class Uploader(BaseUploader):
     Any number of threads may `put`. Any number of processes may open the same repo: they share one spool.
     """
 
-    _thread: threading.Thread | None = None
-
     def open(self) -> Self:
         """Opens the spool and starts the worker. `with` does it.
 
@@ -350,44 +430,16 @@ class Uploader(BaseUploader):
         """
         with self._opening:
             if self._worker is None and not self._closed:
-                self._open()
+                done = threading.Event()
+                opening = self._begin(done.set)
+                try:
+                    done.wait()
+                except BaseException:
+                    opening.give_up()
+                    raise
+                self._opened(opening)
             self._ready()
         return self
-
-    def _open(self) -> None:
-        worker = self._build()
-        started = _Started()
-        self._thread = threading.Thread(
-            target=self._run, args=(worker, started), name=f"hubsync {self.repo}", daemon=True
-        )
-        self._thread.start()
-        try:
-            started.event.wait()
-        except BaseException:
-            worker.stop()
-            self._thread.join(_AT_EXIT_S)  # it may be asking the Hub yet
-            if not self._thread.is_alive():
-                worker.spool.close()
-            raise
-        if worker.failure is not None:
-            self._thread.join()
-            worker.spool.close()
-            raise worker.failure
-        self._worker = worker
-        self._pid = os.getpid()
-        _open_uploaders.add(self)
-        if self._grace_s is not None:
-            shutdown.catch(self._grace_s)
-
-    @staticmethod
-    def _run(worker: Worker, started: _Started) -> None:
-        try:
-            anyio.run(partial(worker.run, task_status=started))
-        except BaseException as error:  # noqa: BLE001  (kept in worker.failure, and raised by the next call)
-            worker.failure = worker.failure or error
-            _log.debug("the worker ended", exc_info=True)
-        finally:
-            started.event.set()
 
     def put(
         self,
@@ -450,44 +502,7 @@ class Uploader(BaseUploader):
             BlockedError: a person is needed.
             ShardsRefused: the Hub refused single shards for good.
         """
-        worker = self._worker
-        if worker is None or self._closed or os.getpid() != self._pid:
-            self._closed = True
-            return
-        try:
-            with self._drained(worker, timeout):
-                if worker.failure is None:
-                    self._drain(worker, timeout)
-                    reach(CrashPoint.DRAINED)
-        finally:
-            self._closed = True
-            worker.stop()
-            if self._thread is not None:
-                self._thread.join()
-            worker.spool.close()
-            if self in _open_uploaders:
-                _open_uploaders.discard(self)
-                if self._grace_s is not None:
-                    shutdown.let_go(self._grace_s)
-        if isinstance(worker.failure, SpoolLost):
-            raise worker.failure
-        if worker.failure is not None:
-            raise ClosedError(
-                f"the worker failed: {worker.failure!r}. What was accepted is safe in {worker.spool.directory}; the "
-                f"next job brings it up, or run: hubsync drain {worker.spool.directory}"
-            ) from worker.failure
-
-    def _drain(self, worker: Worker, timeout: float | None) -> None:
-        drained, is_second = worker.flush(everything=True), shutdown.left() is not None
-        try:
-            drained.wait("committed", timeout)
-        except SystemExit as ended:
-            # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
-            left = shutdown.left()
-            if left is not None and not is_second:
-                with self._behind(ended, left), self._drained(worker, left):
-                    drained.wait("committed", left if timeout is None else min(left, timeout))
-            raise
+        self._close(timeout)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -502,40 +517,51 @@ class Uploader(BaseUploader):
         with self._behind(error, timeout):
             self.close(timeout)
 
-    def _at_exit(self) -> None:
-        if self._closed or os.getpid() != self._pid:
-            return
-        left = shutdown.left()
-        seconds = _AT_EXIT_S if left is None else left
-        _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, seconds)
-        try:
-            self.close(timeout=seconds)
-        except HubsyncError as error:
-            _log.error("%s", error)
 
+class _Opening:
+    """What becomes of an `open`, between who waits for it and the worker's thread. A `TaskStatus` besides."""
 
-_open_uploaders: set[Uploader] = set()  # held here, since a job may have let go of one that still drains
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.worker: Worker | None = None
+        self.error: BaseException | None = None
+        self._wake = wake
+        self._given_up = self._ended = False
+        self._lock = threading.Lock()
 
-
-def _close_forgotten() -> None:
-    for up in list(_open_uploaders):
-        up._at_exit()
-
-
-# Before the interpreter ends its threads and executors, which the worker needs to drain: `atexit` is too late for
-# that. The function is private, and what concurrent.futures uses for the same purpose since Python 3.9. The last one
-# that was registered runs first, and asyncio asks for names in an executor, so that module is imported before.
-getattr(threading, "_register_atexit", atexit.register)(_close_forgotten)
-
-
-class _Started:
-    """A `TaskStatus` for a thread that waits."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
+    def built(self, worker: Worker) -> Worker:
+        with self._lock:
+            self.worker = worker
+            if self._given_up:
+                worker.stop()
+        return worker
 
     def started(self, value: object = None) -> None:
-        self.event.set()
+        self._wake()
+
+    def failed(self, error: BaseException) -> None:
+        if self.worker is not None:
+            self.worker.failure = error = self.worker.failure or error
+        self.error = error
+
+    def end(self) -> None:
+        """The thread has come to its end."""
+        with self._lock:
+            self._ended = True
+            self._discard()
+        self._wake()
+
+    def give_up(self) -> None:
+        """Nobody waits any more: what the thread opens, it closes."""
+        with self._lock:
+            self._given_up = True
+            if self.worker is not None:
+                self.worker.stop()
+            self._discard()
+
+    def _discard(self) -> None:
+        if self._given_up and self._ended and self.worker is not None:
+            self.worker.writer.close()  # where the event loop could not even begin
+            self.worker.spool.close()
 
 
 _ANYWHERE = Admission()

@@ -105,7 +105,6 @@ class Worker:
         self._fates: dict[int, Fate] = {}
         self._told: set[str] = set()  # why something was set aside
         self._unsure = False  # a segment's fate could not be read: `_follow` looks again
-        self._spooling = threading.Lock()
         self._in_hand: list[Batch | Order] = []  # what the spool's thread has taken
         self._asked: set[Receipt] = set()  # flushes that are still orders in the queue
         self._flushes: set[Fate] = set()  # those that wait for commits
@@ -115,6 +114,7 @@ class Worker:
         self._wake: Callable[[], None] = lambda: None
         self._nudge: Callable[[], None] = lambda: None
         self._wake_linger: Callable[[], None] = lambda: None
+        self._give_up: Callable[[], None] = lambda: None  # the Hub that a start waits for
 
     def _save_status(self, text: str) -> None:
         """One of a spool's processes speaks for it: the one that commits."""
@@ -153,6 +153,9 @@ class Worker:
                 self._wake = loop_waker(self._committer.wake)
                 self._nudge = loop_waker(self._committer.nudge)
                 async with flat_errors(), anyio.create_task_group() as tasks:
+                    self._give_up = loop_waker(tasks.cancel_scope.cancel)
+                    if self._stopping.is_set():
+                        tasks.cancel_scope.cancel()
                     tasks.start_soon(self._beat)
                     await self._connect(self._committer)
                     tasks.cancel_scope.cancel()
@@ -220,6 +223,7 @@ class Worker:
     def stop(self) -> None:
         """No more batches. What is queued is still spooled; then `run` ends. From any thread."""
         self._stopping.set()
+        self._give_up()
         self._room.set()
         self.queue.close()
 
@@ -257,12 +261,11 @@ class Worker:
     # The spool's thread.
 
     def _spool_loop(self) -> None:
-        with self._spooling:  # where asyncio cancels every task, the first thread still runs while another begins
-            while items := self.queue.take():
-                self._in_hand = items
-                reach(CrashPoint.TAKEN)
-                self.spool_items(items)
-                self._in_hand = []
+        while items := self.queue.take():
+            self._in_hand = items
+            reach(CrashPoint.TAKEN)
+            self.spool_items(items)
+            self._in_hand = []
         self._seal()
         self.see()
         self._wake()
@@ -405,23 +408,22 @@ class Worker:
 
     # Flushing.
 
-    def flush(self, *, everything: bool = False) -> Receipt:
-        """A receipt that is committed once all that was put before is. `everything`: other writers' shards as well."""
-        return self._order_flush(everything=everything)
-
-    def hurry(self, batch: Receipt) -> Receipt:
-        """A receipt that is committed once a batch is that was put before; as a flush's, it tells of what blocks."""
-        try:
-            return self._order_flush(of=batch)
-        except ClosedError:  # by another thread, and just now: the batch is accepted, and spooled still
-            return batch
-
-    def _order_flush(self, *, everything: bool = False, of: Receipt | None = None) -> Receipt:
+    def flush(self, *, everything: bool = False, of: Receipt | None = None) -> Receipt:
+        """A receipt that is committed once all that was put before is, or the batch `of` is; or that tells of what
+        blocks. `everything`: other writers' shards as well.
+        """
         receipt = Receipt(0, 0)
         with self._lock:
             self._asked.add(receipt)
         self.queue.order(Order(lambda: self._flush(receipt, everything, of)))
         return receipt
+
+    def hurry(self, batch: Receipt) -> Receipt:
+        """A flush of one batch, which was put just now."""
+        try:
+            return self.flush(of=batch)
+        except ClosedError:  # by another thread, since: it is accepted, and spooled still
+            return batch
 
     def _flush(self, receipt: Receipt, everything: bool, of: Receipt | None) -> None:
         self._seal()
@@ -491,23 +493,12 @@ class Worker:
     def _live(self) -> Live:
         queue = self.queue.depth()
         return Live(
-            pid=os.getpid(),
-            at=self._clock.time(),
-            since=self._since,
-            state=self.status.state,
-            counts=self.status.counts,
-            queue_batches=queue.batches,
-            queue_oldest_at=queue.oldest_at,
-            queue_rows=queue.rows,
-            queue_bytes=queue.bytes,
-            queue_max_bytes=self._queue_max_bytes,
-            blocked=queue.blocked,
-            raised=queue.raised,
-            dropped=queue.dropped,
-            linger_s=self._shard.linger_s,
-            shard_max_bytes=self._shard.max_bytes,
-            spool_max_bytes=self.spool.policy.max_bytes,
-        )
+            pid=os.getpid(), at=self._clock.time(), since=self._since, state=self.status.state,
+            counts=self.status.counts, queue_batches=queue.batches, queue_oldest_at=queue.oldest_at,
+            queue_rows=queue.rows, queue_bytes=queue.bytes, queue_max_bytes=self._queue_max_bytes,
+            blocked=queue.blocked, raised=queue.raised, dropped=queue.dropped, linger_s=self._shard.linger_s,
+            shard_max_bytes=self._shard.max_bytes, spool_max_bytes=self.spool.policy.max_bytes,
+        )  # fmt: skip
 
     async def _look_around(self) -> None:
         """Also while the committer waits for the Hub, and where there is none."""

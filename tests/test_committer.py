@@ -16,6 +16,7 @@ from hubsync import (
     AsyncUploader,
     ClosedError,
     CommitPolicy,
+    NotDrained,
     RetryPolicy,
     ShardPolicy,
     ShardsRefused,
@@ -253,11 +254,10 @@ async def test_a_worker_that_fails_says_so_and_hangs_nobody(
 ) -> None:
     simulated.fail("commit", ZeroDivisionError("a bug"))
     up = open_uploader(tmp_path)
-    with pytest.raises(BaseExceptionGroup) as failed:
+    with pytest.raises(NotDrained, match="a bug"):
         async with up:
             await up.put([{"id": 1}])
             await up.flush()
-    assert failed.group_contains(ZeroDivisionError)
     async with open_uploader(tmp_path):
         pass
     assert ids(simulated) == [1]
@@ -267,7 +267,7 @@ def test_the_other_face_says_so_as_well(simulated: SimulatedHub, tmp_path: Path)
     simulated.fail("commit", ZeroDivisionError("a bug"))
     up = Uploader("user/rows", endpoint="http://127.0.0.1:1", spool=tmp_path / "spool").open()
     up.put([{"id": 1}])
-    with pytest.raises(ClosedError, match="a bug"):
+    with pytest.raises(NotDrained, match="a bug"):
         up.flush()
     with pytest.raises(ClosedError, match="safe"):
         up.put([{"id": 2}])

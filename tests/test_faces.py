@@ -13,9 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from hubsync import AsyncUploader, Uploader
+from hubsync import AsyncUploader, NotDrained, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.locks import FileLock
 from hubsync.receipt import Receipt
@@ -105,6 +108,53 @@ def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Pat
     assert all(FileLock(file).holder() is None for file in files)
 
 
+@pytest.mark.parametrize("how", ["in time", "another task", "two tasks"])
+def test_any_task_may_close(hub: LocalHub, tmp_path: Path, dataset: Dataset, how: str) -> None:
+    async def run() -> None:
+        up = await open_async(hub, tmp_path).open()
+        await up.put([{"id": 1}])
+        if how == "in time":
+            await asyncio.wait_for(up.close(), 60)  # in a task of its own, on Python 3.11
+        elif how == "another task":
+            await asyncio.create_task(up.close())
+        else:
+            await asyncio.gather(up.close(), up.close())
+
+    asyncio.run(run())
+    assert dataset.ids() == [1]
+
+
+def test_a_job_all_of_whose_threads_are_busy_is_brought_up(hub: LocalHub, tmp_path: Path, dataset: Dataset) -> None:
+    done = threading.Event()
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):  # all that anyio gives
+                tasks.start_soon(anyio.to_thread.run_sync, done.wait)
+            await anyio.lowlevel.checkpoint()
+            try:
+                async with open_async(hub, tmp_path) as up:
+                    await up.put([{"id": 1}])
+                    await up.flush(timeout=30)
+            finally:
+                done.set()
+
+    asyncio.run(run())
+    assert dataset.ids() == [1]
+
+
+def test_an_open_that_is_cancelled_waits_for_no_hub(hub: LocalHub, tmp_path: Path) -> None:
+    async def run() -> None:
+        up = open_async(hub, tmp_path)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(up.open(), 0.5)
+        assert up._thread is not None
+        up._thread.join()  # else for ever
+
+    hub.faults.add(Fault.hang(None, on="repo-info"))
+    asyncio.run(run())
+
+
 def test_a_close_from_two_threads_at_once_is_one(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
     for n in range(5):
         up = uploader().open()
@@ -124,6 +174,27 @@ def test_a_close_from_two_threads_at_once_is_one(uploader: Callable[..., Uploade
             thread.join(30)
         assert not errors
     assert dataset.ids() == list(range(5))
+
+
+def test_two_threads_whose_close_runs_out_of_time_are_told_the_same(
+    uploader: Callable[..., Uploader], hub: LocalHub
+) -> None:
+    up = uploader().open()
+    up.put([{"id": 1}])
+    hub.faults.add(Fault.outage())
+    told: list[BaseException] = []
+
+    def close(timeout: float) -> None:
+        with pytest.raises(NotDrained) as error:
+            up.close(timeout)
+        told.append(error.value)
+
+    threads = [threading.Thread(target=close, args=(timeout,)) for timeout in (0.5, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [error.rows for error in told if isinstance(error, NotDrained)] == [1, 1]
 
 
 def test_put_racing_close_loses_nothing_that_was_accepted(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
@@ -174,7 +245,7 @@ def test_no_batch_overtakes_another_where_every_task_is_cancelled(
             for n in range(3):
                 receipts.append(await up.put([{"id": n}], offset=n, ack="queued"))
                 await asyncio.sleep(0.1)
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in asyncio.all_tasks():
                 task.cancel()
             await asyncio.sleep(30)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import Uploader, shutdown
+from hubsync import AsyncUploader, Uploader, shutdown
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
 from tests.conftest import FAST, Dataset
@@ -164,3 +167,46 @@ def test_sigterm_is_given_back_when_the_last_uploader_is_closed(hub: LocalHub, u
             assert signal.getsignal(signal.SIGTERM) is shutdown._on_sigterm
         assert signal.getsignal(signal.SIGTERM) is shutdown._on_sigterm
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_drains_all_that_are_open_whatever_their_faces(
+    hub: LocalHub, uploader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_deadline", None)
+
+    def within(name: str) -> AsyncUploader:
+        return AsyncUploader(name, endpoint=hub.endpoint, token=hub.token, spool=tmp_path / name, **FAST)
+
+    async def run() -> None:
+        async with within("user/outer") as outer, within("user/inner") as inner:
+            async with within("user/gone"):
+                pass
+            await outer.put([{"id": 1}])
+            await inner.put([{"id": 1}])
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), uploader() as around:
+        around.put([{"id": 1}])
+        asyncio.run(run())
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert [Dataset(hub, f"user/{name}").ids() for name in ("outer", "inner", "rows")] == [[1]] * 3
+
+
+def test_what_tasks_have_left_open_is_drained_at_the_interpreters_exit(
+    hub: LocalHub, dataset: Dataset, tmp_path: Path
+) -> None:
+    job = """
+import asyncio, signal, sys
+from hubsync import AsyncUploader
+endpoint, token, spool = sys.argv[1:]
+async def run():
+    up = await AsyncUploader("user/rows", endpoint=endpoint, token=token, spool=spool).open()
+    await up.put([{"id": 1}])
+    signal.raise_signal(signal.SIGTERM)
+asyncio.run(run())
+"""
+    command = [sys.executable, "-c", job, hub.endpoint, hub.token, tmp_path / "spool"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, dataset.ids()) == (143, [1]), done.stderr
