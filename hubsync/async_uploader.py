@@ -74,7 +74,12 @@ class AsyncUploader(BaseUploader):
     ) -> Receipt:
         """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
         worker = self._ready()
-        batch = self._batch(worker, rows, offset, source, key)
+        encoded = self._checked(rows, offset, source, key)
+        if self._is_familiar(worker, encoded, offset):
+            place = self._place(worker, encoded, offset)
+        else:
+            place = await in_thread(self._place, worker, encoded, offset)
+        batch = self._batch(encoded, place, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
         if ack == "committed" and worker.offline:
             ack = "spooled"  # as far as it can be

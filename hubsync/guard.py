@@ -43,6 +43,10 @@ class Guard:
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and read
         self._same = Admission(EMPTY)
 
+    def is_familiar(self, encoded: Encoded) -> bool:
+        """Whether `admit` finds nothing new in it, and does not ask the catalogue."""
+        return encoded.looked_by is self.shapes and not encoded.fresh
+
     def admit(self, encoded: Encoded) -> Admission:
         """Where a batch may go.
 

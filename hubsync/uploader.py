@@ -86,6 +86,7 @@ class BaseUploader:
     _guard: Guard | None = None
     _thread: threading.Thread | None = None  # the worker's
     _closed = False
+    _knows_offsets = False
 
     def __init__(
         self,
@@ -185,6 +186,9 @@ class BaseUploader:
     def offset(self, source: str = "default") -> int | None:
         """The highest offset accepted and durable from `source`, here or in the dataset; None before the first.
 
+        Reads the spool's catalogue, as `known` does: where a process holds that for long, this waits, and with it an
+        event loop that calls it. `asyncio.to_thread(up.offset)` does not hold the loop up.
+
         Raises:
             OffsetUnknown: the spool is new and the Hub could not be asked yet.
         """
@@ -193,7 +197,9 @@ class BaseUploader:
         return worker.spool.offset(source)
 
     def known(self, key: str) -> bool:
-        """Whether a batch with this key was accepted by this spool: then it need not be made again."""
+        """Whether a batch with this key was accepted by this spool: then it need not be made again. It may wait, as
+        `offset` may.
+        """
         return self._ready().writer.knows(key)
 
     def stats(self) -> Stats:
@@ -292,18 +298,28 @@ class BaseUploader:
                 "offset."
             )
 
-    def _batch(self, worker: Worker, rows: Rows, offset: int | None, source: str, key: str | None) -> Batch:
-        if offset is not None:
-            if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63:
-                raise ConfigError(f"an offset is an int from 0, not {offset!r}.")
-            self._know_offsets(worker)
+    def _checked(self, rows: Rows, offset: int | None, source: str, key: str | None) -> Encoded:
+        if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):
+            raise ConfigError(f"an offset is an int from 0, not {offset!r}.")
         if not (isinstance(source, str) and _is_text(source)):
             raise ConfigError(f"a source is a name, in text that UTF-8 can carry, not {source!r}.")
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
         # A step that knows its batches by their content has transformed and encoded them already.
-        encoded = rows if isinstance(rows, Encoded) else self.encode(rows)
-        place = _ANYWHERE if self._guard is None else self._guard.admit(encoded)
+        return rows if isinstance(rows, Encoded) else self.encode(rows)
+
+    def _is_familiar(self, worker: Worker, encoded: Encoded, offset: int | None) -> bool:
+        """Whether nothing of it is to be looked up in the catalogue, so that `_place` does not wait."""
+        knows_offsets = offset is None or worker.offline or self._knows_offsets
+        return knows_offsets and (self._guard is None or self._guard.is_familiar(encoded))
+
+    def _place(self, worker: Worker, encoded: Encoded, offset: int | None) -> Admission:
+        if offset is not None:
+            self._know_offsets(worker)
+            self._knows_offsets = True
+        return _ANYWHERE if self._guard is None else self._guard.admit(encoded)
+
+    def _batch(self, encoded: Encoded, place: Admission, offset: int | None, source: str, key: str | None) -> Batch:
         reach(CrashPoint.ENCODED)
         receipt = Receipt(encoded.rows, len(encoded.lines))
         return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place)
@@ -470,7 +486,8 @@ class Uploader(BaseUploader):
                 another thread closed the uploader, or a person is needed.
         """
         worker = self._ready()
-        batch = self._batch(worker, rows, offset, source, key)
+        encoded = self._checked(rows, offset, source, key)
+        batch = self._batch(encoded, self._place(worker, encoded, offset), offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
         if not worker.queue.put(batch, timeout):
             batch.receipt._dropped(DROPPED)

@@ -95,6 +95,24 @@ def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_pat
     assert asyncio.run(run()) < 1
 
 
+def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    async def run() -> None:
+        async with open_async(hub, tmp_path) as up:
+            await up.put([{"id": 0}])
+            busy = Busy(tmp_path / "spool")
+            threading.Timer(3, lambda: (busy.end(), over.set())).start()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(up.put([{"id": 1}]))
+                await asyncio.sleep(0.2)  # the spool's thread has the catalogue, and waits for the other process
+                tasks.create_task(up.put([{"id": 2, "new": 1}]))
+                await asyncio.sleep(0.2)
+                assert not over.is_set()
+
+    asyncio.run(run())
+
+
 def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         for _ in range(5):
