@@ -18,10 +18,9 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from hubsync.clock import Bell, Clock, loop_waker
+from hubsync.clock import Bell, Clock, in_thread, loop_waker
 from hubsync.committer import Committer
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
@@ -205,12 +204,12 @@ class Worker:
 
     async def _spool_in_thread(self) -> None:
         try:
-            await anyio.to_thread.run_sync(self._spool_loop, limiter=anyio.CapacityLimiter(1))
+            await in_thread(self._spool_loop)
         except anyio.get_cancelled_exc_class():
             # Cancelled, perhaps before the thread had begun: what is queued was accepted, so it is spooled still.
             self.queue.close()
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._spool_loop)
+                await in_thread(self._spool_loop)
             raise
 
     async def _close_when_cancelled(self) -> None:
@@ -369,13 +368,13 @@ class Worker:
             )  # fmt: skip
 
     def _until_it_works(self, work: Callable[[], R]) -> R | None:
-        """Tries again while the disk or the spool's quota refuses; None once the uploader is being closed."""
+        """Tries again while the disk, the spool's quota or the table of open files refuses; None once it is closed."""
         while True:
             try:
                 result = work()
             except SpoolLost:
                 raise
-            except SpoolError as error:
+            except (SpoolError, OSError) as error:
                 self.status.report("spool thread", State("spool full", str(error)))
                 if self._stopping.is_set():
                     return None
@@ -431,7 +430,7 @@ class Worker:
             self._answer(receipt, Fate(settled=True))
             return
         # At the very start nobody may commit yet: then it is as much this process' to do as anybody's.
-        all_of_it = everything and not self.spool.is_committed_by_others
+        all_of_it = everything and self._until_it_works(lambda: self.spool.is_committed_by_others) is False
         if all_of_it:
             self._until_it_works(self.spool.adopt)  # what the dead left open would not be waited for
         pending: list[int] | None = []
@@ -504,7 +503,7 @@ class Worker:
         """Also while the committer waits for the Hub, and where there is none."""
         while True:
             await self._clock.sleep(_LOOK_S)
-            await anyio.to_thread.run_sync(self._look)
+            await in_thread(self._look)
 
     def _look(self) -> None:
         with contextlib.suppress(OSError):
@@ -552,10 +551,10 @@ class Worker:
             if self._fates and (self._unsure or not (alone and was_alone)):
                 self._unsure = False
                 try:
-                    await anyio.to_thread.run_sync(self._look_up)
+                    await in_thread(self._look_up)
                 except SpoolLost:
                     raise
-                except SpoolError:
+                except (SpoolError, OSError):
                     self._unsure = True
 
     def _look_up(self) -> None:

@@ -116,9 +116,12 @@ def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub,
 def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         for _ in range(5):
+            up = open_async(hub, tmp_path)
             with suppress(TimeoutError):
-                await asyncio.wait_for(open_async(hub, tmp_path).open(), 0.005)
-        await asyncio.sleep(1)
+                await asyncio.wait_for(up.open(), 0.005)
+                await up.close()
+            assert up._thread is not None
+            up._thread.join()
 
     asyncio.run(run())
     files = list((tmp_path / "spool" / "writers").glob("*.lock"))

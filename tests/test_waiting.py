@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from hubsync import BlockedError, ClosedError, ConfigError, NotDrained, RetryPolicy, Uploader
+from hubsync import BlockedError, ClosedError, ConfigError, NotDrained, RetryPolicy, Uploader, clock
 from hubsync.localhub import Fault, LocalHub
+from hubsync.locks import FileLock
 from tests.conftest import Dataset
 
 
@@ -120,6 +123,43 @@ def test_a_flush_is_not_told_that_all_is_committed_where_the_spool_took_no_write
         up.close(timeout=1)
     with pytest.raises(ClosedError):
         flushing()
+
+
+def test_a_flush_that_can_open_no_file_for_a_moment_ends_nothing(
+    uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, refused = FileLock.holder, threading.Event()
+
+    def refuse(self: FileLock) -> int | None:
+        if not (self.held or refused.is_set()):
+            refused.set()
+            raise OSError(24, "Too many open files")
+        return holder(self)
+
+    with uploader() as commits, uploader() as follows:
+        while not commits._worker.spool.is_committer:
+            time.sleep(0.01)
+        follows.put([{"id": 1}])
+        monkeypatch.setattr(FileLock, "holder", refuse)
+        in_thread(lambda: follows._worker.flush(everything=True).wait())()
+        assert refused.is_set()
+        follows.put([{"id": 2}])
+    assert dataset.ids() == [1, 2]
+
+
+def test_a_machine_that_gives_no_thread_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refusals = threading.Thread.start, [1, 2]
+
+    def refuse(self: threading.Thread) -> None:
+        if refusals:
+            refusals.pop()
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(clock, "_NO_THREAD_S", 0)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert anyio.run(clock.in_thread, divmod, 7, 2) == (3, 1)
+    assert not refusals
 
 
 def test_flushes_that_had_nothing_to_do_are_not_kept(uploader: Any) -> None:
