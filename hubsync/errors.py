@@ -34,7 +34,11 @@ HubsyncError
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 _LONGEST = 2_000  # characters of a message
 
@@ -195,6 +199,18 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = (error.subgroup(SpoolLost) or error.subgroup(HubsyncError) or error).exceptions[0]
     return error
+
+
+def once_more(error: E) -> E:
+    """A copy, for an error that is told to many: raised again and again, one and the same would hold the frames of all
+    who ever caught it, and their rows.
+    """
+    again = copy.copy(error)
+    if notes := getattr(error, "__notes__", None):
+        again.__notes__ = [*notes]
+    if error.__cause__ is not None:
+        again.__cause__ = error.__cause__
+    return again
 
 
 class HubError(HubsyncError):

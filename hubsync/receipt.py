@@ -14,7 +14,7 @@ from typing import Literal
 import anyio
 
 from hubsync.clock import loop_waker
-from hubsync.errors import HubsyncError
+from hubsync.errors import HubsyncError, once_more
 
 ReceiptState = Literal["queued", "spooled", "committed", "dropped", "refused"]
 
@@ -167,11 +167,11 @@ class Receipt:
 
     def _outcome(self, until: str) -> str | None:
         if self._error is not None:
-            raise self._error
+            raise once_more(self._error)
         if until == "committed" and self._fate is not None and self._fate.error is not None:
-            raise self._fate.error
+            raise once_more(self._fate.error)
         if until == "committed" and self._fate is not None and not self._fate.settled and self._fate.abandoned:
-            raise self._fate.abandoned
+            raise once_more(self._fate.abandoned)
         return self.sha
 
     # The worker's side.

@@ -33,6 +33,7 @@ from hubsync.errors import (
     OffsetUnknown,
     QueueFull,
     SpoolLost,
+    once_more,
 )
 from hubsync.guard import Admission, Guard
 from hubsync.policy import (
@@ -282,7 +283,7 @@ class BaseUploader:
         if worker is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
         if isinstance(worker.failure, SpoolLost):
-            raise worker.failure
+            raise once_more(worker.failure)
         if worker.failure is not None:
             raise ClosedError(
                 f"the uploader of {self.repo} has failed ({worker.failure!r}); what was accepted is safe in "
@@ -392,7 +393,7 @@ class BaseUploader:
 
     def _raise_failure(self, worker: Worker) -> None:
         if isinstance(worker.failure, SpoolLost):
-            raise worker.failure
+            raise once_more(worker.failure)
         if worker.failure is not None:
             raise ClosedError(
                 f"the worker failed: {worker.failure!r}. What was accepted is safe in {worker.spool.directory}; the "

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import shutil
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from hubsync import BlockedError, ClosedError, ConfigError, NotDrained, RetryPolicy, Uploader, clock
+from hubsync import (
+    BlockedError,
+    ClosedError,
+    ConfigError,
+    NotDrained,
+    QueueFull,
+    QueuePolicy,
+    RetryPolicy,
+    SpoolLost,
+    Uploader,
+    clock,
+)
 from hubsync.localhub import Fault, LocalHub
 from hubsync.locks import FileLock
+from hubsync.queue import Order
 from tests.conftest import Dataset
 
 
@@ -103,7 +118,7 @@ def test_what_blocked_the_last_job_ends_no_flush_of_this_one(uploader: Any, hub:
     with uploader() as up:
         up.put([{"id": 1}], ack="committed")
         spool = up.spool
-    with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
+    with contextlib.closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
         db.execute("""UPDATE meta SET value = '{"kind":"blocked","reason":"401"}' WHERE key = 'status'""")
         assert db.total_changes == 1
     hub.faults.add(Fault.hang(4, on="repo-info", times=2))
@@ -185,3 +200,32 @@ def test_a_reserve_that_was_given_up_before_is_filled_again_without_a_hub(
     with uploader() as up:
         assert in_thread(lambda: up.put([{"id": 1}]))().state == "spooled"
     assert os.path.getsize(tmp_path / "spool" / "reserve") > 0
+
+
+@pytest.mark.parametrize("why", ["dropped", "lost"])
+def test_an_error_that_is_told_to_many_keeps_nobodys_rows(uploader: Any, why: str) -> None:
+    class Rows(list):  # type: ignore[type-arg]
+        pass
+
+    kept: list[weakref.ref[Rows]] = []
+    go_on = threading.Event()
+
+    def put(up: Uploader, n: int) -> None:
+        rows = Rows([{"id": n}])
+        kept.append(weakref.ref(rows))
+        with contextlib.suppress(QueueFull, SpoolLost, TimeoutError):
+            up.put(rows, ack="queued").wait("spooled", timeout=0.01)
+
+    with contextlib.suppress(SpoolLost), uploader(queue=QueuePolicy(max_batches=1, when_full="drop")) as up:
+        if why == "lost":
+            shutil.rmtree(up.spool)
+            while up._worker.failure is None:
+                time.sleep(0.01)
+        else:
+            up._worker.queue.order(Order(go_on.wait))
+        for n in range(20):
+            put(up, n)
+        gc.collect()
+        alive = sum(rows() is not None for rows in kept)
+        go_on.set()
+    assert alive <= 1
