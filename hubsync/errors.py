@@ -15,7 +15,7 @@ HubsyncError
 │   ├── SpoolBusy                 another live process commits for this spool
 │   ├── SpoolLost                 the spool is deleted, its disk unmounted, or its catalogue corrupt
 │   └── LeaseLost                 another process took over committing while this one was stopped
-├── NotDrained                    close or flush ran out of time: what is left, where, and how to bring it up
+├── NotDrained                    out of time, or closed, before a commit: what is left, where, and how to bring it up
 ├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
 ├── UnreadableRow                 a line of the dataset that is no row
 ├── DatasetRewritten              a reader can't tell which rows it has had
@@ -143,7 +143,7 @@ class LeaseLost(SpoolError):
 
 
 class NotDrained(HubsyncError):
-    """Time ran out before all was committed. What is left is safe in the spool.
+    """Time ran out, or the uploader ended, before all was committed. What is left is safe in the spool.
 
     Attributes:
         spool: the spool's directory.

@@ -153,10 +153,6 @@ class BoundedQueue:
         for wake in waiters:
             wake()
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     def depth(self) -> QueueDepth:
         with self._lock:
             oldest_at = self._oldest_at if self._batches else None

@@ -135,7 +135,7 @@ class Receipt:
         """
         done = threading.Event()
         if self._subscribe(until, done.set) and not done.wait(timeout):
-            raise TimeoutError(f"the batch is still {self.state} after {timeout} s; it is safe, and goes on.")
+            raise self._late(timeout)
         return self._outcome(until)
 
     async def wait_async(
@@ -158,8 +158,12 @@ class Receipt:
             with anyio.move_on_after(timeout) as scope:
                 await done.wait()
             if scope.cancelled_caught:
-                raise TimeoutError(f"the batch is still {self.state} after {timeout} s; it is safe, and goes on.")
+                raise self._late(timeout)
         return self._outcome(until)
+
+    def _late(self, timeout: float | None) -> TimeoutError:
+        where = "in memory" if self._fate is None else "safe in the spool"
+        return TimeoutError(f"the batch is still {self.state} after {timeout} s: it is {where}, and goes on.")
 
     def __repr__(self) -> str:
         extra = f", sha={self.sha!r}" if self.sha else ""

@@ -164,7 +164,7 @@ def test_a_slow_disk_holds_up_nobody_who_only_queues(
         monkeypatch.setattr(writer, "_write_all", slow)
         receipts = [up.put(rows(n, 1), ack="queued") for n in range(100)]
         assert {receipt.state for receipt in receipts} == {"queued"}
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="in memory"):
             up.put(rows(100, 1), timeout=0.05)
         go_on.set()
     assert dataset.ids() == list(range(101))
