@@ -438,10 +438,7 @@ class Worker:
             urged = self._until_it_works(partial(self.spool.urge, name))
             pending = None if pending is None or urged is None else pending + urged
         if pending is None:
-            receipt._dropped(
-                ClosedError("the uploader was closed while the spool took no writes; nothing was flushed.")
-            )
-            return
+            return  # closed while the spool took no writes: `_end` tells
         fates = [self._fate(segment, may_be_settled=True) for segment in pending]
         whole = all_of(fates if of is None or of._fate is None else [of._fate])
         with self._lock:
