@@ -16,11 +16,10 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from hubsync import card
-from hubsync.clock import Bell, Clock
+from hubsync.clock import Bell, Clock, in_thread
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AmbiguousError,
@@ -142,7 +141,7 @@ class Committer:
             BlockedError: the token or the repo is not good.
             TransientError: the Hub can't be asked now; `run` goes on trying.
         """
-        await anyio.to_thread.run_sync(card.load)
+        await in_thread(card.load)
         self._head = (await self._destination.check(private=self._private)).sha
         while not self._connected:
             seeded = await self._on_disk(lambda: self._spool.seeded)
@@ -205,8 +204,8 @@ class Committer:
         shown: Mapping[str, StructOf] = {}
         with suppress(card.CardError, DefectError):
             content = await self._destination.read(card.PATH, head.sha or "")
-            stands = await anyio.to_thread.run_sync(card.Card, content, self._spool.target.repo)
-            shown = await anyio.to_thread.run_sync(stands.features)
+            stands = await in_thread(card.Card, content, self._spool.target.repo)
+            shown = await in_thread(stands.features)
         await self._on_disk(self._spool.seed, marks, shown)
 
     async def run(self) -> None:

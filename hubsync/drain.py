@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
-from hubsync.clock import SystemClock
+from hubsync.clock import SystemClock, in_thread
 from hubsync.committer import Committer
 from hubsync.connect import destination_of, open_spool
 from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy, root_cause
@@ -74,7 +73,7 @@ async def _drain(
                     "others."
                 )
             await clock.sleep(BEAT_S)
-        await anyio.to_thread.run_sync(spool.sweep)  # also where nothing is left to commit
+        await in_thread(spool.sweep)  # also where nothing is left to commit
         status = Status(
             lambda text: spool.catalogue.remember("status", text), spool.waiting, stored=spool.catalogue.get("status")
         )
@@ -113,10 +112,10 @@ async def _until_empty(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
         while True:
-            await anyio.to_thread.run_sync(spool.adopt)
-            await anyio.to_thread.run_sync(spool.urge, None)
+            await in_thread(spool.adopt)
+            await in_thread(spool.urge, None)
             committer.wake()
-            depth = await anyio.to_thread.run_sync(spool.depth)
+            depth = await in_thread(spool.depth)
             progress(depth, status)
             if blocked:
                 break

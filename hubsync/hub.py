@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from hubsync.blobs import LfsStore, XetStore, read_pieces, xet_available
+from hubsync.clock import in_thread
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     AuthenticationError,
@@ -204,7 +204,7 @@ class HubDataset:
         staged: list[Staged] = []
         for start in range(0, len(shards), _PREUPLOAD):
             part = shards[start : start + _PREUPLOAD]
-            files = await anyio.to_thread.run_sync(_samples, part)
+            files = await in_thread(_samples, part)
             answer = await self._preupload(files)
             by_path = {item.path: Staged(item.upload_mode, item.oid) for item in answer}
             for shard in part:

@@ -13,10 +13,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
-import anyio.to_thread
-
 from hubsync import card
-from hubsync.clock import Clock
+from hubsync.clock import Clock, in_thread
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import DefectError, StaleParentError
 from hubsync.fitting import Fitting, Misfit
@@ -82,18 +80,18 @@ class CardKeeper:
         asked = partial(self._destination.read, card.PATH, head)
         try:
             existing = await self._persist("read", asked, lets_out=(StaleParentError, DefectError))
-            stands = await anyio.to_thread.run_sync(card.Card, existing, self._repo)
-            shown = await anyio.to_thread.run_sync(stands.features)
+            stands = await in_thread(card.Card, existing, self._repo)
+            shown = await in_thread(stands.features)
             if is_all := owed or existing is None:
                 entries = await self._all_entries(entries, head)
                 shown = await self._on_disk(self._fitting.with_committed, shown)
             features, misfit = await self._on_disk(self._fitting.fit, kinds, shown)
             if misfit is not None:
                 return misfit
-            if clash := await anyio.to_thread.run_sync(stands.clash, entries):
+            if clash := await in_thread(stands.clash, entries):
                 _log.warning("%s", clash)
             features = {**shown, **features} if is_all else features
-            merged = await anyio.to_thread.run_sync(stands.add, entries, features)
+            merged = await in_thread(stands.add, entries, features)
             reach(CrashPoint.CARD_MERGED)
         except (card.CardError, DefectError) as error:
             self._refusals, self._again_at = _TRIES, math.inf  # until somebody commits another one

@@ -11,9 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import anyio.to_thread
-
-from hubsync.clock import Bell, Clock
+from hubsync.clock import Bell, Clock, in_thread
 from hubsync.errors import (
     BlockedError,
     DefectError,
@@ -98,7 +96,7 @@ class Patience:
         backoff = self.backoff()
         while True:
             try:
-                result = await anyio.to_thread.run_sync(work, *args)
+                result = await in_thread(work, *args)
             except (LeaseLost, SpoolLost):
                 raise
             except (SpoolError, OSError) as error:
