@@ -82,7 +82,6 @@ class Committer:
         on_settled: OnSettled,
         on_blocked: Callable[[HubError], None] = lambda error: None,
         on_misfit: Callable[[], None] = lambda: None,
-        private: bool | None = None,
     ) -> None:
         self._spool = spool
         self._plans = Plans(spool)
@@ -94,7 +93,6 @@ class Committer:
         self._status = status
         self._on_settled = on_settled
         self._on_misfit = on_misfit
-        self._private = private
         self._work_bell = Bell(clock)  # something was sealed or staged
         self._pack_bell = Bell(clock)
         self._commit_bell = Bell(clock)
@@ -142,7 +140,8 @@ class Committer:
             TransientError: the Hub can't be asked now; `run` goes on trying.
         """
         await in_thread(card.load)
-        self._head = (await self._destination.check(private=self._private)).sha
+        private = await self._on_disk(lambda: self._spool.private)
+        self._head = (await self._destination.check(private=private)).sha
         while not self._connected:
             seeded = await self._on_disk(lambda: self._spool.seeded)
             if await self._on_disk(self._spool.become_committer):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import logging
 import os
 import stat
@@ -83,8 +84,13 @@ def token_source(token: Secret | str | None) -> Callable[[], Secret | None]:
     return current
 
 
-def open_spool(target: Target | None, where: str | Path | SpoolPolicy | None, clock: Clock) -> Spool:
-    """Opens (or makes) the spool at `where`; the target's own place where that is None."""
+def open_spool(
+    target: Target | None, where: str | Path | SpoolPolicy | None, clock: Clock, *, private: bool | None = None
+) -> Spool:
+    """Opens (or makes) the spool at `where`; the target's own place where that is None.
+
+    `private`, where it is chosen, is kept: whoever has to make the repo in the end, does it so.
+    """
     policy = where if isinstance(where, SpoolPolicy) else SpoolPolicy(directory=where)
     if policy.directory is not None:
         directory = Path(policy.directory).expanduser().absolute()
@@ -95,7 +101,10 @@ def open_spool(target: Target | None, where: str | Path | SpoolPolicy | None, cl
     else:
         raise ConfigError("which spool? Give its directory.")
     keep_to_its_owner(directory)
-    return Spool(directory, target=target, policy=policy, clock=clock)
+    spool = Spool(directory, target=target, policy=policy, clock=clock)
+    if private is not None and private != spool.private:
+        spool.catalogue.set("private", json.dumps(private))
+    return spool
 
 
 def spool_of(target: Target, directory: Path, clock: Clock) -> Spool:

@@ -7,6 +7,7 @@ known, and is said: which batches at a file's end were never acknowledged, which
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -100,7 +101,8 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
         old = _Old(directory, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         notes = _notes(directory)
         target = _target(directory, old, notes)
-        oids, marks = anyio.run(_on_hub, target, retry or RetryPolicy())
+        private = _private(old, notes)
+        oids, marks = anyio.run(_on_hub, target, private, retry or RetryPolicy())
         found = Rescued()
         new = directory / "catalogue.rescued"
         _remove(new)
@@ -108,6 +110,7 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
         try:
             with catalogue.transaction():
                 _take_over(catalogue, old, target, marks, found)
+                catalogue.set("private", json.dumps(private))
                 removed = _segments(catalogue, directory, old, notes, oids, found)
                 _guard(catalogue, old)
                 _graves(catalogue, directory, old)
@@ -170,13 +173,21 @@ def _target(directory: Path, old: _Old, notes: Mapping[str, WriterNote]) -> Targ
     return targets.pop()
 
 
-async def _on_hub(target: Target, retry: RetryPolicy) -> tuple[set[str], list[Watermark]]:
+def _private(old: _Old, notes: Mapping[str, WriterNote]) -> bool | None:
+    """Whether a repo that is made now is private. Where only notes tell, and not all alike, it is."""
+    stored = old.get("private")
+    if stored is not None:
+        return stored == "true"
+    return max((note.private for note in notes.values() if note.private is not None), default=None)
+
+
+async def _on_hub(target: Target, private: bool | None, retry: RetryPolicy) -> tuple[set[str], list[Watermark]]:
     """The contents that the dataset holds (git oids and sha256), and its watermarks."""
     destination = destination_of(target, None, retry)
     if destination is None:
         raise HubsyncError("HF_HUB_OFFLINE is set: it can't be known what the Hub has already. Unset it and try again.")
     try:
-        head = await destination.check(private=None)
+        head = await destination.check(private=private)
         files = await destination.files(head.sha or "")
         return {file.oid for file in files}, list(await destination.watermarks(head.sha or ""))
     finally:

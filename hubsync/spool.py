@@ -90,6 +90,7 @@ class WriterNote(msgspec.Struct):
 
     target: Target
     layouts: list[tuple[int, Layout]]
+    private: bool | None = None
 
     def layout_of(self, segment: int) -> Layout | None:
         """Where a segment's rows belong."""
@@ -173,6 +174,11 @@ class Spool:
             )
         return found
 
+    @property
+    def private(self) -> bool | None:
+        """Whether a repo that is made now is private, as it was last chosen; None for the account's default."""
+        return msgspec.json.decode(self.catalogue.get("private") or "null", type=bool | None)
+
     def file(self, name: str) -> Path:
         """Where a segment's bytes are."""
         return self.directory / "segments" / name
@@ -219,8 +225,10 @@ class Spool:
         note = WriterNote(self.target, [])
         with suppress(OSError, msgspec.DecodeError):
             note = msgspec.json.decode(path.read_bytes(), type=WriterNote)
-        if note.layouts and note.layouts[-1][1] == layout:
+        private = self.private
+        if note.layouts and note.layouts[-1][1] == layout and note.private == private:
             return
+        note.private = private
         note.layouts.append((int(self.catalogue.value("SELECT max(id) FROM segments") or 0), layout))
         write_over(path, msgspec.json.encode(note))
 

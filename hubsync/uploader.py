@@ -121,7 +121,8 @@ class BaseUploader:
             path: template of the shards' paths; its fields are {config}, {split}, {writer}, {seq:05d}.
             format: what the shards are: "jsonl", "jsonl.gz", "jsonl.zst" (needs hubsync[zstd]) or "parquet" (needs
                 hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/formats.md.
-            private: whether a repo that is made now is private; None for the account's default.
+            private: whether a repo that is made now is private; kept in the spool. None for what was chosen before, or
+                the account's default.
             token: None for what HF_TOKEN or `hf auth login` hold, read anew whenever it is needed.
             endpoint: None for HF_ENDPOINT.
             revision: a branch.
@@ -217,7 +218,7 @@ class BaseUploader:
     def _build(self) -> Worker:
         from hubsync.connect import destination_of, open_spool
 
-        spool = open_spool(self._target, self._where, self._clock)
+        spool = open_spool(self._target, self._where, self._clock, private=self._private)
         try:
             spool.guard_schema(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
             self._guard = None if self._schema is None else Guard(spool, self._layout, self._schema)
@@ -231,7 +232,6 @@ class BaseUploader:
                 retry=self._retry,
                 clock=self._clock,
                 rng=self._rng,
-                private=self._private,
                 progress=self._progress,
             )
             if self._guard is not None:

@@ -75,7 +75,6 @@ class Worker:
         retry: RetryPolicy,
         clock: Clock,
         rng: random.Random,
-        private: bool | None,
         progress: bool | None = False,
     ) -> None:
         """Opens a writer in the spool. With no destination (offline), rows are only spooled."""
@@ -98,7 +97,7 @@ class Worker:
         self.source = Source(spool.target.repo, self.writer.name, self.status, self.queue.depth, self.depth, clock.time)
         self.progress = Progress(self.figures, progress, clock.time)
         self._destination = None if destination is None else traced(destination, self.source.attributes)
-        self._committing = (commit, retry, rng, private)
+        self._committing = (commit, retry, rng)
         self._committer: Committer | None = None
         self._lock = threading.Lock()
         self._fates: dict[int, Fate] = {}
@@ -135,7 +134,7 @@ class Worker:
             linger_bell = Bell(self._clock)
             self._wake_linger = loop_waker(linger_bell.ring)
             if self._destination is not None:
-                commit, retry, rng, private = self._committing
+                commit, retry, rng = self._committing
                 self._committer = Committer(
                     self.spool,
                     self._destination,
@@ -147,7 +146,6 @@ class Worker:
                     on_settled=self._settled,
                     on_blocked=self._blocked,
                     on_misfit=lambda: self.on_misfit(),
-                    private=private,
                 )
                 self._wake = loop_waker(self._committer.wake)
                 self._nudge = loop_waker(self._committer.nudge)

@@ -104,6 +104,16 @@ def test_drain_brings_up_what_an_offline_job_left(run: Run, dataset: Dataset, tm
     assert dataset.ids() == list(range(5))
 
 
+def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: Dataset) -> None:
+    run("pipe", "user/rows", "--private", stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
+    run("pipe", "user/rows", stdin=jsonl(3, 5), HF_HUB_OFFLINE="1")
+    assert run("drain").returncode == 0
+    assert dataset.api.dataset_info("user/rows").private
+    dataset.api.delete_repo("user/rows", repo_type="dataset")
+    assert run("pipe", "user/rows", stdin=jsonl(5, 6)).returncode == 0
+    assert dataset.api.dataset_info("user/rows").private
+
+
 def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
     assert "no spool" in run("status").stdout
     assert "no spool" in run("drain").stderr

@@ -63,6 +63,22 @@ def middle(spool: Path) -> None:
             file.write(os.urandom(4096))
 
 
+@pytest.mark.parametrize("damage", [header, removed])
+def test_a_repo_that_a_rescue_makes_is_as_private_as_the_job_asked_for(
+    hub: LocalHub,
+    uploader: Callable[..., Uploader],
+    dataset: Dataset,
+    spool: Path,
+    damage: Callable[[Path], None],
+) -> None:
+    fill(hub, uploader, private=True)
+    damage(spool)
+    for bring_up in (rescue, drain):
+        dataset.api.delete_repo(dataset.repo, repo_type="dataset")
+        bring_up(spool)
+        assert dataset.api.dataset_info(dataset.repo).private
+
+
 @pytest.mark.parametrize("damage", [header, emptied, removed, middle])
 @pytest.mark.parametrize("path", [None, "data/{split}-{seq:05d}.jsonl"], ids=["a name each", "one series"])
 def test_every_row_comes_up_once_whatever_is_broken(

@@ -148,7 +148,7 @@ class Process:
         self.worker = Worker(
             spool, self.line, layout=layout, queue=QueuePolicy(),
             shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
-            rng=random.Random(1), private=None,
+            rng=random.Random(1),
         )  # fmt: skip
         self.spool = spool
         if self.guard is not None:
