@@ -47,7 +47,7 @@ from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.schema import StructOf
 from hubsync.spool import Spool
-from hubsync.status import State, Status
+from hubsync.status import State, Status, count_text
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")
@@ -141,7 +141,14 @@ class Committer:
         """
         await in_thread(card.load)
         private = await self._on_disk(lambda: self._spool.private)
-        self._head = (await self._destination.check(private=private)).sha
+        head = await self._destination.check(private=private)
+        self._head = head.sha
+        gone = (await self._on_disk(self._spool.depth)).committed_rows if head.is_new else 0
+        if gone:
+            _log.warning(
+                "%s: %s committed earlier are not in it: it was deleted, and is made anew.",
+                self._spool.target.repo, count_text(gone, "row"),
+            )  # fmt: skip
         while not self._connected:
             seeded = await self._on_disk(lambda: self._spool.seeded)
             if await self._on_disk(self._spool.become_committer):

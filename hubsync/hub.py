@@ -185,7 +185,7 @@ class HubDataset:
     async def _head_of_new(self) -> Head:
         """A repo that was made a moment ago may not be everywhere yet."""
         try:
-            return await self.head()
+            return Head((await self.head()).sha, is_new=True)
         except RepoMissingError as error:
             raise TransientError(str(error), status=error.status) from None
 

@@ -101,9 +101,10 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The branch as the Hub has it: its newest commit, None for a branch without any."""
+    """The branch as the Hub has it: its newest commit, None for a branch without any; whether it was made just now."""
 
     sha: str | None
+    is_new: bool = False
 
 
 def summary_of(shards: Sequence[Shard]) -> str:

@@ -110,7 +110,8 @@ def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: D
     assert run("drain").returncode == 0
     assert dataset.api.dataset_info("user/rows").private
     dataset.api.delete_repo("user/rows", repo_type="dataset")
-    assert run("pipe", "user/rows", stdin=jsonl(5, 6)).returncode == 0
+    done = run("pipe", "user/rows", stdin=jsonl(5, 6))
+    assert "user/rows: 5 rows committed earlier are not in it: it was deleted" in done.stderr
     assert dataset.api.dataset_info("user/rows").private
 
 
