@@ -1,34 +1,44 @@
 """JSON Lines from a file descriptor to a dataset, so that a job in any language can use hubsync.
 
-Lines are put in batches as they come: at once where the stream pauses, so that a slow job's rows are safe soon. A
-line that is no JSON object is named by its number, and ends the stream or is set aside.
+Lines are put in small batches as they come: none waits for long, so that a slow job's rows are safe soon. A line that
+is no row is named by its number, and ends the stream or is set aside. A signal that ends the job is seen between two
+reads, so every line that was read is put, and once.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
-from hubsync.errors import HubsyncError, RowError
+from hubsync.errors import BatchTooLarge, HubsyncError, RowError
+from hubsync.receipt import Receipt
 from hubsync.uploader import Uploader
 
 _READ = 1 << 20
 _BATCH_ROWS = 1_000
-_PAUSE_S = 0.2  # a stream that is silent for so long has its lines put
+_BATCH_BYTES = 1 << 20  # of lines; a longer one goes alone
+_WAIT_S = 0.2  # how long a line waits for others
+_MARK = b"\xef\xbb\xbf"  # which some editors put before UTF-8
+
+BadLines = Literal["fail", "set-aside"]
 
 
 class BadLine(HubsyncError, ValueError):
-    """A line that is no JSON object. All lines before it are accepted."""
+    """A line that is no row. All lines before it are accepted."""
 
     def __init__(self, number: int, why: str) -> None:
         self.number, self.why = number, why
-        super().__init__(f"line {number}: {why}")
+        super().__init__(f"line {number:,}: {why}")
 
 
 @dataclass(slots=True)
@@ -42,64 +52,116 @@ class Piped:
 
 
 def pipe(
-    fd: int,
-    up: Uploader,
-    *,
-    source: str | None = None,
-    bad_lines: Literal["fail", "set-aside"] = "fail",
-    aside: Path | None = None,
+    fd: int, up: Uploader, *, source: str | None = None, bad_lines: BadLines = "fail", aside: Path | None = None
 ) -> Piped:
     """Puts every line of `fd`. With `source`, lines that an earlier run brought already are passed over.
 
     Raises:
         BadLine: where `bad_lines` is "fail"; the lines before it are accepted.
     """
-    done = Piped()
-    known = (up.offset(source) or 0) if source else 0
-    rows: list[dict[str, Any]] = []
+    stream = _Stream(up, source, bad_lines, aside)
+    bad: BadLine | None = None
+    with _Signals() as signals:
+        try:
+            for line in _lines(fd, stream, signals):
+                stream.take(line)
+            stream.put()
+        except BadLine as error:
+            bad = error
+        finally:
+            stream.put()  # also where a signal ends it: what was read from the pipe is nowhere else
+        with signals.let_through():
+            stream.wait()
+    if bad is not None:
+        raise bad
+    return stream.done
 
-    def put() -> None:
-        if rows:
-            up.put(rows, offset=done.read if source else None, source=source or "default")
-            done.rows += len(rows)
-            rows.clear()
 
-    try:
-        for line in _lines(fd):
-            if line is None or len(rows) >= _BATCH_ROWS:
-                put()
-            if line is None:
-                continue
-            number = done.read + 1
-            if number <= known:
-                done.skipped += 1
-            elif line.strip():
-                try:
-                    rows.append(_parse(number, line))
-                except BadLine:
-                    if bad_lines == "fail":
-                        raise
-                    done.set_aside += 1
-                    _keep(aside or up.spool / "dead-letter" / "lines.txt", number, line)
-            done.read = number
-    finally:
-        put()  # also where a signal ends it: what was read from the pipe is nowhere else
-    return done
+class _Line(NamedTuple):
+    number: int
+    text: bytes
+    row: dict[str, Any]
+
+
+class _Stream:
+    """The lines that were read and are not put yet, and what became of the others."""
+
+    def __init__(self, up: Uploader, source: str | None, bad_lines: BadLines, aside: Path | None) -> None:
+        self.done = Piped()
+        self._up = up
+        self._source = source
+        self._known = (up.offset(source) or 0) if source else 0
+        self._fails = bad_lines == "fail"
+        self._aside = aside or up.spool / "dead-letter" / "lines.txt"
+        self._waiting: list[_Line] = []
+        self._bytes = 0
+        self._since = 0.0  # when the first of them came
+        self._receipt: Receipt | None = None
+
+    def take(self, text: bytes) -> None:
+        number = self.done.read + 1
+        if len(self._waiting) >= _BATCH_ROWS or self._bytes + len(text) > _BATCH_BYTES:
+            self.put()
+        if number <= self._known:
+            self.done.skipped += 1
+        elif text.strip():
+            try:
+                row = _parse(number, text.removeprefix(_MARK) if number == 1 else text)
+            except BadLine as bad:
+                self._refuse(bad, text)
+            else:
+                self._since = self._since if self._waiting else time.monotonic()
+                self._waiting.append(_Line(number, text, row))
+                self._bytes += len(text)
+        self.done.read = number
+
+    def put(self) -> None:
+        """Hands over what waits; a row that the uploader refuses is a bad line as well."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        try:
+            self._hand_over(waiting, self.done.read)
+        except (RowError, BatchTooLarge):
+            for line in waiting:
+                self._put_alone(line)
+
+    def _put_alone(self, line: _Line) -> None:
+        try:
+            self._hand_over([line], line.number)
+        except RowError as error:
+            why = f"field {error.path!r}: {error.reason}" if error.path else error.reason
+            self._refuse(BadLine(line.number, why), line.text)
+        except BatchTooLarge as error:
+            self._refuse(BadLine(line.number, str(error)), line.text)
+
+    def _hand_over(self, lines: list[_Line], offset: int) -> None:
+        if lines:
+            place: dict[str, Any] = {"source": self._source, "offset": offset} if self._source else {}
+            self._receipt = self._up.put([line.row for line in lines], ack="queued", **place)
+            self.done.rows += len(lines)
+
+    def _refuse(self, bad: BadLine, text: bytes) -> None:
+        if self._fails:
+            raise bad
+        self.done.set_aside += 1
+        _keep(self._aside, bad.number, text)
+
+    def wait(self) -> None:
+        """Until what was handed over is in the spool."""
+        if self._receipt is not None:
+            self._receipt.wait("spooled")
+
+    def left_s(self) -> float | None:
+        """Seconds until what waits is to be put; None where nothing waits."""
+        return max(0.0, self._since + _WAIT_S - time.monotonic()) if self._waiting else None
 
 
 def _parse(number: int, line: bytes) -> dict[str, Any]:
-    from hubsync.rows import encode
-
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadLine(number, f"not JSON ({error}): {line[:60]!r}") from None
     if not isinstance(row, dict):
         raise BadLine(number, f"not a JSON object but {line[:60]!r}")
-    try:
-        encode([row])
-    except RowError as error:
-        raise BadLine(number, error.reason) from None
     return row
 
 
@@ -111,13 +173,16 @@ def _keep(aside: Path, number: int, line: bytes) -> None:
         os.close(fd)
 
 
-def _lines(fd: int) -> Iterator[bytes | None]:
-    """The lines of a stream; None where it pauses."""
+def _lines(fd: int, stream: _Stream, signals: _Signals) -> Iterator[bytes]:
+    """The lines of `fd`. Before it waits for more, what is old enough is put, and what was put is in the spool."""
     rest = b""
     while True:
-        ready, _, _ = select.select([fd], [], [], _PAUSE_S)
+        if stream.left_s() == 0:
+            stream.put()
+        with signals.let_through():
+            stream.wait()
+            ready, _, _ = select.select([fd], [], [], stream.left_s())
         if not ready:
-            yield None
             continue
         data = os.read(fd, _READ)
         if not data:
@@ -126,3 +191,48 @@ def _lines(fd: int) -> Iterator[bytes | None]:
         yield from whole
     if rest:
         yield rest
+
+
+class _Signals:
+    """Keeps SIGTERM and Ctrl-C, which raise wherever they fall, until they are let through; but no second one."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._kept: int | None = None
+        self._open = False
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):  # neither ignored nor the system's
+                self._handlers[number] = handler
+                with suppress(ValueError):  # not the main thread
+                    signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = True
+        with suppress(ValueError):
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+        self._pass_on()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._open or self._kept is not None:
+            self._handlers[number](number, frame)
+        else:
+            self._kept = number
+
+    def _pass_on(self) -> None:
+        if (number := self._kept) is not None:
+            self._kept = None
+            self._handlers[number](number, None)
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        self._open = True
+        try:
+            self._pass_on()
+            yield
+        finally:
+            self._open = False

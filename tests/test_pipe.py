@@ -1,0 +1,148 @@
+"""A stream of lines: what is read is in the spool soon, whole and once, whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubsync import QueuePolicy, Uploader
+from hubsync.pipe import BadLine, pipe
+
+Make = Callable[..., Uploader]
+MB = 1_000_000
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lambda **changes: Uploader("user/rows", spool=tmp_path / "spool", **changes)
+
+
+@pytest.fixture
+def feed() -> Iterator[Callable[..., int]]:
+    """Writes to a pipe from a thread; answers its other end."""
+    threads = []
+
+    def feed(write: Callable[[int], object]) -> int:
+        reading, writing = os.pipe()
+
+        def run() -> None:
+            try:
+                write(writing)
+            finally:
+                os.close(writing)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return reading
+
+    yield feed
+    for thread in threads:
+        thread.join()
+
+
+def line(n: int, size: int = 0) -> bytes:
+    return json.dumps({"id": n, "pad": "x" * size}).encode() + b"\n"
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def spooled(spool: Path) -> list[Any]:
+    files = sorted((spool / "segments").glob("*.jsonl"))
+    return [json.loads(text)["id"] for file in files for text in file.read_bytes().splitlines()]
+
+
+def test_a_stream_that_never_pauses_is_in_the_spool_before_it_ends(make: Make, feed: Any) -> None:
+    with make() as up:
+        seen = []
+
+        def trickle(fd: int) -> None:
+            for n in range(200):
+                os.write(fd, line(n))
+                time.sleep(0.02)
+                if spooled(up.spool):
+                    seen.append(n)
+                    return
+
+        pipe(feed(trickle), up)
+        assert seen
+
+
+def test_long_lines_go_in_batches_that_the_queue_can_hold(make: Make, feed: Any) -> None:
+    with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
+        done = pipe(feed(lambda fd: write_all(fd, b"".join(line(n, MB // 2) for n in range(12)))), up)
+        assert done.rows == 12
+        assert spooled(up.spool) == list(range(12))
+
+
+def test_a_line_that_the_queue_can_never_hold_is_named(make: Make, feed: Any) -> None:
+    lines = line(1) + line(2, 3 * MB) + line(3)
+    with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
+        with pytest.raises(BadLine, match=r"line 2: a batch of 1 rows? is 3,000,"):
+            pipe(feed(lambda fd: write_all(fd, lines)), up)
+        done = pipe(feed(lambda fd: write_all(fd, lines)), up, bad_lines="set-aside")
+        assert (done.rows, done.set_aside) == (2, 1)
+        assert spooled(up.spool) == [1, 1, 3]
+
+
+def test_a_row_that_does_not_go_with_the_columns_is_named_and_those_before_are_kept(make: Make, feed: Any) -> None:
+    lines = line(1) + line(2) + b'{"id": "three"}\n' + line(4)
+    with make() as up:
+        with pytest.raises(BadLine, match=r"line 3: field 'id'"):
+            pipe(feed(lambda fd: write_all(fd, lines)), up, source="a")
+        assert up.offset("a") == 2
+        done = pipe(feed(lambda fd: write_all(fd, lines)), up, source="a", bad_lines="set-aside")
+        assert (done.skipped, done.rows, done.set_aside) == (2, 1, 1)
+        assert spooled(up.spool) == [1, 2, 4]
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it(make: Make, feed: Any) -> None:
+    with make() as up:
+        assert pipe(feed(lambda fd: write_all(fd, b"\xef\xbb\xbf" + line(1) + line(2))), up).rows == 2
+
+
+@pytest.mark.parametrize("source", [None, "a"])
+@pytest.mark.parametrize("moment", ["put", "parse"])
+def test_a_signal_anywhere_leaves_every_line_there_once(
+    make: Make, feed: Any, monkeypatch: pytest.MonkeyPatch, source: str | None, moment: str
+) -> None:
+    """It falls right behind the hand-over, or between two lines."""
+    from hubsync import pipe as module
+
+    calls = []
+
+    def strike(result: Any) -> Any:
+        calls.append(result)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    with make() as up:
+        put, parse = up.put, module._parse
+        if moment == "put":
+            monkeypatch.setattr(up, "put", lambda *args, **given: strike(put(*args, **given)))
+        else:
+            monkeypatch.setattr(module, "_parse", lambda *args: strike(parse(*args)))
+        reading = feed(lambda fd: write_all(fd, b"".join(line(n, 100) for n in range(5_000))))
+        with pytest.raises(KeyboardInterrupt):
+            pipe(reading, up, source=source)
+        while os.read(reading, MB):
+            pass
+        up.put([])  # behind all that was handed over
+        found = spooled(up.spool)
+        assert found
+        assert found == list(range(len(found)))
+        if source:
+            assert up.offset(source) == len(found)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
