@@ -157,29 +157,47 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
     """Brings up what SPOOL still holds; without SPOOL, what all spools at the usual place hold."""
     if broken:
         _rescue(spool)
-    from hubsync.drain import drain as run
-    from hubsync.drain import shown
+    from hubsync.errors import HubsyncError
     from hubsync.inspect import spools
 
-    results = []
-    for directory in [spool] if spool is not None else list(spools()):
-        click.echo(f"{directory}", err=True)
-        with shown(directory, partial(click.echo, err=True)) as progress:
-            left = run(directory, timeout=timeout, progress=progress)
-        results.append({"spool": str(directory), "rows_left": left.rows, "dead_shards": left.dead,
-                        "committed_rows": left.committed_rows})  # fmt: skip
+    results = [_drained(spool, timeout)] if spool is not None else []
+    for directory in spools() if spool is None else ():
+        try:
+            results.append(_drained(directory, timeout))
+        except HubsyncError as error:  # which is no reason to leave the others
+            results.append({"spool": str(directory), "error": _told(error)})
     if as_json:
         click.echo(json.dumps(results))
     elif not results:
         click.echo("There is no spool; nothing to bring up.", err=True)
-    else:
-        for result in results:
-            dead = f"; {result['dead_shards']} shards in the dead letter" if result["dead_shards"] else ""
-            click.echo(f"{result['spool']}: all on the Hub{dead}.", err=True)
-            if dead:
-                click.echo(f"To look at them, or put them again: hubsync dead-letter list {result['spool']}", err=True)
-    if any(result["dead_shards"] for result in results):
+    for result in results if not as_json else ():
+        dead = f"; {count_text(result['dead_shards'], 'shard')} in the dead letter" if result.get("dead_shards") else ""
+        outcome = f"not brought up: {result['error']}" if "error" in result else f"all on the Hub{dead}."
+        click.echo(f"{result['spool']}: {outcome}", err=True)
+        if dead:
+            click.echo(f"To look at them, or put them again: hubsync dead-letter list {result['spool']}", err=True)
+    if any("error" in result or result["dead_shards"] for result in results):
         sys.exit(1)
+
+
+def _drained(directory: Path, timeout: float | None) -> dict[str, Any]:
+    from hubsync.drain import drain as run
+    from hubsync.drain import shown
+    from hubsync.inspect import spool_facts
+
+    click.echo(f"{directory}", err=True)
+    try:
+        with shown(directory, partial(click.echo, err=True)) as progress:
+            depth = run(directory, timeout=timeout, progress=progress)
+    except KeyboardInterrupt:
+        left = count_text(spool_facts(directory)["rows_waiting"], "row")
+        click.echo(f"Interrupted: {left} not yet on the Hub, and safe in {directory}.", err=True)
+        click.echo(f"To go on: hubsync drain {directory}", err=True)
+        sys.exit(130)
+    return {
+        "spool": str(directory), "rows_left": depth.rows, "dead_shards": depth.dead,
+        "committed_rows": depth.committed_rows,
+    }  # fmt: skip
 
 
 def _rescue(spool: Path | None) -> None:
@@ -206,11 +224,17 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
     """What SPOOL holds, how old it is, what went wrong last, when it is tried next; works while a job writes."""
     from rich.console import Console
 
+    from hubsync.errors import HubsyncError
     from hubsync.inspect import spool_facts, spools
 
     console = Console()
     while True:
-        facts = [spool_facts(directory) for directory in ([spool] if spool is not None else list(spools()))]
+        facts = [spool_facts(spool)] if spool is not None else []
+        for directory in spools() if spool is None else ():
+            try:
+                facts.append(spool_facts(directory))
+            except HubsyncError as error:  # which hides no other
+                facts.append({"spool": str(directory), "error": str(error)})
         if as_json:
             for fact in facts:
                 click.echo(json.dumps(fact))
@@ -219,7 +243,7 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
                 console.clear()
             _show(console, facts)
         if not watch:
-            return
+            sys.exit(1 if any("error" in fact for fact in facts) else 0)
         sys.stdout.flush()
         time.sleep(interval)
 
@@ -241,6 +265,8 @@ def _show(console: Console, facts: list[dict[str, Any]]) -> None:
 def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     from hubsync.status import clock_text
 
+    if "error" in fact:
+        return [("spool", fact["spool"]), ("error", fact["error"])]
     shards = ", ".join(f"{n} {state}" for state, n in fact["shards"].items() if n and state != "dead")
     age = fact["oldest_age_s"]
     committer = f"process {fact['committer_pid']}" if fact["committer_pid"] else "nobody (no job has it open)"
@@ -487,6 +513,11 @@ def hf_extension() -> None:
     click.echo(f"hf hubsync works now; {register()} says so.")
 
 
+def _told(error: Exception) -> str:
+    """An error's message with its notes."""
+    return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def main() -> None:
     """The entry point, of `hf-hubsync` too: hubsync's errors become one message and exit code 1, not a traceback."""
     from hubsync.errors import HubsyncError
@@ -496,7 +527,5 @@ def main() -> None:
     try:
         cli(prog_name=named)
     except HubsyncError as error:
-        click.echo(f"hubsync: {error}", err=True)
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"  {note}", err=True)
+        click.echo(f"hubsync: {_told(error)}", err=True)
         sys.exit(1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hubsync import Uploader
-from hubsync.localhub import LocalHub
+from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -113,6 +113,42 @@ def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: D
     done = run("pipe", "user/rows", stdin=jsonl(5, 6))
     assert "user/rows: 5 rows committed earlier are not in it: it was deleted" in done.stderr
     assert dataset.api.dataset_info("user/rows").private
+
+
+def test_one_bad_spool_keeps_no_other_from_being_shown_and_brought_up(
+    run: Run, dataset: Dataset, tmp_path: Path
+) -> None:
+    for repo in ("user/other", "user/rows"):
+        run("pipe", repo, stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
+    (first, second) = sorted((tmp_path / "state").iterdir())
+    (first / "catalogue.sqlite").write_bytes(b"no database" * 1000)
+    shown = run("status", "--json")
+    assert shown.returncode == 1
+    facts = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert "is corrupt" in facts[0]["error"]
+    assert (facts[1]["spool"], facts[1]["rows_waiting"]) == (str(second), 3)
+    assert "is corrupt" in run("status").stdout
+    done = run("drain")
+    assert done.returncode == 1
+    assert f"{first}: not brought up: " in done.stderr
+    assert f"{second}: all on the Hub." in done.stderr
+    assert dataset.ids() == [0, 1, 2]
+
+
+def test_an_interrupted_drain_says_what_is_left_and_that_it_is_safe(run: Run, hub: LocalHub, tmp_path: Path) -> None:
+    run("pipe", "user/rows", "--spool", tmp_path / "spool", stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
+    hub.faults.add(Fault.outage())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hubsync", "drain", str(tmp_path / "spool")],
+        env={**os.environ, **hub.environ()}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline() == f"{tmp_path / 'spool'}\n"
+    process.stderr.readline()  # how it stands: it has begun
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert f"3 rows not yet on the Hub, and safe in {tmp_path / 'spool'}." in said
 
 
 def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
