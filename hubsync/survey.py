@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from hubsync import formats
+from hubsync import card, formats
 from hubsync.clock import Clock
 from hubsync.errors import RateLimitedError, TransientError, plain
 from hubsync.hub import HubDataset, HubFile
@@ -142,6 +142,15 @@ class Reader:
 
         await _a_few_at_once([path for path in files if re.fullmatch(r"\.hubsync/[^/]+\.json", path)], read)
         return Dataset(files, dict(sorted(marks.items())), unreadable)
+
+    async def shown(self, files: Iterable[HubFile]) -> list[HubFile]:
+        """Those of `files` that the dataset's card shows as rows; none where it can't be read."""
+        content = await self._patiently(partial(self._hub.read, card.PATH, self._commit))
+        with contextlib.suppress(card.CardError):
+            stands = await anyio.to_thread.run_sync(card.Card, content, self._hub.target.repo)
+            patterns = [card.pattern(entry.glob) for entry in stands.entries()]
+            return [file for file in files if any(pattern.fullmatch(file.path) for pattern in patterns)]
+        return []
 
     async def contents(
         self, shards: Sequence[HubFile], progress: Callable[[int, int], None]

@@ -139,6 +139,7 @@ async def _verify(
             marks = {**before.marks, **dataset.marks}
             series, others = series_of(marks, dataset.files.values())
             shards = [file for one in series for files in one.shards.values() for file in files]
+            strangers = await reader.shown(others)
             contents = await reader.contents(shards, progress) if content else {}
     finally:
         with anyio.CancelScope(shield=True):
@@ -147,6 +148,7 @@ async def _verify(
         *_committed(before, dataset),
         *_watermarks(before, dataset),
         *_unmarked(dataset, others, alone=directory is None),
+        *_strangers(strangers, shards),
         *_numbers(series, before, after),
         *_repeats(series, after),
         *_contents(shards, contents, after),
@@ -271,6 +273,17 @@ def _unmarked(dataset: Dataset, others: Sequence[HubFile], *, alone: bool) -> It
     if alone and rows and not (dataset.marks or dataset.unreadable or orphans):
         expected, found = "a watermark for each writer", f"none, beside {len(rows):,} files of rows"
         yield Difference("watermark", ".hubsync", expected, found, f"hubsync committed nothing here, or: {_RESTORE}")
+
+
+def _strangers(shown: Sequence[HubFile], shards: Sequence[HubFile]) -> Iterator[Finding]:
+    """What readers of the dataset get beside the writers' shards, among it rows that they get twice."""
+    by_oid = {file.oid: file for file in shards}
+    for file in shown:
+        if (original := by_oid.get(file.oid)) is not None:
+            same = f"the {file.size:,} bytes of {original.path}, so its rows are there twice"
+            yield Difference("repeat", file.path, "content of its own", same, _COPY)
+        else:
+            yield f"{file.path} is no writer's, and the card shows it: its rows are read with the others"
 
 
 def _lower(mark: Watermark, there: Watermark | None) -> tuple[str, str]:

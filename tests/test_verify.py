@@ -200,9 +200,21 @@ def test_files_of_others_beside_the_series_are_none_of_its_business(
 ) -> None:
     writer = write(uploader)
     copy = tamper.read(path_of(writer, 0))
-    tamper.put({"data/train-20261231-00001.jsonl": copy, "old/rows.jsonl": copy, f"data/x-{writer}-1.jsonl": b"[]"})
-    assert check(spool, content=True).ok
-    assert check(content=True).ok
+    tamper.put({"old/rows.jsonl": copy, f"data/x-{writer}-1.jsonl": b"[]"})
+    for report in (check(spool, content=True), check(content=True)):
+        assert (report.ok, report.notes) == (True, ())
+
+
+def test_what_the_card_shows_beside_the_shards_is_told_and_a_copy_is_a_difference(
+    uploader: Make, check: Check, tamper: Tamper, mode: str, spool: Path
+) -> None:
+    writer = write(uploader)
+    copy, other = "data/train-copy.jsonl", "data/train-20261231-00001.jsonl"
+    tamper.put({copy: tamper.read(path_of(writer, 0)), other: b'{"id":99}\n'})
+    for report in (check(spool), check()):
+        assert kinds(report) == [("repeat", copy)]
+        assert "twice" in report.differences[0].found
+        assert report.notes == (f"{other} is no writer's, and the card shows it: its rows are read with the others",)
 
 
 def test_more_files_than_one_page_lists_are_all_seen(uploader: Make, check: Check, tamper: Tamper) -> None:
