@@ -93,7 +93,7 @@ class AsyncUploader(BaseUploader):
                 with anyio.move_on_after(None if until is None else until - time.monotonic()) as scope:
                     await room.wait()
                 if scope.cancelled_caught:
-                    raise QueueFull(f"the queue had no room for {timeout} s: the batch was not accepted.")
+                    raise QueueFull(f"the queue had no room for {timeout:,.1f} s: the batch was not accepted.")
         if offer == "dropped":
             batch.receipt._dropped(DROPPED)
             return batch.receipt

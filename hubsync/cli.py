@@ -24,6 +24,7 @@ from hubsync.status import count_text, size_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hubsync.pipe import BadLine
     from hubsync.verify import Report
 
 
@@ -105,6 +106,8 @@ def pipe(
     \b
     my-job | hubsync pipe user/rollouts
     """
+    from hubsync.errors import HubsyncError
+    from hubsync.pipe import BadLine
     from hubsync.pipe import pipe as run
     from hubsync.policy import ShardPolicy
     from hubsync.uploader import Uploader
@@ -127,8 +130,15 @@ def pipe(
         where, offline = up.spool, up.stats().state.kind == "offline"
         try:
             done = run(sys.stdin.fileno(), up, source=source, bad_lines=bad_lines, aside=aside)
-        except Exception:
-            up.close(timeout)
+        except HubsyncError as error:
+            place = f"in {where}" if offline else f"on the Hub in {repo}"
+            try:
+                up.close(timeout)
+            except HubsyncError as left:
+                place = f"in {where}"
+                error.add_note(str(left))
+            if isinstance(error, BadLine):
+                error.add_note(_after(error, place, source))
             raise
         up.close(timeout)
     if as_json:
@@ -136,16 +146,33 @@ def pipe(
                                "set_aside": done.set_aside}))  # fmt: skip
         return
     if offline:
+        them = "it" if done.rows == 1 else "them"
         notes = [
-            f"{done.rows:,} rows are in {where} (HF_HUB_OFFLINE is set); bring them up with: hubsync drain {where}"
+            f"{_counted(done.rows, 'row')} in {where} (HF_HUB_OFFLINE is set)",
+            f"bring {them} up with: hubsync drain {where}",
         ]
     else:
-        notes = [f"{done.rows:,} rows are on the Hub in {repo}"]
+        notes = [f"{_counted(done.rows, 'row')} on the Hub in {repo}"]
     if done.skipped:
-        notes.append(f"{done.skipped:,} lines were there already")
+        notes.append(f"{count_text(done.skipped, 'line')} {'was' if done.skipped == 1 else 'were'} there already")
     if done.set_aside:
-        notes.append(f"{done.set_aside:,} bad lines are in {aside or where / 'dead-letter' / 'lines.txt'}")
+        notes.append(f"{_counted(done.set_aside, 'bad line')} in {aside or where / 'dead-letter' / 'lines.txt'}")
     click.echo("; ".join(notes) + ".", err=True)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{count_text(number, what)} {'is' if number == 1 else 'are'}"
+
+
+def _after(bad: BadLine, place: str, source: str | None) -> str:
+    """What is to be known where a bad line has ended a stream."""
+    again = (
+        f"Run again with --source {source}, it goes on behind them."
+        if source
+        else f"Run again with what is from line {bad.number:,} on: only with --source they would be passed over."
+    )
+    before = f"The lines before it are {place}. {again} " if bad.number > 1 else ""
+    return f"{before}To put such lines into a file and go on: --bad-lines set-aside."
 
 
 @cli.command()
@@ -514,8 +541,16 @@ def hf_extension() -> None:
 
 
 def _told(error: Exception) -> str:
-    """An error's message with its notes."""
-    return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
+    """An error's message with its notes, and what to do where that is the same whatever was asked of the Hub."""
+    from hubsync.errors import AuthenticationError, RepoMissingError, WriteForbiddenError
+
+    notes = [*getattr(error, "__notes__", ())]
+    if isinstance(error, WriteForbiddenError):
+        notes.append("Use a token that may do this: hf auth login, or set HF_TOKEN.")
+    elif isinstance(error, AuthenticationError | RepoMissingError) and "hf auth login" not in f"{error}{notes}":
+        name = "" if isinstance(error, AuthenticationError) else "Is the name right? A private one needs a token. "
+        notes.append(f"{name}Log in (hf auth login), or set HF_TOKEN.")
+    return "\n  ".join([str(error), *notes])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from hubsync.pace import last_policy
 from hubsync.policy import CommitPolicy, RetryPolicy
 from hubsync.progress import Figures, Progress
 from hubsync.spool import Spool, SpoolDepth
-from hubsync.status import State, Status
+from hubsync.status import State, Status, count_text, seconds_text
 
 _LOOK_S = 0.2
 _STOPPED_S = 6.0  # how long a committer is watched before it counts as alive
@@ -97,7 +97,9 @@ async def _drain(
                 await destination.aclose()
         assert scope.cancelled_caught
         left = spool.depth()
-        raise NotDrained(directory, left.rows, left.bytes, f"{timeout} s were not enough ({status.state}).")
+        raise NotDrained(
+            directory, left.rows, left.bytes, f"{seconds_text(timeout or 0)} were not enough ({status.state})."
+        )
     finally:
         spool.close()
 
@@ -126,12 +128,12 @@ async def _until_empty(
     if blocked:
         error = blocked[0]
         if isinstance(error, BlockedError):
-            error.add_note(f"{depth.rows:,} rows are safe in {spool.directory}.")
+            error.add_note(f"Safe in {spool.directory}: {count_text(depth.rows, 'row')}.")
         raise error
     if depth.rows:
         raise SpoolBusy(
-            f"{depth.rows:,} rows of {spool.directory} belong to a job that is still writing them, or their disk "
-            "refuses them, which the log tells."
+            f"{count_text(depth.rows, 'row')} of {spool.directory} not brought up: they belong to a job that is still "
+            "writing them, or their disk refuses them, which the log tells."
         )
     return depth
 

@@ -152,9 +152,10 @@ class NotDrained(HubsyncError):
 
     def __init__(self, spool: Path, rows: int, size: int, why: str) -> None:
         self.spool, self.rows, self.bytes, self.why = spool, rows, size, why
+        what, are, they, them = ("row", "is", "It is", "it") if rows == 1 else ("rows", "are", "They are", "them")
         super().__init__(
-            f"{rows:,} rows ({size:,} bytes) are not on the Hub yet: {why} They are safe in {spool}; "
-            f"the next job that opens this spool brings them up, or run: hubsync drain {spool}"
+            f"{rows:,} {what} ({size:,} bytes) {are} not on the Hub yet: {why} {they} safe in {spool}; "
+            f"the next job that opens this spool brings {them} up, or run: hubsync drain {spool}"
         )
 
     def __reduce__(self) -> tuple[type[NotDrained], tuple[Path, int, int, str]]:

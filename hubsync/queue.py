@@ -17,6 +17,7 @@ from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
 from hubsync.policy import Layout, QueuePolicy
 from hubsync.receipt import Receipt
 from hubsync.schema import StructOf
+from hubsync.status import count_text, seconds_text
 
 
 class Batch(NamedTuple):
@@ -95,7 +96,7 @@ class BoundedQueue:
                 while offer == "full":
                     left = None if deadline is None else deadline - time.monotonic()
                     if (left is not None and left <= 0) or not self._emptied.wait(left):
-                        raise self._full(f"no room for {timeout} s")
+                        raise self._full(f"no room for {seconds_text(timeout or 0)}")
                     offer = self._offer(batch)
             return offer == "accepted"
 
@@ -166,7 +167,7 @@ class BoundedQueue:
             raise ClosedError("the uploader is closed; the batch was not accepted.")
         if size > policy.max_bytes:
             raise BatchTooLarge(
-                f"a batch of {batch.rows:,} rows is {size:,} bytes, more than the queue may hold "
+                f"a batch of {count_text(batch.rows, 'row')} is {size:,} bytes, more than the queue may hold "
                 f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
                 f"queue=QueuePolicy(max_bytes={2 * size})."
             )

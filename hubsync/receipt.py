@@ -163,7 +163,7 @@ class Receipt:
 
     def _late(self, timeout: float | None) -> TimeoutError:
         where = "in memory" if self._fate is None else "safe in the spool"
-        return TimeoutError(f"the batch is still {self.state} after {timeout} s: it is {where}, and goes on.")
+        return TimeoutError(f"the batch is still {self.state} after {timeout or 0:,.1f} s: it is {where}, and goes on.")
 
     def __repr__(self) -> str:
         extra = f", sha={self.sha!r}" if self.sha else ""

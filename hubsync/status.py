@@ -207,6 +207,11 @@ def count_text(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def seconds_text(seconds: float) -> str:
+    """0.2 s, 25 s, 3,600 s."""
+    return f"{max(0.0, round(seconds, 1)):,.10g} s"
+
+
 def size_text(size: float) -> str:
     """Bytes for people: 38.0 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -52,7 +52,7 @@ from hubsync.receipt import Receipt
 from hubsync.rows import Encoded, Rows, encode
 from hubsync.secret import Secret
 from hubsync.spool import SpoolDepth
-from hubsync.status import Counts, State
+from hubsync.status import Counts, State, count_text, seconds_text
 from hubsync.telemetry import span
 from hubsync.transform import Transform, check_transform
 from hubsync.worker import Worker
@@ -342,13 +342,13 @@ class BaseUploader:
                 yield
         except TimeoutError:
             left = worker.spool.depth()
-            why = f"{timeout} s were not enough ({worker.status.state})."
+            why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
             raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
         except BlockedError as error:
             left = worker.spool.depth()
             error.add_note(
-                f"{left.rows:,} rows ({left.bytes:,} bytes) are safe in {worker.spool.directory}. Once this is "
-                f"mended, the next job brings them up, or run: hubsync drain {worker.spool.directory}"
+                f"Safe in {worker.spool.directory}: {count_text(left.rows, 'row')} ({left.bytes:,} bytes). Once this "
+                f"is mended, the next job brings that up, or run: hubsync drain {worker.spool.directory}"
             )
             raise
 

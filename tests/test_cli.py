@@ -46,6 +46,8 @@ def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Datas
     done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
     assert done.returncode == 1
     assert "line 4: not a JSON object" in done.stderr
+    assert "lines before it are on the Hub in user/rows. Run again with what is from line 4 on" in done.stderr
+    assert "--bad-lines set-aside" in done.stderr
     assert "Traceback" not in done.stderr
     assert dataset.ids() == [0, 1, 2]
 
@@ -66,10 +68,20 @@ def test_pipe_with_a_source_goes_on_where_it_was(run: Run, dataset: Dataset) -> 
     assert dataset.ids() == list(range(2_100))
 
 
-def test_a_wrong_token_is_one_message_and_exit_code_1(run: Run) -> None:
-    done = run("pipe", "user/rows", stdin=jsonl(0, 1), HF_TOKEN="hf_wrong")
+def test_one_row_is_said_as_one(run: Run) -> None:
+    assert run("pipe", "user/rows", "--source", "a", stdin=jsonl(0, 1)).stderr == "1 row is on the Hub in user/rows.\n"
+    again = run("pipe", "user/rows", "--source", "a", stdin=jsonl(0, 1))
+    assert again.stderr == "0 rows are on the Hub in user/rows; 1 line was there already.\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["pipe", "user/rows"], ["ls", "user/rows"], ["read", "user/rows"], ["verify", "user/rows"]]
+)
+def test_a_wrong_token_is_one_message_that_says_what_to_do(run: Run, command: list[str]) -> None:
+    done = run(*command, stdin=jsonl(0, 1), HF_TOKEN="hf_wrong")
     assert done.returncode == 1
-    assert done.stderr.startswith("hubsync: ")
+    assert "hf auth login" in done.stderr
+    assert "hubsync: " in done.stderr
     assert "Traceback" not in done.stderr
     assert "hf_wrong" not in done.stderr
 
