@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,15 @@ import click
 from hubsync.cli_dead_letter import dead_letter
 from hubsync.policy import FORMATS
 from hubsync.status import count_text, size_text
+from hubsync.terminal import Seconds, errors_told, new_file, printable, say, told
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hubsync.pipe import BadLine
     from hubsync.verify import Report
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,9 +43,7 @@ def cli(verbose: int) -> None:
 @cli.command()
 @click.option("--rows", default=4_000, show_default=True, type=click.IntRange(1), help="Rows that the job generates.")
 @click.option("--crash", is_flag=True, help="Kill the job with SIGKILL in the middle, and start it again.")
-@click.option(
-    "--outage", default=3.0, show_default=True, type=click.FloatRange(0), help="Seconds that the Hub is gone."
-)
+@click.option("--outage", default=3.0, show_default=True, type=Seconds(), help="Seconds that the Hub is gone.")
 @click.option(
     "--dir",
     "directory",
@@ -53,8 +53,11 @@ def cli(verbose: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json: bool) -> None:
     """A real job against an embedded Hub, offline: killed, cut off, and every row there exactly once."""
-    from hubsync.demo import run
-
+    try:
+        import hubsync.localhub.server  # noqa: F401
+        from hubsync.demo import run
+    except ImportError as error:
+        raise click.ClickException(f"{error}: the demo needs `pip install 'hubsync[demo]'`.") from None
     sys.exit(0 if run(rows=rows, crash=crash, outage_s=outage, directory=directory, as_json=as_json) else 1)
 
 
@@ -66,8 +69,10 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
 @click.option("--format", type=click.Choice(FORMATS), default="jsonl", show_default=True, help="What the shards are.")
 @click.option("--private/--public", default=None, help="For a repo that is made now.")
 @click.option("--revision", default="main", show_default=True)
-@click.option("--spool", type=click.Path(path_type=Path), help="Where rows are kept until they are committed.")
-@click.option("--linger", default=60.0, show_default=True, help="Seconds until a row is brought up at the latest.")
+@click.option("--spool", type=_DIRECTORY, help="Where rows are kept until they are committed.")
+@click.option(
+    "--linger", default=60.0, show_default=True, type=Seconds(), help="Seconds until a row is brought up at the latest."
+)
 @click.option("--source", help="A name for this stream: run again, it goes on after the lines it already brought.")
 @click.option(
     "--bad-lines",
@@ -76,10 +81,19 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
     show_default=True,
     help="What to do with a line that is no JSON object.",
 )
-@click.option("--aside", type=click.Path(path_type=Path), help="Where bad lines go [SPOOL/dead-letter/lines.txt].")
-@click.option("--timeout", type=float, help="Seconds to drain at the end; then the rest stays in the spool.")
 @click.option(
-    "--grace", default=25.0, show_default=True, help="Seconds to drain after SIGTERM or Ctrl-C; a second one ends it."
+    "--aside",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=new_file,
+    help="Where bad lines go [SPOOL/dead-letter/lines.txt].",
+)
+@click.option("--timeout", type=Seconds(), help="Seconds to drain at the end; then the rest stays in the spool.")
+@click.option(
+    "--grace",
+    default=25.0,
+    show_default=True,
+    type=Seconds(),
+    help="Seconds to drain after SIGTERM or Ctrl-C; a second one ends it.",
 )
 @click.option("--progress/--no-progress", default=None, help="Bars all the time, or never [where draining takes long].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -112,6 +126,8 @@ def pipe(
     from hubsync.policy import ShardPolicy
     from hubsync.uploader import Uploader
 
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed: there is nothing to read.")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle
     up = Uploader(
         repo,
@@ -157,7 +173,7 @@ def pipe(
         notes.append(f"{count_text(done.skipped, 'line')} {'was' if done.skipped == 1 else 'were'} there already")
     if done.set_aside:
         notes.append(f"{_counted(done.set_aside, 'bad line')} in {aside or where / 'dead-letter' / 'lines.txt'}")
-    click.echo("; ".join(notes) + ".", err=True)
+    say("; ".join(notes) + ".")
 
 
 def _counted(number: int, what: str) -> str:
@@ -176,8 +192,8 @@ def _after(bad: BadLine, place: str, source: str | None) -> str:
 
 
 @cli.command()
-@click.argument("spool", required=False, type=click.Path(path_type=Path))
-@click.option("--timeout", type=float, help="Seconds; then the rest stays in the spool.")
+@click.argument("spool", required=False, type=_DIRECTORY)
+@click.option("--timeout", type=Seconds(), help="Seconds; then the rest stays in the spool.")
 @click.option("--rescue", "broken", is_flag=True, help="The catalogue is corrupt or gone: go by the segments' files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool) -> None:
@@ -192,17 +208,17 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
         try:
             results.append(_drained(directory, timeout))
         except HubsyncError as error:  # which is no reason to leave the others
-            results.append({"spool": str(directory), "error": _told(error)})
+            results.append({"spool": str(directory), "error": told(error)})
     if as_json:
         click.echo(json.dumps(results))
     elif not results:
-        click.echo("There is no spool; nothing to bring up.", err=True)
+        say("There is no spool; nothing to bring up.")
     for result in results if not as_json else ():
         dead = f"; {count_text(result['dead_shards'], 'shard')} in the dead letter" if result.get("dead_shards") else ""
         outcome = f"not brought up: {result['error']}" if "error" in result else f"all on the Hub{dead}."
-        click.echo(f"{result['spool']}: {outcome}", err=True)
+        say(f"{result['spool']}: {outcome}")
         if dead:
-            click.echo(f"To look at them, or put them again: hubsync dead-letter list {result['spool']}", err=True)
+            say(f"To look at them, or put them again: hubsync dead-letter list {result['spool']}")
     if any("error" in result or result["dead_shards"] for result in results):
         sys.exit(1)
 
@@ -212,14 +228,14 @@ def _drained(directory: Path, timeout: float | None) -> dict[str, Any]:
     from hubsync.drain import shown
     from hubsync.inspect import spool_facts
 
-    click.echo(f"{directory}", err=True)
+    say(f"{directory}")
     try:
-        with shown(directory, partial(click.echo, err=True)) as progress:
+        with shown(directory, say) as progress:
             depth = run(directory, timeout=timeout, progress=progress)
     except KeyboardInterrupt:
         left = count_text(spool_facts(directory)["rows_waiting"], "row")
-        click.echo(f"Interrupted: {left} not yet on the Hub, and safe in {directory}.", err=True)
-        click.echo(f"To go on: hubsync drain {directory}", err=True)
+        say(f"Interrupted: {left} not yet on the Hub, and safe in {directory}.")
+        say(f"To go on: hubsync drain {directory}")
         sys.exit(130)
     return {
         "spool": str(directory), "rows_left": depth.rows, "dead_shards": depth.dead,
@@ -234,18 +250,24 @@ def _rescue(spool: Path | None) -> None:
         raise click.BadParameter("--rescue needs the directory of a spool.", param_hint="SPOOL")
     found = rescue(spool)
     if found is None:
-        click.echo(f"{spool}: its catalogue is sound; nothing to rescue.", err=True)
+        say(f"{spool}: its catalogue is sound; nothing to rescue.")
         return
-    click.echo(f"{found.rows:,} rows in {found.segments:,} files are rescued; {found.on_hub:,} files were on the Hub "
-               "already. The broken catalogue is kept beside the new one.", err=True)  # fmt: skip
+    say(f"{found.rows:,} rows in {found.segments:,} files are rescued; {found.on_hub:,} files were on the Hub "
+               "already. The broken catalogue is kept beside the new one.")  # fmt: skip
     for line in found.unknown:
-        click.echo(f"  could not be known: {line}", err=True)
+        say(f"  could not be known: {line}")
 
 
 @cli.command()
-@click.argument("spool", required=False, type=click.Path(path_type=Path))
+@click.argument("spool", required=False, type=_DIRECTORY)
 @click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks with --watch.")
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=Seconds(min_open=True),
+    help="Seconds between two looks with --watch.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a spool, one line each.")
 def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> None:
     """What SPOOL holds, how old it is, what went wrong last, when it is tried next; works while a job writes."""
@@ -285,7 +307,7 @@ def _show(console: Console, facts: list[dict[str, Any]]) -> None:
         width = max(len(name) for name, _ in lines) + 2
         for name, value in lines:
             # A server's words are no markup. Nothing is broken into lines, so that a command can be copied as it is.
-            console.print(Text.assemble((f"{name:<{width}}", "bold"), _printable(value)), soft_wrap=True)
+            console.print(Text.assemble((f"{name:<{width}}", "bold"), printable(value)), soft_wrap=True)
         console.print()
 
 
@@ -378,7 +400,7 @@ def verify(
         if spool is None and not no_spool:
             spool = default_spool(repo, revision=revision, endpoint=endpoint)
             said = f"comparing with the spool {spool}" if spool else "there is no spool of it here"
-            click.echo(f"{repo}: {said}", err=True)
+            say(f"{repo}: {said}")
         report = run(repo, spool=spool, revision=revision, endpoint=endpoint, content=content, progress=_read_so_far)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
@@ -391,7 +413,7 @@ def verify(
 
 def _read_so_far(read: int, shards: int) -> None:
     if sys.stderr.isatty():
-        click.echo(f"\r{read:,} of {shards:,} shards read", nl=read == shards, err=True)
+        say(f"\r{read:,} of {shards:,} shards read", nl=read == shards)
 
 
 def _show_report(report: Report) -> None:
@@ -407,11 +429,7 @@ def _show_report(report: Report) -> None:
     )
     for line in lines:
         # Paths are others' text: a terminal must not obey it.
-        click.echo(_printable(line))
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+        click.echo(printable(line))
 
 
 def _of_a_dataset(command: Callable[..., None]) -> Callable[..., None]:
@@ -430,11 +448,12 @@ def _of_a_dataset(command: Callable[..., None]) -> Callable[..., None]:
 def _of_rows(command: Callable[..., None]) -> Callable[..., None]:
     """The options of the commands that write rows."""
     for option in (
-        click.option("--spool", type=click.Path(path_type=Path), help="Also what this spool has not committed yet."),
+        click.option("--spool", type=_DIRECTORY, help="Also what this spool has not committed yet."),
         click.option(
             "--cursor",
             "kept",
             type=click.Path(path_type=Path, dir_okay=False),
+            callback=new_file,
             help="Go on behind the cursor in this file, and keep it there.",
         ),
         click.option(
@@ -461,7 +480,7 @@ def read(spool: Path | None, **options: Any) -> None:
 @click.option("-n", "--rows", "count", default=10, show_default=True, type=click.IntRange(0), help="So many of them.")
 @click.option("-f", "--follow", "on", is_flag=True, help="Then every row that comes, until Ctrl-C.")
 @click.option(
-    "--poll", "poll_s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True),
+    "--poll", "poll_s", default=10.0, show_default=True, type=Seconds(min_open=True),
     help="Seconds between two looks.",
 )  # fmt: skip
 def tail(**options: Any) -> None:
@@ -499,7 +518,7 @@ def ls(repo: str, as_json: bool, **options: Any) -> None:
             shard.path, "?" if shard.rows is None else f"{shard.rows:,}", size_text(shard.bytes), shard.writer or "",
             (shard.commit or "")[:8], f"{shard.time:%Y-%m-%d %H:%M:%S}" if shard.time else "",
         )  # fmt: skip
-        table.add_row(*(Text(_printable(cell)) for cell in cells))  # others' text, and no markup
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # others' text, and no markup
     Console().print(table)
 
 
@@ -529,7 +548,10 @@ def serve(directory: Path, host: str, port: int, users: tuple[str, ...], commits
         if not (name and sep and token):
             raise click.BadParameter(f"{user!r} is not NAME=TOKEN.", param_hint="--user")
         named[name] = token
-    run(directory, host, port, named or None, commits_per_hour=commits_per_hour, say=click.echo)
+    try:
+        run(directory, host, port, named or None, commits_per_hour=commits_per_hour, say=click.echo)
+    except OSError as error:
+        raise click.ClickException(f"can't serve {directory} at {host}, port {port}: {error}") from None
 
 
 @cli.command("hf-extension")
@@ -540,27 +562,9 @@ def hf_extension() -> None:
     click.echo(f"hf hubsync works now; {register()} says so.")
 
 
-def _told(error: Exception) -> str:
-    """An error's message with its notes, and what to do where that is the same whatever was asked of the Hub."""
-    from hubsync.errors import AuthenticationError, RepoMissingError, WriteForbiddenError
-
-    notes = [*getattr(error, "__notes__", ())]
-    if isinstance(error, WriteForbiddenError):
-        notes.append("Use a token that may do this: hf auth login, or set HF_TOKEN.")
-    elif isinstance(error, AuthenticationError | RepoMissingError) and "hf auth login" not in f"{error}{notes}":
-        name = "" if isinstance(error, AuthenticationError) else "Is the name right? A private one needs a token. "
-        notes.append(f"{name}Log in (hf auth login), or set HF_TOKEN.")
-    return "\n  ".join([str(error), *notes])
-
-
 def main() -> None:
-    """The entry point, of `hf-hubsync` too: hubsync's errors become one message and exit code 1, not a traceback."""
-    from hubsync.errors import HubsyncError
-
+    """The entry point, of `hf-hubsync` too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     named = "hf hubsync" if Path(sys.argv[0]).name == "hf-hubsync" else "hubsync"
-    try:
+    with errors_told():
         cli(prog_name=named)
-    except HubsyncError as error:
-        click.echo(f"hubsync: {_told(error)}", err=True)
-        sys.exit(1)

@@ -23,7 +23,7 @@ FLOORS = [
     ["uploader", "recognize"],
     ["async_uploader", "feed"],
     ["pipe", "dashboard", "extension", "pipeline", "reader", "integrations"],
-    ["demo", "tap", "cli_dead_letter"],
+    ["demo", "tap", "terminal", "cli_dead_letter"],
     ["cli"],
     ["__main__"],
 ]

@@ -163,6 +163,55 @@ def test_an_interrupted_drain_says_what_is_left_and_that_it_is_safe(run: Run, hu
     assert f"3 rows not yet on the Hub, and safe in {tmp_path / 'spool'}." in said
 
 
+MISTAKES = [
+    ("drain FILE", 2),
+    ("drain --timeout nan", 2),
+    ("status FILE", 2),
+    ("status --watch --interval -1", 2),
+    ("read user/rows --cursor missing/x", 2),
+    ("pipe user/rows --bad-lines set-aside --aside missing/q", 2),
+    ("pipe user/rows <&-", 2),
+    ("ls user/rows >&-", 1),
+    ("read user/rows >&-", 1),
+    ("status >&-", 1),
+    ("ls user/rows >/dev/full", 1),
+    ("read user/rows >/dev/full", 1),
+    ("hub serve --port PORT", 1),
+    ("hub serve --port 0 --host nowhere.invalid", 1),
+    ("hub serve --port 0 --dir FILE", 1),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_an_ordinary_mistake_is_one_message(run: Run, hub: LocalHub, tmp_path: Path, line: str, code: int) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
+    (tmp_path / "file").touch()
+    line = line.replace("FILE", str(tmp_path / "file")).replace("PORT", hub.endpoint.rpartition(":")[2])
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m hubsync {line}"], cwd=tmp_path, input=jsonl(0, 1), text=True,
+        env={**os.environ, **hub.environ(), "PYTHONPATH": os.getcwd()}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert (done.stdout, "Traceback" in done.stderr) == ("", False)
+    assert done.stderr.startswith(("hubsync: ", "Error: ", "Usage: ")), done.stderr
+
+
+def test_a_message_that_nobody_can_read_fails_no_pipe(hub: LocalHub, dataset: Dataset) -> None:
+    command = f"{sys.executable} -m hubsync pipe user/rows 2>/dev/full"
+    done = subprocess.run(
+        ["bash", "-c", command], input=jsonl(0, 3), env={**os.environ, **hub.environ()}, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert dataset.ids() == [0, 1, 2]
+
+
+def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text("raise ImportError('No module named uvicorn')")
+    done = run("demo", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
+    assert done.returncode == 1
+    assert "pip install 'hubsync[demo]'" in done.stderr
+
+
 def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
     assert "no spool" in run("status").stdout
     assert "no spool" in run("drain").stderr

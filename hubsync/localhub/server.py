@@ -272,9 +272,9 @@ def serve(
     stopped = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if not _is_loopback(host):
-            say(f"warning: {host} is not a loopback address; whoever reaches it can use this Hub")
         with LocalHub(directory, host=host, port=port, users=users, **settings) as hub:
+            if not _is_loopback(host):
+                say(f"warning: {host} is not a loopback address; whoever reaches it can use this Hub")
             say(f"the embedded Hub is at {hub.endpoint}, in {hub.directory}")
             say("  ".join(f"export {name}={value}" for name, value in hub.environ().items()))
             stopped.wait()
