@@ -22,7 +22,7 @@ from hubsync import shutdown
 from hubsync.clock import in_thread, loop_waker
 from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import ClosedError, HubsyncError, QueueFull
-from hubsync.policy import Ack
+from hubsync.policy import Ack, check_wait
 from hubsync.receipt import Receipt
 from hubsync.rows import Rows
 from hubsync.spool import SpoolDepth
@@ -74,6 +74,7 @@ class AsyncUploader(BaseUploader):
     ) -> Receipt:
         """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
         worker = self._ready()
+        check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
         if self._is_familiar(worker, encoded, offset):
             place = self._place(worker, encoded, offset)

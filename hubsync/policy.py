@@ -142,6 +142,14 @@ class SpoolPolicy:
             raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')
 
 
+def check_wait(ack: Ack, timeout: float | None) -> None:
+    """Raises `ConfigError` where a put would wait for nothing that there is."""
+    if ack not in get_args(Ack):
+        raise ConfigError(f'ack is "queued", "spooled" or "committed", not {ack!r}.')
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < float("inf")):
+        raise ConfigError(f"timeout is a number of seconds from 0, or None, not {timeout!r}.")
+
+
 OnConflict = Literal["refuse", "dead letter", "new config"]
 
 

@@ -46,6 +46,7 @@ from hubsync.policy import (
     SchemaPolicy,
     ShardPolicy,
     SpoolPolicy,
+    check_wait,
 )
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
@@ -487,6 +488,7 @@ class Uploader(BaseUploader):
                 another thread closed the uploader, or a person is needed.
         """
         worker = self._ready()
+        check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
         batch = self._batch(encoded, self._place(worker, encoded, offset), offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout

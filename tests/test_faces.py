@@ -18,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from hubsync import AsyncUploader, NotDrained, Uploader
+from hubsync import AsyncUploader, ConfigError, NotDrained, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.locks import FileLock
 from hubsync.receipt import Receipt
@@ -69,6 +69,23 @@ def test_stats_of_tasks_do_not_wait_for_the_spools_thread(hub: LocalHub, tmp_pat
                 thread.join()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("wrong", [{"ack": "spoled"}, {"timeout": -1}, {"timeout": float("nan")}, {"timeout": "5"}])
+def test_a_wait_that_means_nothing_is_refused_by_both_faces(
+    uploader: Callable[..., Uploader], hub: LocalHub, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    async def run() -> None:
+        async with open_async(hub, tmp_path) as up:
+            with pytest.raises(ConfigError):
+                await up.put([{"id": 0}], **wrong)
+            assert up.stats().counts.spooled_rows == 0
+
+    asyncio.run(run())
+    with uploader() as up:
+        with pytest.raises(ConfigError):
+            up.put([{"id": 0}], **wrong)
+        assert up.stats().counts.spooled_rows == 0
 
 
 @pytest.mark.parametrize("what", ["offset", "status"])
