@@ -252,8 +252,11 @@ def _rescue(spool: Path | None) -> None:
     if found is None:
         say(f"{spool}: its catalogue is sound; nothing to rescue.")
         return
-    say(f"{found.rows:,} rows in {found.segments:,} files are rescued; {found.on_hub:,} files were on the Hub "
-               "already. The broken catalogue is kept beside the new one.")  # fmt: skip
+    kept = f" The broken catalogue is kept as {found.kept}." if found.kept else ""
+    say(
+        f"Rescued: {count_text(found.rows, 'row')} in {count_text(found.segments, 'file')}; on the Hub already: "
+        f"{count_text(found.on_hub, 'file')}.{kept}"
+    )
     for line in found.unknown:
         say(f"  could not be known: {line}")
 
@@ -500,7 +503,10 @@ def ls(repo: str, as_json: bool, **options: Any) -> None:
     """The shards of the dataset REPO: rows, bytes, writer, number, and the commit that brought them."""
     from hubsync.reader import shards
 
-    found = shards(repo, **options)
+    found = list(shards(repo, **options))
+    if not found and (options["config"] or options["split"]):
+        place = " and ".join(f"{name} {options[name]!r}" for name in ("config", "split") if options[name])
+        raise click.ClickException(f"{repo} holds no shard of {place}.")
     if as_json or not sys.stdout.isatty():
         for shard in found:
             time = shard.time.isoformat() if shard.time else None

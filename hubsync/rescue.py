@@ -38,11 +38,14 @@ _TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets"
 
 @dataclass
 class Rescued:
-    """What a rescue found. `unknown` is what it could not know, in words."""
+    """What a rescue found. `unknown` is what it could not know, in words; `kept` is the broken catalogue, where one was
+    left.
+    """
 
     rows: int = 0
     segments: int = 0
     on_hub: int = 0
+    kept: Path | None = None
     unknown: list[str] = field(default_factory=list)
 
 
@@ -118,7 +121,7 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
             catalogue.close()
         if not {lock.path for lock in locks}.issuperset((directory / "writers").glob("*.lock")):
             raise SpoolBusy(f"a job has opened {directory} meanwhile; end it, and rescue again.")
-        _set_aside(directory)
+        found.kept = _set_aside(directory)
         os.replace(new, directory / "catalogue.sqlite")
         for file in removed:
             file.unlink(missing_ok=True)
@@ -391,13 +394,15 @@ def _bury(
     )  # fmt: skip
 
 
-def _set_aside(directory: Path) -> None:
+def _set_aside(directory: Path) -> Path | None:
     number = 1
     while (directory / f"catalogue.broken-{number}").exists():
         number += 1
+    kept = directory / f"catalogue.broken-{number}"
     for suffix in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
-            os.replace(directory / f"catalogue.sqlite{suffix}", directory / f"catalogue.broken-{number}{suffix}")
+            os.replace(directory / f"catalogue.sqlite{suffix}", f"{kept}{suffix}")
+    return kept if kept.exists() else None
 
 
 def _remove(catalogue: Path) -> None:

@@ -309,6 +309,8 @@ def _culprit(value: Any, path: str, error: Exception, above: tuple[int, ...]) ->
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping) and hasattr(value, "model_dump"):
         value = dict(value)
+    elif getattr(getattr(value, "dtype", None), "kind", None) == "O":  # numpy's array of Python objects
+        value = value.tolist()
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield str(key).encode("utf-8", "backslashreplace").decode(), item

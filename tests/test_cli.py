@@ -212,6 +212,13 @@ def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Run, tmp_path
     assert "pip install 'hubsync[demo]'" in done.stderr
 
 
+def test_a_config_that_is_not_there_is_no_empty_listing(run: Run) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
+    assert run("ls", "user/rows", "--config", "default").returncode == 0
+    done = run("ls", "user/rows", "--config", "typo")
+    assert (done.returncode, done.stderr) == (1, "Error: user/rows holds no shard of config 'typo'.\n")
+
+
 def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
     assert "no spool" in run("status").stdout
     assert "no spool" in run("drain").stderr

@@ -96,6 +96,7 @@ def test_every_row_comes_up_once_whatever_is_broken(
     found = rescue(spool)
     assert found is not None
     assert found.rows == 20
+    assert (found.kept is None) == (damage is removed)
     assert drain(spool, timeout=60).rows == 0
     assert dataset.ids() == list(range(30))
     with uploader(path=path) as up:

@@ -131,7 +131,7 @@ def cyclic() -> dict[str, Any]:
         (cyclic(), "b[0]", "contains itself"),
         ({"a": 1j}, "a", "complex"),
         ({"a": (x for x in [1])}, "a", "generator"),
-        ({"a": np.array([object()])}, "a", "ndarray"),
+        ({"a": np.array([1, {"b": object()}])}, "a[1].b", "object has no JSON form"),
         ({"a": [msgspec.Raw(b"1\n2")]}, "a[0]", "Raw"),
         (Model.model_construct(when=math.inf), "when", "inf"),
         (Sample("p", [{1: 2}]), "scores[0]", "no string"),  # type: ignore[list-item]
