@@ -27,7 +27,10 @@ _alone = threading.Lock()  # a connection is being made, or one beside a catalog
 
 _BUSY_S = 60.0  # how long a thread waits for another process' transaction
 _PATIENCE_S = 0.2  # and an event loop
-_CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a few thousand takes
+_CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a thousand takes
+_TOO_LONG = 2  # times that: its writers leave no gap in which it could begin anew by itself
+_FRAME_BYTES = 4096 + 24  # a page of it, and its header
+_KEPT_BYTES = 1_000_000  # of its file, also on a full disk: room for a few commits that nobody else can take
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -102,6 +105,7 @@ class Catalogue:
 
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self.path = path
+        self._log = f"{path}-wal"
         self._lock = threading.RLock()
         self._refusals = _Refusals(path)
         try:
@@ -204,16 +208,33 @@ class Catalogue:
                 self.run(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
             self._lock.release()
 
+    def log_bytes(self) -> int:
+        """What the write-ahead log takes of the disk, beyond what it keeps."""
+        return max(0, self._log_size() - _KEPT_BYTES)
+
+    def _log_size(self) -> int:
+        try:
+            return os.stat(self._log).st_size
+        except OSError:
+            return 0
+
     def checkpoint(self, *, shrink: bool = False) -> None:
         """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it.
 
-        With `shrink`, at any size, and gives its room on the disk back.
+        With `shrink`, at any size, and gives back most of its room on the disk.
         """
-        if not shrink and os.path.getsize(f"{self.path}-wal") < _CHECKPOINT_BYTES:
+        size = self._log_size()
+        if size < (1 if shrink else _CHECKPOINT_BYTES):
             return
         # Busy, the disk is full, or no file can be opened: the log keeps everything, and the next turn tries again.
-        with _alone, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=1)) as db:
-            db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if shrink else 'PASSIVE'})").fetchall()
+        with _alone, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=_PATIENCE_S)) as db:
+            frames = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+            cut = shrink and size > _KEPT_BYTES
+            if cut or frames * _FRAME_BYTES >= _TOO_LONG * _CHECKPOINT_BYTES:
+                # Writers wait for what is done now: an fsync of what came since the one before, which took longer. The
+                # file is cut only where its room is needed: that takes longer still.
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if cut else 'RESTART'})").fetchall()
 
     def close(self) -> None:
         with self._lock:
@@ -273,6 +294,11 @@ def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
         return SpoolLost(
             f"the spool's catalogue {path} is corrupt ({error}). The rows beside it are untouched; end what "
             f"uses the spool, and bring them up by: hubsync drain --rescue {path.parent}"
+        )
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return SpoolError(
+            f"the disk of the spool {path.parent} is full. What was accepted is safe there. Delete other things, never "
+            "the spool's: a job that runs goes on by itself, and another can start then."
         )
     return SpoolError(f"the spool's catalogue {path} {what}: {error}.")
 

@@ -163,6 +163,28 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
         assert sizes[-1] < 3 * sizes[0], sizes
 
 
+def test_the_write_ahead_log_begins_anew_where_its_job_leaves_it_no_gap(
+    uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(catalogue, "_CHECKPOINT_BYTES", 100_000)
+    stop = threading.Event()
+    with uploader() as up:
+
+        def puts() -> None:
+            while not stop.is_set():
+                up.put([{"id": 0}])
+
+        thread = threading.Thread(target=puts)
+        thread.start()
+        log, begun = tmp_path / "spool" / "catalogue.sqlite-wal", set()
+        while len(begun) < 4:  # its header has another salt each time
+            begun.add(log.read_bytes()[16:24])
+            time.sleep(0.05)
+        stop.set()
+        thread.join()
+
+
 def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hubsync import HubsyncError, ShardPolicy, Uploader
+from hubsync import HubsyncError, ShardPolicy, Uploader, catalogue
 from hubsync.catalogue import VERSION, look
 from hubsync.dashboard import snapshot as snapshots
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
@@ -173,7 +173,8 @@ def test_a_look_leaves_no_trace_and_takes_no_lock(left: Path) -> None:
         db.execute("DELETE FROM meta")
 
 
-def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path) -> None:
+def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_KEPT_BYTES", 0)
     spool = Spool(left, target=None)
     with look(left / "catalogue.sqlite") as db:
         db.execute("SELECT count(*) FROM segments").fetchone()
