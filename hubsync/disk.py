@@ -1,8 +1,8 @@
 """The disk under a spool: whether it is still there, and a reserve for the day when it is full.
 
-On a full disk not even the catalogue can grow, and without it nothing can be committed that would make room. So the
-committer holds a few megabytes back: where the disk refuses, it gives them up, the writers stop, and what is
-committed then makes room for the reserve to be filled again.
+On a full disk not even the catalogue can grow, and without it nothing can be sealed or committed that would make room.
+So a few megabytes are held back: whoever the disk refuses gives them up, the writers stop, and what is committed then
+makes room for the reserve to be filled again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hubsync.policy import MIB
 
 _RESERVE = 8 * MIB
 _SHARE = 20  # of a small disk the reserve takes no more than this part
+_TO_OPEN = MIB // 4  # bytes, without which a spool can't be opened: its log's index, a few transactions
 
 
 class Disk:
@@ -22,7 +23,7 @@ class Disk:
 
     def __init__(self, directory: Path, catalogue: Path) -> None:
         self._reserve = directory / "reserve"
-        self._paths = str(catalogue), str(self._reserve)  # looked at in each take: no pathlib
+        self._paths = str(catalogue), str(self._reserve), str(directory)  # looked at in each take: no pathlib
         self._size = _RESERVE
         about = os.stat(catalogue)
         self._known = (about.st_dev, about.st_ino)
@@ -62,9 +63,16 @@ class Disk:
     def give_up_reserve(self) -> None:
         """Makes room for the catalogue. The writers stop until the reserve is full again."""
         with suppress(OSError):
-            about = os.statvfs(self._reserve.parent)
-            if self._reserve.stat().st_size > about.f_bavail * about.f_frsize:
+            if self.has_less_than(self._reserve.stat().st_size):
                 os.truncate(self._reserve, 0)
+
+    def has_less_than(self, bytes: int) -> bool:
+        """Whether less than this is left."""
+        try:
+            about = os.statvfs(self._paths[2])
+        except OSError:  # it is gone
+            return False
+        return about.f_bavail * about.f_frsize < bytes
 
     def is_exhausted(self) -> bool:
         """Whether the reserve was given up."""
@@ -72,6 +80,14 @@ class Disk:
             return os.stat(self._paths[1]).st_size == 0
         except OSError:
             return False
+
+
+def make_room_to_open(directory: Path) -> None:
+    """Gives the reserve up where without it not even the catalogue could be opened."""
+    with suppress(OSError):
+        about = os.statvfs(directory)
+        if about.f_bavail * about.f_frsize < _TO_OPEN:
+            os.truncate(directory / "reserve", 0)
 
 
 def segment_of(file: Path) -> int:

@@ -27,7 +27,15 @@ import msgspec
 from hubsync.catalogue import BURIED, DEPTHS, PENDING, Catalogue
 from hubsync.clock import Clock, SystemClock
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.disk import Disk, fsync_directory, fsync_with_parents, segment_of, whole_lines, write_over
+from hubsync.disk import (
+    Disk,
+    fsync_directory,
+    fsync_with_parents,
+    make_room_to_open,
+    segment_of,
+    whole_lines,
+    write_over,
+)
 from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
@@ -142,10 +150,12 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"the spool {directory} can't be made: {error}. Give another with spool=…") from error
         self._fsync = self.policy.durability == "fsync"
+        make_room_to_open(directory)
         self.catalogue = Catalogue(catalogue, fsync=self._fsync)
         if self._fsync:
             fsync_with_parents(directory)
         self.disk = Disk(directory, self.catalogue.path)
+        self.catalogue.checkpoint(shrink=True)  # what dies on a full disk leaves the next one no other room
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
@@ -501,7 +511,7 @@ class Spool:
         with self.catalogue.transaction():
             whose, who = ("", ()) if writer is None else ("AND writer = ?", (writer,))
             pending = f"{PENDING} AND state IN ('sealed', 'staged') {whose}"
-            self.catalogue.run(f"UPDATE segments SET urgent = 1 WHERE {pending}", *who)
+            self.catalogue.run(f"UPDATE segments SET urgent = 1 WHERE {pending} AND NOT urgent", *who)
             return [r["id"] for r in self.catalogue.rows(f"SELECT id FROM segments WHERE {pending}", *who)]
 
     # What the dataset told, and what anybody may ask.

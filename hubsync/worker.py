@@ -322,6 +322,7 @@ class Worker:
                 self._wake_linger()
             for writer in self._writers():
                 writer.hash_on()
+            self._bound_log()
         self.queue.release(batches)
 
     def _drop(self, batches: list[Batch], error: HubsyncError) -> None:
@@ -377,8 +378,12 @@ class Worker:
                 if self._stopping.is_set():
                     return None
                 with contextlib.suppress(SpoolError):
-                    for writer in self._writers():
-                        writer.seal()  # only what is sealed can be committed and make room
+                    try:
+                        self._make_room()
+                    except SpoolError:
+                        self.spool.disk.give_up_reserve()
+                        if self.spool.disk.is_exhausted():
+                            self._make_room()  # at once, before others take what was given up
                 self._wake()
                 self._room.clear()
                 self._room.wait(_FULL_S)
@@ -386,6 +391,18 @@ class Worker:
                 if self.status.troubled("spool thread"):
                     self.status.report("spool thread", State())
                 return result
+
+    def _make_room(self) -> None:
+        """Only what is sealed can be committed and make room, and the producer waits for that."""
+        self.spool.catalogue.checkpoint(shrink=True)  # then it writes where its log has room already
+        for writer in self._writers():
+            writer.seal()
+            self.spool.urge(writer.name)
+
+    def _bound_log(self) -> None:
+        """The catalogue's log takes no more of the disk than it leaves."""
+        if self.spool.disk.has_less_than(self.spool.catalogue.log_bytes()):
+            self.spool.catalogue.checkpoint(shrink=True)
 
     def _fate(self, segment: int | None, *, may_be_settled: bool) -> Fate:
         """The fate of a segment. One that may be sealed may have been committed before its fate was known here."""
@@ -501,8 +518,7 @@ class Worker:
             await in_thread(self._look)
 
     def _look(self) -> None:
-        with contextlib.suppress(OSError):
-            self.spool.catalogue.checkpoint()
+        self.spool.catalogue.checkpoint()
         self.see()
         self.progress.tick()
 

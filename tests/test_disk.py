@@ -6,16 +6,19 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hubsync import SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
+from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
 from hubsync.dead_letter import DeadLetter
 from hubsync.localhub import Fault, LocalHub
 from hubsync.queue import Order
@@ -25,11 +28,12 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MiB."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of 4 MiB, or of as many as the test asks for."""
     where = tmp_path / "disk"
     where.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(where)], capture_output=True)
+    size = f"size={getattr(request, 'param', 4)}m"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(where)], capture_output=True)
     if done.returncode:
         pytest.skip("only root may mount a disk")
     try:
@@ -47,6 +51,13 @@ def until(what: Callable[[], object], seconds: float = 60) -> None:
 
 def rows(start: int, count: int, size: int = 1000) -> list[dict[str, Any]]:
     return [{"id": n, "text": "x" * size} for n in range(start, start + count)]
+
+
+def fill(file: Path) -> None:
+    """Takes every block that is left, so that not even the catalogue can grow."""
+    with file.open("wb", buffering=0) as junk, suppress(OSError):
+        while True:
+            junk.write(bytes(4096))
 
 
 def delete(directory: Path) -> None:
@@ -75,19 +86,72 @@ def test_a_full_disk_holds_the_producer_up_and_what_is_committed_makes_room(
         until(lambda: up.stats().state.kind == "spool full")
         before = len(accepted)
         assert before < 500
-        # Somebody takes every block that is left, so that not even the catalogue can grow.
-        with (small_disk / "junk").open("wb", buffering=0) as junk:
-            try:
-                while True:
-                    junk.write(bytes(4096))
-            except OSError:
-                pass
+        fill(small_disk / "junk")
         hub.faults.clear()
         until(lambda: up.stats().spool.committed_rows >= before // 2)
         (small_disk / "junk").unlink()
         thread.join()
     assert dataset.ids() == accepted == list(range(900))
     assert any("full" in record.message for record in caplog.records if record.levelno == logging.ERROR)
+
+
+@pytest.mark.parametrize("small_disk", [4, 20], indirect=True)
+def test_a_job_that_outruns_its_disk_goes_on_while_the_hub_is_there(
+    uploader: Any, dataset: Dataset, small_disk: Path
+) -> None:
+    """Nothing is sealed before the disk is full: the open segment and the catalogue's log have all of it."""
+    with uploader(spool=small_disk / "spool", shard=ShardPolicy(linger_s=3600)) as up:
+        for n in range(3_000):
+            up.put(rows(n, 1, 10_000), offset=n, timeout=60)
+    assert dataset.ids() == list(range(3_000))
+
+
+def test_what_is_sealed_because_the_disk_is_full_does_not_wait_for_its_turn(
+    hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path
+) -> None:
+    with uploader(spool=small_disk / "spool", commit=CommitPolicy()) as up:
+        hub.faults.add(Fault.outage())
+        thread = producer(up, [], 500)
+        until(lambda: up.stats().state.kind == "spool full" and up.stats().spool.open == 0)
+        assert up._worker.spool.catalogue.value("SELECT min(urgent) FROM segments WHERE state = 'sealed'") == 1
+        hub.faults.clear()
+        thread.join()
+    assert dataset.ids() == list(range(500))
+
+
+_FILLS_THE_DISK_AND_DIES = """
+import os, signal, sys
+from hubsync import Uploader
+with Uploader("user/rows", endpoint=sys.argv[1], spool=sys.argv[2], schema=None) as up:
+    try:
+        for n in range(10_000):
+            up.put([{"id": n, "text": "x" * 10_000}], offset=n, timeout=3)
+    except TimeoutError:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_job_that_was_killed_on_a_full_disk_is_followed_by_another(
+    hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path
+) -> None:
+    spool = small_disk / "spool"
+    job = [sys.executable, "-c", _FILLS_THE_DISK_AND_DIES, hub.endpoint, str(spool)]
+    hub.faults.add(Fault.outage(on="commit"))
+    assert subprocess.run(job, env={**os.environ, "HF_TOKEN": hub.token}).returncode == -signal.SIGKILL
+    hub.faults.clear()
+    fill(small_disk / "junk")
+    with uploader(spool=spool) as up:
+        start = up.offset() + 1
+        assert start > 100
+        until(lambda: up.stats().spool.committed_rows == start)
+        up.put(rows(start, 1), offset=start, timeout=60)
+    assert dataset.ids() == list(range(start + 1))
+
+
+def test_a_disk_on_which_no_spool_can_be_begun_is_named(uploader: Any, small_disk: Path) -> None:
+    fill(small_disk / "junk")
+    with pytest.raises(SpoolError, match=r"the disk .* is full.* safe"):
+        uploader(spool=small_disk / "spool").open()
 
 
 def test_a_disk_that_becomes_read_only_is_waited_for(
