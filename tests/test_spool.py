@@ -423,14 +423,14 @@ def test_a_plan_stands_in_the_catalogue_before_it_is_sent(open_spool: Callable[.
     writer.seal()
     shards = all_sealed(spool)
     plans_of(spool).mark_staged({shards[0].segment: "regular"})
-    staged = plans_of(spool).staged(10, 1 << 30)
+    staged = plans_of(spool).ready(10, 1 << 30)
     plan = plans_of(spool).write(staged, None, "parent", "Add")
     spool.close()
     spool = open_spool()
     found = plans_of(spool).unsettled()
     assert found is not None
     assert (found.id, found.parent, found.shards, found.notes) == (plan.id, "parent", staged, plan.notes)
-    assert plans_of(spool).staged(10, 1 << 30) == []
+    assert plans_of(spool).ready(10, 1 << 30) == []
     assert b'"default": 4' in plan.notes[0].content
     plans_of(spool).settle(found, {staged[0].segment: "sha"})
     assert spool.fate(staged[0].segment) == ("committed", "sha", None)
@@ -444,9 +444,9 @@ def test_a_plan_that_did_not_land_frees_its_shards(open_spool: Callable[..., Spo
     writer.append([batch(1)])
     writer.seal()
     plans_of(spool).mark_staged({s.segment: "lfs" for s in all_sealed(spool)})
-    before = plans_of(spool).staged(10, 1)
+    before = plans_of(spool).ready(10, 1)
     plans_of(spool).settle(plans_of(spool).write(before, None, None, ""), {})
-    assert plans_of(spool).staged(10, 1) == before
+    assert plans_of(spool).ready(10, 1) == before
 
 
 def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spool]) -> None:
@@ -457,7 +457,7 @@ def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spo
     (shard,) = all_sealed(spool)
     content = shard.file.read_bytes()
     plans_of(spool).mark_staged({shard.segment: "lfs"})
-    plans_of(spool).settle(plans_of(spool).write(plans_of(spool).staged(9, 9), None, None, ""), {shard.segment: "sha"})
+    plans_of(spool).settle(plans_of(spool).write(plans_of(spool).ready(9, 9), None, None, ""), {shard.segment: "sha"})
     shard.file.write_bytes(content)
     spool.sweep()
     assert not shard.file.exists()

@@ -65,12 +65,12 @@ def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset, format: Format) 
     if point in _LFS:
         commit(dataset, {".gitattributes": f"*.{format} filter=lfs diff=lfs merge=lfs -text\n".encode()})
     if point is P.UNSTAGED:
-        hub.faults.add(Fault.status(400, on="commit", times=5))
+        hub.faults.add(Fault.status(400, on="commit", times=9))
     if point in _TAKEN:
         commit(dataset, {f"data/train-{n:05d}.{format}": other(n, format) for n in (0, 2)})
     if point in _REFUSED:
         # A blob goes up again a few times before it counts as refused.
-        hub.faults.add(Fault.status(422, on="commit", times=12 if format == "jsonl" else 40))
+        hub.faults.add(Fault.status(422, on="commit", times=20 if format == "jsonl" else 40))
 
 
 def other(n: int, format: Format) -> bytes:
