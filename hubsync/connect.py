@@ -20,7 +20,8 @@ from hubsync.errors import AuthenticationError, ConfigError, SpoolError, SpoolMi
 from hubsync.hub import HubDataset
 from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id
 from hubsync.secret import Secret
-from hubsync.spool import Spool, Target, default_directory
+from hubsync.spool import Spool
+from hubsync.target import Target, default_directory
 
 _log = logging.getLogger("hubsync")
 _TRUE = ("1", "ON", "YES", "TRUE")

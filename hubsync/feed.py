@@ -27,7 +27,7 @@ from hubsync.files import SUFFIXES, Files, Moved, Wanted, in_order, selected
 from hubsync.formats import lines_of
 from hubsync.hub import HubFile
 from hubsync.recognize import Look
-from hubsync.spool import Target
+from hubsync.target import Target
 
 _log = logging.getLogger("hubsync")
 

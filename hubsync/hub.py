@@ -36,7 +36,7 @@ from hubsync.errors import (
 from hubsync.http import MAX_BODY, HubHTTP
 from hubsync.plan import Head, Note, Plan, Shard, Staged, Standing, Watermark, blob_oid
 from hubsync.secret import Secret
-from hubsync.spool import Target
+from hubsync.target import Target
 
 if TYPE_CHECKING:
     import httpx

@@ -12,8 +12,9 @@ from typing import Any
 
 from hubsync.clock import SystemClock
 from hubsync.connect import open_spool
-from hubsync.spool import Spool, default_home
+from hubsync.spool import Spool
 from hubsync.status import read_stored
+from hubsync.target import default_home
 
 
 def spools() -> Iterator[Path]:

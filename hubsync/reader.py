@@ -35,8 +35,8 @@ from hubsync.formats import Damaged
 from hubsync.hub import Commit, HubDataset, HubFile, rows_told
 from hubsync.policy import RetryPolicy
 from hubsync.secret import Secret
-from hubsync.spool import default_directory
 from hubsync.survey import Reader, patiently, series_of
+from hubsync.target import default_directory
 
 T = TypeVar("T")
 

@@ -30,7 +30,8 @@ from hubsync.formats import Damaged, unpack
 from hubsync.locks import BEAT_S, FileLock
 from hubsync.plan import Watermark, hashes
 from hubsync.policy import Layout, RetryPolicy, format_of
-from hubsync.spool import Target, WriterNote
+from hubsync.spool import WriterNote
+from hubsync.target import Target
 
 # Keys may be millions.
 _TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards", "schemas")

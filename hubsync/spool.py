@@ -11,13 +11,11 @@ is taken over as well: its term is over, and what it tries under its lease then 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -42,6 +40,7 @@ from hubsync.plan import Watermark
 from hubsync.policy import Layout, SpoolPolicy, format_of
 from hubsync.schema import Conflict, StructOf, dumps, loads, merge_rows, to_features
 from hubsync.status import full_text, waiting_text
+from hubsync.target import Target
 
 _log = logging.getLogger("hubsync")
 
@@ -81,15 +80,6 @@ class DeadShard(NamedTuple):
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The branch of a dataset that a spool belongs to."""
-
-    endpoint: str
-    repo: str
-    revision: str = "main"
-
-
 class WriterNote(msgspec.Struct):
     """What a writer notes in a file beside its lock: where its rows belong, should the catalogue be lost.
 
@@ -103,20 +93,6 @@ class WriterNote(msgspec.Struct):
     def layout_of(self, segment: int) -> Layout | None:
         """Where a segment's rows belong."""
         return next((layout for above, layout in reversed(self.layouts) if segment > above), None)
-
-
-def default_home() -> Path:
-    """Where spools live when the user names no place. They are state, not a cache: nobody may sweep them."""
-    home = os.environ.get("HUBSYNC_HOME")
-    if home is None:
-        home = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "hubsync")
-    return Path(home)
-
-
-def default_directory(target: Target) -> Path:
-    """The spool of `target` there."""
-    tag = hashlib.blake2b(f"{target.endpoint}\0{target.revision}".encode(), digest_size=4).hexdigest()
-    return default_home() / f"{target.repo.replace('/', '--')}-{tag}"
 
 
 class Spool:

@@ -25,8 +25,9 @@ from hubsync.hub import HubDataset, HubFile
 from hubsync.plan import Watermark
 from hubsync.policy import RetryPolicy
 from hubsync.secret import Secret
-from hubsync.spool import SegmentState, Spool, Target, default_directory
+from hubsync.spool import SegmentState, Spool
 from hubsync.survey import Content, Dataset, Reader, Series, mark_path, series_of
+from hubsync.target import Target, default_directory
 
 Kind = Literal["missing", "size", "oid", "watermark", "gap", "beyond", "repeat", "content", "rows"]
 

@@ -17,7 +17,7 @@ from hubsync import HubError
 from hubsync.http import HubHTTP
 from hubsync.hub import HubDataset
 from hubsync.plan import Note, Plan, Shard
-from hubsync.spool import Target
+from hubsync.target import Target
 
 TOKEN = "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"
 HUB = "https://hub.test"

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hubsync"
 FLOORS = [
     ["errors", "crashpoints", "secret", "shapes", "schema"],
-    ["clock", "shutdown", "policy", "plan", "transform", "http", "card", "cursor", "screen"],
+    ["clock", "shutdown", "policy", "plan", "target", "transform", "http", "card", "cursor", "screen"],
     ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool", "live", "progress", "formats"],
     ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer", "patience"],

@@ -20,7 +20,8 @@ from hubsync.clock import SystemClock
 from hubsync.errors import BlockedError
 from hubsync.hub import watermark_of
 from hubsync.localhub import Fault, LocalHub
-from hubsync.spool import Spool, Target
+from hubsync.spool import Spool
+from hubsync.target import Target
 from tests.conftest import Dataset
 from tests.hostile import ENTRY, HUB, TOKEN, FakeHub, ask_card, ask_watermarks, entry, talk
 

@@ -40,7 +40,8 @@ from hubsync.schema import (
     merge_rows,
     to_features,
 )
-from hubsync.spool import Spool, Target
+from hubsync.spool import Spool
+from hubsync.target import Target
 
 NAMES = st.sampled_from(["a", "b", "list", "dtype", "name", "struct", "1", "null", "é", "x.y"])
 KINDS: st.SearchStrategy[Kind] = st.recursive(

@@ -36,7 +36,7 @@ from hubsync.pipe import pipe
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.rescue import rescue
 from hubsync.secret import Secret
-from hubsync.spool import Target
+from hubsync.target import Target
 from hubsync.verify import verify
 from tests.conftest import Dataset
 from tests.hostile import BATCH, HUB, SHA, TOKEN, FakeHub, FakeXet, lfs_at, plain_lfs, shard, xet

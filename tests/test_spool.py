@@ -25,7 +25,8 @@ from hubsync.plans import Plans
 from hubsync.policy import Layout
 from hubsync.queue import Batch
 from hubsync.receipt import Receipt
-from hubsync.spool import Spool, Target
+from hubsync.spool import Spool
+from hubsync.target import Target
 from hubsync.writer import Accepted, SpoolWriter
 
 TARGET = Target("http://127.0.0.1:1", "user/rows")
@@ -561,7 +562,8 @@ def test_one_committer_at_a_time(open_spool: Callable[..., Spool]) -> None:
 _BORN_AT_ONCE = """
 import multiprocessing, sys
 from pathlib import Path
-from hubsync.spool import Spool, Target
+from hubsync.spool import Spool
+from hubsync.target import Target
 
 def born(directory, barrier):
     barrier.wait()

@@ -17,8 +17,8 @@ from hubsync.clock import SystemClock
 from hubsync.hub import HubDataset, HubFile
 from hubsync.plan import Watermark
 from hubsync.policy import Layout
-from hubsync.spool import Target
 from hubsync.survey import Content, Reader, series_of
+from hubsync.target import Target
 
 
 def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: bool = True) -> Content | str:

@@ -19,7 +19,7 @@ from hubsync import ConfigError, HubError
 from hubsync.errors import BlockedError, TransientError
 from hubsync.http import HubHTTP
 from hubsync.hub import HubDataset
-from hubsync.spool import Target
+from hubsync.target import Target
 from tests.hostile import HUB, SHA, TOKEN, FakeHub, lfs_at, plain_lfs, shard, talk
 
 __all__ = ["plain_lfs", "shard"]  # fixtures

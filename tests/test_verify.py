@@ -31,7 +31,7 @@ from hubsync.errors import RateLimitedError
 from hubsync.hub import HubDataset
 from hubsync.localhub import Fault, LocalHub
 from hubsync.plan import Head
-from hubsync.spool import Target, default_directory
+from hubsync.target import Target, default_directory
 from hubsync.verify import Report, verify
 
 Make = Callable[..., Uploader]

@@ -35,7 +35,8 @@ from hubsync.policy import CommitPolicy, Layout, QueuePolicy, RetryPolicy, Schem
 from hubsync.queue import Batch, Order
 from hubsync.receipt import Receipt
 from hubsync.rows import Encoded
-from hubsync.spool import Spool, Target
+from hubsync.spool import Spool
+from hubsync.target import Target
 from hubsync.worker import Worker
 from tests.simulated import Body, SimulatedHub
 

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hubsync.dashboard.watch import Watch
 from hubsync.errors import ConfigError
-from hubsync.spool import default_home
+from hubsync.target import default_home
 
 _LOOK_S = 1.0
 _HOST = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")

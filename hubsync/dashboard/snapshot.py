@@ -21,8 +21,8 @@ from hubsync.clock import SystemClock
 from hubsync.errors import SpoolError
 from hubsync.live import Live, told
 from hubsync.pace import Governor, last_policy
-from hubsync.spool import Target
 from hubsync.status import QUOTA, State, Stored, count_text
+from hubsync.target import Target
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5

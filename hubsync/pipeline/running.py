@@ -35,7 +35,7 @@ from hubsync.pipeline.distiset import Distiset, load
 from hubsync.pipeline.graph import GeneratorStep, GlobalStep, Pipeline, PipelineError, Row, Step, StepError
 from hubsync.pipeline.stream import Chunk, Inlet, Outlet, Position, Tracker
 from hubsync.rows import encode
-from hubsync.spool import default_home
+from hubsync.target import default_home
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")

@@ -23,8 +23,9 @@ from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, sn
 from hubsync.dashboard.watch import STEP_S, STEPS, Watch
 from hubsync.live import Live, tell, told
 from hubsync.localhub import Fault, LocalHub
-from hubsync.spool import Spool, Target
+from hubsync.spool import Spool
 from hubsync.status import State, Status, Stored
+from hubsync.target import Target
 from tests.dashboard.browser import job, wait_until
 
 Make = Callable[..., Uploader]
