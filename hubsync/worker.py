@@ -57,6 +57,7 @@ _FOLLOW_S = 0.5  # how soon a writer sees what another process committed for it
 _FULL_S = 0.5  # how often a full spool or disk is tried again
 _LOOK_S = 0.5  # how often the catalogue's write-ahead log is looked at, and how the spool stands
 _MOST_TOLD = 100  # reasons for which something was set aside
+_TAKES = 16  # between two looks at the log's share of the disk
 _QUOTA_STEP = 8 * MIB  # bytes spooled between two looks at the spool's quota
 
 
@@ -107,6 +108,7 @@ class Worker:
         self._asked: set[Receipt] = set()  # flushes that are still orders in the queue
         self._flushes: set[Fate] = set()  # those that wait for commits
         self._unchecked = _QUOTA_STEP  # bytes spooled since the quota was looked at: look before the first
+        self._takes = 0
         self._stopping = threading.Event()
         self._room = threading.Event()  # something was committed: a full spool may have room
         self._wake: Callable[[], None] = lambda: None
@@ -136,17 +138,10 @@ class Worker:
             if self._destination is not None:
                 commit, retry, rng = self._committing
                 self._committer = Committer(
-                    self.spool,
-                    self._destination,
-                    commit=commit,
-                    retry=retry,
-                    clock=self._clock,
-                    rng=rng,
-                    status=self.status,
-                    on_settled=self._settled,
-                    on_blocked=self._blocked,
+                    self.spool, self._destination, commit=commit, retry=retry, clock=self._clock, rng=rng,
+                    status=self.status, on_settled=self._settled, on_blocked=self._blocked,
                     on_misfit=lambda: self.on_misfit(),
-                )
+                )  # fmt: skip
                 self._wake = loop_waker(self._committer.wake)
                 self._nudge = loop_waker(self._committer.nudge)
                 async with flat_errors(), anyio.create_task_group() as tasks:
@@ -182,23 +177,18 @@ class Worker:
 
     async def _connect(self, committer: Committer) -> None:
         """What fails is told as any trouble of the committer's, which goes on trying, and tells its end."""
-        why = f"the Hub did not answer in {_CONNECT_S:g} s"
-        backoff = Backoff(self._committing[1], self._committing[2])
-        try:
-            with anyio.move_on_after(_CONNECT_S) as scope:
-                while True:
-                    try:
-                        await committer.connect()
+        why, backoff = f"the Hub did not answer in {_CONNECT_S:g} s", Backoff(*self._committing[1:])
+        with anyio.move_on_after(_CONNECT_S):
+            while True:
+                try:
+                    await committer.connect()
+                    return
+                except TransientError as error:
+                    why = error.reason
+                    if error.status is None or self.spool.seeded:  # it is away, or nothing depends on it
                         break
-                    except TransientError as error:
-                        if error.status is None or self.spool.seeded:  # it is away, or nothing depends on it
-                            raise
-                        why = error.reason
-                        await self._clock.sleep(backoff.after_failure(error.retry_after_s))
-        except TransientError as error:
-            self.status.report("read", State("backing off", error.reason))
-        if scope.cancelled_caught:
-            self.status.report("read", State("backing off", why))
+                    await self._clock.sleep(backoff.after_failure(error.retry_after_s))
+        self.status.report("read", State("backing off", why))
 
     async def _spool_in_thread(self) -> None:
         try:
@@ -401,7 +391,8 @@ class Worker:
 
     def _bound_log(self) -> None:
         """The catalogue's log takes no more of the disk than it leaves."""
-        if self.spool.disk.has_less_than(self.spool.catalogue.log_bytes()):
+        self._takes += 1
+        if self._takes % _TAKES == 0 and self.spool.disk.has_less_than(self.spool.catalogue.log_bytes()):
             self.spool.catalogue.checkpoint(shrink=True)
 
     def _fate(self, segment: int | None, *, may_be_settled: bool) -> Fate:
