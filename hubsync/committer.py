@@ -331,8 +331,9 @@ class Committer:
             staged = await self._persist("stage", partial(self._upload, shards), lets_out=(DefectError,))
         except DefectError as error:
             if len(shards) > 1:
-                for shard in shards:
-                    await self._stage([shard])
+                async with anyio.create_task_group() as tasks:  # one that never arrives holds no other up
+                    for shard in shards:
+                        tasks.start_soon(self._stage, [shard])
             elif not await self._wait_for_another_word(shards[0]):
                 await self._give_up(shards[0], error)
             return

@@ -35,6 +35,7 @@ class Showing(NamedTuple):
     note: Note | None = None
     entries: Sequence[card.Entry] = ()
     features: Mapping[str, StructOf] = MappingProxyType({})
+    is_first: bool = False  # there was none
 
 
 class CardKeeper:
@@ -83,7 +84,7 @@ class CardKeeper:
             stands = await in_thread(card.Card, existing, self._repo)
             shown = await in_thread(stands.features)
             if is_all := owed or existing is None:
-                entries = await self._all_entries(entries, head)
+                entries = await self._all_entries(shards, head)
                 shown = await self._on_disk(self._fitting.with_committed, shown)
             features, misfit = await self._on_disk(self._fitting.fit, kinds, shown)
             if misfit is not None:
@@ -105,14 +106,16 @@ class CardKeeper:
         self._may_be_another = False
         if merged is None and owed:
             await self._on_disk(self._plans.owe_card, False)
-        return Showing(None if merged is None else Note(card.PATH, merged), entries, features)
+        note = None if merged is None else Note(card.PATH, merged)
+        return Showing(note, entries, features, is_first=existing is None)
 
-    async def _all_entries(self, entries: Sequence[card.Entry], head: str) -> list[card.Entry]:
-        """Also those of what was committed before, as far as it stands in the dataset."""
+    async def _all_entries(self, shards: Sequence[Shard], head: str) -> list[card.Entry]:
+        """Those of `shards`, and of what was committed before as far as it stands in the dataset."""
         newest = await self._on_disk(self._plans.carded)
         asked = partial(self._destination.standing, list(newest.values()), head)
         standing = await self._persist("read", asked, lets_out=(StaleParentError,))
-        return list(dict.fromkeys([*entries, *(card.Entry(*e) for e, path in newest.items() if path in standing)]))
+        entries = [*await self._on_disk(self._plans.entries, shards), *(e for e in newest if newest[e] in standing)]
+        return [card.Entry(*entry) for entry in dict.fromkeys(entries)]
 
     def refused(self, error: DefectError) -> bool:
         """A commit with the card was refused. Whether the card is to be tried again: else the next goes without it."""
@@ -128,7 +131,7 @@ class CardKeeper:
 
     async def landed(self, showing: Showing) -> None:
         """The dataset shows this now."""
-        await self._on_disk(self._plans.mark_carded, showing.entries)
+        await self._on_disk(partial(self._plans.mark_carded, showing.entries, no_others=showing.is_first))
         await self._on_disk(self._fitting.mark_shown, showing.features)
         if showing.note is not None:
             self._refusals = 0

@@ -342,16 +342,15 @@ class Plans:
                 "UPDATE writers SET mark = ? WHERE name = ?", msgspec.json.encode(mark).decode(), mark.writer
             )
 
+    def entries(self, shards: Sequence[Shard]) -> list[tuple[str, str, str]]:
+        """The (config, split, glob) of `shards`, that the dataset's card is to show."""
+        rows = [self._segment(shard.segment) for shard in shards]
+        return list(dict.fromkeys((row["config"], row["split"], _layout(row).glob) for row in rows))
+
     def uncarded(self, shards: Sequence[Shard]) -> list[tuple[str, str, str]]:
-        """The (config, split, glob) of `shards` that the dataset's card may not show yet."""
-        found = []
-        for shard in shards:
-            row = self._segment(shard.segment)
-            entry = (row["config"], row["split"], _layout(row).glob)
-            known = self._catalogue.value("SELECT 1 FROM cards WHERE config = ? AND split = ? AND glob = ?", *entry)
-            if known is None and entry not in found:
-                found.append(entry)
-        return found
+        """Those that it may not show yet."""
+        known = "SELECT 1 FROM cards WHERE config = ? AND split = ? AND glob = ?"
+        return [entry for entry in self.entries(shards) if self._catalogue.value(known, *entry) is None]
 
     def carded(self) -> dict[tuple[str, str, str], str]:
         """What the card should show of all that this spool has committed: (config, split, glob); its newest path."""
@@ -370,9 +369,11 @@ class Plans:
             with self._spool.leased():
                 self._catalogue.set("card_owed", str(int(owed)))
 
-    def mark_carded(self, entries: Iterable[tuple[str, str, str]]) -> None:
+    def mark_carded(self, entries: Iterable[tuple[str, str, str]], *, no_others: bool) -> None:
         """The card shows them now."""
         with self._spool.leased():
+            if no_others:
+                self._catalogue.run("DELETE FROM cards")
             for entry in entries:
                 self._catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", *entry)
         reach(CrashPoint.CARDED)

@@ -63,6 +63,20 @@ def test_a_card_that_was_deleted_is_made_anew_for_all_configs(
     reader.sees([{"id": 1, "text": "a"}, {"id": 2, "text": "b", **more}])
 
 
+def test_a_repo_that_was_made_anew_has_a_card_for_what_comes_now(
+    uploader: Make, dataset: Dataset, reader: Reader
+) -> None:
+    with uploader() as one, uploader(config="other") as other:
+        one.put([{"id": 1, "text": "a"}], ack="committed")
+        other.put([{"id": 1, "n": 1}], ack="committed")
+        dataset.api.delete_repo("user/rows", repo_type="dataset")
+        dataset.api.create_repo("user/rows", repo_type="dataset")
+        other.put([{"id": 2, "n": 2}], ack="committed", timeout=30)
+        reader.sees([{"id": 2, "n": 2}], "other")
+        one.put([{"id": 2, "text": "b"}], ack="committed", timeout=30)
+        reader.sees([{"id": 2, "text": "b"}])
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_card_that_is_too_large_to_read_stops_no_rows(uploader: Make, dataset: Dataset, is_first: bool) -> None:
     def write_card() -> None:
