@@ -403,7 +403,7 @@ def test_a_spool_is_its_owners_alone_whatever_the_umask(
     with umask(mask), uploader() as up:
         up.put([{"id": 1}])
         up.flush()
-        hub.faults.add(Fault.status(422, on="commit", times=1))
+        hub.faults.add(Fault.status(422, on="commit", times=4))
         up.put([{"id": 2}])
         with pytest.raises(ShardsRefused):
             up.flush()

@@ -59,10 +59,10 @@ def browse(chrome: Any) -> Iterator[Open]:
 def ended(hub: LocalHub, tmp_path: Path) -> Path:
     """A spool with everything in it that a page can show, and no job: commits, what waits, a dead shard, changes."""
     with Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "spool") as up:
-        for code in (503, 422):
+        for code, times in ((503, 1), (422, 4)):
             up.put([{"id": n} for n in range(30)])
             up.flush()
-            hub.faults.add(Fault.status(code, on="commit", times=1))
+            hub.faults.add(Fault.status(code, on="commit", times=times))
             up.put([{"id": code}])
             with contextlib.suppress(HubsyncError):
                 up.flush()

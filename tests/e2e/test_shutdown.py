@@ -137,7 +137,7 @@ def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
         up.put([{"id": 1}])
         hub.faults.add(Fault.outage())
         raise KeyboardInterrupt
-    assert any("1 rows" in note and "hubsync drain" in note for note in caught.value.__notes__)
+    assert any("1 row " in note and "hubsync drain" in note for note in caught.value.__notes__)
     with pytest.raises(ZeroDivisionError), uploader() as up:
         hub.faults.clear()
         up.put([{"id": 2}])
