@@ -89,11 +89,6 @@ def test_what_no_type_holds_is_kept_as_json(tmp_path: Path) -> None:
     assert [row["value"] for row in loaded(shard)] == values
 
 
-def test_a_number_that_no_float_holds_keeps_its_digits(tmp_path: Path) -> None:
-    given = [{"id": 1, "value": 10**300}, {"id": 2, "value": 1}]
-    assert [msgspec.json.decode(line) for line in formats.unpack(packed(tmp_path, given, "parquet"))] == given
-
-
 def test_shards_of_a_config_are_alike_where_its_features_are_known(tmp_path: Path) -> None:
     """As `schema.to_features` tells them: the first shard knows only nulls, and the dataset loads all the same."""
     features = [
