@@ -566,6 +566,7 @@ class Committer:
     async def _give_up(self, shard: Shard, error: DefectError) -> None:
         """A shard is refused for good; or all are, and a person must look why."""
         if self._buried < _MOST_BURIED:
+            self._buried += 1
             await self._bury(shard, error)
         else:
             await self._patience.wait_for_a_person("commit", error)
@@ -574,7 +575,6 @@ class Committer:
         grave = await self._on_disk(self._plans.bury, shard, str(error))
         self._refusals.pop(shard.segment, None)
         self._card.reconsider()  # this shard it was
-        self._buried += 1
         what = "the Hub refuses" if error.status is not None else "nobody can pack"
         self._refused(shard, f"{what} {shard.path} ({shard.rows} rows) for good: {error}. It is kept in {grave}.")
 
