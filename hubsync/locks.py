@@ -42,14 +42,17 @@ class FileLock:
             fd = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise SpoolError(f"the lock {self.path} can't be opened: {error}.") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise SpoolError(f"{self.path} can't be locked: {error}. Is it on a file system without locks?") from error
-        self._keep(fd)
+        with _guard:  # for another thread that asks for the holder, it is free or held: never another's in between
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(fd)
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    return False
+                raise SpoolError(
+                    f"{self.path} can't be locked: {error}. Is it on a file system without locks?"
+                ) from error
+            self._keep(fd)
         if not self.valid():  # seized between opening and locking it
             self.release()
             return False
@@ -96,17 +99,18 @@ class FileLock:
 
     def holder(self) -> int | None:
         """The pid of the process that holds it, this one or another; None where nobody does."""
-        if self._fd is not None:
-            return os.getpid()
-        if not self.path.exists():
+        with _guard:
+            if self._fd is not None:
+                return os.getpid()
+            if not self.path.exists():
+                return None
+            with open(self.path, "rb") as file:
+                pid = file.read(20).strip()
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    return int(pid) if pid.isdigit() else None
             return None
-        with open(self.path, "rb") as file:
-            pid = file.read(20).strip()
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return int(pid) if pid.isdigit() else None
-        return None
 
     def release(self) -> None:
         with _guard:
