@@ -7,7 +7,6 @@ does so in another thread.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -119,9 +118,7 @@ class AsyncUploader(BaseUploader):
 
     async def close(self, timeout: float | None = None) -> None:
         """As `Uploader.close`. From any task; where it is cancelled, the uploader ends all the same."""
-        worker = self._worker
-        if worker is None or self._closed or os.getpid() != self._pid:
-            self._closed = True
+        if (worker := self._to_close()) is None:
             return
         try:
             with self._drained(worker, timeout):

@@ -172,7 +172,7 @@ class Committer:
         at, ours = self._head or "", await self._on_disk(self._plans.marks)
         standing = await self._destination.standing(list(ours), at)
         if any(found.oid != ours[path] for path, found in standing.items()):
-            marks = [mark for mark in await self._destination.watermarks(at) if f".hubsync/{mark.writer}.json" in ours]
+            marks = [mark for mark in await self._destination.watermarks(at) if mark.path in ours]
             self._ahead = [mark for mark in marks if await self._on_disk(self._plans.is_behind, mark)]
             await self._on_disk(self._spool.seed, self._ahead)
 

@@ -34,7 +34,7 @@ from hubsync.errors import (
     plain,
 )
 from hubsync.http import MAX_BODY, HubHTTP
-from hubsync.plan import Head, Note, Plan, Shard, Staged, Standing, Watermark, blob_oid
+from hubsync.plan import Head, Note, Plan, Shard, Staged, Standing, Watermark, blob_oid, mark_path
 from hubsync.secret import Secret
 from hubsync.target import Target
 
@@ -399,7 +399,7 @@ def rows_told(description: str) -> dict[str, tuple[int, int]]:
 def watermark_of(content: bytes, path: str) -> Watermark:
     """The watermark that stands at `path`. Raises `ValueError` or `RecursionError` where it is none to go on from."""
     mark = msgspec.json.decode(content, type=_Mark)
-    if path != f".hubsync/{mark.writer}.json":
+    if path != mark_path(mark.writer):
         raise ValueError(f"it says that it is {mark.writer!r}'s")
     for name in (*mark.next, *mark.offsets):
         name.encode()  # half a character can't be stored

@@ -98,6 +98,16 @@ class Watermark:
     rows: int = 0
     offsets: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def path(self) -> str:
+        """Where it stands in the dataset."""
+        return mark_path(self.writer)
+
+
+def mark_path(writer: str) -> str:
+    """Where a writer's watermark stands."""
+    return f".hubsync/{writer}.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Head:

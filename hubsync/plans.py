@@ -380,7 +380,7 @@ class Plans:
 
 
 def _note(mark: Watermark) -> Note:
-    return Note(f".hubsync/{mark.writer}.json", msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")
+    return Note(mark.path, msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")
 
 
 def _layout(row: Any) -> Layout:

@@ -27,7 +27,7 @@ from hubsync.clock import Clock
 from hubsync.errors import RateLimitedError, TransientError, plain
 from hubsync.hub import HubDataset, HubFile
 from hubsync.pace import Backoff
-from hubsync.plan import Watermark
+from hubsync.plan import Watermark, mark_path
 from hubsync.policy import MIB, RetryPolicy
 
 _log = logging.getLogger("hubsync")
@@ -75,11 +75,6 @@ class Content:
     bad: int
     first_bad: int
     long: int
-
-
-def mark_path(writer: str) -> str:
-    """Where a writer's watermark stands."""
-    return f".hubsync/{writer}.json"
 
 
 def series_of(marks: Mapping[str, Watermark], files: Iterable[HubFile]) -> tuple[list[Series], list[HubFile]]:

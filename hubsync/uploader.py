@@ -283,14 +283,15 @@ class BaseUploader:
             raise ClosedError(f"the uploader of {self.repo} is closed; the batch was not accepted.")
         if worker is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
-        if isinstance(worker.failure, SpoolLost):
-            raise once_more(worker.failure)
-        if worker.failure is not None:
-            raise ClosedError(
-                f"the uploader of {self.repo} has failed ({worker.failure!r}); what was accepted is safe in "
-                f"{worker.spool.directory}."
-            ) from worker.failure
+        self._raise_failure(worker)
         return worker
+
+    def _to_close(self) -> Worker | None:
+        """The worker that is to be closed; None where there is none, or it is closed, or the parent's of this fork."""
+        if self._worker is None or self._closed or os.getpid() != self._pid:
+            self._closed = True
+            return None
+        return self._worker
 
     def _know_offsets(self, worker: Worker) -> None:
         if not worker.offline and not worker.spool.seeded:
@@ -376,9 +377,7 @@ class BaseUploader:
             error.add_note(f"hubsync: {failed}")
 
     def _close(self, timeout: float | None) -> None:
-        worker = self._worker
-        if worker is None or self._closed or os.getpid() != self._pid:
-            self._closed = True
+        if (worker := self._to_close()) is None:
             return
         try:
             with self._drained(worker, timeout):
@@ -397,8 +396,8 @@ class BaseUploader:
             raise once_more(worker.failure)
         if worker.failure is not None:
             raise ClosedError(
-                f"the worker failed: {worker.failure!r}. What was accepted is safe in {worker.spool.directory}; the "
-                f"next job brings it up, or run: hubsync drain {worker.spool.directory}"
+                f"the uploader of {self.repo} has failed ({worker.failure!r}). What was accepted is safe in "
+                f"{worker.spool.directory}; the next job brings it up, or run: hubsync drain {worker.spool.directory}"
             ) from worker.failure
 
     def _drain(self, worker: Worker, timeout: float | None) -> None:

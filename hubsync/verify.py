@@ -22,11 +22,11 @@ from hubsync.connect import destination_of, spool_of, target_of, token_source
 from hubsync.errors import BlockedError, HubsyncError, flat_errors
 from hubsync.formats import SUFFIXES
 from hubsync.hub import HubDataset, HubFile
-from hubsync.plan import Watermark
+from hubsync.plan import Watermark, mark_path
 from hubsync.policy import RetryPolicy
 from hubsync.secret import Secret
 from hubsync.spool import SegmentState, Spool
-from hubsync.survey import Content, Dataset, Reader, Series, mark_path, series_of
+from hubsync.survey import Content, Dataset, Reader, Series, series_of
 from hubsync.target import Target, default_directory
 
 Kind = Literal["missing", "size", "oid", "watermark", "gap", "beyond", "repeat", "content", "rows"]

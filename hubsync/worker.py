@@ -567,9 +567,7 @@ class Worker:
             if known is not None:
                 self._settle_as(segment, known)
         state = read_stored(self.spool.catalogue.get("status"))
-        is_old = (
-            state.until is not None and state.until < self._clock.time()
-        )  # the last job's, which nobody tries again
+        is_old = state.until is not None and state.until < self._clock.time()  # the last job's: nobody tries again
         if state.kind == "blocked" and not is_old and self.spool.is_committed_by_others:
             self._blocked(
                 BlockedError(f"process {self.spool.committer_pid}, which commits here, can't: {state.reason}")
