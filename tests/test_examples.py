@@ -245,7 +245,7 @@ def test_a_job_that_is_told_to_end_brings_up_what_it_has(
         job.process.send_signal(number)
     assert job.process.wait() == code, job.said
     ids = dataset.ids()
-    assert 200 <= len(ids) == len(set(ids)) == accepted() < 50_000
+    assert 200 <= len(ids) == len(set(ids)) == accepted() < 50_000, job.said
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
