@@ -37,7 +37,7 @@ from hubsync.disk import (
 from hubsync.errors import LeaseLost, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.locks import FileLock, Pulse, held_here
 from hubsync.plan import Watermark
-from hubsync.policy import Layout, SpoolPolicy, format_of
+from hubsync.policy import MIB, Layout, SpoolPolicy, format_of
 from hubsync.schema import Conflict, StructOf, dumps, loads, merge_rows, to_features
 from hubsync.status import full_text, waiting_text
 from hubsync.target import Target
@@ -131,7 +131,8 @@ class Spool:
         if self._fsync:
             fsync_with_parents(directory)
         self.disk = Disk(directory, self.catalogue.path)
-        self.catalogue.checkpoint(shrink=True)  # what dies on a full disk leaves the next one no other room
+        if self.disk.has_less_than(MIB + self.catalogue.log_bytes()):
+            self.catalogue.checkpoint(shrink=True)  # what dies on a full disk leaves the next one no other room
         self.target = self._bind(target)
         self._committer = FileLock(directory / "committer.lock")
         self._pulses: dict[Path, Pulse] = {}
