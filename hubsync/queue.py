@@ -1,7 +1,7 @@
 """The bounded in-memory queue between producers and the worker.
 
 Thread-safe, and bounded in bytes and batches. A producer hands its batch over without the event loop's turn; the
-worker's thread takes all that waits in one go. At a bound the policy applies, and each case is counted.
+worker's thread takes what waits, many batches in one go. At a bound the policy applies, and each case is counted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
-from hubsync.policy import Layout, QueuePolicy
+from hubsync.policy import MIB, Layout, QueuePolicy
 from hubsync.receipt import Receipt
 from hubsync.schema import StructOf
 from hubsync.status import count_text, seconds_text
+
+# A take is one write and one transaction. A larger one would save nothing more, and would keep its room from the
+# producers until the last byte is written: they would stand still by turns with the spool's thread.
+_TAKE_BYTES = 4 * MIB
 
 
 class Batch(NamedTuple):
@@ -48,8 +52,8 @@ class Order:
 
 
 class QueueDepth(NamedTuple):
-    """What waits, and what the policy did so far. `oldest_at` is no later than the oldest of these batches was put, in
-    seconds since the epoch; None where none waits.
+    """What waits, and what the policy did so far. `oldest_at` is when the oldest of these batches was put, in seconds
+    since the epoch; None where none waits.
     """
 
     batches: int
@@ -71,12 +75,12 @@ class BoundedQueue:
         """`now` tells seconds since the epoch."""
         self._policy = policy
         self._now = now
-        self._oldest_at = self._taken_at = 0.0
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
         self._items: deque[Batch | Order] = deque()
-        self._bytes = self._batches = self._rows = 0
+        self._put_at: deque[float] = deque()  # of each batch, until it is released
+        self._bytes = self._rows = 0
         self._blocked = self._raised = self._dropped = 0
         self._async_waiters: list[Callable[[], None]] = []
         self._closed = False
@@ -119,26 +123,29 @@ class BoundedQueue:
             self._filled.notify()
 
     def take(self) -> list[Batch | Order]:
-        """All that waits, in order; blocks while there is nothing. Empty once it is closed and drained.
+        """What waits, in order and as far as one take goes; blocks while there is nothing. Empty once it is closed and
+        drained.
 
         What was taken still counts against the bounds until `release`: memory holds it until then.
         """
         with self._filled:
             while not self._items and not self._closed:
                 self._filled.wait()
-            items = list(self._items)
-            self._items.clear()
-            self._taken_at = self._now()
+            items: list[Batch | Order] = []
+            size = 0
+            while self._items and size < _TAKE_BYTES:
+                item = self._items.popleft()
+                size += len(item.lines) if isinstance(item, Batch) else 0
+                items.append(item)
             return items
 
     def release(self, batches: list[Batch]) -> None:
-        """Gives the room of batches that are spooled back to the producers."""
+        """Gives the room of batches that are spooled back to the producers: of the oldest, as they were taken."""
         with self._lock:
             for batch in batches:
                 self._bytes -= len(batch.lines)
                 self._rows -= batch.rows
-            self._batches -= len(batches)
-            self._oldest_at = self._taken_at  # what is left was put since
+                self._put_at.popleft()
             self._emptied.notify_all()
             waiters, self._async_waiters = self._async_waiters, []
         for wake in waiters:
@@ -156,9 +163,9 @@ class BoundedQueue:
 
     def depth(self) -> QueueDepth:
         with self._lock:
-            oldest_at = self._oldest_at if self._batches else None
+            oldest_at = self._put_at[0] if self._put_at else None
             return QueueDepth(
-                self._batches, self._rows, self._bytes, self._blocked, self._raised, self._dropped, oldest_at
+                len(self._put_at), self._rows, self._bytes, self._blocked, self._raised, self._dropped, oldest_at
             )
 
     def _offer(self, batch: Batch) -> Offer:
@@ -171,7 +178,7 @@ class BoundedQueue:
                 f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
                 f"queue=QueuePolicy(max_bytes={2 * size})."
             )
-        if self._bytes + size > policy.max_bytes or self._batches >= policy.max_batches:
+        if self._bytes + size > policy.max_bytes or len(self._put_at) >= policy.max_batches:
             if policy.when_full == "raise":
                 raise self._full("the policy is 'raise'")
             if policy.when_full == "drop":
@@ -179,17 +186,15 @@ class BoundedQueue:
                 return "dropped"
             return "full"
         self._items.append(batch)
-        if not self._batches:
-            self._oldest_at = self._now()
+        self._put_at.append(self._now())
         self._bytes += size
         self._rows += batch.rows
-        self._batches += 1
         self._filled.notify()
         return "accepted"
 
     def _full(self, why: str) -> QueueFull:
         self._raised += 1
         return QueueFull(
-            f"the queue is full ({self._batches:,} batches, {self._bytes:,} bytes; {why}): the batch was not accepted. "
-            "The spool's disk is slower than the producer, or full: see the uploader's stats().state."
+            f"the queue is full ({len(self._put_at):,} batches, {self._bytes:,} bytes; {why}): the batch was not "
+            "accepted. The spool's disk is slower than the producer, or full: see the uploader's stats().state."
         )

@@ -1,6 +1,6 @@
 """The uploader's worker: queue to spool in a thread of its own, spool to Hub in the event loop.
 
-The thread takes all that waits and spools it in one go, so a batch becomes safe without the event loop's turn. The
+The thread takes what waits and spools it in one go, so a batch becomes safe without the event loop's turn. The
 loop keeps time (linger), stages and commits. `flush` and `close` are orders in the queue: they see all that was put
 before them. A cancelled worker leaves the spool consistent: everything taken is either in it or was never accepted.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import random
@@ -225,7 +226,7 @@ class Worker:
             if rows := self.queue.depth().rows:
                 ended.add_note(f"{rows:,} rows were in memory, on their way to it; they were not accepted.")
         # What has ended it may have struck in the middle of a take: who waits for that is told as well.
-        for item in [*self._in_hand, *self.queue.take()]:
+        for item in itertools.chain(self._in_hand, *iter(self.queue.take, [])):
             if isinstance(item, Batch) and item.receipt.state == "queued":
                 item.receipt._dropped(ended)
         if not isinstance(ended, SpoolLost):  # those who wait for a commit have their rows in the spool

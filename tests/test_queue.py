@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from hubsync import BatchTooLarge, ClosedError, QueueFull, QueuePolicy
+from hubsync.policy import MIB
 from hubsync.queue import Batch, BoundedQueue, Order
 from hubsync.receipt import Receipt
 
@@ -19,7 +20,7 @@ def taken(queue: BoundedQueue) -> list[Batch]:
     return [item for item in queue.take() if isinstance(item, Batch)]
 
 
-def test_the_worker_takes_all_that_waits_in_order() -> None:
+def test_the_worker_takes_what_waits_in_order() -> None:
     queue = BoundedQueue(QueuePolicy())
     batches = [batch() for _ in range(3)]
     for each in batches:
@@ -39,6 +40,19 @@ def test_what_was_taken_counts_until_it_is_spooled() -> None:
     assert queue.depth()[:6] == (1, 1, 10, 0, 1, 0)
 
 
+def test_a_take_ends_before_producers_have_stood_still_for_long() -> None:
+    """What is written of a full queue makes room before the rest of it is."""
+    queue = BoundedQueue(QueuePolicy(max_bytes=12 * MIB, when_full="raise"))
+    batches = [batch(MIB) for _ in range(12)]
+    for each in batches:
+        queue.put(each)
+    took = taken(queue)
+    assert took == batches[:4]
+    queue.release(took)
+    assert queue.put(batch(4 * MIB))
+    assert taken(queue) == batches[4:8]
+
+
 def test_the_oldest_is_known_until_it_is_spooled() -> None:
     now = 100.0
     queue = BoundedQueue(QueuePolicy(), lambda: now)
@@ -52,7 +66,7 @@ def test_the_oldest_is_known_until_it_is_spooled() -> None:
     queue.put(batch())
     assert queue.depth().oldest_at == 100.0  # for as long as the disk is full, say
     queue.release(took)
-    assert queue.depth().oldest_at == 120.0  # when it was last taken from: what is left was put since
+    assert queue.depth().oldest_at == 130.0
     queue.release(taken(queue))
     assert queue.depth().oldest_at is None
 
