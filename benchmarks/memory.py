@@ -7,13 +7,10 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.ground import Ground, batches, ready, tell
 from benchmarks.report import OURS, Column, Report, bars
-
-if TYPE_CHECKING:
-    pass
 
 _QUEUE_MB = 64  # the default bound of the queue
 
