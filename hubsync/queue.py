@@ -21,7 +21,7 @@ from hubsync.status import count_text, seconds_text
 
 # A take is one write and one transaction. A larger one would save nothing more, and would keep its room from the
 # producers until the last byte is written: they would stand still by turns with the spool's thread.
-_TAKE_BYTES = 4 * MIB
+_TAKE_BYTES, _TAKE_ITEMS = 4 * MIB, 1_000
 
 
 class Batch(NamedTuple):
@@ -133,7 +133,7 @@ class BoundedQueue:
                 self._filled.wait()
             items: list[Batch | Order] = []
             size = 0
-            while self._items and size < _TAKE_BYTES:
+            while self._items and size < _TAKE_BYTES and len(items) < _TAKE_ITEMS:
                 item = self._items.popleft()
                 size += len(item.lines) if isinstance(item, Batch) else 0
                 items.append(item)

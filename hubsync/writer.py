@@ -38,9 +38,12 @@ class Accepted(NamedTuple):
     replayed: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _OpenSegment:
-    """The segment being written: what the catalogue counts of it, and what this take adds."""
+    """The segment being written: what the catalogue counts of it, and what this take adds.
+
+    `is_new`: this take began it, so that taking the take back is to delete it.
+    """
 
     id: int
     file: Path
@@ -53,13 +56,14 @@ class _OpenSegment:
     parts: list[bytes] = field(default_factory=list)
     sha256: Any = field(default_factory=hashlib.sha256)  # of what was written, but for `unhashed`
     unhashed: list[bytes] = field(default_factory=list)
+    is_new: bool = True
 
     def as_it_is(self) -> _OpenSegment:
         """For when the next take fails."""
         unhashed = list(self.unhashed)
         return _OpenSegment(
             self.id, self.file, self.fd, self.size, self.rows, self.batches, self.opened_at, self.schema,
-            [], self.sha256, unhashed,
+            [], self.sha256, unhashed, False,
         )  # fmt: skip
 
     def digest(self) -> str:
@@ -70,11 +74,13 @@ class _OpenSegment:
         return str(whole.hexdigest())
 
     def close(self) -> None:
-        """What the disk says only now (NFS tells of a quota here) comes too late to refuse rows that are counted: told
-        so, their job would bring them twice.
+        """Once. What the disk says only now (NFS tells of a quota here) comes too late to refuse rows that are counted:
+        told so, their job would bring them twice.
         """
+        fd, self.fd = self.fd, -1
         try:
-            os.close(self.fd)
+            if fd >= 0:
+                os.close(fd)
         except OSError as error:
             _log.warning("%s did not close well: %s. Its rows count as spooled.", self.file, error)
 
@@ -135,7 +141,7 @@ class SpoolWriter:
         """
         with self._guard:
             before = self._open.as_it_is() if self._open else None
-            touched: list[_OpenSegment] = []
+            touched: dict[int, _OpenSegment] = {}
             aside: list[Path] = []
             try:
                 with self._spool.catalogue.transaction():
@@ -150,26 +156,28 @@ class SpoolWriter:
                 if isinstance(error, OSError):
                     raise SpoolError(f"the spool {self._spool.directory} can't be written: {error}.") from error
                 raise
-            for segment in touched:
+            for segment in touched.values():
                 if segment is not self._open:
                     segment.close()
+            if self._open is not None:
+                self._open.is_new = False
             for file in aside:
                 with suppress(OSError):  # then it is swept
                     file.unlink(missing_ok=True)  # it is in the dead letter, too
             return result
 
-    def _pass_over_adopted(self, touched: list[_OpenSegment]) -> None:
+    def _pass_over_adopted(self, touched: dict[int, _OpenSegment]) -> None:
         """A writer that had stopped for long finds its open segment sealed by the committer, and begins another."""
         segment = self._open
         if segment is None:
             return
         state = self._spool.catalogue.value("SELECT state FROM segments WHERE id = ?", segment.id)
         if state != "open":
-            touched.append(segment)
+            touched[segment.id] = segment
             self._open = None
 
     def _append(
-        self, batches: Sequence[Batch], touched: list[_OpenSegment], aside: list[Path]
+        self, batches: Sequence[Batch], touched: dict[int, _OpenSegment], aside: list[Path]
     ) -> tuple[list[Accepted], list[int]]:
         accepted: list[Accepted] = []
         sealed: list[int] = []
@@ -210,26 +218,28 @@ class SpoolWriter:
             self._spool.catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", dumps(merged), segment.id)
             self._spool.know_schema(self._layout.config, merged)
 
-    def _set_aside(self, batch: Batch, touched: list[_OpenSegment]) -> _OpenSegment:
+    def _set_aside(self, batch: Batch, touched: dict[int, _OpenSegment]) -> _OpenSegment:
         """Into the dead letter, as durably as any row: a segment of its own that is dead from the beginning."""
         segment = self._new_segment()
-        touched.append(segment)
+        touched[segment.id] = segment
         segment.parts, segment.size, segment.rows, segment.batches = [batch.lines], len(batch.lines), batch.rows, 1
         self._write(segment)
         self._spool.seal_segment(segment.id, segment.digest())
         self._spool.set_aside(segment.id, segment.file, str(batch.set_aside))
+        segment.close()
         return segment
 
-    def _room_for(self, batch: Batch, sealed: list[int], touched: list[_OpenSegment]) -> _OpenSegment:
-        if self._open is not None and self._would_burst(self._open, batch):
-            if self._open not in touched:
-                touched.append(self._open)
-            self._write(self._open)
+    def _room_for(self, batch: Batch, sealed: list[int], touched: dict[int, _OpenSegment]) -> _OpenSegment:
+        segment = self._open
+        if segment is not None and self._would_burst(segment, batch):
+            touched[segment.id] = segment
+            self._write(segment)
             sealed.append(self._seal_open())
+            if segment.is_new:
+                segment.close()  # a take may fill more segments than a process may hold files
         if self._open is None:
             self._open = self._new_segment()
-        if self._open not in touched:
-            touched.append(self._open)
+        touched[self._open.id] = self._open
         return self._open
 
     def _is_full(self, segment: _OpenSegment) -> bool:
@@ -313,7 +323,7 @@ class SpoolWriter:
                 return None
             try:
                 with self._spool.catalogue.transaction():
-                    self._pass_over_adopted([])
+                    self._pass_over_adopted({})
                     self._cut_torn_tail()
                     if self._open is not None:
                         self._seal_open()
@@ -347,9 +357,9 @@ class SpoolWriter:
             os.ftruncate(self._open.fd, self._open.size)
         self._torn = False
 
-    def _undo(self, before: _OpenSegment | None, touched: list[_OpenSegment]) -> None:
+    def _undo(self, before: _OpenSegment | None, touched: dict[int, _OpenSegment]) -> None:
         """Takes back what a failed take wrote: the catalogue already has, by its rollback."""
-        for segment in touched:
+        for segment in touched.values():
             if before is not None and segment.id == before.id:
                 try:
                     os.ftruncate(segment.fd, before.size)

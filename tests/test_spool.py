@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import resource
 import stat
 import subprocess
 import sys
@@ -96,6 +97,19 @@ def test_segments_are_sealed_by_rows_and_bytes_and_a_batch_is_never_torn(open_sp
     by_bytes.append([batch(1), batch(2), batch(3)])
     by_bytes.seal()
     assert [shard.rows for shard in all_sealed(spool)][3:] == [2, 1]
+
+
+def test_a_take_may_fill_more_segments_than_files_may_be_open(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 20, hard))
+    try:
+        _, sealed = writer.append([batch(n) for n in range(100)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(sealed) == 100
+    assert [shard.rows for shard in all_sealed(spool)] == [1] * 100
 
 
 def test_the_directory_and_its_files_are_the_owners_alone(open_spool: Callable[..., Spool], directory: Path) -> None:
