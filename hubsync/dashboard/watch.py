@@ -228,17 +228,20 @@ def _queue(found: Snapshot) -> dict[str, int] | None:
 
 
 def _series(memory: _Memory, now: float) -> dict[str, Any]:
-    """A value a step, oldest first, as a rate by the second; the last step is not over yet."""
+    """A value a step, oldest first, as a rate by the second. The last step is not over yet: what came in its first moments
+    says little, so it is told together with the one before.
+    """
     last = int(now // STEP_S)
     steps = [memory.steps.get(number, _Step()) for number in range(last - STEPS + 1, last + 1)]
-    lengths = [float(STEP_S)] * (STEPS - 1) + [max(1.0, now - last * STEP_S)]
-    minute = sum(lengths[-_MINUTE:])
+    begun = now - last * STEP_S
 
     def rates(name: str) -> list[float]:
-        return [round(getattr(step, name) / length, 3) for step, length in zip(steps, lengths, strict=True)]
+        passed = [getattr(step, name) for step in steps]
+        over = [some / STEP_S for some in passed[:-1]]
+        return [round(rate, 3) for rate in (*over, (passed[-2] + passed[-1]) / (STEP_S + begun))]
 
     def mean(name: str) -> float:
-        return float(sum(getattr(step, name) for step in steps[-_MINUTE:]) / minute)
+        return float(sum(getattr(step, name) for step in steps[-_MINUTE:]) / ((_MINUTE - 1) * STEP_S + begun))
 
     names = ("spooled_rows", "spooled_bytes", "committed_rows", "committed_bytes")
     return {

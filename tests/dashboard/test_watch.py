@@ -20,7 +20,7 @@ from hubsync import HubsyncError, ShardPolicy, Uploader, catalogue
 from hubsync.catalogue import VERSION, look
 from hubsync.dashboard import snapshot as snapshots
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
-from hubsync.dashboard.watch import STEP_S, STEPS, Watch
+from hubsync.dashboard.watch import STEP_S, STEPS, Watch, _Memory, _series, _Step
 from hubsync.live import Live, tell, told
 from hubsync.localhub import Fault, LocalHub
 from hubsync.spool import Spool
@@ -133,6 +133,13 @@ def test_what_it_tells_counts_what_happened(left: Path) -> None:
     spooled = sum(card["series"]["spooled_rows"][:-1]) * STEP_S
     assert sum(card["series"]["minute"][name] for name in ("spooled_rows", "committed_rows")) > 0
     assert spooled <= 3.01
+
+
+def test_a_step_that_has_just_begun_is_no_peak() -> None:
+    """A look falls somewhere in a second, so that a step's first one may bring two seconds' rows within one."""
+    steps = {99: _Step(spooled_rows=100), 100: _Step(spooled_rows=20)}
+    spooled = _series(_Memory(steps=steps), 1001.0)["spooled_rows"]
+    assert spooled[-2:] == [10, pytest.approx(120 / 11, abs=0.01)]
 
 
 def test_a_commit_is_counted_once_however_often_one_looks(left: Path) -> None:
