@@ -228,8 +228,8 @@ def _queue(found: Snapshot) -> dict[str, int] | None:
 
 
 def _series(memory: _Memory, now: float) -> dict[str, Any]:
-    """A value a step, oldest first, as a rate by the second. The last step is not over yet: what came in its first moments
-    says little, so it is told together with the one before.
+    """A value a step, oldest first, as a rate by the second. The last step is not over yet, and what came in its first
+    moments says little: it is told together with the one before.
     """
     last = int(now // STEP_S)
     steps = [memory.steps.get(number, _Step()) for number in range(last - STEPS + 1, last + 1)]
