@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +28,7 @@ _alone = threading.Lock()  # a connection is being made, or one beside a catalog
 
 _BUSY_S = 60.0  # how long a thread waits for another process' transaction
 _PATIENCE_S = 0.2  # and an event loop
+_TURN_S = 5.0  # how long somebody else's opening is waited for
 _CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a thousand takes
 _TOO_LONG = 2  # times that: its writers leave no gap in which it could begin anew by itself
 _FRAME_BYTES = 4096 + 24  # a page of it, and its header
@@ -311,12 +313,26 @@ def _one_at_a_time(directory: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without such locks: then they only must not come at the same moment
-            fcntl.flock(fd, how)
+            _wait_for_turn(fd, how)
         yield
     finally:
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the open file as well
         os.close(fd)
+
+
+def _wait_for_turn(fd: int, how: int) -> None:
+    """For a while: a turn takes milliseconds, and whoever was stopped in the middle of his holds nobody up for ever."""
+    until = time.monotonic() + _TURN_S
+    while True:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _statements(script: str) -> list[str]:

@@ -35,14 +35,16 @@ from hubsync.errors import (
     TransientError,
     UnreadableShard,
     flat_errors,
+    root_cause,
 )
 from hubsync.fitting import Fitting, Misfit
+from hubsync.hindsight import Hindsight
 from hubsync.keeper import CardKeeper
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff, Governor
 from hubsync.packer import Packer, Unpackable
 from hubsync.patience import Patience
-from hubsync.plan import Destination, Plan, Shard, Staged, Standing, Watermark, summary_of
+from hubsync.plan import Destination, Plan, Shard, Staged, Standing, summary_of
 from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.schema import StructOf
@@ -99,7 +101,6 @@ class Committer:
         self._connected = False
         self._head: str | None = None
         self._unsure_up_to = 0  # segments up to this one were there when somebody else committed
-        self._ahead: list[Watermark] = []  # of our writers, where the dataset knows more of them than the catalogue
         self._staging: list[frozenset[int]] = []  # the lots that are on their way
         self._refusals: dict[int, Backoff] = {}  # by segment
         self._buried = 0  # since something landed
@@ -117,6 +118,7 @@ class Committer:
         )
         self._persist = self._patience.persist
         self._on_disk = self._patience.on_disk
+        self._hindsight = Hindsight(spool, self._plans, destination, self._patience)
         self._card = CardKeeper(spool.target.repo, self._plans, self._fitting, destination, self._patience, clock)
         self._pace = f"commits keep to {commit.per_hour:,} an hour"
 
@@ -155,7 +157,7 @@ class Committer:
                 try:
                     async with flat_errors(), anyio.create_task_group() as tasks:
                         tasks.start_soon(self._beat_for_ever)
-                        await (self._look_back() if seeded else self._seed())
+                        await (self._hindsight.look(self._head or "") if seeded else self._seed())
                         tasks.cancel_scope.cancel()
                     self._connected = True
                 except* LeaseLost:
@@ -164,33 +166,6 @@ class Committer:
                 self._connected = True
             else:
                 await self._clock.sleep(_POLL_S)
-
-    async def _look_back(self) -> None:
-        """The dataset may know more of our writers than the catalogue: a power cut took its last seconds, or the disk
-        was put back from a copy. What a job is told of its offsets, it would bring twice.
-        """
-        at, ours = self._head or "", await self._on_disk(self._plans.marks)
-        standing = await self._destination.standing(list(ours), at)
-        if any(found.oid != ours[path] for path, found in standing.items()):
-            marks = [mark for mark in await self._destination.watermarks(at) if mark.path in ours]
-            self._ahead = [mark for mark in marks if await self._on_disk(self._plans.is_behind, mark)]
-            await self._on_disk(self._spool.seed, self._ahead)
-
-    async def _catch_up(self) -> None:
-        """Settles what the dataset has, and the catalogue forgot."""
-        if not self._ahead:
-            return
-        shards = await self._on_disk(self._plans.waiting)
-        await self._at_head("read", partial(self._compare, shards))
-        ahead, self._ahead = self._ahead, []
-        for mark in ahead:
-            if await self._on_disk(self._plans.is_behind, mark):  # else it was a commit whose answer was lost
-                await self._on_disk(self._plans.adopt, mark)
-                _log.warning(
-                    "the spool was set back (a power cut, or a copy of its disk): %s has %s rows of writer %s, more "
-                    "than it knows. Offsets and numbers go on from there; batches that are known by a key alone may "
-                    "be brought again.", self._spool.target.repo, f"{mark.rows:,}", mark.writer,
-                )  # fmt: skip
 
     async def _seed(self) -> None:
         """Goes on from what earlier spools, now lost, have brought: nothing of theirs may land any more.
@@ -227,7 +202,7 @@ class Committer:
                         tasks.start_soon(self._beat_for_ever)
                         await self._serve(tasks)
                 except* LeaseLost as lost:
-                    _log.warning("%s", lost.exceptions[0])
+                    _log.warning("%s", root_cause(lost))
                     self._head = None
         finally:
             self._spool.resign()
@@ -245,7 +220,9 @@ class Committer:
         if plan is not None:
             await self._reconcile(plan)
         await self._mend()
-        await self._catch_up()
+        if self._hindsight:
+            await self._at_head("read", partial(self._compare, await self._on_disk(self._plans.waiting)))
+            await self._hindsight.make_good()
         tasks.start_soon(self._pack_for_ever)
         tasks.start_soon(self._stage_for_ever)
         tasks.start_soon(self._commit_for_ever)
@@ -335,7 +312,7 @@ class Committer:
                     for shard in shards:
                         tasks.start_soon(self._stage, [shard])
             elif not await self._wait_for_another_word(shards[0]):
-                await self._give_up(shards[0], error)
+                await self._give_up("stage", shards[0], error)
             return
         taken = await self._sort_out(shards, staged)
         await self._on_disk(
@@ -387,7 +364,7 @@ class Committer:
             found = standing.get(shard.path)
             if found is None:
                 continue
-            if shard.is_at(found):
+            if shard.is_at(found) or await self._hindsight.has_grown(shard, at):
                 ours[shard.segment] = found.commit or at
             else:
                 await self._renumber(shard, at)
@@ -548,7 +525,7 @@ class Committer:
             return
         shard = plan.shards[0]
         if not await self._wait_for_another_word(shard):
-            await self._give_up(shard, error)
+            await self._give_up("commit", shard, error)
         elif shard.mode == "lfs":
             _log.warning("%s: the Hub no longer knows the blob (%s); it goes up again.", shard.path, error)
             await self._on_disk(self._plans.unstage, [shard])
@@ -563,13 +540,13 @@ class Committer:
         await self._clock.sleep(refusals.after_failure())
         return True
 
-    async def _give_up(self, shard: Shard, error: DefectError) -> None:
+    async def _give_up(self, part: str, shard: Shard, error: DefectError) -> None:
         """A shard is refused for good; or all are, and a person must look why."""
         if self._buried < _MOST_BURIED:
             self._buried += 1
             await self._bury(shard, error)
         else:
-            await self._patience.wait_for_a_person("commit", error)
+            await self._patience.wait_for_a_person(part, error)
 
     async def _bury(self, shard: Shard, error: HubError) -> None:
         grave = await self._on_disk(self._plans.bury, shard, str(error))

@@ -122,10 +122,21 @@ def write_over(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
     fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     try:
-        os.write(fd, content)
+        while content:
+            content = content[os.write(fd, content) :]
     finally:
         os.close(fd)
     os.replace(new, path)
+
+
+def size_of(file: Path) -> int | None:
+    """Bytes of a file, None where there is none. What can't be looked at raises `OSError`, and has lost nothing:
+    `Path.exists` answers False there from Python 3.14 on.
+    """
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return None
 
 
 def whole_lines(file: Path, most: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ shards may come to be staged elsewhere, or a path be committed again with longer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -185,6 +185,10 @@ class Destination(Protocol):
 
     async def read(self, path: str, at: str) -> bytes | None:
         """A small file's content in the commit `at`; None where there is none."""
+        ...
+
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        """Hands a file's content in the commit `at` to `take`, piece by piece; False where there is none."""
         ...
 
     async def watermarks(self, at: str) -> Sequence[Watermark]:

@@ -17,6 +17,7 @@ import msgspec
 
 from hubsync.catalogue import PENDING, UNPACKED
 from hubsync.crashpoints import CrashPoint, reach
+from hubsync.disk import size_of
 from hubsync.plan import Mode, Note, Plan, Shard, Watermark, blob_oid, git_oid_of, hashes
 from hubsync.policy import Layout
 from hubsync.spool import Spool
@@ -32,6 +33,7 @@ class Plans:
         self._spool = spool
         self._catalogue = spool.catalogue
         self._left = 0  # segments up to this one may have met a crash or a power cut
+        self._read: set[int] = set()  # those of them whose files were read here, and hold what their writers hashed
 
     def take_over(self) -> int:
         """What is sealed now, somebody else has left: its files are looked through. Answers the newest segment."""
@@ -67,7 +69,7 @@ class Plans:
         """
         row = self._segment(segment)
         file = self._spool.file(row["file"])
-        if file.exists() and file.stat().st_size >= row["bytes"] and self._is_as_written(row, file):
+        if self._is_as_written(row, file):
             return True
         with self._spool.leased():
             if self._segment(segment)["state"] != "sealed":
@@ -81,13 +83,20 @@ class Plans:
         return bool(rows)
 
     def _is_as_written(self, row: Any, file: Path) -> bool:
-        """Whether a file that somebody else has left holds what its writer hashed. Looked at once."""
-        if row["id"] > self._left or row["sha256"] is None or row["git_oid"] is not None:
+        """Whether a segment's file holds what its writer wrote: by its size, and once, where somebody else has left it,
+        by its content. What an earlier process read there was perhaps in memory only, and not on the disk.
+        """
+        size = size_of(file)
+        if size is None or size < row["bytes"]:
+            return False
+        if row["id"] > self._left or row["sha256"] is None or row["id"] in self._read:
             return True
         sha256, git_oid = hashes(file, row["bytes"])
-        if sha256 == row["sha256"]:
-            self._catalogue.run("UPDATE segments SET git_oid = ? WHERE id = ?", git_oid, row["id"])
-        return bool(sha256 == row["sha256"])
+        if sha256 != row["sha256"]:
+            return False
+        self._read.add(row["id"])
+        self._catalogue.run("UPDATE segments SET git_oid = ? WHERE id = ?", git_oid, row["id"])
+        return True
 
     def shard(self, segment: int) -> Shard:
         """A sealed segment, hashed."""
@@ -165,15 +174,10 @@ class Plans:
         return urgent is not None
 
     def damaged(self) -> list[Shard]:
-        """Staged shards that travel in the commit, and whose file is shorter than it was, or gone."""
-        rows = self._catalogue.rows(
-            f"SELECT id, file, bytes FROM segments WHERE {PENDING} AND state = 'staged' AND mode = 'regular'"
-        )
-        files = [(row, self._spool.file(row["file"])) for row in rows]
+        """Staged shards that travel in the commit, and whose file is not what it was."""
+        rows = self._catalogue.rows(f"SELECT * FROM segments WHERE {PENDING} AND state = 'staged' AND mode = 'regular'")
         return [
-            self.shard(row["id"])
-            for row, file in files
-            if not file.exists() or file.stat().st_size < row["bytes"]
+            self.shard(row["id"]) for row in rows if not self._is_as_written(row, self._spool.file(row["file"]))
         ]  # fmt: skip
 
     def ready(self, limit: int, max_inline_bytes: int) -> list[Shard]:
@@ -222,7 +226,7 @@ class Plans:
         rows = self._catalogue.rows(
             f"SELECT id, file FROM segments WHERE {PENDING} AND state IN ('sealed', 'staged') AND NOT {UNPACKED}"
         )
-        return [self.shard(row["id"]) for row in rows if self._spool.file(row["file"]).exists()]
+        return [self.shard(row["id"]) for row in rows if size_of(self._spool.file(row["file"])) is not None]
 
     def write(self, shards: Sequence[Shard], card: Note | None, parent: str | None, summary: str) -> Plan:
         """Writes down the next commit: the shards, each writer's watermark as it will be, and the card."""
@@ -321,8 +325,8 @@ class Plans:
         return Watermark(writer, 0) if mark is None else msgspec.json.decode(mark, type=Watermark)
 
     def marks(self) -> dict[str, str]:
-        """The watermarks that this spool has committed, by path: their git oids."""
-        names = self._catalogue.rows("SELECT name FROM writers WHERE mark IS NOT NULL")
+        """The watermarks of this spool's writers as it last committed them, by path: their git oids."""
+        names = self._catalogue.rows("SELECT name FROM writers")
         notes = [_note(self._stored_mark(row["name"])) for row in names]
         return {note.path: blob_oid(note.content) for note in notes}
 

@@ -152,7 +152,7 @@ def _is_sound(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True) as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             return bool(version and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok")
     except sqlite3.Error:

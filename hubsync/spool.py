@@ -31,6 +31,7 @@ from hubsync.disk import (
     fsync_with_parents,
     make_room_to_open,
     segment_of,
+    size_of,
     whole_lines,
     write_over,
 )
@@ -249,11 +250,11 @@ class Spool:
         if row is None:
             return  # its writer was alive after all, and faster
         file = self.file(row["file"])
-        size = file.stat().st_size if file.exists() else 0
-        if size > row["bytes"]:
-            os.truncate(file, row["bytes"])
-        elif size < row["bytes"]:
-            self.shorten(segment, file, row["bytes"])
+        size, accepted = size_of(file) or 0, row["bytes"]
+        if size > accepted:
+            os.truncate(file, accepted)
+        if size < accepted or (accepted and whole_lines(file, accepted)[1] < accepted):
+            self.shorten(segment, file, accepted)
         reach(CrashPoint.TAIL_CUT)
         self.seal_segment(segment)
 
@@ -262,7 +263,7 @@ class Spool:
         Within a transaction.
         """
         rows, kept = 0, 0
-        if file.exists() and file.suffix == ".jsonl":  # of a packed one nothing is whole
+        if size_of(file) is not None and file.suffix == ".jsonl":  # of a packed one nothing is whole
             rows, kept = whole_lines(file, accepted)
             os.truncate(file, kept)
         lost = f"{accepted - kept} accepted bytes of {file.name} were lost by a power cut (durability='process')"
@@ -286,7 +287,7 @@ class Spool:
     def _is_other_form(self, file: Path) -> bool:
         """Whether it holds rows of a segment that the catalogue counts in another file."""
         counted = self.catalogue.value("SELECT file FROM segments WHERE id = ?", segment_of(file))
-        if counted is None or counted == file.name or not self.file(counted).exists():
+        if counted is None or counted == file.name or size_of(self.file(counted)) is None:
             return False
         # An id that was given twice is another writer's.
         return bool(counted.partition(".")[0] == file.name.partition(".")[0])

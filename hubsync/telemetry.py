@@ -329,6 +329,9 @@ class _Traced:
     async def read(self, path: str, at: str) -> bytes | None:
         return await self._inner.read(path, at)
 
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        return await self._inner.download(path, at, take)
+
     async def watermarks(self, at: str) -> Sequence[Watermark]:
         return await self._inner.watermarks(at)
 

@@ -94,24 +94,30 @@ class SpoolWriter:
         for row in spool.catalogue.rows("SELECT name FROM writers ORDER BY name"):
             lock = spool.writer_lock(row["name"])
             if lock.acquire():
-                try:
-                    reach(CrashPoint.NAME_TAKEN)
-                    spool.recover(row["name"])
-                    with spool.catalogue.transaction():
-                        spool.catalogue.run("UPDATE writers SET epoch = epoch + 1 WHERE name = ?", row["name"])
-                    spool.note_writer(row["name"], layout)
-                    return cls(spool, row["name"], lock, layout, policy)
-                except BaseException:
-                    lock.release()  # or nobody could ever take the name, as long as this process lives
-                    raise
+                return cls._named(row["name"], lock, spool, layout, policy)
         name = secrets.token_hex(4)
         lock = spool.writer_lock(name)
         if not lock.acquire():  # pragma: no cover  (32 random bits that are alive)
             return cls.open(spool, layout, policy)
-        with spool.catalogue.transaction():
-            spool.catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", name)
-        spool.note_writer(name, layout)
-        return cls(spool, name, lock, layout, policy)
+        return cls._named(name, lock, spool, layout, policy)
+
+    @classmethod
+    def _named(cls, name: str, lock: FileLock, spool: Spool, layout: Layout, policy: ShardPolicy) -> SpoolWriter:
+        try:
+            reach(CrashPoint.NAME_TAKEN)
+            spool.recover(name)
+            with spool.catalogue.transaction():
+                spool.catalogue.run(
+                    "INSERT INTO writers (name, epoch) VALUES (?, 1) "
+                    "ON CONFLICT (name) DO UPDATE SET epoch = epoch + 1", name,
+                )  # fmt: skip
+            spool.note_writer(name, layout)
+            return cls(spool, name, lock, layout, policy)
+        except BaseException as error:
+            lock.release()  # or nobody could ever take the name, as long as this process lives
+            if isinstance(error, OSError):
+                raise SpoolError(f"the spool {spool.directory} can't be written: {error}.") from error
+            raise
 
     def __init__(self, spool: Spool, name: str, lock: FileLock, layout: Layout, policy: ShardPolicy) -> None:
         self.name = name

@@ -122,6 +122,12 @@ class SimulatedHub:
         self._call("read")
         return self.history[int(at, 16) - 1].get(path)
 
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        content = await self.read(path, at)
+        if content is not None:
+            take(content)
+        return content is not None
+
     async def watermarks(self, at: str) -> Sequence[Watermark]:
         self._call("watermarks")
         return self.marks()

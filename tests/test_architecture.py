@@ -17,7 +17,7 @@ FLOORS = [
     ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool", "live", "progress", "formats"],
     ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer", "patience"],
-    ["keeper", "connect", "survey"],
+    ["keeper", "hindsight", "connect", "survey"],
     ["committer"],
     ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],
     ["uploader", "recognize"],

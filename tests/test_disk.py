@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -280,3 +281,36 @@ def test_a_spool_without_its_catalogue_is_not_begun_anew(hub: LocalHub, uploader
         file.unlink()
     with pytest.raises(SpoolError, match="hubsync drain --rescue"):
         uploader().open()
+
+
+def test_a_start_that_the_disk_refuses_leaves_its_name_to_the_next(
+    uploader: Callable[..., Uploader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with uploader() as up:
+        monkeypatch.setattr("hubsync.spool.write_over", refuse)
+        for _ in range(3):
+            with pytest.raises(SpoolError, match="No space left"):
+                uploader().open()
+        monkeypatch.undo()
+        with uploader():
+            pass
+        assert len(list((up.spool / "writers").glob("*.json"))) == 2
+
+
+def test_a_start_waits_for_another_only_so_long(
+    uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `hubsync dashboard` that was stopped by Ctrl-Z while it looked, say."""
+    monkeypatch.setattr("hubsync.catalogue._TURN_S", 0.1)
+    (tmp_path / "spool").mkdir(0o700)
+    stopped = os.open(tmp_path / "spool", os.O_RDONLY)
+    fcntl.flock(stopped, fcntl.LOCK_SH)
+    try:
+        with uploader() as up:
+            up.put([{"id": 1}])
+    finally:
+        os.close(stopped)
+    assert dataset.ids() == [1]

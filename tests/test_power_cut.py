@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -94,6 +97,105 @@ def test_a_catalogue_that_was_set_back_brings_no_row_twice(
         up.put([{"id": 5}], offset=5)
     assert caplog.text.count("the spool was set back") == 1
     assert [mark.rows for mark in marks(dataset)] == [5]
+
+
+def test_a_spool_that_was_set_back_before_its_first_commit_brings_no_row_twice(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path
+) -> None:
+    hub.faults.add(Fault.outage(on="commit"))
+    up = uploader(shard=ShardPolicy(linger_s=3600)).open()
+    up.put([{"id": 1}], offset=1)
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.5)
+    hub.faults.clear()
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    with uploader() as up:
+        for n in (2, 3):
+            up.put([{"id": n}], offset=n)
+    with uploader(spool=tmp_path / "copy") as up:
+        assert up.offset() == 3
+        up.put([{"id": 4}], offset=4)
+    assert dataset.ids() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_spool_that_was_set_back_while_segments_were_open_brings_no_row_twice(
+    uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, *, grown: bool
+) -> None:
+    """Their numbers, and what they begin with, are those of shards that are in the dataset."""
+    slow = {"shard": ShardPolicy(linger_s=3600)}
+    with uploader(**slow) as one, uploader(**slow) as two:
+        for n, up in enumerate((one, two)):
+            up.put([{"id": n}], offset=n, source=f"{n}")
+            up.flush()
+            up.put([{"id": n + 10}], offset=n + 10, source=f"{n}")
+        shutil.copytree(one.spool, tmp_path / "copy")
+        if grown:
+            one.put([{"id": 20}], offset=20, source="0")
+    with uploader(spool=tmp_path / "copy", **slow) as up:
+        assert (up.offset("0"), up.offset("1")) == (20 if grown else 10, 11)
+    assert dataset.ids() == [0, 1, 10, 11, *([20] if grown else [])]
+
+
+@pytest.mark.parametrize("state", ["open", "sealed", "staged"])
+def test_blocks_that_a_power_cut_left_as_zeros_are_never_committed(
+    hub: LocalHub,
+    uploader: Callable[..., Uploader],
+    dataset: Dataset,
+    tmp_path: Path,
+    state: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where an earlier process has read the file: it was in the kernel's memory then."""
+    if state != "open":
+        hub.faults.add(Fault.outage(on="commit" if state == "staged" else "preupload"))
+    up = uploader(shard=ShardPolicy(linger_s=3600)).open()
+    for n in range(4):
+        up.put([{"id": n}])
+    if state == "open":
+        shutil.copytree(up.spool, tmp_path / "copy")
+        up.close()
+        dataset.api.delete_repo("user/rows", repo_type="dataset")
+    else:
+        with pytest.raises(NotDrained):
+            up.close(timeout=1)
+        hub.faults.clear()
+        os.rename(tmp_path / "spool", tmp_path / "copy")
+    with sqlite3.connect(tmp_path / "copy" / "catalogue.sqlite") as db:
+        assert db.execute("SELECT state FROM segments").fetchall() == [(state,)]
+    (file,) = (tmp_path / "copy" / "segments").glob("*.jsonl")
+    content = file.read_bytes()
+    file.write_bytes(content[:18] + bytes(len(content) - 18))
+    with uploader(spool=tmp_path / "copy"):
+        pass
+    assert dataset.ids() == [0, 1]
+    assert "18 accepted bytes" in caplog.text
+    assert "were lost by a power cut" in caplog.text
+
+
+def test_a_file_that_can_not_be_looked_at_is_not_lost(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.14 on `Path.exists` answers False there."""
+    hub.faults.add(Fault.outage(on="preupload"))
+    up = uploader().open()
+    up.put([{"id": 1}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.5)
+    hub.faults.clear()
+    stat, failures = os.stat, [errno.EIO, errno.EACCES, errno.ESTALE]
+
+    def fail(path: Any, *args: Any, **about: Any) -> os.stat_result:
+        if failures and str(path).endswith(".jsonl"):
+            raise OSError(failures.pop(), "can't be looked at", str(path))
+        return stat(path, *args, **about)
+
+    monkeypatch.setattr(os, "stat", fail)
+    monkeypatch.setattr(Path, "exists", lambda self: os.path.exists(self))
+    with uploader():
+        pass
+    assert failures == []
+    assert dataset.ids() == [1]
 
 
 def marks(dataset: Dataset) -> list[Watermark]:

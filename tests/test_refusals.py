@@ -208,6 +208,22 @@ def test_an_odd_refusal_sets_no_shard_aside(uploader: Make, hub: LocalHub, datas
     assert dataset.ids() == [1, 2]
 
 
+def test_a_person_who_is_needed_is_needed_until_it_is_mended(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+    retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600), retry=retry) as up:
+        hub.faults.add(Fault.status(400, on="preupload", body='{"error": "too many files"}'))
+        for n in range(8):
+            up.put([{"id": n}])
+        while up.stats().state.kind != "blocked":
+            time.sleep(0.01)
+        seen = set()
+        for _ in range(120):
+            seen.add(up.stats().state.kind)
+            time.sleep(0.01)
+        hub.faults.clear()
+        assert seen == {"blocked"}
+
+
 def test_where_everything_is_refused_it_is_not_the_rows(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     """Such as a repo whose folder may hold no more files: a few are set aside, then a person is asked."""
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)

@@ -195,3 +195,12 @@ def test_the_card_tells_of_columns_that_a_rescue_brings(
     drain(spool)
     assert dataset.ids() == [1, 2]
     assert "list: string" in dataset.read("README.md").decode()
+
+
+@pytest.mark.parametrize("name", ["run#3", "50%25", "what?"])
+def test_a_sound_spool_is_sound_under_any_name(
+    hub: LocalHub, uploader: Callable[..., Uploader], tmp_path: Path, name: str
+) -> None:
+    with uploader(spool=tmp_path / name) as up:
+        up.put([{"id": 1}])
+    assert rescue(tmp_path / name) is None
