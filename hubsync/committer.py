@@ -219,7 +219,7 @@ class Committer:
         plan = await self._on_disk(self._plans.unsettled)
         if plan is not None:
             await self._reconcile(plan)
-        await self._mend()
+        await self._restage_damaged()
         if self._hindsight:
             await self._at_head("read", partial(self._compare, await self._on_disk(self._plans.waiting)))
             await self._hindsight.make_good()
@@ -237,7 +237,7 @@ class Committer:
         self._status.save()
         reach(CrashPoint.TAKEN_OVER)
 
-    async def _mend(self) -> None:
+    async def _restage_damaged(self) -> None:
         """A power cut may have taken bytes of staged shards that travel in the commit. What has landed is whole."""
         damaged = await self._on_disk(self._plans.damaged)
         if damaged:
@@ -245,7 +245,7 @@ class Committer:
             await self._on_disk(self._plans.unstage, [s for s in damaged if s.segment not in gone])
             self._work_bell.ring()
 
-    async def _see(self, at: str) -> None:
+    async def _head_is_now(self, at: str) -> None:
         """The head is `at` now. Who moved it may have taken paths of what is staged by now, and changed the card."""
         self._head = at
         self._unsure_up_to = await self._on_disk(self._plans.newest)
@@ -314,7 +314,7 @@ class Committer:
             elif not await self._wait_for_another_word(shards[0]):
                 await self._give_up("stage", shards[0], error)
             return
-        taken = await self._sort_out(shards, staged)
+        taken = await self._settle_standing(shards, staged)
         await self._on_disk(
             self._plans.mark_staged,
             {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in taken},
@@ -344,7 +344,7 @@ class Committer:
             raise failed
         return staged
 
-    async def _sort_out(self, shards: Sequence[Shard], staged: Sequence[Staged]) -> set[int]:
+    async def _settle_standing(self, shards: Sequence[Shard], staged: Sequence[Staged]) -> set[int]:
         """Shards at whose path something stands: ours is committed already, and another's is never overwritten."""
         doubtful = [s for s, found in zip(shards, staged, strict=True) if found.standing]
         if not doubtful:
@@ -419,7 +419,7 @@ class Committer:
     async def _commit(self, shards: Sequence[Shard], backoff: Backoff) -> None:
         """Plans and sends one commit, and draws the consequences of its answer."""
         try:
-            shards = await self._free(shards)
+            shards = await self._that_may_go(shards)
             if not shards:
                 return
             showing = await self._card.next(shards, self._head or "")
@@ -446,7 +446,7 @@ class Committer:
                 self._head = None
             await self._patience.wait_out("commit", error, backoff)
             if isinstance(error, UnreadableShard):
-                await self._mend()
+                await self._restage_damaged()
         except BlockedError as error:
             await self._on_disk(self._plans.settle, plan, {})
             self._head = None
@@ -468,10 +468,10 @@ class Committer:
             self._status.report("commit", State())
             await self._card.landed(showing)
 
-    async def _free(self, shards: Sequence[Shard]) -> list[Shard]:
+    async def _that_may_go(self, shards: Sequence[Shard]) -> list[Shard]:
         """Those of `shards` that may go on top of the head: at their paths nothing stands there."""
         if self._head is None:
-            await self._see((await self._persist("read", self._destination.head)).sha or "")
+            await self._head_is_now((await self._persist("read", self._destination.head)).sha or "")
         is_unsure = min(shard.segment for shard in shards) <= self._unsure_up_to
         if is_unsure or await self._on_disk(self._plans.may_meet_others, shards):
             gone = await self._compare(shards, self._head or "")
@@ -496,7 +496,7 @@ class Committer:
         """The plan may have landed: what stands at its paths decides, shard by shard. Whether anything did."""
 
         async def look(at: str) -> Mapping[str, Standing]:
-            await self._see(at)
+            await self._head_is_now(at)
             return await self._standing("read", [s.path for s in plan.shards], at)
 
         standing = await self._at_head("read", look)

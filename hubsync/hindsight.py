@@ -73,7 +73,7 @@ class Hindsight:
         ahead, self._ahead = self._ahead, []
         for mark in ahead:
             if await self._on_disk(self._plans.is_behind, mark):  # else it was a commit whose answer was lost
-                await self._on_disk(self._plans.adopt, mark)
+                await self._on_disk(self._plans.accept_mark, mark)
                 _log.warning(
                     "the spool was set back (a power cut, or a copy of its disk): %s has %s rows of writer %s, more "
                     "than it knows. Offsets and numbers go on from there; batches that are known by a key alone may "

@@ -339,7 +339,7 @@ class Plans:
             or any(n > ours.offsets.get(source, -1) for source, n in mark.offsets.items())
         )
 
-    def adopt(self, mark: Watermark) -> None:
+    def accept_mark(self, mark: Watermark) -> None:
         """What the dataset says of a writer of ours is so."""
         with self._spool.leased():
             self._catalogue.run(

@@ -116,7 +116,7 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
                 _take_over(catalogue, old, target, marks, found)
                 catalogue.set("private", json.dumps(private))
                 removed = _segments(catalogue, directory, old, notes, oids, found)
-                _guard(catalogue, old)
+                _keep_schema_policy(catalogue, old)
                 _graves(catalogue, directory, old)
         finally:
             catalogue.close()
@@ -282,7 +282,7 @@ def _segments(
     return done
 
 
-def _guard(catalogue: Catalogue, old: _Old) -> None:
+def _keep_schema_policy(catalogue: Catalogue, old: _Old) -> None:
     """Where nothing tells what was chosen for conflicts: what is chosen by default, so that the dataset loads."""
     if "schemas" not in old.complete:
         for row in catalogue.rows("SELECT DISTINCT config FROM segments"):
