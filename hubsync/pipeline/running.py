@@ -33,7 +33,7 @@ from hubsync.locks import FileLock
 from hubsync.pipeline.checkpointer import HuggingFaceHubCheckpointer
 from hubsync.pipeline.distiset import Distiset, load
 from hubsync.pipeline.graph import GeneratorStep, GlobalStep, Pipeline, PipelineError, Row, Step, StepError
-from hubsync.pipeline.stream import Chunk, Inlet, Outlet, Position, Tracker
+from hubsync.pipeline.stream import Chunk, Inlet, Merge, Outlet, Position, Tracker
 from hubsync.rows import encode
 from hubsync.target import default_home
 
@@ -285,34 +285,37 @@ class _Running:
         inlets, passed = self._inlets[step], start
         while True:
             batch = [await inlet.take(size) for inlet in inlets]
-            done = min(chunk.done for chunk in batch)
             if any(chunk.rows for chunk in batch):
-                await self._one_batch(step, outlet, batch, passed, done)
-            elif done > passed:
-                await outlet.send(Chunk([], [], done))
-            passed = done
+                passed = await self._one_batch(step, outlet, batch, passed)
+            else:
+                await outlet.send(Chunk([], [], min(chunk.done for chunk in batch)))
             if all(inlet.ended for inlet in inlets) and not any(chunk.rows for chunk in batch):
                 return
 
-    async def _one_batch(self, step: Step, outlet: Outlet, batch: list[Chunk], passed: int, done: int) -> None:
-        """Sends on what a step makes of one batch. The last list is held back until it is known to be the last."""
-        held: list[Row] | None = None
+    async def _one_batch(self, step: Step, outlet: Outlet, batch: list[Chunk], passed: int) -> int:
+        """Sends on what a step makes of one batch, and answers the mark of the last row that it has sent. The last list
+        is held back until it is known to be the last: its last row raises the mark.
+        """
+        done = min(chunk.done for chunk in batch)
+        held: list[Row] = []
         lists = 0
         async for rows in _outputs(step, partial(step.process, *(chunk.rows for chunk in batch))):
             _check(step, rows)
-            if held is not None:
+            if rows and held:
                 await outlet.send(Chunk(held, [passed] * len(held), passed))
-            held, lists = rows, lists + 1
-        held = held or []
+            held, lists = rows or held, lists + bool(rows)
         if lists == 1 and len(batch) == 1 and len(held) == len(batch[0].marks):
             marks = batch[0].marks  # a row for a row, as most steps do
         else:
             marks = [passed] * (len(held) - 1) + [done] * (len(held) > 0)
         await outlet.send(Chunk(held, marks, done))
+        return done if held else passed
 
     async def _checkpoint(self, step: HuggingFaceHubCheckpointer, outlet: Outlet, start: int) -> None:
         """Each predecessor's rows go their own way to the Hub; all of them go on to the next step."""
-        passed = [start] * len(self._inlets[step])
+        inlets = self._inlets[step]
+        merge = Merge(len(inlets), start, step.input_batch_size) if len(inlets) > 1 else None
+        one_after_another = anyio.Lock()
         # A row that the Hub has must never be wanting here: then it would have to be made again.
         collector = self.collectors[step] if _collects_itself(step) else None
         if collector is not None:
@@ -328,15 +331,17 @@ class _Running:
                 if fresh.rows:
                     source, place = self._source_of(step, number), f"{self._attempt}/{step.name}/{number}"
                     await _in_thread(step.put, number, fresh.rows, source, place, tracker.position)
-                before, passed[number] = min(passed), chunk.done
-                marks = chunk.marks if len(passed) == 1 else [before] * len(chunk.rows)
-                await outlet.send(Chunk(chunk.rows, marks, min(passed)))
+                async with one_after_another:
+                    for chunk_on in [chunk] if merge is None else merge.add(number, chunk):
+                        await outlet.send(chunk_on)
                 if inlet.ended and not chunk.rows:
                     return
 
         async with anyio.create_task_group() as tasks:
-            for number, inlet in enumerate(self._inlets[step]):
+            for number, inlet in enumerate(inlets):
                 tasks.start_soon(follow, number, inlet)
+        if merge is not None:
+            await outlet.send(merge.rest())
 
 
 class Collector:

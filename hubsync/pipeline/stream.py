@@ -1,7 +1,8 @@
 """What flows between steps: chunks of rows, and how far in the source each row is.
 
-A *mark* is an index in the source: once a row with mark m has passed, all that the source's rows up to m became has
+A *mark* is an index in the source: once a row has raised the mark to m, all that the source's rows up to m became has
 passed. So a consumer that keeps its position can be served again from there after a crash, with nothing made twice.
+Positions go by rows alone, never by how they were cut into chunks: that is another way in each run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SKIP_BITS = 24  # rows that may come of one mark
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows with a mark each; `done` is the mark once all of them have passed."""
+    """Rows with a mark each; `done` is the mark once all of them have passed. What was left out may raise it further."""
 
     rows: list[Row]
     marks: list[int]
@@ -64,8 +65,6 @@ class Tracker:
             if self.position > self._known:
                 rows.append(row)
                 marks.append(mark)
-        if chunk.done > self.position.mark:
-            self.position = Position(chunk.done)
         return Chunk(rows, marks, chunk.done)
 
 
@@ -93,7 +92,7 @@ class Inlet:
         count = len(self._rows) if size is None else min(size, len(self._rows))
         rows = [self._rows.popleft() for _ in range(count)]
         marks = [self._marks.popleft() for _ in range(count)]
-        self._passed = max(self._passed, marks[-1] if self._rows else self._done)
+        self._passed = max(self._passed, marks[-1] if marks else self._done)
         return Chunk(rows, marks, self._passed)
 
     async def _receive(self) -> None:
@@ -105,6 +104,51 @@ class Inlet:
             self._rows.extend(chunk.rows)
             self._marks.extend(chunk.marks)
             self._done = chunk.done
+
+
+class Merge:
+    """Several streams as one, in an order that is the same in each run: by stretches of the source, and in each of them
+    stream after stream. So who follows the whole can be served again from a mark, whichever stream was quicker.
+    """
+
+    def __init__(self, streams: int, start: int, stretch: int) -> None:
+        self._ready: list[deque[tuple[Row, int]]] = [deque() for _ in range(streams)]  # rows, and the mark they end at
+        self._unended: list[list[Row]] = [[] for _ in range(streams)]
+        self._passed = [start] * streams
+        self._stretch = stretch
+        self._done = start
+
+    def add(self, number: int, chunk: Chunk) -> list[Chunk]:
+        """A chunk of one stream; answers what may go on by now."""
+        for row, mark in zip(chunk.rows, chunk.marks, strict=True):
+            self._unended[number].append(row)
+            self._pass(number, mark)
+        self._pass(number, chunk.done)
+        chunks = []
+        while (end := ((self._done + 1) // self._stretch + 1) * self._stretch - 1) <= min(self._passed):
+            chunks.append(self._up_to(end))
+        return chunks
+
+    def rest(self) -> Chunk:
+        """What is left once all streams have ended."""
+        last = max(self._passed)
+        for ready, unended in zip(self._ready, self._unended, strict=True):
+            ready.extend((row, last) for row in unended)
+        return self._up_to(last)
+
+    def _pass(self, number: int, mark: int) -> None:
+        if mark > self._passed[number]:
+            self._passed[number] = mark
+            self._ready[number].extend((row, mark) for row in self._unended[number])
+            self._unended[number].clear()
+
+    def _up_to(self, end: int) -> Chunk:
+        rows: list[Row] = []
+        for ready in self._ready:
+            while ready and ready[0][1] <= end:
+                rows.append(ready.popleft()[0])
+        before, self._done = self._done, end
+        return Chunk(rows, [before] * (len(rows) - 1) + [end] * bool(rows), end)
 
 
 class Outlet:

@@ -136,3 +136,39 @@ def test_a_machine_that_was_lost_goes_on_from_the_dataset(script: Path, dataset:
     shutil.rmtree(tmp_path / "spool")
     shutil.rmtree(tmp_path / "state")
     finish(script, dataset)
+
+
+def test_what_is_behind_several_streams_goes_on_too_whichever_was_quicker(script: Path, dataset: Dataset) -> None:
+    script.write_text(
+        """
+import os, sys, time
+from hubsync import CommitPolicy, RetryPolicy
+from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step
+
+class Make(Step):
+    def process(self, *inputs):
+        time.sleep(0.02 if self.name == sys.argv[1] else 0.001)
+        yield [{"id": 2 * row["id"] + (self.name == "b")} for row in inputs[0]]
+
+class Die(Step):
+    seen = 0
+    def process(self, *inputs):
+        self.seen += len(inputs[0])
+        if sys.argv[1] == "a" and self.seen > 200:
+            time.sleep(0.3)
+            os._exit(9)
+        yield inputs[0]
+
+quick = {"commit": CommitPolicy(per_hour=100_000), "retry": RetryPolicy(initial_s=0.01, max_s=0.1)}
+sizes = {"input_batch_size": 20}
+with Pipeline(name="two-streams") as pipeline:
+    each, rows = (HuggingFaceHubCheckpointer(repo_id=f"user/{name}", **quick, **sizes) for name in ("each", "rows"))
+    [Make(name=name, **sizes) for name in "ab"] >> each >> Die(**sizes) >> rows
+distiset = pipeline.run(dataset=[{"id": n} for n in range(300)], use_cache=True)
+assert sorted(distiset["default"]["train"]["id"]) == list(range(600))
+"""
+    )
+    for slow, ends in (("a", 9), ("b", 0)):
+        done = subprocess.run([sys.executable, str(script), slow], cwd=script.parent, capture_output=True, text=True)
+        assert done.returncode == ends, done.stderr
+    assert dataset.ids() == list(range(600))
