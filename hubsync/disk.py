@@ -152,3 +152,11 @@ def whole_lines(file: Path, most: int) -> tuple[int, int]:
             rows += 1
             kept = seen
     return rows, kept
+
+
+def is_all_there(file: Path, accepted: int) -> bool:
+    """Whether no accepted bytes are missing, nor zeros in their place, as after a power cut."""
+    size = size_of(file)
+    if size is None or size < accepted:
+        return False
+    return file.suffix != ".jsonl" or whole_lines(file, accepted)[1] == accepted

@@ -7,6 +7,7 @@ is changed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,11 +18,14 @@ import msgspec
 
 from hubsync.catalogue import PENDING, UNPACKED
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.disk import size_of
+from hubsync.disk import is_all_there, size_of
 from hubsync.plan import Mode, Note, Plan, Shard, Watermark, blob_oid, git_oid_of, hashes
 from hubsync.policy import Layout
 from hubsync.spool import Spool
 
+_log = logging.getLogger("hubsync")
+
+_CHANGED = "the disk, or somebody, changed it after its rows were accepted"
 _PAGE = 500  # segments read at a time
 _SMALL = 16 << 20  # bytes, below which a Hub may keep a file as a regular one; its bound is about 10 MB
 
@@ -65,7 +69,7 @@ class Plans:
 
     def is_whole(self, segment: int) -> bool:
         """Whether there is anything to bring up: a power cut may have taken bytes that were sealed already, and one
-        damaged segment must not hold the others up.
+        damaged segment must not hold the others up. What is all there and is not what was written waits for a person.
         """
         row = self._segment(segment)
         file = self._spool.file(row["file"])
@@ -74,13 +78,22 @@ class Plans:
         with self._spool.leased():
             if self._segment(segment)["state"] != "sealed":
                 return False
-            self._spool.shorten(segment, file, row["bytes"])
-            rows = self._segment(segment)["rows"]
-            state = "sealed" if rows else "dead"
+            is_changed = is_all_there(file, row["bytes"])
+            if is_changed:
+                self._spool.set_aside(segment, file, f"{file.name} is not what was written, by its sha256: {_CHANGED}")
+            else:
+                self._spool.shorten(segment, file, row["bytes"])
+            found = self._segment(segment)
+            state = "sealed" if found["rows"] and not is_changed else "dead"
             self._catalogue.run(
                 "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment
             )
-        return bool(rows)
+        if is_changed:
+            file.unlink(missing_ok=True)
+            where = self._spool.directory
+            _log.error("%s. Its %d rows are kept in the dead letter: hubsync dead-letter list %s",
+                       found["error"], found["rows"], where)  # fmt: skip
+        return bool(state == "sealed")
 
     def _is_as_written(self, row: Any, file: Path) -> bool:
         """Whether a segment's file holds what its writer wrote: by its size, and once, where somebody else has left it,

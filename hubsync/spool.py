@@ -29,6 +29,7 @@ from hubsync.disk import (
     Disk,
     fsync_directory,
     fsync_with_parents,
+    is_all_there,
     make_room_to_open,
     segment_of,
     size_of,
@@ -250,10 +251,10 @@ class Spool:
         if row is None:
             return  # its writer was alive after all, and faster
         file = self.file(row["file"])
-        size, accepted = size_of(file) or 0, row["bytes"]
-        if size > accepted:
+        accepted = row["bytes"]
+        if (size_of(file) or 0) > accepted:
             os.truncate(file, accepted)
-        if size < accepted or (accepted and whole_lines(file, accepted)[1] < accepted):
+        if accepted and not is_all_there(file, accepted):
             self.shorten(segment, file, accepted)
         reach(CrashPoint.TAIL_CUT)
         self.seal_segment(segment)

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from hubsync import NotDrained, ShardPolicy, Uploader
+from hubsync.dead_letter import DeadLetter
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
 from hubsync.plan import Watermark
@@ -171,6 +172,32 @@ def test_blocks_that_a_power_cut_left_as_zeros_are_never_committed(
     assert dataset.ids() == [0, 1]
     assert "18 accepted bytes" in caplog.text
     assert "were lost by a power cut" in caplog.text
+
+
+def test_a_file_that_was_changed_is_never_committed_and_never_thrown_away(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped bit, which may well be JSON as before. All of it is there, so it was no power cut."""
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.faults.add(Fault.outage(on="preupload"))
+    up = uploader(shard=ShardPolicy(max_rows=2, linger_s=3600)).open()
+    for n in range(4):
+        up.put([{"id": n}], key=f"{n}")
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.5)
+    hub.faults.clear()
+    bent, _ = sorted((tmp_path / "spool" / "segments").glob("*.jsonl"))
+    bent.write_bytes(bent.read_bytes().replace(b'"id":1', b'"id":9'))
+    depth = drain(tmp_path / "spool", timeout=20)
+    assert (dataset.ids(), depth.rows, depth.dead) == ([2, 3], 0, 1)
+    assert not bent.exists()
+    with DeadLetter(tmp_path / "spool") as letter:
+        (dead,) = letter.shards()
+        assert dead.rows == 2
+        assert "is not what was written" in dead.why
+        letter.resubmit(dead)
+    drain(tmp_path / "spool", timeout=20)
+    assert dataset.ids() == [0, 2, 3, 9]  # as a person said
 
 
 def test_a_file_that_can_not_be_looked_at_is_not_lost(

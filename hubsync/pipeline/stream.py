@@ -22,7 +22,7 @@ _SKIP_BITS = 24  # rows that may come of one mark
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows with a mark each; `done` is the mark once all of them have passed. What was left out may raise it further."""
+    """Rows with a mark each; `done` is the mark once all of them have passed, and what came to no row."""
 
     rows: list[Row]
     marks: list[int]
