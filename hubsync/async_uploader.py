@@ -41,6 +41,7 @@ class AsyncUploader(BaseUploader):
     Leaving the block drains. A cancelled block does not, but for Ctrl-C and SIGTERM: its rows are in the spool.
     """
 
+    _opens: anyio.Lock | None = None
     _body: anyio.CancelScope | None = None  # around the caller's block: SIGTERM ends it
     _draining: anyio.CancelScope | None = None
     _wake: Callable[[], None]  # ends the block, from a signal's handler
@@ -49,15 +50,17 @@ class AsyncUploader(BaseUploader):
         """As `Uploader.open`. Prefer `async with`, which is left in order on SIGTERM: without it, what was accepted is
         drained at the interpreter's exit.
         """
-        if self._worker is None and not self._closed:
-            done = anyio.Event()
-            opening = self._begin(loop_waker(done.set))
-            try:
-                await done.wait()
-            except BaseException:
-                opening.give_up()
-                raise
-            self._opened(opening)
+        self._opens = self._opens or anyio.Lock()
+        async with self._opens:
+            if self._worker is None and not self._closed:
+                done = anyio.Event()
+                opening = self._begin(loop_waker(done.set))
+                try:
+                    await done.wait()
+                except BaseException:
+                    opening.give_up()
+                    raise
+                self._opened(opening)
         self._ready()
         return self
 

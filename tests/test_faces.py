@@ -146,6 +146,17 @@ def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Pat
     assert all(FileLock(file).holder() is None for file in files)
 
 
+def test_tasks_that_open_at_once_open_once(hub: LocalHub, tmp_path: Path) -> None:
+    async def run() -> None:
+        up = open_async(hub, tmp_path)
+        await asyncio.gather(up.open(), up.open(), up.open())
+        await up.close()
+
+    asyncio.run(run())
+    files = list((tmp_path / "spool" / "writers").glob("*.lock"))
+    assert [FileLock(file).holder() for file in files] == [None]
+
+
 @pytest.mark.parametrize("how", ["in time", "another task", "two tasks"])
 def test_any_task_may_close(hub: LocalHub, tmp_path: Path, dataset: Dataset, how: str) -> None:
     async def run() -> None:
