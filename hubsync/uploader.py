@@ -342,12 +342,12 @@ class BaseUploader:
         try:
             with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
                 yield
-        except TimeoutError:
-            left = worker.spool.depth()
-            why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
-            raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
-        except BlockedError as error:
-            left = worker.spool.depth()
+        except (TimeoutError, BlockedError) as error:
+            worker.see()  # waits for nobody
+            left = worker.depth()
+            if not isinstance(error, BlockedError):
+                why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
+                raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
             error.add_note(
                 f"Safe in {worker.spool.directory}: {count_text(left.rows, 'row')} ({left.bytes:,} bytes). Once this "
                 f"is mended, the next job brings that up, or run: hubsync drain {worker.spool.directory}"
