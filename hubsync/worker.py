@@ -566,6 +566,8 @@ class Worker:
         for segment in segments:
             known = self.spool.fate(segment)
             if known is not None:
+                if known[0] == "dead":
+                    self.on_misfit()
                 self._settle_as(segment, known)
         state = read_stored(self.spool.catalogue.get("status"))
         is_old = state.until is not None and state.until < self._clock.time()  # the last job's: nobody tries again
@@ -579,7 +581,6 @@ class Worker:
         if state == "committed":
             self._settled(segment, sha, None)
         elif state == "dead":
-            self.on_misfit()
             why = f"it was set aside in the dead letter: {error}. See: hubsync dead-letter list {self.spool.directory}"
             self._settled(segment, None, ShardsRefused(why))
 
