@@ -87,7 +87,7 @@ class AsyncUploader(BaseUploader):
         if ack == "committed" and worker.offline:
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
-        done = batch.receipt._watch(ack) if ack == "spooled" else None
+        watch = batch.receipt._watch(ack) if ack == "spooled" else None
         offer = worker.queue.offer(batch)
         while offer == "full":
             room = anyio.Event()
@@ -102,17 +102,18 @@ class AsyncUploader(BaseUploader):
             return batch.receipt
         reach(CrashPoint.QUEUED)
         left = None if until is None else max(0.0, until - time.monotonic())
-        if done is not None:
-            await batch.receipt._wait_for(done, ack, left)
+        if watch is not None:
+            await batch.receipt._wait_for(watch, "spooled", left)
         elif ack == "committed":
-            await worker.hurry(batch.receipt).wait_async(ack, left)
+            with worker.hurry(batch.receipt) as told:
+                await told.wait_async(ack, left)
         return batch.receipt
 
     async def flush(self, timeout: float | None = None) -> None:
         """As `Uploader.flush`."""
         worker = self._ready()
-        with self._drained(worker, timeout):
-            await worker.flush().wait_async("committed", timeout)
+        with self._drained(worker, timeout), worker.flush() as flushed:
+            await flushed.wait_async("committed", timeout)
         await in_thread(worker.see)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
@@ -137,7 +138,7 @@ class AsyncUploader(BaseUploader):
             drained = worker.flush(everything=True)
         except ClosedError:  # another task, or thread, closes it just now
             return
-        with anyio.CancelScope() as self._draining:
+        with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
         if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
             await self._drain_before_the_end(worker, "SIGTERM", shutdown.left())
@@ -225,7 +226,11 @@ class AsyncUploader(BaseUploader):
         bound = "" if seconds is None else f" for up to {seconds:.0f} s"
         _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting())
         try:
-            with anyio.CancelScope(shield=True) as self._draining, self._drained(worker, seconds):
-                await worker.flush(everything=True).wait_async("committed", seconds)
+            with (
+                anyio.CancelScope(shield=True) as self._draining,
+                self._drained(worker, seconds),
+                worker.flush(everything=True) as drained,
+            ):
+                await drained.wait_async("committed", seconds)
         except HubsyncError as error:
             _log.error("%s", error)

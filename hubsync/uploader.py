@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -406,15 +406,16 @@ class BaseUploader:
             drained = worker.flush(everything=True)
         except ClosedError:  # another thread closes it just now
             return
-        try:
-            drained.wait("committed", timeout)
-        except SystemExit as ended:
-            # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
-            left = shutdown.left()
-            if left is not None and not is_second:
-                with self._behind(ended, left), self._drained(worker, left):
-                    drained.wait("committed", left if timeout is None else min(left, timeout))
-            raise
+        with drained:
+            try:
+                drained.wait("committed", timeout)
+            except SystemExit as ended:
+                # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
+                left = shutdown.left()
+                if left is not None and not is_second:
+                    with self._behind(ended, left), self._drained(worker, left):
+                        drained.wait("committed", left if timeout is None else min(left, timeout))
+                raise
 
     def _at_exit(self) -> None:
         if self._closed or os.getpid() != self._pid:
@@ -498,8 +499,8 @@ class Uploader(BaseUploader):
         if ack != "queued":
             if ack == "committed" and worker.offline:
                 ack = "spooled"  # as far as it can be
-            told = worker.hurry(batch.receipt) if ack == "committed" else batch.receipt
-            told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
+            with worker.hurry(batch.receipt) if ack == "committed" else nullcontext(batch.receipt) as told:
+                told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 
     def flush(self, timeout: float | None = None) -> None:
@@ -510,8 +511,8 @@ class Uploader(BaseUploader):
             BlockedError: a person is needed.
         """
         worker = self._ready()
-        with self._drained(worker, timeout):
-            worker.flush().wait("committed", timeout)
+        with self._drained(worker, timeout), worker.flush() as flushed:
+            flushed.wait("committed", timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Drains and ends. Whatever happens, what was accepted is on the Hub or in the spool. Twice is once.
