@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 from hubsync import shutdown
 from hubsync.clock import in_thread, loop_waker
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.errors import ClosedError, HubsyncError, QueueFull
+from hubsync.errors import ClosedError, HubsyncError
 from hubsync.policy import Ack, check_wait
 from hubsync.receipt import Receipt
 from hubsync.rows import Rows
@@ -88,16 +88,7 @@ class AsyncUploader(BaseUploader):
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
         watch = batch.receipt._watch(ack) if ack == "spooled" else None
-        offer = worker.queue.offer(batch)
-        while offer == "full":
-            room = anyio.Event()
-            offer = worker.queue.offer(batch, loop_waker(room.set))
-            if offer == "full":
-                with anyio.move_on_after(None if until is None else until - time.monotonic()) as scope:
-                    await room.wait()
-                if scope.cancelled_caught:
-                    raise QueueFull(f"the queue had no room for {timeout:,.1f} s: the batch was not accepted.")
-        if offer == "dropped":
+        if not await worker.queue.put_async(batch, timeout):
             batch.receipt._dropped(DROPPED)
             return batch.receipt
         reach(CrashPoint.QUEUED)
