@@ -1,7 +1,7 @@
 """What becomes of the segments that this process has rows in, and who waits for that.
 
-A fate is settled by the committer where that is in this process, else by what the catalogue says. Safe for several
-threads.
+A fate is settled by the committer where that is in this process, else by what the catalogue says. What was refused is
+kept until a flush, or the close, has told it. Safe for several threads.
 """
 
 from __future__ import annotations
@@ -10,25 +10,36 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from hubsync.errors import HubsyncError, ShardsRefused, SpoolError
-from hubsync.receipt import AllOf, Fate, Receipt
+from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, once_more
+from hubsync.receipt import AllOf, Fate, Receipt, Until
 from hubsync.spool import Spool
 
 
 class Flush(Receipt):
     """Committed once all that it waits for is. However its block is left, nothing of it is kept then."""
 
-    __slots__ = ("_leave",)
+    __slots__ = ("_leave", "_untold")
 
-    def __init__(self, leave: Callable[[Flush], object]) -> None:
+    def __init__(self, leave: Callable[[Flush], object], untold: Callable[[], ShardsRefused | None]) -> None:
         super().__init__(0, 0)
         self._leave = leave
+        self._untold = untold
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._leave(self)
+
+    def _outcome(self, until: Until) -> str | None:
+        """What was refused before it began is told as well, by who still waits."""
+        try:
+            sha = super()._outcome(until)
+        except ShardsRefused as error:
+            raise (self._untold() or error) from None
+        if (refused := self._untold()) is not None:
+            raise refused
+        return sha
 
 
 class Fates:
@@ -40,17 +51,21 @@ class Fates:
         self._lock = threading.Lock()
         self._open: dict[int, Fate] = {}  # by segment
         self._flushes: dict[Flush, AllOf | None] = {}  # None: still an order in the queue
+        self._refused: ShardsRefused | None = None  # the first that no flush has told; counts those behind it
 
     def __len__(self) -> int:
         """How many are not settled."""
         return len(self._open)
 
-    def of(self, segment: int | None, *, may_be_settled: bool) -> Fate:
-        """The fate of a segment. One that may be sealed may have been committed before its fate was known here."""
+    def of(self, segment: int | None, rows: int, *, may_be_settled: bool) -> Fate:
+        """The fate of a segment, to which so many rows came. One that may be sealed may have been committed before its
+        fate was known here.
+        """
         if segment is None:
             return Fate(settled=True)
         with self._lock:
             fate = self._open.setdefault(segment, Fate())
+            fate.rows += rows
         if may_be_settled:
             self._read([segment])
         return fate
@@ -73,8 +88,22 @@ class Fates:
         """Committed in `sha`, or set aside with `error`."""
         with self._lock:
             fate = self._open.pop(segment, None)
+            if fate is not None and fate.rows and isinstance(error, ShardsRefused):
+                self._refused = self._refused or once_more(error)
+                self._refused.shards += 1
+                self._refused.rows += fate.rows
         if fate is not None:
             fate.settle(sha, error)
+
+    def _untold(self) -> ShardsRefused | None:
+        """What was refused since this was asked before."""
+        with self._lock:
+            refused, self._refused = self._refused, None
+        if refused is not None and refused.shards > 1:
+            refused.add_note(
+                f"That is the first of {refused.shards:,} shards ({refused.rows:,} rows) that were refused."
+            )
+        return refused
 
     def _read(self, segments: Iterable[int]) -> None:
         try:
@@ -95,9 +124,9 @@ class Fates:
 
     # Who waits for many.
 
-    def flush(self) -> Flush:
-        """A wait that is to `begin` in its turn."""
-        flush = Flush(self._leave)
+    def flush(self, *, whole: bool) -> Flush:
+        """A wait that is to `begin` in its turn; for all that was put, or one batch."""
+        flush = Flush(self._leave, self._untold if whole else lambda: None)
         with self._lock:
             self._flushes[flush] = None
         return flush

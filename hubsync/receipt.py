@@ -26,11 +26,12 @@ _lock = threading.Lock()  # guards every waiter list: taken only by those who wa
 class Fate:
     """What becomes of one segment: committed with a sha, or set aside."""
 
-    __slots__ = ("_waiters", "abandoned", "error", "settled", "sha")
+    __slots__ = ("_waiters", "abandoned", "error", "rows", "settled", "sha")
 
     def __init__(self, sha: str | None = None, settled: bool = False) -> None:
         self.sha = sha
         self.settled = settled
+        self.rows = 0  # that were put here, and are to be committed
         self.error: HubsyncError | None = None
         self.abandoned: HubsyncError | None = None  # its uploader has ended before: another process settles it
         self._waiters: dict[Wake, None] = {}
@@ -136,7 +137,7 @@ class Receipt:
         """Why the batch was dropped or refused."""
         return self._error or (self._fate.error if self._fate is not None else None)
 
-    def wait(self, until: Until = "committed", timeout: float | None = None) -> str | None:
+    def wait(self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None) -> str | None:
         """Blocks this thread until the batch is that far; answers the commit's sha (None before it is committed).
 
         Raises:
@@ -152,7 +153,9 @@ class Receipt:
                 self._unsubscribe(done.set)
         return self._outcome(until)
 
-    async def wait_async(self, until: Until = "committed", timeout: float | None = None) -> str | None:
+    async def wait_async(
+        self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None
+    ) -> str | None:
         """As `Receipt.wait`, for a task: waits without blocking its event loop."""
         return await self._wait_for(self._watch(until), until, timeout)
 

@@ -6,6 +6,7 @@ and waits as far as `ack` says, which is never for the network.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
@@ -210,8 +211,7 @@ class BaseUploader:
         worker = self._ready()
         queue, depth = worker.queue.depth(), self._depth(worker)
         age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
-        counts = worker.status.counts
-        return Stats(worker.status.state, queue, depth, Counts(**_fields(counts)), age)
+        return Stats(worker.status.state, queue, depth, copy.copy(worker.status.counts), age)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
         return worker.spool.depth()
@@ -509,6 +509,7 @@ class Uploader(BaseUploader):
         Raises:
             NotDrained: `timeout` seconds passed; everything is safe in the spool.
             BlockedError: a person is needed.
+            ShardsRefused: the Hub refused single shards for good, now or since the last flush.
         """
         worker = self._ready()
         with self._drained(worker, timeout), worker.flush() as flushed:
@@ -520,7 +521,7 @@ class Uploader(BaseUploader):
         Raises:
             NotDrained: `timeout` seconds passed.
             BlockedError: a person is needed.
-            ShardsRefused: the Hub refused single shards for good.
+            ShardsRefused: the Hub refused single shards for good, now or since the last flush.
         """
         self._close(timeout)
 
@@ -594,7 +595,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _fields(counts: Counts) -> dict[str, int]:
-    return {name: getattr(counts, name) for name in counts.__struct_fields__}

@@ -291,7 +291,8 @@ class Worker:
         else:
             accepted, sealed = result
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
-                fate = self._fates.of(segment, may_be_settled=replayed or segment in sealed)
+                rows = 0 if replayed or batch.set_aside is not None else batch.rows
+                fate = self._fates.of(segment, rows, may_be_settled=replayed or segment in sealed)
                 batch.receipt._spooled(fate, replayed)
             reach(CrashPoint.TOLD)
             if sealed:
@@ -389,7 +390,7 @@ class Worker:
         """A receipt that is committed once all that was put before is, or the batch `of` is; or that tells of what
         blocks. `everything`: other writers' shards as well. Who waits for it does so within its block.
         """
-        flush = self._fates.flush()
+        flush = self._fates.flush(whole=of is None)
         self.queue.order(Order(lambda: self._flush(flush, everything, of)))
         return flush
 
