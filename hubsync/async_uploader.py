@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 from hubsync import shutdown
 from hubsync.clock import in_thread, loop_waker
 from hubsync.crashpoints import CrashPoint, reach
-from hubsync.errors import ClosedError, HubsyncError, QueueFull
+from hubsync.errors import ClosedError, HubsyncError
 from hubsync.policy import Ack, check_wait
 from hubsync.receipt import Receipt
 from hubsync.rows import Rows
@@ -41,6 +41,7 @@ class AsyncUploader(BaseUploader):
     Leaving the block drains. A cancelled block does not, but for Ctrl-C and SIGTERM: its rows are in the spool.
     """
 
+    _opens: anyio.Lock | None = None
     _body: anyio.CancelScope | None = None  # around the caller's block: SIGTERM ends it
     _draining: anyio.CancelScope | None = None
     _wake: Callable[[], None]  # ends the block, from a signal's handler
@@ -49,15 +50,17 @@ class AsyncUploader(BaseUploader):
         """As `Uploader.open`. Prefer `async with`, which is left in order on SIGTERM: without it, what was accepted is
         drained at the interpreter's exit.
         """
-        if self._worker is None and not self._closed:
-            done = anyio.Event()
-            opening = self._begin(loop_waker(done.set))
-            try:
-                await done.wait()
-            except BaseException:
-                opening.give_up()
-                raise
-            self._opened(opening)
+        self._opens = self._opens or anyio.Lock()
+        async with self._opens:
+            if self._worker is None and not self._closed:
+                done = anyio.Event()
+                opening = self._begin(loop_waker(done.set))
+                try:
+                    await done.wait()
+                except BaseException:
+                    opening.give_up()
+                    raise
+                self._opened(opening)
         self._ready()
         return self
 
@@ -84,32 +87,24 @@ class AsyncUploader(BaseUploader):
         if ack == "committed" and worker.offline:
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
-        done = batch.receipt._watch(ack) if ack == "spooled" else None
-        offer = worker.queue.offer(batch)
-        while offer == "full":
-            room = anyio.Event()
-            offer = worker.queue.offer(batch, loop_waker(room.set))
-            if offer == "full":
-                with anyio.move_on_after(None if until is None else until - time.monotonic()) as scope:
-                    await room.wait()
-                if scope.cancelled_caught:
-                    raise QueueFull(f"the queue had no room for {timeout:,.1f} s: the batch was not accepted.")
-        if offer == "dropped":
+        watch = batch.receipt._watch(ack) if ack == "spooled" else None
+        if not await worker.queue.put_async(batch, timeout):
             batch.receipt._dropped(DROPPED)
             return batch.receipt
         reach(CrashPoint.QUEUED)
         left = None if until is None else max(0.0, until - time.monotonic())
-        if done is not None:
-            await batch.receipt._wait_for(done, ack, left)
+        if watch is not None:
+            await batch.receipt._wait_for(watch, "spooled", left)
         elif ack == "committed":
-            await worker.hurry(batch.receipt).wait_async(ack, left)
+            with worker.hurry(batch.receipt) as told:
+                await told.wait_async(ack, left)
         return batch.receipt
 
     async def flush(self, timeout: float | None = None) -> None:
         """As `Uploader.flush`."""
         worker = self._ready()
-        with self._drained(worker, timeout):
-            await worker.flush().wait_async("committed", timeout)
+        with self._drained(worker, timeout), worker.flush() as flushed:
+            await flushed.wait_async("committed", timeout)
         await in_thread(worker.see)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
@@ -134,7 +129,7 @@ class AsyncUploader(BaseUploader):
             drained = worker.flush(everything=True)
         except ClosedError:  # another task, or thread, closes it just now
             return
-        with anyio.CancelScope() as self._draining:
+        with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
         if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
             await self._drain_before_the_end(worker, "SIGTERM", shutdown.left())
@@ -222,7 +217,11 @@ class AsyncUploader(BaseUploader):
         bound = "" if seconds is None else f" for up to {seconds:.0f} s"
         _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting())
         try:
-            with anyio.CancelScope(shield=True) as self._draining, self._drained(worker, seconds):
-                await worker.flush(everything=True).wait_async("committed", seconds)
+            with (
+                anyio.CancelScope(shield=True) as self._draining,
+                self._drained(worker, seconds),
+                worker.flush(everything=True) as drained,
+            ):
+                await drained.wait_async("committed", seconds)
         except HubsyncError as error:
             _log.error("%s", error)

@@ -120,7 +120,7 @@ def pipe(
     \b
     my-job | hubsync pipe user/rollouts
     """
-    from hubsync.errors import HubsyncError
+    from hubsync.errors import HubsyncError, ShardsRefused
     from hubsync.pipe import BadLine
     from hubsync.pipe import pipe as run
     from hubsync.policy import ShardPolicy
@@ -156,7 +156,11 @@ def pipe(
             if isinstance(error, BadLine):
                 error.add_note(_after(error, place, source))
             raise
-        up.close(timeout)
+        try:
+            up.close(timeout)
+        except ShardsRefused as error:
+            error.add_note(f"{_counted(done.rows - error.rows, 'row')} on the Hub in {repo}; {error.rows:,} refused.")
+            raise
     if as_json:
         click.echo(json.dumps({"repo": repo, "lines": done.read, "rows": done.rows, "skipped": done.skipped,
                                "set_aside": done.set_aside}))  # fmt: skip

@@ -165,7 +165,12 @@ class NotDrained(HubsyncError):
 class ShardsRefused(HubsyncError):
     """The Hub refused single shards for good. The rest is committed; they are kept in the spool's dead letter: see
     `hubsync dead-letter`.
+
+    Attributes:
+        shards, rows: how many of this uploader's, as `flush` and `close` tell it; 0 where a receipt tells of its batch.
     """
+
+    shards = rows = 0
 
 
 class UnreadableRow(HubsyncError):

@@ -9,10 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import anyio
+
+from hubsync.clock import loop_waker
 from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
 from hubsync.policy import MIB, Layout, QueuePolicy
 from hubsync.receipt import Receipt
@@ -77,12 +81,11 @@ class BoundedQueue:
         self._now = now
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
-        self._emptied = threading.Condition(self._lock)
         self._items: deque[Batch | Order] = deque()
         self._put_at: deque[float] = deque()  # of each batch, until it is released
         self._bytes = self._rows = 0
         self._blocked = self._raised = self._dropped = 0
-        self._async_waiters: list[Callable[[], None]] = []
+        self._producers: dict[Callable[[], object], None] = {}  # who waits for room
         self._closed = False
 
     def put(self, batch: Batch, timeout: float | None = None) -> bool:
@@ -92,27 +95,26 @@ class BoundedQueue:
             BatchTooLarge, ClosedError: at once.
             QueueFull: the policy is "raise", or `timeout` seconds passed.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._lock:
-            offer = self._offer(batch)
-            if offer == "full":
-                self._blocked += 1
-                while offer == "full":
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if (left is not None and left <= 0) or not self._emptied.wait(left):
-                        raise self._full(f"no room for {seconds_text(timeout or 0)}")
-                    offer = self._offer(batch)
-            return offer == "accepted"
+        if (offer := self._try(batch)) == "full":
+            room, until = threading.Event(), None if timeout is None else time.monotonic() + timeout
+            with self._blocking(room.set):
+                while (offer := self._try(batch)) == "full":
+                    if not room.wait(None if until is None else max(0.0, until - time.monotonic())):
+                        raise self._late(timeout)
+                    room.clear()
+        return offer == "accepted"
 
-    def offer(self, batch: Batch, on_room: Callable[[], None] | None = None) -> Offer:
-        """Hands a batch over without ever blocking; where it is "full", `on_room` is called once there may be room."""
-        with self._lock:
-            offer = self._offer(batch)
-            if offer == "full" and on_room is not None:
-                if not self._async_waiters:
-                    self._blocked += 1
-                self._async_waiters.append(on_room)
-            return offer
+    async def put_async(self, batch: Batch, timeout: float | None = None) -> bool:
+        """As `put`, for a task: waits without blocking its event loop."""
+        if (offer := self._try(batch)) == "full":
+            room = anyio.Event()
+            with self._blocking(loop_waker(lambda: room.set())), anyio.move_on_after(timeout) as scope:
+                while (offer := self._try(batch)) == "full":
+                    await room.wait()
+                    room = anyio.Event()
+            if scope.cancelled_caught:
+                raise self._late(timeout)
+        return offer == "accepted"
 
     def order(self, order: Order) -> None:
         """Appends an order behind all that was put so far. Bounds do not apply. Raises `ClosedError`."""
@@ -146,9 +148,8 @@ class BoundedQueue:
                 self._bytes -= len(batch.lines)
                 self._rows -= batch.rows
                 self._put_at.popleft()
-            self._emptied.notify_all()
-            waiters, self._async_waiters = self._async_waiters, []
-        for wake in waiters:
+            blocked = list(self._producers)
+        for wake in blocked:
             wake()
 
     def close(self) -> None:
@@ -156,9 +157,8 @@ class BoundedQueue:
         with self._lock:
             self._closed = True
             self._filled.notify_all()
-            self._emptied.notify_all()
-            waiters, self._async_waiters = self._async_waiters, []
-        for wake in waiters:
+            blocked = list(self._producers)
+        for wake in blocked:
             wake()
 
     def depth(self) -> QueueDepth:
@@ -191,6 +191,26 @@ class BoundedQueue:
         self._rows += batch.rows
         self._filled.notify()
         return "accepted"
+
+    def _try(self, batch: Batch) -> Offer:
+        with self._lock:
+            return self._offer(batch)
+
+    @contextmanager
+    def _blocking(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Within it, `wake` is called whenever there may be room."""
+        with self._lock:
+            self._blocked += 1
+            self._producers[wake] = None
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._producers[wake]
+
+    def _late(self, timeout: float | None) -> QueueFull:
+        with self._lock:
+            return self._full(f"no room for {seconds_text(timeout or 0)}")
 
     def _full(self, why: str) -> QueueFull:
         self._raised += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import anyio
@@ -16,6 +16,8 @@ import anyio
 from hubsync.clock import loop_waker
 from hubsync.errors import HubsyncError, once_more
 
+Wake = Callable[[], object]
+Until = Literal["spooled", "committed"]
 ReceiptState = Literal["queued", "spooled", "committed", "dropped", "refused"]
 
 _lock = threading.Lock()  # guards every waiter list: taken only by those who wait, and once a segment or take
@@ -24,14 +26,15 @@ _lock = threading.Lock()  # guards every waiter list: taken only by those who wa
 class Fate:
     """What becomes of one segment: committed with a sha, or set aside."""
 
-    __slots__ = ("_waiters", "abandoned", "error", "settled", "sha")
+    __slots__ = ("_waiters", "abandoned", "error", "rows", "settled", "sha")
 
     def __init__(self, sha: str | None = None, settled: bool = False) -> None:
         self.sha = sha
         self.settled = settled
+        self.rows = 0  # that were put here, and are to be committed
         self.error: HubsyncError | None = None
         self.abandoned: HubsyncError | None = None  # its uploader has ended before: another process settles it
-        self._waiters: list[Callable[[], object]] = []
+        self._waiters: dict[Wake, None] = {}
 
     def settle(self, sha: str | None, error: HubsyncError | None = None) -> None:
         """Committed in `sha`, or set aside with `error`. Wakes all who wait."""
@@ -39,7 +42,7 @@ class Fate:
             if self.settled:
                 return
             self.sha, self.error, self.settled = sha, error, True
-            waiters, self._waiters = self._waiters, []
+            waiters, self._waiters = self._waiters, {}
         for wake in waiters:
             wake()
 
@@ -47,39 +50,47 @@ class Fate:
         """Nobody here will learn what becomes of it: wakes all who wait, with the reason."""
         with _lock:
             self.abandoned = error
-            waiters, self._waiters = self._waiters, []
+            waiters, self._waiters = self._waiters, {}
         for wake in waiters:
             wake()
 
-    def subscribe(self, wake: Callable[[], object]) -> bool:
-        """Has `wake` called once when it is settled; False where it already is, or is abandoned."""
+    def _keep(self, wake: Wake) -> bool:
+        """Under the lock: has `wake` called once when it is settled; False where it already is, or is abandoned."""
+        waits = not self.settled and self.abandoned is None
+        if waits:
+            self._waiters[wake] = None
+        return waits
+
+
+class AllOf(Fate):
+    """Settled once all of `fates` are, with the first error among them. Waits for one after the other, so that it is as
+    soon taken off as put on.
+    """
+
+    __slots__ = ("_fates", "_first", "_last")
+
+    def __init__(self, fates: Iterable[Fate]) -> None:
+        super().__init__()
+        self._fates = list(fates)
+        self._last: str | None = self._fates[-1].sha if self._fates else None
+        self._first: HubsyncError | None = None
+
+    def go_on(self) -> None:
+        """Waits for the next that is not settled, or is settled."""
         with _lock:
-            waits = not self.settled and self.abandoned is None
-            if waits:
-                self._waiters.append(wake)
-            return waits
+            while self._fates and not self._fates[-1]._keep(self.go_on):
+                fate = self._fates.pop()
+                self._last = self._last or fate.sha
+                self._first = fate.error or fate.abandoned or self._first
+            if self._fates:
+                return
+        self.settle(self._last, self._first)
 
-
-def all_of(fates: list[Fate]) -> Fate:
-    """A fate that is settled once all of `fates` are, with the first error among them."""
-    whole = Fate()
-    left = [len(fates)]
-    lock = threading.Lock()
-
-    def one_more() -> None:
-        with lock:
-            left[0] -= 1
-            done = left[0] <= 0
-        if done:
-            errors = [error for fate in fates if (error := fate.error or fate.abandoned) is not None]
-            whole.settle(fates[-1].sha if fates else None, errors[0] if errors else None)
-
-    for fate in fates:
-        if not fate.subscribe(one_more):
-            one_more()
-    if not fates:
-        one_more()
-    return whole
+    def let_go(self) -> None:
+        """Nobody waits for it any more."""
+        with _lock:
+            if self._fates:
+                self._fates[-1]._waiters.pop(self.go_on, None)
 
 
 class Receipt:
@@ -98,7 +109,7 @@ class Receipt:
         self._fate: Fate | None = None
         self._replayed = False
         self._error: HubsyncError | None = None
-        self._waiters: list[Callable[[], object]] = []
+        self._waiters: dict[Wake, Until] = {}
 
     @property
     def state(self) -> ReceiptState:
@@ -134,8 +145,12 @@ class Receipt:
             HubsyncError: the batch was dropped, or refused by the Hub.
         """
         done = threading.Event()
-        if self._subscribe(until, done.set) and not done.wait(timeout):
-            raise self._late(timeout)
+        if self._subscribe(until, done.set):
+            try:
+                if not done.wait(timeout):
+                    raise self._late(timeout)
+            finally:
+                self._unsubscribe(done.set)
         return self._outcome(until)
 
     async def wait_async(
@@ -144,21 +159,26 @@ class Receipt:
         """As `Receipt.wait`, for a task: waits without blocking its event loop."""
         return await self._wait_for(self._watch(until), until, timeout)
 
-    def _watch(self, until: Literal["spooled", "committed"]) -> anyio.Event:
-        """What is set, in this event loop, once the batch is so far, or will never be."""
+    def _watch(self, until: Until) -> tuple[anyio.Event, Wake]:
+        """What is set, in this event loop, once the batch is so far, or will never be; and what sets it."""
         done = anyio.Event()
-        if not self._subscribe(until, loop_waker(done.set)):
+        wake = loop_waker(done.set)
+        if not self._subscribe(until, wake):
             done.set()
-        return done
+        return done, wake
 
-    async def _wait_for(self, done: anyio.Event, until: str, timeout: float | None) -> str | None:
-        if timeout is None:
-            await done.wait()
-        else:
-            with anyio.move_on_after(timeout) as scope:
+    async def _wait_for(self, watch: tuple[anyio.Event, Wake], until: Until, timeout: float | None) -> str | None:
+        done, wake = watch
+        try:
+            if timeout is None:
                 await done.wait()
-            if scope.cancelled_caught:
-                raise self._late(timeout)
+            else:
+                with anyio.move_on_after(timeout) as scope:
+                    await done.wait()
+                if scope.cancelled_caught:
+                    raise self._late(timeout)
+        finally:
+            self._unsubscribe(wake)
         return self._outcome(until)
 
     def _late(self, timeout: float | None) -> TimeoutError:
@@ -169,7 +189,7 @@ class Receipt:
         extra = f", sha={self.sha!r}" if self.sha else ""
         return f"Receipt(rows={self.rows}, state={self.state!r}{extra}{', replayed=True' if self._replayed else ''})"
 
-    def _outcome(self, until: str) -> str | None:
+    def _outcome(self, until: Until) -> str | None:
         if self._error is not None:
             raise once_more(self._error)
         if until == "committed" and self._fate is not None and self._fate.error is not None:
@@ -184,32 +204,32 @@ class Receipt:
         with _lock:
             self._replayed = replayed
             self._fate = fate
-            waiters, self._waiters = self._waiters, []
-        for wake in waiters:
+            waiters, self._waiters = self._waiters, {}
+            due = [wake for wake, until in waiters.items() if until == "spooled" or not fate._keep(wake)]
+        for wake in due:
             wake()
 
     def _dropped(self, error: HubsyncError) -> None:
         with _lock:
             self._error = error
-            waiters, self._waiters = self._waiters, []
+            waiters, self._waiters = self._waiters, {}
         for wake in waiters:
             wake()
 
-    def _subscribe(self, until: str, wake: Callable[[], object]) -> bool:
+    def _subscribe(self, until: Until, wake: Wake) -> bool:
         """Has `wake` called once the batch is so far, or will never be; False where it already is."""
-
-        def then() -> None:
-            if self._error is not None or until == "spooled" or not self._committed_later(wake):
-                wake()
-
         with _lock:
             if self._fate is None and self._error is None:
-                self._waiters.append(then)
+                self._waiters[wake] = until
                 return True
-        return self._error is None and until == "committed" and self._committed_later(wake)
+            return self._error is None and until == "committed" and self._fate is not None and self._fate._keep(wake)
 
-    def _committed_later(self, wake: Callable[[], object]) -> bool:
-        return self._fate is not None and self._fate.subscribe(wake)
+    def _unsubscribe(self, wake: Wake) -> None:
+        """Who waits no longer, for whatever reason, is not kept."""
+        with _lock:
+            self._waiters.pop(wake, None)
+            if self._fate is not None:
+                self._fate._waiters.pop(wake, None)
 
 
 def _let_go_in_child() -> None:

@@ -6,13 +6,14 @@ and waits as far as `ack` says, which is never for the network.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -210,8 +211,7 @@ class BaseUploader:
         worker = self._ready()
         queue, depth = worker.queue.depth(), self._depth(worker)
         age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
-        counts = worker.status.counts
-        return Stats(worker.status.state, queue, depth, Counts(**_fields(counts)), age)
+        return Stats(worker.status.state, queue, depth, copy.copy(worker.status.counts), age)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
         return worker.spool.depth()
@@ -342,12 +342,12 @@ class BaseUploader:
         try:
             with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
                 yield
-        except TimeoutError:
-            left = worker.spool.depth()
-            why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
-            raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
-        except BlockedError as error:
-            left = worker.spool.depth()
+        except (TimeoutError, BlockedError) as error:
+            worker.see()  # waits for nobody
+            left = worker.depth()
+            if not isinstance(error, BlockedError):
+                why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
+                raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
             error.add_note(
                 f"Safe in {worker.spool.directory}: {count_text(left.rows, 'row')} ({left.bytes:,} bytes). Once this "
                 f"is mended, the next job brings that up, or run: hubsync drain {worker.spool.directory}"
@@ -406,15 +406,16 @@ class BaseUploader:
             drained = worker.flush(everything=True)
         except ClosedError:  # another thread closes it just now
             return
-        try:
-            drained.wait("committed", timeout)
-        except SystemExit as ended:
-            # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
-            left = shutdown.left()
-            if left is not None and not is_second:
-                with self._behind(ended, left), self._drained(worker, left):
-                    drained.wait("committed", left if timeout is None else min(left, timeout))
-            raise
+        with drained:
+            try:
+                drained.wait("committed", timeout)
+            except SystemExit as ended:
+                # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
+                left = shutdown.left()
+                if left is not None and not is_second:
+                    with self._behind(ended, left), self._drained(worker, left):
+                        drained.wait("committed", left if timeout is None else min(left, timeout))
+                raise
 
     def _at_exit(self) -> None:
         if self._closed or os.getpid() != self._pid:
@@ -498,8 +499,8 @@ class Uploader(BaseUploader):
         if ack != "queued":
             if ack == "committed" and worker.offline:
                 ack = "spooled"  # as far as it can be
-            told = worker.hurry(batch.receipt) if ack == "committed" else batch.receipt
-            told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
+            with worker.hurry(batch.receipt) if ack == "committed" else nullcontext(batch.receipt) as told:
+                told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 
     def flush(self, timeout: float | None = None) -> None:
@@ -508,10 +509,11 @@ class Uploader(BaseUploader):
         Raises:
             NotDrained: `timeout` seconds passed; everything is safe in the spool.
             BlockedError: a person is needed.
+            ShardsRefused: the Hub refused single shards for good, now or since the last flush.
         """
         worker = self._ready()
-        with self._drained(worker, timeout):
-            worker.flush().wait("committed", timeout)
+        with self._drained(worker, timeout), worker.flush() as flushed:
+            flushed.wait("committed", timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Drains and ends. Whatever happens, what was accepted is on the Hub or in the spool. Twice is once.
@@ -519,7 +521,7 @@ class Uploader(BaseUploader):
         Raises:
             NotDrained: `timeout` seconds passed.
             BlockedError: a person is needed.
-            ShardsRefused: the Hub refused single shards for good.
+            ShardsRefused: the Hub refused single shards for good, now or since the last flush.
         """
         self._close(timeout)
 
@@ -593,7 +595,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _fields(counts: Counts) -> dict[str, int]:
-    return {name: getattr(counts, name) for name in counts.__struct_fields__}

@@ -15,6 +15,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -27,16 +28,15 @@ from hubsync.crashpoints import CrashPoint, reach
 from hubsync.errors import (
     BlockedError,
     ClosedError,
-    HubError,
     HubsyncError,
     NotDrained,
-    ShardsRefused,
     SpoolError,
     SpoolLost,
     TransientError,
     flat_errors,
     root_cause,
 )
+from hubsync.fates import Fates, Flush
 from hubsync.live import Live, hush, tell
 from hubsync.locks import BEAT_S
 from hubsync.pace import Backoff
@@ -44,7 +44,7 @@ from hubsync.plan import Destination
 from hubsync.policy import MIB, CommitPolicy, Layout, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.progress import Figures, Progress
 from hubsync.queue import Batch, BoundedQueue, Order
-from hubsync.receipt import Fate, Receipt, all_of
+from hubsync.receipt import Receipt
 from hubsync.spool import Spool, SpoolDepth
 from hubsync.status import Counts, State, Status, count_text, read_stored
 from hubsync.telemetry import Source, traced, watch
@@ -101,13 +101,9 @@ class Worker:
         self._destination = None if destination is None else traced(destination, self.source.attributes)
         self._committing = (commit, retry, rng)
         self._committer: Committer | None = None
-        self._lock = threading.Lock()
-        self._fates: dict[int, Fate] = {}
+        self._fates = Fates(spool)
         self._told: set[str] = set()  # why something was set aside
-        self._unsure = False  # a segment's fate could not be read: `_follow` looks again
         self._in_hand: list[Batch | Order] = []  # what the spool's thread has taken
-        self._asked: set[Receipt] = set()  # flushes that are still orders in the queue
-        self._flushes: set[Fate] = set()  # those that wait for commits
         self._unchecked = _QUOTA_STEP  # bytes spooled since the quota was looked at: look before the first
         self._takes = 0
         self._stopping = threading.Event()
@@ -140,7 +136,7 @@ class Worker:
                 commit, retry, rng = self._committing
                 self._committer = Committer(
                     self.spool, self._destination, commit=commit, retry=retry, clock=self._clock, rng=rng,
-                    status=self.status, on_settled=self._settled, on_blocked=self._blocked,
+                    status=self.status, on_settled=self._settled, on_blocked=self._fates.block,
                     on_misfit=lambda: self.on_misfit(),
                 )  # fmt: skip
                 self._wake = loop_waker(self._committer.wake)
@@ -235,16 +231,7 @@ class Worker:
         hush(self.spool.directory, self.writer.name)
         for writer in self._writers():
             writer.close()
-        with self._lock:
-            flushes, asked = list(self._flushes), list(self._asked)
-        for fate in flushes:
-            fate.settle(None, ended)
-        for receipt in asked:
-            receipt._dropped(ended)
-        with self._lock:
-            fates = list(self._fates.values())
-        for fate in fates:
-            fate.abandon(ended)
+        self._fates.end(ended)
 
     # The spool's thread.
 
@@ -304,7 +291,8 @@ class Worker:
         else:
             accepted, sealed = result
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
-                fate = self._fate(segment, may_be_settled=replayed or segment in sealed)
+                rows = 0 if replayed or batch.set_aside is not None else batch.rows
+                fate = self._fates.of(segment, rows, may_be_settled=replayed or segment in sealed)
                 batch.receipt._spooled(fate, replayed)
             reach(CrashPoint.TOLD)
             if sealed:
@@ -396,45 +384,27 @@ class Worker:
         if self._takes % _TAKES == 0 and self.spool.disk.has_less_than(self.spool.catalogue.log_bytes()):
             self.spool.catalogue.checkpoint(shrink=True)
 
-    def _fate(self, segment: int | None, *, may_be_settled: bool) -> Fate:
-        """The fate of a segment. One that may be sealed may have been committed before its fate was known here."""
-        if segment is None:
-            return Fate(settled=True)
-        with self._lock:
-            fate = self._fates.setdefault(segment, Fate())
-        known = None
-        if may_be_settled:
-            try:
-                known = self.spool.fate(segment)
-            except SpoolError:  # the rows are accepted, whatever can be read now
-                self._unsure = True
-        if known is not None and known[0] in ("committed", "dead"):
-            self._settle_as(segment, known)
-        return fate
-
     # Flushing.
 
-    def flush(self, *, everything: bool = False, of: Receipt | None = None) -> Receipt:
+    def flush(self, *, everything: bool = False, of: Receipt | None = None) -> Flush:
         """A receipt that is committed once all that was put before is, or the batch `of` is; or that tells of what
-        blocks. `everything`: other writers' shards as well.
+        blocks. `everything`: other writers' shards as well. Who waits for it does so within its block.
         """
-        receipt = Receipt(0, 0)
-        with self._lock:
-            self._asked.add(receipt)
-        self.queue.order(Order(lambda: self._flush(receipt, everything, of)))
-        return receipt
+        flush = self._fates.flush(whole=of is None)
+        self.queue.order(Order(lambda: self._flush(flush, everything, of)))
+        return flush
 
-    def hurry(self, batch: Receipt) -> Receipt:
+    def hurry(self, batch: Receipt) -> AbstractContextManager[Receipt]:
         """A flush of one batch, which was put just now."""
         try:
             return self.flush(of=batch)
         except ClosedError:  # by another thread, since: it is accepted, and spooled still
-            return batch
+            return contextlib.nullcontext(batch)
 
-    def _flush(self, receipt: Receipt, everything: bool, of: Receipt | None) -> None:
+    def _flush(self, flush: Flush, everything: bool, of: Receipt | None) -> None:
         self._seal()
         if self.offline:
-            self._answer(receipt, Fate(settled=True))
+            self._fates.begin(flush, [])
             return
         # At the very start nobody may commit yet: then it is as much this process' to do as anybody's.
         all_of_it = everything and self._until_it_works(lambda: self.spool.is_committed_by_others) is False
@@ -446,19 +416,9 @@ class Worker:
             pending = None if pending is None or urged is None else pending + urged
         if pending is None:
             return  # closed while the spool took no writes: `_end` tells
-        fates = [self._fate(segment, may_be_settled=True) for segment in pending]
-        whole = all_of(fates if of is None or of._fate is None else [of._fate])
-        with self._lock:
-            self._flushes.add(whole)
-        if not whole.subscribe(lambda: self._flushes.discard(whole)):
-            self._flushes.discard(whole)
-        self._answer(receipt, whole)
+        fate = None if of is None else of._fate
+        self._fates.begin(flush, self._fates.pending(pending) if fate is None else [fate])
         self._nudge()
-
-    def _answer(self, receipt: Receipt, fate: Fate) -> None:
-        with self._lock:
-            self._asked.discard(receipt)
-        receipt._spooled(fate, replayed=False)
 
     # The event loop's side.
 
@@ -551,48 +511,26 @@ class Worker:
             await self._clock.sleep(_FOLLOW_S)
             # Once more after it has become the committer: the last one may have settled something just before.
             alone, was_alone = self.spool.is_committer, alone
-            if self._fates and (self._unsure or not (alone and was_alone)):
-                self._unsure = False
+            if self._fates and (self._fates.unsure or not (alone and was_alone)):
+                self._fates.unsure = False
                 try:
                     await in_thread(self._look_up)
                 except SpoolLost:
                     raise
                 except (SpoolError, OSError):
-                    self._unsure = True
+                    self._fates.unsure = True
 
     def _look_up(self) -> None:
-        with self._lock:
-            segments = list(self._fates)
-        for segment in segments:
-            known = self.spool.fate(segment)
-            if known is not None:
-                self._settle_as(segment, known)
+        if self._fates.look_up():
+            self.on_misfit()
+        self._room.set()
         state = read_stored(self.spool.catalogue.get("status"))
         is_old = state.until is not None and state.until < self._clock.time()  # the last job's: nobody tries again
         if state.kind == "blocked" and not is_old and self.spool.is_committed_by_others:
-            self._blocked(
+            self._fates.block(
                 BlockedError(f"process {self.spool.committer_pid}, which commits here, can't: {state.reason}")
             )
 
-    def _settle_as(self, segment: int, known: tuple[str, str | None, str | None]) -> None:
-        state, sha, error = known
-        if state == "committed":
-            self._settled(segment, sha, None)
-        elif state == "dead":
-            self.on_misfit()
-            why = f"it was set aside in the dead letter: {error}. See: hubsync dead-letter list {self.spool.directory}"
-            self._settled(segment, None, ShardsRefused(why))
-
     def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
         self._room.set()
-        with self._lock:
-            fate = self._fates.pop(segment, None)
-        if fate is not None:
-            fate.settle(sha, error)
-
-    def _blocked(self, error: HubError) -> None:
-        """Those who wait for a flush are told; everything accepted stays safe in the spool."""
-        with self._lock:
-            flushes = list(self._flushes)
-        for fate in flushes:
-            fate.settle(None, error)
+        self._fates.settle(segment, sha, error)

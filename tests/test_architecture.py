@@ -16,7 +16,7 @@ FLOORS = [
     ["clock", "shutdown", "policy", "plan", "target", "transform", "http", "card", "cursor", "screen"],
     ["rows", "locks", "disk", "receipt", "catalogue", "pace", "status", "blobs"],
     ["queue", "spool", "live", "progress", "formats"],
-    ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer", "patience"],
+    ["plans", "writer", "hub", "telemetry", "guard", "fitting", "packer", "patience", "fates"],
     ["keeper", "hindsight", "connect", "survey"],
     ["committer"],
     ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],

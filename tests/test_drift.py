@@ -214,6 +214,14 @@ def test_a_conflict_goes_to_the_dead_letter_and_the_rest_goes_on(
     reader.sees([{"a": "x"}, {"a": "y"}])
 
 
+def test_a_batch_that_is_set_aside_makes_no_good_one_new(uploader: Make) -> None:
+    """What is new is looked up in the catalogue, and its columns are merged."""
+    with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
+        up.put([{"a": "x"}])
+        assert up.put([{"a": {"b": 1}}]).state == "refused"
+        assert not up.encode([{"a": "y"}]).fresh
+
+
 def test_a_conflict_goes_to_a_new_config_and_both_load(uploader: Make, reader: Reader) -> None:
     policy = SchemaPolicy(on_conflict="new config")
     structs = [{"a": {"b": n}} for n in range(3)]

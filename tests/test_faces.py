@@ -130,6 +130,31 @@ def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub,
     asyncio.run(run())
 
 
+def test_a_flush_whose_time_is_over_does_not_wait_for_the_catalogue(
+    hub: LocalHub, tmp_path: Path, uploader: Callable[..., Uploader]
+) -> None:
+    def busy() -> threading.Event:
+        other, over = Busy(tmp_path / "spool"), threading.Event()
+        threading.Timer(3, lambda: (other.end(), over.set())).start()
+        return over
+
+    async def run() -> None:
+        async with open_async(hub, tmp_path) as up:
+            await up.put([{"id": 0}])
+            over = busy()
+            with pytest.raises(NotDrained, match="1 row "):
+                await up.flush(timeout=0.1)
+            assert not over.is_set()
+
+    asyncio.run(run())
+    with uploader() as up:
+        up.put([{"id": 1}])
+        over = busy()
+        with pytest.raises(NotDrained, match="1 row "):
+            up.flush(timeout=0.1)
+        assert not over.is_set()
+
+
 def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         for _ in range(5):
@@ -144,6 +169,17 @@ def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Pat
     files = list((tmp_path / "spool" / "writers").glob("*.lock"))
     assert files
     assert all(FileLock(file).holder() is None for file in files)
+
+
+def test_tasks_that_open_at_once_open_once(hub: LocalHub, tmp_path: Path) -> None:
+    async def run() -> None:
+        up = open_async(hub, tmp_path)
+        await asyncio.gather(up.open(), up.open(), up.open())
+        await up.close()
+
+    asyncio.run(run())
+    files = list((tmp_path / "spool" / "writers").glob("*.lock"))
+    assert [FileLock(file).holder() for file in files] == [None]
 
 
 @pytest.mark.parametrize("how", ["in time", "another task", "two tasks"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import anyio
 import pytest
 
 from hubsync import BatchTooLarge, ClosedError, QueueFull, QueuePolicy
@@ -97,6 +98,36 @@ def test_a_blocked_producer_gives_up_at_its_timeout() -> None:
     queue.put(batch())
     with pytest.raises(QueueFull, match="no room"):
         queue.put(batch(), timeout=0)
+
+
+@pytest.mark.parametrize("face", ["thread", "task"])
+def test_producers_that_gave_up_are_counted_and_not_kept(face: str) -> None:
+    queue = BoundedQueue(QueuePolicy(max_batches=1))
+    queue.put(batch())
+    for _ in range(3):
+        with pytest.raises(QueueFull, match=r"no room for 0\.1 s"):
+            if face == "thread":
+                queue.put(batch(), timeout=0.1)
+            else:
+                anyio.run(queue.put_async, batch(), 0.1)
+    assert (queue.depth().blocked, queue.depth().raised) == (3, 3)
+    assert not queue._producers
+
+
+def test_a_blocked_task_goes_on_once_there_is_room() -> None:
+    queue = BoundedQueue(QueuePolicy(max_batches=1))
+    queue.put(batch())
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(queue.put_async, batch())
+            for _ in range(2):
+                await anyio.wait_all_tasks_blocked()
+                queue.release(taken(queue))
+
+    anyio.run(run)
+    assert len(taken(queue)) == 1
 
 
 def test_a_blocked_producer_is_told_when_the_queue_closes() -> None:

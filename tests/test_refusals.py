@@ -11,16 +11,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 
-from hubsync import ClosedError, HubsyncError, RetryPolicy, ShardPolicy, SpoolError, Uploader, catalogue, writer
+from hubsync import (
+    AsyncUploader,
+    ClosedError,
+    HubsyncError,
+    RetryPolicy,
+    ShardPolicy,
+    ShardsRefused,
+    SpoolError,
+    Uploader,
+    catalogue,
+    writer,
+)
 from hubsync.errors import SpoolLost
 from hubsync.localhub import Fault, LocalHub
 from hubsync.queue import Batch, Order
 from hubsync.receipt import Receipt
-from tests.conftest import Dataset
+from tests.conftest import FAST, Dataset
 
 Make = Callable[..., Uploader]
+ONE = ShardPolicy(max_rows=1, linger_s=3600)
 
 
 def batch(*ids: int) -> Batch:
@@ -210,7 +224,7 @@ def test_an_odd_refusal_sets_no_shard_aside(uploader: Make, hub: LocalHub, datas
 
 def test_a_person_who_is_needed_is_needed_until_it_is_mended(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
-    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600), retry=retry) as up:
+    with pytest.raises(ShardsRefused), uploader(shard=ONE, retry=retry) as up:
         hub.faults.add(Fault.status(400, on="preupload", body='{"error": "too many files"}'))
         for n in range(8):
             up.put([{"id": n}])
@@ -224,10 +238,66 @@ def test_a_person_who_is_needed_is_needed_until_it_is_mended(uploader: Make, hub
         assert seen == {"blocked"}
 
 
+def refuse(hub: LocalHub, up: Any, n: int) -> None:
+    """A row that is refused before anybody waits for it."""
+    fault, spool = hub.faults.add(Fault.status(422, on="commit")), up._worker.spool
+    dead = spool.depth().dead
+    up._worker.queue.put(batch(n))
+    while spool.depth().dead == dead:
+        time.sleep(0.01)
+    hub.faults.remove(fault)
+
+
+def test_what_was_refused_before_is_told_by_the_next_flush_and_once(
+    uploader: Make, hub: LocalHub, dataset: Dataset
+) -> None:
+    with uploader(shard=ONE) as up:
+        up.put([{"id": 0}], ack="committed")
+        refuse(hub, up, 1)
+        refuse(hub, up, 2)
+        up.put([{"id": 3}], ack="committed")  # tells of itself alone
+        with pytest.raises(ShardsRefused, match="422") as told:
+            up.flush()
+        assert (told.value.shards, told.value.rows) == (2, 2)
+        up.flush()
+    assert dataset.ids() == [0, 3]
+
+
+def test_what_was_refused_before_is_told_by_the_close(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+    with pytest.raises(ShardsRefused), uploader(shard=ONE) as up:
+        refuse(hub, up, 1)
+
+    async def run() -> None:
+        given = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "other", **FAST, "shard": ONE}
+        async with AsyncUploader("user/rows", **given) as up:
+            await anyio.to_thread.run_sync(refuse, hub, up, 2)
+
+    with pytest.raises(ShardsRefused):
+        anyio.run(run)
+
+
+def test_what_was_refused_takes_no_errors_place(uploader: Make, hub: LocalHub) -> None:
+    with pytest.raises(ZeroDivisionError) as ended, uploader(shard=ONE) as up:
+        refuse(hub, up, 1)
+        1 / 0  # noqa: B018
+    assert "422" in str(ended.value.__notes__)
+
+
+def test_who_follows_another_committer_is_told_of_its_own_rows_and_the_other_is_not(
+    uploader: Make, hub: LocalHub
+) -> None:
+    with uploader(shard=ONE) as commits, uploader(shard=ONE) as follows:
+        while not commits._worker.spool.is_committer:
+            time.sleep(0.01)
+        refuse(hub, follows, 1)
+        with pytest.raises(ShardsRefused):
+            follows.flush()
+
+
 def test_where_everything_is_refused_it_is_not_the_rows(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     """Such as a repo whose folder may hold no more files: a few are set aside, then a person is asked."""
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
-    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600), retry=retry) as up:
+    with pytest.raises(ShardsRefused), uploader(shard=ONE, retry=retry) as up:  # of the few, which no flush has told
         up.put([{"id": 0}], ack="committed")
         hub.faults.add(Fault.status(400, on="commit", body='{"error": "too many files"}'))
         for n in range(1, 9):

@@ -24,6 +24,7 @@ from hubsync import (
     QueueFull,
     QueuePolicy,
     RetryPolicy,
+    ShardPolicy,
     SpoolLost,
     Uploader,
     clock,
@@ -180,7 +181,53 @@ def test_flushes_that_had_nothing_to_do_are_not_kept(uploader: Any) -> None:
     with uploader() as up:
         for _ in range(50):
             up.flush()
-        assert len(up._worker._flushes) == 0
+        assert len(up._worker._fates._flushes) == 0
+
+
+def test_who_waits_no_longer_is_not_kept(uploader: Any, hub: LocalHub) -> None:
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
+        up.put([{"id": 0}], ack="committed")
+        hub.faults.add(Fault.outage())
+        receipts = [up.put([{"id": n}]) for n in (1, 2)]
+        with pytest.raises(NotDrained):
+            up.flush(timeout=0)
+        with pytest.raises(TimeoutError):
+            up.put([{"id": 3}], ack="committed", timeout=0)
+        with pytest.raises(TimeoutError):
+            receipts[0].wait(timeout=0)
+        with pytest.raises(TimeoutError):
+            anyio.run(lambda: receipts[1].wait_async(timeout=0))
+        go_on = threading.Event()
+        up._worker.queue.order(Order(go_on.wait))
+        queued = up.put([{"id": 4}], ack="queued")
+        with pytest.raises(TimeoutError):
+            queued.wait(timeout=0)
+        assert not queued._waiters
+        go_on.set()
+        queued.wait("spooled")
+        fates = up._worker._fates
+        assert not fates._flushes
+        assert [len(fate._waiters) for fate in fates._open.values()] == [0] * 4
+        hub.faults.clear()
+
+
+def test_a_put_that_waits_for_its_commit_looks_up_no_others_fate(
+    uploader: Any, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
+        up.put([{"id": 0}], ack="committed")
+        hub.faults.add(Fault.outage())
+        for n in range(1, 20):
+            up.put([{"id": n}])
+        spool, asked = up._worker.spool, []
+        fate = spool.fate
+        monkeypatch.setattr(spool, "fate", lambda segment: asked.append(segment) or fate(segment))
+        with pytest.raises(TimeoutError):
+            up.put([{"id": 20}], ack="committed", timeout=0)
+        with pytest.raises(NotDrained):
+            up.flush(timeout=0.1)
+        assert len(set(asked)) <= 1  # its own, which was sealed with the take
+        hub.faults.clear()
 
 
 def test_offline_a_put_goes_as_far_as_it_can(uploader: Any, monkeypatch: pytest.MonkeyPatch) -> None:

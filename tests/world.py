@@ -156,7 +156,7 @@ class Process:
             self.worker.on_misfit = self.guard.forget
         self.committer = Committer(
             spool, self.line, commit=commit, retry=retry, clock=world.clock, rng=random.Random(2),
-            status=self.worker.status, on_settled=self.worker._settled, on_blocked=self.worker._blocked,
+            status=self.worker.status, on_settled=self.worker._settled, on_blocked=self.worker._fates.block,
             on_misfit=self.worker.on_misfit,
         )  # fmt: skip
         self.loop = asyncio.new_event_loop()
