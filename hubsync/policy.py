@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Literal, Self, get_args
 
 from hubsync.errors import ConfigError
@@ -30,6 +31,13 @@ _CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 _MOST_SIBLINGS = 100
 _SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # what stands behind the colon
+
+
+def check_type(kind: type | UnionType, what: str, **values: object) -> None:
+    """Raises `ConfigError` where an argument is of another type than `kind`, which `what` says in words."""
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name} is {what}, not {value!r}.")
 
 
 def _positive(**values: float | None) -> None:

@@ -6,6 +6,7 @@ and waits as far as `ack` says, which is never for the network.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
@@ -46,6 +47,7 @@ from hubsync.policy import (
     SchemaPolicy,
     ShardPolicy,
     SpoolPolicy,
+    check_type,
     check_wait,
 )
 from hubsync.queue import Batch, QueueDepth
@@ -167,6 +169,7 @@ class BaseUploader:
         self._grace_s = grace_s
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
+        check_type(bool | None, "True, False or None", private=private, progress=progress)
         self._private = private
         self._progress = progress
         self._opening = threading.Lock()
@@ -210,8 +213,7 @@ class BaseUploader:
         worker = self._ready()
         queue, depth = worker.queue.depth(), self._depth(worker)
         age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
-        counts = worker.status.counts
-        return Stats(worker.status.state, queue, depth, Counts(**_fields(counts)), age)
+        return Stats(worker.status.state, queue, depth, copy.copy(worker.status.counts), age)
 
     def _depth(self, worker: Worker) -> SpoolDepth:
         return worker.spool.depth()
@@ -593,7 +595,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _fields(counts: Counts) -> dict[str, int]:
-    return {name: getattr(counts, name) for name in counts.__struct_fields__}

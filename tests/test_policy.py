@@ -76,6 +76,9 @@ def test_a_config_of_its_own_gets_a_folder_of_its_own() -> None:
         lambda: CommitPolicy(per_hour=0),
         lambda: RetryPolicy(max_s=0),
         lambda: SpoolPolicy(durability="maybe"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", private="true"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", private=1),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", progress="no"),  # type: ignore[arg-type]
         lambda: Uploader("user/rows", endpoint="ftp://x"),
         lambda: Uploader("user/rows", revision=""),
         lambda: Uploader("user/rows", token=True),  # type: ignore[arg-type]

@@ -369,6 +369,15 @@ def test_a_branch_of_its_own_gets_the_rows(uploader: Make, dataset: Dataset) -> 
     assert dataset.paths() == []
 
 
+def test_a_spool_that_took_something_else_for_private_opens(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        up._worker.spool.catalogue.set("private", '"true"')  # type: ignore[union-attr]
+        up.put(numbered(0, 1))
+    with uploader() as up:
+        up.put(numbered(1, 2))
+    assert dataset.ids() == [0, 1]
+
+
 def test_a_private_repo_is_made_private(uploader: Make, dataset: Dataset) -> None:
     with uploader(private=True):
         pass
