@@ -161,12 +161,13 @@ def keep_to_its_owner(directory: Path) -> None:
 
 def destination_of(target: Target, token: Secret | str | None, retry: RetryPolicy) -> HubDataset | None:
     """The Hub behind `target`; None where HF_HUB_OFFLINE forbids it."""
-    token = Secret.of(token)
+    source = token_source(token)
+    del token
     if is_offline():
         return None
     if target.endpoint.startswith("http:") and not _is_this_machine(target.endpoint):
         _log.warning("%s is plain HTTP: the token and the rows can be read on the way. Use https://", target.endpoint)
-    return HubDataset(target, token_source(token), timeout_s=retry.request_timeout_s)
+    return HubDataset(target, source, timeout_s=retry.request_timeout_s)
 
 
 def _is_this_machine(endpoint: str) -> bool:

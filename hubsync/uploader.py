@@ -147,11 +147,11 @@ class BaseUploader:
         """
         from hubsync.connect import target_of
 
-        self._secret = Secret(token) if isinstance(token, str) else None
+        self._secret = Secret.of(token) if isinstance(token, str) else None
         has_token = token is None or self._secret is not None
         del token  # a crash report of what is raised below would show it
         if not has_token:
-            raise ConfigError("token is a string, or None for the one that huggingface_hub finds.")
+            raise ConfigError("the token given is empty, or no string. None is for the one that huggingface_hub finds.")
         self.repo = repo
         self._target = target_of(repo, endpoint, revision)
         self._layout = Layout.of(config, split, path, format)

@@ -303,8 +303,13 @@ def test_a_token_with_a_line_break_at_its_end_is_taken_without() -> None:
 
 def test_an_empty_token_is_none_and_not_another_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert [token_source(token)() for token in ("", " \n", Secret(" "))] == [None, None, None]
+    target = target_of("user/rows", HUB, "main")
+    for token in ("", " \n", Secret(" ")):
+        hub = destination_of(target, token, RetryPolicy())
+        assert (token_source(token)(), hub and hub._http.token()) == (None, None)
     assert token_source(None)() is not None
+    with pytest.raises(ConfigError, match="token given is empty"):
+        Uploader("user/rows", token="")
 
 
 def test_a_token_file_that_cannot_be_read_needs_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
