@@ -335,10 +335,10 @@ def test_no_fault_loses_or_repeats_a_row(uploader: Make, hub: LocalHub, dataset:
 
 
 def test_a_wrong_token_fails_in_the_first_second(uploader: Make, hub: LocalHub) -> None:
-    with pytest.raises(AuthenticationError):
+    with pytest.raises(AuthenticationError, match="hf auth login"):
         uploader(token="hf_wrong").open()
     reader = hub.add_user("reader", role="read")
-    with pytest.raises(WriteForbiddenError):
+    with pytest.raises(WriteForbiddenError, match="hf auth login"):
         uploader("reader/rows", token=reader, spool=None).open()
 
 
