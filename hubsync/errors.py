@@ -86,13 +86,11 @@ class SchemaConflict(RowError):
 
     def __init__(self, row: int, path: str, known: str, given: str, why: str | None = None) -> None:
         self.known, self.given, self._why = known, given, why
-        why = (
-            why
-            or f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type"
+        usual = (
+            f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type, or "
+            'give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
         )
-        super().__init__(
-            row, path, f'{why}, or give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
-        )
+        super().__init__(row, path, why or usual)
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str, str, str | None]]:  # type: ignore[override]
         return type(self), (self.row, self.path, self.known, self.given, self._why)
