@@ -6,7 +6,7 @@ HubsyncError
 │   └── TransformError            the uploader's `transform` raised on a row, or is no plain function
 ├── QueueFull                     the bounded queue is full and its policy is "raise", or `timeout` passed
 ├── BatchTooLarge                 one batch is larger than the whole queue may be
-├── ClosedError                   put or flush after close
+├── ClosedError                   any call after close, but for close
 ├── ForkedError                   a forked child touched its parent's uploader
 ├── OffsetUnknown                 new spool, Hub out of reach: what is in the dataset can't be known yet
 ├── SpoolError                    the spool's directory, disk or catalogue
@@ -105,7 +105,7 @@ class BatchTooLarge(HubsyncError, ValueError):
 
 
 class ClosedError(HubsyncError):
-    """The uploader is closed. The batch was not accepted."""
+    """The uploader is closed, and accepts nothing more."""
 
 
 class ForkedError(HubsyncError):

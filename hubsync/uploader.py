@@ -181,8 +181,8 @@ class BaseUploader:
 
     @property
     def spool(self) -> Path:
-        """The spool's directory."""
-        return self._ready().spool.directory
+        """The spool's directory; also once it is closed."""
+        return (self._worker or self._ready()).spool.directory
 
     @property
     def writer(self) -> str:
@@ -282,7 +282,7 @@ class BaseUploader:
                 "accepted. Open an Uploader here: any number may share the repo and the spool."
             )
         if self._closed:
-            raise ClosedError(f"the uploader of {self.repo} is closed; the batch was not accepted.")
+            raise ClosedError(f"the uploader of {self.repo} is closed and accepts nothing more: open another.")
         if worker is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
         self._raise_failure(worker)

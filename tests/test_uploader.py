@@ -384,12 +384,14 @@ def test_a_private_repo_is_made_private(uploader: Make, dataset: Dataset) -> Non
     assert dataset.api.dataset_info(dataset.repo).private
 
 
-def test_put_after_close_and_closing_twice(uploader: Make) -> None:
+def test_put_after_close_and_closing_twice(uploader: Make, tmp_path: Path) -> None:
     up = uploader().open()
     up.close()
     up.close()
-    with pytest.raises(ClosedError, match="not accepted"):
-        up.put([{"id": 1}])
+    assert up.spool == tmp_path / "spool"
+    for call in (lambda: up.put([{"id": 1}]), up.flush, up.stats, up.offset):
+        with pytest.raises(ClosedError, match="is closed and accepts nothing more: open another"):
+            call()
     with pytest.raises(ClosedError, match="with Uploader"):
         uploader().put([{"id": 1}])
 
