@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from hubsync.clock import Clock
 from hubsync.errors import AuthenticationError, ConfigError, SpoolError, SpoolMismatch
 from hubsync.hub import HubDataset
-from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id
+from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id, check_type
 from hubsync.secret import Secret
 from hubsync.spool import Spool
 from hubsync.target import Target, default_directory
@@ -36,13 +36,14 @@ def target_of(repo: str, endpoint: str | None, revision: str) -> Target:
     from huggingface_hub import constants
 
     # One variable, which a crash report may show: a password in it is gone before anything is raised.
-    url, endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), None
+    url, endpoint = str(endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), None
     if not _is_endpoint(url):
         url = url.rpartition("@")[2].partition("?")[0]
         raise ConfigError(
             f"endpoint {url!r} is none: it is a URL such as https://hub.example, without a user, a password or a "
             "query. The token is given by token=…, HF_TOKEN or hf auth login."
         )
+    check_type(str, "a branch", revision=revision)
     if not revision or any(c in revision for c in "\0 \n\\"):
         raise ConfigError(f"revision {revision!r} is no branch.")
     return Target(url, check_repo_id(repo), revision)
@@ -142,6 +143,8 @@ def keep_to_its_owner(directory: Path) -> None:
             found = path.stat() if path == directory else path.lstat()
         except OSError:
             continue  # not there yet; or Spool says what is wrong with it
+        if path == directory and not stat.S_ISDIR(found.st_mode):
+            raise SpoolError(f"{path} is a file, and a spool is a directory. Give another with spool=…")
         if found.st_uid != os.geteuid():
             raise SpoolError(
                 f"{path} belongs to another user (uid {found.st_uid}, not {os.geteuid()}), who could read the rows and "

@@ -47,8 +47,10 @@ from hubsync.policy import (
     SchemaPolicy,
     ShardPolicy,
     SpoolPolicy,
+    check_seconds,
     check_type,
     check_wait,
+    policies,
 )
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
@@ -156,16 +158,13 @@ class BaseUploader:
         self._target = target_of(repo, endpoint, revision)
         self._layout = Layout.of(config, split, path, format)
         formats.check(format)
-        self._where = spool
-        self._queue = queue or QueuePolicy()
-        self._shard = shard or ShardPolicy()
-        self._commit = commit or CommitPolicy()
-        self._retry = retry or RetryPolicy()
+        self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
+        self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
         check_transform(transform)
         self._transform = transform
+        check_type(SchemaPolicy | None, "a SchemaPolicy(…), or None", schema=schema)
         self._schema = schema
-        if grace_s is not None and not grace_s >= 0:
-            raise ConfigError(f"grace_s is a number of seconds from 0, or None, not {grace_s!r}.")
+        check_seconds(grace_s=grace_s)
         self._grace_s = grace_s
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
@@ -206,6 +205,7 @@ class BaseUploader:
         """Whether a batch with this key was accepted by this spool: then it need not be made again. It may wait, as
         `offset` may.
         """
+        check_type(str, "a string", key=key)
         return self._ready().writer.knows(key)
 
     def stats(self) -> Stats:
@@ -341,6 +341,7 @@ class BaseUploader:
     @contextmanager
     def _drained(self, worker: Worker, timeout: float | None) -> Iterator[None]:
         """Turns what can end a wait for commits into errors that say what is left, and how to bring it up."""
+        check_seconds(timeout=timeout)
         try:
             with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
                 yield

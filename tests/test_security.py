@@ -454,6 +454,15 @@ def test_a_directory_that_is_open_to_others_is_closed(uploader: Make, tmp_path: 
     assert set(modes(spool).values()) <= {0o600, 0o700}
 
 
+def test_a_file_is_no_spool_and_is_left_as_it_is(uploader: Make, tmp_path: Path) -> None:
+    file = tmp_path / "spool"
+    file.write_text("mine")
+    file.chmod(0o644)
+    with pytest.raises(SpoolError, match="is a file"):
+        uploader().open()
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("mine", 0o644)
+
+
 def test_a_directory_with_other_things_in_it_is_not_closed(uploader: Make, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
