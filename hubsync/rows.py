@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import is_dataclass as _is_dataclass
+from datetime import date, time
 from typing import Any
 
 import msgspec
@@ -186,10 +187,17 @@ def _hook(value: Any) -> Any:
         if isinstance(plain, type(value)):  # such as an array of Python objects, or a datetime64[ns]
             raise TypeError(f"{type(value).__name__} has no JSON form.")
         return plain
+    if module == "pandas" and type(value).__name__ in ("NaTType", "NAType"):
+        return None
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, date | time):  # such as pandas.Timestamp; in the form that a datetime itself has
+        text = value.isoformat()
+        return f"{text[:-6]}Z" if text.endswith("+00:00") else text
     raise TypeError(f"{type(value).__name__} has no JSON form.")
 
 
