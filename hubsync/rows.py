@@ -165,6 +165,10 @@ def _arrow_slices(rows: Rows) -> Iterator[Any] | None:
     module = type(rows).__module__.partition(".")[0]
     if module == "pyarrow" and hasattr(rows, "to_pylist") and hasattr(rows, "schema"):
         return (rows.slice(start, _SLICE_ROWS) for start in range(0, rows.num_rows, _SLICE_ROWS))
+    if module == "datasets" and isinstance(rows, Mapping):
+        raise RowError(
+            0, "", f"a {type(rows).__name__} holds several splits: put one of them, such as put(dataset['train'])."
+        )
     if module == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
         slices: Iterator[Any] = rows.with_format("arrow").iter(batch_size=_SLICE_ROWS)
         return slices

@@ -12,6 +12,7 @@ import uuid
 from types import MappingProxyType
 from typing import Any
 
+import datasets
 import msgspec
 import numpy as np
 import pandas as pd
@@ -175,6 +176,12 @@ def test_a_frame_is_no_batch_and_what_is_said_instead_works() -> None:
         {"id": 1, "when": "2026-01-02T00:00:00Z", "n": None, "c": "a"},
         {"id": 2, "when": None, "n": 1, "c": "b"},
     ]
+
+
+@pytest.mark.parametrize("kind", [datasets.DatasetDict, datasets.IterableDatasetDict])
+def test_a_dataset_of_several_splits_is_no_batch_and_its_splits_are(kind: type) -> None:
+    with pytest.raises(RowError, match=r"holds several splits: put one of them, such as put\(dataset\['train'\]\)"):
+        encode(kind(train=datasets.Dataset.from_dict({"id": [1]})))
 
 
 def test_a_generator_is_a_batch() -> None:
