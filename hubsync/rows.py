@@ -8,10 +8,10 @@ What a row means, and where its bytes go, is others' business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from dataclasses import is_dataclass as _is_dataclass
 from datetime import date, time
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -20,10 +20,25 @@ from hubsync.schema import Conflict, StructOf, infer, merge_rows
 from hubsync.shapes import BEYOND_FLOATS, INFINITIES, LEAVES, Fresh, Opaque, Shapes
 from hubsync.transform import Transform, transformed
 
-# One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
-Row = Any
-# A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`.
-Rows = Any
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class _Model(Protocol):
+    """pydantic's."""
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class _Arrow(Protocol):
+    """A `pyarrow.Table` or `RecordBatch`; a `datasets.Dataset` is an iterable of rows to a type checker."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def to_pylist(self) -> list[dict[str, Any]]: ...
+
 
 _FLOAT = frozenset({float})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
@@ -47,6 +62,12 @@ class Encoded:
     fresh: Fresh = field(default_factory=list)
     kind: StructOf | Conflict | None = None
     looked_by: Shapes | None = None
+
+
+# One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
+Row = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Model
+# A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`; or one encoded before.
+Rows = Iterable[Row] | _Arrow | Encoded
 
 
 def encode(rows: Rows, shapes: Shapes | None = None, *, transform: Transform | None = None) -> Encoded:
@@ -160,7 +181,7 @@ def _as_list(rows: Rows) -> list[Row] | tuple[Row, ...]:
     return list(rows)
 
 
-def _arrow_slices(rows: Rows) -> Iterator[Any] | None:
+def _arrow_slices(rows: Any) -> Iterator[Any] | None:
     """The Arrow tables of a `datasets.Dataset`, a Table or a RecordBatch; None for all else. Imports neither."""
     module = type(rows).__module__.partition(".")[0]
     if module == "pyarrow" and hasattr(rows, "to_pylist") and hasattr(rows, "schema"):
