@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from hubsync.clock import Clock
 from hubsync.errors import AuthenticationError, ConfigError, SpoolError, SpoolMismatch
 from hubsync.hub import HubDataset
-from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id
+from hubsync.policy import RetryPolicy, SpoolPolicy, check_repo_id, check_type
 from hubsync.secret import Secret
 from hubsync.spool import Spool
 from hubsync.target import Target, default_directory
@@ -36,13 +36,14 @@ def target_of(repo: str, endpoint: str | None, revision: str) -> Target:
     from huggingface_hub import constants
 
     # One variable, which a crash report may show: a password in it is gone before anything is raised.
-    url, endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), None
+    url, endpoint = str(endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), None
     if not _is_endpoint(url):
         url = url.rpartition("@")[2].partition("?")[0]
         raise ConfigError(
             f"endpoint {url!r} is none: it is a URL such as https://hub.example, without a user, a password or a "
             "query. The token is given by token=…, HF_TOKEN or hf auth login."
         )
+    check_type(str, "a branch", revision=revision)
     if not revision or any(c in revision for c in "\0 \n\\"):
         raise ConfigError(f"revision {revision!r} is no branch.")
     return Target(url, check_repo_id(repo), revision)
@@ -142,6 +143,8 @@ def keep_to_its_owner(directory: Path) -> None:
             found = path.stat() if path == directory else path.lstat()
         except OSError:
             continue  # not there yet; or Spool says what is wrong with it
+        if path == directory and not stat.S_ISDIR(found.st_mode):
+            raise SpoolError(f"{path} is a file, and a spool is a directory. Give another with spool=…")
         if found.st_uid != os.geteuid():
             raise SpoolError(
                 f"{path} belongs to another user (uid {found.st_uid}, not {os.geteuid()}), who could read the rows and "
@@ -161,12 +164,13 @@ def keep_to_its_owner(directory: Path) -> None:
 
 def destination_of(target: Target, token: Secret | str | None, retry: RetryPolicy) -> HubDataset | None:
     """The Hub behind `target`; None where HF_HUB_OFFLINE forbids it."""
-    token = Secret.of(token)
+    source = token_source(token)
+    del token
     if is_offline():
         return None
     if target.endpoint.startswith("http:") and not _is_this_machine(target.endpoint):
         _log.warning("%s is plain HTTP: the token and the rows can be read on the way. Use https://", target.endpoint)
-    return HubDataset(target, token_source(token), timeout_s=retry.request_timeout_s)
+    return HubDataset(target, source, timeout_s=retry.request_timeout_s)
 
 
 def _is_this_machine(endpoint: str) -> bool:

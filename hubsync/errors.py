@@ -6,7 +6,7 @@ HubsyncError
 │   └── TransformError            the uploader's `transform` raised on a row, or is no plain function
 ├── QueueFull                     the bounded queue is full and its policy is "raise", or `timeout` passed
 ├── BatchTooLarge                 one batch is larger than the whole queue may be
-├── ClosedError                   put or flush after close
+├── ClosedError                   any call after close, but for close
 ├── ForkedError                   a forked child touched its parent's uploader
 ├── OffsetUnknown                 new spool, Hub out of reach: what is in the dataset can't be known yet
 ├── SpoolError                    the spool's directory, disk or catalogue
@@ -86,13 +86,11 @@ class SchemaConflict(RowError):
 
     def __init__(self, row: int, path: str, known: str, given: str, why: str | None = None) -> None:
         self.known, self.given, self._why = known, given, why
-        why = (
-            why
-            or f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type"
+        usual = (
+            f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type, or "
+            'give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
         )
-        super().__init__(
-            row, path, f'{why}, or give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
-        )
+        super().__init__(row, path, why or usual)
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str, str, str | None]]:  # type: ignore[override]
         return type(self), (self.row, self.path, self.known, self.given, self._why)
@@ -107,7 +105,7 @@ class BatchTooLarge(HubsyncError, ValueError):
 
 
 class ClosedError(HubsyncError):
-    """The uploader is closed. The batch was not accepted."""
+    """The uploader is closed, and accepts nothing more."""
 
 
 class ForkedError(HubsyncError):

@@ -111,11 +111,21 @@ class Guard:
         known = self._kinds.get(self._layout.config, EMPTY)
         if (row := conflict.row) is None:
             row = first_that_conflicts(known, encoded.lines)
-        why = _TOO_MANY.format(conflict.reason) if isinstance(conflict, OutOfBounds) else None
-        return SchemaConflict(row or 0, conflict.path, describe(conflict.known), describe(conflict.given), why)
+        known_as, given, why = describe(conflict.known), describe(conflict.given), None
+        if isinstance(conflict, OutOfBounds):
+            why = _TOO_MANY.format(conflict.reason)
+        elif isinstance(encoded.kind, Conflict):
+            why = _WITHIN.format(given, known_as, _APART if self._policy.on_conflict == "new config" else _ONE_TYPE)
+        return SchemaConflict(row or 0, conflict.path, known_as, given, why)
 
 
-_TOO_MANY = "{}, which no card can say. Make keys that are data a list of key and value"
+_TOO_MANY = (
+    "{}, which no card can say. Make keys that are data a list of key and value, or give the uploader "
+    'schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
+)
+_WITHIN = "it is {}, and others in the batch are {}: a file with both can't be loaded. {}"
+_APART = "Put them in batches of their own, and each goes to a config that can hold it."
+_ONE_TYPE = 'Make them one type, or give the uploader schema=SchemaPolicy(on_conflict="dead letter").'
 
 
 def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:

@@ -60,6 +60,7 @@ _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _RATE_LIMIT = re.compile(r'"(\w+)"\s*;\s*r\s*=\s*([0-9]+)\s*;\s*t\s*=\s*([0-9]+)')
 _HOST = re.compile(rb"[A-Za-z0-9_.:-]+")
 _SAME_BODY = (307, 308)  # a redirect that keeps method and body, as the Hub's where a repo was renamed
+_ADVICE = "The token is that of token=…, else of HF_TOKEN, else of hf auth login: give one there that may do this."
 _NO_ENTRY = (404, "EntryNotFound")
 
 
@@ -145,7 +146,8 @@ class HubHTTP:
         token = Secret.of(self._token())
         if token is not None and not token.fits_a_header:
             raise AuthenticationError(
-                "the token holds a character that no token has, such as a space or a line break: copy it anew."
+                "the token holds a character that no token has, such as a space or a line break: copy it anew "
+                "(to token=…, HF_TOKEN or hf auth login)."
             )
         return token
 
@@ -201,7 +203,7 @@ class HubHTTP:
                 return answer
             location = Secret.of(answer.headers.get("location"))
             if not (300 <= answer.status < 400 and location):
-                raise classify(what, answer.status, answer.headers, answer.body, effect=effect)
+                raise classify(what, answer.status, answer.headers, answer.body, effect=effect, ours=not abroad)
             origin, link = link.origin, self._link(what, location, link)
             if {origin, link.origin} != {self._base.origin}:
                 raise TransientError(f"{what}: sent on to {link.origin}, which is not the Hub; not followed.")
@@ -228,7 +230,7 @@ class HubHTTP:
                 return
             location = Secret.of(answer.headers.get("location"))
             if not (300 <= answer.status < 400 and location):
-                refusal = classify(what, answer.status, answer.headers, answer.body)
+                refusal = classify(what, answer.status, answer.headers, answer.body, ours=ours)
                 if ours or isinstance(refusal, TransientError):
                     raise refusal
                 raise TransientError(str(refusal), status=refusal.status)
@@ -434,8 +436,10 @@ def user_agent(version: str) -> str:
     return headers.get("user-agent", f"hubsync/{version}")
 
 
-def classify(what: str, status: int, headers: Mapping[str, str], body: bytes, *, effect: bool = False) -> HubError:
-    """The typed error of an answer that is no success."""
+def classify(
+    what: str, status: int, headers: Mapping[str, str], body: bytes, *, effect: bool = False, ours: bool = True
+) -> HubError:
+    """The typed error of an answer that is no success; with `ours`, of one to which the token was sent."""
     code = headers.get("x-error-code", "")
     said = (headers.get("x-error-message") or _error_of(body)).strip()[:2_000]
     request_id = headers.get("x-request-id") or headers.get("x-amzn-trace-id")
@@ -457,12 +461,13 @@ def classify(what: str, status: int, headers: Mapping[str, str], body: bytes, *,
     # "EntryNotFound" is what tells that a file is missing from a proxy's 404, which tells nothing.
     if code in ("RepoNotFound", "RevisionNotFound", "GatedRepo", "DisabledRepo") or (status, code) == _NO_ENTRY:
         return RepoMissingError(f"{message} ({code})", status=status, request_id=request_id)
+    advised = f"{message.rstrip('.')}. {_ADVICE}" if ours else message
     if status == 401:
-        return AuthenticationError(message, status=status, request_id=request_id)
+        return AuthenticationError(advised, status=status, request_id=request_id)
     if status in (402, 403) and (status == 402 or re.search(r"storage|quota", said, re.IGNORECASE)):
         return StorageQuotaError(message, status=status, request_id=request_id)
     if status == 403:
-        return WriteForbiddenError(message, status=status, request_id=request_id)
+        return WriteForbiddenError(advised, status=status, request_id=request_id)
     if status in (400, 413, 422):
         return DefectError(message, status=status, request_id=request_id)
     if status == 404:

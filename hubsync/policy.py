@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from types import UnionType
 from typing import Literal, Self, get_args
 
 from hubsync.errors import ConfigError
@@ -32,10 +34,28 @@ _MOST_SIBLINGS = 100
 _SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # what stands behind the colon
 
 
-def _positive(**values: float | None) -> None:
+def check_type(kind: type | UnionType, what: str, **values: object) -> None:
+    """Raises `ConfigError` where an argument is of another type than `kind`, which `what` says in words."""
     for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be above 0, not {value!r}.")
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name} is {what}, not {value!r}.")
+
+
+def check_seconds(**values: float | None) -> None:
+    """Raises `ConfigError` where an argument is nothing that can be waited for."""
+    for name, value in values.items():
+        if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
+            raise ConfigError(f"{name} is a number of seconds from 0, or None, not {value!r}.")
+
+
+def _positive(kind: type[int] | UnionType, **values: float) -> None:
+    for name, value in values.items():
+        if not (_is_number(value, kind) and value > 0):
+            raise ConfigError(f"{name} must be above 0{', an int' if kind is int else ''}, not {value!r}.")
+
+
+def _is_number(value: object, kind: type[int] | UnionType = int | float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +73,7 @@ class QueuePolicy:
     when_full: Literal["block", "raise", "drop"] = "block"
 
     def __post_init__(self) -> None:
-        _positive(max_bytes=self.max_bytes, max_batches=self.max_batches)
+        _positive(int, max_bytes=self.max_bytes, max_batches=self.max_batches)
         if self.when_full not in ("block", "raise", "drop"):
             raise ConfigError(f'when_full must be "block", "raise" or "drop", not {self.when_full!r}.')
 
@@ -74,7 +94,10 @@ class ShardPolicy:
     linger_s: float = 60.0
 
     def __post_init__(self) -> None:
-        _positive(max_bytes=self.max_bytes, max_rows=self.max_rows, linger_s=self.linger_s)
+        _positive(int, max_bytes=self.max_bytes)
+        if self.max_rows is not None:
+            _positive(int, max_rows=self.max_rows)
+        _positive(int | float, linger_s=self.linger_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +116,7 @@ class CommitPolicy:
     max_inline_bytes: int = 64 * MIB
 
     def __post_init__(self) -> None:
-        _positive(per_hour=self.per_hour, max_files=self.max_files, max_inline_bytes=self.max_inline_bytes)
+        _positive(int, per_hour=self.per_hour, max_files=self.max_files, max_inline_bytes=self.max_inline_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +136,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         _positive(
+            int | float,
             initial_s=self.initial_s,
             max_s=self.max_s,
             blocked_s=self.blocked_s,
@@ -137,7 +161,8 @@ class SpoolPolicy:
     durability: Literal["process", "fsync"] = "process"
 
     def __post_init__(self) -> None:
-        _positive(max_bytes=self.max_bytes)
+        check_type(str | PathLike | None, "a directory, or None", spool=self.directory)
+        _positive(int, max_bytes=self.max_bytes)
         if self.durability not in ("process", "fsync"):
             raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')
 
@@ -146,8 +171,24 @@ def check_wait(ack: Ack, timeout: float | None) -> None:
     """Raises `ConfigError` where a put would wait for nothing that there is."""
     if ack not in get_args(Ack):
         raise ConfigError(f'ack is "queued", "spooled" or "committed", not {ack!r}.')
-    if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < float("inf")):
-        raise ConfigError(f"timeout is a number of seconds from 0, or None, not {timeout!r}.")
+    check_seconds(timeout=timeout)
+
+
+def policies(
+    queue: QueuePolicy | None, shard: ShardPolicy | None, commit: CommitPolicy | None, retry: RetryPolicy | None
+) -> tuple[QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy]:
+    """Each as it was given, or the defaults.
+
+    Raises:
+        ConfigError: one is something else, such as a dict.
+    """
+    given = (queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy())
+    for name, kind, value in zip(("queue", "shard", "commit", "retry"), _POLICIES, given, strict=True):
+        check_type(kind, f"a {kind.__name__}(…), or None", **{name: value})
+    return given
+
+
+_POLICIES = (QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy)
 
 
 OnConflict = Literal["refuse", "dead letter", "new config"]
@@ -183,6 +224,7 @@ class Layout:
     template: str = ""
 
     def __post_init__(self) -> None:
+        check_type(str, "a string", config=self.config, split=self.split)
         if not _CONFIG.fullmatch(self.config):
             raise ConfigError(
                 f"config {self.config!r} can't be a folder and a config name: use letters, digits, '-', '_', '.', "

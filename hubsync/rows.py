@@ -8,9 +8,10 @@ What a row means, and where its bytes go, is others' business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from dataclasses import is_dataclass as _is_dataclass
-from typing import Any
+from datetime import date, time
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -19,10 +20,25 @@ from hubsync.schema import Conflict, StructOf, infer, merge_rows
 from hubsync.shapes import BEYOND_FLOATS, INFINITIES, LEAVES, Fresh, Opaque, Shapes
 from hubsync.transform import Transform, transformed
 
-# One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
-Row = Any
-# A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`.
-Rows = Any
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class _Model(Protocol):
+    """pydantic's."""
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class _Arrow(Protocol):
+    """A `pyarrow.Table` or `RecordBatch`; a `datasets.Dataset` is an iterable of rows to a type checker."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def to_pylist(self) -> list[dict[str, Any]]: ...
+
 
 _FLOAT = frozenset({float})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
@@ -46,6 +62,12 @@ class Encoded:
     fresh: Fresh = field(default_factory=list)
     kind: StructOf | Conflict | None = None
     looked_by: Shapes | None = None
+
+
+# One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
+Row = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Model
+# A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`; or one encoded before.
+Rows = Iterable[Row] | _Arrow | Encoded
 
 
 def encode(rows: Rows, shapes: Shapes | None = None, *, transform: Transform | None = None) -> Encoded:
@@ -159,11 +181,15 @@ def _as_list(rows: Rows) -> list[Row] | tuple[Row, ...]:
     return list(rows)
 
 
-def _arrow_slices(rows: Rows) -> Iterator[Any] | None:
+def _arrow_slices(rows: Any) -> Iterator[Any] | None:
     """The Arrow tables of a `datasets.Dataset`, a Table or a RecordBatch; None for all else. Imports neither."""
     module = type(rows).__module__.partition(".")[0]
     if module == "pyarrow" and hasattr(rows, "to_pylist") and hasattr(rows, "schema"):
         return (rows.slice(start, _SLICE_ROWS) for start in range(0, rows.num_rows, _SLICE_ROWS))
+    if module == "datasets" and isinstance(rows, Mapping):
+        raise RowError(
+            0, "", f"a {type(rows).__name__} holds several splits: put one of them, such as put(dataset['train'])."
+        )
     if module == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
         slices: Iterator[Any] = rows.with_format("arrow").iter(batch_size=_SLICE_ROWS)
         return slices
@@ -186,10 +212,17 @@ def _hook(value: Any) -> Any:
         if isinstance(plain, type(value)):  # such as an array of Python objects, or a datetime64[ns]
             raise TypeError(f"{type(value).__name__} has no JSON form.")
         return plain
+    if module == "pandas" and type(value).__name__ in ("NaTType", "NAType"):
+        return None
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, date | time):  # such as pandas.Timestamp; in the form that a datetime itself has
+        text = value.isoformat()
+        return f"{text[:-6]}Z" if text.endswith("+00:00") else text
     raise TypeError(f"{type(value).__name__} has no JSON form.")
 
 

@@ -166,7 +166,7 @@ class Spool:
     @property
     def private(self) -> bool | None:
         """Whether a repo that is made now is private, as it was last chosen; None for the account's default."""
-        return msgspec.json.decode(self.catalogue.get("private") or "null", type=bool | None)
+        return {"true": True, "false": False}.get(self.catalogue.get("private") or "")
 
     def file(self, name: str) -> Path:
         """Where a segment's bytes are."""

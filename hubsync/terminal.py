@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from hubsync.errors import AuthenticationError, HubsyncError, RepoMissingError, WriteForbiddenError
+from hubsync.errors import HubsyncError, RepoMissingError
 
 
 def say(text: str, nl: bool = True) -> None:
@@ -31,13 +31,10 @@ def printable(text: str) -> str:
 
 
 def told(error: Exception) -> str:
-    """An error's message with its notes, and what to do where that is the same whatever was asked of the Hub."""
+    """An error's message with its notes, and what to do where there is no such dataset."""
     notes = [*getattr(error, "__notes__", ())]
-    if isinstance(error, WriteForbiddenError):
-        notes.append("Use a token that may do this: hf auth login, or set HF_TOKEN.")
-    elif isinstance(error, AuthenticationError | RepoMissingError) and "hf auth login" not in f"{error}{notes}":
-        name = "" if isinstance(error, AuthenticationError) else "Is the name right? A private one needs a token. "
-        notes.append(f"{name}Log in (hf auth login), or set HF_TOKEN.")
+    if isinstance(error, RepoMissingError) and "hf auth login" not in f"{error}{notes}":
+        notes.append("Is the name right? A private one needs a token. Log in (hf auth login), or set HF_TOKEN.")
     return "\n  ".join([str(error), *notes])
 
 

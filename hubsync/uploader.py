@@ -47,7 +47,10 @@ from hubsync.policy import (
     SchemaPolicy,
     ShardPolicy,
     SpoolPolicy,
+    check_seconds,
+    check_type,
     check_wait,
+    policies,
 )
 from hubsync.queue import Batch, QueueDepth
 from hubsync.receipt import Receipt
@@ -146,28 +149,26 @@ class BaseUploader:
         """
         from hubsync.connect import target_of
 
-        self._secret = Secret(token) if isinstance(token, str) else None
+        self._secret = Secret.of(token) if isinstance(token, str) else None
         has_token = token is None or self._secret is not None
         del token  # a crash report of what is raised below would show it
         if not has_token:
-            raise ConfigError("token is a string, or None for the one that huggingface_hub finds.")
+            raise ConfigError("the token given is empty, or no string. None is for the one that huggingface_hub finds.")
         self.repo = repo
         self._target = target_of(repo, endpoint, revision)
         self._layout = Layout.of(config, split, path, format)
         formats.check(format)
-        self._where = spool
-        self._queue = queue or QueuePolicy()
-        self._shard = shard or ShardPolicy()
-        self._commit = commit or CommitPolicy()
-        self._retry = retry or RetryPolicy()
+        self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
+        self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
         check_transform(transform)
         self._transform = transform
+        check_type(SchemaPolicy | None, "a SchemaPolicy(…), or None", schema=schema)
         self._schema = schema
-        if grace_s is not None and not grace_s >= 0:
-            raise ConfigError(f"grace_s is a number of seconds from 0, or None, not {grace_s!r}.")
+        check_seconds(grace_s=grace_s)
         self._grace_s = grace_s
         self._clock: Clock = clock or SystemClock()
         self._rng = rng or random.Random()
+        check_type(bool | None, "True, False or None", private=private, progress=progress)
         self._private = private
         self._progress = progress
         self._opening = threading.Lock()
@@ -179,8 +180,8 @@ class BaseUploader:
 
     @property
     def spool(self) -> Path:
-        """The spool's directory."""
-        return self._ready().spool.directory
+        """The spool's directory; also once it is closed."""
+        return (self._worker or self._ready()).spool.directory
 
     @property
     def writer(self) -> str:
@@ -204,6 +205,7 @@ class BaseUploader:
         """Whether a batch with this key was accepted by this spool: then it need not be made again. It may wait, as
         `offset` may.
         """
+        check_type(str, "a string", key=key)
         return self._ready().writer.knows(key)
 
     def stats(self) -> Stats:
@@ -280,7 +282,7 @@ class BaseUploader:
                 "accepted. Open an Uploader here: any number may share the repo and the spool."
             )
         if self._closed:
-            raise ClosedError(f"the uploader of {self.repo} is closed; the batch was not accepted.")
+            raise ClosedError(f"the uploader of {self.repo} is closed and accepts nothing more: open another.")
         if worker is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
         self._raise_failure(worker)
@@ -339,6 +341,7 @@ class BaseUploader:
     @contextmanager
     def _drained(self, worker: Worker, timeout: float | None) -> Iterator[None]:
         """Turns what can end a wait for commits into errors that say what is left, and how to bring it up."""
+        check_seconds(timeout=timeout)
         try:
             with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
                 yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import tomllib
 import unicodedata
 from pathlib import Path
 from typing import get_args
@@ -123,6 +125,23 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
 def test_no_page_installs_another_projects_package(path: Path) -> None:
     """`hubsync` is taken on PyPI, and this is not it: pages install from the checkout, `pip install '.[extra]'`."""
     assert not re.search(r"pip install [^`\n]*\bhubsync\b", path.read_text())
+
+
+def test_the_readme_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install = (ROOT / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0]
+    assert {name for names in re.findall(r"pip install '\.\[(.*?)\]'", install) for name in names.split(",")} == set(
+        extras
+    )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_block_needs_no_more_than_the_demos_extra_and_what_its_page_installs(path: Path) -> None:
+    page = path.read_text()
+    code = "\n".join(block.text for block in blocks(page) if block.language == "python")
+    needed = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.M)) - sys.stdlib_module_names
+    installed = " ".join(re.findall(r"pip install [^`\n]*", page))
+    assert {name for name in needed if name.partition("_")[0] not in installed} <= {"hubsync", "datasets"}
 
 
 def test_every_environment_variable_is_in_the_table() -> None:

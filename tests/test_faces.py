@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -79,12 +80,16 @@ def test_a_wait_that_means_nothing_is_refused_by_both_faces(
         async with open_async(hub, tmp_path) as up:
             with pytest.raises(ConfigError):
                 await up.put([{"id": 0}], **wrong)
+            with pytest.raises(ConfigError) if "timeout" in wrong else contextlib.nullcontext():
+                await up.flush(wrong.get("timeout"))
             assert up.stats().counts.spooled_rows == 0
 
     asyncio.run(run())
     with uploader() as up:
         with pytest.raises(ConfigError):
             up.put([{"id": 0}], **wrong)
+        with pytest.raises(ConfigError) if "timeout" in wrong else contextlib.nullcontext():
+            up.flush(wrong.get("timeout"))
         assert up.stats().counts.spooled_rows == 0
 
 

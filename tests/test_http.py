@@ -58,6 +58,13 @@ def test_each_status_has_its_kind(status: int, headers: dict[str, str], kind: ty
     assert type(classify("it", status, headers, b"")) is kind
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_may_not_is_said_with_where_it_came_from_and_only_of_the_hub(status: int) -> None:
+    assert "HF_TOKEN, else of hf auth login: give one there" in classify("it", status, {}, b"").reason
+    assert str(classify("it", status, {}, b"", ours=False)) == f"it: {status}"
+    assert "HF_TOKEN" not in str(classify("it", 403, {"x-error-message": "storage limit reached"}, b""))
+
+
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
 def test_an_answer_that_may_hide_an_effect_is_ambiguous(status: int) -> None:
     assert type(classify("commit", status, {}, b"", effect=True)) is AmbiguousError

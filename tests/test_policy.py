@@ -76,6 +76,27 @@ def test_a_config_of_its_own_gets_a_folder_of_its_own() -> None:
         lambda: CommitPolicy(per_hour=0),
         lambda: RetryPolicy(max_s=0),
         lambda: SpoolPolicy(durability="maybe"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", private="true"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", private=1),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", progress="no"),  # type: ignore[arg-type]
+        lambda: QueuePolicy(max_batches="9"),  # type: ignore[arg-type]
+        lambda: ShardPolicy(max_bytes="64MB"),  # type: ignore[arg-type]
+        lambda: ShardPolicy(max_bytes=None),  # type: ignore[arg-type]
+        lambda: ShardPolicy(max_rows=True),
+        lambda: ShardPolicy(max_rows=1.5),  # type: ignore[arg-type]
+        lambda: ShardPolicy(linger_s=float("nan")),
+        lambda: SpoolPolicy(directory=3),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", spool=b"x"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", shard={"max_rows": 3}),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", retry=CommitPolicy()),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", schema="refuse"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", grace_s="25"),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", config=1),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", split=None),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", path=1),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", revision=1),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows", endpoint=1),  # type: ignore[arg-type]
+        lambda: Uploader("user/rows").known(3),  # type: ignore[arg-type]
         lambda: Uploader("user/rows", endpoint="ftp://x"),
         lambda: Uploader("user/rows", revision=""),
         lambda: Uploader("user/rows", token=True),  # type: ignore[arg-type]

@@ -12,8 +12,10 @@ import uuid
 from types import MappingProxyType
 from typing import Any
 
+import datasets
 import msgspec
 import numpy as np
+import pandas as pd
 import pydantic
 import pytest
 from hypothesis import given
@@ -32,6 +34,10 @@ class Level(enum.IntEnum):
 
 
 class Text(str):
+    pass
+
+
+class Number(int):
     pass
 
 
@@ -83,6 +89,10 @@ TABLE: list[tuple[Any, Any]] = [
     (Level.HIGH, 3),
     (b"\x00\xff", "AP8="),
     (Text("sub"), "sub"),
+    (Number(7), 7),
+    (pd.Timestamp("2026-01-02T03:04:05.5Z"), "2026-01-02T03:04:05.500000Z"),
+    (pd.Timestamp("2026-01-02T03:04:05"), "2026-01-02T03:04:05"),
+    ([pd.NaT, pd.NA], [None, None]),
     (MappingProxyType({"a": 1}), {"a": 1}),
     (np.float32(1.5), 1.5),
     (np.int64(7), 7),
@@ -153,6 +163,25 @@ def test_a_refusal_names_the_row_and_the_field(row: Any, path: str, word: str) -
 def test_something_that_is_no_batch_is_refused_with_advice(batch: Any) -> None:
     with pytest.raises(RowError, match="a batch is a list of rows"):
         encode(batch)
+
+
+def test_a_frame_is_no_batch_and_what_is_said_instead_works() -> None:
+    whens = pd.to_datetime(["2026-01-02", None], utc=True)
+    frame = pd.DataFrame(
+        {"id": [1, 2], "when": whens, "n": pd.array([None, 1], "Int64"), "c": pd.Categorical(["a", "b"])}
+    )
+    with pytest.raises(RowError, match=r"put\(frame\.to_dict\('records'\)\)"):
+        encode(frame)
+    assert [json.loads(line) for line in encode(frame.to_dict("records")).lines.splitlines()] == [
+        {"id": 1, "when": "2026-01-02T00:00:00Z", "n": None, "c": "a"},
+        {"id": 2, "when": None, "n": 1, "c": "b"},
+    ]
+
+
+@pytest.mark.parametrize("kind", [datasets.DatasetDict, datasets.IterableDatasetDict])
+def test_a_dataset_of_several_splits_is_no_batch_and_its_splits_are(kind: type) -> None:
+    with pytest.raises(RowError, match=r"holds several splits: put one of them, such as put\(dataset\['train'\]\)"):
+        encode(kind(train=datasets.Dataset.from_dict({"id": [1]})))
 
 
 def test_a_generator_is_a_batch() -> None:

@@ -303,8 +303,13 @@ def test_a_token_with_a_line_break_at_its_end_is_taken_without() -> None:
 
 def test_an_empty_token_is_none_and_not_another_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert [token_source(token)() for token in ("", " \n", Secret(" "))] == [None, None, None]
+    target = target_of("user/rows", HUB, "main")
+    for token in ("", " \n", Secret(" ")):
+        hub = destination_of(target, token, RetryPolicy())
+        assert (token_source(token)(), hub and hub._http.token()) == (None, None)
     assert token_source(None)() is not None
+    with pytest.raises(ConfigError, match="token given is empty"):
+        Uploader("user/rows", token="")
 
 
 def test_a_token_file_that_cannot_be_read_needs_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,6 +452,15 @@ def test_a_directory_that_is_open_to_others_is_closed(uploader: Make, tmp_path: 
     uploader().open().close()
     assert stat.S_IMODE(spool.stat().st_mode) == 0o700
     assert set(modes(spool).values()) <= {0o600, 0o700}
+
+
+def test_a_file_is_no_spool_and_is_left_as_it_is(uploader: Make, tmp_path: Path) -> None:
+    file = tmp_path / "spool"
+    file.write_text("mine")
+    file.chmod(0o644)
+    with pytest.raises(SpoolError, match="is a file"):
+        uploader().open()
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("mine", 0o644)
 
 
 def test_a_directory_with_other_things_in_it_is_not_closed(uploader: Make, tmp_path: Path) -> None:

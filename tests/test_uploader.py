@@ -335,10 +335,10 @@ def test_no_fault_loses_or_repeats_a_row(uploader: Make, hub: LocalHub, dataset:
 
 
 def test_a_wrong_token_fails_in_the_first_second(uploader: Make, hub: LocalHub) -> None:
-    with pytest.raises(AuthenticationError):
+    with pytest.raises(AuthenticationError, match="hf auth login"):
         uploader(token="hf_wrong").open()
     reader = hub.add_user("reader", role="read")
-    with pytest.raises(WriteForbiddenError):
+    with pytest.raises(WriteForbiddenError, match="hf auth login"):
         uploader("reader/rows", token=reader, spool=None).open()
 
 
@@ -369,18 +369,29 @@ def test_a_branch_of_its_own_gets_the_rows(uploader: Make, dataset: Dataset) -> 
     assert dataset.paths() == []
 
 
+def test_a_spool_that_took_something_else_for_private_opens(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        up._worker.spool.catalogue.set("private", '"true"')  # type: ignore[union-attr]
+        up.put(numbered(0, 1))
+    with uploader() as up:
+        up.put(numbered(1, 2))
+    assert dataset.ids() == [0, 1]
+
+
 def test_a_private_repo_is_made_private(uploader: Make, dataset: Dataset) -> None:
     with uploader(private=True):
         pass
     assert dataset.api.dataset_info(dataset.repo).private
 
 
-def test_put_after_close_and_closing_twice(uploader: Make) -> None:
+def test_put_after_close_and_closing_twice(uploader: Make, tmp_path: Path) -> None:
     up = uploader().open()
     up.close()
     up.close()
-    with pytest.raises(ClosedError, match="not accepted"):
-        up.put([{"id": 1}])
+    assert up.spool == tmp_path / "spool"
+    for call in (lambda: up.put([{"id": 1}]), up.flush, up.stats, up.offset):
+        with pytest.raises(ClosedError, match="is closed and accepts nothing more: open another"):
+            call()
     with pytest.raises(ClosedError, match="with Uploader"):
         uploader().put([{"id": 1}])
 

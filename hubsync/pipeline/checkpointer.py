@@ -67,7 +67,7 @@ class HuggingFaceHubCheckpointer(Step):
     def __init__(self, *, repo_id: str, **fields: Any) -> None:
         """Raises `PipelineError` where another checkpointer of the pipeline has the same repo and branch."""
         # Kept where no repr, no crash report and nobody who writes the step down finds it.
-        self._secret = Secret.of(fields.pop("token", None))
+        self._secret = Secret(fields.pop("token")) if fields.get("token") is not None else None
         check_transform(fields.get("transform"))
         super().__init__(repo_id=check_repo_id(repo_id), **fields)
         for other in self.pipeline.steps:

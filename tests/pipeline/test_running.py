@@ -15,7 +15,7 @@ import anyio
 import datasets
 import pytest
 
-from hubsync import AuthenticationError
+from hubsync import AuthenticationError, ConfigError, HubsyncError
 from hubsync.localhub import Fault, LocalHub
 from hubsync.pipeline import (
     GeneratorStep,
@@ -224,7 +224,10 @@ def test_a_step_that_yields_no_list_of_rows_is_named(made: Any, found: str) -> N
         pipeline.run(dataset=rows(10))
 
 
-def test_a_repo_that_the_token_can_not_write_stops_the_run_before_the_first_row(hub: LocalHub) -> None:
+@pytest.mark.parametrize(("token", "error"), [("hf_wrong", AuthenticationError), ("", ConfigError)])
+def test_a_token_that_can_not_write_stops_the_run_before_the_first_row(
+    hub: LocalHub, token: str, error: type[HubsyncError]
+) -> None:
     seen: list[dict[str, Any]] = []
 
     class Watch(Step):
@@ -233,8 +236,8 @@ def test_a_repo_that_the_token_can_not_write_stops_the_run_before_the_first_row(
             yield inputs[0]
 
     with Pipeline() as pipeline:
-        Watch() >> checkpointer(token="hf_wrong")
-    with pytest.raises(AuthenticationError):
+        Watch() >> checkpointer(token=token)
+    with pytest.raises(error):
         pipeline.run(dataset=rows(10))
     assert seen == []
 
