@@ -336,3 +336,12 @@ def check_repo_id(repo_id: str) -> str:
             "without '--' or '..', such as 'user/rollouts'."
         )
     return text
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written down: a lone surrogate can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

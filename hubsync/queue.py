@@ -86,7 +86,7 @@ class BoundedQueue:
         self._bytes = self._rows = 0
         self._blocked = self._raised = self._dropped = 0
         self._producers: dict[Callable[[], object], None] = {}  # who waits for room
-        self._closed = False
+        self._refuses = self._closed = False
 
     def put(self, batch: Batch, timeout: float | None = None) -> bool:
         """Hands a batch over; blocks at the bound where the policy says so. False: it was dropped.
@@ -152,10 +152,17 @@ class BoundedQueue:
         for wake in blocked:
             wake()
 
+    def refuse(self) -> None:
+        """No more batches. Those that wait are still taken, and orders still come."""
+        self._end(closed=False)
+
     def close(self) -> None:
-        """No more batches; those that wait are still taken."""
+        """No more batches, and no more orders."""
+        self._end(closed=True)
+
+    def _end(self, *, closed: bool) -> None:
         with self._lock:
-            self._closed = True
+            self._refuses, self._closed = True, self._closed or closed
             self._filled.notify_all()
             blocked = list(self._producers)
         for wake in blocked:
@@ -170,7 +177,7 @@ class BoundedQueue:
 
     def _offer(self, batch: Batch) -> Offer:
         policy, size = self._policy, len(batch.lines)
-        if self._closed:
+        if self._refuses:
             raise ClosedError("the uploader is closed; the batch was not accepted.")
         if size > policy.max_bytes:
             raise BatchTooLarge(

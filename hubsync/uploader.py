@@ -50,6 +50,7 @@ from hubsync.policy import (
     check_seconds,
     check_type,
     check_wait,
+    is_text,
     policies,
 )
 from hubsync.queue import Batch, QueueDepth
@@ -289,10 +290,13 @@ class BaseUploader:
         return worker
 
     def _to_close(self) -> Worker | None:
-        """The worker that is to be closed; None where there is none, or it is closed, or the parent's of this fork."""
+        """The worker that is to be closed, and takes no more from now on: what came behind the last flush would stay in
+        the spool. None where there is none, or it is closed, or the parent's of this fork.
+        """
         if self._worker is None or self._closed or os.getpid() != self._pid:
             self._closed = True
             return None
+        self._worker.queue.refuse()
         return self._worker
 
     def _know_offsets(self, worker: Worker) -> None:
@@ -306,7 +310,7 @@ class BaseUploader:
     def _checked(self, rows: Rows, offset: int | None, source: str, key: str | None) -> Encoded:
         if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):
             raise ConfigError(f"an offset is an int from 0, not {offset!r}.")
-        if not (isinstance(source, str) and _is_text(source)):
+        if not (isinstance(source, str) and is_text(source)):
             raise ConfigError(f"a source is a name, in text that UTF-8 can carry, not {source!r}.")
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"a key is a non-empty string, not {key!r}.")
@@ -590,11 +594,3 @@ class _Opening:
 
 _ANYWHERE = Admission()
 DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

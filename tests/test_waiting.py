@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 
 from hubsync import (
     BlockedError,
+    ClosedError,
     ConfigError,
     NotDrained,
     QueueFull,
@@ -275,3 +277,24 @@ def test_an_error_that_is_told_to_many_keeps_nobodys_rows(uploader: Any, why: st
         alive = sum(rows() is not None for rows in kept)
         go_on.set()
     assert alive <= 1
+
+
+def test_what_is_accepted_while_another_thread_closes_is_on_the_hub_then(uploader: Any, dataset: Dataset) -> None:
+    up: Uploader = uploader(shard=ShardPolicy(max_rows=50, linger_s=3600)).open()
+    accepted: list[int] = []
+
+    def produce(start: int) -> None:
+        with contextlib.suppress(ClosedError):
+            for n in itertools.count(start, 4):
+                up.put([{"id": n}])
+                accepted.append(n)
+
+    producers = [threading.Thread(target=produce, args=(start,)) for start in range(4)]
+    for producer in producers:
+        producer.start()
+    while len(accepted) < 200:
+        time.sleep(0.001)
+    up.close()
+    for producer in producers:
+        producer.join()
+    assert dataset.ids() == sorted(accepted)
