@@ -14,7 +14,9 @@ from pathlib import Path
 from hubsync.policy import MIB
 
 _RESERVE = 8 * MIB
-_SHARE = 20  # of a small disk the reserve takes no more than this part
+_LEAST = MIB // 16
+_SHARE = 20  # of a small disk the reserve takes no more than this part,
+_ROOM_SHARE = 4  # and the room to pack a shard in no more than this
 _TO_OPEN = MIB // 4  # bytes, without which a spool can't be opened: its log's index, a few transactions
 
 
@@ -24,7 +26,7 @@ class Disk:
     def __init__(self, directory: Path, catalogue: Path) -> None:
         self._reserve = directory / "reserve"
         self._paths = str(catalogue), str(self._reserve), str(directory)  # looked at in each take: no pathlib
-        self._size = _RESERVE
+        self._room = 0  # to pack a shard in
         about = os.stat(catalogue)
         self._known = (about.st_dev, about.st_ino)
 
@@ -38,17 +40,26 @@ class Disk:
             return False
         return (about.st_dev, about.st_ino) == self._known
 
-    def keep_room_for(self, bytes: int) -> None:
-        """From now on the reserve has room for a shard of this size as well: it is packed before it is committed."""
-        self._size = max(self._size, _RESERVE + bytes)
+    def keep_room_for(self, bytes: int) -> int:
+        """From now on the reserve has room for a shard of this size as well, which is packed before it is committed; on
+        a small disk for a smaller one. Answers for how large a one.
+        """
+        about = os.statvfs(self._paths[2])
+        self._room = min(bytes, about.f_blocks * about.f_frsize // _ROOM_SHARE)
+        return self._room
 
-    def reserve(self) -> None:
-        """Fills the reserve where there is room for it."""
+    def reserve(self, *, of_what_is_left: bool = False) -> None:
+        """Fills the reserve where there is room for it. The first one, and `of_what_is_left`, take a third of the room
+        where that is less: there may never be more.
+        """
         with suppress(OSError):
             about = os.statvfs(self._reserve.parent)
-            size = min(self._size, about.f_blocks * about.f_frsize // _SHARE)
-            held = self._reserve.stat().st_size if self._reserve.exists() else -1
-            if held >= size or about.f_bavail * about.f_frsize < 2 * size:
+            free = about.f_bavail * about.f_frsize
+            spare = min(_RESERVE, about.f_blocks * about.f_frsize // _SHARE)
+            size, held = spare + self._room, size_of(self._reserve)
+            if held is None or of_what_is_left:
+                size, spare = min(size, free // 3), min(spare, free // 3)
+            if size < _LEAST or (held or 0) >= size or free < size + spare:
                 return
             new = self._reserve.with_suffix(".new")  # an empty reserve is one that was given up
             fd = os.open(new, os.O_CREAT | os.O_WRONLY, 0o600)

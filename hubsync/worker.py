@@ -16,6 +16,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -85,9 +86,10 @@ class Worker:
         self._seen = spool.depth(), Counts()
         self._committed_before = self._seen[0].committed_rows
         self.status = Status(self._save_status, spool.waiting, stored=spool.catalogue.get("status"), now=clock.time)
-        self.writer = SpoolWriter.open(spool, layout, shard)
         if layout.format != "jsonl":
-            spool.disk.keep_room_for(shard.max_bytes)
+            shard = replace(shard, max_bytes=min(shard.max_bytes, spool.disk.keep_room_for(shard.max_bytes)))
+        self.writer = SpoolWriter.open(spool, layout, shard)
+        spool.disk.reserve()
         self._siblings: dict[Layout, SpoolWriter] = {}  # of other configs, where a schema conflict opened one
         self.failure: BaseException | None = None
         self.on_misfit: Callable[[], None] = lambda: None  # a shard did not go with what others brought
@@ -312,7 +314,8 @@ class Worker:
         if not self.spool.disk.is_there():
             raise self.spool.lost()
         if self.spool.disk.is_exhausted():
-            self.spool.disk.reserve()  # there may be room again, and no committer to see it
+            # There may be room again, and no committer to see it; or as much of it as there will ever be.
+            self.spool.disk.reserve(of_what_is_left=not self.spool.depth().rows)
         if self.spool.disk.is_exhausted():
             raise SpoolError(f"the disk of {self.spool.directory} is full; it takes more as soon as there is room.")
         if self._unchecked >= _QUOTA_STEP and (why := self.spool.full()):

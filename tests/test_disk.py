@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,21 @@ def test_a_job_that_outruns_its_disk_goes_on_while_the_hub_is_there(
         for n in range(3_000):
             up.put(rows(n, 1, 10_000), offset=n, timeout=60)
     assert dataset.ids() == list(range(3_000))
+
+
+@pytest.mark.parametrize("small_disk", [80], indirect=True)
+@pytest.mark.parametrize(("left", "size", "format"), [(6, 40_000, "jsonl"), (75, 400_000, "parquet")])
+def test_a_job_goes_on_with_the_little_that_others_have_left_of_a_disk(
+    uploader: Any, dataset: Dataset, small_disk: Path, left: int, size: int, format: str
+) -> None:
+    """Too little for the reserve that it would have; a packed shard needs its room a second time."""
+    with (small_disk / "others").open("wb") as others:
+        os.posix_fallocate(others.fileno(), 0, (80 - left) * MIB)
+    text = random.Random(1).randbytes(size // 2).hex()
+    with uploader(spool=small_disk / "spool", format=format, shard=ShardPolicy(linger_s=3600)) as up:
+        for n in range(left * 3 * MIB // size):
+            up.put([{"id": n, "text": text[n % 97 :]}], timeout=60)
+    assert dataset.ids() == list(range(left * 3 * MIB // size))
 
 
 def test_what_is_sealed_because_the_disk_is_full_does_not_wait_for_its_turn(

@@ -347,7 +347,7 @@ def test_a_disk_that_is_full_is_waited_for_while_packing(
         (small_disk / "junk").write_bytes(bytes(about.f_bavail * about.f_frsize - 100_000))
         flushed = pool.submit(up.flush)
         until(lambda: up.stats().state.kind == "spool full")
-        assert up.stats().spool.sealed == 1
+        assert up.stats().spool.sealed >= 1
         (small_disk / "junk").unlink()
         flushed.result()
     assert Dataset(local_hub).ids() == list(range(100))
