@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
+from hubsync.catalogue import corrupt
 from hubsync.clock import Clock
 from hubsync.errors import AuthenticationError, ConfigError, SpoolError, SpoolMismatch
 from hubsync.hub import HubDataset
@@ -102,7 +105,10 @@ def open_spool(
     else:
         raise ConfigError("which spool? Give its directory.")
     keep_to_its_owner(directory)
-    spool = Spool(directory, target=target, policy=policy, clock=clock)
+    try:
+        spool = Spool(directory, target=target, policy=policy, clock=clock)
+    except msgspec.DecodeError as error:
+        raise corrupt(directory / "catalogue.sqlite", error) from error
     if private is not None and private != spool.private:
         spool.catalogue.set("private", json.dumps(private))
     return spool

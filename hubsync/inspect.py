@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hubsync.catalogue import corrupt
 from hubsync.clock import SystemClock
 from hubsync.connect import open_spool
 from hubsync.spool import Spool
@@ -29,6 +30,8 @@ def spool_facts(directory: Path) -> dict[str, Any]:
     spool = open_spool(None, directory, SystemClock())
     try:
         return _facts_of(spool)
+    except TypeError as error:  # a number of the catalogue is none
+        raise corrupt(spool.catalogue.path, error) from error
     finally:
         spool.close()
 
