@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,8 @@ def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> N
     help="Put the rows of this file (JSON Lines) in place of those of the one shard ID.",
 )  # fmt: skip
 @click.option("--drain", "at_once", is_flag=True, help="Bring them up now, where no job does.")
-def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_once: bool) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask, also where FILE has fewer rows.")
+def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_once: bool, yes: bool) -> None:
     """Puts the rows of dead shards again, to the config and split where they belong: each is in the dataset once.
 
     A job that is live on the spool brings them up. What the Hub refuses again is in the dead letter again.
@@ -123,7 +125,7 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_onc
         if file is not None:
             if len(shards) != 1 or everything:
                 raise click.UsageError("--from takes the rows of one shard: give one ID.")
-            rows, size = letter.mend(shards[0], file)
+            rows, size = letter.mend(shards[0], file, agree=partial(_ask_for_loss, shards[0], yes))
             click.echo(f"Put as {shards[0].path}: {count_text(rows, 'row')}, {size_text(size)}, of {file}.", err=True)
         else:
             there = [shard for shard in shards if shard.rows or not everything]
@@ -137,6 +139,19 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_onc
         _drain(directory, {shard.id for shard in shards})
     else:
         click.echo(f"Nobody commits for this spool now. To bring them up: hubsync drain {directory}", err=True)
+
+
+def _ask_for_loss(shard: DeadShard, yes: bool, rows: int) -> None:
+    """Where fewer rows are put than were refused: the others are nowhere else."""
+    if yes or rows >= shard.rows:
+        return
+    loss = f"{count_text(rows, 'row')} in place of {shard.rows:,}: the others will be lost."
+    if not sys.stdin.isatty():
+        raise click.ClickException(
+            f"{loss} Nothing was done. To put them all the same: --yes. To keep the others, export the shard first, "
+            "and mend that file."
+        )
+    click.confirm(f"{loss} Put them?", abort=True, err=True)
 
 
 def _drain(directory: Path, ids: set[int]) -> None:

@@ -362,10 +362,10 @@ def test_mended_rows_that_are_refused_again_are_what_the_dead_letter_holds(
     letter: Run, refused: list[int], hub: LocalHub, tmp_path: Path
 ) -> None:
     mended = tmp_path / "mended.jsonl"
-    mended.write_text('{"id":"mended"}\n')
+    mended.write_text('{"id":"mended"}\n' * 2)
     hub.faults.add(Fault.status(422, on="commit"))
     assert letter("resubmit", refused[0], "--from", mended, "--drain").returncode == 1
-    assert letter("export", refused[0]).stdout == '{"id":"mended"}\n'
+    assert letter("export", refused[0]).stdout == '{"id":"mended"}\n' * 2
 
 
 def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[int], tmp_path: Path) -> None:
@@ -374,6 +374,18 @@ def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[i
     assert letter("resubmit", *refused, "--from", mended).returncode == 2
     assert letter("resubmit", "--all", "--from", mended).returncode == 2
     assert letter("resubmit", refused[0], "--from", tmp_path / "no").returncode == 2
+
+
+def test_fewer_rows_than_were_refused_are_put_only_on_purpose(
+    letter: Run, refused: list[int], tmp_path: Path, spool: Path, dataset: Dataset
+) -> None:
+    (tmp_path / "mended").write_text('{"id":1}\n')
+    before = graves(spool)
+    done = letter("resubmit", refused[0], "--from", tmp_path / "mended")
+    assert (done.returncode, "1 row in place of 2" in done.stderr, "--yes" in done.stderr) == (1, True, True)
+    assert (graves(spool), list((spool / "segments").iterdir())) == (before, [])
+    assert letter("resubmit", refused[0], "--from", tmp_path / "mended", "--yes", "--drain").returncode == 0
+    assert dataset.ids() == [0, 1, 3, 5]
 
 
 # To throw it away.
