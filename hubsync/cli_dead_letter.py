@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hubsync.errors import plain
+from hubsync.errors import HubsyncError, plain
 from hubsync.status import count_text, moment_text, size_text
+from hubsync.terminal import say, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,13 @@ def dead_letter() -> None:
     """
 
 
+@dead_letter.result_callback()
+def _exit(*_: object) -> None:
+    if _has_failed():
+        sys.exit(1)
+
+
+_FAILED = "hubsync.dead_letter.failed"
 _where = click.argument("where", nargs=-1, metavar="[SPOOL] [ID]...")
 _all = click.option("--all", "everything", is_flag=True, help="Every shard of the spool's dead letter.")
 
@@ -47,16 +55,14 @@ def list_(spool: Path | None, as_json: bool) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     is_empty = True
-    for directory in [spool] if spool is not None else _spools():
-        with _open(directory) as letter:
-            shards = letter.shards()
+    for directory, shards in _held([spool] if spool is not None else _spools()):
         is_empty = is_empty and not shards
         if as_json:
             for shard in shards:
                 click.echo(json.dumps({"spool": str(directory), **shard._asdict()}))
         elif shards:
             _show(console, directory, shards)
-    if is_empty and not as_json:
+    if is_empty and not as_json and not _has_failed():
         click.echo("The dead letter is empty.", err=True)
 
 
@@ -223,12 +229,26 @@ def _spools() -> list[Path]:
     return list(spools())
 
 
+def _held(directories: Iterable[Path]) -> Iterator[tuple[Path, list[DeadShard]]]:
+    """What each spool's dead letter holds. One that can't be read hides no other: it is told, exit code 1."""
+    for directory in directories:
+        try:
+            with _open(directory) as letter:
+                shards = letter.shards()
+        except HubsyncError as error:
+            say(f"hubsync: {told(error)}")
+            click.get_current_context().meta[_FAILED] = True
+        else:
+            yield directory, shards
+
+
+def _has_failed() -> bool:
+    return _FAILED in click.get_current_context().meta
+
+
 def _the_only_one() -> Path:
     """The spool at the usual place whose dead letter holds something."""
-    found = []
-    for directory in _spools():
-        with _open(directory) as letter:
-            found += [directory] if letter.shards() else []
+    found = [directory for directory, shards in _held(_spools()) if shards]
     if len(found) != 1:
         several = "which spool? These have a dead letter: " + ", ".join(map(str, found))
         raise click.UsageError(several if found else "no spool at the usual place has a dead letter; give SPOOL.")

@@ -141,7 +141,7 @@ def keep_to_its_owner(directory: Path) -> None:
     Raises:
         SpoolError: it is not safe to use.
     """
-    is_spool = (directory / "catalogue.sqlite").exists()
+    is_spool = os.path.exists(directory / "catalogue.sqlite")  # which another user's may not be asked: no, then
     parts = [directory, *(directory / name for name in ("segments", "writers", "dead-letter", "catalogue.sqlite"))]
     for path in parts:
         try:
@@ -151,7 +151,8 @@ def keep_to_its_owner(directory: Path) -> None:
         if found.st_uid != os.geteuid():
             raise SpoolError(
                 f"{path} belongs to another user (uid {found.st_uid}, not {os.geteuid()}), who could read the rows and "
-                "send the token elsewhere. Nothing was touched. Give another spool with spool=…"
+                "send the token elsewhere. Nothing was touched. To use it, run this as that user; else give another "
+                "spool with spool=…"
             )
         if not found.st_mode & 0o077 or stat.S_ISLNK(found.st_mode):
             continue

@@ -5,6 +5,7 @@ A spool is opened for a moment only, beside the job that writes it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,17 @@ from hubsync.target import default_home
 
 
 def spools() -> Iterator[Path]:
-    """The spools at the place where uploaders keep them by default."""
+    """The spools at the place where uploaders keep them by default; and what can't be looked at."""
     home = default_home()
-    if home.is_dir():
-        yield from sorted(path.parent for path in home.glob("*/catalogue.sqlite"))
+    for directory in sorted(home.iterdir()) if home.is_dir() else ():
+        try:
+            os.stat(directory / "catalogue.sqlite")
+        except PermissionError:  # another user's: who opens it is told
+            yield directory
+        except OSError:
+            continue
+        else:
+            yield directory
 
 
 def spool_facts(directory: Path) -> dict[str, Any]:

@@ -223,6 +223,26 @@ def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Run, hub: LocalHu
 # To put it again.
 
 
+def test_a_spool_that_is_broken_hides_no_other(
+    run: Run, refused: list[int], spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "broken").mkdir(parents=True, mode=0o700)
+    (home / "broken" / "catalogue.sqlite").write_bytes(b"no database" * 100)
+    spool.rename(home / "sound")
+    monkeypatch.setenv("HUBSYNC_HOME", str(home))
+    for what, shown in (
+        (("list", "--json"), '"path": "data/train-00001.jsonl"'),
+        (("export", "--all"), '{"id":4}'),
+        (("resubmit", "--all"), ""),
+    ):
+        done = run("dead-letter", *what)
+        assert done.returncode == 1
+        assert shown in done.stdout
+        assert f"hubsync drain --rescue {home / 'broken'}" in done.stderr
+    assert "Put again: 2 shards" in done.stderr
+
+
 def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
     letter: Run, refused: list[int], dataset: Dataset, spool: Path, check: Callable[[], tuple[str, ...]]
 ) -> None:
