@@ -321,8 +321,10 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         return [("spool", fact["spool"]), ("error", fact["error"])]
     shards = ", ".join(f"{n} {state}" for state, n in fact["shards"].items() if n and state != "dead")
     age = fact["oldest_age_s"]
-    committer = f"process {fact['committer_pid']}" if fact["committer_pid"] else "nobody (no job has it open)"
-    state = fact["state"] if fact["committer_pid"] else f"{fact['state']} (as the last job left it)"
+    jobs = ", ".join(map(str, fact["writer_pids"]))
+    nobody = f"nobody (open in process {jobs})" if jobs else "nobody (no job has it open)"
+    committer = f"process {fact['committer_pid']}" if fact["committer_pid"] else nobody
+    state = fact["state"] if fact["committer_pid"] or jobs else f"{fact['state']} (as the last job left it)"
     lines = [
         ("repo", f"{fact['repo']} ({fact['revision']}) at {fact['endpoint']}"),
         ("spool", fact["spool"]),
@@ -342,7 +344,7 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     if fact["next_try_at"] and fact["next_try_at"] > time.time():
         lines.append(("next try", clock_text(fact["next_try_at"])))
     lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
-    if fact["rows_waiting"] and not fact["committer_pid"]:
+    if fact["rows_waiting"] and not fact["committer_pid"] and not jobs:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     if fact["dead_letter"]:
         lines.append(("to do", f"hubsync dead-letter list {fact['spool']}"))

@@ -66,5 +66,12 @@ def _facts_of(spool: Spool) -> dict[str, Any]:
         "reason": state.reason,
         "next_try_at": state.until,
         "committer_pid": spool.committer_pid,
+        "writer_pids": sorted(_writers(spool)),
         "dead_letter": [shard._asdict() for shard in spool.dead()],
     }
+
+
+def _writers(spool: Spool) -> set[int]:
+    """The processes that have it open to write, the committer perhaps among them; one that is offline never is it."""
+    names = [row["name"] for row in spool.catalogue.rows("SELECT name FROM writers")]
+    return {pid for pid in (spool.writer_lock(name).holder() for name in names) if pid is not None}

@@ -116,6 +116,21 @@ def test_drain_brings_up_what_an_offline_job_left(run: Run, dataset: Dataset, tm
     assert dataset.ids() == list(range(5))
 
 
+def test_status_tells_of_an_offline_job_that_has_it_open(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spool = tmp_path / "spool"
+    with Uploader("user/rows", spool=spool) as up:
+        up.put([{"id": 1}])
+        fact = json.loads(run("status", spool, "--json").stdout)
+        assert (fact["committer_pid"], fact["writer_pids"]) == (None, [os.getpid()])
+        shown = run("status", spool).stdout
+        assert f"nobody (open in process {os.getpid()})" in shown
+        assert "hubsync drain" not in shown
+    assert json.loads(run("status", spool, "--json").stdout)["writer_pids"] == []
+
+
 def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: Dataset) -> None:
     run("pipe", "user/rows", "--private", stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
     run("pipe", "user/rows", stdin=jsonl(3, 5), HF_HUB_OFFLINE="1")
