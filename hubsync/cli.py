@@ -1,5 +1,5 @@
 """The command line. Rich for people, plain lines where there is no terminal, JSON for programs. Everything it does is a
-few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage.
+few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 from hubsync.cli_dead_letter import dead_letter
 from hubsync.policy import FORMATS
 from hubsync.status import count_text, size_text
-from hubsync.terminal import Seconds, errors_told, new_file, printable, say, told
+from hubsync.terminal import Interruptible, Seconds, errors_told, new_file, printable, say, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hubsync")
 @click.option("-v", "--verbose", count=True, help="Say more: -v what changes, -vv everything.")
 def cli(verbose: int) -> None:
@@ -372,10 +372,7 @@ def dashboard(directories: tuple[Path, ...], port: int, browse: bool) -> None:
         if browse:
             click.launch(address)
 
-    try:
-        run(directories, port, started)
-    except KeyboardInterrupt:
-        sys.exit(130)  # that is how one leaves it
+    run(directories, port, started)
 
 
 @cli.command()
@@ -492,10 +489,7 @@ def tail(**options: Any) -> None:
     """The last rows of the dataset REPO, by the time of their commits, as JSON Lines."""
     from hubsync.tap import tail as run
 
-    try:
-        run(options.pop("repo"), **options)
-    except KeyboardInterrupt:
-        sys.exit(130)  # that is how one leaves it
+    run(options.pop("repo"), **options)
 
 
 @cli.command()

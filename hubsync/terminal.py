@@ -57,6 +57,16 @@ def errors_told() -> Iterator[None]:
         sys.exit(1)
 
 
+class Interruptible(click.Group):
+    """Ctrl-C ends every command with exit code 130, as a shell expects, and without a word of click's."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
 def _fill_closed_streams() -> None:
     """The next file that is opened would take a closed one's place, and get what is written to standard output."""
     for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):  # reading and writing still fail

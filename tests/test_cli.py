@@ -277,5 +277,18 @@ def test_pipe_brings_up_what_it_has_read_when_it_is_told_to_end(
     process.stdin.flush()
     process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == (143 if number is signal.SIGTERM else 1), said
+    assert process.returncode == (143 if number is signal.SIGTERM else 130), said
+    assert "Aborted" not in said
     assert set(range(7)) <= set(dataset.ids()) <= set(range(9))
+
+
+def test_ctrl_c_is_exit_code_130_and_no_more_words() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "hubsync", "status", "--watch"],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as job:  # fmt: skip
+        assert job.stdout
+        assert job.stderr
+        job.stdout.readline()
+        job.send_signal(signal.SIGINT)
+        assert (job.wait(), job.stderr.read()) == (130, "")
