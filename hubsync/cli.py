@@ -37,7 +37,8 @@ def cli(verbose: int) -> None:
     """Rows from a running job, safe and visible on the Hugging Face Hub while it runs."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))
+    for library in ("httpx", "httpx2"):  # whichever huggingface_hub has: a line a request
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 @cli.command()

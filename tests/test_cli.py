@@ -42,6 +42,12 @@ def test_pipe_brings_every_line(run: Run, dataset: Dataset) -> None:
     assert dataset.ids() == list(range(2_500))
 
 
+def test_more_words_are_not_a_line_a_request(run: Run) -> None:
+    assert "HTTP Request" not in run("-v", "pipe", "user/rows", stdin=jsonl(0, 1)).stderr
+    done = run("-v", "verify", "user/rows")
+    assert (done.returncode, "HTTP Request" in done.stderr) == (0, False)
+
+
 def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Dataset) -> None:
     done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
     assert done.returncode == 1
