@@ -35,6 +35,8 @@ def told(error: Exception) -> str:
     notes = [*getattr(error, "__notes__", ())]
     if isinstance(error, WriteForbiddenError):
         notes.append("Use a token that may do this: hf auth login, or set HF_TOKEN.")
+    elif isinstance(error, RepoMissingError) and "(RevisionNotFound)" in str(error):
+        notes.append("The repo is there; --revision names none of its branches, tags or commits.")
     elif isinstance(error, AuthenticationError | RepoMissingError) and "hf auth login" not in f"{error}{notes}":
         name = "" if isinstance(error, AuthenticationError) else "Is the name right? A private one needs a token. "
         notes.append(f"{name}Log in (hf auth login), or set HF_TOKEN.")

@@ -48,6 +48,12 @@ def test_more_words_are_not_a_line_a_request(run: Run) -> None:
     assert (done.returncode, "HTTP Request" in done.stderr) == (0, False)
 
 
+def test_a_revision_that_is_not_there_asks_for_no_token(run: Run) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 1))
+    done = run("ls", "user/rows", "--revision", "nope")
+    assert (done.returncode, "--revision names none" in done.stderr, "token" in done.stderr) == (1, True, False)
+
+
 def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Dataset) -> None:
     done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
     assert done.returncode == 1
