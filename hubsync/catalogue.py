@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError
+from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, plain
 
 VERSION = 2
 _APPLICATION_ID = 0x48756273  # "Hubs"
@@ -121,7 +121,7 @@ class Catalogue:
                     _opened.add(self)
                 self._db.row_factory = sqlite3.Row
                 self._open(fsync)
-        except (sqlite3.Error, OSError) as error:
+        except (*_REFUSED, OSError) as error:
             raise self._error(error, "can't be opened") from error
 
     def _open(self, fsync: bool) -> None:
@@ -243,6 +243,10 @@ class Catalogue:
             self._db.close()
 
 
+# SQLite's messages quote a broken catalogue, and are no UTF-8 then.
+_REFUSED = (sqlite3.Error, UnicodeDecodeError)
+
+
 class _Refusals:
     """What SQLite refuses becomes a `SpoolError`. No generator: this is entered several times for each batch."""
 
@@ -254,7 +258,7 @@ class _Refusals:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         # An `IntegrityError` is a defect of the code, which no waiting mends.
-        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+        if isinstance(error, _REFUSED) and not isinstance(error, sqlite3.IntegrityError):
             raise _error_of(self._path, error, "refuses") from error
 
 
@@ -279,7 +283,7 @@ def look(path: Path) -> Iterator[sqlite3.Connection]:
             db.execute("BEGIN")
             _refuse_newer(path, db.execute("PRAGMA user_version").fetchone()[0])
             yield db
-    except (sqlite3.Error, OSError) as error:
+    except (*_REFUSED, OSError) as error:
         raise _error_of(path, error, "can't be read") from error
 
 
@@ -291,13 +295,20 @@ def _refuse_newer(path: Path, version: int) -> None:
         )
 
 
+def corrupt(path: Path, error: Exception) -> SpoolLost:
+    """The error for a catalogue that can't be read, or whose words can't be."""
+    return SpoolLost(
+        f"the spool's catalogue {path} is corrupt ({plain(str(error))}). The rows beside it are untouched; end what "
+        f"uses the spool, and bring them up by: hubsync drain --rescue {path.parent}"
+    )
+
+
 def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return SpoolLost(
-            f"the spool's catalogue {path} is corrupt ({error}). The rows beside it are untouched; end what "
-            f"uses the spool, and bring them up by: hubsync drain --rescue {path.parent}"
-        )
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+    code = getattr(error, "sqlite_errorcode", None)  # None where a text is no UTF-8, which Python finds
+    is_text = code is None and (isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in str(error))
+    if is_text or (code or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return corrupt(path, error)
+    if (code or 0) & 0xFF == sqlite3.SQLITE_FULL:
         return SpoolError(
             f"the disk of the spool {path.parent} is full. What was accepted is safe there. Delete other things, never "
             "the spool's: a job that runs goes on by itself, and another can start then."

@@ -1,5 +1,5 @@
 """The command line. Rich for people, plain lines where there is no terminal, JSON for programs. Everything it does is a
-few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage.
+few calls into the library; exit code 0 is success, 1 a failure, 2 wrong usage, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 from hubsync.cli_dead_letter import dead_letter
 from hubsync.policy import FORMATS
 from hubsync.status import count_text, size_text
-from hubsync.terminal import Seconds, errors_told, new_file, printable, say, told
+from hubsync.terminal import Interruptible, Seconds, errors_told, new_file, printable, say, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hubsync")
 @click.option("-v", "--verbose", count=True, help="Say more: -v what changes, -vv everything.")
 def cli(verbose: int) -> None:
     """Rows from a running job, safe and visible on the Hugging Face Hub while it runs."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))
+    for library in ("httpx", "httpx2"):  # whichever huggingface_hub has: a line a request
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 @cli.command()
@@ -325,8 +326,10 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
         return [("spool", fact["spool"]), ("error", fact["error"])]
     shards = ", ".join(f"{n} {state}" for state, n in fact["shards"].items() if n and state != "dead")
     age = fact["oldest_age_s"]
-    committer = f"process {fact['committer_pid']}" if fact["committer_pid"] else "nobody (no job has it open)"
-    state = fact["state"] if fact["committer_pid"] else f"{fact['state']} (as the last job left it)"
+    jobs = ", ".join(map(str, fact["writer_pids"]))
+    nobody = f"nobody (open in process {jobs})" if jobs else "nobody (no job has it open)"
+    committer = f"process {fact['committer_pid']}" if fact["committer_pid"] else nobody
+    state = fact["state"] if fact["committer_pid"] or jobs else f"{fact['state']} (as the last job left it)"
     lines = [
         ("repo", f"{fact['repo']} ({fact['revision']}) at {fact['endpoint']}"),
         ("spool", fact["spool"]),
@@ -346,7 +349,7 @@ def _lines_of(fact: dict[str, Any]) -> list[tuple[str, str]]:
     if fact["next_try_at"] and fact["next_try_at"] > time.time():
         lines.append(("next try", clock_text(fact["next_try_at"])))
     lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
-    if fact["rows_waiting"] and not fact["committer_pid"]:
+    if fact["rows_waiting"] and not fact["committer_pid"] and not jobs:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     if fact["dead_letter"]:
         lines.append(("to do", f"hubsync dead-letter list {fact['spool']}"))
@@ -374,10 +377,7 @@ def dashboard(directories: tuple[Path, ...], port: int, browse: bool) -> None:
         if browse:
             click.launch(address)
 
-    try:
-        run(directories, port, started)
-    except KeyboardInterrupt:
-        sys.exit(130)  # that is how one leaves it
+    run(directories, port, started)
 
 
 @cli.command()
@@ -494,10 +494,7 @@ def tail(**options: Any) -> None:
     """The last rows of the dataset REPO, by the time of their commits, as JSON Lines."""
     from hubsync.tap import tail as run
 
-    try:
-        run(options.pop("repo"), **options)
-    except KeyboardInterrupt:
-        sys.exit(130)  # that is how one leaves it
+    run(options.pop("repo"), **options)
 
 
 @cli.command()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hubsync.errors import plain
+from hubsync.errors import HubsyncError, plain
 from hubsync.status import count_text, moment_text, size_text
+from hubsync.terminal import say, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +35,13 @@ def dead_letter() -> None:
     """
 
 
+@dead_letter.result_callback()
+def _exit(*_: object) -> None:
+    if _has_failed():
+        sys.exit(1)
+
+
+_FAILED = "hubsync.dead_letter.failed"
 _where = click.argument("where", nargs=-1, metavar="[SPOOL] [ID]...")
 _all = click.option("--all", "everything", is_flag=True, help="Every shard of the spool's dead letter.")
 
@@ -46,16 +55,14 @@ def list_(spool: Path | None, as_json: bool) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     is_empty = True
-    for directory in [spool] if spool is not None else _spools():
-        with _open(directory) as letter:
-            shards = letter.shards()
+    for directory, shards in _held([spool] if spool is not None else _spools()):
         is_empty = is_empty and not shards
         if as_json:
             for shard in shards:
                 click.echo(json.dumps({"spool": str(directory), **shard._asdict()}))
         elif shards:
             _show(console, directory, shards)
-    if is_empty and not as_json:
+    if is_empty and not as_json and not _has_failed():
         click.echo("The dead letter is empty.", err=True)
 
 
@@ -114,7 +121,8 @@ def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> N
     help="Put the rows of this file (JSON Lines) in place of those of the one shard ID.",
 )  # fmt: skip
 @click.option("--drain", "at_once", is_flag=True, help="Bring them up now, where no job does.")
-def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_once: bool) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask, also where FILE has fewer rows.")
+def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_once: bool, yes: bool) -> None:
     """Puts the rows of dead shards again, to the config and split where they belong: each is in the dataset once.
 
     A job that is live on the spool brings them up. What the Hub refuses again is in the dead letter again.
@@ -123,7 +131,7 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_onc
         if file is not None:
             if len(shards) != 1 or everything:
                 raise click.UsageError("--from takes the rows of one shard: give one ID.")
-            rows, size = letter.mend(shards[0], file)
+            rows, size = letter.mend(shards[0], file, agree=partial(_ask_for_loss, shards[0], yes))
             click.echo(f"Put as {shards[0].path}: {count_text(rows, 'row')}, {size_text(size)}, of {file}.", err=True)
         else:
             there = [shard for shard in shards if shard.rows or not everything]
@@ -137,6 +145,19 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, at_onc
         _drain(directory, {shard.id for shard in shards})
     else:
         click.echo(f"Nobody commits for this spool now. To bring them up: hubsync drain {directory}", err=True)
+
+
+def _ask_for_loss(shard: DeadShard, yes: bool, rows: int) -> None:
+    """Where fewer rows are put than were refused: the others are nowhere else."""
+    if yes or rows >= shard.rows:
+        return
+    loss = f"{count_text(rows, 'row')} in place of {shard.rows:,}: the others will be lost."
+    if not sys.stdin.isatty():
+        raise click.ClickException(
+            f"{loss} Nothing was done. To put them all the same: --yes. To keep the others, export the shard first, "
+            "and mend that file."
+        )
+    click.confirm(f"{loss} Put them?", abort=True, err=True)
 
 
 def _drain(directory: Path, ids: set[int]) -> None:
@@ -208,12 +229,26 @@ def _spools() -> list[Path]:
     return list(spools())
 
 
+def _held(directories: Iterable[Path]) -> Iterator[tuple[Path, list[DeadShard]]]:
+    """What each spool's dead letter holds. One that can't be read hides no other: it is told, exit code 1."""
+    for directory in directories:
+        try:
+            with _open(directory) as letter:
+                shards = letter.shards()
+        except HubsyncError as error:
+            say(f"hubsync: {told(error)}")
+            click.get_current_context().meta[_FAILED] = True
+        else:
+            yield directory, shards
+
+
+def _has_failed() -> bool:
+    return _FAILED in click.get_current_context().meta
+
+
 def _the_only_one() -> Path:
     """The spool at the usual place whose dead letter holds something."""
-    found = []
-    for directory in _spools():
-        with _open(directory) as letter:
-            found += [directory] if letter.shards() else []
+    found = [directory for directory, shards in _held(_spools()) if shards]
     if len(found) != 1:
         several = "which spool? These have a dead letter: " + ", ".join(map(str, found))
         raise click.UsageError(several if found else "no spool at the usual place has a dead letter; give SPOOL.")

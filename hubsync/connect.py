@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
+from hubsync.catalogue import corrupt
 from hubsync.clock import Clock
 from hubsync.errors import AuthenticationError, ConfigError, SpoolError, SpoolMismatch
 from hubsync.hub import HubDataset
@@ -103,7 +106,10 @@ def open_spool(
     else:
         raise ConfigError("which spool? Give its directory.")
     keep_to_its_owner(directory)
-    spool = Spool(directory, target=target, policy=policy, clock=clock)
+    try:
+        spool = Spool(directory, target=target, policy=policy, clock=clock)
+    except msgspec.DecodeError as error:
+        raise corrupt(directory / "catalogue.sqlite", error) from error
     if private is not None and private != spool.private:
         spool.catalogue.set("private", json.dumps(private))
     return spool
@@ -136,7 +142,7 @@ def keep_to_its_owner(directory: Path) -> None:
     Raises:
         SpoolError: it is not safe to use.
     """
-    is_spool = (directory / "catalogue.sqlite").exists()
+    is_spool = os.path.exists(directory / "catalogue.sqlite")  # which another user's may not be asked: no, then
     parts = [directory, *(directory / name for name in ("segments", "writers", "dead-letter", "catalogue.sqlite"))]
     for path in parts:
         try:
@@ -148,7 +154,8 @@ def keep_to_its_owner(directory: Path) -> None:
         if found.st_uid != os.geteuid():
             raise SpoolError(
                 f"{path} belongs to another user (uid {found.st_uid}, not {os.geteuid()}), who could read the rows and "
-                "send the token elsewhere. Nothing was touched. Give another spool with spool=…"
+                "send the token elsewhere. Nothing was touched. To use it, run this as that user; else give another "
+                "spool with spool=…"
             )
         if not found.st_mode & 0o077 or stat.S_ISLNK(found.st_mode):
             continue

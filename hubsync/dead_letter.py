@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -157,8 +157,11 @@ class DeadLetter:
         sha256, _ = hashes(grave, shard.bytes)
         return sha256 if known in (None, sha256) else None
 
-    def mend(self, shard: DeadShard, file: Path) -> tuple[int, int]:
-        """Puts the rows of `file` in place of its own; answers how many rows and bytes they are.
+    def mend(
+        self, shard: DeadShard, file: Path, *, agree: Callable[[int], object] = lambda rows: None
+    ) -> tuple[int, int]:
+        """Puts the rows of `file` in place of its own; answers how many rows and bytes they are. `agree` is told how
+        many rows they are before anything is done, and may raise: then nothing is.
 
         Raises:
             UnreadableRow: a line of it is no JSON object. Nothing was done.
@@ -168,6 +171,7 @@ class DeadLetter:
             grave = self._spool.grave(shard.id)
             mended = self._read(shard, file)
             try:
+                agree(mended.rows)
                 self._put_again(shard, mended, grave, is_edited=True)
             finally:
                 mended.file.unlink(missing_ok=True)

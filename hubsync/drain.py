@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 
+from hubsync.catalogue import corrupt
 from hubsync.clock import SystemClock, in_thread
 from hubsync.committer import Committer
 from hubsync.connect import destination_of, open_spool
@@ -49,6 +51,8 @@ def drain(
         return anyio.run(_drain, directory, timeout, commit, retry or RetryPolicy(), progress)
     except BaseExceptionGroup as group:
         error = root_cause(group)
+        if isinstance(error, msgspec.DecodeError):  # the Hub's words raise others
+            raise corrupt(directory / "catalogue.sqlite", error) from error
         raise error from error.__cause__
 
 

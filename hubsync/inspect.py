@@ -5,11 +5,13 @@ A spool is opened for a moment only, beside the job that writes it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hubsync.catalogue import corrupt
 from hubsync.clock import SystemClock
 from hubsync.connect import open_spool
 from hubsync.spool import Spool
@@ -18,10 +20,17 @@ from hubsync.target import default_home
 
 
 def spools() -> Iterator[Path]:
-    """The spools at the place where uploaders keep them by default."""
+    """The spools at the place where uploaders keep them by default; and what can't be looked at."""
     home = default_home()
-    if home.is_dir():
-        yield from sorted(path.parent for path in home.glob("*/catalogue.sqlite"))
+    for directory in sorted(home.iterdir()) if home.is_dir() else ():
+        try:
+            os.stat(directory / "catalogue.sqlite")
+        except PermissionError:  # another user's: who opens it is told
+            yield directory
+        except OSError:
+            continue
+        else:
+            yield directory
 
 
 def spool_facts(directory: Path) -> dict[str, Any]:
@@ -29,6 +38,8 @@ def spool_facts(directory: Path) -> dict[str, Any]:
     spool = open_spool(None, directory, SystemClock())
     try:
         return _facts_of(spool)
+    except TypeError as error:  # a number of the catalogue is none
+        raise corrupt(spool.catalogue.path, error) from error
     finally:
         spool.close()
 
@@ -55,5 +66,12 @@ def _facts_of(spool: Spool) -> dict[str, Any]:
         "reason": state.reason,
         "next_try_at": state.until,
         "committer_pid": spool.committer_pid,
+        "writer_pids": sorted(_writers(spool)),
         "dead_letter": [shard._asdict() for shard in spool.dead()],
     }
+
+
+def _writers(spool: Spool) -> set[int]:
+    """The processes that have it open to write, the committer perhaps among them; one that is offline never is it."""
+    names = [row["name"] for row in spool.catalogue.rows("SELECT name FROM writers")]
+    return {pid for pid in (spool.writer_lock(name).holder() for name in names) if pid is not None}

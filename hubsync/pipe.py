@@ -7,6 +7,7 @@ reads, so every line that was read is put, and once.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -20,13 +21,14 @@ from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
-from hubsync.errors import BatchTooLarge, HubsyncError, RowError
+from hubsync.errors import BatchTooLarge, HubsyncError, RowError, SpoolError
 from hubsync.receipt import Receipt
 from hubsync.uploader import Uploader
 
 _READ = 1 << 20
 _BATCH_ROWS = 1_000
 _BATCH_BYTES = 1 << 20  # of lines; a longer one goes alone
+_ESCAPED = 3  # times the bytes of a row its line may have, where it is written with escapes
 _WAIT_S = 0.2  # how long a line waits for others
 _MARK = b"\xef\xbb\xbf"  # which some editors put before UTF-8
 
@@ -58,6 +60,7 @@ def pipe(
 
     Raises:
         BadLine: where `bad_lines` is "fail"; the lines before it are accepted.
+        SpoolError: a bad line can't be set aside; so are those before it.
     """
     stream = _Stream(up, source, bad_lines, aside)
     bad: BadLine | None = None
@@ -92,11 +95,18 @@ class _Stream:
         self._source = source
         self._known = (up.offset(source) or 0) if source else 0
         self._fails = bad_lines == "fail"
+        self._longest = _ESCAPED * up._queue.max_bytes
         self._aside = aside or up.spool / "dead-letter" / "lines.txt"
         self._waiting: list[_Line] = []
         self._bytes = 0
         self._since = 0.0  # when the first of them came
         self._receipt: Receipt | None = None
+
+    def check_growth(self, size: int) -> None:
+        """Whether a line that has no end yet can still be a row. One that is set aside is read to its end."""
+        if self._fails and self.done.read >= self._known and size > self._longest:
+            why = f"it is {size:,} bytes long and goes on, more than the queue may ever hold"
+            raise BadLine(self.done.read + 1, why)
 
     def take(self, text: bytes) -> None:
         number = self.done.read + 1
@@ -142,8 +152,8 @@ class _Stream:
     def _refuse(self, bad: BadLine, text: bytes) -> None:
         if self._fails:
             raise bad
-        self.done.set_aside += 1
         _keep(self._aside, bad.number, text)
+        self.done.set_aside += 1
 
     def wait(self) -> None:
         """Until what was handed over is in the spool."""
@@ -166,16 +176,24 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
 
 
 def _keep(aside: Path, number: int, line: bytes) -> None:
-    fd = os.open(aside, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    try:
-        os.write(fd, b"%d\t%s\n" % (number, line.rstrip(b"\n")))
-    finally:
-        os.close(fd)
+    """Whole, or it raises `SpoolError` and nothing of it is there."""
+    with open(aside, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another stream may set its own aside
+        size, left = os.fstat(file.fileno()).st_size, b"%d\t%s\n" % (number, line.rstrip(b"\n"))
+        try:
+            while left:
+                left = left[os.write(file.fileno(), left) :]
+        except OSError as error:
+            with suppress(OSError):
+                file.truncate(size)
+            raise SpoolError(
+                f"{aside} can't be written ({error.strerror}): line {number:,} is not set aside."
+            ) from error
 
 
 def _lines(fd: int, stream: _Stream, signals: _Signals) -> Iterator[bytes]:
     """The lines of `fd`. Before it waits for more, what is old enough is put, and what was put is in the spool."""
-    rest = b""
+    rest = bytearray()  # searched once, however long a line is
     while True:
         if stream.left_s() == 0:
             stream.put()
@@ -187,10 +205,15 @@ def _lines(fd: int, stream: _Stream, signals: _Signals) -> Iterator[bytes]:
         data = os.read(fd, _READ)
         if not data:
             break
-        *whole, rest = (rest + data).split(b"\n")
-        yield from whole
+        first, *others = data.split(b"\n")
+        rest += first
+        if others:
+            yield bytes(rest)
+            yield from others[:-1]
+            rest = bytearray(others[-1])
+        stream.check_growth(len(rest))
     if rest:
-        yield rest
+        yield bytes(rest)
 
 
 class _Signals:

@@ -14,9 +14,10 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import anyio
@@ -30,6 +31,7 @@ from hubsync.formats import Damaged, unpack
 from hubsync.locks import BEAT_S, FileLock
 from hubsync.plan import Watermark, hashes
 from hubsync.policy import Layout, RetryPolicy, format_of
+from hubsync.schema import loads
 from hubsync.spool import WriterNote
 from hubsync.target import Target
 
@@ -59,6 +61,7 @@ class _Old:
     def __init__(self, directory: Path, scratch: Path) -> None:
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.complete: set[str] = set()
+        self._columns = _columns(scratch / "pattern")
         self._copy = scratch / "copy"
         for suffix in ("", "-wal"):
             with suppress(OSError):
@@ -67,19 +70,62 @@ class _Old:
             self.tables[table] = list(self.read(table))
 
     def read(self, table: str) -> Iterator[dict[str, Any]]:
-        """The rows of a table, as far as they can be read."""
-        db = sqlite3.connect(self._copy)
-        db.row_factory = sqlite3.Row
-        try:
-            with suppress(sqlite3.Error):
-                for row in db.execute(f"SELECT * FROM {table}"):
-                    yield dict(row)
+        """The rows of a table, as far as they can be read; one that can't be is as if it were not there."""
+        columns, is_whole = self._columns[table], True
+        with closing(sqlite3.connect(self._copy)) as db, suppress(sqlite3.Error, UnicodeDecodeError):
+            db.row_factory, db.text_factory = sqlite3.Row, _text
+            for row in db.execute(f"SELECT * FROM {table}"):
+                values = {name: row[name] if name in row.keys() else None for name in columns}  # noqa: SIM118
+                if _is_readable(table, values, columns):
+                    yield values
+                else:
+                    is_whole = False
+            if is_whole:
                 self.complete.add(table)
-        finally:
-            db.close()
 
     def get(self, key: str) -> str | None:
         return next((row["value"] for row in self.tables["meta"] if row["key"] == key), None)
+
+
+_KINDS = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
+_JSON: dict[str, Any] = {"target": Target, "private": bool | None, "status": Any, "governor": dict}  # else a number
+
+
+def _columns(pattern: Path) -> dict[str, dict[str, tuple[type, ...]]]:
+    """What the columns of each table may hold, as a new catalogue has them."""
+    with closing(Catalogue(pattern)) as new:
+        return {
+            table: {
+                column["name"]: (_KINDS[column["type"]], *(() if column["notnull"] or column["pk"] else (NoneType,)))
+                for column in new.rows(f"PRAGMA table_info({table})")
+            }
+            for table in (*_TABLES, "keys", "plans")
+        }
+
+
+def _text(value: bytes) -> str | bytes:
+    """Text that is none stays bytes: so the rows behind it can be read."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _is_readable(table: str, row: Mapping[str, Any], columns: Mapping[str, tuple[type, ...]]) -> bool:
+    """Whether its values are of their columns' types, and the JSON among them is some."""
+    if not all(isinstance(row[name], kinds) for name, kinds in columns.items()):
+        return False
+    try:
+        if table == "meta":
+            msgspec.json.decode(row["value"], type=_JSON.get(row["key"], int))
+        elif table == "writers" and row["mark"] is not None:
+            msgspec.json.decode(row["mark"], type=Watermark)
+        for name in ("schema", "known", "published"):
+            if row.get(name) is not None:
+                loads(row[name])
+    except msgspec.DecodeError:
+        return False
+    return table != "segments" or row["file"] == "" or row["id"] == segment_of(Path(row["file"]))
 
 
 def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | None:
@@ -100,9 +146,9 @@ def rescue(directory: Path, *, retry: RetryPolicy | None = None) -> Rescued | No
             stack.callback(lock.release)
             locks.append(lock)
         stack.enter_context(_beating(locks))
-        if _is_sound(directory / "catalogue.sqlite"):
-            return None
         old = _Old(directory, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        if _is_sound(directory / "catalogue.sqlite", old):
+            return None
         notes = _notes(directory)
         target = _target(directory, old, notes)
         private = _private(old, notes)
@@ -148,15 +194,21 @@ def _beating(locks: Sequence[FileLock]) -> Iterator[None]:
         thread.join()
 
 
-def _is_sound(path: Path) -> bool:
+def _is_sound(path: Path, old: _Old) -> bool:
     if not path.exists():
         return False
     try:
-        with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True) as db:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            return bool(version and db.execute("PRAGMA integrity_check").fetchone()[0] == "ok")
-    except sqlite3.Error:
+            if not version or db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+                return False
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except (sqlite3.Error, UnicodeDecodeError):
         return False
+    for table in ("keys", "plans"):
+        for _ in old.read(table):
+            pass
+    return tables & {*_TABLES, "keys", "plans"} <= old.complete  # SQLite does not look what a text or a number says
 
 
 def _notes(directory: Path) -> dict[str, WriterNote]:
@@ -168,8 +220,7 @@ def _notes(directory: Path) -> dict[str, WriterNote]:
 
 
 def _target(directory: Path, old: _Old, notes: Mapping[str, WriterNote]) -> Target:
-    stored = old.get("target")
-    if stored is not None:
+    if (stored := old.get("target")) is not None:
         return msgspec.json.decode(stored, type=Target)
     targets = {note.target for note in notes.values()}
     if len(targets) != 1:

@@ -33,7 +33,9 @@ def printable(text: str) -> str:
 def told(error: Exception) -> str:
     """An error's message with its notes, and what to do where there is no such dataset."""
     notes = [*getattr(error, "__notes__", ())]
-    if isinstance(error, RepoMissingError) and "hf auth login" not in f"{error}{notes}":
+    if isinstance(error, RepoMissingError) and "(RevisionNotFound)" in str(error):
+        notes.append("The repo is there; --revision names none of its branches, tags or commits.")
+    elif isinstance(error, RepoMissingError) and "hf auth login" not in f"{error}{notes}":
         notes.append("Is the name right? A private one needs a token. Log in (hf auth login), or set HF_TOKEN.")
     return "\n  ".join([str(error), *notes])
 
@@ -52,6 +54,16 @@ def errors_told() -> Iterator[None]:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it has not taken fails the interpreter's exit no more
         sys.exit(1)
+
+
+class Interruptible(click.Group):
+    """Ctrl-C ends every command with exit code 130, as a shell expects, and without a word of click's."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def _fill_closed_streams() -> None:

@@ -22,8 +22,8 @@ FLOORS = [
     ["worker", "rescue", "drain", "dead_letter", "inspect", "verify", "files"],
     ["uploader", "recognize"],
     ["async_uploader", "feed"],
-    ["pipe", "dashboard", "extension", "pipeline", "reader", "integrations"],
-    ["demo", "tap", "terminal", "cli_dead_letter"],
+    ["terminal", "pipe", "dashboard", "extension", "pipeline", "reader", "integrations"],
+    ["demo", "tap", "cli_dead_letter"],
     ["cli"],
     ["__main__"],
 ]

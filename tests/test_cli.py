@@ -42,6 +42,18 @@ def test_pipe_brings_every_line(run: Run, dataset: Dataset) -> None:
     assert dataset.ids() == list(range(2_500))
 
 
+def test_more_words_are_not_a_line_a_request(run: Run) -> None:
+    assert "HTTP Request" not in run("-v", "pipe", "user/rows", stdin=jsonl(0, 1)).stderr
+    done = run("-v", "verify", "user/rows")
+    assert (done.returncode, "HTTP Request" in done.stderr) == (0, False)
+
+
+def test_a_revision_that_is_not_there_asks_for_no_token(run: Run) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 1))
+    done = run("ls", "user/rows", "--revision", "nope")
+    assert (done.returncode, "--revision names none" in done.stderr, "token" in done.stderr) == (1, True, False)
+
+
 def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Dataset) -> None:
     done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
     assert done.returncode == 1
@@ -114,6 +126,21 @@ def test_drain_brings_up_what_an_offline_job_left(run: Run, dataset: Dataset, tm
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["rows_left"] == 0
     assert dataset.ids() == list(range(5))
+
+
+def test_status_tells_of_an_offline_job_that_has_it_open(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spool = tmp_path / "spool"
+    with Uploader("user/rows", spool=spool) as up:
+        up.put([{"id": 1}])
+        fact = json.loads(run("status", spool, "--json").stdout)
+        assert (fact["committer_pid"], fact["writer_pids"]) == (None, [os.getpid()])
+        shown = run("status", spool).stdout
+        assert f"nobody (open in process {os.getpid()})" in shown
+        assert "hubsync drain" not in shown
+    assert json.loads(run("status", spool, "--json").stdout)["writer_pids"] == []
 
 
 def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: Dataset) -> None:
@@ -262,5 +289,18 @@ def test_pipe_brings_up_what_it_has_read_when_it_is_told_to_end(
     process.stdin.flush()
     process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == (143 if number is signal.SIGTERM else 1), said
+    assert process.returncode == (143 if number is signal.SIGTERM else 130), said
+    assert "Aborted" not in said
     assert set(range(7)) <= set(dataset.ids()) <= set(range(9))
+
+
+def test_ctrl_c_is_exit_code_130_and_no_more_words() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "hubsync", "status", "--watch"],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as job:  # fmt: skip
+        assert job.stdout
+        assert job.stderr
+        job.stdout.readline()
+        job.send_signal(signal.SIGINT)
+        assert (job.wait(), job.stderr.read()) == (130, "")

@@ -223,6 +223,26 @@ def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Run, hub: LocalHu
 # To put it again.
 
 
+def test_a_spool_that_is_broken_hides_no_other(
+    run: Run, refused: list[int], spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "broken").mkdir(parents=True, mode=0o700)
+    (home / "broken" / "catalogue.sqlite").write_bytes(b"no database" * 100)
+    spool.rename(home / "sound")
+    monkeypatch.setenv("HUBSYNC_HOME", str(home))
+    for what, shown in (
+        (("list", "--json"), '"path": "data/train-00001.jsonl"'),
+        (("export", "--all"), '{"id":4}'),
+        (("resubmit", "--all"), ""),
+    ):
+        done = run("dead-letter", *what)
+        assert done.returncode == 1
+        assert shown in done.stdout
+        assert f"hubsync drain --rescue {home / 'broken'}" in done.stderr
+    assert "Put again: 2 shards" in done.stderr
+
+
 def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
     letter: Run, refused: list[int], dataset: Dataset, spool: Path, check: Callable[[], tuple[str, ...]]
 ) -> None:
@@ -362,10 +382,10 @@ def test_mended_rows_that_are_refused_again_are_what_the_dead_letter_holds(
     letter: Run, refused: list[int], hub: LocalHub, tmp_path: Path
 ) -> None:
     mended = tmp_path / "mended.jsonl"
-    mended.write_text('{"id":"mended"}\n')
+    mended.write_text('{"id":"mended"}\n' * 2)
     hub.faults.add(Fault.status(422, on="commit"))
     assert letter("resubmit", refused[0], "--from", mended, "--drain").returncode == 1
-    assert letter("export", refused[0]).stdout == '{"id":"mended"}\n'
+    assert letter("export", refused[0]).stdout == '{"id":"mended"}\n' * 2
 
 
 def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[int], tmp_path: Path) -> None:
@@ -374,6 +394,18 @@ def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[i
     assert letter("resubmit", *refused, "--from", mended).returncode == 2
     assert letter("resubmit", "--all", "--from", mended).returncode == 2
     assert letter("resubmit", refused[0], "--from", tmp_path / "no").returncode == 2
+
+
+def test_fewer_rows_than_were_refused_are_put_only_on_purpose(
+    letter: Run, refused: list[int], tmp_path: Path, spool: Path, dataset: Dataset
+) -> None:
+    (tmp_path / "mended").write_text('{"id":1}\n')
+    before = graves(spool)
+    done = letter("resubmit", refused[0], "--from", tmp_path / "mended")
+    assert (done.returncode, "1 row in place of 2" in done.stderr, "--yes" in done.stderr) == (1, True, True)
+    assert (graves(spool), list((spool / "segments").iterdir())) == (before, [])
+    assert letter("resubmit", refused[0], "--from", tmp_path / "mended", "--yes", "--drain").returncode == 0
+    assert dataset.ids() == [0, 1, 3, 5]
 
 
 # To throw it away.

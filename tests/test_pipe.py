@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import QueuePolicy, Uploader
+from hubsync import QueuePolicy, SpoolError, Uploader
 from hubsync.pipe import BadLine, pipe
 
 Make = Callable[..., Uploader]
@@ -94,6 +95,61 @@ def test_a_line_that_the_queue_can_never_hold_is_named(make: Make, feed: Any) ->
         done = pipe(feed(lambda fd: write_all(fd, lines)), up, bad_lines="set-aside")
         assert (done.rows, done.set_aside) == (2, 1)
         assert spooled(up.spool) == [1, 1, 3]
+
+
+def test_a_line_without_an_end_ends_the_stream(make: Make, feed: Any) -> None:
+    written = []
+
+    def write(fd: int) -> None:
+        os.write(fd, line(1))
+        with pytest.raises(BrokenPipeError):
+            while True:
+                written.append(os.write(fd, b"x" * MB))
+
+    with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
+        reading = feed(write)
+        with pytest.raises(BadLine, match=r"line 2: it is [6-7],\d+,\d+ bytes long and goes on"):
+            pipe(reading, up)
+        os.close(reading)
+        assert spooled(up.spool) == [1]
+
+
+def test_a_long_line_is_searched_once(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pipe gives a page at a time; what was searched for its end is not searched again."""
+    from hubsync import pipe as module
+
+    monkeypatch.setattr(module, "_READ", 4_096)
+    (tmp_path / "lines").write_bytes(line(1, 20 * MB) + line(2))
+    fd = os.open(tmp_path / "lines", os.O_RDONLY)
+    with make() as up:
+        assert pipe(fd, up).rows == 2  # 5,000 reads of 20 MB would be 50 GB
+        assert spooled(up.spool) == [1, 2]
+    os.close(fd)
+
+
+def test_a_bad_line_that_the_disk_does_not_take_is_not_said_to_be_kept(
+    make: Make, feed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    aside, write = tmp_path / "aside", os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if not os.path.samestat(os.fstat(fd), aside.stat()):
+            return write(fd, data)
+        if len(data) < 10:  # the second one
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:10])
+
+    aside.touch()
+    with make() as up:
+        reading = feed(lambda fd: write_all(fd, line(1) + b"bad, all of it\n" + line(2)))
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(SpoolError, match=r"aside can't be written .*: line 2 is not set aside"):
+            pipe(reading, up, source="a", bad_lines="set-aside", aside=aside)
+        monkeypatch.undo()
+        assert aside.read_bytes() == b""
+        up.put([])  # behind all that was handed over
+        assert (up.offset("a"), spooled(up.spool)) == (1, [1])
+    os.close(reading)
 
 
 def test_a_row_that_does_not_go_with_the_columns_is_named_and_those_before_are_kept(make: Make, feed: Any) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hubsync import NotDrained, ShardPolicy, SpoolBusy, SpoolError, Uploader
+from hubsync import NotDrained, ShardPolicy, SpoolBusy, SpoolError, SpoolLost, Uploader
+from hubsync.dead_letter import DeadLetter
 from hubsync.drain import drain
+from hubsync.inspect import spool_facts
 from hubsync.localhub import Fault, LocalHub
 from hubsync.rescue import rescue
 from tests.conftest import Dataset
@@ -204,3 +208,55 @@ def test_a_sound_spool_is_sound_under_any_name(
     with uploader(spool=tmp_path / name) as up:
         up.put([{"id": 1}])
     assert rescue(tmp_path / name) is None
+
+
+def flipped(spool: Path, seed: int, flips: int) -> None:
+    """Single bits of what the catalogue holds; 0 for every 97th byte behind its first page."""
+    db = sqlite3.connect(spool / "catalogue.sqlite")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.close()
+    chosen = random.Random(seed)
+    data = bytearray((spool / "catalogue.sqlite").read_bytes())
+    if flips == 0:
+        for at in range(4096, len(data), 97):
+            data[at] ^= 0xFF
+    used = [at for at, byte in enumerate(data) if byte]
+    for _ in range(flips):
+        data[chosen.choice(used)] ^= 1 << chosen.randrange(8)
+    (spool / "catalogue.sqlite").write_bytes(data)
+
+
+@pytest.mark.parametrize(("seed", "flips"), [(0, 0), *((seed, flips) for seed in range(3) for flips in (12, 60))])
+def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, seed: int, flips: int
+) -> None:
+    fill(hub, uploader)
+    flipped(spool, seed, flips)
+    for look in (spool_facts, lambda where: DeadLetter(where).shards()):
+        with suppress(SpoolError):
+            look(spool)
+    rescue(spool)
+    assert drain(spool, timeout=60).rows == 0
+    assert dataset.ids() == list(range(30))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE segments SET template = CAST(x'ff' AS TEXT)",  # which SQLite thinks sound
+        "UPDATE meta SET value = '{' WHERE key = 'target'",
+        "UPDATE schemas SET known = '{'",
+    ],
+)
+def test_words_that_can_not_be_read_are_a_corrupt_catalogue_and_no_full_spool(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, damage: str
+) -> None:
+    fill(hub, uploader)
+    with sqlite3.connect(spool / "catalogue.sqlite") as db:
+        db.execute(damage)
+    db.close()
+    with pytest.raises(SpoolLost, match="hubsync drain --rescue"):
+        drain(spool, timeout=60)
+    assert rescue(spool) is not None
+    assert drain(spool, timeout=60).rows == 0
+    assert dataset.ids() == list(range(30))

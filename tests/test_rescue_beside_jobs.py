@@ -70,7 +70,7 @@ def test_a_job_that_is_started_during_a_rescue(
 ) -> None:
     fill(hub, uploader)
     on_hub = rescuing._on_hub
-    monkeypatch.setattr(rescuing, "_is_sound", lambda path: False)
+    monkeypatch.setattr(rescuing, "_is_sound", lambda path, old: False)
 
     async def slowly(*args: Any) -> Any:
         with monkeypatch.context() as offline:

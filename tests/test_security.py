@@ -540,3 +540,25 @@ def test_an_audit_fails_for_a_vulnerability_and_not_for_want_of_a_network(
         env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout[: len(told)]) == (code, told), done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_spool_that_may_not_be_read_is_told(uploader: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of another user, which may enter nothing of pytest's: so by the errors that the system gives it."""
+    home = tmp_path / "state"
+    home.mkdir()
+    (home / "a-file").touch()
+    uploader(spool=home / "theirs").open().close()
+    os.chown(home / "theirs", 12345, 12345)
+    looked, stat_of = [], os.stat
+
+    def refused(path: Any, **given: Any) -> os.stat_result:
+        if str(path).endswith("theirs/catalogue.sqlite"):
+            looked.append(path)
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat_of(path, **given)
+
+    monkeypatch.setattr(os, "stat", refused)
+    shown = CliRunner().invoke(cli, ["status"], env={"COLUMNS": "400"})
+    assert (shown.exit_code, bool(looked)) == (1, True)
+    assert "run this as that user" in shown.output
