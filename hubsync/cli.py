@@ -9,6 +9,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -208,12 +209,12 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
     from hubsync.errors import HubsyncError
     from hubsync.inspect import spools
 
-    results = [_drained(spool, timeout)] if spool is not None else []
-    for directory in spools() if spool is None else ():
-        try:
-            results.append(_drained(directory, timeout))
-        except HubsyncError as error:  # which is no reason to leave the others
-            results.append({"spool": str(directory), "error": told(error)})
+    results = _drained([spool] if spool is not None else list(spools()), timeout)
+    for result in results:
+        if (error := result.get("error")) is not None:
+            if spool is not None or not isinstance(error, HubsyncError):
+                raise error
+            result["error"] = told(error)
     if as_json:
         click.echo(json.dumps(results))
     elif not results:
@@ -228,24 +229,41 @@ def drain(spool: Path | None, timeout: float | None, broken: bool, as_json: bool
         sys.exit(1)
 
 
-def _drained(directory: Path, timeout: float | None) -> dict[str, Any]:
+def _drained(directories: list[Path], timeout: float | None) -> list[dict[str, Any]]:
+    """All at once, since one may wait for its Hub, or its quota, for hours."""
     from hubsync.drain import drain as run
     from hubsync.drain import shown
     from hubsync.inspect import spool_facts
 
-    say(f"{directory}")
+    def bring_up(directory: Path) -> dict[str, Any]:
+        say(f"{directory}")
+        try:
+            with shown(directory, say) as progress:
+                depth = run(directory, timeout=timeout, progress=progress)
+        except Exception as error:  # noqa: BLE001  (which is no reason to leave the others)
+            return {"spool": str(directory), "error": error}
+        return {
+            "spool": str(directory), "rows_left": depth.rows, "dead_shards": depth.dead,
+            "committed_rows": depth.committed_rows,
+        }  # fmt: skip
+
+    results: dict[Path, dict[str, Any]] = {}
+    threads = [
+        threading.Thread(target=lambda at=directory: results.update({at: bring_up(at)}), daemon=True)
+        for directory in directories
+    ]
     try:
-        with shown(directory, say) as progress:
-            depth = run(directory, timeout=timeout, progress=progress)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     except KeyboardInterrupt:
-        left = count_text(spool_facts(directory)["rows_waiting"], "row")
-        say(f"Interrupted: {left} not yet on the Hub, and safe in {directory}.")
-        say(f"To go on: hubsync drain {directory}")
+        for directory in [directory for directory in directories if directory not in results]:
+            left = count_text(spool_facts(directory)["rows_waiting"], "row")
+            say(f"Interrupted: {left} not yet on the Hub, and safe in {directory}.")
+            say(f"To go on: hubsync drain {directory}")
         sys.exit(130)
-    return {
-        "spool": str(directory), "rows_left": depth.rows, "dead_shards": depth.dead,
-        "committed_rows": depth.committed_rows,
-    }  # fmt: skip
+    return [results[directory] for directory in directories]
 
 
 def _rescue(spool: Path | None) -> None:

@@ -49,7 +49,7 @@ from hubsync.plans import Plans
 from hubsync.policy import MIB, CommitPolicy, RetryPolicy
 from hubsync.schema import StructOf
 from hubsync.spool import Spool
-from hubsync.status import State, Status, count_text
+from hubsync.status import QUOTA, State, Status, count_text
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")
@@ -405,11 +405,18 @@ class Committer:
                     self._status.report("commit", State())
                 await self._commit_bell.wait(_POLL_S)
             elif wait := self._governor.wait_s(urgent=urgent):
-                self._status.report("pace", State("ok", self._pace, round(self._clock.time() + wait)))
+                self._tell_pace(wait)
                 await self._commit_bell.wait(wait if urgent else min(wait, _POLL_S))
             else:
                 self._status.report("pace", State())
                 await self._commit(shards, backoff)
+
+    def _tell_pace(self, wait: float) -> None:
+        until = round(self._clock.time() + wait)
+        is_refused = self._governor.is_refused  # perhaps in an earlier process
+        self._status.report(
+            "pace", State("backing off", QUOTA, until) if is_refused else State("ok", self._pace, until)
+        )
 
     def _ready(self) -> tuple[list[Shard], bool]:
         """What the next commit may take, and whether somebody waits for any of it."""
@@ -518,7 +525,7 @@ class Committer:
             half = len(plan.shards) // 2
             for part in (plan.shards[:half], plan.shards[half:]):
                 while wait := self._governor.wait_s(urgent=True):
-                    self._status.report("pace", State("ok", self._pace, round(self._clock.time() + wait)))
+                    self._tell_pace(wait)
                     await self._clock.sleep(wait)
                 self._status.report("pace", State())
                 await self._commit(part, backoff)

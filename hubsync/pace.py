@@ -86,6 +86,11 @@ class Governor:
             wait = max(wait, spent[-1] + self._distance(quota) - now)
         return wait if wait > 1e-6 else 0.0
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is the Hub's word that no commit may go now, and not what this spool has spent."""
+        return self._state.not_before > self._clock.time()
+
     def last_hour(self) -> tuple[int, int]:
         """Commits of the hour behind, and how many it may hold."""
         _, quota = self._look()

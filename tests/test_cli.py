@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import Uploader
+from hubsync import NotDrained, Uploader
 from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
 
@@ -172,6 +172,37 @@ def test_one_bad_spool_keeps_no_other_from_being_shown_and_brought_up(
     assert f"{first}: not brought up: " in done.stderr
     assert f"{second}: all on the Hub." in done.stderr
     assert dataset.ids() == [0, 1, 2]
+
+
+def test_a_spool_whose_hub_is_away_holds_no_other_up(run: Run, hub: LocalHub, dataset: Dataset, tmp_path: Path) -> None:
+    home = {"HUBSYNC_HOME": str(tmp_path / "home")}
+    run("pipe", "user/away", "--timeout", 0, stdin=jsonl(0, 1), HF_ENDPOINT="http://127.0.0.1:9", **home)
+    run("pipe", "user/rows", stdin=jsonl(0, 2), HF_HUB_OFFLINE="1", **home)
+    environ = {**os.environ, **hub.environ(), **home}
+    command = [sys.executable, "-m", "hubsync", "drain"]
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as draining:
+        try:
+            while json.loads(run("status", "--json", **home).stdout.splitlines()[-1])["rows_waiting"]:
+                assert draining.poll() is None
+        finally:
+            draining.send_signal(signal.SIGINT)
+            _, said = draining.communicate()
+    assert draining.returncode == 130
+    assert "Interrupted: 1 row not yet on the Hub" in said
+    assert dataset.ids() == [0, 1]
+
+
+def test_who_begins_while_the_quota_is_spent_says_so(
+    run: Run, hub: LocalHub, uploader: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    up = uploader().open()
+    hub.faults.add(Fault.rate_limit("commits", on="commit"))
+    up.put([{"id": 1}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=1)
+    hub.faults.clear()
+    assert "backing off: commit quota" in run("drain", tmp_path / "spool", "--timeout", 1).stderr
+    assert json.loads(run("status", tmp_path / "spool", "--json").stdout)["state"] == "backing off"
 
 
 def test_an_interrupted_drain_says_what_is_left_and_that_it_is_safe(run: Run, hub: LocalHub, tmp_path: Path) -> None:
