@@ -25,6 +25,7 @@ from hubsync.errors import (
     StorageQuotaError,
     TransformError,
     TransientError,
+    WaitTimeout,
     WriteForbiddenError,
 )
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
@@ -67,6 +68,7 @@ __all__ = [
     "TransformError",
     "TransientError",
     "Uploader",
+    "WaitTimeout",
     "WriteForbiddenError",
     "__version__",
 ]

@@ -5,6 +5,7 @@ HubsyncError
 ├── RowError (ValueError)         a row that can't become a JSON line; its whole batch is refused
 │   └── TransformError            the uploader's `transform` raised on a row, or is no plain function
 ├── QueueFull                     the bounded queue is full and its policy is "raise", or `timeout` passed
+├── WaitTimeout (TimeoutError)    a batch is not as far as was wanted in time; it goes on, and has its receipt
 ├── BatchTooLarge                 one batch is larger than the whole queue may be
 ├── ClosedError                   any call after close, but for close
 ├── ForkedError                   a forked child touched its parent's uploader
@@ -36,7 +37,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
@@ -98,6 +99,19 @@ class SchemaConflict(RowError):
 
 class QueueFull(HubsyncError):
     """The queue is at its bound. The batch was not accepted; put it again later."""
+
+
+class WaitTimeout(HubsyncError, TimeoutError):
+    """A batch is not as far as was wanted within the `timeout`. It goes on by itself.
+
+    Attributes:
+        receipt: the batch's `Receipt`, which tells how far it is and can be waited for again. One that is "queued" is
+            not accepted yet: where the spool takes nothing more before the uploader ends, it is "dropped" then.
+    """
+
+    def __init__(self, message: str, receipt: Any = None) -> None:
+        super().__init__(message)
+        self.receipt = receipt
 
 
 class BatchTooLarge(HubsyncError, ValueError):

@@ -14,7 +14,7 @@ from typing import Literal
 import anyio
 
 from hubsync.clock import loop_waker
-from hubsync.errors import HubsyncError, once_more
+from hubsync.errors import HubsyncError, WaitTimeout, once_more
 
 Wake = Callable[[], object]
 Until = Literal["spooled", "committed"]
@@ -141,7 +141,7 @@ class Receipt:
         """Blocks this thread until the batch is that far; answers the commit's sha (None before it is committed).
 
         Raises:
-            TimeoutError: `timeout` seconds passed.
+            WaitTimeout: `timeout` seconds passed. It is a `TimeoutError`.
             HubsyncError: the batch was dropped, or refused by the Hub.
         """
         done = threading.Event()
@@ -181,9 +181,12 @@ class Receipt:
             self._unsubscribe(wake)
         return self._outcome(until)
 
-    def _late(self, timeout: float | None) -> TimeoutError:
-        where = "in memory" if self._fate is None else "safe in the spool"
-        return TimeoutError(f"the batch is still {self.state} after {timeout or 0:,.1f} s: it is {where}, and goes on.")
+    def _late(self, timeout: float | None) -> WaitTimeout:
+        is_queued = self._fate is None
+        where = "waits in memory for the spool's disk, and is not accepted yet" if is_queued else "is safe in the spool"
+        return WaitTimeout(
+            f"the batch is still {self.state} after {timeout or 0:,.1f} s: it {where}. It goes on.", self
+        )
 
     def __repr__(self) -> str:
         extra = f", sha={self.sha!r}" if self.sha else ""

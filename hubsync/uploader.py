@@ -491,8 +491,8 @@ class Uploader(BaseUploader):
         Raises:
             RowError (also TransformError, SchemaConflict), BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the
                 batch was not accepted.
-            TimeoutError, NotDrained, BlockedError: it was accepted, but is not as far as `ack` wants: time ran out,
-                another thread closed the uploader, or a person is needed.
+            WaitTimeout, NotDrained, BlockedError: it goes on, but is not as far as `ack` wants: time ran out (the error
+                has the receipt), another thread closed the uploader, or a person is needed.
         """
         worker = self._ready()
         check_wait(ack, timeout)

@@ -126,6 +126,7 @@ class SpoolWriter:
         self._layout = layout
         self._policy = policy
         self._open: _OpenSegment | None = None
+        self._began: dict[str, int] = {}  # the highest offset of a source before this writer was given any
         self._torn = False  # the open segment's file has a tail that a failed take could not take back
         self._guard = threading.Lock()
 
@@ -300,13 +301,25 @@ class SpoolWriter:
                 return Accepted(row["segment"], True)
         if batch.offset is not None:
             known = self._spool.offset(batch.source)
+            began = self._began.setdefault(batch.source, -1 if known is None else known)
             if known is not None and batch.offset <= known:
+                if began < batch.offset < known:
+                    self._warn_of_order(batch, known)
                 segment = catalogue.value(
                     "SELECT segment FROM segment_offsets WHERE source = ? AND offset >= ? ORDER BY offset LIMIT 1",
                     batch.source, batch.offset,
                 )  # fmt: skip
                 return Accepted(segment, True)
         return None
+
+    def _warn_of_order(self, batch: Batch, known: int) -> None:
+        """Once for a source: it may also be put again on purpose, after an error."""
+        self._began[batch.source] = 1 << 63  # above any offset
+        _log.warning(
+            "offset %d of source %r came behind %d in the same run, so it counts as accepted before and adds nothing. "
+            "If its rows are new, they are missing now: offsets must rise. Put them from one thread or task, or give "
+            "a key= instead.", batch.offset, batch.source, known,
+        )  # fmt: skip
 
     def _remember(self, batch: Batch, segment: int | None) -> None:
         catalogue = self._spool.catalogue

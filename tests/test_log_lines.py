@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import BlockedError, NotDrained, RetryPolicy, SpoolPolicy, Uploader
+from hubsync import BlockedError, NotDrained, RetryPolicy, SpoolPolicy, Uploader, WaitTimeout
 from hubsync.clock import ManualClock
 from hubsync.localhub import Fault, LocalHub
 from hubsync.status import State, Status, clock_text
@@ -197,3 +197,32 @@ def test_offline_says_where_the_rows_are(
         f"INFO offline: 2 rows (18 bytes) wait in {tmp_path / 'spool'}; bring them up with: hubsync drain "
         f"{tmp_path / 'spool'}",
     ]
+
+
+def test_an_offset_that_comes_behind_a_higher_one_of_the_same_run_is_told_once(uploader: Make, lines: Any) -> None:
+    """A pool of threads that put in any order, say: it adds nothing, and that is no replay of an earlier run."""
+    with uploader() as up:
+        up.put([{"id": 1}], offset=1)
+    with uploader() as up:
+        up.put([{"id": 1}], offset=1)  # a replay, as it should be
+        up.put([{"id": 9}], offset=9)
+        up.put([{"id": 9}], offset=9)  # perhaps after an error
+        assert lines("offset") == []
+        up.put([{"id": 5}], offset=5)
+        up.put([{"id": 6}], offset=6)
+    (said,) = lines("offset")
+    assert said.startswith("WARNING offset 5 of source 'default' came behind 9 in the same run")
+
+
+def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
+    uploader: Make, hub: LocalHub, tmp_path: Path
+) -> None:
+    up = uploader(spool=SpoolPolicy(directory=tmp_path / "spool", max_bytes=1_000_000)).open()
+    hub.faults.add(Fault.outage())
+    up.put([{"id": "x" * 9_000_000}])
+    with pytest.raises(WaitTimeout, match="not accepted yet") as late:
+        up.put([{"id": "z"}], timeout=0.01)
+    assert late.value.receipt.state == "queued"
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.1)
+    assert late.value.receipt.state == "dropped"
