@@ -382,6 +382,8 @@ class BaseUploader:
         except HubsyncError as failed:
             _log.error("%s", failed)
             error.add_note(f"hubsync: {failed}")
+        else:  # who was warned is told that it is over
+            _log.warning("drained: %s", "what is left is in the spool" if worker.offline else "all is on the Hub")
 
     def _close(self, timeout: float | None) -> None:
         if (worker := self._to_close()) is None:

@@ -226,3 +226,12 @@ def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
     with pytest.raises(NotDrained):
         up.close(timeout=0.1)
     assert late.value.receipt.state == "dropped"
+
+
+def test_a_job_that_was_ended_is_told_how_its_draining_went(uploader: Make, lines: Any) -> None:
+    with pytest.raises(ZeroDivisionError), uploader() as up:
+        up.put([{"id": 1}])
+        1 / 0  # noqa: B018
+    began, ended = lines("WARNING")
+    assert began.startswith("WARNING ZeroDivisionError ended the job; draining first, 1 row")
+    assert ended == "WARNING drained: all is on the Hub"
