@@ -130,7 +130,7 @@ def test_what_is_sealed_because_the_disk_is_full_does_not_wait_for_its_turn(
         hub.faults.add(Fault.outage())
         thread = producer(up, [], 500)
         until(lambda: up.stats().state.kind == "spool full" and up.stats().spool.open == 0)
-        assert up._worker.spool.catalogue.value("SELECT min(urgent) FROM segments WHERE state = 'sealed'") == 1
+        until(lambda: up._worker.spool.catalogue.value("SELECT min(urgent) FROM segments WHERE state = 'sealed'"))
         hub.faults.clear()
         thread.join()
     assert dataset.ids() == list(range(500))
