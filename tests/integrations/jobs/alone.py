@@ -161,7 +161,7 @@ def arguments() -> dict[str, Any]:
         except ValueError as error:
             refused[f"twin {one.name}"] = str(error)
     with Pipeline(name="p"):
-        plain, tuned = step(name="a", token="hf_another"), step(name="b", token=None, linger_s=5, spool="x", drain_s=None)
+        plain, tuned = step(name="a", token="hf_another"), step(name="b", linger_s=5, spool="x", drain_s=None)
         elsewhere = step(name="c", repo_id="user/others")
     plain.set_runtime_parameters({"token": TOKEN})  # as Pipeline.run(parameters=…) does
     tuned.pipeline = None  # as distilabel does before it copies a step to another process
