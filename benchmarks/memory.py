@@ -5,7 +5,6 @@ with many shards in the spool. Peak RSS over that of the same process before its
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from typing import Any
 
@@ -75,8 +74,9 @@ def _work(kind: str, amount: int, repo: str) -> None:
 
 
 def _rss_mb() -> float:
-    """The highest that it ever was."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000
+    """The highest that it ever was; `ru_maxrss` begins with that of the process that has forked this one."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1_000
 
 
 if __name__ == "__main__":
