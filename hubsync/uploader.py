@@ -383,7 +383,7 @@ class BaseUploader:
             _log.error("%s", failed)
             error.add_note(f"hubsync: {failed}")
         else:  # who was warned is told that it is over
-            _log.warning("drained: %s", "what is left is in the spool" if worker.offline else "all is on the Hub")
+            _log.warning("drained: all is in the spool" if worker.offline else "drained: all is on the Hub")
 
     def _close(self, timeout: float | None) -> None:
         if (worker := self._to_close()) is None:
