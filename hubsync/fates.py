@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, once_more
+from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, WaitTimeout, once_more
 from hubsync.receipt import AllOf, Fate, Receipt, Until
 from hubsync.spool import Spool
 
@@ -18,18 +18,25 @@ from hubsync.spool import Spool
 class Flush(Receipt):
     """Committed once all that it waits for is. However its block is left, nothing of it is kept then."""
 
-    __slots__ = ("_leave", "_untold")
+    __slots__ = ("_leave", "_of", "_untold")
 
-    def __init__(self, leave: Callable[[Flush], object], untold: Callable[[], ShardsRefused | None]) -> None:
+    def __init__(
+        self, leave: Callable[[Flush], object], untold: Callable[[], ShardsRefused | None], of: Receipt | None
+    ) -> None:
         super().__init__(0, 0)
         self._leave = leave
         self._untold = untold
+        self._of = of
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._leave(self)
+
+    def _late(self, timeout: float | None) -> WaitTimeout:
+        """Who waits for one batch is told how far that is."""
+        return super()._late(timeout) if self._of is None else self._of._late(timeout)
 
     def _outcome(self, until: Until) -> str | None:
         """What was refused before it began is told as well, by who still waits."""
@@ -124,9 +131,9 @@ class Fates:
 
     # Who waits for many.
 
-    def flush(self, *, whole: bool) -> Flush:
-        """A wait that is to `begin` in its turn; for all that was put, or one batch."""
-        flush = Flush(self._leave, self._untold if whole else lambda: None)
+    def flush(self, of: Receipt | None) -> Flush:
+        """A wait that is to `begin` in its turn; for all that was put, or the batch `of`."""
+        flush = Flush(self._leave, self._untold if of is None else lambda: None, of)
         with self._lock:
             self._flushes[flush] = None
         return flush

@@ -393,7 +393,7 @@ class Worker:
         """A receipt that is committed once all that was put before is, or the batch `of` is; or that tells of what
         blocks. `everything`: other writers' shards as well. Who waits for it does so within its block.
         """
-        flush = self._fates.flush(whole=of is None)
+        flush = self._fates.flush(of)
         self.queue.order(Order(lambda: self._flush(flush, everything, of)))
         return flush
 

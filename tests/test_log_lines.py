@@ -230,6 +230,16 @@ def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
     assert late.value.receipt.state == "dropped"
 
 
+def test_a_batch_that_is_not_committed_in_time_is_told_as_safe(uploader: Make, hub: LocalHub) -> None:
+    with uploader() as up:
+        hub.faults.add(Fault.outage())
+        with pytest.raises(WaitTimeout, match="safe in the spool") as late:
+            up.put([{"id": 1}], ack="committed", timeout=1)
+        assert (late.value.receipt.rows, late.value.receipt.state) == (1, "spooled")
+        hub.faults.clear()
+    assert late.value.receipt.state == "committed"
+
+
 def test_a_job_that_was_ended_is_told_how_its_draining_went(uploader: Make, lines: Any) -> None:
     with pytest.raises(ZeroDivisionError), uploader() as up:
         up.put([{"id": 1}])
