@@ -95,10 +95,10 @@ class BoundedQueue:
             BatchTooLarge, ClosedError: at once.
             QueueFull: the policy is "raise", or `timeout` seconds passed.
         """
-        if (offer := self._try(batch)) == "full":
+        if (offer := self._offer(batch)) == "full":
             room, until = threading.Event(), None if timeout is None else time.monotonic() + timeout
             with self._blocking(room.set):
-                while (offer := self._try(batch)) == "full":
+                while (offer := self._offer(batch)) == "full":
                     if not room.wait(None if until is None else max(0.0, until - time.monotonic())):
                         raise self._late(timeout)
                     room.clear()
@@ -106,10 +106,10 @@ class BoundedQueue:
 
     async def put_async(self, batch: Batch, timeout: float | None = None) -> bool:
         """As `put`, for a task: waits without blocking its event loop."""
-        if (offer := self._try(batch)) == "full":
+        if (offer := self._offer(batch)) == "full":
             room = anyio.Event()
             with self._blocking(loop_waker(lambda: room.set())), anyio.move_on_after(timeout) as scope:
-                while (offer := self._try(batch)) == "full":
+                while (offer := self._offer(batch)) == "full":
                     await room.wait()
                     room = anyio.Event()
             if scope.cancelled_caught:
@@ -177,31 +177,28 @@ class BoundedQueue:
 
     def _offer(self, batch: Batch) -> Offer:
         policy, size = self._policy, len(batch.lines)
-        if self._refuses:
-            raise ClosedError("the uploader is closed; the batch was not accepted.")
-        if size > policy.max_bytes:
-            raise BatchTooLarge(
-                f"a batch of {count_text(batch.rows, 'row')} is {size:,} bytes, more than the queue may hold "
-                f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
-                f"queue=QueuePolicy(max_bytes={2 * size})."
-            )
-        if self._bytes + size > policy.max_bytes or len(self._put_at) >= policy.max_batches:
-            if policy.when_full == "raise":
-                raise self._full("the policy is 'raise'")
-            if policy.when_full == "drop":
-                self._dropped += 1
-                return "dropped"
-            return "full"
-        self._items.append(batch)
-        self._put_at.append(self._now())
-        self._bytes += size
-        self._rows += batch.rows
-        self._filled.notify()
-        return "accepted"
-
-    def _try(self, batch: Batch) -> Offer:
         with self._lock:
-            return self._offer(batch)
+            if self._refuses:
+                raise ClosedError("the uploader is closed; the batch was not accepted.")
+            if size > policy.max_bytes:
+                raise BatchTooLarge(
+                    f"a batch of {count_text(batch.rows, 'row')} is {size:,} bytes, more than the queue may hold "
+                    f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
+                    f"queue=QueuePolicy(max_bytes={2 * size})."
+                )
+            if self._bytes + size > policy.max_bytes or len(self._put_at) >= policy.max_batches:
+                if policy.when_full == "raise":
+                    raise self._full("the policy is 'raise'")
+                if policy.when_full == "drop":
+                    self._dropped += 1
+                    return "dropped"
+                return "full"
+            self._items.append(batch)
+            self._put_at.append(self._now())
+            self._bytes += size
+            self._rows += batch.rows
+            self._filled.notify()
+            return "accepted"
 
     @contextmanager
     def _blocking(self, wake: Callable[[], object]) -> Iterator[None]:
