@@ -7,11 +7,13 @@ nor, the next time, takes one from there instead of calling it.
 """
 
 import argparse
+import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 from datasets import Dataset
-from multiprocess.util import Finalize  # not multiprocessing: `datasets` makes its processes with this one
 
 from hubsync import Uploader
 
@@ -23,12 +25,14 @@ _up: Uploader | None = None  # this process' own
 
 
 def uploader(repo: str) -> Uploader:
-    """The uploader of this process, opened when its first batch comes: one can't be taken through a fork."""
+    """The uploader of this process, opened when its first batch comes: one can't be taken through a fork.
+
+    Nobody closes it. A pool ends its processes by SIGTERM, also when all is well, and nothing runs in them then. That
+    is no harm: what `put` has returned from is in the spool, and `main` brings it up.
+    """
     global _up
     if _up is None:
-        _up = Uploader(repo).open()
-        # A pool's process ends by os._exit, without `atexit`; what it does run is multiprocess' own finalizers.
-        Finalize(None, _up.close, exitpriority=0)
+        _up = Uploader(repo, grace_s=None).open()
     return _up
 
 
@@ -37,7 +41,9 @@ def answer(question: str) -> str:
     return question[::-1]
 
 
-def answer_batch(batch: dict[str, list[str]], indices: list[int], rank: int, repo: str) -> None:
+def answer_batch(batch: dict[str, list[str]], indices: list[int], rank: int, repo: str, end: str) -> None:
+    if os.path.exists(end):
+        raise InterruptedError("the job was told to end")
     up, source = uploader(repo), f"piece-{rank}"
     done = up.offset(source)
     questions = zip(indices, batch["question"], strict=True)
@@ -54,22 +60,28 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=20)
     args = parser.parse_args()
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # told to end, the job tells the map's processes as well
     questions = Dataset.from_dict({"question": [f"Question number {n}?" for n in range(args.rows)]})
-    try:
-        questions.map(
-            answer_batch,
-            batched=True,
-            batch_size=args.batch_size,
-            with_indices=True,
-            with_rank=True,
-            num_proc=PROCESSES,
-            fn_kwargs={"repo": args.repo},
-        )
-    finally:
-        # Where a process was killed, its rows are in the spool: an uploader that closes brings up what the dead left.
-        with Uploader(args.repo):
-            pass
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    with tempfile.TemporaryDirectory() as directory:
+        # Told to end, the job lets each process finish its batch: an exception out of a signal's handler, or a process
+        # that is killed while it holds the pool's locks, can leave the pool waiting for ever.
+        end = Path(directory, "end")
+        signal.signal(signal.SIGTERM, lambda *_: end.touch())
+        try:
+            questions.map(
+                answer_batch,
+                batched=True,
+                batch_size=args.batch_size,
+                with_indices=True,
+                with_rank=True,
+                num_proc=PROCESSES,
+                fn_kwargs={"repo": args.repo, "end": str(end)},
+            )
+        except InterruptedError:
+            sys.exit(143)
+        finally:
+            with Uploader(args.repo):
+                pass  # an uploader that closes brings up what the dead have left
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ Only where nobody else handles the signal, and only while an uploader is open. A
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import atexit
 import concurrent.futures.thread  # noqa: F401  (for its hook at the interpreter's exit: see the end)
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -24,6 +27,9 @@ Close = Callable[[], object]
 _open: dict[Close, float | None] = {}  # the uploaders that are open: what closes a forgotten one, and its grace
 _diverted: list[Callable[[], object]] = []  # what ends the blocks of those in an event loop
 _deadline: float | None = None
+_exit: SystemExit | None = None  # what the last signal has raised
+_is_once_more = False  # whether the signal that comes is the first one again
+_hear = sys.unraisablehook  # who hears of exceptions that are dropped, beside us
 
 
 def can_catch() -> bool:
@@ -46,6 +52,7 @@ def let_go(close: Close) -> None:
     _open.pop(close, None)
     if not _graces() and can_catch():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _stop_hearing()
 
 
 def _graces() -> list[float]:
@@ -88,11 +95,48 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
     # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
-    begin(min(_graces()) if _deadline is None else 0.0)
+    global _is_once_more
+    if not _is_once_more:
+        begin(min(_graces()) if _deadline is None else 0.0)
+    _is_once_more = False
     if not _diverted:
-        raise SystemExit(EXIT_CODE)
+        _raise_exit()
     for wake in _diverted:
         wake()
+
+
+def _raise_exit() -> NoReturn:
+    """Python drops what is raised in a `__del__` or in the callback of a weak reference, with no more than a line on
+    stderr, and the job would go on until it is killed: whoever hears of that has it raised once more.
+    """
+    global _exit, _hear
+    if sys.unraisablehook is not _hear_of_dropped:
+        _hear, sys.unraisablehook = sys.unraisablehook, _hear_of_dropped
+    _exit = SystemExit(EXIT_CODE)
+    raise _exit
+
+
+def _hear_of_dropped(dropped: sys.UnraisableHookArgs) -> None:
+    if _exit is None or dropped.exc_value is not _exit:
+        _hear(dropped)
+        return
+    # A little later, and not from here: it would be dropped again.
+    again = threading.Timer(0.05, _raise_once_more)
+    again.daemon = True
+    again.start()
+
+
+def _raise_once_more() -> None:
+    global _is_once_more
+    _is_once_more = True
+    _thread.interrupt_main(signal.SIGTERM)
+
+
+def _stop_hearing() -> None:
+    global _exit
+    _exit = None
+    if sys.unraisablehook is _hear_of_dropped:
+        sys.unraisablehook = _hear
 
 
 def _forget_in_child() -> None:
@@ -100,6 +144,7 @@ def _forget_in_child() -> None:
     _open.clear()
     _diverted.clear()
     _deadline = None
+    _stop_hearing()
     if signal.getsignal(signal.SIGTERM) is _on_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -229,8 +229,7 @@ def test_a_job_killed_while_it_asks_a_server_asks_for_nothing_that_was_accepted(
         ("dataloader_workers.py", ["--start-method", "fork"], signal.SIGTERM, 143),
         ("dataloader_workers.py", ["--start-method", "spawn"], signal.SIGTERM, 143),
         ("dataloader_workers.py", ["--start-method", "spawn"], signal.SIGINT, -signal.SIGINT),
-        # On its way out `datasets` makes a TimeoutError of it.
-        ("datasets_map.py", ["--batch-size", 1], signal.SIGTERM, 1),
+        ("datasets_map.py", ["--batch-size", 1], signal.SIGTERM, 143),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,29 @@ def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
         hub.faults.clear()
         up.close()
     assert dataset.ids() == [1]
+
+
+class Unlucky:
+    """Its end falls together with the signal, and what is raised in there is dropped."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_the_same(
+    uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_deadline", None)
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with pytest.raises(SystemExit, match="143"), uploader(grace_s=3600) as up:
+        up.put([{"id": 1}])
+        Unlucky()
+        time.sleep(30)
+    assert dataset.ids() == [1]
+    assert (shutdown.left() or 0) > 0  # one signal, and its grace counts
+    assert not dropped
+    assert sys.unraisablehook == dropped.append  # which is as it was
 
 
 def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
