@@ -521,11 +521,10 @@ def tail(**options: Any) -> None:
 def ls(repo: str, as_json: bool, **options: Any) -> None:
     """The shards of the dataset REPO: rows, bytes, writer, number, and the commit that brought them."""
     from hubsync.reader import shards
+    from hubsync.tap import must_hold
 
     found = list(shards(repo, **options))
-    if not found and (options["config"] or options["split"]):
-        place = " and ".join(f"{name} {options[name]!r}" for name in ("config", "split") if options[name])
-        raise click.ClickException(f"{repo} holds no shard of {place}.")
+    must_hold(repo, found, options)
     if as_json or not sys.stdout.isatty():
         for shard in found:
             time = shard.time.isoformat() if shard.time else None

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,16 @@ def read(repo: str, *, kept: Path | None = None, bad_lines: BadLines = "fail", o
         if kept is not None and (cursor := _cursor_in(kept)):
             options["since"] = cursor
         with rows(repo, **options) as reader:
-            _write(reader, out, kept, bad_lines, at_once=False)
+            if not _write(reader, out, kept, bad_lines, at_once=False):
+                asked = {name: value for name, value in options.items() if name not in ("since", "spool")}
+                must_hold(repo, list(shards(repo, **asked)), asked)
+
+
+def must_hold(repo: str, found: Sequence[Shard], asked: Mapping[str, Any]) -> None:
+    """None is an error where a config or a split was asked for, since it may be a slip of the pen."""
+    place = " and ".join(f"{name} {asked[name]!r}" for name in ("config", "split") if asked.get(name))
+    if place and not found:
+        raise ConfigError(f"{repo} holds no shard of {place}.")
 
 
 def tail(
@@ -61,6 +70,8 @@ def tail(
         if cursor is None:
             found = shards(repo, **options)
             last = sorted(found, key=lambda shard: shard.time.timestamp() if shard.time else 0.0)
+            if not on:
+                must_hold(repo, last, options)
             for line in _last_lines(repo, last, count, bad_lines, options):
                 _write_all(out, line)
             cursor = found.commit
@@ -99,12 +110,15 @@ def _lines(reader: Rows, bad_lines: BadLines) -> Iterator[bytes]:
             _log.warning("%s It was passed over.", error)
 
 
-def _write(reader: Rows, out: int, kept: Path | None, bad_lines: BadLines, *, at_once: bool) -> None:
+def _write(reader: Rows, out: int, kept: Path | None, bad_lines: BadLines, *, at_once: bool) -> bool:
+    """Whether there was anything."""
+    is_any = False
     waiting: list[bytes] = []
     size = 0
     saved_at = time.monotonic()
     try:
         for line in _lines(reader, bad_lines):
+            is_any = True
             waiting.append(line)
             size += len(line)
             if at_once or size >= _WRITE:
@@ -117,6 +131,7 @@ def _write(reader: Rows, out: int, kept: Path | None, bad_lines: BadLines, *, at
         _write_all(out, b"".join(waiting))
         if kept is not None:
             _save(kept, reader.cursor)
+    return is_any
 
 
 def _write_all(out: int, data: bytes) -> None:

@@ -270,11 +270,19 @@ def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Run, tmp_path
     assert "pip install 'hubsync[demo]'" in done.stderr
 
 
-def test_a_config_that_is_not_there_is_no_empty_listing(run: Run) -> None:
+@pytest.mark.parametrize("command", ["ls", "read", "tail"])
+def test_a_config_that_is_not_there_is_no_empty_one(run: Run, command: str) -> None:
     run("pipe", "user/rows", stdin=jsonl(0, 3))
-    assert run("ls", "user/rows", "--config", "default").returncode == 0
-    done = run("ls", "user/rows", "--config", "typo")
-    assert (done.returncode, done.stderr) == (1, "Error: user/rows holds no shard of config 'typo'.\n")
+    assert run(command, "user/rows", "--config", "default").returncode == 0
+    done = run(command, "user/rows", "--config", "typo")
+    assert (done.returncode, done.stderr) == (1, "hubsync: user/rows holds no shard of config 'typo'.\n")
+
+
+def test_nothing_new_in_a_config_is_no_error(run: Run, tmp_path: Path) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
+    for rows in (3, 0):
+        done = run("read", "user/rows", "--config", "default", "--cursor", tmp_path / "kept")
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, rows, "")
 
 
 def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:

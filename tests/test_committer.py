@@ -350,13 +350,14 @@ async def test_a_staged_shard_whose_file_is_gone_holds_no_other_up(simulated: Si
             raise UnreadableShard(str(error)) from error
 
     simulated.pack = read  # type: ignore[method-assign]
-    simulated.fail("commit", WriteForbiddenError("403", status=403))
+    simulated.fail("commit", *(WriteForbiddenError("403", status=403) for _ in range(1000)))
     async with open_uploader(tmp_path, retry=RetryPolicy(initial_s=0.001, max_s=0.002, blocked_s=3600)) as up:
         await up.put([{"id": 1}])
         with pytest.raises(WriteForbiddenError):
             await up.flush()
         for file in (tmp_path / "spool" / "segments").iterdir():
             file.unlink()
+        simulated.script["commit"].clear()  # only now: whoever is nudged in between meets it as well
         await up.put([{"id": 2}])
         with contextlib.suppress(ShardsRefused):
             await up.flush(timeout=20)
