@@ -313,6 +313,11 @@ def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
             f"the disk of the spool {path.parent} is full. What was accepted is safe there. Delete other things, never "
             "the spool's: a job that runs goes on by itself, and another can start then."
         )
+    if path.exists() and not os.access(path.parent, os.W_OK):
+        return SpoolError(
+            f"the spool {path.parent} is read-only here, and its catalogue needs to be written even to be read. Nothing "
+            "was touched. Make it writable for this user, or look at a copy of the whole directory."
+        )
     return SpoolError(f"the spool's catalogue {path} {what}: {error}.")
 
 

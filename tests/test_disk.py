@@ -22,6 +22,7 @@ import pytest
 
 from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
 from hubsync.dead_letter import DeadLetter
+from hubsync.inspect import spool_facts
 from hubsync.localhub import Fault, LocalHub
 from hubsync.queue import Order
 from tests.conftest import Dataset
@@ -229,6 +230,19 @@ def test_a_disk_that_is_read_only_at_the_start_is_named(uploader: Any, small_dis
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(SpoolError, match=str(small_disk)):
         uploader(spool=small_disk / "spool").open()
+
+
+def test_a_spool_on_a_read_only_disk_says_so_to_who_looks_at_it_and_to_who_opens_it(
+    uploader: Any, small_disk: Path, dataset: Dataset
+) -> None:
+    spool = small_disk / "spool"
+    with uploader(spool=spool) as up:
+        up.put([{"id": 1}])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for attempt in (lambda: spool_facts(spool), lambda: uploader(spool=spool).open()):
+        with pytest.raises(SpoolError, match=rf"{spool} is read-only here.* a copy"):
+            attempt()
+    assert dataset.ids() == [1]
 
 
 def test_a_slow_disk_holds_up_nobody_who_only_queues(
