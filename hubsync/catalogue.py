@@ -315,8 +315,8 @@ def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
         )
     if path.exists() and not os.access(path.parent, os.W_OK):
         return SpoolError(
-            f"the spool {path.parent} is read-only here, and its catalogue needs to be written even to be read. Nothing "
-            "was touched. Make it writable for this user, or look at a copy of the whole directory."
+            f"the spool {path.parent} is read-only here, and its catalogue needs to be written even to be read. "
+            "Nothing was touched. Make it writable for this user, or look at a copy of the whole directory."
         )
     return SpoolError(f"the spool's catalogue {path} {what}: {error}.")
 
