@@ -10,7 +10,7 @@ import logging
 import threading
 import time as _time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ import msgspec
 _log = logging.getLogger("hubsync")
 
 QUOTA = "commit quota"  # the reason of a state, where the Hub refuses more commits
+_ON_TOP = ". Meanwhile "
 _CHANGES = 20  # of the state, kept for who looks later
 
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
@@ -126,7 +127,7 @@ class Status:
         """One part's state has changed, or its next try has."""
         with self._lock:
             self._parts[part] = state
-            worst = max(self._parts.values(), key=lambda s: (_RANK[s.kind], s.reason != ""))
+            worst = _worst(self._parts.values())
             before, self._shown = self._shown, worst
             if (worst.kind, worst.reason) != (before.kind, before.reason) and not worst.kind == before.kind == "ok":
                 self._changes.append(Change(self._now(), worst.kind, worst.reason))
@@ -153,7 +154,7 @@ class Status:
                 _log.log(min(trouble.level, logging.WARNING), "going on after %s; %s", took, self._waiting())
                 trouble.level = logging.INFO
             return
-        changed = (now.kind, now.cause) != (before.kind, before.cause)
+        changed = (now.kind, now.cause) != (before.kind, before.cause) and not _eases(before, now)
         if before.kind == "ok":
             trouble.since = at
         lasts = now.kind != "backing off" or now.until is None or now.until - min(trouble.since, at) >= _LASTS_S
@@ -167,6 +168,23 @@ class Status:
             trouble.told[now.kind, now.cause] = at
             trouble.level = max(trouble.level, level)
         _log.log(level, "%s; %s", now, self._waiting())
+
+
+def _worst(states: Iterable[State]) -> State:
+    """A full spool is often the consequence of what comes next, so it tells that as well."""
+    ranked = sorted(states, key=lambda s: (_RANK[s.kind], s.reason != ""), reverse=True)
+    worst = ranked[0]
+    if worst.kind == "spool full":
+        why = next((state for state in ranked if state.kind not in ("spool full", "ok")), None)
+        if why is not None:
+            reason = f"{worst.reason.rstrip('.')}{_ON_TOP}{why.kind}: {why.cause}"
+            return State(worst.kind, reason, worst.until or why.until)
+    return worst
+
+
+def _eases(before: State, now: State) -> bool:
+    """Whether only what came on top of it is over."""
+    return before.kind == now.kind and before.reason.startswith(f"{now.reason.rstrip('.')}{_ON_TOP}")
 
 
 class _Trouble:
