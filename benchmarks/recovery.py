@@ -38,7 +38,7 @@ def run(*, quick: bool) -> Report:
         figures += [{"what": f"hubsync, {size:,} MB in the spool", **_refill(ground, size)} for size in sizes]
     for subject in _SUBJECTS:
         with Ground() as ground, tempfile.TemporaryDirectory() as directory:
-            figures.append({"what": subject, **_killed(ground, subject, Path(directory), 60 if quick else 300)})
+            figures.append({"what": subject, **_killed(ground, subject, Path(directory), 40 if quick else 300)})
     return Report(
         name="recovery",
         title="After SIGKILL: how soon it is on the Hub, and what is lost or there twice",

@@ -35,7 +35,7 @@ _CASES: list[tuple[Weather | None, str]] = [
 
 def run(*, quick: bool) -> Report:
     """All cases, times in milliseconds."""
-    rounds, puts = (1, 500) if quick else (3, 2_000)
+    rounds, puts = (1, 250) if quick else (3, 2_000)
     figures: list[dict[str, Any]] = []
     with Ground() as ground:
         stalls: dict[tuple[str, str], list[dict[str, float]]] = {}
