@@ -80,8 +80,9 @@ def main() -> None:
         except InterruptedError:
             sys.exit(143)
         finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle from here
             with Uploader(args.repo):
-                pass  # an uploader that closes brings up what the dead have left
+                pass  # one that closes brings up what the dead have left
 
 
 if __name__ == "__main__":
