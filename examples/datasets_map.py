@@ -9,7 +9,6 @@ nor, the next time, takes one from there instead of calling it.
 import argparse
 import os
 import signal
-import sys
 import tempfile
 from pathlib import Path
 
@@ -27,8 +26,8 @@ _up: Uploader | None = None  # this process' own
 def uploader(repo: str) -> Uploader:
     """The uploader of this process, opened when its first batch comes: one can't be taken through a fork.
 
-    Nobody closes it. A pool ends its processes by SIGTERM, also when all is well, and nothing runs in them then. That
-    is no harm: what `put` has returned from is in the spool, and `main` brings it up.
+    Nobody closes it: a pool ends its processes by SIGTERM, also when all is well. That is no harm, since what `put` has
+    returned from is in the spool, and `main` brings it up.
     """
     global _up
     if _up is None:
@@ -53,6 +52,21 @@ def answer_batch(batch: dict[str, list[str]], indices: list[int], rank: int, rep
         up.put(rows, offset=indices[-1], source=source)
 
 
+def die_when_told() -> None:
+    """Has the map's processes die by SIGTERM, and not run the job's handler; also one that has only just begun."""
+    told = {signal.SIGTERM}
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, told),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, told),
+        after_in_child=in_child,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repo", help="the dataset, such as user/answers")
@@ -61,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
 
     questions = Dataset.from_dict({"question": [f"Question number {n}?" for n in range(args.rows)]})
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    die_when_told()
     with tempfile.TemporaryDirectory() as directory:
         # Told to end, the job lets each process finish its batch: an exception out of a signal's handler, or a process
         # that is killed while it holds the pool's locks, can leave the pool waiting for ever.
@@ -78,11 +92,12 @@ def main() -> None:
                 fn_kwargs={"repo": args.repo, "end": str(end)},
             )
         except InterruptedError:
-            sys.exit(143)
+            pass
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle from here
-            with Uploader(args.repo):
-                pass  # one that closes brings up what the dead have left
+            with Uploader(args.repo):  # one that closes brings up what the dead have left
+                if end.exists():
+                    signal.raise_signal(signal.SIGTERM)  # as far as its grace goes
 
 
 if __name__ == "__main__":

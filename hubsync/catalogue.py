@@ -7,6 +7,7 @@ rows of the two in step. Its version is `PRAGMA user_version`; an older one is m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -313,7 +314,9 @@ def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
             f"the disk of the spool {path.parent} is full. What was accepted is safe there. Delete other things, never "
             "the spool's: a job that runs goes on by itself, and another can start then."
         )
-    if path.exists() and not os.access(path.parent, os.W_OK):
+    is_refused = (code or 0) & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    is_refused = is_refused or getattr(error, "errno", None) in (errno.EROFS, errno.EACCES)
+    if is_refused and os.path.exists(path) and not all(os.access(at, os.W_OK) for at in (path.parent, path)):
         return SpoolError(
             f"the spool {path.parent} is read-only here, and its catalogue needs to be written even to be read. "
             "Nothing was touched. Make it writable for this user, or look at a copy of the whole directory."

@@ -7,7 +7,6 @@ Only where nobody else handles the signal, and only while an uploader is open. A
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import atexit
 import concurrent.futures.thread  # noqa: F401  (for its hook at the interpreter's exit: see the end)
@@ -28,8 +27,9 @@ _open: dict[Close, float | None] = {}  # the uploaders that are open: what close
 _diverted: list[Callable[[], object]] = []  # what ends the blocks of those in an event loop
 _deadline: float | None = None
 _exit: SystemExit | None = None  # what the last signal has raised
-_is_once_more = False  # whether the signal that comes is the first one again
+_is_due = False  # whether that was dropped, and comes once more
 _hear = sys.unraisablehook  # who hears of exceptions that are dropped, beside us
+_hears = False  # whether we do
 
 
 def can_catch() -> bool:
@@ -84,6 +84,11 @@ def left() -> float | None:
     return None if _deadline is None else max(0.0, _deadline - time.monotonic())
 
 
+def has_come() -> bool:
+    """Whether the end has begun, and whoever is in the main thread has been told."""
+    return _deadline is not None and not _is_due
+
+
 def is_interrupted() -> bool:
     """Whether a task is cancelled because of Ctrl-C: asyncio makes a cancellation of it, and says so to nobody."""
     runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
@@ -95,10 +100,10 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
     # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
-    global _is_once_more
-    if not _is_once_more:
+    global _is_due
+    if not _is_due:
         begin(min(_graces()) if _deadline is None else 0.0)
-    _is_once_more = False
+    _is_due = False
     if not _diverted:
         _raise_exit()
     for wake in _diverted:
@@ -109,9 +114,9 @@ def _raise_exit() -> NoReturn:
     """Python drops what is raised in a `__del__` or in the callback of a weak reference, with no more than a line on
     stderr, and the job would go on until it is killed: whoever hears of that has it raised once more.
     """
-    global _exit, _hear
-    if sys.unraisablehook is not _hear_of_dropped:
-        _hear, sys.unraisablehook = sys.unraisablehook, _hear_of_dropped
+    global _exit, _hear, _hears
+    if not _hears:
+        _hear, sys.unraisablehook, _hears = sys.unraisablehook, _hear_of_dropped, True
     _exit = SystemExit(EXIT_CODE)
     raise _exit
 
@@ -120,23 +125,19 @@ def _hear_of_dropped(dropped: sys.UnraisableHookArgs) -> None:
     if _exit is None or dropped.exc_value is not _exit:
         _hear(dropped)
         return
-    # A little later, and not from here: it would be dropped again.
-    again = threading.Timer(0.05, _raise_once_more)
+    global _is_due
+    _is_due = True
+    # A little later, and not from here: it would be dropped again. By a signal, which also ends a wait.
+    again = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGTERM])
     again.daemon = True
     again.start()
 
 
-def _raise_once_more() -> None:
-    global _is_once_more
-    _is_once_more = True
-    _thread.interrupt_main(signal.SIGTERM)
-
-
 def _stop_hearing() -> None:
-    global _exit
-    _exit = None
-    if sys.unraisablehook is _hear_of_dropped:
-        sys.unraisablehook = _hear
+    global _exit, _is_due, _hears
+    _exit, _is_due = None, False
+    if sys.unraisablehook is _hear_of_dropped:  # else somebody has it, and calls us
+        sys.unraisablehook, _hears = _hear, False
 
 
 def _forget_in_child() -> None:

@@ -127,7 +127,7 @@ class Status:
         """One part's state has changed, or its next try has."""
         with self._lock:
             self._parts[part] = state
-            worst = _worst(self._parts.values())
+            worst = _worst(self._parts.values(), self._now())
             before, self._shown = self._shown, worst
             if (worst.kind, worst.reason) != (before.kind, before.reason) and not worst.kind == before.kind == "ok":
                 self._changes.append(Change(self._now(), worst.kind, worst.reason))
@@ -170,13 +170,14 @@ class Status:
         _log.log(level, "%s; %s", now, self._waiting())
 
 
-def _worst(states: Iterable[State]) -> State:
-    """A full spool is often the consequence of what comes next, so it tells that as well."""
+def _worst(states: Iterable[State], now: float) -> State:
+    """A full spool is often the consequence of what comes next, so it tells that as well, where it lasts."""
     ranked = sorted(states, key=lambda s: (_RANK[s.kind], s.reason != ""), reverse=True)
     worst = ranked[0]
     if worst.kind == "spool full":
-        why = next((state for state in ranked if state.kind not in ("spool full", "ok")), None)
-        if why is not None:
+        why = next((state for state in ranked if state.kind not in ("spool full", "ok")), State())
+        passes = why.kind == "backing off" and why.until is not None and why.until - now < _LASTS_S
+        if why.kind != "ok" and not passes:
             reason = f"{worst.reason.rstrip('.')}{_ON_TOP}{why.kind}: {why.cause}"
             return State(worst.kind, reason, worst.until or why.until)
     return worst

@@ -34,12 +34,20 @@ BadLines = Literal["fail", "skip"]
 def read(repo: str, *, kept: Path | None = None, bad_lines: BadLines = "fail", out: int = 1, **options: Any) -> None:
     """Writes the rows as they stand now; with `kept` those behind the cursor in that file. `options` as `rows`."""
     with _ends_with_its_reader():
-        if kept is not None and (cursor := _cursor_in(kept)):
+        cursor = _cursor_in(kept) if kept is not None else None
+        if cursor is not None:
             options["since"] = cursor
         with rows(repo, **options) as reader:
-            if not _write(reader, out, kept, bad_lines, at_once=False):
-                asked = {name: value for name, value in options.items() if name not in ("since", "spool")}
-                must_hold(repo, list(shards(repo, **asked)), asked)
+            is_any = _write(reader, out, kept, bad_lines, at_once=False)
+        # Behind a cursor nothing may be new, and what a spool holds may be the config's first.
+        if (
+            not is_any
+            and cursor is None
+            and not options.get("spool")
+            and (options.get("config") or options.get("split"))
+        ):
+            asked = {name: value for name, value in options.items() if name not in ("since", "spool")}
+            must_hold(repo, list(shards(repo, **asked)), asked)
 
 
 def must_hold(repo: str, found: Sequence[Shard], asked: Mapping[str, Any]) -> None:
@@ -70,7 +78,7 @@ def tail(
         if cursor is None:
             found = shards(repo, **options)
             last = sorted(found, key=lambda shard: shard.time.timestamp() if shard.time else 0.0)
-            if not on:
+            if not on and spool is None:
                 must_hold(repo, last, options)
             for line in _last_lines(repo, last, count, bad_lines, options):
                 _write_all(out, line)

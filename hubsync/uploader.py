@@ -410,7 +410,7 @@ class BaseUploader:
             ) from worker.failure
 
     def _drain(self, worker: Worker, timeout: float | None) -> None:
-        is_second = shutdown.left() is not None
+        is_second = shutdown.has_come()
         try:
             drained = worker.flush(everything=True)
         except ClosedError:  # another thread closes it just now

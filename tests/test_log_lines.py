@@ -112,6 +112,8 @@ def test_trouble_that_comes_and_goes_is_told_aloud_once_in_ten_minutes(lines: An
 def test_what_keeps_a_full_spool_from_going_up_is_told_with_it(lines: Any) -> None:
     watched = Watched()
     watched.status.report("spool thread", State("spool full", "it holds its 100 bytes."))
+    for wait in (1, 2, 4, 8):  # which pass
+        watched.fails(f"commit to user/rows: 50{wait}", wait)
     for reason in ("preupload to user/rows: 401, no", "commit to user/rows: 401, no"):
         watched.status.report("commit", State("blocked", reason, watched.clock.time() + 60))
     assert watched.status.state.reason == "it holds its 100 bytes. Meanwhile blocked: 401, no"
@@ -196,11 +198,11 @@ def test_a_full_spool(uploader: Make, hub: LocalHub, lines: Any, tmp_path: Path)
         outage = hub.faults.add(Fault.outage())
         up.put([{"id": "x" * 9_000_000}])
         up.put([{"id": "y"}], ack="queued")
-        until(lambda: "Meanwhile backing off: " in up.stats().state.reason)
+        until(lambda: up.stats().state.kind == "spool full")
         assert up.stats().queue.oldest_at is not None  # it waits in memory, and is no younger for that
         hub.faults.remove(outage)
         up.flush()
-    full, *_ = lines("ERROR spool full")
+    (full,) = lines("spool full")
     assert full.startswith(f"ERROR spool full: the spool {tmp_path / 'spool'} holds its 1,000,000 bytes")
     assert lines()[-1].startswith("WARNING going on")
 

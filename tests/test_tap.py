@@ -73,6 +73,20 @@ def test_ls_lists_the_shards_one_object_a_line(run: Run, uploader: Make, dataset
     assert run("ls", "user/rows", "--split", "test").stdout == ""
 
 
+@pytest.mark.parametrize("command", ["read", "tail"])
+def test_a_config_that_only_the_spool_holds_yet_is_no_missing_one(
+    run: Run, uploader: Make, tmp_path: Path, command: str
+) -> None:
+    bring(uploader, 0)
+    spool = tmp_path / "another"
+    args = (command, "user/rows", "--config", "new", "--spool", spool, "--cursor", tmp_path / "kept")
+    with uploader(spool=spool, config="new") as up:
+        up.put([{"id": 1}])
+        for expected in ([1], []):
+            done = run(*args)
+            assert (done.returncode, done.stderr, ids(done.stdout)) == (0, "", expected)
+
+
 def test_read_writes_every_row_and_goes_on_from_a_cursors_file(run: Run, uploader: Make, tmp_path: Path) -> None:
     bring(uploader, *range(12))
     assert ids(run("read", "user/rows").stdout) == list(range(12))

@@ -7,7 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,7 +134,12 @@ def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
 class Unlucky:
     """Its end falls together with the signal, and what is raised in there is dropped."""
 
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
     def __del__(self) -> None:
+        if self._error is not None:
+            raise self._error
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -147,11 +152,41 @@ def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_
     with pytest.raises(SystemExit, match="143"), uploader(grace_s=3600) as up:
         up.put([{"id": 1}])
         Unlucky()
-        time.sleep(30)
+        threading.Event().wait()  # for ever, if it were not for the signal
     assert dataset.ids() == [1]
     assert (shutdown.left() or 0) > 0  # one signal, and its grace counts
     assert not dropped
     assert sys.unraisablehook == dropped.append  # which is as it was
+
+
+def test_a_signal_that_was_dropped_as_the_block_ended_is_no_second_one(
+    hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_deadline", None)
+    again = threading.Timer(1, hub.faults.clear)
+    with pytest.raises(SystemExit), uploader(grace_s=3600) as up:
+        hub.faults.add(Fault.outage())
+        up.put([{"id": 1}])
+        again.start()
+        Unlucky()
+    assert dataset.ids() == [1]
+
+
+def test_whoever_chains_the_hook_between_two_signals_is_not_called_in_circles(
+    uploader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_deadline", None)
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with uploader(grace_s=3600):
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+            monkeypatch.setattr(sys, "unraisablehook", lambda lost, hook=sys.unraisablehook: hook(lost))
+        Unlucky(ValueError())
+    assert len(dropped) == 1
+    monkeypatch.undo()
+    shutdown._hears = False
 
 
 def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
