@@ -99,6 +99,26 @@ class ManualClock:
                     heapq.heapify(self._sleepers)
 
 
+class Latch:
+    """As `threading.Event`, for one waiter, who finds it unset again. A signal's exception may fall into any
+    instruction of a wait: Event's is Python, and loses its lock then (RuntimeError: release unlocked lock).
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it was set within `timeout` seconds."""
+        return self._lock.acquire(timeout=-1 if timeout is None else max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+
+
 class Bell:
     """Wakes its one listener, who otherwise sleeps by the clock. A ring while nobody listens is not lost."""
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import anyio
 
-from hubsync.clock import loop_waker
+from hubsync.clock import Latch, loop_waker
 from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
 from hubsync.policy import MIB, Layout, QueuePolicy
 from hubsync.receipt import Receipt
@@ -55,6 +55,16 @@ class Order:
     run: Callable[[], object]
 
 
+class _Entry(NamedTuple):
+    """An item, when it was put, and how much was ever put, with it."""
+
+    item: Batch | Order | None
+    at: float
+    batches: int
+    rows: int
+    bytes: int
+
+
 class QueueDepth(NamedTuple):
     """What waits, and what the policy did so far. `oldest_at` is when the oldest of these batches was put, in seconds
     since the epoch; None where none waits.
@@ -73,7 +83,11 @@ Offer = Literal["accepted", "full", "dropped"]
 
 
 class BoundedQueue:
-    """Many producers, one consumer."""
+    """Many producers, one consumer.
+
+    A producer changes nothing but by one append: in the main thread an exception may fall between any two instructions
+    (Ctrl-C, SIGTERM, a handler's time limit), and must leave no half of a batch. What waits is a difference of totals.
+    """
 
     def __init__(self, policy: QueuePolicy, now: Callable[[], float] = time.time) -> None:
         """`now` tells seconds since the epoch."""
@@ -81,9 +95,9 @@ class BoundedQueue:
         self._now = now
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
-        self._items: deque[Batch | Order] = deque()
-        self._put_at: deque[float] = deque()  # of each batch, until it is released
-        self._bytes = self._rows = 0
+        self._items: deque[_Entry] = deque()
+        self._taken = self._released = _Entry(None, 0.0, 0, 0, 0)  # the last that was
+        self._held: deque[float] = deque()  # when each batch was put that is taken and not released
         self._blocked = self._raised = self._dropped = 0
         self._producers: dict[Callable[[], object], None] = {}  # who waits for room
         self._refuses = self._closed = False
@@ -96,12 +110,11 @@ class BoundedQueue:
             QueueFull: the policy is "raise", or `timeout` seconds passed.
         """
         if (offer := self._offer(batch)) == "full":
-            room, until = threading.Event(), None if timeout is None else time.monotonic() + timeout
+            room, until = Latch(), None if timeout is None else time.monotonic() + timeout
             with self._blocking(room.set):
                 while (offer := self._offer(batch)) == "full":
                     if not room.wait(None if until is None else max(0.0, until - time.monotonic())):
                         raise self._late(timeout)
-                    room.clear()
         return offer == "accepted"
 
     async def put_async(self, batch: Batch, timeout: float | None = None) -> bool:
@@ -121,7 +134,7 @@ class BoundedQueue:
         with self._lock:
             if self._closed:
                 raise ClosedError("the uploader is closed.")
-            self._items.append(order)
+            self._items.append(self._last()._replace(item=order))
             self._filled.notify()
 
     def take(self) -> list[Batch | Order]:
@@ -136,18 +149,23 @@ class BoundedQueue:
             items: list[Batch | Order] = []
             size = 0
             while self._items and size < _TAKE_BYTES and len(items) < _TAKE_ITEMS:
-                item = self._items.popleft()
-                size += len(item.lines) if isinstance(item, Batch) else 0
-                items.append(item)
+                self._taken = entry = self._items.popleft()
+                if isinstance(entry.item, Batch):
+                    size += len(entry.item.lines)
+                    self._held.append(entry.at)
+                if entry.item is not None:
+                    items.append(entry.item)
             return items
 
     def release(self, batches: list[Batch]) -> None:
         """Gives the room of batches that are spooled back to the producers: of the oldest, as they were taken."""
         with self._lock:
             for batch in batches:
-                self._bytes -= len(batch.lines)
-                self._rows -= batch.rows
-                self._put_at.popleft()
+                self._held.popleft()
+                done = self._released
+                self._released = done._replace(
+                    batches=done.batches + 1, rows=done.rows + batch.rows, bytes=done.bytes + len(batch.lines)
+                )
             blocked = list(self._producers)
         for wake in blocked:
             wake()
@@ -170,10 +188,17 @@ class BoundedQueue:
 
     def depth(self) -> QueueDepth:
         with self._lock:
-            oldest_at = self._put_at[0] if self._put_at else None
-            return QueueDepth(
-                len(self._put_at), self._rows, self._bytes, self._blocked, self._raised, self._dropped, oldest_at
-            )
+            waiting = (entry.at for entry in self._items if isinstance(entry.item, Batch))
+            oldest_at = self._held[0] if self._held else next(waiting, None)
+            return QueueDepth(*self._waiting(), self._blocked, self._raised, self._dropped, oldest_at)
+
+    def _last(self) -> _Entry:
+        return self._items[-1] if self._items else self._taken
+
+    def _waiting(self) -> tuple[int, int, int]:
+        """Batches, rows and bytes."""
+        last, done = self._last(), self._released
+        return last.batches - done.batches, last.rows - done.rows, last.bytes - done.bytes
 
     def _offer(self, batch: Batch) -> Offer:
         policy, size = self._policy, len(batch.lines)
@@ -186,17 +211,15 @@ class BoundedQueue:
                     f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
                     f"queue=QueuePolicy(max_bytes={2 * size})."
                 )
-            if self._bytes + size > policy.max_bytes or len(self._put_at) >= policy.max_batches:
+            last, done = self._last(), self._released
+            if last.bytes - done.bytes + size > policy.max_bytes or last.batches - done.batches >= policy.max_batches:
                 if policy.when_full == "raise":
                     raise self._full("the policy is 'raise'")
                 if policy.when_full == "drop":
                     self._dropped += 1
                     return "dropped"
                 return "full"
-            self._items.append(batch)
-            self._put_at.append(self._now())
-            self._bytes += size
-            self._rows += batch.rows
+            self._items.append(_Entry(batch, self._now(), last.batches + 1, last.rows + batch.rows, last.bytes + size))
             self._filled.notify()
             return "accepted"
 
@@ -218,7 +241,8 @@ class BoundedQueue:
 
     def _full(self, why: str) -> QueueFull:
         self._raised += 1
+        batches, _, size = self._waiting()
         return QueueFull(
-            f"the queue is full ({len(self._put_at):,} batches, {self._bytes:,} bytes; {why}): the batch was not "
+            f"the queue is full ({batches:,} batches, {size:,} bytes; {why}): the batch was not "
             "accepted. The spool's disk is slower than the producer, or full: see the uploader's stats().state."
         )

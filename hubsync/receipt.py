@@ -13,7 +13,7 @@ from typing import Literal
 
 import anyio
 
-from hubsync.clock import loop_waker
+from hubsync.clock import Latch, loop_waker
 from hubsync.errors import HubsyncError, WaitTimeout, once_more
 
 Wake = Callable[[], object]
@@ -144,7 +144,7 @@ class Receipt:
             WaitTimeout: `timeout` seconds passed. It is a `TimeoutError`.
             HubsyncError: the batch was dropped, or refused by the Hub.
         """
-        done = threading.Event()
+        done = Latch()
         if self._subscribe(until, done.set):
             try:
                 if not done.wait(timeout):

@@ -44,6 +44,8 @@ _FLOAT = frozenset({float})
 _INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
 _BEYOND_FLOATS = "an int of more than 1,024 bits is an infinity to readers. Use a string."
 _NUL = "the key {!r} holds a NUL, where readers cut a column's name off. Take it out."
+# What msgspec raises for rows that another thread changes.
+_CHANGED = (TypeError, ValueError, RuntimeError, LookupError)
 _TOO_DEEP = "the value is nested too deep for readers."
 _NO_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SLICE_ROWS = 1_000  # how much of an Arrow table becomes Python objects at a time
@@ -157,8 +159,12 @@ def _encode(rows: list[Row] | tuple[Row, ...], shapes: Shapes | None, first_row:
         kind = _kind(plain, first_row) if fresh and shapes is not None else None
     except RowError:
         raise
-    except Exception:  # noqa: BLE001  (whatever it is, the caller is told which value it was)
-        raise _diagnose(rows, plain, first_row) from None
+    except Exception as error:  # whatever it is, the caller is told which value it was
+        if (found := _diagnose(rows, plain, first_row)) is not None:
+            raise found from None
+        if isinstance(error, _CHANGED):
+            raise RowError(first_row, "", "the batch changed while it was being encoded.") from error
+        raise  # what a signal's handler has raised, such as a time limit
     return Encoded(lines, len(rows), fresh if shapes is not None else [], kind, shapes)
 
 
@@ -307,7 +313,7 @@ def _is_harmless(value: Any) -> bool:
 # What follows runs only where a batch is refused, to say which value of which row it was.
 
 
-def _diagnose(rows: Sequence[Row], plain: Sequence[Any], first_row: int) -> RowError:
+def _diagnose(rows: Sequence[Row], plain: Sequence[Any], first_row: int) -> RowError | None:
     for index, row in enumerate(rows):
         try:
             _encoder.encode(row)
@@ -321,7 +327,7 @@ def _diagnose(rows: Sequence[Row], plain: Sequence[Any], first_row: int) -> RowE
         return RowError(first_row, "", _TOO_DEEP)
     except RowError as error:
         return error
-    return RowError(first_row, "", "the batch changed while it was being encoded.")
+    return None
 
 
 def _culprit(value: Any, path: str, error: Exception, above: tuple[int, ...]) -> tuple[str, str]:

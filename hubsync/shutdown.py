@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import concurrent.futures.thread  # noqa: F401  (for its hook at the interpreter's exit: see the end)
 import os
+import random
 import signal
 import sys
 import threading
@@ -21,11 +22,15 @@ from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGTERM
 
+# `timeout`, `srun` and others send one signal to the process and to its group: that is no second one.
+_SAME_S = 0.3
+
 Close = Callable[[], object]
 
 _open: dict[Close, float | None] = {}  # the uploaders that are open: what closes a forgotten one, and its grace
 _diverted: list[Callable[[], object]] = []  # what ends the blocks of those in an event loop
 _deadline: float | None = None
+_began_at = 0.0
 _exit: SystemExit | None = None  # what the last signal has raised
 _is_due = False  # whether that was dropped, and comes once more
 _hear = sys.unraisablehook  # who hears of exceptions that are dropped, beside us
@@ -75,8 +80,11 @@ def rejoin(wake: Callable[[], object]) -> None:
 
 def begin(grace_s: float) -> None:
     """The end has begun: somebody has seen the signal."""
-    global _deadline
-    _deadline = min(_deadline or float("inf"), time.monotonic() + grace_s)
+    global _deadline, _began_at
+    now = time.monotonic()
+    if _deadline is None:
+        _began_at = now
+    _deadline = min(_deadline or float("inf"), now + grace_s)
 
 
 def left() -> float | None:
@@ -99,9 +107,11 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     if not _graces():  # closed by another thread, which could not take the handler away
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
-    # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
     global _is_due
     if not _is_due:
+        if _deadline is not None and time.monotonic() < _began_at + _SAME_S:
+            return
+        # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
         begin(min(_graces()) if _deadline is None else 0.0)
     _is_due = False
     if not _diverted:
@@ -128,7 +138,8 @@ def _hear_of_dropped(dropped: sys.UnraisableHookArgs) -> None:
     global _is_due
     _is_due = True
     # A little later, and not from here: it would be dropped again. By a signal, which also ends a wait.
-    again = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGTERM])
+    delay = random.uniform(0.001, 0.05)  # or it might meet the next `__del__` of a loop again and again
+    again = threading.Timer(delay, signal.pthread_kill, [threading.main_thread().ident, signal.SIGTERM])
     again.daemon = True
     again.start()
 

@@ -375,13 +375,16 @@ class BaseUploader:
             yield
             return
         bound = "Ctrl-C" if timeout is None else f"{timeout:.0f} s, or Ctrl-C,"
-        name = type(error).__name__
-        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", name, worker.spool.waiting(), bound)
+        what, spool = type(error).__name__, worker.spool
+        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", what, spool.waiting(), bound)
         try:
             yield
         except HubsyncError as failed:
             _log.error("%s", failed)
             error.add_note(f"hubsync: {failed}")
+        except (KeyboardInterrupt, SystemExit):
+            _log.error("told to end once more; %s. Bring it up: hubsync drain %s", spool.waiting(), spool.directory)
+            raise
         else:  # who was warned is told that it is over
             _log.warning("drained: all is in the spool" if worker.offline else "drained: all is on the Hub")
 
@@ -420,8 +423,7 @@ class BaseUploader:
                 drained.wait("committed", timeout)
             except SystemExit as ended:
                 # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
-                left = shutdown.left()
-                if left is not None and not is_second:
+                if not is_second and (left := shutdown.left()) is not None:
                     with self._behind(ended, left), self._drained(worker, left):
                         drained.wait("committed", left if timeout is None else min(left, timeout))
                 raise

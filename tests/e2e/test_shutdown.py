@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,7 @@ def test_the_second_signal_ends_it_at_once(
     hub.faults.add(Fault.outage())
     jobs.kill(pid, first)
     until(lambda: "draining" in jobs.log, jobs)
+    time.sleep(shutdown._SAME_S)
     jobs.kill(pid, first)
     assert jobs.end(pid) in ("exited 143", "exited 1"), jobs.log
     hub.faults.clear()
@@ -109,6 +112,7 @@ def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutdown, "_deadline", None)
+    monkeypatch.setattr(shutdown, "_SAME_S", 0)
 
     class Impatient(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -176,6 +180,7 @@ def test_whoever_chains_the_hook_between_two_signals_is_not_called_in_circles(
     uploader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutdown, "_deadline", None)
+    monkeypatch.setattr(shutdown, "_SAME_S", 0)
     dropped: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     with uploader(grace_s=3600):
@@ -187,6 +192,54 @@ def test_whoever_chains_the_hook_between_two_signals_is_not_called_in_circles(
     assert len(dropped) == 1
     monkeypatch.undo()
     shutdown._hears = False
+
+
+def test_a_signal_to_the_process_and_to_its_group_is_one(
+    hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
+) -> None:
+    """As `timeout` sends it."""
+    pid = start(jobs, "thread", tmp_path, 3600)
+    jobs.kill(pid, signal.SIGTERM)
+    jobs.kill(pid, signal.SIGTERM)
+    assert jobs.end(pid) == "exited 143", jobs.log
+    assert Counter(row["id"] for row in dataset.rows()) == rows()
+
+
+class Late(Exception):
+    """A time limit for a step of the job, by a signal."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Late])
+@pytest.mark.parametrize("ack", ["queued", "spooled"])
+def test_an_exception_of_a_signal_may_fall_into_any_instruction_of_put(
+    uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], ack: str
+) -> None:
+    def raise_it(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)  # in a callback of somebody's, it is dropped
+    accepted = []
+    before = signal.signal(signal.SIGALRM, raise_it)
+    try:
+        with uploader() as up:
+            for n in range(1_500):
+                try:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.0008))
+                        up.put([{"id": n}], ack=ack)
+                        accepted.append(n)
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except error:
+                    pass
+            up.put([{"id": -1}])
+            assert up.stats().queue[:3] == (0, 0, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    found = Counter(dataset.ids())
+    assert set(accepted) <= set(found)
+    assert found[-1] == 1
+    assert max(found.values()) == 1
 
 
 def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
