@@ -233,6 +233,7 @@ def test_an_exception_of_a_signal_may_fall_into_any_instruction_of_put(
                 except error:
                     pass
             up.put([{"id": -1}])
+            up.flush()
             assert up.stats().queue[:3] == (0, 0, 0)
     finally:
         signal.signal(signal.SIGALRM, before)
