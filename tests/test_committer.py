@@ -180,7 +180,8 @@ async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: Sim
         await up.put([{"id": 2}])
         assert up.stats().spool.rows == 2
         simulated.script["commit"].clear()
-        while ids(simulated) != [1, 2]:  # a try that was on its way meets the 403 still, and closing would tell of it
+        # A try that was on its way meets the 403 still, and closing would tell of it.
+        while ids(simulated) != [1, 2]:  # noqa: ASYNC110  (nobody tells)
             await anyio.sleep(0.001)
     assert ids(simulated) == [1, 2]
 
