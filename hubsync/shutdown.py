@@ -17,15 +17,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGTERM
+_CTRL_C_CODE = 128 + signal.SIGINT
 
 # `timeout`, `srun` and others send one signal to the process and to its group: that is no second one.
 _SAME_S = 0.3
 
-Close = Callable[[], object]
+# What a forgotten uploader may take at the interpreter's exit, where no signal has set a grace.
+_AT_EXIT_S = 10.0
+
+Close = Callable[[float], object]  # of the seconds that it may take
 
 _open: dict[Close, float | None] = {}  # the uploaders that are open: what closes a forgotten one, and its grace
 _diverted: list[Callable[[], object]] = []  # what ends the blocks of those in an event loop
@@ -45,7 +50,7 @@ def can_catch() -> bool:
 
 def catch(close: Close, grace_s: float | None) -> None:
     """An uploader is open: from now on SIGTERM gives it `grace_s` seconds to drain (None: it wants none of that), and
-    `close` is called at the interpreter's exit.
+    `close` is called at the interpreter's exit, with the seconds that it may take.
     """
     _open[close] = grace_s
     if grace_s is not None and can_catch():
@@ -165,8 +170,32 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _close_forgotten() -> None:
-    for close in list(_open):
-        close()
+    """What a signal raises here ends no process by itself: Python would drop it."""
+    ended: KeyboardInterrupt | SystemExit | None = None
+    while _open:
+        close = next(reversed(_open))
+        seconds = left()
+        try:
+            close(_AT_EXIT_S if seconds is None else seconds)
+        except (KeyboardInterrupt, SystemExit) as error:
+            if isinstance(error, KeyboardInterrupt):
+                begin(0.0)  # for the others as well
+            ended = error
+            continue  # it may not have begun; where it is closed by now, it does nothing
+        except Exception:  # noqa: BLE001  (the others are closed all the same)
+            sys.excepthook(*sys.exc_info())
+        _open.pop(close, None)
+    if ended is not None:
+        _end(_CTRL_C_CODE if isinstance(ended, KeyboardInterrupt) else ended.code)
+
+
+def _end(code: str | int | None) -> NoReturn:
+    """As the interpreter would, whose own exit code is settled by now."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 # Before the interpreter ends its threads and executors, which the worker needs to drain: `atexit` is too late for

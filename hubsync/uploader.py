@@ -64,7 +64,6 @@ from hubsync.transform import Transform, check_transform
 from hubsync.worker import Worker
 
 _log = logging.getLogger("hubsync")
-_AT_EXIT_S = 10.0  # what a forgotten uploader may still take at the interpreter's exit
 
 
 class Stats(NamedTuple):
@@ -349,16 +348,15 @@ class BaseUploader:
         try:
             with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
                 yield
-        except (TimeoutError, BlockedError) as error:
+        except (TimeoutError, BlockedError, KeyboardInterrupt) as error:
             worker.see()  # waits for nobody
             left = worker.depth()
-            if not isinstance(error, BlockedError):
+            if isinstance(error, TimeoutError):
                 why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
                 raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
-            error.add_note(
-                f"Safe in {worker.spool.directory}: {count_text(left.rows, 'row')} ({left.bytes:,} bytes). Once this "
-                f"is mended, the next job brings that up, or run: hubsync drain {worker.spool.directory}"
-            )
+            what = f"Safe in {worker.spool.directory}: {count_text(left.rows, 'row')} ({left.bytes:,} bytes)."
+            once = "Once this is mended, the" if isinstance(error, BlockedError) else "The"
+            error.add_note(f"{what} {once} next job brings that up, or run: hubsync drain {worker.spool.directory}")
             raise
 
     def _may_take(self, error: BaseException) -> float | None:
@@ -428,16 +426,17 @@ class BaseUploader:
                         drained.wait("committed", left if timeout is None else min(left, timeout))
                 raise
 
-    def _at_exit(self) -> None:
+    def _at_exit(self, seconds: float) -> None:
         if self._closed or os.getpid() != self._pid:
             return
-        left = shutdown.left()
-        seconds = _AT_EXIT_S if left is None else left
         _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, seconds)
         try:
             self._close(seconds)
         except HubsyncError as error:
             _log.error("%s", error)
+        except KeyboardInterrupt as error:
+            _log.error("Ctrl-C ended the drain. %s", " ".join(getattr(error, "__notes__", ())))
+            raise
 
 
 class Uploader(BaseUploader):

@@ -258,6 +258,14 @@ def test_the_jobs_own_error_is_not_hidden_by_what_becomes_of_the_rows(
     assert dataset.ids() == [1, 2]
 
 
+def test_ctrl_c_while_a_block_is_being_left_says_where_the_rows_are(hub: LocalHub, uploader: Any) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, uploader(grace_s=0.1) as up:
+        up.put([{"id": 1}])
+        hub.faults.add(Fault.outage())
+        threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+    assert any("1 row " in note and "hubsync drain" in note for note in caught.value.__notes__)
+
+
 def test_sigterm_is_left_alone_where_somebody_handles_it_or_nobody_wants_it(hub: LocalHub, uploader: Any) -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
@@ -323,3 +331,60 @@ asyncio.run(run())
     command = [sys.executable, "-c", job, hub.endpoint, hub.token, tmp_path / "spool"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, dataset.ids()) == (143, [1]), done.stderr
+
+
+FORGOTTEN = """
+import atexit, sys
+from hubsync import RetryPolicy, Uploader
+endpoint, token, spool = sys.argv[1:]
+atexit.register(print, "the end of all")
+for name in ("rows", "others"):
+    up = Uploader(f"user/{name}", endpoint=endpoint, token=token, spool=f"{spool}/{name}",
+        retry=RetryPolicy(initial_s=0.01, max_s=0.05)).open()
+    up.put([{"id": 1}])
+"""
+
+
+@pytest.fixture
+def forgetful(hub: LocalHub, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A job that has forgotten two uploaders, and whose interpreter is ending, while the Hub is gone."""
+    for step in ("preupload", "commit"):
+        hub.faults.add(Fault.outage(on=step))
+    command = [sys.executable, "-c", FORGOTTEN, hub.endpoint, hub.token, str(tmp_path)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if "was not closed" in line:
+                break
+        yield job
+        job.kill()
+
+
+def test_sigterm_at_the_interpreters_exit_has_its_grace_and_says_so_in_the_exit_code(
+    hub: LocalHub, dataset: Dataset, forgetful: subprocess.Popen[str]
+) -> None:
+    forgetful.send_signal(signal.SIGTERM)
+    assert forgetful.stderr is not None
+    for line in forgetful.stderr:
+        if "draining" in line:
+            break
+    hub.faults.clear()
+    said, log = forgetful.communicate()
+    assert (forgetful.returncode, said) == (143, "the end of all\n"), log
+    assert "Traceback" not in log
+    assert [Dataset(hub, f"user/{name}").ids() for name in ("rows", "others")] == [[1]] * 2
+
+
+def test_ctrl_c_at_the_interpreters_exit_leaves_all_and_says_where(
+    hub: LocalHub, tmp_path: Path, forgetful: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgetful.send_signal(signal.SIGINT)
+    said, log = forgetful.communicate()
+    assert (forgetful.returncode, said) == (130, "the end of all\n"), log
+    assert "Traceback" not in log
+    hub.faults.clear()
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    for name in ("rows", "others"):
+        assert f"hubsync drain {tmp_path / name}" in log
+        drain(tmp_path / name, timeout=60)
+        assert Dataset(hub, f"user/{name}").ids() == [1]
