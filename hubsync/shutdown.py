@@ -173,7 +173,7 @@ def _close_forgotten() -> None:
     """What a signal raises here ends no process by itself: Python would drop it."""
     ended: KeyboardInterrupt | SystemExit | None = None
     while _open:
-        close = next(reversed(_open))
+        close = next(iter(_open))
         seconds = left()
         try:
             close(_AT_EXIT_S if seconds is None else seconds)

@@ -345,6 +345,12 @@ for name in ("rows", "others"):
 """
 
 
+def read_until(what: str, job: subprocess.Popen[str]) -> None:
+    """Reads the job's log up to a line that has `what`."""
+    assert job.stderr is not None
+    next(line for line in job.stderr if what in line)
+
+
 @pytest.fixture
 def forgetful(hub: LocalHub, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A job that has forgotten two uploaders, and whose interpreter is ending, while the Hub is gone."""
@@ -352,10 +358,7 @@ def forgetful(hub: LocalHub, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         hub.faults.add(Fault.outage(on=step))
     command = [sys.executable, "-c", FORGOTTEN, hub.endpoint, hub.token, str(tmp_path)]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
-        assert job.stderr is not None
-        for line in job.stderr:
-            if "was not closed" in line:
-                break
+        read_until("was not closed", job)
         yield job
         job.kill()
 
@@ -364,10 +367,7 @@ def test_sigterm_at_the_interpreters_exit_has_its_grace_and_says_so_in_the_exit_
     hub: LocalHub, dataset: Dataset, forgetful: subprocess.Popen[str]
 ) -> None:
     forgetful.send_signal(signal.SIGTERM)
-    assert forgetful.stderr is not None
-    for line in forgetful.stderr:
-        if "draining" in line:
-            break
+    read_until("draining", forgetful)
     hub.faults.clear()
     said, log = forgetful.communicate()
     assert (forgetful.returncode, said) == (143, "the end of all\n"), log
