@@ -59,7 +59,7 @@ def demo(rows: int, crash: bool, outage: float, directory: Path | None, as_json:
         import hubsync.localhub.server  # noqa: F401
         from hubsync.demo import run
     except ImportError as error:
-        raise click.ClickException(f"{error}: the demo needs `pip install 'hubsync[demo]'`.") from None
+        raise click.ClickException(f"{error}: the demo needs `pip install 'hf-hubsync[demo]'`.") from None
     sys.exit(0 if run(rows=rows, crash=crash, outage_s=outage, directory=directory, as_json=as_json) else 1)
 
 
@@ -387,7 +387,7 @@ def dashboard(directories: tuple[Path, ...], port: int, browse: bool) -> None:
     try:
         from hubsync.dashboard.app import serve as run
     except ImportError as error:
-        raise click.ClickException(f"{error}: the page needs `pip install 'hubsync[dashboard]'`.") from None
+        raise click.ClickException(f"{error}: the page needs `pip install 'hf-hubsync[dashboard]'`.") from None
 
     def started(address: str) -> None:
         click.echo(address)
@@ -565,7 +565,7 @@ def serve(directory: Path, host: str, port: int, users: tuple[str, ...], commits
     try:
         from hubsync.localhub.server import serve as run
     except ImportError as error:
-        raise click.ClickException(f"{error}: the embedded Hub needs `pip install 'hubsync[localhub]'`.") from None
+        raise click.ClickException(f"{error}: the embedded Hub needs `pip install 'hf-hubsync[localhub]'`.") from None
     named = {}
     for user in users:
         name, sep, token = user.partition("=")

@@ -56,7 +56,7 @@ def check(format: Format) -> None:
 
 def _needs(format: Format, package: str, why: str) -> ConfigError:
     extra = "zstd" if format == "jsonl.zst" else format
-    return ConfigError(f"format={format!r} needs {package} ({why}). It is installed by: pip install 'hubsync[{extra}]'")
+    return ConfigError(f"format={format!r} needs {package} ({why}). Install it with: pip install 'hf-hubsync[{extra}]'")
 
 
 # What a config's columns hold, as `dataset_info.features` has it in a card's YAML.

@@ -1,4 +1,4 @@
-"""Metrics and spans by OpenTelemetry, where the job has it (`pip install 'hubsync[otel]'`); without it, nothing at all.
+"""Metrics and spans by OpenTelemetry, if it is installed (`pip install 'hf-hubsync[otel]'`); otherwise does nothing.
 
 Observable instruments read what is counted anyway, in the exporter's thread and from memory: `put` pays nothing. What
 takes time (to stage, to commit, to drain) is a span, and a duration in the committer. Providers are the global ones.

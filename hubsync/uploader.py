@@ -124,8 +124,8 @@ class BaseUploader:
             repo: the dataset, "namespace/name". Made where it does not exist.
             config, split: where the rows belong in the dataset.
             path: template of the shards' paths; its fields are {config}, {split}, {writer}, {seq:05d}.
-            format: what the shards are: "jsonl", "jsonl.gz", "jsonl.zst" (needs hubsync[zstd]) or "parquet" (needs
-                hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/formats.md.
+            format: what the shards are: "jsonl", "jsonl.gz", "jsonl.zst" (needs hf-hubsync[zstd]) or "parquet" (needs
+                hf-hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/formats.md.
             private: whether a repo that is made now is private; kept in the spool. None for what was chosen before, or
                 the account's default.
             token: None for what HF_TOKEN or `hf auth login` hold, read anew whenever it is needed.

@@ -267,7 +267,7 @@ def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Run, tmp_path
     (tmp_path / "uvicorn.py").write_text("raise ImportError('No module named uvicorn')")
     done = run("demo", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
     assert done.returncode == 1
-    assert "pip install 'hubsync[demo]'" in done.stderr
+    assert "pip install 'hf-hubsync[demo]'" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["ls", "read", "tail"])

@@ -123,8 +123,8 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_no_page_installs_another_projects_package(path: Path) -> None:
-    """`hubsync` is taken on PyPI, and this is not it: pages install from the checkout, `pip install '.[extra]'`."""
-    assert not re.search(r"pip install [^`\n]*\bhubsync\b", path.read_text())
+    """`hubsync` on PyPI is another project: pages install `hf-hubsync`, or the checkout by `pip install '.[extra]'`."""
+    assert not re.search(r"pip install [^`\n]*(?<![\w-])hubsync\b", path.read_text())
 
 
 def test_the_readme_names_every_extra() -> None:

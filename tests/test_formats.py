@@ -216,7 +216,7 @@ def test_a_missing_package_is_said_at_once(format: Format, package: str, monkeyp
         pytest.skip("Python has it")
     for name in (package, f"{package}.json", f"{package}.parquet"):
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"pip install 'hubsync\[(zstd|parquet)\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'hf-hubsync\[(zstd|parquet)\]'"):
         Uploader("user/rows", format=format)
 
 
@@ -438,7 +438,7 @@ def test_who_drains_without_the_package_is_told_what_to_install(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "BlockedError" in done.stderr
-    assert "pip install 'hubsync[parquet]'" in done.stderr
+    assert "pip install 'hf-hubsync[parquet]'" in done.stderr
     drain(tmp_path / "spool", timeout=20)
     assert Dataset(local_hub).ids() == [0]
 

@@ -23,7 +23,7 @@ try:
     from distilabel.steps import Step, StepInput
     from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 except ImportError as error:
-    raise ImportError(f"{error}. What it needs is installed by: pip install 'hubsync[distilabel]'") from error
+    raise ImportError(f"{error}. Install what it needs with: pip install 'hf-hubsync[distilabel]'") from error
 
 from hubsync.connect import is_offline
 from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, plain

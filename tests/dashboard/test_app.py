@@ -96,7 +96,7 @@ def test_a_port_that_is_taken_is_said_in_one_line() -> None:
 def test_where_the_extra_is_not_installed_it_says_how_to(missing: str) -> None:
     done = _run("dashboard", before=f"sys.modules[{missing!r}] = None")
     assert done.returncode == 1
-    assert "pip install 'hubsync[dashboard]'" in done.stderr
+    assert "pip install 'hf-hubsync[dashboard]'" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
