@@ -57,7 +57,8 @@ def main_table() -> str:
 def pages() -> str:
     """The pages of `docs/`, each with its first sentence: what is read first comes first."""
     first = ["guide", "guarantees", "operations", "performance"]
-    found = sorted(p for p in (ROOT / "docs").glob("*.md") if p.stem not in [*first, "api"])
+    others = [*first, "api", "index", "quickstart", "glossary"]
+    found = sorted(p for p in (ROOT / "docs").glob("*.md") if p.stem not in others)
     paths = [*(ROOT / "docs" / f"{name}.md" for name in first), *found, ROOT / "docs" / "api.md"]
     return "\n".join(_entry(path) for path in paths)
 
