@@ -234,9 +234,9 @@ def test_a_dry_run_checkpoints_nothing(start: Start, dataset: Dataset) -> None:
     check(dataset, list(range(100)))
 
 
-def test_the_guides_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
-    (code,) = [s for s in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "distilabel" in s]
+def test_the_pages_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "pipelines.md").read_text()
+    (code,) = [s for s in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "distilabel" in s]
     (tmp_path / "job.py").write_text(code)
     job = Job(["job.py"], tmp_path, {**hub.environ(), "DISTILABEL_CACHE_DIR": str(tmp_path / "cache")})
     try:
