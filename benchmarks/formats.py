@@ -1,4 +1,4 @@
-"""What each format costs and saves: `python -m benchmarks.formats` prints the table of docs/formats.md.
+"""What each format costs and saves: `python -m benchmarks.formats` prints the table of docs/how-to/choose-a-format.md.
 
 Rows of about 3 kB (text of a made-up language, a few numbers), in shards of 34 MB. The second shard is the first one
 without its first tenth, and with a tenth of new rows at its end; "sent" is what hf_xet sends for each.

@@ -1,7 +1,8 @@
 """The formats a shard may have: JSON Lines as they were written, or packed (gzip, Zstandard, Parquet), and back.
 
 A packed shard holds the same rows in the same order. What a row was is kept: a string stays a string, also one that
-looks like a date. Memory is bounded by a few chunks of lines. `docs/formats.md` says which is for what, and measures.
+looks like a date. Memory is bounded by a few chunks of lines. `docs/how-to/choose-a-format.md`
+compares the formats.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hubsync.errors import ConfigError, DefectError
 from hubsync.policy import FORMATS, MIB, Format, format_of
 from hubsync.rows import encode
 
-# Of `docs/formats.md`: what more effort saves is a few per cent, and costs twice the time.
+# Of `docs/how-to/choose-a-format.md`: what more effort saves is a few per cent, and costs twice the time.
 _GZIP_LEVEL = 4
 _ZSTD_LEVEL = 3
 # Bytes of lines that are in memory at once, and become a Parquet row group: of larger ones, Xet finds more again.

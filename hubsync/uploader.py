@@ -125,7 +125,7 @@ class BaseUploader:
             config, split: where the rows belong in the dataset.
             path: template of the shards' paths; its fields are {config}, {split}, {writer}, {seq:05d}.
             format: what the shards are: "jsonl", "jsonl.gz", "jsonl.zst" (needs hf-hubsync[zstd]) or "parquet" (needs
-                hf-hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/formats.md.
+                hf-hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/how-to/choose-a-format.md.
             private: whether a repo that is made now is private; kept in the spool. None for what was chosen before, or
                 the account's default.
             token: None for what HF_TOKEN or `hf auth login` hold, read anew whenever it is needed.
@@ -134,7 +134,7 @@ class BaseUploader:
             spool: the directory that keeps rows until they are committed; None for one of its own per repo.
             queue, shard, commit, retry: bounds and pace; the defaults serve.
             transform: a function that `put` calls with each row before anything is written. It returns the row to write
-                in its place, or None to leave it out; see docs/redaction.md.
+                in its place, or None to leave it out; see docs/how-to/redact-rows.md.
             schema: what becomes of rows that would keep the dataset from being loaded. None: nobody looks, and the card
                 says nothing of the columns.
             grace_s: seconds to drain after SIGTERM or Ctrl-C; what is left then stays in the spool. SIGTERM ends the

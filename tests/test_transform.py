@@ -119,7 +119,7 @@ def test_an_error_refuses_the_whole_batch_and_its_offset(uploader: Make, dataset
 
 
 def test_the_pages_snippet_does_what_it_says(hub: LocalHub, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "redaction.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "redact-rows.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     environ = {**os.environ, **hub.environ()}
     done = subprocess.run([sys.executable, "-c", snippet], env=environ, cwd=tmp_path, capture_output=True, text=True)
