@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
 from hubsync.formats import SUFFIXES, lines_of
 from hubsync.localhub import LocalHub
+from tests.zygote import Python
 
 # No test asserts a duration, so none fails on a slow machine.
 settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +44,13 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Read from the environment once, at the import: of whoever runs the tests, or of the first test that needs it.
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
         monkeypatch.setattr(constants, name, False)
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[Python]:
+    """Starts Python programs in processes of their own, without the time that imports take."""
+    with Python() as python:
+        yield python
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
-"""Jobs for the tests of whole processes: run as `python -m tests.e2e.jobs NAME ARGS…`, or forked by `zygote`; killed
-from outside, or by themselves at a crash point.
+"""Jobs for the tests of whole processes: run as `python -m tests.e2e.jobs '["NAME", ARGS…]'`; killed from outside, or
+by themselves at a crash point.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-import traceback
 from contextlib import ExitStack
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 
 from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader, catalogue, crashpoints
 from hubsync.crashpoints import CrashPoint
@@ -23,11 +23,11 @@ QUICK: dict[str, Any] = {
 }
 
 
-def resuming(spool: str, source: str, rows: str) -> None:
+def resuming(spool: str, source: str, rows: int) -> None:
     """Asks where to go on, and tells on stdout how far it was accepted."""
     with Uploader("user/rows", spool=spool, **QUICK) as up:
         start = -1 if (known := up.offset(source)) is None else known
-        for n in range(start + 1, int(rows)):
+        for n in range(start + 1, rows):
             up.put([{"id": f"{source}-{n}"}], offset=n, source=source)
             print(n, flush=True)
 
@@ -94,10 +94,10 @@ def lingering_async(backend: str, spool: str, told: str, grace_s: float) -> None
     anyio.run(main, backend=backend)
 
 
-def forgetful(spool: str, rows: str) -> None:
+def forgetful(spool: str, rows: int) -> None:
     """Ends without closing."""
     up = Uploader("user/rows", spool=spool, **QUICK).open()
-    for n in range(int(rows)):
+    for n in range(rows):
         up.put([{"id": n}], ack="queued")
 
 
@@ -135,32 +135,6 @@ def stopping(spool: str, told: str, point: str) -> None:
     telling(spool, told, 0.005)
 
 
-def load() -> None:
-    """Imports what the jobs will need."""
-    import hf_xet  # noqa: F401
-    import httpx  # noqa: F401
-
-    import hubsync.hub  # noqa: F401
-    from hubsync import card
-
-    card.load()
-
-
-def run(name: str, *args: Any) -> NoReturn:
-    """Runs a job in a process that was forked for it."""
-    code = 0
-    try:
-        globals()[name](*args)
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    import threading
-
-    threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter's exit would do
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    globals()[sys.argv[1]](*sys.argv[2:])
+    name, *args = json.loads(sys.argv[1])
+    globals()[name](*args)

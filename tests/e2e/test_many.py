@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,18 +16,10 @@ import pytest
 from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
-from tests.e2e.test_crash_points import environ_of, shards_ever_changed
-from tests.e2e.zygote import Jobs
+from tests.e2e.conftest import Jobs
+from tests.e2e.test_crash_points import shards_ever_changed
 
 _PLAN = re.compile(r"hubsync plan (\d+) of term (\d+)")
-
-
-@pytest.fixture
-def jobs(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
-    for name, value in hub.environ().items():
-        monkeypatch.setenv(name, value)
-    with Jobs(environ_of(hub, tmp_path), tmp_path / "log") as jobs:
-        yield jobs
 
 
 def accepted(told: Path) -> list[str]:
@@ -80,7 +72,7 @@ def test_eight_processes_put_at_once_while_the_committer_is_killed_again_and_aga
         victim = committer_of(spool)
         if victim in running:
             jobs.kill(victim)
-            assert jobs.end(victim) == "killed 9"
+            assert jobs.end(victim) == -signal.SIGKILL
             running.remove(victim)
             running.add(jobs.start("telling", spool, told, 0.02))
     for pid in running:
@@ -100,7 +92,7 @@ def test_a_process_that_stops_is_taken_over_and_brings_nothing_twice_when_it_goe
 ) -> None:
     spool, told = tmp_path / "spool", tmp_path / "told"
     zombie = jobs.start("stopping", spool, told, point)
-    assert jobs.end(zombie) == "stopped"
+    jobs.wait_until_it_stops(zombie)
     other = jobs.start("telling", spool, told, 0.005)
     mine = lambda pid: [row for row in accepted(told) if row.startswith(f"{pid}-")]  # noqa: E731
     before = mine(zombie)
@@ -110,7 +102,7 @@ def test_a_process_that_stops_is_taken_over_and_brings_nothing_twice_when_it_goe
     until(lambda: len(mine(zombie)) > len(before) + 20, jobs)
     for pid in (zombie, other):
         jobs.kill(pid)
-        assert jobs.end(pid) == "killed 9"
+        assert jobs.end(pid) == -signal.SIGKILL
     drain(spool, timeout=60)
     check(dataset, accepted(told))
     check_one_committer_at_a_time(dataset)
@@ -130,7 +122,7 @@ def test_two_machines_share_a_repo(
             until(lambda tell=tell, kills=kills: len(accepted(tell)) > 60 * (kills + 1), jobs)
         for pid in running:
             jobs.kill(pid)
-            assert jobs.end(pid) == "killed 9"
+            assert jobs.end(pid) == -signal.SIGKILL
     hub.faults.clear()
     for spool in spools:
         drain(spool, timeout=60)
@@ -146,9 +138,9 @@ def test_a_job_whose_disk_is_lost_goes_on_from_the_dataset(
     rows, spool = 600, tmp_path / "spool"
     deaths = [("SETTLED", 1), ("ANSWERED", 1), ("STAGED", 2), ("TOLD", 30), ("FILE_REMOVED", 9), ("PLANNED", 1)]
     for point, nth in deaths:
-        assert jobs.end(jobs.start("crashing", spool, rows, path, point, nth, signal.SIGKILL)) == "killed 9"
+        assert jobs.end(jobs.start("crashing", spool, rows, path, point, nth, signal.SIGKILL)) == -signal.SIGKILL
         shutil.rmtree(spool)
-    assert jobs.end(jobs.start("crashing", spool, rows, path, None, 0, 0)) == "exited 0", jobs.log
+    assert jobs.end(jobs.start("crashing", spool, rows, path, None, 0, 0)) == 0, jobs.log
     assert Counter(row["id"] for row in dataset.rows()) == Counter(range(rows))
     assert shards_ever_changed(dataset) == []
 
@@ -160,12 +152,12 @@ def test_a_writer_that_stops_in_the_middle_of_a_transaction_holds_the_others_up_
     other = jobs.start("telling", spool, told, 0.005)
     until(lambda: len(accepted(told)) > 20, jobs)
     stopped = jobs.start("stopping", spool, told, "COUNTED")
-    assert jobs.end(stopped) == "stopped"
+    jobs.wait_until_it_stops(stopped)
     os.kill(stopped, signal.SIGKILL)
-    assert jobs.end(stopped) == "killed 9"
+    assert jobs.end(stopped) == -signal.SIGKILL
     so_far = len(accepted(told))
     until(lambda: len(accepted(told)) > so_far + 20, jobs)
     jobs.kill(other)
-    assert jobs.end(other) == "killed 9"
+    assert jobs.end(other) == -signal.SIGKILL
     drain(spool, timeout=60)
     check(dataset, accepted(told))
