@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from hypothesis import HealthCheck, settings
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
 from hubsync.formats import SUFFIXES, lines_of
 from hubsync.localhub import LocalHub
-from tests.zygote import Python
+from tests.zygote import Program, Python
+
+Done = subprocess.CompletedProcess[str]
 
 # No test asserts a duration, so none fails on a slow machine.
 settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,6 +72,35 @@ def uploader(hub: LocalHub, tmp_path: Path) -> Callable[..., Uploader]:
         return Uploader(repo, **given)
 
     return make
+
+
+class Commands:
+    """The command line against the test's Hub, a process for each command. Keywords are environment variables."""
+
+    def __init__(self, python: Python, hub: LocalHub) -> None:
+        self._python, self._hub = python, hub
+
+    def __call__(self, *args: object, stdin: str = "", **environ: str) -> Done:
+        """Run `hubsync ARGS` to its end."""
+        with self.start(*args, **environ) as program:
+            said, log = program.communicate(stdin)
+        return Done(program.args, program.wait(), said, log)
+
+    def start(self, *args: object, cwd: Path | None = None, stdout: Any = subprocess.PIPE, **environ: str) -> Program:
+        """Start `hubsync ARGS` in the directory `cwd`."""
+        return self.python("-m", "hubsync", *args, cwd=cwd, stdout=stdout, **environ)
+
+    def python(self, *args: object, cwd: Path | None = None, stdout: Any = subprocess.PIPE, **environ: str) -> Program:
+        """Start `python ARGS`."""
+        return self._python.start(
+            *args, env={**os.environ, **self._hub.environ(), **environ}, cwd=cwd,
+            stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def run(python: Python, hub: LocalHub) -> Commands:
+    return Commands(python, hub)
 
 
 class Dataset:

@@ -7,54 +7,40 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hubsync import NotDrained, Uploader
 from hubsync.localhub import Fault, LocalHub
-from tests.conftest import Dataset
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def run(hub: LocalHub) -> Run:
-    def run(*args: object, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "hubsync", *map(str, args)],
-            env={**os.environ, **hub.environ(), **environ}, input=stdin, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    return run
+from tests.conftest import Commands, Dataset
+from tests.waiting import until
 
 
 def jsonl(start: int, stop: int) -> str:
     return "".join(f'{{"id": {n}}}\n' for n in range(start, stop))
 
 
-def test_pipe_brings_every_line(run: Run, dataset: Dataset) -> None:
+def test_pipe_brings_every_line(run: Commands, dataset: Dataset) -> None:
     done = run("pipe", "user/rows", stdin=jsonl(0, 2_500).rstrip())
     assert (done.returncode, done.stderr) == (0, "2,500 rows are on the Hub in user/rows.\n")
     assert dataset.ids() == list(range(2_500))
 
 
-def test_more_words_are_not_a_line_a_request(run: Run) -> None:
+def test_more_words_are_not_a_line_a_request(run: Commands) -> None:
     assert "HTTP Request" not in run("-v", "pipe", "user/rows", stdin=jsonl(0, 1)).stderr
     done = run("-v", "verify", "user/rows")
     assert (done.returncode, "HTTP Request" in done.stderr) == (0, False)
 
 
-def test_a_revision_that_is_not_there_asks_for_no_token(run: Run) -> None:
+def test_a_revision_that_is_not_there_asks_for_no_token(run: Commands) -> None:
     run("pipe", "user/rows", stdin=jsonl(0, 1))
     done = run("ls", "user/rows", "--revision", "nope")
     assert (done.returncode, "--revision names none" in done.stderr, "token" in done.stderr) == (1, True, False)
 
 
-def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Dataset) -> None:
+def test_pipe_names_the_bad_line_and_keeps_those_before(run: Commands, dataset: Dataset) -> None:
     done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
     assert done.returncode == 1
     assert "line 4: not a JSON object" in done.stderr
@@ -64,7 +50,7 @@ def test_pipe_names_the_bad_line_and_keeps_those_before(run: Run, dataset: Datas
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_pipe_sets_bad_lines_aside_where_told(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+def test_pipe_sets_bad_lines_aside_where_told(run: Commands, dataset: Dataset, tmp_path: Path) -> None:
     aside = tmp_path / "bad.txt"
     stdin = jsonl(0, 2) + '{"id": \n\n{"a": "\\ud83d"}\n' + jsonl(2, 3)
     done = run("pipe", "user/rows", "--bad-lines", "set-aside", "--aside", aside, "--json", stdin=stdin)
@@ -73,14 +59,14 @@ def test_pipe_sets_bad_lines_aside_where_told(run: Run, dataset: Dataset, tmp_pa
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_pipe_with_a_source_goes_on_where_it_was(run: Run, dataset: Dataset) -> None:
+def test_pipe_with_a_source_goes_on_where_it_was(run: Commands, dataset: Dataset) -> None:
     run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 1_500))
     done = run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 2_100))
     assert "600 rows are on the Hub in user/rows; 1,500 lines were there already." in done.stderr
     assert dataset.ids() == list(range(2_100))
 
 
-def test_one_row_is_said_as_one(run: Run) -> None:
+def test_one_row_is_said_as_one(run: Commands) -> None:
     assert run("pipe", "user/rows", "--source", "a", stdin=jsonl(0, 1)).stderr == "1 row is on the Hub in user/rows.\n"
     again = run("pipe", "user/rows", "--source", "a", stdin=jsonl(0, 1))
     assert again.stderr == "0 rows are on the Hub in user/rows; 1 line was there already.\n"
@@ -89,7 +75,7 @@ def test_one_row_is_said_as_one(run: Run) -> None:
 @pytest.mark.parametrize(
     "command", [["pipe", "user/rows"], ["ls", "user/rows"], ["read", "user/rows"], ["verify", "user/rows"]]
 )
-def test_a_wrong_token_is_one_message_that_says_what_to_do(run: Run, command: list[str]) -> None:
+def test_a_wrong_token_is_one_message_that_says_what_to_do(run: Commands, command: list[str]) -> None:
     done = run(*command, stdin=jsonl(0, 1), HF_TOKEN="hf_wrong")
     assert done.returncode == 1
     assert done.stderr.count("hf auth login") == 1
@@ -99,7 +85,7 @@ def test_a_wrong_token_is_one_message_that_says_what_to_do(run: Run, command: li
 
 
 def test_status_shows_a_spool_while_a_job_writes_it_and_drain_leaves_it_to_the_job(
-    run: Run, uploader: Callable[..., Uploader], tmp_path: Path
+    run: Commands, uploader: Callable[..., Uploader], tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
     with uploader() as up:
@@ -115,7 +101,7 @@ def test_status_shows_a_spool_while_a_job_writes_it_and_drain_leaves_it_to_the_j
     assert "nothing waits" in run("status", spool).stdout
 
 
-def test_drain_brings_up_what_an_offline_job_left(run: Run, dataset: Dataset, tmp_path: Path) -> None:
+def test_drain_brings_up_what_an_offline_job_left(run: Commands, dataset: Dataset, tmp_path: Path) -> None:
     offline = run("pipe", "user/rows", stdin=jsonl(0, 5), HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     assert "drain" in offline.stderr
@@ -129,7 +115,7 @@ def test_drain_brings_up_what_an_offline_job_left(run: Run, dataset: Dataset, tm
 
 
 def test_status_tells_of_an_offline_job_that_has_it_open(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     spool = tmp_path / "spool"
@@ -143,7 +129,7 @@ def test_status_tells_of_an_offline_job_that_has_it_open(
     assert json.loads(run("status", spool, "--json").stdout)["writer_pids"] == []
 
 
-def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: Dataset) -> None:
+def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Commands, dataset: Dataset) -> None:
     run("pipe", "user/rows", "--private", stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
     run("pipe", "user/rows", stdin=jsonl(3, 5), HF_HUB_OFFLINE="1")
     assert run("drain").returncode == 0
@@ -155,7 +141,7 @@ def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Run, dataset: D
 
 
 def test_one_bad_spool_keeps_no_other_from_being_shown_and_brought_up(
-    run: Run, dataset: Dataset, tmp_path: Path
+    run: Commands, dataset: Dataset, tmp_path: Path
 ) -> None:
     for repo in ("user/other", "user/rows"):
         run("pipe", repo, stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
@@ -174,13 +160,13 @@ def test_one_bad_spool_keeps_no_other_from_being_shown_and_brought_up(
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_a_spool_whose_hub_is_away_holds_no_other_up(run: Run, hub: LocalHub, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_spool_whose_hub_is_away_holds_no_other_up(
+    run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
+) -> None:
     home = {"HUBSYNC_HOME": str(tmp_path / "home")}
     run("pipe", "user/away", "--timeout", 0, stdin=jsonl(0, 1), HF_ENDPOINT="http://127.0.0.1:9", **home)
     run("pipe", "user/rows", stdin=jsonl(0, 2), HF_HUB_OFFLINE="1", **home)
-    environ = {**os.environ, **hub.environ(), **home}
-    command = [sys.executable, "-m", "hubsync", "drain"]
-    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as draining:
+    with run.start("drain", **home) as draining:
         try:
             while json.loads(run("status", "--json", **home).stdout.splitlines()[-1])["rows_waiting"]:
                 assert draining.poll() is None
@@ -193,7 +179,7 @@ def test_a_spool_whose_hub_is_away_holds_no_other_up(run: Run, hub: LocalHub, da
 
 
 def test_who_begins_while_the_quota_is_spent_says_so(
-    run: Run, hub: LocalHub, uploader: Callable[..., Uploader], tmp_path: Path
+    run: Commands, hub: LocalHub, uploader: Callable[..., Uploader], tmp_path: Path
 ) -> None:
     up = uploader().open()
     hub.faults.add(Fault.rate_limit("commits", on="commit"))
@@ -205,18 +191,17 @@ def test_who_begins_while_the_quota_is_spent_says_so(
     assert json.loads(run("status", tmp_path / "spool", "--json").stdout)["state"] == "backing off"
 
 
-def test_an_interrupted_drain_says_what_is_left_and_that_it_is_safe(run: Run, hub: LocalHub, tmp_path: Path) -> None:
+def test_an_interrupted_drain_says_what_is_left_and_that_it_is_safe(
+    run: Commands, hub: LocalHub, tmp_path: Path
+) -> None:
     run("pipe", "user/rows", "--spool", tmp_path / "spool", stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
     hub.faults.add(Fault.outage())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hubsync", "drain", str(tmp_path / "spool")],
-        env={**os.environ, **hub.environ()}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline() == f"{tmp_path / 'spool'}\n"
-    process.stderr.readline()  # how it stands: it has begun
-    process.send_signal(signal.SIGINT)
-    said = process.communicate()[1]
+    with run.start("drain", tmp_path / "spool") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"{tmp_path / 'spool'}\n"
+        process.stderr.readline()  # how it stands: it has begun
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
     assert process.returncode == 130
     assert f"3 rows not yet on the Hub, and safe in {tmp_path / 'spool'}." in said
 
@@ -228,12 +213,6 @@ MISTAKES = [
     ("status --watch --interval -1", 2),
     ("read user/rows --cursor missing/x", 2),
     ("pipe user/rows --bad-lines set-aside --aside missing/q", 2),
-    ("pipe user/rows <&-", 2),
-    ("ls user/rows >&-", 1),
-    ("read user/rows >&-", 1),
-    ("status >&-", 1),
-    ("ls user/rows >/dev/full", 1),
-    ("read user/rows >/dev/full", 1),
     ("hub serve --port PORT", 1),
     ("hub serve --port 0 --host nowhere.invalid", 1),
     ("hub serve --port 0 --dir FILE", 1),
@@ -241,17 +220,38 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("line", "code"), MISTAKES, ids=[line for line, _ in MISTAKES])
-def test_an_ordinary_mistake_is_one_message(run: Run, hub: LocalHub, tmp_path: Path, line: str, code: int) -> None:
-    run("pipe", "user/rows", stdin=jsonl(0, 3))
+def test_an_ordinary_mistake_is_one_message(run: Commands, hub: LocalHub, tmp_path: Path, line: str, code: int) -> None:
     (tmp_path / "file").touch()
     line = line.replace("FILE", str(tmp_path / "file")).replace("PORT", hub.endpoint.rpartition(":")[2])
+    with run.start(*line.split(), cwd=tmp_path) as program:
+        said, log = program.communicate(jsonl(0, 1))
+    is_one_message(program.returncode, code, said, log)
+
+
+def is_one_message(returncode: int | None, expected: int, said: str, log: str) -> None:
+    assert returncode == expected, log
+    assert (said, "Traceback" in log) == ("", False)
+    assert log.startswith(("hubsync: ", "Error: ", "Usage: ")), log
+
+
+@pytest.mark.parametrize("command", ["ls", "read"])
+def test_a_full_standard_output_is_one_message(run: Commands, command: str) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
+    with open("/dev/full", "w") as full, run.start(command, "user/rows", stdout=full) as program:
+        is_one_message(program.wait(), 1, *program.communicate())
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [("pipe user/rows <&-", 2), ("ls user/rows >&-", 1), ("read user/rows >&-", 1), ("status >&-", 1)]
+)
+def test_a_closed_standard_stream_is_one_message(run: Commands, hub: LocalHub, line: str, code: int) -> None:
+    """Of a new interpreter, which begins without it."""
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m hubsync {line}"], cwd=tmp_path, input=jsonl(0, 1), text=True,
-        env={**os.environ, **hub.environ(), "PYTHONPATH": os.getcwd()}, capture_output=True, check=False,
+        ["bash", "-c", f"{sys.executable} -m hubsync {line}"], input=jsonl(0, 1), text=True,
+        env={**os.environ, **hub.environ()}, capture_output=True, check=False,
     )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert (done.stdout, "Traceback" in done.stderr) == ("", False)
-    assert done.stderr.startswith(("hubsync: ", "Error: ", "Usage: ")), done.stderr
+    is_one_message(done.returncode, code, done.stdout, done.stderr)
 
 
 def test_a_message_that_nobody_can_read_fails_no_pipe(hub: LocalHub, dataset: Dataset) -> None:
@@ -263,7 +263,7 @@ def test_a_message_that_nobody_can_read_fails_no_pipe(hub: LocalHub, dataset: Da
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Run, tmp_path: Path) -> None:
+def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Commands, tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise ImportError('No module named uvicorn')")
     done = run("demo", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
     assert done.returncode == 1
@@ -271,21 +271,21 @@ def test_a_demo_without_the_embedded_hub_says_what_to_install(run: Run, tmp_path
 
 
 @pytest.mark.parametrize("command", ["ls", "read", "tail"])
-def test_a_config_that_is_not_there_is_no_empty_one(run: Run, command: str) -> None:
+def test_a_config_that_is_not_there_is_no_empty_one(run: Commands, command: str) -> None:
     run("pipe", "user/rows", stdin=jsonl(0, 3))
     assert run(command, "user/rows", "--config", "default").returncode == 0
     done = run(command, "user/rows", "--config", "typo")
     assert (done.returncode, done.stderr) == (1, "hubsync: user/rows holds no shard of config 'typo'.\n")
 
 
-def test_nothing_new_in_a_config_is_no_error(run: Run, tmp_path: Path) -> None:
+def test_nothing_new_in_a_config_is_no_error(run: Commands, tmp_path: Path) -> None:
     run("pipe", "user/rows", stdin=jsonl(0, 3))
     for rows in (3, 0):
         done = run("read", "user/rows", "--config", "default", "--cursor", tmp_path / "kept")
         assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, rows, "")
 
 
-def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
+def test_commands_on_no_spool_say_so(run: Commands, tmp_path: Path) -> None:
     assert "no spool" in run("status").stdout
     assert "no spool" in run("drain").stderr
     done = run("status", tmp_path / "nowhere")
@@ -294,52 +294,46 @@ def test_commands_on_no_spool_say_so(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_hub_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_hub_serve_serves_until_it_is_told_to_stop(run: Commands, tmp_path: Path) -> None:
     from huggingface_hub import HfApi
 
-    command = [sys.executable, "-m", "hubsync", "hub", "serve", "--dir", str(tmp_path / "h"), "--port", "0"]
-    with subprocess.Popen([*command, "--user", "alice=hf_alice"], stdout=subprocess.PIPE, text=True) as process:
+    args = ["hub", "serve", "--dir", tmp_path / "h", "--port", 0, "--user", "alice=hf_alice"]
+    with run.start(*args) as process:
         assert process.stdout is not None
         endpoint = next(word for line in process.stdout for word in line.split() if word.startswith("http")).rstrip(",")
         assert HfApi(endpoint=endpoint, token="hf_alice").whoami()["name"] == "alice"
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait() == 0
 
 
 @pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["hub", "serve", "--help"], ["--version"]])
-def test_help_is_there(run: Run, args: list[Any]) -> None:
+def test_help_is_there(run: Commands, args: list[str]) -> None:
     assert run(*args).returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_pipe_brings_up_what_it_has_read_when_it_is_told_to_end(
-    run: Run, dataset: Dataset, hub: LocalHub, tmp_path: Path, number: signal.Signals
+    run: Commands, dataset: Dataset, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hubsync", "pipe", "user/rows", "--spool", str(tmp_path / "spool")],
-        env={**os.environ, **hub.environ()}, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(jsonl(0, 7))
-    process.stdin.flush()
-    while not (tmp_path / "spool" / "segments").exists() or not list((tmp_path / "spool" / "segments").iterdir()):
-        time.sleep(0.02)
-    process.stdin.write(jsonl(7, 9))
-    process.stdin.flush()
-    process.send_signal(number)
-    _, said = process.communicate()
+    segments = tmp_path / "spool" / "segments"
+    with run.start("pipe", "user/rows", "--spool", tmp_path / "spool") as process:
+        assert process.stdin is not None
+        process.stdin.write(jsonl(0, 7))
+        process.stdin.flush()
+        until(lambda: segments.exists() and list(segments.iterdir()))
+        process.stdin.write(jsonl(7, 9))
+        process.stdin.flush()
+        process.send_signal(number)
+        _, said = process.communicate()
     assert process.returncode == (143 if number is signal.SIGTERM else 130), said
     assert "Aborted" not in said
     assert set(range(7)) <= set(dataset.ids()) <= set(range(9))
 
 
-def test_ctrl_c_is_exit_code_130_and_no_more_words() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "hubsync", "status", "--watch"],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as job:  # fmt: skip
-        assert job.stdout
-        assert job.stderr
+def test_ctrl_c_is_exit_code_130_and_no_more_words(run: Commands) -> None:
+    with run.start("status", "--watch") as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
         job.stdout.readline()
         job.send_signal(signal.SIGINT)
         assert (job.wait(), job.stderr.read()) == (130, "")

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,11 +28,11 @@ from hubsync.inspect import spool_facts
 from hubsync.localhub import Fault, LocalHub
 from hubsync.rescue import rescue
 from hubsync.verify import verify
-from tests.conftest import Dataset
+from tests.conftest import Commands, Dataset, Done
+from tests.waiting import until
 
 Make = Callable[..., Uploader]
-Done = subprocess.CompletedProcess[str]
-Run = Callable[..., Done]
+Letter = Callable[..., Done]
 SHARED = "data/{split}-{seq:05d}.jsonl"
 # The command line itself, which a point of its way kills.
 DYING = """
@@ -54,22 +52,16 @@ def spool(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def run(hub: LocalHub) -> Run:
-    def run(*args: object, stdin: str = "", dies_at: CrashPoint | None = None) -> Done:
+def letter(run: Commands, spool: Path) -> Letter:
+    """`hubsync dead-letter WHAT SPOOL …`, perhaps killed on its way."""
+
+    def letter(what: str, *args: object, stdin: str = "", dies_at: CrashPoint | None = None) -> Done:
         how = ["-m", "hubsync"] if dies_at is None else ["-c", DYING, dies_at.name]
-        return subprocess.run(
-            [sys.executable, *how, *map(str, args)],
-            env={**os.environ, **hub.environ(), "COLUMNS": "400"},
-            input=stdin, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        with run.python(*how, "dead-letter", what, spool, *args, COLUMNS="400") as program:
+            said, log = program.communicate(stdin)
+        return Done(program.args, program.wait(), said, log)
 
-    return run
-
-
-@pytest.fixture
-def letter(run: Run, spool: Path) -> Run:
-    """`hubsync dead-letter WHAT SPOOL …`"""
-    return lambda what, *args, **given: run("dead-letter", what, spool, *args, **given)
+    return letter
 
 
 @pytest.fixture
@@ -115,17 +107,10 @@ def nothing_is_left(spool: Path) -> bool:
     return graves(spool) == [] and list((spool / "segments").iterdir()) == []
 
 
-def until(what: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 # To look at it.
 
 
-def test_an_empty_dead_letter_is_no_failure(run: Run, letter: Run, uploader: Make) -> None:
+def test_an_empty_dead_letter_is_no_failure(run: Commands, letter: Letter, uploader: Make) -> None:
     with uploader() as up:
         up.put([{"id": 0}])
     for done in (letter("list"), run("dead-letter", "list")):
@@ -135,7 +120,7 @@ def test_an_empty_dead_letter_is_no_failure(run: Run, letter: Run, uploader: Mak
     assert letter("resubmit", "--all").returncode == 0
 
 
-def test_a_list_shows_what_is_dead_and_why(letter: Run, refused: list[int], spool: Path) -> None:
+def test_a_list_shows_what_is_dead_and_why(letter: Letter, refused: list[int], spool: Path) -> None:
     first, second = (json.loads(line) for line in letter("list", "--json").stdout.splitlines())
     assert first["spool"] == str(spool)
     assert (first["id"], first["path"], first["rows"], first["bytes"]) == (refused[0], "data/train-00001.jsonl", 2, 18)
@@ -151,7 +136,7 @@ def test_a_list_shows_what_is_dead_and_why(letter: Run, refused: list[int], spoo
 
 
 def test_what_names_the_dead_letter_names_the_command(
-    run: Run, hub: LocalHub, uploader: Make, spool: Path, caplog: pytest.LogCaptureFixture
+    run: Commands, hub: LocalHub, uploader: Make, spool: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = f"hubsync dead-letter list {spool}"
     with uploader() as up:
@@ -170,7 +155,7 @@ def test_what_names_the_dead_letter_names_the_command(
 # To export it.
 
 
-def test_an_export_is_exactly_the_bytes(letter: Run, refused: list[int], tmp_path: Path) -> None:
+def test_an_export_is_exactly_the_bytes(letter: Letter, refused: list[int], tmp_path: Path) -> None:
     first, second = b'{"id":1}\n{"id":2}\n', b'{"id":4}\n'
     assert letter("export", refused[0]).stdout.encode() == first
     assert letter("export", refused[1], refused[0]).stdout.encode() == second + first
@@ -185,7 +170,7 @@ def test_an_export_is_exactly_the_bytes(letter: Run, refused: list[int], tmp_pat
     assert len(letter("list", "--json").stdout.splitlines()) == 2  # they stay
 
 
-def test_an_export_overwrites_nothing_unless_told(letter: Run, refused: list[int], tmp_path: Path) -> None:
+def test_an_export_overwrites_nothing_unless_told(letter: Letter, refused: list[int], tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     out.write_text("mine")
     done = letter("export", "--all", "--out", out)
@@ -201,7 +186,7 @@ def test_an_export_overwrites_nothing_unless_told(letter: Run, refused: list[int
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_wrong_usage_is_told(run: Run, letter: Run, refused: list[int], spool: Path) -> None:
+def test_wrong_usage_is_told(run: Commands, letter: Letter, refused: list[int], spool: Path) -> None:
     assert letter("resubmit").returncode == 2
     assert letter("resubmit", refused[0], "--all").returncode == 2
     assert letter("resubmit", "all").returncode == 2
@@ -212,7 +197,7 @@ def test_wrong_usage_is_told(run: Run, letter: Run, refused: list[int], spool: P
     assert run("dead-letter", "list", spool / "no").returncode == 1
 
 
-def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Run, hub: LocalHub, uploader: Make) -> None:
+def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Commands, hub: LocalHub, uploader: Make) -> None:
     with uploader(spool=None) as up:
         refuse(hub, up, {"id": 7})
         number = spool_facts(up.spool)["dead_letter"][0]["id"]
@@ -224,7 +209,7 @@ def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Run, hub: LocalHu
 
 
 def test_a_spool_that_is_broken_hides_no_other(
-    run: Run, refused: list[int], spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Commands, refused: list[int], spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
     (home / "broken").mkdir(parents=True, mode=0o700)
@@ -244,7 +229,7 @@ def test_a_spool_that_is_broken_hides_no_other(
 
 
 def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
-    letter: Run, refused: list[int], dataset: Dataset, spool: Path, check: Callable[[], tuple[str, ...]]
+    letter: Letter, refused: list[int], dataset: Dataset, spool: Path, check: Callable[[], tuple[str, ...]]
 ) -> None:
     done = letter("resubmit", refused[0])
     assert done.returncode == 0
@@ -265,7 +250,7 @@ def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
 
 
 def test_a_live_job_brings_it_up(
-    letter: Run, hub: LocalHub, uploader: Make, dataset: Dataset, check: Callable[[], tuple[str, ...]]
+    letter: Letter, hub: LocalHub, uploader: Make, dataset: Dataset, check: Callable[[], tuple[str, ...]]
 ) -> None:
     with uploader(path=SHARED) as up:
         up.put([{"id": 0}], ack="committed")
@@ -280,7 +265,9 @@ def test_a_live_job_brings_it_up(
     assert check() == ()
 
 
-def test_keys_offsets_and_receipts_stay_true(letter: Run, refused: list[int], uploader: Make, dataset: Dataset) -> None:
+def test_keys_offsets_and_receipts_stay_true(
+    letter: Letter, refused: list[int], uploader: Make, dataset: Dataset
+) -> None:
     with uploader(path=SHARED) as up:
         assert up.offset() == 5
         replay = up.put([{"id": 1}, {"id": 2}], key="k")
@@ -296,7 +283,7 @@ def test_keys_offsets_and_receipts_stay_true(letter: Run, refused: list[int], up
 
 
 def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
-    letter: Run, refused: list[int], hub: LocalHub, dataset: Dataset, spool: Path
+    letter: Letter, refused: list[int], hub: LocalHub, dataset: Dataset, spool: Path
 ) -> None:
     before = {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)}
     fault = hub.faults.add(Fault.status(413, on="commit"))
@@ -311,7 +298,7 @@ def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
 
 
 def test_an_edited_grave_is_told_and_not_put_by_mistake(
-    letter: Run, refused: list[int], spool: Path, dataset: Dataset
+    letter: Letter, refused: list[int], spool: Path, dataset: Dataset
 ) -> None:
     """Its bytes are no longer what the catalogue says: a committer would stumble over it for ever."""
     for text in ('{"id":9}\n{"id":2}\n', '{"id":1,"more":true}\n{"id":2}\n'):
@@ -333,7 +320,12 @@ def test_an_edited_grave_is_told_and_not_put_by_mistake(
 
 
 def test_mended_rows_take_the_place_of_what_was_refused(
-    letter: Run, refused: list[int], dataset: Dataset, tmp_path: Path, spool: Path, check: Callable[[], tuple[str, ...]]
+    letter: Letter,
+    refused: list[int],
+    dataset: Dataset,
+    tmp_path: Path,
+    spool: Path,
+    check: Callable[[], tuple[str, ...]],
 ) -> None:
     mended = tmp_path / "mended.jsonl"
     lines = b'{"id": 1, "big": 123456789012345678901234567890}\n\n  {"id":2,"t":"\xc3\xa9"}\r\n{"id":7}'
@@ -365,7 +357,7 @@ def test_mended_rows_take_the_place_of_what_was_refused(
     ids=["array", "torn", "NaN", "no UTF-8", "surrogate", "deep", "empty"],
 )
 def test_a_line_that_is_no_row_is_named_and_nothing_is_done(
-    letter: Run, refused: list[int], tmp_path: Path, spool: Path, content: bytes, why: str
+    letter: Letter, refused: list[int], tmp_path: Path, spool: Path, content: bytes, why: str
 ) -> None:
     mended = tmp_path / "mended.jsonl"
     mended.write_bytes(content)
@@ -379,7 +371,7 @@ def test_a_line_that_is_no_row_is_named_and_nothing_is_done(
 
 
 def test_mended_rows_that_are_refused_again_are_what_the_dead_letter_holds(
-    letter: Run, refused: list[int], hub: LocalHub, tmp_path: Path
+    letter: Letter, refused: list[int], hub: LocalHub, tmp_path: Path
 ) -> None:
     mended = tmp_path / "mended.jsonl"
     mended.write_text('{"id":"mended"}\n' * 2)
@@ -388,7 +380,7 @@ def test_mended_rows_that_are_refused_again_are_what_the_dead_letter_holds(
     assert letter("export", refused[0]).stdout == '{"id":"mended"}\n' * 2
 
 
-def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[int], tmp_path: Path) -> None:
+def test_rows_of_a_file_take_the_place_of_one_shard(letter: Letter, refused: list[int], tmp_path: Path) -> None:
     mended = tmp_path / "mended.jsonl"
     mended.write_text('{"id":1}\n')
     assert letter("resubmit", *refused, "--from", mended).returncode == 2
@@ -397,7 +389,7 @@ def test_rows_of_a_file_take_the_place_of_one_shard(letter: Run, refused: list[i
 
 
 def test_fewer_rows_than_were_refused_are_put_only_on_purpose(
-    letter: Run, refused: list[int], tmp_path: Path, spool: Path, dataset: Dataset
+    letter: Letter, refused: list[int], tmp_path: Path, spool: Path, dataset: Dataset
 ) -> None:
     (tmp_path / "mended").write_text('{"id":1}\n')
     before = graves(spool)
@@ -412,7 +404,7 @@ def test_fewer_rows_than_were_refused_are_put_only_on_purpose(
 
 
 def test_a_discard_asks_first_and_says_what_is_lost(
-    letter: Run, run: Run, refused: list[int], spool: Path, uploader: Make, dataset: Dataset, hub: LocalHub
+    letter: Letter, run: Commands, refused: list[int], spool: Path, uploader: Make, dataset: Dataset, hub: LocalHub
 ) -> None:
     for answer in ("n\n", ""):
         done = letter("discard", refused[0], stdin=answer)
@@ -439,7 +431,7 @@ def test_a_discard_asks_first_and_says_what_is_lost(
 
 
 def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded_or_mended(
-    letter: Run, refused: list[int], spool: Path, dataset: Dataset, tmp_path: Path
+    letter: Letter, refused: list[int], spool: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
         db.execute("UPDATE segments SET rows = 0, bytes = 0 WHERE id = ?", (refused[0],))
@@ -469,7 +461,7 @@ def beside(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader 
 
 @pytest.mark.parametrize("point", [CrashPoint.RAISED, CrashPoint.RESUBMITTED], ids=lambda point: point.title)
 def test_killed_while_it_puts_rows_again_they_are_there_once(
-    refused: list[int], beside: Uploader | None, letter: Run, point: CrashPoint, dataset: Dataset, spool: Path,
+    refused: list[int], beside: Uploader | None, letter: Letter, point: CrashPoint, dataset: Dataset, spool: Path,
     check: Callable[[], tuple[str, ...]],
 ) -> None:  # fmt: skip
     for _ in range(2):
@@ -484,7 +476,7 @@ def test_killed_while_it_puts_rows_again_they_are_there_once(
     "point", [CrashPoint.MENDED, CrashPoint.RAISED, CrashPoint.RESUBMITTED], ids=lambda point: point.title
 )
 def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
-    refused: list[int], beside: Uploader | None, letter: Run, point: CrashPoint, dataset: Dataset, spool: Path,
+    refused: list[int], beside: Uploader | None, letter: Letter, point: CrashPoint, dataset: Dataset, spool: Path,
     tmp_path: Path, check: Callable[[], tuple[str, ...]],
 ) -> None:  # fmt: skip
     mended = tmp_path / "mended.jsonl"
@@ -497,7 +489,7 @@ def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
     until(lambda: nothing_is_left(spool))
 
 
-def _after_the_kill(beside: Uploader | None, letter: Run, spool: Path) -> None:
+def _after_the_kill(beside: Uploader | None, letter: Letter, spool: Path) -> None:
     assert letter("resubmit", "--all").returncode == 0
     if beside is not None:
         until(lambda: beside.stats().spool.dead == 0)
@@ -506,7 +498,7 @@ def _after_the_kill(beside: Uploader | None, letter: Run, spool: Path) -> None:
 
 
 def test_killed_while_it_discards_the_file_goes_with_the_next(
-    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+    refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     assert letter("discard", refused[0], "--yes", dies_at=CrashPoint.DISCARDED).returncode == -signal.SIGKILL
     assert len(graves(spool)) == 2
@@ -582,7 +574,7 @@ def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool:
 
 
 def test_what_a_rescue_finds_in_the_dead_letter_can_be_put_again(
-    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+    refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     """It knows neither number nor writer then."""
     for file in spool.glob("catalogue.sqlite*"):
@@ -596,7 +588,7 @@ def test_what_a_rescue_finds_in_the_dead_letter_can_be_put_again(
 
 
 def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
-    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+    refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     assert letter("discard", refused[1], "--yes").returncode == 0
     with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db:
@@ -613,7 +605,7 @@ def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
 
 
 def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
-    refused: list[int], letter: Run, spool: Path, dataset: Dataset
+    refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     assert letter("resubmit", "--all", dies_at=CrashPoint.RAISED).returncode == -signal.SIGKILL
     for file in spool.glob("catalogue.sqlite*"):
@@ -624,7 +616,7 @@ def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
 
 
 def test_the_dead_of_an_older_hubsync_are_listed_by_the_time_of_their_file(
-    refused: list[int], letter: Run, spool: Path
+    refused: list[int], letter: Letter, spool: Path
 ) -> None:
     with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
         db.execute("UPDATE segments SET sealed_at = NULL WHERE state = 'dead'")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +31,11 @@ from hubsync.localhub import Fault, LocalHub
 from hubsync.plan import Head
 from hubsync.target import Target, default_directory
 from hubsync.verify import Report, verify
+from tests.conftest import Commands, Done
 
 Make = Callable[..., Uploader]
 Check = Callable[..., Report]
+Verifying = Callable[..., Done]
 REPO = "user/rows"
 SHARED = "{config}/{split}-{seq:05d}.jsonl"
 FIVE = ShardPolicy(linger_s=3600, max_rows=5)
@@ -697,27 +697,21 @@ def test_a_spool_that_is_none_or_anothers_is_refused_and_none_is_made(
 
 
 @pytest.fixture
-def run(hub: LocalHub) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*args: object, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "hubsync", "verify", *map(str, args)],
-            env={**os.environ, **hub.environ(), **environ}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    return run
+def verifying(run: Commands) -> Verifying:
+    """`hubsync verify ARGS`."""
+    return lambda *args, **environ: run("verify", *args, **environ)
 
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def test_the_command_says_what_it_compared_and_exits_0(run: Run, uploader: Make, spool: Path, check: Check) -> None:
+def test_the_command_says_what_it_compared_and_exits_0(
+    verifying: Verifying, uploader: Make, spool: Path, check: Check
+) -> None:
     write(uploader)
-    done = run(spool, REPO)
+    done = verifying(spool, REPO)
     assert (done.returncode, done.stderr) == (0, "")
     commit = check().commit
     assert done.stdout.startswith(f"{REPO} (main) at {commit}: all agrees. 3 shards, 15 rows, ")
     assert "1 writer; content not read (--content); compared with" in done.stdout
-    done = run(REPO, "--content", "--json")
+    done = verifying(REPO, "--content", "--json")
     assert done.returncode == 0
     report = json.loads(done.stdout)
     assert (report["ok"], report["commit"], report["rows"], report["differences"]) == (True, commit, 15, [])
@@ -725,47 +719,49 @@ def test_the_command_says_what_it_compared_and_exits_0(run: Run, uploader: Make,
 
 
 def test_the_command_lists_differences_and_exits_1(
-    run: Run, uploader: Make, tamper: Tamper, hub: LocalHub, spool: Path
+    verifying: Verifying, uploader: Make, tamper: Tamper, hub: LocalHub, spool: Path
 ) -> None:
     writer = write(uploader, spool=None)
     default = default_directory(Target(hub.endpoint, REPO))
     tamper.delete(path_of(writer, 1))
-    done = run(REPO)
+    done = verifying(REPO)
     assert done.returncode == 1
     assert f"{REPO}: comparing with the spool {default}" in done.stderr
     first, last = done.stdout.splitlines()
     assert first.startswith(f"missing   {path_of(writer, 1)}: expected 5 rows, ")
     assert ": 1 difference. 2 shards" in last
-    done = run("--no-spool", "--json", REPO)
+    done = verifying("--no-spool", "--json", REPO)
     assert (done.returncode, done.stderr) == (1, "")
     (difference,) = json.loads(done.stdout)["differences"]
     assert difference.keys() == {"kind", "path", "expected", "found", "hint"}
     assert difference["kind"] == "gap"
-    done = run("--no-spool", REPO, "--content")
+    done = verifying("--no-spool", REPO, "--content")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["gap", "rows", REPO]
 
 
 @pytest.mark.parametrize(
     "args", [[], ["a", "b/c", "d"], ["--no-spool", "a", "b/c"], ["no-repo"], ["a/b", "--revision", ""], ["--nothing"]]
 )
-def test_wrong_usage_exits_2(run: Run, args: list[str]) -> None:
-    done = run(*args)
+def test_wrong_usage_exits_2(verifying: Verifying, args: list[str]) -> None:
+    done = verifying(*args)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Error" in done.stderr
 
 
-def test_errors_of_the_command_are_one_message_and_exit_code_1(run: Run, uploader: Make, tmp_path: Path) -> None:
+def test_errors_of_the_command_are_one_message_and_exit_code_1(
+    verifying: Verifying, uploader: Make, tmp_path: Path
+) -> None:
     for args, said in (
         (["user/nothing"], "user/nothing at main: 404"),
         ([str(tmp_path / "nowhere"), REPO], "there is no spool at"),
     ):
-        done = run(*args)
+        done = verifying(*args)
         assert done.returncode == 1
         assert said in done.stderr
         assert "Traceback" not in done.stderr
-    done = run("user/nothing", HF_TOKEN="")
+    done = verifying("user/nothing", HF_TOKEN="")
     assert (done.returncode, "hf auth login" in done.stderr) == (1, True)
-    assert run(REPO, HF_TOKEN="hf_wrong", HF_ENDPOINT="http://127.0.0.1:9").returncode == 1
+    assert verifying(REPO, HF_TOKEN="hf_wrong", HF_ENDPOINT="http://127.0.0.1:9").returncode == 1
 
 
 def test_a_path_can_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

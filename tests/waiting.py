@@ -1,0 +1,21 @@
+"""How a test waits: for a condition, never for a duration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE_S = 60
+
+
+def until(condition: Callable[[], object], why: Callable[[], str] = lambda: "it never came true") -> None:
+    """Poll until `condition` is true.
+
+    A condition that comes and goes may be over before anyone looks. So wait for one that, once true, stays true: a
+    counter that only grows, a line in a log; or make the state last until the test has seen it, by a fault of the Hub
+    that the test removes, an event, or a fuller disk.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, why()
+        time.sleep(0.01)
