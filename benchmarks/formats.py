@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
-from hubsync import CommitPolicy, ShardPolicy, Uploader, formats
+from hubsync import CommitPolicy, ShardPolicy, Uploader
+from hubsync.encoding import formats
 from hubsync.localhub import LocalHub
-from hubsync.policy import FORMATS, Format
+from hubsync.model.layout import FORMATS, Format
 
 ROWS = 10_000
 

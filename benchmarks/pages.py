@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import reference
-from hubsync.crashpoints import CrashPoint
-from hubsync.telemetry import METRICS, Metric
+from hubsync._runtime.failpoints import Failpoint
+from hubsync.telemetry.metrics import METRICS, Metric
 
 ROOT = Path(__file__).parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
@@ -28,7 +28,7 @@ PAGES = [
 def crash_points() -> str:
     """The crash-point matrix."""
     lines = ["| killed when | what is so then | what the next start does |", "| --- | --- | --- |"]
-    lines += [f"| {point.title} | {point.now} | {point.then} |" for point in CrashPoint]
+    lines += [f"| {point.title} | {point.now} | {point.then} |" for point in Failpoint]
     return "\n".join(lines)
 
 

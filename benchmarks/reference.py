@@ -190,7 +190,7 @@ def _text(text: str) -> str:
 
 def command_line() -> str:
     """The part about the command line: what each command says of itself."""
-    from hubsync.cli import cli
+    from hubsync.cli.main import cli
 
     return "\n".join(_help(cli, names) for names in _commands(cli)).strip()
 

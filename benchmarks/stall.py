@@ -97,7 +97,7 @@ def _preempted() -> int:
 
 def _produce(ack: Any, puts: int, repo: str) -> None:
     from hubsync import ShardPolicy, Uploader
-    from hubsync.rows import encode
+    from hubsync.encoding.rows import encode
 
     if ack == "encode":
         _time(encode, puts)

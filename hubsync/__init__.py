@@ -1,6 +1,5 @@
 """Rows from a running job, safe and visible on the Hugging Face Hub while it runs, without the job ever waiting."""
 
-from hubsync.async_uploader import AsyncUploader
 from hubsync.errors import (
     AuthenticationError,
     BatchTooLarge,
@@ -28,9 +27,11 @@ from hubsync.errors import (
     WaitTimeout,
     WriteForbiddenError,
 )
-from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
-from hubsync.receipt import Receipt
-from hubsync.uploader import Stats, Uploader
+from hubsync.model.receipt import Receipt
+from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
+from hubsync.uploader.aio import AsyncUploader
+from hubsync.uploader.base import Stats
+from hubsync.uploader.sync import Uploader
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """`python -m hubsync` is the command line."""
 
-from hubsync.cli import main
+from hubsync.cli.main import main
 
 main()

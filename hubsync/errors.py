@@ -35,11 +35,8 @@ HubsyncError
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any, TypeVar
-
-E = TypeVar("E", bound=BaseException)
+from typing import Any
 
 _LONGEST = 2_000  # characters of a message
 
@@ -193,8 +190,8 @@ class UnreadableRow(HubsyncError):
     """
 
     def __init__(self, path: str, line: int, why: str) -> None:
-        self.path, self.line, self.why = path, line, plain(why)
-        super().__init__(f"{plain(path)}, line {line:,}, is no row: {self.why}.")
+        self.path, self.line, self.why = path, line, one_line(why)
+        super().__init__(f"{one_line(path)}, line {line:,}, is no row: {self.why}.")
 
     def __reduce__(self) -> tuple[type[UnreadableRow], tuple[str, int, str]]:
         return type(self), (self.path, self.line, self.why)
@@ -204,31 +201,12 @@ class DatasetRewritten(HubsyncError):
     """Files that a reader has had were replaced by others, and neither their rows nor the history tell which it has."""
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """Text from outside in one line, as a terminal and a log may have it: without control characters, which can forge
     lines and move the cursor, and cut where it has no end.
     """
     shown = "".join(c if c.isprintable() else " " for c in text[:_LONGEST])
     return shown if len(text) <= _LONGEST else shown + "…"
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What went wrong first, of several tasks that ended with it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = (error.subgroup(SpoolLost) or error.subgroup(HubsyncError) or error).exceptions[0]
-    return error
-
-
-def once_more(error: E) -> E:
-    """A copy, for an error that is told to many: raised again and again, one and the same would hold the frames of all
-    who ever caught it, and their rows.
-    """
-    again = copy.copy(error)
-    if notes := getattr(error, "__notes__", None):
-        again.__notes__ = [*notes]
-    if error.__cause__ is not None:
-        again.__cause__ = error.__cause__
-    return again
 
 
 class HubError(HubsyncError):
@@ -241,8 +219,8 @@ class HubError(HubsyncError):
     """
 
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
-        self.reason, self.status = plain(message), status
-        self.request_id = None if request_id is None else plain(request_id)[:100]
+        self.reason, self.status = one_line(message), status
+        self.request_id = None if request_id is None else one_line(request_id)[:100]
         super().__init__(self.reason if request_id is None else f"{self.reason} (request {self.request_id})")
 
 
@@ -315,19 +293,3 @@ class StorageQuotaError(BlockedError):
 
 class DefectError(HubError):
     """413, 422, a path refused: this content will never be accepted, however often it is sent."""
-
-
-class flat_errors:
-    """Raises a task group's first `HubError` as itself: the committer tells errors apart by type."""
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            ours, _ = error.split(HubError)
-            if ours is None:
-                return
-            error = ours.exceptions[0]
-            if isinstance(error, HubError):
-                raise error

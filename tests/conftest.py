@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
-from hubsync.formats import SUFFIXES, lines_of
+from hubsync.encoding.formats import SUFFIXES, lines_of
 from hubsync.localhub import LocalHub
 from tests.zygote import Program, Python
 

@@ -14,10 +14,11 @@ import httpx
 import pytest
 
 from hubsync import HubError
-from hubsync.http import HubHTTP
-from hubsync.hub import HubDataset
-from hubsync.plan import Note, Plan, Shard
-from hubsync.target import Target
+from hubsync.destinations.hub.dataset import HubDataset
+from hubsync.destinations.hub.transport import HubHTTP
+from hubsync.model.commit import Plan, SidecarFile
+from hubsync.model.shard import Shard
+from hubsync.model.target import Target
 
 TOKEN = "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"
 HUB = "https://hub.test"
@@ -149,7 +150,7 @@ async def ask_standing(hub: HubDataset) -> object:
 
 
 async def ask_commit(hub: HubDataset) -> object:
-    return await hub.commit(Plan(1, [], [Note("a", b"b")], SHA, "s"))
+    return await hub.commit(Plan(1, [], [SidecarFile("a", b"b")], SHA, "s"))
 
 
 OPERATIONS: dict[str, Callable[[HubDataset], Awaitable[object]]] = {

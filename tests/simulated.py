@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync.errors import AmbiguousError, RepoMissingError, StaleParentError
-from hubsync.plan import Head, Mode, Plan, Shard, Staged, Standing, Watermark
+from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
 
 
 class Body(NamedTuple):
@@ -70,13 +71,13 @@ class SimulatedHub:
         if self.script.get(operation):
             raise self.script[operation].popleft()
 
-    async def check(self, *, private: bool | None) -> Head:
+    async def check(self, *, private: bool | None) -> BranchTip:
         self._call("check")
-        return Head(self.sha)
+        return BranchTip(self.sha)
 
-    async def head(self) -> Head:
+    async def head(self) -> BranchTip:
         self._call("head")
-        return Head(self.sha)
+        return BranchTip(self.sha)
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         self._call("stage")
@@ -111,11 +112,11 @@ class SimulatedHub:
         self.commits.append(body.plan)
         return self._land(body.files)
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         self._call("standing")
         files = self.history[int(at, 16) - 1]
         return {
-            path: Standing(path, self._oid(files[path]) or "", self.touched[path]) for path in paths if path in files
+            path: RemoteFile(path, self._oid(files[path]) or "", self.touched[path]) for path in paths if path in files
         }
 
     async def read(self, path: str, at: str) -> bytes | None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from hubsync.cli import cli
+from hubsync.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hubsync.card import Card, CardError, Entry
-from hubsync.schema import infer
+from hubsync.destinations.hub.card import Card, CardError, Entry
+from hubsync.schema.types import infer
 
 TRAIN = Entry("default", "train", "data/train-*.jsonl")
 PERSONS = """---

@@ -7,10 +7,11 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from hubsync import CommitPolicy, card
-from hubsync.clock import ManualClock
-from hubsync.locks import FileLock, Pulse
-from hubsync.pace import Governor
+from hubsync import CommitPolicy
+from hubsync._runtime.file_lock import FileLock, HeartbeatMonitor
+from hubsync.committer.rate_limiter import RateLimiter
+from hubsync.destinations.hub import card
+from hubsync.testing import ManualClock
 from tests.test_model import _inline
 from tests.world import World
 
@@ -43,7 +44,7 @@ def test_rows_are_sealed_in_time_where_the_clock_was_set_back(tmp_path: Path, mo
 def test_commits_go_on_where_the_clock_was_set_back() -> None:
     clock = ManualClock()
     stored: list[str] = []
-    governor = Governor(CommitPolicy(per_hour=120), clock, save=stored.append)
+    governor = RateLimiter(CommitPolicy(per_hour=120), clock, save=stored.append)
     governor.spent()
     assert governor.wait_s(urgent=False) == 30
     clock._now -= 3600
@@ -53,14 +54,14 @@ def test_commits_go_on_where_the_clock_was_set_back() -> None:
     clock._now -= 86400
     assert governor.wait_s(urgent=True) == 60
     clock._now -= 86400
-    assert Governor(CommitPolicy(per_hour=120), clock, stored[-1]).wait_s(urgent=True) <= 60
+    assert RateLimiter(CommitPolicy(per_hour=120), clock, stored[-1]).wait_s(urgent=True) <= 60
 
 
 def test_a_committer_that_stops_is_noticed_where_the_clock_was_set_back(tmp_path: Path) -> None:
     clock = ManualClock()
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire()
-    pulse = Pulse(lock.path, clock)
+    pulse = HeartbeatMonitor(lock.path, clock)
     assert not pulse.stopped()
     clock._now -= 3600
     for _ in range(20):

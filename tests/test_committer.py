@@ -23,7 +23,7 @@ from hubsync import (
     Uploader,
     WriteForbiddenError,
 )
-from hubsync import connect as connecting
+from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
 from tests.simulated import SimulatedHub
 

@@ -15,10 +15,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hubsync.cursor import Account, Cursor, Piece, are_the_same, fingerprint
 from hubsync.errors import ConfigError, DatasetRewritten
 from hubsync.localhub import LocalHub
-from hubsync.reader import rows
+from hubsync.reader.cursor import Cursor, RangeMatcher, ReadRange, are_the_same, fingerprint
+from hubsync.reader.reading import rows
 
 EXAMPLES = int(os.environ.get("HUBSYNC_READER_EXAMPLES", "25"))
 
@@ -34,7 +34,7 @@ def test_a_fingerprint_counts_what_a_row_says_and_not_how_it_is_written() -> Non
     st.lists(st.tuples(st.text(), st.integers(0, 2**64 - 1), st.booleans())), st.dictionaries(st.integers(), st.just(1))
 )
 def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, bool]], again: dict[int, int]) -> None:
-    made = [Piece(place, "ab" * 8, 3, total, total // 2, whole) for place, total, whole in pieces]
+    made = [ReadRange(place, "ab" * 8, 3, total, total // 2, whole) for place, total, whole in pieces]
     again = {key % 2**64: value for key, value in again.items()}
     cursor = Cursor("user/rows", "f" * 40, {piece.place: piece for piece in made}, made[:1], again)
     assert Cursor.decode(cursor.encode(), "user/rows") == cursor
@@ -46,14 +46,14 @@ def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, boo
 def test_pieces_are_found_in_whatever_order_they_were_joined(parts: list[list[int]], rng: random.Random) -> None:
     made = []
     for part in parts:
-        piece = Piece("somewhere")
+        piece = ReadRange("somewhere")
         for mark in part:
             piece.add(mark)
         made.append(piece)
     joined = list(parts)
     rng.shuffle(joined)
     marks = [100, *(mark for part in joined for mark in part), 101]
-    found, known, others = Account(made).find(marks)
+    found, known, others = RangeMatcher(made).find(marks)
     assert Counter(known) + Counter(others) == Counter(marks)
     assert {100, 101} <= set(others)
     assert are_the_same(found, known)

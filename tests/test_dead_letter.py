@@ -16,18 +16,19 @@ from typing import Any
 
 import pytest
 
-from hubsync import Uploader, crashpoints
-from hubsync.clock import SystemClock
-from hubsync.connect import open_spool
-from hubsync.crashpoints import CrashPoint
+from hubsync import Uploader
+from hubsync._runtime import failpoints
+from hubsync._runtime.clock import SystemClock
+from hubsync._runtime.failpoints import Failpoint
 from hubsync.dashboard.snapshot import snapshot
-from hubsync.dead_letter import DeadLetter
-from hubsync.drain import drain
 from hubsync.errors import ShardsRefused, SpoolError
-from hubsync.inspect import spool_facts
 from hubsync.localhub import Fault, LocalHub
-from hubsync.rescue import rescue
-from hubsync.verify import verify
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.rebuild import rebuild
+from hubsync.maintenance.verify import verify
+from hubsync.spool.opening import open_spool
 from tests.conftest import Commands, Dataset, Done
 from tests.waiting import until
 
@@ -37,10 +38,10 @@ SHARED = "data/{split}-{seq:05d}.jsonl"
 # The command line itself, which a point of its way kills.
 DYING = """
 import os, signal, sys
-from hubsync import crashpoints
+from hubsync._runtime import failpoints
 from hubsync.cli import main
-point = crashpoints.CrashPoint[sys.argv.pop(1)]
-crashpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached is point else None
+point = failpoints.Failpoint[sys.argv.pop(1)]
+failpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached is point else None
 main()
 """
 
@@ -55,7 +56,7 @@ def spool(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Pat
 def letter(run: Commands, spool: Path) -> Letter:
     """`hubsync dead-letter WHAT SPOOL …`, perhaps killed on its way."""
 
-    def letter(what: str, *args: object, stdin: str = "", dies_at: CrashPoint | None = None) -> Done:
+    def letter(what: str, *args: object, stdin: str = "", dies_at: Failpoint | None = None) -> Done:
         how = ["-m", "hubsync"] if dies_at is None else ["-c", DYING, dies_at.name]
         with run.python(*how, "dead-letter", what, spool, *args, COLUMNS="400") as program:
             said, log = program.communicate(stdin)
@@ -459,9 +460,9 @@ def beside(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader 
         yield up
 
 
-@pytest.mark.parametrize("point", [CrashPoint.RAISED, CrashPoint.RESUBMITTED], ids=lambda point: point.title)
+@pytest.mark.parametrize("point", [Failpoint.RAISED, Failpoint.RESUBMITTED], ids=lambda point: point.title)
 def test_killed_while_it_puts_rows_again_they_are_there_once(
-    refused: list[int], beside: Uploader | None, letter: Letter, point: CrashPoint, dataset: Dataset, spool: Path,
+    refused: list[int], beside: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
     check: Callable[[], tuple[str, ...]],
 ) -> None:  # fmt: skip
     for _ in range(2):
@@ -473,17 +474,17 @@ def test_killed_while_it_puts_rows_again_they_are_there_once(
 
 
 @pytest.mark.parametrize(
-    "point", [CrashPoint.MENDED, CrashPoint.RAISED, CrashPoint.RESUBMITTED], ids=lambda point: point.title
+    "point", [Failpoint.MENDED, Failpoint.RAISED, Failpoint.RESUBMITTED], ids=lambda point: point.title
 )
 def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
-    refused: list[int], beside: Uploader | None, letter: Letter, point: CrashPoint, dataset: Dataset, spool: Path,
+    refused: list[int], beside: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
     tmp_path: Path, check: Callable[[], tuple[str, ...]],
 ) -> None:  # fmt: skip
     mended = tmp_path / "mended.jsonl"
     mended.write_text('{"id":10}\n{"id":11}\n{"id":12}\n')
     assert letter("resubmit", refused[0], "--from", mended, dies_at=point).returncode == -signal.SIGKILL
     _after_the_kill(beside, letter, spool)
-    took = point is CrashPoint.RESUBMITTED
+    took = point is Failpoint.RESUBMITTED
     assert dataset.ids() == ([0, 3, 4, 5, 10, 11, 12] if took else list(range(6)))
     assert check() == ()
     until(lambda: nothing_is_left(spool))
@@ -500,7 +501,7 @@ def _after_the_kill(beside: Uploader | None, letter: Letter, spool: Path) -> Non
 def test_killed_while_it_discards_the_file_goes_with_the_next(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
-    assert letter("discard", refused[0], "--yes", dies_at=CrashPoint.DISCARDED).returncode == -signal.SIGKILL
+    assert letter("discard", refused[0], "--yes", dies_at=Failpoint.DISCARDED).returncode == -signal.SIGKILL
     assert len(graves(spool)) == 2
     assert letter("export", "--all").stdout == '{"id":4}\n'
     assert letter("resubmit", "--all", "--drain").returncode == 0
@@ -520,14 +521,14 @@ def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
         other.sweep()
         other.close()
 
-    def listen(point: CrashPoint) -> None:
-        if point is CrashPoint.RAISED:
+    def listen(point: Failpoint) -> None:
+        if point is Failpoint.RAISED:
             others.append(threading.Thread(target=recover))
             others[-1].start()
             others[-1].join(0.5)
 
-    monkeypatch.setattr(crashpoints, "listener", listen)
-    with DeadLetter(spool) as dead:
+    monkeypatch.setattr(failpoints, "listener", listen)
+    with Quarantine(spool) as dead:
         for shard in dead.shards():
             dead.resubmit(shard)
     assert len(others) == 2
@@ -543,13 +544,13 @@ def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
 ) -> None:
     """Between the transaction and the removal of what was in the dead letter before."""
     hub.faults.add(Fault.status(422, on="commit"))
-    with uploader(path=SHARED) as up, DeadLetter(spool) as dead:
+    with uploader(path=SHARED) as up, Quarantine(spool) as dead:
 
-        def listen(point: CrashPoint) -> None:
-            if point is CrashPoint.RESUBMITTED:
+        def listen(point: Failpoint) -> None:
+            if point is Failpoint.RESUBMITTED:
                 until(lambda: up.stats().spool.dead == 2)
 
-        monkeypatch.setattr(crashpoints, "listener", listen)
+        monkeypatch.setattr(failpoints, "listener", listen)
         (first, _) = dead.shards()
         rows = b'{"id":1}\n{"id":2}\n'
         if how == "mended":
@@ -561,7 +562,7 @@ def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
 
 
 def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool: Path, dataset: Dataset) -> None:
-    with DeadLetter(spool) as one, DeadLetter(spool) as other:
+    with Quarantine(spool) as one, Quarantine(spool) as other:
         (shard, _) = other.shards()
         one.resubmit(one.shards()[0])
         with pytest.raises(SpoolError, match=r"is no longer in the dead letter|is gone from"):
@@ -579,7 +580,7 @@ def test_what_a_rescue_finds_in_the_dead_letter_can_be_put_again(
     """It knows neither number nor writer then."""
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()
-    assert rescue(spool) is not None
+    assert rebuild(spool) is not None
     assert len(letter("list", "--json").stdout.splitlines()) == 2
     done = letter("resubmit", "--all", "--drain")
     assert done.returncode == 0, done.stderr
@@ -597,7 +598,7 @@ def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
     with (spool / "catalogue.sqlite").open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
-    assert rescue(spool) is not None
+    assert rebuild(spool) is not None
     assert letter("resubmit", "--all", "--drain").returncode == 0
     assert dataset.ids() == [0, 1, 2, 3, 5]
     assert "data/train-00001.jsonl" in dataset.paths()
@@ -607,10 +608,10 @@ def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
 def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
-    assert letter("resubmit", "--all", dies_at=CrashPoint.RAISED).returncode == -signal.SIGKILL
+    assert letter("resubmit", "--all", dies_at=Failpoint.RAISED).returncode == -signal.SIGKILL
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()
-    assert rescue(spool) is not None
+    assert rebuild(spool) is not None
     assert letter("resubmit", "--all", "--drain").returncode == 0
     assert dataset.ids() == list(range(6))
 

@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 
-from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader, writer
-from hubsync.dead_letter import DeadLetter
-from hubsync.inspect import spool_facts
+from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
-from hubsync.queue import Order
+from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.quarantine import Quarantine
+from hubsync.spool import writer
+from hubsync.uploader.queue import Order
 from tests.conftest import Dataset
 
 MIB = 1 << 20
@@ -223,7 +224,7 @@ def test_the_dead_letter_counts_in_the_spools_quota_and_the_state_says_what_make
         until(lambda: up.stats().state.kind == "spool full")
         assert "8.4 MB of them in the dead letter" in up.stats().state.reason
         assert f"hubsync dead-letter list {tmp_path / 'spool'}" in up.stats().state.reason
-        with DeadLetter(tmp_path / "spool") as letter:
+        with Quarantine(tmp_path / "spool") as letter:
             for shard in letter.shards():
                 letter.discard(shard)
         thread.join()
@@ -324,7 +325,7 @@ def test_a_start_that_the_disk_refuses_leaves_its_name_to_the_next(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with uploader() as up:
-        monkeypatch.setattr("hubsync.spool.write_over", refuse)
+        monkeypatch.setattr("hubsync.spool.spool.write_atomically", refuse)
         for _ in range(3):
             with pytest.raises(SpoolError, match="No space left"):
                 uploader().open()
@@ -338,7 +339,7 @@ def test_a_start_waits_for_another_only_so_long(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A `hubsync dashboard` that was stopped by Ctrl-Z while it looked, say."""
-    monkeypatch.setattr("hubsync.catalogue._TURN_S", 0.1)
+    monkeypatch.setattr("hubsync.spool.database._TURN_S", 0.1)
     (tmp_path / "spool").mkdir(0o700)
     stopped = os.open(tmp_path / "spool", os.O_RDONLY)
     fcntl.flock(stopped, fcntl.LOCK_SH)

@@ -19,7 +19,7 @@ import hubsync
 from benchmarks.pages import PAGES as MADE
 from benchmarks.pages import filled
 from hubsync.localhub import LocalHub
-from hubsync.status import StateKind
+from hubsync.telemetry.status import StateKind
 from tests.snippets import PAGES, ROOT, blocks, environ_of, problems, prose
 
 
@@ -163,9 +163,10 @@ def test_every_environment_variable_is_in_the_table() -> None:
 
 
 def test_every_state_and_every_public_error_is_in_operations() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "operate.md").read_text()
     states = set(re.findall(r"^\| `([a-z ]+)` \|", page.partition("## States")[2].partition("\n## ")[0], re.M))
     assert states == set(get_args(StateKind))
+    page = (ROOT / "docs" / "operations.md").read_text()
     errors = set(re.findall(r"`(\w+)`", page.partition("## Errors")[2].partition("\n## ")[0]))
     roots = {"HubsyncError", "HubError", "BlockedError", "SpoolError", "TransientError", "SpoolBusy"}
     ours = {name for name in hubsync.__all__ if isinstance(getattr(hubsync, name), type)}
@@ -181,7 +182,7 @@ def test_every_argument_of_an_uploader_is_in_the_guides_options() -> None:
 
 def test_the_log_lines_in_operations_are_those_of_the_code() -> None:
     table = (ROOT / "docs" / "operations.md").read_text().partition("## In the log")[2]
-    code = "\n".join(file.read_text() for file in sorted((ROOT / "hubsync").glob("*.py")))
+    code = "\n".join(file.read_text() for file in sorted((ROOT / "hubsync").rglob("*.py")))
     said = re.sub(r"%s|%g s", "…", code)
     lines = [re.sub(r"\b10 s\b|^SystemExit\b", "…", line) for line in re.findall(r"^\| `(.*?)` \|", table, re.M)]
     parts = [part.strip(" .,") for line in lines for part in line.split("…") if part.strip(" .,")]

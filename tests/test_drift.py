@@ -347,13 +347,14 @@ def test_a_card_that_nobody_can_read_holds_no_row_up(uploader: Make, dataset: Da
 
 KILLED = """
 import os, signal, sys
-from hubsync import SchemaPolicy, Uploader, crashpoints
+from hubsync import SchemaPolicy, Uploader
+from hubsync._runtime import failpoints
 up = Uploader("user/rows", spool=sys.argv[1], schema=SchemaPolicy(on_conflict="dead letter")).open()
 up.put([{"a": "x"}], offset=0)
 def die(point):
     if point.name == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
-crashpoints.listener = die
+failpoints.listener = die
 up.put([{"a": {"b": 1}}], offset=1, key="bad")
 """
 POINTS = ["TAKE_BEGUN", "SEGMENT_CREATED", "WRITTEN", "SEAL_BEGUN", "GRAVE_LINKED", "COUNTED", "SPOOLED", "TOLD"]

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from hubsync import SpoolError
-from hubsync.clock import SystemClock
-from hubsync.connect import open_spool
-from hubsync.inspect import spool_facts, spools
+from hubsync._runtime.clock import SystemClock
 from hubsync.localhub import LocalHub
+from hubsync.maintenance.inspect import spool_facts, spools
+from hubsync.spool.opening import open_spool
 from tests.conftest import Dataset
 
 ROOT = Path(__file__).parents[1]

@@ -20,10 +20,10 @@ import anyio.to_thread
 import pytest
 
 from hubsync import AsyncUploader, ConfigError, NotDrained, Uploader
+from hubsync._runtime.file_lock import FileLock
 from hubsync.localhub import Fault, LocalHub
-from hubsync.locks import FileLock
-from hubsync.receipt import Receipt
-from hubsync.writer import SpoolWriter
+from hubsync.model.receipt import Receipt
+from hubsync.spool.writer import SpoolWriter
 from tests.conftest import FAST, Dataset
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hubsync import Uploader, receipt
-from hubsync.catalogue import Catalogue
-from hubsync.drain import drain
+from hubsync import Uploader
 from hubsync.localhub import LocalHub
+from hubsync.maintenance.drain import drain
+from hubsync.model import receipt
+from hubsync.spool.database import Catalogue
 from tests.conftest import Dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -22,18 +22,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubsync import ConfigError, NotDrained, ShardPolicy, Uploader, formats
-from hubsync.cursor import fingerprint
-from hubsync.dead_letter import DeadLetter
-from hubsync.drain import drain
+from hubsync import ConfigError, NotDrained, ShardPolicy, Uploader
+from hubsync.committer.schema_check import Unreadable, scan
+from hubsync.encoding import formats
+from hubsync.encoding.rows import encode
 from hubsync.errors import DefectError, ShardsRefused
-from hubsync.fitting import Unreadable, scan
 from hubsync.localhub import Fault, LocalHub
-from hubsync.policy import FORMATS, Format
-from hubsync.reader import follow, rows, shards
-from hubsync.rescue import rescue
-from hubsync.rows import encode
-from hubsync.verify import verify
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.rebuild import rebuild
+from hubsync.maintenance.verify import verify
+from hubsync.model.layout import FORMATS, Format
+from hubsync.reader.cursor import fingerprint
+from hubsync.reader.reading import follow, rows, shards
 from tests.conftest import FAST, Dataset
 from tests.test_disk import small_disk, until  # noqa: F401  (a fixture)
 from tests.test_rows import TABLE
@@ -400,7 +401,7 @@ def test_a_packed_shard_that_was_refused_is_exported_put_again_and_mended(
         up.close()
     assert [receipt.state for receipt in receipts] == ["refused", "refused"]
     local_hub.faults.clear()
-    with DeadLetter(spool) as dead:
+    with Quarantine(spool) as dead:
         first, second = dead.shards()
         assert b"".join(dead.lines(first)) == b'{"id":0}\n{"id":1}\n'
         (tmp_path / "out").mkdir()
@@ -433,7 +434,8 @@ def test_who_drains_without_the_package_is_told_what_to_install(
     if not file.endswith(".jsonl"):
         pytest.skip("packed already")
     code = (
-        "import sys; sys.modules['pyarrow'] = None; from pathlib import Path; from hubsync.drain import drain\n"
+        "import sys; sys.modules['pyarrow'] = None; from pathlib import Path\n"
+        "from hubsync.maintenance.drain import drain\n"
         f"drain(Path({str(tmp_path / 'spool')!r}), timeout=20)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -463,7 +465,7 @@ def test_a_rescue_finds_packed_shards(
             lines.write_bytes(b"".join(formats.unpack(file)))
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()
-    found = rescue(spool)
+    found = rebuild(spool)
     assert found is not None
     assert (found.rows, found.segments) == (6, 3)
     drain(spool, timeout=20)

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hubsync import HubError, TransientError
-from hubsync.errors import AmbiguousError, BlockedError, plain
-from hubsync.http import HubHTTP, classify, retry_after
-from hubsync.plan import Shard
+from hubsync.destinations.hub.responses import classify, retry_after
+from hubsync.destinations.hub.transport import HubHTTP
+from hubsync.errors import AmbiguousError, BlockedError, one_line
+from hubsync.model.shard import Shard
 from tests.hostile import (
     BATCH,
     ENTRY,
@@ -444,7 +445,7 @@ def test_no_server_writes_on_the_terminal() -> None:
             assert text.isprintable(), text
     assert "all is lost" in errors[0].reason
     assert len(classify("it", 500, {"x-request-id": "x" * 60_000}, b"").args[0]) < 3_000
-    assert plain("x" * 10_000).endswith("…")
+    assert one_line("x" * 10_000).endswith("…")
 
 
 def _raised(answer: Any) -> HubError:

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hubsync import HubError, SpoolPolicy, TransientError, Uploader, card
-from hubsync.clock import SystemClock
+from hubsync import HubError, SpoolPolicy, TransientError, Uploader
+from hubsync._runtime.clock import SystemClock
+from hubsync.destinations.hub import card
+from hubsync.destinations.hub.dataset import watermark_of
 from hubsync.errors import BlockedError
-from hubsync.hub import watermark_of
 from hubsync.localhub import Fault, LocalHub
-from hubsync.spool import Spool
-from hubsync.target import Target
+from hubsync.model.target import Target
+from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
 from tests.hostile import ENTRY, HUB, TOKEN, FakeHub, ask_card, ask_watermarks, entry, talk
 
@@ -169,11 +170,11 @@ def test_there_can_not_be_any_number_of_watermarks_or_pages(monkeypatch: pytest.
         return httpx.Response(200, json=[], headers={"link": more})
 
     assert len(marks()) == 9
-    monkeypatch.setattr("hubsync.hub._MARKS_BYTES", 100)
+    monkeypatch.setattr("hubsync.destinations.hub.dataset._MARKS_BYTES", 100)
     assert isinstance(marks(), TransientError)
-    monkeypatch.setattr("hubsync.hub._MARKS", 8)
+    monkeypatch.setattr("hubsync.destinations.hub.dataset._MARKS", 8)
     assert "there can't be so many" in str(marks())
-    monkeypatch.setattr("hubsync.hub._PAGES", 20)
+    monkeypatch.setattr("hubsync.destinations.hub.dataset._PAGES", 20)
     fake = FakeHub(replaced={"tree": page})
     assert isinstance(talk(fake, ask_watermarks), TransientError)
     assert len(fake.seen) == 20

@@ -19,8 +19,9 @@ from hubsync import (
     TransientError,
     WriteForbiddenError,
 )
+from hubsync.destinations.hub.responses import classify, retry_after
+from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, StaleParentError
-from hubsync.http import HubHTTP, classify, retry_after
 
 QUOTA = (
     b'{"error":"You have exceeded the rate limit for repository commits (128 per hour). Retry this action in about '

@@ -7,11 +7,13 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from hubsync import CommitPolicy, card
-from hubsync.plans import Plans
-from hubsync.policy import Layout, ShardPolicy
-from hubsync.spool import Spool
-from hubsync.writer import SpoolWriter
+from hubsync import CommitPolicy
+from hubsync.destinations.hub import card
+from hubsync.model.layout import Layout
+from hubsync.policies import ShardPolicy
+from hubsync.spool.plans import Plans
+from hubsync.spool.spool import Spool
+from hubsync.spool.writer import SpoolWriter
 from tests.test_model import _inline
 from tests.test_spool import TARGET, batch
 from tests.world import World

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from hubsync import BlockedError, NotDrained, RetryPolicy, SpoolPolicy, Uploader, WaitTimeout
-from hubsync.clock import ManualClock
+from hubsync._runtime.formatting import clock_text
 from hubsync.localhub import Fault, LocalHub
-from hubsync.status import State, Status, clock_text
+from hubsync.telemetry.status import State, Status
+from hubsync.testing import ManualClock
 
 Make = Callable[..., Uploader]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hubsync.errors import DefectError, ShardsRefused
-from hubsync.plan import Plan
+from hubsync.model.commit import Plan
 from tests.simulated import SimulatedHub
 from tests.test_committer import anyio_backend, ids, open_uploader, simulated
 

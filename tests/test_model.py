@@ -23,8 +23,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hubsync import SchemaPolicy, card
-from hubsync.schema import infer, merge_rows
+from hubsync import SchemaPolicy
+from hubsync.destinations.hub import card
+from hubsync.schema.types import infer, merge_rows
 from tests.world import Dead, World
 
 SLOTS = st.sampled_from([0, 0, 1, 2])
@@ -200,7 +201,7 @@ class Jobs(RuleBasedStateMachine):
     def _lose(self, disk: int) -> None:
         self.world.lose_disk(disk)
         if not any(mark.offsets for mark in self.world.hub.marks()):
-            self.world.late.clear()  # the one case that is not covered: see docs/guarantees.md
+            self.world.late.clear()  # the one case that is not covered: see docs/concepts/guarantees.md
         here = {row for row in self.accepted[disk] if self.world.hub.ids[row]}
         self.doubtful |= self.accepted[disk] - here
         self.accepted[disk] = here

@@ -7,13 +7,14 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubsync import CommitPolicy, RetryPolicy
-from hubsync.clock import ManualClock
-from hubsync.pace import Backoff, Governor, last_policy
+from hubsync import CommitPolicy
+from hubsync._runtime.retry import Backoff
+from hubsync.committer.rate_limiter import RateLimiter, last_policy
+from hubsync.testing import ManualClock
 
 
 def test_backoff_is_jittered_bounded_and_obeys_the_hub() -> None:
-    backoff = Backoff(RetryPolicy(initial_s=1, max_s=8), random.Random(1))
+    backoff = Backoff(1, 8, random.Random(1))
     waits = [backoff.after_failure() for _ in range(200)]
     assert all(0 <= wait <= min(8, 2**n) for n, wait in enumerate(waits))
     assert len(set(waits)) == 200
@@ -24,7 +25,7 @@ def test_backoff_is_jittered_bounded_and_obeys_the_hub() -> None:
 
 def test_ordinary_commits_keep_an_even_distance_and_flushes_take_from_the_burst() -> None:
     clock = ManualClock()
-    governor = Governor(CommitPolicy(per_hour=120), clock)
+    governor = RateLimiter(CommitPolicy(per_hour=120), clock)
     assert governor.wait_s(urgent=False) == 0
     governor.spent()
     assert governor.wait_s(urgent=False) == 30
@@ -36,7 +37,7 @@ def test_ordinary_commits_keep_an_even_distance_and_flushes_take_from_the_burst(
 @given(st.integers(1, 300), st.lists(st.tuples(st.floats(0, 400), st.booleans()), max_size=400))
 def test_no_hour_sees_more_commits_than_the_quota(per_hour: int, steps: list[tuple[float, bool]]) -> None:
     clock = ManualClock()
-    governor = Governor(CommitPolicy(per_hour=per_hour), clock)
+    governor = RateLimiter(CommitPolicy(per_hour=per_hour), clock)
     sent: list[float] = []
     for pause, urgent in steps:
         clock.advance(pause)
@@ -52,29 +53,29 @@ def test_no_hour_sees_more_commits_than_the_quota(per_hour: int, steps: list[tup
 def test_a_refusal_is_obeyed_and_survives_a_restart() -> None:
     clock = ManualClock()
     stored: list[str] = []
-    governor = Governor(CommitPolicy(), clock, save=stored.append)
+    governor = RateLimiter(CommitPolicy(), clock, save=stored.append)
     assert governor.refused(3600) == 3600
-    again = Governor(CommitPolicy(), clock, stored[-1])
+    again = RateLimiter(CommitPolicy(), clock, stored[-1])
     assert again.wait_s(urgent=True) == 3600
     clock.advance(3600)
     assert again.wait_s(urgent=True) == 0
 
 
 def test_a_refusal_without_a_time_waits_longer_each_time() -> None:
-    governor = Governor(CommitPolicy(), ManualClock())
+    governor = RateLimiter(CommitPolicy(), ManualClock())
     assert [governor.refused(None) for _ in range(4)] == [900, 1800, 3600, 3600]
 
 
 def test_a_hub_that_asks_for_no_time_at_all_is_not_asked_all_the_time() -> None:
-    governor = Governor(CommitPolicy(), ManualClock())
+    governor = RateLimiter(CommitPolicy(), ManualClock())
     assert [governor.refused(0.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    backoff = Backoff(RetryPolicy(initial_s=1, max_s=100), random.Random(1))
+    backoff = Backoff(1, 100, random.Random(1))
     waits = [backoff.after_failure(0.0) for _ in range(8)]
     assert max(waits) > 10
 
 
 def test_who_has_no_policy_keeps_the_pace_of_the_last_job() -> None:
     stored: list[str] = []
-    Governor(CommitPolicy(per_hour=7), ManualClock(), save=stored.append).spent()
+    RateLimiter(CommitPolicy(per_hour=7), ManualClock(), save=stored.append).spent()
     assert last_policy(stored[-1]) == CommitPolicy(per_hour=7)
     assert last_policy(None) == CommitPolicy()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hubsync import CommitPolicy, ConfigError, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy, Uploader
-from hubsync.policy import Layout, check_repo_id
+from hubsync._runtime.validation import check_repo_id
+from hubsync.model.layout import Layout
 
 
 @pytest.mark.parametrize(

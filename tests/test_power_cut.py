@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from hubsync import NotDrained, ShardPolicy, Uploader
-from hubsync.dead_letter import DeadLetter
-from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
-from hubsync.plan import Watermark
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.quarantine import Quarantine
+from hubsync.model.commit import Watermark
 from tests.conftest import Dataset
 
 
@@ -191,7 +191,7 @@ def test_a_file_that_was_changed_is_never_committed_and_never_thrown_away(
     depth = drain(tmp_path / "spool", timeout=20)
     assert (dataset.ids(), depth.rows, depth.dead) == ([2, 3], 0, 1)
     assert not bent.exists()
-    with DeadLetter(tmp_path / "spool") as letter:
+    with Quarantine(tmp_path / "spool") as letter:
         (dead,) = letter.shards()
         assert dead.rows == 2
         assert "is not what was written" in dead.why

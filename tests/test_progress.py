@@ -21,10 +21,10 @@ import pyte
 import pytest
 
 from hubsync import Uploader
-from hubsync.clock import ManualClock
 from hubsync.localhub import Fault, LocalHub
-from hubsync.progress import Figures, Progress, drawn, line
-from hubsync.status import State
+from hubsync.telemetry.progress import Figures, Progress, drawn, line
+from hubsync.telemetry.status import State
+from hubsync.testing import ManualClock
 
 Make = Callable[..., Uploader]
 NOW = Figures("user/rows", "/spool", State(), 12_400, 11_900, 500, 1_200_000, 14.0)
@@ -353,7 +353,7 @@ def test_a_log_that_shows_no_info_is_quiet(capsys: pytest.CaptureFixture[str]) -
 def test_a_job_that_asked_for_progress_has_lines_where_nothing_can_be_drawn(hub: LocalHub, switch: str) -> None:
     code = """
 from hubsync import Uploader, ShardPolicy
-from hubsync.clock import ManualClock
+from hubsync.testing import ManualClock
 import sys
 clock = ManualClock()
 with Uploader("user/rows", progress=True, clock=clock, shard=ShardPolicy(linger_s=3600)) as up:

@@ -8,9 +8,10 @@ import anyio
 import pytest
 
 from hubsync import BatchTooLarge, ClosedError, QueueFull, QueuePolicy
-from hubsync.policy import MIB
-from hubsync.queue import Batch, BoundedQueue, Order
-from hubsync.receipt import Receipt
+from hubsync.model.batch import Batch
+from hubsync.model.receipt import Receipt
+from hubsync.policies import MIB
+from hubsync.uploader.queue import BoundedQueue, Order
 
 
 def batch(size: int = 10) -> Batch:

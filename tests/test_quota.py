@@ -8,8 +8,8 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from hubsync import card
-from hubsync.policy import CommitPolicy
+from hubsync.destinations.hub import card
+from hubsync.policies import CommitPolicy
 from tests.test_model import _inline
 from tests.world import World
 

@@ -24,13 +24,13 @@ from hubsync import (
     ShardsRefused,
     SpoolError,
     Uploader,
-    catalogue,
-    writer,
 )
 from hubsync.errors import SpoolLost
 from hubsync.localhub import Fault, LocalHub
-from hubsync.queue import Batch, Order
-from hubsync.receipt import Receipt
+from hubsync.model.batch import Batch
+from hubsync.model.receipt import Receipt
+from hubsync.spool import database, writer
+from hubsync.uploader.queue import Order
 from tests.conftest import FAST, Dataset
 
 Make = Callable[..., Uploader]
@@ -152,11 +152,11 @@ def test_a_tail_that_could_not_be_cut_back_is_cut_before_anything_goes_behind_it
 def test_a_checkpoint_for_which_no_file_can_be_opened_is_put_off(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "_CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 1)
     with uploader() as up:
         up.put([{"id": 0}])
         fail = failing(3, sqlite3.OperationalError("unable to open database file"), sqlite3.connect)
-        monkeypatch.setattr(catalogue.sqlite3, "connect", fail)
+        monkeypatch.setattr(database.sqlite3, "connect", fail)
         time.sleep(2)
     assert dataset.ids() == [0]
 
@@ -165,7 +165,7 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(catalogue, "_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 100_000)
     log = tmp_path / "spool" / "catalogue.sqlite-wal"
     with uploader() as up:
         sizes = []
@@ -181,7 +181,7 @@ def test_the_write_ahead_log_begins_anew_where_its_job_leaves_it_no_gap(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(catalogue, "_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 100_000)
     stop = threading.Event()
     with uploader() as up:
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from hubsync import NotDrained, ShardPolicy, SpoolBusy, SpoolError, SpoolLost, Uploader
-from hubsync.dead_letter import DeadLetter
-from hubsync.drain import drain
-from hubsync.inspect import spool_facts
 from hubsync.localhub import Fault, LocalHub
-from hubsync.rescue import rescue
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.rebuild import rebuild
 from tests.conftest import Dataset
 
 
@@ -77,7 +77,7 @@ def test_a_repo_that_a_rescue_makes_is_as_private_as_the_job_asked_for(
 ) -> None:
     fill(hub, uploader, private=True)
     damage(spool)
-    for bring_up in (rescue, drain):
+    for bring_up in (rebuild, drain):
         dataset.api.delete_repo(dataset.repo, repo_type="dataset")
         bring_up(spool)
         assert dataset.api.dataset_info(dataset.repo).private
@@ -97,7 +97,7 @@ def test_every_row_comes_up_once_whatever_is_broken(
     damage(spool)
     with pytest.raises(SpoolError):
         drain(spool)
-    found = rescue(spool)
+    found = rebuild(spool)
     assert found is not None
     assert found.rows == 20
     assert (found.kept is None) == (damage is removed)
@@ -118,7 +118,7 @@ def test_what_was_committed_a_moment_before_is_found_by_its_content(
         content = file.read_bytes()
     file.write_bytes(content)  # the process died between the commit and the file's end
     removed(spool)
-    found = rescue(spool)
+    found = rebuild(spool)
     assert found is not None
     assert (found.rows, found.on_hub) == (0, 1)
     drain(spool, timeout=60)
@@ -133,7 +133,7 @@ def test_a_torn_tail_is_cut_and_what_can_not_be_known_is_said(
     with last.open("ab") as file:
         file.write(b'{"id": 30}\n{"id": 3')
     removed(spool)
-    found = rescue(spool)
+    found = rebuild(spool)
     assert found is not None
     assert any("offsets" in line for line in found.unknown)
     assert any("keys" in line for line in found.unknown)
@@ -153,7 +153,7 @@ def test_config_and_split_are_known_from_the_writers_note(
             up.close(timeout=0.1)
     hub.faults.clear()
     removed(spool)
-    rescue(spool)
+    rebuild(spool)
     drain(spool, timeout=60)
     assert [path.rsplit("-", 2)[0] for path in dataset.paths()] == ["code/test", "math/train"]
 
@@ -166,7 +166,7 @@ def test_the_dead_letter_is_kept(hub: LocalHub, uploader: Callable[..., Uploader
     before = sorted(file.read_bytes() for file in (spool / "dead-letter").iterdir())
     removed(spool)
     (spool / "segments" / "ab-00000099.jsonl").write_bytes(b'{"id":2}\n')
-    rescue(spool)
+    rebuild(spool)
     assert drain(spool, timeout=60).dead == 1
     assert sorted(file.read_bytes() for file in (spool / "dead-letter").iterdir()) == before
 
@@ -177,8 +177,8 @@ def test_a_sound_catalogue_is_left_alone_and_so_is_a_job_that_runs(
     with uploader() as up:
         up.put([{"id": 1}])
         with pytest.raises(SpoolBusy):
-            rescue(spool)
-    assert rescue(spool) is None
+            rebuild(spool)
+    assert rebuild(spool) is None
     assert sqlite3.connect(spool / "catalogue.sqlite").execute("SELECT count(*) FROM segments").fetchone() == (1,)
 
 
@@ -195,7 +195,7 @@ def test_the_card_tells_of_columns_that_a_rescue_brings(
         up.close(timeout=0.2)
     hub.faults.clear()
     damage(spool)
-    rescue(spool)
+    rebuild(spool)
     drain(spool)
     assert dataset.ids() == [1, 2]
     assert "list: string" in dataset.read("README.md").decode()
@@ -207,7 +207,7 @@ def test_a_sound_spool_is_sound_under_any_name(
 ) -> None:
     with uploader(spool=tmp_path / name) as up:
         up.put([{"id": 1}])
-    assert rescue(tmp_path / name) is None
+    assert rebuild(tmp_path / name) is None
 
 
 def flipped(spool: Path, seed: int, flips: int) -> None:
@@ -232,10 +232,10 @@ def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
 ) -> None:
     fill(hub, uploader)
     flipped(spool, seed, flips)
-    for look in (spool_facts, lambda where: DeadLetter(where).shards()):
+    for look in (spool_facts, lambda where: Quarantine(where).shards()):
         with suppress(SpoolError):
             look(spool)
-    rescue(spool)
+    rebuild(spool)
     assert drain(spool, timeout=60).rows == 0
     assert dataset.ids() == list(range(30))
 
@@ -257,6 +257,6 @@ def test_words_that_can_not_be_read_are_a_corrupt_catalogue_and_no_full_spool(
     db.close()
     with pytest.raises(SpoolLost, match="hubsync drain --rescue"):
         drain(spool, timeout=60)
-    assert rescue(spool) is not None
+    assert rebuild(spool) is not None
     assert drain(spool, timeout=60).rows == 0
     assert dataset.ids() == list(range(30))

@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 from hubsync import SpoolBusy, Uploader
-from hubsync import rescue as rescuing
-from hubsync.drain import drain
 from hubsync.localhub import LocalHub
-from hubsync.rescue import rescue
-from hubsync.spool import Spool
+from hubsync.maintenance import rebuild as rescuing
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.rebuild import rebuild
+from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
 from tests.test_rescue import _login, fill, header, spool
 
@@ -37,7 +37,7 @@ def test_offsets_are_found_where_only_their_table_is_broken(
 ) -> None:
     fill(hub, uploader)
     break_table(spool, "offsets")
-    assert rescue(spool) is not None
+    assert rebuild(spool) is not None
     drain(spool, timeout=60)
     with uploader() as up:
         following = (up.offset("a") or 0) + 1
@@ -54,7 +54,7 @@ def test_a_leftover_whose_number_was_given_again_stops_no_rescue(
     number = sorted((spool / "segments").glob("*.jsonl"))[-1].stem.rpartition("-")[2]
     (spool / "segments" / f"00000000-{number}.jsonl").write_bytes(b'{"id":99}\n')
     damage(spool)
-    assert rescue(spool) is not None
+    assert rebuild(spool) is not None
     drain(spool, timeout=60)
     assert [n for n in dataset.ids() if n != 99] == list(range(30))
 
@@ -88,8 +88,8 @@ def test_a_job_that_is_started_during_a_rescue(
     monkeypatch.setattr(rescuing, "_on_hub", slowly)
     if opens:
         with pytest.raises(SpoolBusy):
-            rescue(spool)
+            rebuild(spool)
         monkeypatch.setattr(rescuing, "_on_hub", on_hub)
-    rescue(spool)
+    rebuild(spool)
     drain(spool, timeout=60)
     assert dataset.ids() == list(range(31 if opens else 30))

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubsync import RowError
-from hubsync.rows import encode
+from hubsync.encoding.rows import encode
 
 
 class Colour(enum.Enum):

@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubsync import ConfigError, SchemaConflict, SchemaPolicy
-from hubsync.card import Card, Entry
-from hubsync.catalogue import _MIGRATIONS, _SCHEMA
-from hubsync.fitting import Unreadable, scan
-from hubsync.guard import Guard
-from hubsync.policy import Layout
-from hubsync.rows import encode
-from hubsync.schema import (
+from hubsync.committer.schema_check import Unreadable, scan
+from hubsync.destinations.hub.card import Card, Entry
+from hubsync.encoding.rows import encode
+from hubsync.model.layout import Layout
+from hubsync.model.target import Target
+from hubsync.schema.features import from_features, to_features
+from hubsync.schema.types import (
     EMPTY,
     Conflict,
     Foreign,
@@ -33,15 +33,14 @@ from hubsync.schema import (
     ListOf,
     StructOf,
     dumps,
-    from_features,
     infer,
     loads,
     merge,
     merge_rows,
-    to_features,
 )
-from hubsync.spool import Spool
-from hubsync.target import Target
+from hubsync.spool.database import _MIGRATIONS, _SCHEMA
+from hubsync.spool.spool import Spool
+from hubsync.uploader.schema_guard import SchemaGuard
 
 NAMES = st.sampled_from(["a", "b", "list", "dtype", "name", "struct", "1", "null", "é", "x.y"])
 KINDS: st.SearchStrategy[Kind] = st.recursive(
@@ -95,9 +94,9 @@ def test_features_are_as_datasets_writes_and_reads_them(kind: StructOf) -> None:
 ), max_size=3), max_size=4))  # fmt: skip
 def test_what_is_learnt_as_nothing_new_never_changes_the_schema(rows: list[dict[str, Any]]) -> None:
     """The hot path looks at types by column, the schema at values: the one must never miss what the other sees."""
-    from hubsync.shapes import Shapes
+    from hubsync.schema.profiler import RowProfiler
 
-    shapes, known = Shapes(), EMPTY
+    shapes, known = RowProfiler(), EMPTY
     for row in rows:
         encoded = encode([row], shapes)
         if not encoded.fresh:
@@ -211,7 +210,7 @@ def test_a_policy_that_is_none_is_refused() -> None:
 )
 def test_what_no_card_can_say_is_refused_as_a_conflict(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
-    guard = Guard(spool, Layout(), SchemaPolicy())
+    guard = SchemaGuard(spool, Layout(), SchemaPolicy())
     for n in range(4):
         guard.admit(encode([{f"{n}-{m}": 1 for m in range(1_000)}], guard.shapes))
     with pytest.raises(
@@ -219,7 +218,7 @@ def test_what_no_card_can_say_is_refused_as_a_conflict(tmp_path: Path, rows: lis
     ):
         guard.admit(encode(rows, guard.shapes))
     guard.admit(encode([{"0-1": 2}, {"one": 1}], guard.shapes))
-    aside = Guard(spool, Layout(), SchemaPolicy(on_conflict="dead letter"))
+    aside = SchemaGuard(spool, Layout(), SchemaPolicy(on_conflict="dead letter"))
     aside._kinds = guard._kinds
     assert str(aside.admit(encode(rows, aside.shapes)).set_aside).startswith("with it the config has over")
     spool.close()
@@ -234,7 +233,7 @@ def test_a_text_that_was_made_a_columns_name_is_cut_where_it_is_told() -> None:
 
 def test_batches_encoded_elsewhere_are_looked_at(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
-    guard = Guard(spool, Layout(), SchemaPolicy())
+    guard = SchemaGuard(spool, Layout(), SchemaPolicy())
     guard.admit(encode([{"a": 1}]))
     with pytest.raises(SchemaConflict, match="row 1"):
         guard.admit(encode([{"a": 2}, {"a": "x"}]))

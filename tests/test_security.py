@@ -22,22 +22,22 @@ import anyio
 import httpx
 import pytest
 from click.testing import CliRunner
+from hubsync.localhub.state import HubState
 
 from hubsync import AsyncUploader, AuthenticationError, ConfigError, HubError, ShardsRefused, SpoolError, Uploader
-from hubsync.cli import cli
-from hubsync.connect import destination_of, target_of, token_source
-from hubsync.drain import drain
+from hubsync._runtime.secret import Secret
+from hubsync.cli.main import cli
+from hubsync.cli.stdin_reader import pipe
+from hubsync.destinations.hub.dataset import HubDataset
+from hubsync.destinations.hub.transport import HubHTTP
+from hubsync.destinations.resolve import destination_of, target_of, token_source
 from hubsync.errors import BlockedError, TransientError
-from hubsync.http import HubHTTP
-from hubsync.hub import HubDataset
 from hubsync.localhub import Fault, LocalHub
-from hubsync.localhub.core import Core
-from hubsync.pipe import pipe
-from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
-from hubsync.rescue import rescue
-from hubsync.secret import Secret
-from hubsync.target import Target
-from hubsync.verify import verify
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.rebuild import rebuild
+from hubsync.maintenance.verify import verify
+from hubsync.model.target import Target
+from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from tests.conftest import Dataset
 from tests.hostile import BATCH, HUB, SHA, TOKEN, FakeHub, FakeXet, lfs_at, plain_lfs, shard, xet
 
@@ -77,8 +77,8 @@ def test_a_job_shows_its_token_nowhere_whatever_fails(
     hub: LocalHub, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     signed: list[str] = [hub.token]
-    sign = Core.sign
-    monkeypatch.setattr(Core, "sign", lambda core, claims: (signed.append(sign(core, claims)), signed[-1])[1])
+    sign = HubState.sign
+    monkeypatch.setattr(HubState, "sign", lambda hub, claims: (signed.append(sign(hub, claims)), signed[-1])[1])
     hub.add_user("user", TOKEN)
     dataset.api.create_repo(dataset.repo, repo_type="dataset")
     dataset.api.upload_file(path_or_fileobj=CARD, path_in_repo="README.md", repo_id=dataset.repo, repo_type="dataset")
@@ -496,7 +496,7 @@ def test_a_spool_of_another_user_is_not_rescued(uploader: Make, hub: LocalHub, t
     (tmp_path / "spool" / "catalogue.sqlite").unlink()
     os.chown(tmp_path / "spool", 12345, 12345)
     with pytest.raises(SpoolError, match="another user"):
-        rescue(tmp_path / "spool")
+        rebuild(tmp_path / "spool")
     assert hub.requests() == ()
 
 
@@ -526,7 +526,7 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
         ({"dependencies": [CLEAN, UNKNOWN]}, 0, "1 packages audited, 0 known vulnerabilities; 1 packages are not in"),
         ({"dependencies": [CLEAN, FLAWED]}, 1, "b 1: PYSEC-1, CVE-1; fixed in 2\n2 packages audited, 1 known"),
         ({"dependencies": [UNKNOWN]}, 0, "not audited: the list knows none of 1 packages\n"),
-        (None, 0, "not audited: the list of vulnerabilities can't be asked (ConnectionError: no network)\n"),
+        (None, 0, "not audited: the list of vulnerabilities cannot be reached (ConnectionError: no network)\n"),
     ],
 )
 def test_an_audit_fails_for_a_vulnerability_and_not_for_want_of_a_network(

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from hubsync import RowError
-from hubsync.rows import encode
-from hubsync.shapes import Shapes
+from hubsync.encoding.rows import encode
+from hubsync.schema.profiler import RowProfiler
 
 CHAT = {"id": 1, "messages": [{"role": "user", "content": "hi"}], "usage": {"tokens": 3, "cost": 0.5}}
 
 
-def is_new(shapes: Shapes, *rows: Any) -> bool:
+def is_new(shapes: RowProfiler, *rows: Any) -> bool:
     encoded = encode(list(rows), shapes)
     shapes.learn(encoded.fresh)
     return bool(encoded.fresh)
@@ -39,7 +39,7 @@ def is_new(shapes: Shapes, *rows: Any) -> bool:
     ],
 )
 def test_a_change_of_type_at_any_depth_is_new_once(change: dict[str, Any]) -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     assert is_new(shapes, CHAT, CHAT)
     assert not is_new(shapes, CHAT)
     assert is_new(shapes, CHAT, CHAT | change)
@@ -47,21 +47,21 @@ def test_a_change_of_type_at_any_depth_is_new_once(change: dict[str, Any]) -> No
 
 
 def test_other_values_are_nothing_new() -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     is_new(shapes, CHAT, CHAT)
     longer = {"id": 9, "messages": CHAT["messages"] * 3, "usage": {"tokens": 0, "cost": math.nan}}  # type: ignore[operator]
     assert not is_new(shapes, longer)
 
 
 def test_an_empty_list_tells_nothing_and_what_fills_it_does() -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     assert is_new(shapes, {"tags": []})
     assert is_new(shapes, {"tags": ["a"]})
     assert not is_new(shapes, {"tags": []}, {"tags": ["a"]})
 
 
 def test_what_is_not_learnt_stays_new() -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     assert encode([CHAT], shapes).fresh
     assert encode([CHAT], shapes).fresh
 
@@ -72,7 +72,7 @@ def test_rows_whose_types_do_not_tell_their_json_are_seen_by_it() -> None:
         tokens: int | None
         at: datetime
 
-    shapes = Shapes()
+    shapes = RowProfiler()
     now = datetime.now(UTC)
     assert is_new(shapes, Usage(1, now))
     assert not is_new(shapes, {"tokens": 2, "at": "as text"})
@@ -82,7 +82,7 @@ def test_rows_whose_types_do_not_tell_their_json_are_seen_by_it() -> None:
 
 
 def test_keys_that_are_data_do_not_fill_the_memory() -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     for n in range(10_000):
         assert is_new(shapes, {str(n): 1})
     assert len(shapes._root.columns) <= 4_096
@@ -116,7 +116,7 @@ def test_the_row_is_named_where_one_of_many_is_bad() -> None:
     ],
 )
 def test_lists_of_numbers_are_looked_at_as_anything_else(known: Any, value: Any, new: bool) -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     assert is_new(shapes, {"ids": known})
     assert is_new(shapes, {"ids": value}, {"ids": known}) is new
     assert not is_new(shapes, {"ids": known}, {"ids": value})
@@ -124,7 +124,7 @@ def test_lists_of_numbers_are_looked_at_as_anything_else(known: Any, value: Any,
 
 @pytest.mark.parametrize("known", [[1, 2], [0.5], [[0.5]]])
 def test_an_infinity_among_numbers_that_are_known_is_refused(known: Any) -> None:
-    shapes = Shapes()
+    shapes = RowProfiler()
     is_new(shapes, {"ids": known})
     with pytest.raises(RowError, match=r"ids.*inf"):
         encode([{"ids": [*known, math.inf] if not isinstance(known[0], list) else [[math.inf]]}], shapes)
@@ -138,7 +138,7 @@ def test_a_signal_that_comes_while_numbers_are_looked_at_is_not_lost() -> None:
         if event == "call":
             seen.append(frame.f_code.co_qualname)
 
-    shapes = Shapes()
+    shapes = RowProfiler()
     rows = [{"n": 1, "ids": [1, 2], "floats": [0.5]}] * 3
     shapes.learn(shapes.look(rows))
     sys.setprofile(trace)
@@ -146,5 +146,5 @@ def test_a_signal_that_comes_while_numbers_are_looked_at_is_not_lost() -> None:
         shapes.look(rows)
     finally:
         sys.setprofile(None)
-    assert "Shapes.look" in seen
+    assert "RowProfiler.look" in seen
     assert not [name for name in seen if "hash" in name]

@@ -18,17 +18,19 @@ from typing import Any
 
 import pytest
 
-from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError, disk
-from hubsync.catalogue import Catalogue
-from hubsync.clock import ManualClock
-from hubsync.plan import Shard, Watermark
-from hubsync.plans import Plans
-from hubsync.policy import Layout
-from hubsync.queue import Batch
-from hubsync.receipt import Receipt
-from hubsync.spool import Spool
-from hubsync.target import Target
-from hubsync.writer import Accepted, SpoolWriter
+from hubsync import ShardPolicy, SpoolError, SpoolMismatch, SpoolPolicy, SpoolVersionError
+from hubsync._runtime import files
+from hubsync.model.batch import Batch
+from hubsync.model.commit import Watermark
+from hubsync.model.layout import Layout
+from hubsync.model.receipt import Receipt
+from hubsync.model.shard import Shard
+from hubsync.model.target import Target
+from hubsync.spool.database import Catalogue
+from hubsync.spool.plans import Plans
+from hubsync.spool.spool import Spool
+from hubsync.spool.writer import Accepted, SpoolWriter
+from hubsync.testing import ManualClock
 
 TARGET = Target("http://127.0.0.1:1", "user/rows")
 
@@ -542,7 +544,7 @@ def test_a_new_directory_and_those_above_it_survive_a_power_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(disk, "fsync_directory", synced.append)
+    monkeypatch.setattr(files, "fsync_directory", synced.append)
     where = tmp_path / "new" / "spool"
     Spool(where, target=TARGET, policy=SpoolPolicy(durability="fsync")).close()
     assert synced[:3] == [where, where.parent, tmp_path]
@@ -576,8 +578,8 @@ def test_one_committer_at_a_time(open_spool: Callable[..., Spool]) -> None:
 _BORN_AT_ONCE = """
 import multiprocessing, sys
 from pathlib import Path
-from hubsync.spool import Spool
-from hubsync.target import Target
+from hubsync.spool.spool import Spool
+from hubsync.model.target import Target
 
 def born(directory, barrier):
     barrier.wait()

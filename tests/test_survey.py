@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubsync import survey
-from hubsync.clock import SystemClock
-from hubsync.hub import HubDataset, HubFile
-from hubsync.plan import Watermark
-from hubsync.policy import Layout
-from hubsync.survey import Content, Reader, series_of
-from hubsync.target import Target
+from hubsync._runtime.clock import SystemClock
+from hubsync.destinations.hub.dataset import HubDataset, HubFile
+from hubsync.model.commit import Watermark
+from hubsync.model.layout import Layout
+from hubsync.model.target import Target
+from hubsync.reader import snapshot
+from hubsync.reader.snapshot import Content, DatasetSnapshot, series_of
 
 
 def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: bool = True) -> Content | str:
@@ -34,7 +34,7 @@ def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: boo
     async def main() -> Content | str:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Body()))
         hub = HubDataset(Target("https://hub.test", "user/rows"), lambda: None, transport=transport)
-        contents = await Reader(hub, "0" * 40, SystemClock()).contents([file], lambda read, shards: None)
+        contents = await DatasetSnapshot(hub, "0" * 40, SystemClock()).contents([file], lambda read, shards: None)
         await hub.aclose()
         return contents[file.path]
 
@@ -72,7 +72,7 @@ def test_lines_are_counted_and_checked_however_the_bytes_come(pieces: list[bytes
 
 
 def test_a_line_too_long_to_hold_is_counted_and_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "_LINE_BYTES", 10)
+    monkeypatch.setattr(snapshot, "_LINE_BYTES", 10)
     found = read(b'{"a":1}\n{"a":12345}\nno\n', [b'{"a":1}\n{"a":1', b"2345}\nno", b"\n"])
     assert isinstance(found, Content)
     assert (found.rows, found.long, found.bad, found.first_bad) == (3, 1, 1, 3)

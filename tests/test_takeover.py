@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from hubsync import card
+from hubsync.destinations.hub import card
 from tests.test_model import _inline
 from tests.world import World
 

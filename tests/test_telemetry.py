@@ -20,13 +20,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from hubsync import AsyncUploader, BlockedError, NotDrained, Uploader, telemetry
-from hubsync.clock import ManualClock
+from hubsync import AsyncUploader, BlockedError, NotDrained, Uploader
 from hubsync.localhub import Fault, LocalHub
-from hubsync.queue import QueueDepth
-from hubsync.spool import SpoolDepth
-from hubsync.status import Status
-from hubsync.telemetry import METRICS, Source
+from hubsync.model.stats import QueueDepth, SpoolDepth
+from hubsync.telemetry import metrics as exported
+from hubsync.telemetry.metrics import METRICS, Source
+from hubsync.telemetry.status import Status
+from hubsync.testing import ManualClock
 from tests.conftest import FAST
 
 Make = Callable[..., Uploader]
@@ -84,7 +84,7 @@ def repo(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
     yield
-    assert telemetry._registry._open == []
+    assert exported._registry._open == []
 
 
 def test_a_job_is_seen_in_the_metrics(told: Told, uploader: Make, repo: str) -> None:
@@ -203,13 +203,13 @@ def test_a_thousand_uploaders_leave_nothing_that_grows(told: Told) -> None:
 
     before = held()
     for _ in range(1_000):
-        telemetry.watch(one("user/the-same"))()
+        exported.register_source(one("user/the-same"))()
     assert held() == before
     assert told.value("hubsync.rows.accepted", repo="user/the-same") == 5_000
     for n in range(3_000):
-        telemetry.watch(one(f"user/one-of-many-{n}"))()
+        exported.register_source(one(f"user/one-of-many-{n}"))()
     assert held() == before
-    assert len(telemetry._registry._ended) == 1_000
+    assert len(exported._registry._ended) == 1_000
 
 
 def test_a_forked_child_tells_nothing_of_its_parent(told: Told, uploader: Make, repo: str) -> None:
@@ -219,7 +219,7 @@ def test_a_forked_child_tells_nothing_of_its_parent(told: Told, uploader: Make, 
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:  # pragma: no cover
-            found = [m.name for m in METRICS if telemetry._registry.points(m)]
+            found = [m.name for m in METRICS if exported._registry.points(m)]
             os.write(write, repr(found).encode())
             os._exit(0)
         os.waitpid(pid, 0)
@@ -249,7 +249,7 @@ def test_prometheus_scrapes_it(hub: LocalHub) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRAPED], env={**os.environ, **hub.environ()}, capture_output=True, text=True, check=True
     )
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "metrics.md").read_text()
     lines = [line for line in done.stdout.splitlines() if line.startswith("hubsync_")]
     assert any(re.match(r'hubsync_rows_oldest_age_seconds\{.*hubsync_repo="user/rows".*\} \d', line) for line in lines)
     assert any(re.match(r"hubsync_spool_rows\{.*\} 1\.0", line) for line in lines)

@@ -16,10 +16,10 @@ import pytest
 import trustme
 
 from hubsync import ConfigError, HubError
+from hubsync.destinations.hub.dataset import HubDataset
+from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.errors import BlockedError, TransientError
-from hubsync.http import HubHTTP
-from hubsync.hub import HubDataset
-from hubsync.target import Target
+from hubsync.model.target import Target
 from tests.hostile import HUB, SHA, TOKEN, FakeHub, lfs_at, plain_lfs, shard, talk
 
 __all__ = ["plain_lfs", "shard"]  # fixtures

@@ -25,10 +25,10 @@ import pyarrow as pa
 import pytest
 
 from hubsync import AsyncUploader, ConfigError, RowError, TransformError, Uploader
+from hubsync.encoding.rows import encode
+from hubsync.encoding.transform import transformed
 from hubsync.localhub import LocalHub
 from hubsync.pipeline import GeneratorStep, HuggingFaceHubCheckpointer, Pipeline
-from hubsync.rows import encode
-from hubsync.transform import transformed
 from tests.conftest import FAST, Dataset
 
 Make = Callable[..., Uploader]

@@ -34,14 +34,14 @@ from hubsync import (
     Uploader,
     WriteForbiddenError,
 )
-from hubsync.drain import drain
+from hubsync._runtime.file_lock import FileLock
 from hubsync.localhub import Fault, LocalHub
-from hubsync.locks import FileLock
-from hubsync.policy import Layout
-from hubsync.queue import Batch
-from hubsync.receipt import Receipt
-from hubsync.spool import Spool
-from hubsync.writer import SpoolWriter
+from hubsync.maintenance.drain import drain
+from hubsync.model.batch import Batch
+from hubsync.model.layout import Layout
+from hubsync.model.receipt import Receipt
+from hubsync.spool.spool import Spool
+from hubsync.spool.writer import SpoolWriter
 from tests.conftest import FAST, Dataset
 
 Make = Callable[..., Uploader]

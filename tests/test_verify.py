@@ -23,14 +23,14 @@ from hubsync import (
     TransientError,
     Uploader,
 )
-from hubsync.catalogue import Catalogue
-from hubsync.clock import SystemClock
+from hubsync._runtime.clock import SystemClock
+from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.errors import RateLimitedError
-from hubsync.hub import HubDataset
 from hubsync.localhub import Fault, LocalHub
-from hubsync.plan import Head
-from hubsync.target import Target, default_directory
-from hubsync.verify import Report, verify
+from hubsync.maintenance.verify import Report, verify
+from hubsync.model.commit import BranchTip
+from hubsync.model.target import Target, default_directory
+from hubsync.spool.database import Catalogue
 from tests.conftest import Commands, Done
 
 Make = Callable[..., Uploader]
@@ -545,7 +545,7 @@ def test_commits_around_the_moment_when_the_head_is_asked_raise_no_alarm(
             up.put([{"id": 1}])
             up.flush()
 
-        async def head(self: HubDataset) -> Head:
+        async def head(self: HubDataset) -> BranchTip:
             monkeypatch.setattr(HubDataset, "head", ask)
             if when == "before":
                 await anyio.to_thread.run_sync(commit)
@@ -576,7 +576,7 @@ def test_a_number_that_is_committed_after_the_head_was_asked_explains_its_gap(
         with_catalogue(spool, "UPDATE segments SET path = NULL, series = NULL, seq = NULL WHERE state = 'open'")
     ask = HubDataset.head
 
-    async def head(self: HubDataset) -> Head:
+    async def head(self: HubDataset) -> BranchTip:
         found = await ask(self)
         change = "UPDATE segments SET path = ?, series = ?, seq = 0, state = 'committed' WHERE state = ?"
         with_catalogue(spool, change, path, series, state)
@@ -765,8 +765,8 @@ def test_errors_of_the_command_are_one_message_and_exit_code_1(
 
 
 def test_a_path_can_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from hubsync.cli import _show_report
-    from hubsync.verify import Difference
+    from hubsync.cli.main import _show_report
+    from hubsync.maintenance.verify import Difference
 
     difference = Difference("gap", "a\x1b[2J\nb", "c", "d", "e")
     _show_report(Report(REPO, "main", "0" * 40, None, 1, 1, 1, 1, False, (difference,), ()))

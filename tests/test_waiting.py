@@ -29,11 +29,11 @@ from hubsync import (
     ShardPolicy,
     SpoolLost,
     Uploader,
-    clock,
 )
+from hubsync._runtime import threads
+from hubsync._runtime.file_lock import FileLock
 from hubsync.localhub import Fault, LocalHub
-from hubsync.locks import FileLock
-from hubsync.queue import Order
+from hubsync.uploader.queue import Order
 from tests.conftest import Dataset
 
 
@@ -173,9 +173,9 @@ def test_a_machine_that_gives_no_thread_for_a_moment_is_waited_for(monkeypatch: 
             raise RuntimeError("can't start new thread")
         start(self)
 
-    monkeypatch.setattr(clock, "_NO_THREAD_S", 0)
+    monkeypatch.setattr(threads, "_NO_THREAD_S", 0)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert anyio.run(clock.in_thread, divmod, 7, 2) == (3, 1)
+    assert anyio.run(threads.run_in_thread, divmod, 7, 2) == (3, 1)
     assert not refusals
 
 

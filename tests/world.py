@@ -2,7 +2,7 @@
 
 Everything of the uploader but its threads is the real thing: queue, spool on disk, SQLite, committer. A process is run
 by hand, in its own event loop, until it has nothing left to do; every call to the Hub then waits to be answered. A
-process dies at a crash point (`hubsync.crashpoints`), or between two steps.
+process dies at a crash point (`hubsync._runtime.failpoints`), or between two steps.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubsync import crashpoints
-from hubsync.clock import Bell, ManualClock
-from hubsync.committer import Committer
-from hubsync.crashpoints import CrashPoint
+from hubsync._runtime import failpoints
+from hubsync._runtime.failpoints import Failpoint
+from hubsync._runtime.notifiers import Notifier
+from hubsync.committer.committer import Committer
+from hubsync.encoding.rows import Encoded
 from hubsync.errors import (
     AmbiguousError,
     AuthenticationError,
@@ -29,15 +30,18 @@ from hubsync.errors import (
     StaleParentError,
     TransientError,
 )
-from hubsync.guard import Admission, Guard
-from hubsync.plan import Head, Mode, Plan, Shard, Staged, Standing, Watermark
-from hubsync.policy import CommitPolicy, Layout, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
-from hubsync.queue import Batch, Order
-from hubsync.receipt import Receipt
-from hubsync.rows import Encoded
-from hubsync.spool import Spool
-from hubsync.target import Target
-from hubsync.worker import Worker
+from hubsync.model.batch import Batch
+from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.layout import Layout
+from hubsync.model.receipt import Receipt
+from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
+from hubsync.model.target import Target
+from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
+from hubsync.spool.spool import Spool
+from hubsync.testing import ManualClock
+from hubsync.uploader.engine import Engine
+from hubsync.uploader.queue import Order
+from hubsync.uploader.schema_guard import Admission, SchemaGuard
 from tests.simulated import Body, SimulatedHub
 
 TARGET = Target("http://127.0.0.1:1", "user/rows")
@@ -81,16 +85,16 @@ class Line:
             raise error
         return await work()
 
-    async def check(self, *, private: bool | None) -> Head:
+    async def check(self, *, private: bool | None) -> BranchTip:
         return await self._do("check", lambda: self._hub.check(private=private))
 
-    async def head(self) -> Head:
+    async def head(self) -> BranchTip:
         return await self._do("head", self._hub.head)
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         return await self._do("stage", lambda: self._hub.stage(shards))
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, Standing]:
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         return await self._do("standing", lambda: self._hub.standing(paths, at))
 
     async def read(self, path: str, at: str) -> bytes | None:
@@ -145,8 +149,8 @@ class Process:
         spool = Spool(disk, target=TARGET, clock=world.clock)
         layout = Layout(template=template)
         spool.guard_schema("default", "off" if schema is None else schema.on_conflict)
-        self.guard = None if schema is None else Guard(spool, layout, schema)
-        self.worker = Worker(
+        self.guard = None if schema is None else SchemaGuard(spool, layout, schema)
+        self.worker = Engine(
             spool, self.line, layout=layout, queue=QueuePolicy(),
             shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
             rng=random.Random(1),
@@ -160,7 +164,7 @@ class Process:
             on_misfit=self.worker.on_misfit,
         )  # fmt: skip
         self.loop = asyncio.new_event_loop()
-        linger = Bell(world.clock)
+        linger = Notifier(world.clock)
         self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.nudge
         self.worker._wake_linger = linger.ring
         self.tasks = [
@@ -249,7 +253,7 @@ class World:
         self.late: list[Body] = []  # commits that are on their way, whose sender waits no more
         self.moves = 0
         self._fuse: int | None = None
-        crashpoints.listener = self._reached
+        failpoints.listener = self._reached
 
     def disk_of(self, slot: int) -> Path:
         """The first two processes share a disk; the third is on another machine."""
@@ -288,7 +292,7 @@ class World:
         """The process that reaches the so-manieth crash point from now on dies there."""
         self._fuse = points
 
-    def _reached(self, point: CrashPoint) -> None:
+    def _reached(self, point: Failpoint) -> None:
         if self._fuse is not None:
             self._fuse -= 1
             if self._fuse < 0:
@@ -340,4 +344,4 @@ class World:
     def close(self) -> None:
         for slot in range(3):
             self.kill(slot)
-        crashpoints.listener = None
+        failpoints.listener = None

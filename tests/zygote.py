@@ -269,15 +269,14 @@ def _load() -> None:
     import hf_xet  # noqa: F401
     import huggingface_hub.hf_api  # noqa: F401
 
-    import hubsync.blobs
-    import hubsync.cli
-    import hubsync.dead_letter
-    import hubsync.drain
-    import hubsync.hub
-    import hubsync.pipe
-    import hubsync.reader
-    import hubsync.verify  # noqa: F401
-    from hubsync import card
+    import hubsync.cli.main
+    import hubsync.cli.stdin_reader
+    import hubsync.destinations.hub.dataset
+    import hubsync.destinations.hub.lfs
+    import hubsync.maintenance.drain
+    import hubsync.maintenance.quarantine
+    import hubsync.maintenance.verify  # noqa: F401
+    from hubsync.destinations.hub import card
 
     card.load()
 

@@ -25,10 +25,11 @@ import anyio._backends._asyncio
 import httpx
 import huggingface_hub.hf_api
 
-import hubsync.cli
-import hubsync.hub
-import hubsync.worker
-from hubsync import CommitPolicy, HubsyncError, Receipt, RetryPolicy, ShardPolicy, Uploader, card
+import hubsync.cli.main
+import hubsync.destinations.hub.dataset
+import hubsync.uploader.engine
+from hubsync import CommitPolicy, HubsyncError, Receipt, RetryPolicy, ShardPolicy, Uploader
+from hubsync.destinations.hub import card
 from hubsync.errors import BlockedError, OffsetUnknown
 
 # Not hf_xet: it has a thread of its own from its import on, and a fork would lose it.

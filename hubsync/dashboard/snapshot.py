@@ -16,13 +16,14 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from hubsync.catalogue import BURIED, DEPTHS, PENDING, look
-from hubsync.clock import SystemClock
+from hubsync._runtime.clock import SystemClock
+from hubsync._runtime.formatting import count_text
+from hubsync.committer.rate_limiter import RateLimiter, last_policy
 from hubsync.errors import SpoolError
-from hubsync.live import Live, told
-from hubsync.pace import Governor, last_policy
-from hubsync.status import QUOTA, State, Stored, count_text
-from hubsync.target import Target
+from hubsync.model.target import Target
+from hubsync.spool.database import BURIED, DEPTHS, PENDING, look
+from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats
+from hubsync.telemetry.status import QUOTA, State, Stored
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5
@@ -48,7 +49,7 @@ class Process:
     commits: bool
     heard_s: float
     there: bool
-    live: Live | None = None
+    live: Heartbeat | None = None
 
     @property
     def alive(self) -> bool:
@@ -170,7 +171,7 @@ def _rows(db: sqlite3.Connection, sql: str, *values: object) -> list[dict[str, A
 
 
 def _processes(directory: Path, names: list[str]) -> list[Process]:
-    lives, now = told(directory), time.time()
+    lives, now = read_heartbeats(directory), time.time()
     committer = _lock(directory / "committer.lock")
     found: list[Process] = []
     for name in names:
@@ -216,8 +217,8 @@ def last_hour(found: Snapshot) -> tuple[int, int]:
     return _governor(found).last_hour()
 
 
-def _governor(found: Snapshot) -> Governor:
-    return Governor(last_policy(found.governor), SystemClock(), found.governor)
+def _governor(found: Snapshot) -> RateLimiter:
+    return RateLimiter(last_policy(found.governor), SystemClock(), found.governor)
 
 
 def next_commit(found: Snapshot) -> tuple[float | None, str]:

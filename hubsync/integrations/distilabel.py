@@ -25,21 +25,13 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. Install what it needs with: pip install 'hf-hubsync[distilabel]'") from error
 
-from hubsync.connect import is_offline
-from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, plain
-from hubsync.policy import (
-    CommitPolicy,
-    Format,
-    OnConflict,
-    QueuePolicy,
-    RetryPolicy,
-    SchemaPolicy,
-    ShardPolicy,
-    SpoolPolicy,
-)
-from hubsync.rows import Encoded, encode
-from hubsync.transform import check_transform, transformed
-from hubsync.uploader import Uploader
+from hubsync.destinations.resolve import is_offline
+from hubsync.encoding.rows import Encoded, encode
+from hubsync.encoding.transform import check_transform, transformed
+from hubsync.errors import BatchTooLarge, ConfigError, HubsyncError, NotDrained, RowError, one_line
+from hubsync.model.layout import Format
+from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
+from hubsync.uploader.sync import Uploader
 
 Row = dict[str, Any]
 
@@ -310,10 +302,10 @@ class _Tally:
 
     def miss(self, rows: int, error: Exception) -> None:
         """Rows that are not checkpointed; they go on downstream."""
-        what, where, why = type(error).__name__, "", plain(str(error))
+        what, where, why = type(error).__name__, "", one_line(str(error))
         if isinstance(error, RowError):
             where = re.sub(r"\[\d+\]", "[]", error.path)
-            why = plain(f"field {error.path!r}: {error.reason}" if error.path else error.reason)
+            why = one_line(f"field {error.path!r}: {error.reason}" if error.path else error.reason)
         kind = (what, where)
         if kind not in self._missing and len(self._missing) >= _KINDS:
             kind, why = ("others", ""), "further kinds; see the log of the first."

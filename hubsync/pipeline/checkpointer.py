@@ -10,23 +10,15 @@ import hashlib
 import logging
 from typing import Any
 
+from hubsync._runtime.secret import Secret
+from hubsync._runtime.validation import check_repo_id
+from hubsync.encoding.transform import Transform, check_transform
 from hubsync.errors import BlockedError, HubsyncError
+from hubsync.model.layout import Format
+from hubsync.pipeline.channels import Position
 from hubsync.pipeline.graph import PipelineError, Row, Step
-from hubsync.pipeline.stream import Position
-from hubsync.policy import (
-    CommitPolicy,
-    Format,
-    OnConflict,
-    QueuePolicy,
-    RetryPolicy,
-    SchemaPolicy,
-    ShardPolicy,
-    SpoolPolicy,
-    check_repo_id,
-)
-from hubsync.secret import Secret
-from hubsync.transform import Transform, check_transform
-from hubsync.uploader import Uploader
+from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
+from hubsync.uploader.sync import Uploader
 
 _log = logging.getLogger("hubsync")
 

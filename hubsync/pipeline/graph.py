@@ -138,7 +138,7 @@ class Pipeline:
             PipelineError, BlockedError: it can't work; nothing was generated.
             StepError: a step has failed; what was checkpointed is safe.
         """
-        from hubsync.pipeline.running import run
+        from hubsync.pipeline.runner import run
 
         self.check(dataset is not None)
         return run(self, dataset, use_cache)

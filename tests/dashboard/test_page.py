@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from hubsync import HubsyncError, Uploader
-from hubsync.live import Live, tell
 from hubsync.localhub import Fault, LocalHub
+from hubsync.telemetry.heartbeat import Heartbeat, write_heartbeat
 from tests.dashboard.browser import job, page
 
 pytestmark = pytest.mark.timeout(900)  # chromium may have to be installed first
@@ -218,7 +218,7 @@ def test_nothing_is_wider_than_its_card_and_no_card_than_a_small_telephone(
 ) -> None:
     (lock,) = (ended / "writers").glob("*.lock")
     (ended / "committer.lock").write_text("4194304\n")
-    tell(ended, lock.stem, Live(pid=4194304, at=time.time() - 200, since=0))  # it was killed
+    write_heartbeat(ended, lock.stem, Heartbeat(pid=4194304, at=time.time() - 200, since=0))  # it was killed
     shutil.copytree(ended, ended.parent / "other")
     with page(ended, ended.parent / "other") as address:
         shown = browse(address, width=width)

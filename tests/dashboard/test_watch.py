@@ -16,16 +16,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from hubsync import HubsyncError, ShardPolicy, Uploader, catalogue
-from hubsync.catalogue import VERSION, look
+from hubsync import HubsyncError, ShardPolicy, Uploader
 from hubsync.dashboard import snapshot as snapshots
+from hubsync.dashboard.history import STEP_S, STEPS, Watch, _Memory, _series, _Step
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
-from hubsync.dashboard.watch import STEP_S, STEPS, Watch, _Memory, _series, _Step
-from hubsync.live import Live, tell, told
 from hubsync.localhub import Fault, LocalHub
-from hubsync.spool import Spool
-from hubsync.status import State, Status, Stored
-from hubsync.target import Target
+from hubsync.model.target import Target
+from hubsync.spool import database
+from hubsync.spool.database import VERSION, look
+from hubsync.spool.spool import Spool
+from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
+from hubsync.telemetry.status import State, Status, Stored
 from tests.dashboard.browser import job, wait_until
 
 Make = Callable[..., Uploader]
@@ -77,12 +78,13 @@ def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploa
     with uploader(shard=ShardPolicy(linger_s=7, max_bytes=1000)) as up:
         up.put([{"id": 1}])
         live = wait_until(
-            lambda: (found := told(tmp_path / "spool")) and (live := next(iter(found.values()))).counts.spooled_rows
+            lambda: (found := read_heartbeats(tmp_path / "spool"))
+            and (live := next(iter(found.values()))).counts.spooled_rows
             and live, "it tells that a row was spooled",
         )  # fmt: skip
         assert (live.pid, live.linger_s, live.shard_max_bytes) == (os.getpid(), 7, 1000)
         assert one(Watch([up.spool]))["queue"]["max_bytes"] == 64 * 1024 * 1024
-    assert told(tmp_path / "spool") == {}
+    assert read_heartbeats(tmp_path / "spool") == {}
 
 
 def test_a_job_whose_start_hangs_is_seen_to_be_alive(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
@@ -99,7 +101,8 @@ def test_a_job_whose_start_hangs_is_seen_to_be_alive(uploader: Make, hub: LocalH
     try:
         beats: set[float] = set()
         wait_until(
-            lambda: beats.update(live.at for live in told(tmp_path / "spool").values()) or len(beats) > 2, "beats"
+            lambda: beats.update(live.at for live in read_heartbeats(tmp_path / "spool").values()) or len(beats) > 2,
+            "beats",
         )
         assert not opened.is_set()
         assert one(Watch([tmp_path / "spool"]))["alive"]
@@ -112,15 +115,15 @@ def test_a_job_whose_start_hangs_is_seen_to_be_alive(uploader: Make, hub: LocalH
 def test_what_a_job_tells_is_one_page_however_long_its_trouble(tmp_path: Path) -> None:
     (tmp_path / "writers").mkdir()
     for reason in ("no room", "\x01" * 10_000, "none"):
-        live = Live(pid=1, at=2.0, since=1.0, state=State("spool full", reason, 3.0))
-        tell(tmp_path, "w", live)
-        told_now = told(tmp_path)["w"]
+        live = Heartbeat(pid=1, at=2.0, since=1.0, state=State("spool full", reason, 3.0))
+        write_heartbeat(tmp_path, "w", live)
+        told_now = read_heartbeats(tmp_path)["w"]
         assert told_now.state.reason == reason[:400]
         assert (told_now.at, told_now.state.until) == (2.0, 3.0)
         assert (tmp_path / "writers" / "w.live").stat().st_size == 4096
-    tell(tmp_path / "gone", "w", live)  # a job does not stumble over it
+    write_heartbeat(tmp_path / "gone", "w", live)  # a job does not stumble over it
     (tmp_path / "writers" / "w.live").write_bytes(b"{torn")
-    assert told(tmp_path) == {}
+    assert read_heartbeats(tmp_path) == {}
 
 
 def test_what_it_tells_counts_what_happened(left: Path) -> None:
@@ -182,7 +185,7 @@ def test_a_look_leaves_no_trace_and_takes_no_lock(left: Path) -> None:
 
 
 def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(database, "_KEPT_BYTES", 0)
     spool = Spool(left, target=None)
     with look(left / "catalogue.sqlite") as db:
         db.execute("SELECT count(*) FROM segments").fetchone()
@@ -346,7 +349,9 @@ def spool_with(
 ) -> Snapshot:
     """A snapshot in which so much waits."""
     now = time.time()
-    process = Process(1, "w", True, 0.0, True, Live(pid=1, at=now, since=now, linger_s=60, shard_max_bytes=64_000_000))
+    process = Process(
+        1, "w", True, 0.0, True, Heartbeat(pid=1, at=now, since=now, linger_s=60, shard_max_bytes=64_000_000)
+    )
     empty = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth())
     return Snapshot(
         directory=Path("/spool"), at=now, target=Target("http://hub", "user/rows"),
@@ -385,6 +390,6 @@ def test_why_the_next_commit_waits_is_told(found: Snapshot, due: bool, words: st
 
 def test_the_worst_of_the_spools_processes_shows() -> None:
     found = spool_with()
-    full = Live(pid=2, at=0, since=0, state=State("spool full", "the disk is full"))
+    full = Heartbeat(pid=2, at=0, since=0, state=State("spool full", "the disk is full"))
     found.processes.append(Process(2, "x", False, 0.0, True, full))
     assert found.state.kind == "spool full"

@@ -12,9 +12,11 @@ from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
-from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader, catalogue, crashpoints
-from hubsync.crashpoints import CrashPoint
-from hubsync.policy import format_of
+from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader
+from hubsync._runtime import failpoints
+from hubsync._runtime.failpoints import Failpoint
+from hubsync.model.layout import format_of
+from hubsync.spool import database
 
 QUICK: dict[str, Any] = {
     "shard": ShardPolicy(linger_s=0.05, max_rows=40),
@@ -104,7 +106,7 @@ def forgetful(spool: str, rows: int) -> None:
 def crashing(spool: str, rows: int, path: str | None, point: str | None, nth: int, number: int) -> None:
     """Goes on by offset; sends itself the signal `number` when it reaches a crash point for the `nth` time."""
     if point is not None:
-        at(CrashPoint[point], nth, number)
+        at(Failpoint[point], nth, number)
     shard = ShardPolicy(linger_s=3600, max_rows=4)
     format = format_of(path or ".jsonl")
     with Uploader("user/rows", spool=spool, path=path, format=format, **{**QUICK, "shard": shard}) as up:
@@ -113,25 +115,25 @@ def crashing(spool: str, rows: int, path: str | None, point: str | None, nth: in
             up.put([{"id": n}], offset=n, source="a")
 
 
-def at(point: CrashPoint, nth: int, number: int) -> None:
+def at(point: Failpoint, nth: int, number: int) -> None:
     """Sends this process a signal when it reaches `point` for the `nth` time."""
     seen = count(1)
 
-    def listen(reached: CrashPoint) -> None:
+    def listen(reached: Failpoint) -> None:
         if reached is point and next(seen) == nth:
             with ExitStack() as still:
                 if number == signal.SIGSTOP:
                     # No other thread is within a transaction: there a stopped process holds all up (guarantees.md).
-                    for opened in catalogue._opened:
+                    for opened in database._opened:
                         still.enter_context(opened._lock)
                 os.kill(os.getpid(), number)
 
-    crashpoints.listener = listen
+    failpoints.listener = listen
 
 
 def stopping(spool: str, told: str, point: str) -> None:
     """As `telling`; stops itself (SIGSTOP) once it has reached a crash point often enough to be in the middle."""
-    at(CrashPoint[point], 5, signal.SIGSTOP)
+    at(Failpoint[point], 5, signal.SIGSTOP)
     telling(spool, told, 0.005)
 
 

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from hubsync.crashpoints import CrashPoint
-from hubsync.formats import SUFFIXES, pack, unpack
+from hubsync._runtime.failpoints import Failpoint
+from hubsync.encoding.formats import SUFFIXES, pack, unpack
 from hubsync.localhub import Fault, LocalHub
-from hubsync.policy import Format
-from hubsync.verify import verify
+from hubsync.maintenance.verify import verify
+from hubsync.model.layout import Format
 from tests.conftest import Dataset
 from tests.e2e.conftest import Jobs
 
 ROWS = 22  # of 4 a shard: five full shards, and one that the drain seals
 
-P = CrashPoint
+P = Failpoint
 # What the world must look like for a point to be reached.
 _LFS = {P.BLOB_STAGED, P.UNSTAGED}
 _LOST = {P.ANSWER_LOST, P.RECONCILED}
@@ -46,7 +46,7 @@ CASES = [
 ]
 
 
-def prepare(point: CrashPoint, hub: LocalHub, dataset: Dataset, format: Format) -> None:
+def prepare(point: Failpoint, hub: LocalHub, dataset: Dataset, format: Format) -> None:
     if point in _LOST:
         hub.faults.add(Fault.reset(when="after", on="commit", times=2))
     if point in _LFS:
@@ -78,7 +78,7 @@ def commit(dataset: Dataset, files: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize(("point", "format"), CASES, ids=lambda one: one if isinstance(one, str) else one.title)
 def test_a_process_killed_at(
-    point: CrashPoint, format: Format, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
+    point: Failpoint, format: Format, hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
     # In the first, a person's files are in the way.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 from tests.e2e.conftest import Jobs
 from tests.e2e.test_crash_points import shards_ever_changed

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from itertools import islice
 
 from hubsync import ShardPolicy, Uploader
+from hubsync.model.layout import FORMATS
 from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step
-from hubsync.policy import FORMATS
-from hubsync.reader import follow, rows, shards
+from hubsync.reader.reading import follow, rows, shards
 
 
 class DoNothing(Step):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 from tests.e2e.test_crash_points import shards_ever_changed
 from tests.integrations.conftest import JOBS, Job

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 
 pytestmark = pytest.mark.timeout(300)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hubsync.localhub.storage.git import object_oid
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -17,7 +18,6 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hubsync.localhub import LocalHub
-from hubsync.localhub.git import object_oid
 from tests.localhub.conftest import REPO, commit, file_line, ndjson
 
 

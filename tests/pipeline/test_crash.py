@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hubsync.drain import drain
 from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 
 SCRIPT = """

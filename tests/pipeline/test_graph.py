@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hubsync.pipeline import (
-    GeneratorStep,
-    HuggingFaceHubCheckpointer,
-    Pipeline,
-    PipelineError,
-    Step,
-    StepInput,
-)
+from hubsync.pipeline import GeneratorStep, HuggingFaceHubCheckpointer, Pipeline, PipelineError, Step, StepInput
 
 if TYPE_CHECKING:
     from nowhere import StepOutput  # type: ignore[import-not-found]

@@ -17,15 +17,7 @@ import pytest
 
 from hubsync import AuthenticationError, ConfigError, HubsyncError
 from hubsync.localhub import Fault, LocalHub
-from hubsync.pipeline import (
-    GeneratorStep,
-    GlobalStep,
-    HuggingFaceHubCheckpointer,
-    Pipeline,
-    Step,
-    StepError,
-    StepInput,
-)
+from hubsync.pipeline import GeneratorStep, GlobalStep, HuggingFaceHubCheckpointer, Pipeline, Step, StepError, StepInput
 from tests.conftest import FAST, Dataset
 
 QUICK = {"commit": FAST["commit"], "retry": FAST["retry"]}

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hubsync.pipeline.stream import Chunk, Merge, Position, Tracker
+from hubsync.pipeline.channels import Chunk, Merge, Position, Tracker
 
 Rows = list[dict[str, str]]
 

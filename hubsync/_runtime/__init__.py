@@ -1,0 +1,1 @@
+"""Building blocks that know nothing of datasets: time, threads, files, locks, retries, signals, secrets, text."""

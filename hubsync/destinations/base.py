@@ -1,0 +1,54 @@
+"""The contract of a destination: stage blobs, commit atomically on a named parent, read what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.shard import RemoteFile, Shard, Staged
+
+
+class Destination(Protocol):
+    """Where shards go. Every method raises a `HubError` of the kind that tells the worker what to do next.
+
+    Contracts: `stage` is idempotent and makes nothing visible. `commit` is atomic, sends once and never retries: an
+    `AmbiguousError` means that it may have landed, and only then. `standing` reads at the given commit, so that a
+    commit on that parent can't overwrite what it did not show.
+    """
+
+    async def check(self, *, private: bool | None) -> BranchTip:
+        """Makes sure that the repo exists (creating it) and that the token may write there."""
+        ...
+
+    async def head(self) -> BranchTip:
+        """The branch's newest commit."""
+        ...
+
+    async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        """Uploads what goes up as blobs; answers for each, in order. `regular` ones wait for the commit."""
+        ...
+
+    async def commit(self, plan: Plan) -> str:
+        """Sends the plan as one commit on its parent; answers the new commit's sha."""
+        ...
+
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+        """What stands at `paths` in the commit `at`; a path where nothing stands is left out."""
+        ...
+
+    async def read(self, path: str, at: str) -> bytes | None:
+        """A small file's content in the commit `at`; None where there is none."""
+        ...
+
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        """Hands a file's content in the commit `at` to `take`, piece by piece; False where there is none."""
+        ...
+
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
+        """The watermarks of all writers in the commit `at`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of its connections."""
+        ...

@@ -1,0 +1,63 @@
+"""A destination that records a span for each upload and commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hubsync.destinations.base import Destination
+from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.shard import RemoteFile, Shard, Staged
+
+if TYPE_CHECKING:
+    pass
+from hubsync.telemetry.metrics import _instruments
+from hubsync.telemetry.tracing import span
+
+
+def instrumented(destination: Destination, attributes: Mapping[str, str]) -> Destination:
+    """`destination`, with a span around what takes time; itself where there is no OpenTelemetry."""
+    return destination if _instruments() is None else _Instrumented(destination, attributes)
+
+
+class _Instrumented:
+    def __init__(self, inner: Destination, attributes: Mapping[str, str]) -> None:
+        self._inner = inner
+        self._attributes = attributes
+
+    def _about(self, shards: Sequence[Shard]) -> dict[str, str | int]:
+        return {
+            **self._attributes,
+            "hubsync.shards": len(shards),
+            "hubsync.rows": sum(shard.rows for shard in shards),
+            "hubsync.bytes": sum(shard.size for shard in shards),
+        }
+
+    async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        with span("hubsync.stage", self._about(shards), duration="hubsync.stage.duration", root=True):
+            return await self._inner.stage(shards)
+
+    async def commit(self, plan: Plan) -> str:
+        with span("hubsync.commit", self._about(plan.shards), duration="hubsync.commit.duration", root=True):
+            return await self._inner.commit(plan)
+
+    async def check(self, *, private: bool | None) -> BranchTip:
+        return await self._inner.check(private=private)
+
+    async def head(self) -> BranchTip:
+        return await self._inner.head()
+
+    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+        return await self._inner.standing(paths, at)
+
+    async def read(self, path: str, at: str) -> bytes | None:
+        return await self._inner.read(path, at)
+
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        return await self._inner.download(path, at, take)
+
+    async def watermarks(self, at: str) -> Sequence[Watermark]:
+        return await self._inner.watermarks(at)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()

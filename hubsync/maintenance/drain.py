@@ -1,0 +1,170 @@
+"""Bringing up what a spool still holds, without being a writer of it: what `hubsync drain` does.
+
+Commits for dead writers and adopts what they left open; a spool whose committer is alive is left to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from hubsync._runtime.clock import SystemClock
+from hubsync._runtime.exceptions import root_cause
+from hubsync._runtime.file_lock import HEARTBEAT_S
+from hubsync._runtime.formatting import count_text, seconds_text
+from hubsync._runtime.threads import run_in_thread
+from hubsync.committer.committer import Committer
+from hubsync.committer.rate_limiter import last_policy
+from hubsync.destinations.resolve import destination_of
+from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
+from hubsync.model.stats import SpoolDepth
+from hubsync.policies import CommitPolicy, RetryPolicy
+from hubsync.spool.database import corrupt
+from hubsync.spool.opening import open_spool
+from hubsync.spool.spool import Spool
+from hubsync.telemetry.progress import Figures, Progress
+from hubsync.telemetry.status import State, Status
+
+_LOOK_S = 0.2
+_STOPPED_S = 6.0  # how long a committer is watched before it counts as alive
+
+
+def drain(
+    directory: Path,
+    *,
+    timeout: float | None = None,
+    commit: CommitPolicy | None = None,
+    retry: RetryPolicy | None = None,
+    progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
+) -> SpoolDepth:
+    """Brings everything in the spool to the Hub; answers what is left, which is nothing but the dead letter.
+
+    Args:
+        commit: None for what the job that filled it had.
+
+    Raises:
+        SpoolBusy: another live process commits for it, or writes to it.
+        NotDrained: `timeout` seconds passed.
+        BlockedError: a person is needed.
+    """
+    try:
+        return anyio.run(_drain, directory, timeout, commit, retry or RetryPolicy(), progress)
+    except BaseExceptionGroup as group:
+        error = root_cause(group)
+        if isinstance(error, msgspec.DecodeError):  # the Hub's words raise others
+            raise corrupt(directory / "catalogue.sqlite", error) from error
+        raise error from error.__cause__
+
+
+async def _drain(
+    directory: Path,
+    timeout: float | None,
+    commit: CommitPolicy | None,
+    retry: RetryPolicy,
+    progress: Callable[[SpoolDepth, Status], None],
+) -> SpoolDepth:
+    clock = SystemClock()
+    spool = open_spool(None, directory, clock)
+    try:
+        destination = destination_of(spool.target, None, retry)
+        if destination is None:
+            raise HubsyncError("HF_HUB_OFFLINE is set: nothing can be brought up. Unset it and try again.")
+        until = clock.time() + _STOPPED_S
+        while not spool.become_committer():  # asked again, since one that has stopped is taken over
+            if clock.time() > until:
+                raise SpoolBusy(
+                    f"process {spool.committer_pid} commits for {directory} now; it brings everything up, also for "
+                    "others."
+                )
+            await clock.sleep(HEARTBEAT_S)
+        await run_in_thread(spool.sweep)  # also where nothing is left to commit
+        status = Status(
+            lambda text: spool.catalogue.remember("status", text), spool.waiting, stored=spool.catalogue.get("status")
+        )
+        blocked: list[HubError] = []
+        committer = Committer(
+            spool,
+            destination,
+            commit=commit or last_policy(spool.catalogue.get("governor")),
+            retry=retry,
+            clock=clock,
+            rng=random.Random(),
+            status=status,
+            on_settled=lambda segment, sha, error: None,
+            on_blocked=blocked.append,
+        )
+        try:
+            with anyio.move_on_after(timeout) as scope:
+                return await _until_empty(spool, committer, status, blocked, progress)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await destination.aclose()
+        assert scope.cancelled_caught
+        left = spool.depth()
+        raise NotDrained(
+            directory, left.rows, left.bytes, f"{seconds_text(timeout or 0)} were not enough ({status.state})."
+        )
+    finally:
+        spool.close()
+
+
+async def _until_empty(
+    spool: Spool,
+    committer: Committer,
+    status: Status,
+    blocked: list[HubError],
+    progress: Callable[[SpoolDepth, Status], None],
+) -> SpoolDepth:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(committer.run)
+        while True:
+            await run_in_thread(spool.adopt)
+            await run_in_thread(spool.urge, None)
+            committer.wake()
+            depth = await run_in_thread(spool.depth)
+            progress(depth, status)
+            if blocked:
+                break
+            if depth.sealed + depth.staged == 0:
+                break
+            await anyio.sleep(_LOOK_S)
+        tasks.cancel_scope.cancel()
+    if blocked:
+        error = blocked[0]
+        if isinstance(error, BlockedError):
+            error.add_note(f"Safe in {spool.directory}: {count_text(depth.rows, 'row')}.")
+        raise error
+    if depth.rows:
+        raise SpoolBusy(
+            f"{count_text(depth.rows, 'row')} of {spool.directory} not brought up: they belong to a job that is still "
+            "writing them, or their disk refuses them, which the log tells."
+        )
+    return depth
+
+
+@contextmanager
+def shown(directory: Path, say: Callable[[str], object]) -> Iterator[Callable[[SpoolDepth, Status], None]]:
+    """What `drain` is to be given as `progress`: bars in a terminal, else a line at the beginning and every 30 s."""
+    clock = SystemClock()
+    figures = [Figures(directory.name, str(directory), State(), 0, 0, 0, 0)]
+    before: list[int] = []
+
+    def look(depth: SpoolDepth, status: Status) -> None:
+        before[1:] = [depth.committed_rows]
+        done = before[-1] - before[0]
+        figures[0] = figures[0]._replace(
+            state=status.state, accepted=done + depth.rows, committed=done, waiting=depth.rows,
+            waiting_bytes=depth.bytes, oldest_age_s=depth.oldest_age_s(clock.time()), dead=depth.dead,
+        )  # fmt: skip
+        progress.tick()
+
+    progress = Progress(lambda: figures[0], True, clock.time, say=say)
+    try:
+        yield look
+    finally:
+        progress.close()

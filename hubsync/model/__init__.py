@@ -1,0 +1,1 @@
+"""Immutable records that the parts exchange: target, layout, batch, shard, commit, receipt, counts."""

@@ -1,0 +1,56 @@
+"""Counts and depths: snapshots of a queue, a spool, an uploader."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+
+class Counts(msgspec.Struct):
+    """What happened since this process opened its uploader."""
+
+    spooled_batches: int = 0
+    spooled_rows: int = 0
+    spooled_bytes: int = 0
+    replayed_batches: int = 0
+    commits: int = 0
+    retries: int = 0
+    refusals: int = 0
+    committed_rows: int = 0
+    committed_bytes: int = 0
+    committed_shards: int = 0
+
+
+class QueueDepth(NamedTuple):
+    """What waits, and what the policy did so far. `oldest_at` is when the oldest of these batches was put, in seconds
+    since the epoch; None where none waits.
+    """
+
+    batches: int
+    rows: int
+    bytes: int
+    blocked: int
+    raised: int
+    dropped: int
+    oldest_at: float | None = None
+
+
+class SpoolDepth(NamedTuple):
+    """What a spool holds. `oldest_at` is when the oldest row not yet committed came, in seconds since the epoch."""
+
+    rows: int
+    bytes: int
+    open: int
+    sealed: int
+    staged: int
+    dead: int
+    oldest_at: float | None
+    committed_rows: int
+    committed_bytes: int
+    committed_shards: int
+
+    def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
+        """How long the oldest row waits at `now`, here or `in_memory_since`, all in seconds; None where none does."""
+        since = [at for at in (self.oldest_at, in_memory_since) if at is not None]
+        return max(0.0, now - min(since)) if since else None

@@ -1,0 +1,169 @@
+"""The frozen policies: every bound and pace of the uploader, with its unit in its name.
+
+The defaults serve a user who sets nothing. Each policy checks itself when it is made and raises `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal, get_args
+
+from hubsync._runtime.validation import check_positive, check_seconds, check_type
+from hubsync.errors import ConfigError
+
+MIB = 1024 * 1024
+Ack = Literal["queued", "spooled", "committed"]
+"""How far a batch is when `put` returns: in memory; on local disk, where it survives the process; on the Hub."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePolicy:
+    """The bounded queue between producers and the worker.
+
+    Attributes:
+        max_bytes: encoded bytes that may wait in memory. A batch above it is refused with `BatchTooLarge`.
+        max_batches: batches that may wait.
+        when_full: "block" the producer, "raise" `QueueFull`, or "drop" the batch: counted, and said by its receipt.
+    """
+
+    max_bytes: int = 64 * MIB
+    max_batches: int = 10_000
+    when_full: Literal["block", "raise", "drop"] = "block"
+
+    def __post_init__(self) -> None:
+        check_positive(int, max_bytes=self.max_bytes, max_batches=self.max_batches)
+        if self.when_full not in ("block", "raise", "drop"):
+            raise ConfigError(f'when_full must be "block", "raise" or "drop", not {self.when_full!r}.')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPolicy:
+    """When a segment is sealed and becomes a shard: whichever comes first.
+
+    Attributes:
+        max_bytes: bytes of JSON Lines, whatever the shards' format. 64 MiB keeps a dataset's file count low and its
+            upload retries cheap.
+        max_rows: rows; None for no bound. A batch is never torn apart, so a shard may end early.
+        linger_s: seconds that its first row may wait. Rows are on the Hub about this much after their `put`.
+    """
+
+    max_bytes: int = 64 * MIB
+    max_rows: int | None = None
+    linger_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_positive(int, max_bytes=self.max_bytes)
+        if self.max_rows is not None:
+            check_positive(int, max_rows=self.max_rows)
+        check_positive(int | float, linger_s=self.linger_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitPolicy:
+    """How commits are spent.
+
+    Attributes:
+        per_hour: commits sent in any hour, at most. The Hub allows a free account about 128 (undocumented; quoted by
+            its own 429), for all its processes and hosts together, so the default leaves a few to others.
+        max_files: shards in one commit. The Hub advises 50 to 100.
+        max_inline_bytes: bytes of small files that travel inside the commit; about 100 MiB is the Hub's bound.
+    """
+
+    per_hour: int = 120
+    max_files: int = 100
+    max_inline_bytes: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        check_positive(int, per_hour=self.per_hour, max_files=self.max_files, max_inline_bytes=self.max_inline_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Pace of the retries: full jitter, `random() * min(max_s, initial_s * 2**n)`, for ever.
+
+    Attributes:
+        initial_s, max_s: bounds of the wait after a transient failure, in seconds.
+        blocked_s: wait before the next try while a person is needed (a revoked token, a deleted repo).
+        request_timeout_s: time-out of one request. The Hub advises 60 s for a commit.
+    """
+
+    initial_s: float = 1.0
+    max_s: float = 120.0
+    blocked_s: float = 60.0
+    request_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_positive(
+            int | float,
+            initial_s=self.initial_s,
+            max_s=self.max_s,
+            blocked_s=self.blocked_s,
+            request_timeout_s=self.request_timeout_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolPolicy:
+    """The directory that holds what is not yet committed.
+
+    Attributes:
+        directory: where; None for a directory of its own per repo below `$HUBSYNC_HOME`, else
+            `$XDG_STATE_HOME/hubsync`, else `~/.local/state/hubsync`.
+        max_bytes: bytes it may hold, its dead letter among them. At the bound the worker stops taking from the queue,
+            whose policy then applies. It is looked at every 8 MiB, so that a spool may hold that much more.
+        durability: "process": an accepted row survives SIGKILL. "fsync": it survives a power cut as well.
+    """
+
+    directory: str | Path | None = None
+    max_bytes: int = 50 * 1024 * MIB
+    durability: Literal["process", "fsync"] = "process"
+
+    def __post_init__(self) -> None:
+        check_type(str | PathLike | None, "a directory, or None", spool=self.directory)
+        check_positive(int, max_bytes=self.max_bytes)
+        if self.durability not in ("process", "fsync"):
+            raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')
+
+
+def check_wait(ack: Ack, timeout: float | None) -> None:
+    """Raises `ConfigError` where a put would wait for nothing that there is."""
+    if ack not in get_args(Ack):
+        raise ConfigError(f'ack is "queued", "spooled" or "committed", not {ack!r}.')
+    check_seconds(timeout=timeout)
+
+
+def policies(
+    queue: QueuePolicy | None, shard: ShardPolicy | None, commit: CommitPolicy | None, retry: RetryPolicy | None
+) -> tuple[QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy]:
+    """Each as it was given, or the defaults.
+
+    Raises:
+        ConfigError: one is something else, such as a dict.
+    """
+    given = (queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy())
+    for name, kind, value in zip(("queue", "shard", "commit", "retry"), _POLICIES, given, strict=True):
+        check_type(kind, f"a {kind.__name__}(…), or None", **{name: value})
+    return given
+
+
+_POLICIES = (QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy)
+OnConflict = Literal["refuse", "dead letter", "new config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaPolicy:
+    """What keeps the dataset loadable while its rows drift: see docs/schema.md.
+
+    Attributes:
+        on_conflict: what becomes of a batch with a value that its column can't hold. "refuse" it: `put` raises
+            `SchemaConflict`. "dead letter": it is set aside in the spool, and its receipt says so. "new config": it
+            goes to the first of `config-2`, `config-3`, … whose columns can.
+    """
+
+    on_conflict: OnConflict = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.on_conflict not in ("refuse", "dead letter", "new config"):
+            raise ConfigError(f'on_conflict must be "refuse", "dead letter" or "new config", not {self.on_conflict!r}.')

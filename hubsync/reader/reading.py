@@ -1,0 +1,470 @@
+"""Reading a dataset back, and following it while it grows: `shards`, `rows`, `follow`.
+
+    for row in follow("user/rollouts", cursor=kept):
+        ...
+        kept = …cursor
+
+What these return is iterated by `for` and by `async for`. Each row comes exactly once, and a cursor goes on behind the
+last one, also where the history was squashed or the files were compacted in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from hubsync._runtime.clock import Clock, SystemClock
+from hubsync._runtime.secret import Secret
+from hubsync.destinations.hub import card
+from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile, rows_told
+from hubsync.destinations.resolve import destination_of, target_of
+from hubsync.encoding.formats import Damaged
+from hubsync.errors import ConfigError, HubsyncError, UnreadableRow
+from hubsync.model.target import default_directory
+from hubsync.policies import RetryPolicy
+from hubsync.reader.cursor import Cursor, fingerprint, fingerprint_of_bad
+from hubsync.reader.file_stream import FileStream, Opened
+from hubsync.reader.files import Files, Wanted, in_order, row_of, selected, shown
+from hubsync.reader.snapshot import DatasetSnapshot, patiently, series_of
+
+T = TypeVar("T")
+
+Row = dict[str, Any]
+
+_SHA = re.compile(r"[0-9a-f]{40}")
+_PATHS = 100  # whose last commit is asked for at once
+
+
+class Shard(NamedTuple):
+    """A file of a dataset that holds rows.
+
+    Attributes:
+        rows: None where nobody tells: a file that hubsync has not committed, or whose commit is squashed away.
+        bytes: as it stands on the Hub.
+        writer, sequence: who made it, under which number; None for what no single writer has.
+        commit, time: when it came to stand there.
+    """
+
+    path: str
+    rows: int | None
+    bytes: int
+    writer: str | None
+    sequence: int | None
+    commit: str | None
+    time: datetime | None
+    config: str
+    split: str
+
+
+def shards(
+    repo: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str = "main",
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> Shards:
+    """The dataset's shards as they stand now, in the order of their paths; of one config and split, or of all.
+
+    Raises (as it is iterated):
+        HubError: the Hub can't be read; what passes by itself was tried a few times.
+    """
+    return Shards(repo, Wanted(config, split), revision, endpoint, token, SystemClock())
+
+
+def rows(
+    repo: str,
+    *,
+    since: str | datetime | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    paths: Collection[str] | None = None,
+    spool: str | Path | bool = False,
+    revision: str = "main",
+    endpoint: str | None = None,
+    token: str | None = None,
+    clock: Clock | None = None,
+) -> Rows:
+    """The dataset's rows as they stand now, lazily: a few shards are fetched at once.
+
+    Args:
+        since: only what came after it: a `.cursor`, a commit's sha, or a time (a datetime, or ISO 8601 text).
+        config, split: of one, or with None of all.
+        paths: of these shards only, as `shards` names them.
+        spool: what this host's spool of the repo (True) or another one still holds comes first: a job reads its own
+            writes before they are committed, and does not meet them again.
+
+    Raises (as it is iterated):
+        HubError: the Hub can't be read; what passes by itself was tried a few times.
+        UnreadableRow: a line is no row. Iterating on goes on behind it.
+        DatasetRewritten: it can't be told which rows were had.
+    """
+    wanted = Wanted(config, split, None if paths is None else frozenset(paths))
+    return Rows(repo, wanted, since, spool, revision, endpoint, token, clock or SystemClock(), poll_s=None)
+
+
+def follow(
+    repo: str,
+    cursor: str | datetime | None = None,
+    *,
+    poll_s: float = 10.0,
+    config: str | None = None,
+    split: str | None = None,
+    spool: str | Path | bool = False,
+    revision: str = "main",
+    endpoint: str | None = None,
+    token: str | None = None,
+    clock: Clock | None = None,
+) -> Rows:
+    """As `rows`, and then every row that comes, for ever; what passes by itself is waited out, for ever.
+
+    Args:
+        cursor: as `since` of `rows`; None for the beginning.
+        poll_s: seconds between two looks. One that finds nothing costs a request; one that finds something a request
+            more for every 1,000 files, so a large dataset is looked at less often.
+    """
+    if not poll_s > 0:
+        raise ConfigError(f"poll_s is seconds above 0, not {poll_s!r}.")
+    wanted = Wanted(config, split)
+    return Rows(repo, wanted, cursor, spool, revision, endpoint, token, clock or SystemClock(), poll_s=poll_s)
+
+
+class _Iterated(Generic[T]):
+    """What is iterated by `for` and by `async for`. Ended or closed, it lets go of its connections."""
+
+    _driver: _Driver | None = None
+    _hub: HubDataset | None = None
+
+    def __init__(self, repo: str, revision: str, endpoint: str | None, token: str | None, clock: Clock) -> None:
+        self._target = target_of(repo, endpoint, revision)
+        self._secret = None if token is None else Secret(token)
+        del token  # a crash report of what is raised below would show it
+        self._clock = clock
+
+    def _take(self) -> T | None:
+        """The next item of what is here."""
+        raise NotImplementedError
+
+    async def _more(self) -> bool:
+        """Fetches more; False where there is no more."""
+        raise NotImplementedError
+
+    def _open_hub(self) -> HubDataset:
+        if self._hub is None:
+            self._hub = destination_of(self._target, self._secret, RetryPolicy())
+        if self._hub is None:
+            raise HubsyncError(f"HF_HUB_OFFLINE is set: {self._target.repo} can't be read. Unset it and try again.")
+        return self._hub
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        while (item := self._take()) is None:
+            if self._driver is None:
+                self._driver = _Driver()
+            if not self._driver.run(self._more):
+                self.close()
+                raise StopIteration
+        return item
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while (item := self._take()) is None:
+            if not await self._more():
+                await self.aclose()
+                raise StopAsyncIteration
+        return item
+
+    def close(self) -> None:
+        """Ends it, where it is iterated by `for`. Twice is once."""
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.run(self.aclose)
+            driver.close()
+
+    async def aclose(self) -> None:
+        """Ends it, where it is iterated by `async for`. Twice is once."""
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            with anyio.CancelScope(shield=True):
+                await hub.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if self._driver is not None:
+            with suppress(Exception):  # the interpreter may be ending, and its sockets end with it
+                self._driver.close()
+
+
+class Rows(_Iterated[Row]):
+    """Rows of a dataset, each once. `cursor` goes on behind the one that came last; `line` is that row's JSON."""
+
+    def __init__(
+        self,
+        repo: str,
+        wanted: Wanted,
+        since: str | datetime | None,
+        spool: str | Path | bool,
+        revision: str,
+        endpoint: str | None,
+        token: str | None,
+        clock: Clock,
+        *,
+        poll_s: float | None,
+    ) -> None:
+        super().__init__(repo, revision, endpoint, token, clock)
+        self.line = b""
+        self._since = since.isoformat() if isinstance(since, datetime) else since
+        # What is no cursor is found on the Hub, once it is iterated.
+        self._start = None if self._since is None else _time_or_sha(self._since)
+        known = self._since is not None and self._start is None
+        self._cursor = Cursor.decode(self._since or "", repo) if known else Cursor(repo)
+        self._wanted = wanted
+        if spool is True:
+            usual = default_directory(self._target)
+            self._spool: Path | None = usual if (usual / "catalogue.sqlite").exists() else None
+        else:
+            self._spool = Path(spool).expanduser().absolute() if spool else None
+        self._poll_s = poll_s
+        self._feed: FileStream | None = None
+        self._turns: list[Callable[[], Awaitable[None]]] = []
+        self._opened: Opened | None = None
+        self._number = self._skip = 0
+
+    @property
+    def cursor(self) -> str:
+        """Where the reader is: behind the row that came last. Text of about 20 bytes a shard."""
+        if self._feed is None and self._since is not None:
+            return self._since
+        return self._cursor.encode()
+
+    def _take(self) -> Row | None:
+        opened = self._opened
+        if opened is None:
+            return None
+        while line := self._line_of(opened):
+            self._number += 1
+            if not line.strip():
+                continue
+            if self._skip:
+                self._skip -= 1
+                continue
+            row = row_of(line)
+            mark = fingerprint(row) if isinstance(row, dict) else fingerprint_of_bad(line)
+            opened.piece.add(mark)
+            if self._cursor.again and self._cursor.passes(mark):
+                continue
+            if not isinstance(row, dict):
+                raise UnreadableRow(opened.path, self._number, row)
+            self.line = line
+            return row
+        opened.piece.whole = opened.piece.whole or opened.is_whole
+        opened.stream.close()
+        self._opened = None
+        return None
+
+    def _line_of(self, opened: Opened) -> bytes:
+        try:
+            return opened.stream.readline()
+        except Damaged as error:
+            self._opened = None
+            opened.piece.whole = opened.piece.whole or opened.is_whole
+            opened.stream.close()
+            raise UnreadableRow(opened.path, self._number + 1, f"the rest of the file is damaged: {error}") from None
+
+    async def _more(self) -> bool:
+        feed = self._feed or await self._begin()
+        while True:
+            self._opened = await feed.open_next()
+            if self._opened is not None:
+                self._number, self._skip = 0, self._opened.piece.rows
+                return True
+            if not self._turns:
+                if self._poll_s is None:
+                    return False
+                await self._clock.sleep(max(self._poll_s, feed.rest_s))
+                self._turns = [feed.look_at_hub, feed.look_at_spool]
+            await self._turns.pop()()
+
+    async def _begin(self) -> FileStream:
+        hub = self._open_hub()
+        files = Files(hub, self._clock, for_ever=self._poll_s is not None)
+        feed = FileStream(self._target, files, self._cursor, self._wanted, spool=self._spool, clock=self._clock)
+        if isinstance(self._start, str):
+            await feed.begin_at(self._start)
+        elif self._start is not None:
+            commit = await _commit_before(hub, self._start, self._clock)
+            if commit is not None:
+                await feed.begin_at(commit)
+        self._turns = [feed.look_at_hub, feed.look_at_spool]
+        self._feed = feed
+        return feed
+
+    async def aclose(self) -> None:
+        """Ends it, where it is iterated by `async for`. Twice is once, and `cursor` stays."""
+        if self._opened is not None:
+            self._opened.stream.close()
+            self._opened = None
+        if self._feed is not None:
+            self._feed.close()
+        await super().aclose()
+
+
+class Shards(_Iterated[Shard]):
+    """The shards of a dataset, as they stood when the first one was asked for."""
+
+    def __init__(
+        self,
+        repo: str,
+        wanted: Wanted,
+        revision: str,
+        endpoint: str | None,
+        token: str | None,
+        clock: Clock,
+    ) -> None:
+        super().__init__(repo, revision, endpoint, token, clock)
+        self._wanted = wanted
+        self._found: Iterator[Shard] | None = None
+        self.commit: str | None = None  # where they stand
+
+    def _take(self) -> Shard | None:
+        return next(self._found, None) if self._found is not None else None
+
+    async def _more(self) -> bool:
+        if self._found is not None:
+            return False
+        hub = self._open_hub()
+        self.commit = (await patiently(hub.head, self._clock)).sha
+        self._found = iter(await _survey(hub, self.commit, self._wanted, self._clock) if self.commit else ())
+        return True
+
+
+async def _survey(hub: HubDataset, commit: str, wanted: Wanted, clock: Clock) -> Sequence[Shard]:
+    dataset = await DatasetSnapshot(hub, commit, clock).dataset()
+    content = await patiently(partial(hub.read, card.PATH, commit), clock)
+    entries = await anyio.to_thread.run_sync(shown, content, hub.target.repo) if content is not None else ()
+    chosen = selected(dataset.files.values(), entries, wanted)
+    series, _ = series_of(dataset.marks, [file for file, _, _ in chosen])
+    numbers = {
+        file.path: (one.writers[0] if len(one.writers) == 1 else None, number)
+        for one in series
+        for number, files in one.shards.items()
+        for file in files
+    }
+    told = await _told(hub, [file for file, _, _ in chosen], commit, clock)
+    found = []
+    for file, config, split in sorted(chosen, key=lambda item: in_order(item[0].path)):
+        writer, number = numbers.get(file.path, (None, None))
+        rows, last = told.get(file.path, (None, None))
+        at = _time_of(last.date) if last else None
+        found.append(
+            Shard(file.path, rows, file.size, writer, number, last.id if last else None, at, config, split)
+        )  # fmt: skip
+    return found
+
+
+async def _told(
+    hub: HubDataset, files: Sequence[HubFile], at: str, clock: Clock
+) -> dict[str, tuple[int | None, Commit]]:
+    """The rows and the commit of each file: as hubsync's own commits tell, and for the rest as the Hub does."""
+    wanted = {file.path: file.size for file in files}
+    told: dict[str, tuple[int | None, Commit]] = {}
+    page, more = 0, True
+    while more and len(told) < len(wanted):
+        commits, more = await patiently(partial(hub.commits, at, page), clock)
+        page += 1
+        for commit in commits:
+            for path, (rows, size) in rows_told(commit.message).items():
+                if wanted.get(path) == size and path not in told:
+                    told[path] = (rows, commit)
+    rest = [path for path in wanted if path not in told]
+    for start in range(0, len(rest), _PATHS):
+        last = await patiently(partial(hub.last_commits, rest[start : start + _PATHS], at), clock)
+        told |= {path: (None, commit) for path, commit in last.items()}
+    return told
+
+
+async def _commit_before(hub: HubDataset, time: datetime, clock: Clock) -> str | None:
+    """The newest commit that is not younger than `time`; None where all are, so far as the history goes back."""
+    head = (await patiently(hub.head, clock)).sha
+    page, more = 0, head is not None
+    while more and head is not None:
+        commits, more = await patiently(partial(hub.commits, head, page), clock)
+        page += 1
+        for commit in commits:
+            at = _time_of(commit.date)
+            if at is not None and at <= time:
+                return commit.id
+    return None
+
+
+def _time_or_sha(since: str) -> datetime | str | None:
+    """What `since` stands for, where it is no cursor."""
+    if _SHA.fullmatch(since):
+        return since
+    return _time_of(since)
+
+
+def _time_of(text: str) -> datetime | None:
+    """ISO 8601; without an offset it is this machine's time."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        return None
+
+
+class _Driver:
+    """Runs one coroutine after another in an event loop of its own; where one runs already in this thread, as in a
+    notebook, in another thread. Between two of them nothing runs, so there is nothing to wait for at a process' end.
+    """
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._thread: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return self._beside(lambda: self._runner.run(work()))
+
+    def close(self) -> None:
+        self._beside(self._runner.close)
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return work()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "hubsync reader")
+        return self._thread.submit(work).result()

@@ -1,0 +1,194 @@
+"""How the worker is doing: one state, a few counters, told once when it changes and kept for other processes.
+
+The state is written into the catalogue, where `hubsync status` finds it, and logged in one line at the level where
+somebody acts. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time as _time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+
+from hubsync._runtime.formatting import age_text, clock_text
+from hubsync.model.stats import Counts
+
+_log = logging.getLogger("hubsync")
+QUOTA = "commit quota"  # the reason of a state, where the Hub refuses more commits
+_ON_TOP = ". Meanwhile "
+_CHANGES = 20  # of the state, kept for who looks later
+StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
+
+
+class State(msgspec.Struct, frozen=True):
+    """What the worker does now.
+
+    Attributes:
+        kind: "ok", perhaps until the next commit may go; "backing off" until the next try; "blocked" until a person
+            mends it; "offline" by HF_HUB_OFFLINE; "spool full" while the disk or the spool's quota takes no more.
+        reason: why, in words; empty when all is well.
+        until: when the next try is, in seconds since the epoch; None where none is planned.
+    """
+
+    kind: StateKind = "ok"
+    reason: str = ""
+    until: float | None = None
+
+    @property
+    def what(self) -> str:
+        """Kind and reason, in words."""
+        return self.kind + (f": {self.reason.rstrip('.')}" if self.reason else "")
+
+    @property
+    def cause(self) -> str:
+        """The reason without the operation that met it: an outage, or a revoked token, is one for all of them."""
+        return self.reason.partition(": ")[2] or self.reason
+
+    def __str__(self) -> str:
+        return self.what if self.until is None else f"{self.what}; next try {clock_text(self.until)}"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """When the state became another; `at` in seconds since the epoch."""
+
+    at: float
+    kind: StateKind
+    reason: str = ""
+
+
+class Stored(State, frozen=True):
+    """The state as it is kept for other processes, with its last changes, oldest first."""
+
+    changes: tuple[Change, ...] = ()
+
+
+def read_stored(text: str | None) -> Stored:
+    """What was saved; all is well where nothing was, or where another version's words can't be read: they are news,
+    which no job must stumble over.
+    """
+    if text:
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(text, type=Stored)
+    return Stored()
+
+
+class Status:
+    """The state of one worker. Two parts report to it (the spool's thread, the committer); the worse one shows."""
+
+    def __init__(
+        self,
+        save: Callable[[str], None],
+        waiting: Callable[[], str],
+        *,
+        stored: str | None = None,
+        now: Callable[[], float] = _time.time,
+    ) -> None:
+        """`stored` is what was last saved for this spool: its changes are kept."""
+        self.counts = Counts()
+        self._now = now
+        self._changes = deque(read_stored(stored).changes, maxlen=_CHANGES)
+        self._save = save
+        self._waiting = waiting
+        self._trouble = _Trouble()
+        self._lock = threading.Lock()
+        self._parts: dict[str, State] = {}
+        self._shown = State()
+
+    @property
+    def state(self) -> State:
+        return self._shown
+
+    def troubled(self, part: str) -> bool:
+        """Whether one part's last report was not "ok"."""
+        return self._parts.get(part, State()).kind != "ok"
+
+    def report(self, part: str, state: State) -> None:
+        """One part's state has changed, or its next try has."""
+        with self._lock:
+            self._parts[part] = state
+            worst = _worst(self._parts.values(), self._now())
+            before, self._shown = self._shown, worst
+            if (worst.kind, worst.reason) != (before.kind, before.reason) and not worst.kind == before.kind == "ok":
+                self._changes.append(Change(self._now(), worst.kind, worst.reason))
+        if worst != before:
+            self.save()
+        self._tell(before, worst)
+
+    def save(self) -> None:
+        """Keeps the state for other processes."""
+        with self._lock:
+            shown, changes = self._shown, tuple(self._changes)
+        self._save(msgspec.json.encode(Stored(shown.kind, shown.reason, shown.until, changes)).decode())
+
+    def _tell(self, before: State, now: State) -> None:
+        """One line where the state changes; a warning or an error once it lasts, and once for the same trouble.
+
+        What passes within seconds is told by INFO alone, and so is what comes back within ten minutes: a spool that is
+        full and has room by turns, a Hub that stumbles. Who was warned is told as loudly that it is over.
+        """
+        at, trouble = self._now(), self._trouble
+        if now.kind == "ok":
+            if before.kind != "ok":
+                took = age_text(max(0.0, at - trouble.since))
+                _log.log(min(trouble.level, logging.WARNING), "going on after %s; %s", took, self._waiting())
+                trouble.level = logging.INFO
+            return
+        changed = (now.kind, now.cause) != (before.kind, before.cause) and not _eases(before, now)
+        if before.kind == "ok":
+            trouble.since = at
+        lasts = now.kind != "backing off" or now.until is None or now.until - min(trouble.since, at) >= _LASTS_S
+        told_at = trouble.told.get((now.kind, now.cause), float("-inf"))
+        news = lasts and not 0 <= at - told_at < _AGAIN_S
+        level = _LEVEL[now.kind] if news else logging.INFO
+        if not changed and not (news and level > trouble.level):
+            return
+        if news:
+            trouble.told = {what: then for what, then in trouble.told.items() if 0 <= at - then < _AGAIN_S}
+            trouble.told[now.kind, now.cause] = at
+            trouble.level = max(trouble.level, level)
+        _log.log(level, "%s; %s", now, self._waiting())
+
+
+def _worst(states: Iterable[State], now: float) -> State:
+    """A full spool is often the consequence of what comes next, so it tells that as well, where it lasts."""
+    ranked = sorted(states, key=lambda s: (_RANK[s.kind], s.reason != ""), reverse=True)
+    worst = ranked[0]
+    if worst.kind == "spool full":
+        why = next((state for state in ranked if state.kind not in ("spool full", "ok")), State())
+        passes = why.kind == "backing off" and why.until is not None and why.until - now < _LASTS_S
+        if why.kind != "ok" and not passes:
+            reason = f"{worst.reason.rstrip('.')}{_ON_TOP}{why.kind}: {why.cause}"
+            return State(worst.kind, reason, worst.until or why.until)
+    return worst
+
+
+def _eases(before: State, now: State) -> bool:
+    """Whether only what came on top of it is over."""
+    return before.kind == now.kind and before.reason.startswith(f"{now.reason.rstrip('.')}{_ON_TOP}")
+
+
+class _Trouble:
+    """What was told of what is wrong."""
+
+    def __init__(self) -> None:
+        self.since = 0.0  # when it began
+        self.level = logging.INFO  # the loudest line since all was well
+        self.told: dict[tuple[str, str], float] = {}  # when a warning or an error told it
+
+
+_LASTS_S = 10.0  # what is over sooner is worth no warning
+_AGAIN_S = 600.0  # within these the same trouble is the same news
+_RANK: dict[StateKind, int] = {"ok": 0, "offline": 1, "backing off": 2, "blocked": 3, "spool full": 4}
+_LEVEL: dict[StateKind, int] = {
+    "ok": logging.INFO,
+    "offline": logging.INFO,
+    "backing off": logging.WARNING,
+    "blocked": logging.ERROR,
+    "spool full": logging.ERROR,
+}

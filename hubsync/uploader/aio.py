@@ -1,0 +1,228 @@
+"""The uploader's face for tasks, on asyncio or trio. The worker runs in a thread, as that of `Uploader` does.
+
+Names, arguments and errors are those of `Uploader`. No awaited method holds the event loop up: what touches the disk
+does so in another thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import NoReturn, Self
+
+import anyio
+from anyio.abc import TaskStatus
+
+from hubsync._runtime import signals
+from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.notifiers import threadsafe_callback
+from hubsync._runtime.threads import run_in_thread
+from hubsync.encoding.rows import Rows
+from hubsync.errors import ClosedError, HubsyncError
+from hubsync.model.receipt import Receipt
+from hubsync.model.stats import SpoolDepth
+from hubsync.policies import Ack, check_wait
+from hubsync.uploader.base import DROPPED, BaseUploader
+from hubsync.uploader.engine import Engine
+
+_log = logging.getLogger("hubsync")
+
+
+class AsyncUploader(BaseUploader):
+    """The same for tasks, on asyncio or trio.
+
+        async with AsyncUploader("user/rollouts") as up:
+            async for batch in generate():
+                await up.put(batch)
+
+    Leaving the block drains. A cancelled block does not, but for Ctrl-C and SIGTERM: its rows are in the spool.
+    """
+
+    _opens: anyio.Lock | None = None
+    _body: anyio.CancelScope | None = None  # around the caller's block: SIGTERM ends it
+    _draining: anyio.CancelScope | None = None
+    _wake: Callable[[], None]  # ends the block, from a signal's handler
+
+    async def open(self) -> Self:
+        """As `Uploader.open`. Prefer `async with`, which is left in order on SIGTERM: without it, what was accepted is
+        drained at the interpreter's exit.
+        """
+        self._opens = self._opens or anyio.Lock()
+        async with self._opens:
+            if self._worker is None and not self._closed:
+                done = anyio.Event()
+                opening = self._begin(threadsafe_callback(done.set))
+                try:
+                    await done.wait()
+                except BaseException:
+                    opening.give_up()
+                    raise
+                self._opened(opening)
+        self._ready()
+        return self
+
+    async def put(
+        self,
+        rows: Rows,
+        *,
+        offset: int | None = None,
+        source: str = "default",
+        key: str | None = None,
+        ack: Ack = "spooled",
+        timeout: float | None = None,
+    ) -> Receipt:
+        """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
+        worker = self._ready()
+        check_wait(ack, timeout)
+        encoded = self._checked(rows, offset, source, key)
+        if self._is_familiar(worker, encoded, offset):
+            place = self._place(worker, encoded, offset)
+        else:
+            place = await run_in_thread(self._place, worker, encoded, offset)
+        batch = self._batch(encoded, place, offset, source, key)
+        until = None if timeout is None else time.monotonic() + timeout
+        if ack == "committed" and worker.offline:
+            ack = "spooled"  # as far as it can be
+        # Before it is handed over: the spool's thread then finds Python's lock free.
+        watch = batch.receipt._watch(ack) if ack == "spooled" else None
+        if not await worker.queue.put_async(batch, timeout):
+            batch.receipt._dropped(DROPPED)
+            return batch.receipt
+        failpoint(Failpoint.QUEUED)
+        left = None if until is None else max(0.0, until - time.monotonic())
+        if watch is not None:
+            await batch.receipt._wait_for(watch, "spooled", left)
+        elif ack == "committed":
+            with worker.hurry(batch.receipt) as told:
+                await told.wait_async(ack, left)
+        return batch.receipt
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """As `Uploader.flush`."""
+        worker = self._ready()
+        with self._drained(worker, timeout), worker.flush() as flushed:
+            await flushed.wait_async("committed", timeout)
+        await run_in_thread(worker.see)
+
+    def _depth(self, worker: Engine) -> SpoolDepth:
+        """Half a second old at most, but for a flush's end: to ask the disk could hold the event loop up."""
+        return worker.depth()
+
+    async def close(self, timeout: float | None = None) -> None:
+        """As `Uploader.close`. From any task; where it is cancelled, the uploader ends all the same."""
+        if (worker := self._to_close()) is None:
+            return
+        try:
+            with self._drained(worker, timeout):
+                if worker.failure is None:
+                    await self._drain_async(worker, timeout)
+                    failpoint(Failpoint.DRAINED)
+        finally:
+            await self._end(worker)
+        self._raise_failure(worker)
+
+    async def _drain_async(self, worker: Engine, timeout: float | None) -> None:
+        try:
+            drained = worker.flush(everything=True)
+        except ClosedError:  # another task, or thread, closes it just now
+            return
+        with drained, anyio.CancelScope() as self._draining:
+            await drained.wait_async("committed", timeout)
+        if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
+            await self._drain_before_the_end(worker, "SIGTERM", signals.left())
+            raise SystemExit(signals.EXIT_CODE)
+
+    async def _end(self, worker: Engine) -> None:
+        self._closed = True
+        worker.stop()
+        try:
+            with anyio.CancelScope(shield=True):
+                await run_in_thread(self._join, worker)
+        finally:
+            signals.let_go(self._at_exit)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        self._body = anyio.CancelScope()
+        self._body.__enter__()
+        self._wake = threadsafe_callback(self._end_block)
+        if self._grace_s is not None:
+            signals.divert(self._wake)
+        return self
+
+    def _end_block(self) -> None:
+        for scope in (self._body, self._draining):
+            if scope is not None:
+                scope.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        worker, body, self._body = self._worker, self._body, None
+        if worker is None or body is None:
+            return
+        with suppress(RuntimeError):  # another task leaves the block than has entered it, as pytest's fixtures do
+            body.__exit__(kind, error, trace)
+        try:
+            if body.cancel_called:
+                await self._leave_by_signal(worker)
+            elif error is None:
+                await self.close()
+            elif isinstance(error, anyio.get_cancelled_exc_class()):
+                await self._leave_cancelled(worker)
+            else:
+                timeout = self._may_take(error)
+                with self._behind(error, timeout):
+                    await self.close(timeout)
+        finally:
+            signals.rejoin(self._wake)
+
+    async def _leave_by_signal(self, worker: Engine) -> NoReturn:
+        if not self._closed:
+            try:
+                await self._drain_before_the_end(worker, "SIGTERM", signals.left())
+            finally:
+                await self._end(worker)
+        raise SystemExit(signals.EXIT_CODE)
+
+    async def _leave_cancelled(self, worker: Engine) -> None:
+        if self._closed:
+            return
+        try:
+            if signals.is_interrupted():
+                await self._drain_after_interrupt(worker)
+        finally:
+            await self._end(worker)
+
+    async def _drain_after_interrupt(self, worker: Engine) -> None:
+        """The next Ctrl-C is ours as well: asyncio would raise `KeyboardInterrupt` wherever the loop is just then."""
+
+        async def watch(*, task_status: TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+                task_status.started()
+                async for _ in signals:
+                    if self._draining is not None:
+                        self._draining.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(watch)
+            await self._drain_before_the_end(worker, "Ctrl-C", self._grace_s)
+            tasks.cancel_scope.cancel()
+
+    async def _drain_before_the_end(self, worker: Engine, why: str, seconds: float | None) -> None:
+        """What can be brought up in time; a second signal ends it at once."""
+        bound = "" if seconds is None else f" for up to {seconds:.0f} s"
+        _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting())
+        try:
+            with (
+                anyio.CancelScope(shield=True) as self._draining,
+                self._drained(worker, seconds),
+                worker.flush(everything=True) as drained,
+            ):
+                await drained.wait_async("committed", seconds)
+        except HubsyncError as error:
+            _log.error("%s", error)
