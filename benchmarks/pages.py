@@ -21,7 +21,7 @@ PAGES = [
     ROOT / "docs" / "guarantees.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "api.md",
-    ROOT / "docs" / "metrics.md",
+    ROOT / "docs" / "reference" / "metrics.md",
 ]
 
 

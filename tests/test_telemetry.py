@@ -249,7 +249,7 @@ def test_prometheus_scrapes_it(hub: LocalHub) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRAPED], env={**os.environ, **hub.environ()}, capture_output=True, text=True, check=True
     )
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "metrics.md").read_text()
     lines = [line for line in done.stdout.splitlines() if line.startswith("hubsync_")]
     assert any(re.match(r'hubsync_rows_oldest_age_seconds\{.*hubsync_repo="user/rows".*\} \d', line) for line in lines)
     assert any(re.match(r"hubsync_spool_rows\{.*\} 1\.0", line) for line in lines)
