@@ -200,7 +200,7 @@ class Jobs(RuleBasedStateMachine):
     def _lose(self, disk: int) -> None:
         self.world.lose_disk(disk)
         if not any(mark.offsets for mark in self.world.hub.marks()):
-            self.world.late.clear()  # the one case that is not covered: see docs/guarantees.md
+            self.world.late.clear()  # the one case that is not covered: see docs/concepts/guarantees.md
         here = {row for row in self.accepted[disk] if self.world.hub.ids[row]}
         self.doubtful |= self.accepted[disk] - here
         self.accepted[disk] = here
