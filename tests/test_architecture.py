@@ -66,7 +66,7 @@ def test_a_module_imports_only_from_floors_below(module: str) -> None:
 
 
 def test_the_embedded_hub_and_the_uploader_do_not_know_each_other() -> None:
-    for file in (PACKAGE / "localhub").glob("*.py"):
+    for file in (PACKAGE / "localhub").rglob("*.py"):
         assert not re.search(r"from hubsync(?!\.localhub)|import hubsync(?!\.localhub)", file.read_text()), file
     for file in PACKAGE.glob("*.py"):
         assert ("localhub" in imports(file)) <= (file.stem in ("cli", "demo")), file

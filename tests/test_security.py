@@ -31,7 +31,7 @@ from hubsync.errors import BlockedError, TransientError
 from hubsync.http import HubHTTP
 from hubsync.hub import HubDataset
 from hubsync.localhub import Fault, LocalHub
-from hubsync.localhub.core import Core
+from hubsync.localhub.state import HubState
 from hubsync.pipe import pipe
 from hubsync.policy import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from hubsync.rescue import rescue
@@ -77,8 +77,8 @@ def test_a_job_shows_its_token_nowhere_whatever_fails(
     hub: LocalHub, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     signed: list[str] = [hub.token]
-    sign = Core.sign
-    monkeypatch.setattr(Core, "sign", lambda core, claims: (signed.append(sign(core, claims)), signed[-1])[1])
+    sign = HubState.sign
+    monkeypatch.setattr(HubState, "sign", lambda hub, claims: (signed.append(sign(hub, claims)), signed[-1])[1])
     hub.add_user("user", TOKEN)
     dataset.api.create_repo(dataset.repo, repo_type="dataset")
     dataset.api.upload_file(path_or_fileobj=CARD, path_in_repo="README.md", repo_id=dataset.repo, repo_type="dataset")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hubsync.localhub import git
-from hubsync.localhub.git import Entry
+from hubsync.localhub.storage import git
+from hubsync.localhub.storage.git import Entry
 
 
 def real_git(directory: Path, *arguments: str, stdin: bytes = b"") -> str:

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hubsync.localhub import LocalHub
-from hubsync.localhub.xet import XetFormatError, hash_text, read_shard, unpack_chunks
+from hubsync.localhub.xet.formats import XetFormatError, hash_text, read_shard, unpack_chunks
 from tests.localhub.conftest import REPO, commit, ndjson
 
 

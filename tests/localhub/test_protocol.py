@@ -17,7 +17,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hubsync.localhub import LocalHub
-from hubsync.localhub.git import object_oid
+from hubsync.localhub.storage.git import object_oid
 from tests.localhub.conftest import REPO, commit, file_line, ndjson
 
 
