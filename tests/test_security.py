@@ -526,7 +526,7 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
         ({"dependencies": [CLEAN, UNKNOWN]}, 0, "1 packages audited, 0 known vulnerabilities; 1 packages are not in"),
         ({"dependencies": [CLEAN, FLAWED]}, 1, "b 1: PYSEC-1, CVE-1; fixed in 2\n2 packages audited, 1 known"),
         ({"dependencies": [UNKNOWN]}, 0, "not audited: the list knows none of 1 packages\n"),
-        (None, 0, "not audited: the list of vulnerabilities can't be asked (ConnectionError: no network)\n"),
+        (None, 0, "not audited: the list of vulnerabilities cannot be reached (ConnectionError: no network)\n"),
     ],
 )
 def test_an_audit_fails_for_a_vulnerability_and_not_for_want_of_a_network(

@@ -1,11 +1,13 @@
-"""Both ends of the versions that hubsync supports: the newest are in this environment, the lowest in another."""
+"""Both ends of the versions that hubsync supports: this environment, and one with the lowest versions."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,16 @@ import pytest
 from hubsync.localhub import LocalHub
 
 JOB = Path(__file__).with_name("job.py")
-LOWEST = Path(f"{sys.prefix}-lowest")
-_PINS = (LOWEST / "constraints.txt").read_text().splitlines() if LOWEST.exists() else []
-PINNED = dict(line.split("==") for line in _PINS)
+ROOT = Path(__file__).parents[2]
+LOWEST = ROOT / ".venv-lowest"
+
+
+def lowest() -> dict[str, str]:
+    """The lower bound of each package in pyproject.toml, for hubsync and the extras of `.venv-lowest`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(r for name in ("demo", "localhub", "parquet", "zstd") for r in extras[name])]
+    return dict(found.groups() for r in wanted if (found := re.match(r"([\w.-]+)>=([\w.]+)", r)))
 
 
 def run(python: Path, *names: str, hub: LocalHub, xet: bool) -> dict[str, str]:
@@ -29,13 +38,14 @@ def run(python: Path, *names: str, hub: LocalHub, xet: bool) -> dict[str, str]:
     return found
 
 
-def test_all_of_it_works_with_the_newest(hub: LocalHub) -> None:
+def test_all_of_it_works_with_the_versions_of_this_environment(hub: LocalHub) -> None:
     run(Path(sys.executable), "huggingface_hub", "datasets", hub=hub, xet=True)
 
 
 @pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
 def test_all_of_it_works_with_the_lowest(hub: LocalHub, xet: bool) -> None:
-    found = run(LOWEST / "bin" / "python", *PINNED, hub=hub, xet=xet)
-    assert {"huggingface_hub", "datasets", "anyio"} <= set(PINNED)
-    for name, version in PINNED.items():
+    bounds = lowest()
+    found = run(LOWEST / "bin" / "python", *bounds, hub=hub, xet=xet)
+    assert {"huggingface_hub", "datasets", "anyio"} <= set(bounds)
+    for name, version in bounds.items():
         assert found[name].split(".")[: version.count(".") + 1] == version.split("."), name

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from hubsync.localhub import LocalHub
 
 JOBS = Path(__file__).parent / "jobs"
-ENVIRONMENT = Path(f"{sys.prefix}-distilabel")
+ENVIRONMENT = Path(__file__).parents[2] / ".venv-distilabel"
 PATIENCE_S = 120  # for what a healthy system does in seconds
 
 
