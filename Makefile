@@ -75,7 +75,7 @@ clean: ## delete the environments, caches and built files
 	rm -rf $(VENV) $(VENV)-distilabel $(VENV)-lowest $(VENV)-newest $(VENV)-docs $(VENV)-tools
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# An environment is made anew when its pins change. When only pyproject.toml changes, it is brought up to date.
+# An environment is recreated when its pins change, and updated when only pyproject.toml changes.
 $(VENV)/.made: requirements/dev.txt requirements/build.txt
 	$(call venv,$(@D))
 	@touch $@
