@@ -1,69 +1,115 @@
-# Everything there is to learn: make demo, make test, make lint, make bench.
+# `make help` lists the targets. Each installs what it needs, at the versions pinned in requirements/ (renew: `make pins`).
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.DEFAULT_GOAL := help
-.PHONY: help demo test lint audit format bench clean
+# Installs at pinned versions: pip itself and the build backend by build.txt, everything else by the given file.
+PIP = -m pip --disable-pip-version-check install --quiet
+EDITABLE = --build-constraint requirements/build.txt --editable
 
-help: ## these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+# $(call venv,DIRECTORY): an empty virtual environment with the pinned pip.
+define venv
+	@echo "creating $(1)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hubsync needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python $(PIP) --constraint requirements/build.txt pip
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help check test test-newest lint types unit format docs demo bench build audit pins hooks clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
+
+check: lint types unit ## what to run while you work: lint, types and unit tests, under a minute
+
+test: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests (make test ARGS="-k spool")
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-newest: $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests with the newest versions of everything, ignoring the pins
+	$(call venv,$(VENV)-newest)
+	@$(VENV)-newest/bin/python $(PIP) --upgrade pip
+	@$(VENV)-newest/bin/python $(PIP) --editable '.[demo]' --group test
+	$(VENV)-newest/bin/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.dev ## check style and format with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## check types with mypy
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+format: $(VENV)/.dev ## fix style and format with ruff
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)-docs/.ready ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 demo: $(VENV)/.demo ## install and run the demo (make demo ARGS=--crash)
 	$(BIN)/hubsync demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## install what the tests need and run all of them
-	$(BIN)/python -m pytest -n 2 $(ARGS)
-
-lint: $(VENV)/.dev ## ruff and mypy, as CI runs them
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-
-audit: $(VENV)/.dev ## look for known vulnerabilities in what is installed, where a network allows it
-	@$(BIN)/python .ci/audit.py
-
-format: $(VENV)/.dev ## let ruff mend what it can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
-
-bench: $(VENV)/.bench ## the benchmarks (make bench ARGS="stall --quick")
+bench: $(VENV)/.dev ## run the benchmarks (make bench ARGS="stall --quick")
 	$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## forget the environment and every cache
-	rm -rf $(VENV) $(VENV)-distilabel $(VENV)-lowest .pytest_cache .mypy_cache .ruff_cache .hypothesis
+build: $(VENV)-tools/.ready ## build and check the sdist and the wheel in dist/
+	rm -rf dist
+	PIP_CONSTRAINT=requirements/build.txt $(VENV)-tools/bin/python -m build
+	$(VENV)-tools/bin/twine check --strict dist/*
+	$(VENV)-tools/bin/python .ci/check_dist.py
 
-$(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hubsync needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+audit: $(VENV)-tools/.ready ## look up the pinned versions in a list of known vulnerabilities, if it can be reached
+	@$(VENV)-tools/bin/python .ci/audit.py
 
-$(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+pins: $(VENV)-tools/.ready ## renew the pinned versions in requirements/
+	$(VENV)-tools/bin/python .ci/pins.py
+
+hooks: $(VENV)-tools/.ready ## install the git hooks: lint before a commit, `make check` before a push
+	$(VENV)-tools/bin/pre-commit install --hook-type pre-commit --hook-type pre-push
+
+clean: ## delete the environments, caches and built files
+	rm -rf $(VENV) $(VENV)-distilabel $(VENV)-lowest $(VENV)-newest $(VENV)-docs $(VENV)-tools
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# An environment is recreated when its pins change, and updated when only pyproject.toml changes.
+$(VENV)/.made: requirements/dev.txt requirements/build.txt
+	$(call venv,$(@D))
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group lint --group test
+$(VENV)-%/.made: requirements/%.txt requirements/build.txt
+	$(call venv,$(@D))
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@$(BIN)/python $(PIP) $(EDITABLE) '.[demo]' --constraint requirements/dev.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	@$(BIN)/python $(PIP) $(EDITABLE) '.[demo]' --group lint --group test --constraint requirements/dev.txt
 	@touch $@ $(VENV)/.demo
 
-$(VENV)/.bench: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group bench
-	@touch $@ $(VENV)/.demo
-
-$(VENV)/.chromium: | $(BIN)/python
-	-$(BIN)/python .ci/chromium.py
+$(VENV)/.chromium: $(VENV)/.made
+	-@$(BIN)/python .ci/chromium.py
 	@touch $@
 
-# What distilabel needs does not go with what the tests need, so it has an environment of its own.
-$(VENV)-distilabel/.ready: pyproject.toml | $(BIN)/python
-	$(PYTHON) -m venv $(VENV)-distilabel
-	$(VENV)-distilabel/bin/python -m pip install --quiet --editable '.[distilabel]'
+# distilabel's requirements conflict with those of the tests.
+$(VENV)-distilabel/.ready: $(VENV)-distilabel/.made pyproject.toml
+	@$(@D)/bin/python $(PIP) $(EDITABLE) '.[distilabel]' --constraint requirements/distilabel.txt
 	@touch $@
 
-# The lowest versions that pyproject.toml admits; the newest ones are in the other environment.
-$(VENV)-lowest/.ready: pyproject.toml | $(BIN)/python
-	$(PYTHON) -m venv $(VENV)-lowest
-	$(PYTHON) .ci/lowest.py > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[demo,parquet,zstd]' --constraint $(VENV)-lowest/constraints.txt
+# The lowest versions that pyproject.toml allows.
+$(VENV)-lowest/.ready: $(VENV)-lowest/.made pyproject.toml
+	@$(@D)/bin/python $(PIP) $(EDITABLE) '.[demo,parquet,zstd]' --constraint requirements/lowest.txt
+	@touch $@
+
+$(VENV)-docs/.ready: $(VENV)-docs/.made pyproject.toml
+	@$(@D)/bin/python $(PIP) $(EDITABLE) . --group docs --constraint requirements/docs.txt
+	@touch $@
+
+$(VENV)-tools/.ready: $(VENV)-tools/.made pyproject.toml
+	@$(@D)/bin/python $(PIP) --group tools --constraint requirements/tools.txt
 	@touch $@

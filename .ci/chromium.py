@@ -1,4 +1,4 @@
-"""Installs Debian's chromium for the tests of the live page, where it is missing and root may; else they skip."""
+"""Install Debian's chromium for the dashboard's tests if it is missing and we are root; otherwise those tests skip."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ def main() -> None:
     if any(map(shutil.which, NAMES)):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        sys.exit("There is no chromium, and it can't be installed here: the live page is not looked at.")
+        sys.exit("chromium is missing and cannot be installed here: the dashboard's browser tests will be skipped.")
+    print("installing chromium")
     for command in STEPS:
         environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=900, check=False)
         if done.returncode and command is STEPS[-1]:
-            sys.exit(f"chromium can't be installed: the live page is not looked at.\n{done.stderr[-2000:]}")
+            sys.exit(
+                f"chromium cannot be installed: the dashboard's browser tests will be skipped.\n{done.stderr[-2000:]}"
+            )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from hubsync.localhub.store import Store
+from hubsync.localhub.storage.store import Store
 
 Weather = Literal["healthy", "slow", "limited", "down"]
 

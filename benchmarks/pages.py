@@ -18,10 +18,10 @@ _RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- begin (?P<name>[^>]+?) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
 PAGES = [
     ROOT / "README.md",
-    ROOT / "docs" / "guarantees.md",
-    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "concepts" / "guarantees.md",
+    ROOT / "docs" / "concepts" / "performance.md",
     ROOT / "docs" / "api.md",
-    ROOT / "docs" / "metrics.md",
+    ROOT / "docs" / "reference" / "metrics.md",
 ]
 
 
@@ -33,9 +33,41 @@ def crash_points() -> str:
 
 
 def measured(name: str) -> str:
-    """The table of a benchmark, its note, and where it was measured; without the title."""
-    page = (_RESULTS / f"{name}.md").read_text()
-    return page.partition("\n\n")[2].strip()
+    """Return the table of a benchmark, its note, and where it was measured; without the title."""
+    text = (_RESULTS / f"{name}.md").read_text().partition("\n\n")[2]
+    return text.partition("Measured on:")[0] + _where(name)
+
+
+def _where(name: str) -> str:
+    """Say where a benchmark was measured; the whole environment is in its JSON file."""
+    machine = json.loads((_RESULTS / f"{name}.json").read_text())["machine"]
+    return f"Measured on: {machine['processor']}, {machine['cores']} cores, hubsync at {machine['hubsync at']}."
+
+
+def loss() -> str:
+    """Return the throughput that generators keep, in percent, with a column per state of the Hub."""
+    figures = _figures("loss")
+    hubs = list(dict.fromkeys(f["hub"] for f in figures))
+    lines = ["| generator | uploader | " + " | ".join(hubs) + " |", "| --- | --- " + "| ---: " * len(hubs) + "|"]
+    for generator, uploader in dict.fromkeys((f["generator"], f["uploader"]) for f in figures):
+        kept = {f["hub"]: f for f in figures if (f["generator"], f["uploader"]) == (generator, uploader)}
+        cells = [f"{kept[hub]['kept_percent']:.1f}" if hub in kept else "" for hub in hubs]
+        lines.append(f"| {generator} | {uploader} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + _where("loss")
+
+
+def throughput() -> str:
+    """Return the throughput of each subject, and hubsync's over it: a column per size of the rows."""
+    figures = _figures("throughput")
+    sizes = list(dict.fromkeys(f["row_kB"] for f in figures))
+    columns = [f"MB/s, {size:g} kB" for size in sizes] + [f"hubsync over it, {size:g} kB" for size in sizes]
+    lines = ["| subject | " + " | ".join(columns) + " |", "| --- " + "| ---: " * len(columns) + "|"]
+    for subject in dict.fromkeys(f["subject"] for f in figures):
+        found = [next(f for f in figures if (f["subject"], f["row_kB"]) == (subject, size)) for size in sizes]
+        cells = [f"{f['MB_per_s']:,.0f}" for f in found]
+        cells += [f"{f['ratio']:.2f}" if f.get("ratio") else "" for f in found]
+        lines.append(f"| {subject} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + _where("throughput")
 
 
 def main_table() -> str:
@@ -55,22 +87,14 @@ def main_table() -> str:
 
 
 def pages() -> str:
-    """The pages of `docs/`, each with its first sentence: what is read first comes first."""
-    first = ["guide", "guarantees", "operations", "performance"]
-    others = [*first, "api", "index", "quickstart", "glossary"]
-    found = sorted(p for p in (ROOT / "docs").glob("*.md") if p.stem not in others)
-    paths = [*(ROOT / "docs" / f"{name}.md" for name in first), *found, ROOT / "docs" / "api.md"]
+    """Return the guides and concepts as a list of links."""
+    paths = [*sorted((ROOT / "docs" / "how-to").glob("*.md")), *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
     return "\n".join(_entry(path) for path in paths)
 
 
-_NOT_PROSE = re.compile(r"<!--.*?-->|^```.*?^```|^[|!].*?$", re.DOTALL | re.MULTILINE)
-
-
 def _entry(path: Path) -> str:
-    title, _, rest = path.read_text().removeprefix("# ").partition("\n")
-    text = _NOT_PROSE.sub("", rest).strip().partition("\n\n")[0]
-    sentence = re.split(r"(?<=[.:])\s", " ".join(text.split()))[0].rstrip(".:")
-    return f"- [{title}](docs/{path.name}): {sentence}."
+    title = path.read_text().removeprefix("# ").partition("\n")[0]
+    return f"- [{title}]({path.relative_to(ROOT).as_posix()})"
 
 
 def _figures(name: str) -> list[dict[str, Any]]:
@@ -94,6 +118,8 @@ def _prometheus(metric: Metric) -> str:
 
 _MADE = {
     "crash points": crash_points,
+    "loss": loss,
+    "throughput": throughput,
     "main table": main_table,
     "pages": pages,
     "api": reference.python,

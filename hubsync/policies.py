@@ -154,7 +154,7 @@ OnConflict = Literal["refuse", "dead letter", "new config"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaPolicy:
-    """What keeps the dataset loadable while its rows drift: see docs/schema.md.
+    """What keeps the dataset loadable while its rows drift: see docs/concepts/schemas.md.
 
     Attributes:
         on_conflict: what becomes of a batch with a value that its column can't hold. "refuse" it: `put` raises

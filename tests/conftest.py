@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,14 @@ from hubsync.localhub import LocalHub
 from tests.zygote import Program, Python
 
 Done = subprocess.CompletedProcess[str]
+
+# Every test makes a spool and a Hub, whose files are synced again and again: on a disk, most of a run would be that.
+_MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 << 30:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+
+# `datasets` counts what it loads with a request to a server, which takes seconds to fail where there is no network.
+os.environ.update(HF_UPDATE_DOWNLOAD_COUNTS="0", HF_HUB_DISABLE_TELEMETRY="1")
 
 # No test asserts a duration, so none fails on a slow machine.
 settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -55,6 +66,21 @@ def python() -> Iterator[Python]:
     """Starts Python programs in processes of their own, without the time that imports take."""
     with Python() as python:
         yield python
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Fail at once where this process looks up the name of another machine: no test may need one."""
+    look_up = socket.getaddrinfo
+
+    def refuse(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in (None, "", "localhost") and not str(host).startswith(("127.", "::1")):
+            raise socket.gaierror(socket.EAI_NONAME, f"the tests have no network: {host}")
+        return look_up(host, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield
 
 
 @pytest.fixture

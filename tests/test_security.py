@@ -22,7 +22,6 @@ import anyio
 import httpx
 import pytest
 from click.testing import CliRunner
-from hubsync.localhub.state import HubState
 
 from hubsync import AsyncUploader, AuthenticationError, ConfigError, HubError, ShardsRefused, SpoolError, Uploader
 from hubsync._runtime.secret import Secret
@@ -33,6 +32,7 @@ from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.destinations.resolve import destination_of, target_of, token_source
 from hubsync.errors import BlockedError, TransientError
 from hubsync.localhub import Fault, LocalHub
+from hubsync.localhub.state import HubState
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.verify import verify

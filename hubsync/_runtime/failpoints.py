@@ -2,7 +2,7 @@
 
 Code calls `reach` where one step is done and the next is not. Nothing listens there but tests, which kill a real
 process at each point (`tests/e2e/test_crash_points.py`), or abandon a simulated one (`tests/test_model.py`). The table
-in `docs/guarantees.md` is made from this list.
+in `docs/concepts/guarantees.md` is made from this list.
 """
 
 from __future__ import annotations

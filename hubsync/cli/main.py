@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubsync import __version__
 from hubsync._runtime.formatting import count_text, size_text
 from hubsync.cli.console import Interruptible, Seconds, errors_told, new_file, printable, say, told
 from hubsync.cli.dead_letter import dead_letter
@@ -32,7 +33,7 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group(cls=Interruptible, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hubsync")
+@click.version_option(__version__)
 @click.option("-v", "--verbose", count=True, help="Say more: -v what changes, -vv everything.")
 def cli(verbose: int) -> None:
     """Rows from a running job, safe and visible on the Hugging Face Hub while it runs."""

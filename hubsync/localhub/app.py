@@ -24,12 +24,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from hubsync.localhub import cas, commits, content, control, discussions, lfs, refs, repos
+from hubsync.localhub import control
+from hubsync.localhub.api import commits, discussions, files, lfs, refs, repos, xet
+from hubsync.localhub.call import Call, HubError, Operation, json_response
 from hubsync.localhub.control import RequestLog, Served
-from hubsync.localhub.core import Core
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import Windows
-from hubsync.localhub.routing import Call, HubError, Operation, Route, Router, json_response
+from hubsync.localhub.routing import Route, Router
+from hubsync.localhub.state import HubState
 
 _SMALL_BODY_BYTES = 256 << 20
 _HUGE_BYTES = 64 << 20
@@ -118,14 +120,14 @@ class _Wire:
 class App:
     """The Hub as an ASGI application. `tasks` is the owner of effects that land after their request."""
 
-    def __init__(self, core: Core, faults: Faults, log: RequestLog) -> None:
-        self._core = core
+    def __init__(self, hub: HubState, faults: Faults, log: RequestLog) -> None:
+        self._state = hub
         self._faults = faults
         self._log = log
-        self._windows = Windows(core.settings.requests_per_window, core.clock)
+        self._windows = Windows(hub.settings.requests_per_window, hub.clock)
         self._router = Router(
             [
-                *commits.ROUTES, *content.ROUTES, *refs.ROUTES, *cas.ROUTES, *lfs.ROUTES,
+                *commits.ROUTES, *files.ROUTES, *refs.ROUTES, *xet.ROUTES, *lfs.ROUTES,
                 *discussions.ROUTES, *repos.ROUTES,
             ]
         )  # fmt: skip
@@ -139,7 +141,7 @@ class App:
             scope,
             receive,
             send,
-            {"X-Request-Id": _request_id(scope), "Date": formatdate(self._core.clock(), usegmt=True)},
+            {"X-Request-Id": _request_id(scope), "Date": formatdate(self._state.clock(), usegmt=True)},
         )
         if raw_path.startswith("/_localhub/") and (
             answer := await control.answer(scope, wire.receive, self._faults, self._log)
@@ -176,8 +178,8 @@ class App:
         signed = match.params.get("ticket") or match.params.get("claims")
         if signed is None and "hub" in match.params:
             signed = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")[2]
-        claims = self._core.verify(signed) if signed else None
-        repo = self._core.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
+        claims = self._state.verify(signed) if signed else None
+        repo = self._state.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
         return None if repo is None else repo.name
 
     async def _answer(self, match: _Match, wire: _Wire, receive: Receive, send: Send) -> None:
@@ -204,7 +206,7 @@ class App:
             raise HubError(404, "Sorry, we can't find the page you are looking for.")
         call = Call(match.operation, request, match.params)
         if match.route.stream is not None:
-            return await match.route.stream(self._core, call)
+            return await match.route.stream(self._state, call)
         body = bytearray()
         async for piece in request.stream():
             body += piece
@@ -212,7 +214,7 @@ class App:
                 raise HubError(413, "Payload Too Large")
         call.body = bytes(body)
         assert match.route.handler is not None
-        return await self._core.in_thread(match.route.handler, self._core, call)
+        return await self._state.in_thread(match.route.handler, self._state, call)
 
     async def _misbehave(self, fault: Fault, match: _Match, wire: _Wire) -> None:
         if fault.kind == "outage":
@@ -234,7 +236,7 @@ class App:
         elif fault.kind == "status":
             await _refusal(fault)(wire.scope, wire.receive, wire.send)
         else:
-            await _hostile(fault, self._core)(wire.scope, wire.receive, wire.send)
+            await _hostile(fault, self._state)(wire.scope, wire.receive, wire.send)
 
     async def _hold_open(self, fault: Fault, wire: _Wire) -> None:
         async with anyio.create_task_group() as tasks:
@@ -319,7 +321,7 @@ def _refusal(fault: Fault) -> Response:
     return Response(fault.body, code, dict(fault.headers), media_type)
 
 
-def _hostile(fault: Fault, core: Core) -> Response:
+def _hostile(fault: Fault, hub: HubState) -> Response:
     if fault.shape == "html":
         return Response(
             "<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>", 200, media_type="text/html"

@@ -19,8 +19,8 @@ from urllib.parse import parse_qs
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
+from hubsync.localhub.call import json_response
 from hubsync.localhub.faults import Fault, Faults
-from hubsync.localhub.routing import json_response
 
 _PREFIX = "/_localhub/"
 _BODY_BYTES = 1 << 20

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
+from hubsync.localhub.call import Operation
 from hubsync.localhub.limits import commits_spent
-from hubsync.localhub.routing import Operation
 
 Kind = Literal["latency", "bandwidth", "status", "reset", "hang", "late", "outage", "hostile"]
 When = Literal["before", "after"]

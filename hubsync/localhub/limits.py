@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from hubsync.localhub.routing import HubError, Operation
-from hubsync.localhub.store import Caller
-
-if TYPE_CHECKING:
-    from hubsync.localhub.core import Core
+from hubsync.localhub.call import HubError, Operation
+from hubsync.localhub.storage.store import Caller, Store
 
 WINDOW_S = 300
 _HOUR_S = 3600.0
@@ -88,20 +84,26 @@ def commits_spent(per_hour: int, wait_s: float) -> str:
     )
 
 
-def check_commits(core: Core, caller: Caller) -> None:
-    """Refuse when the sliding hour is full. The headers of this 429 speak of the API window, only the body of commits,
-    as on the Hub.
-    """
-    limit = core.settings.commits_per_hour
-    if limit is None:
-        return
-    sql = "SELECT count(*), min(at) FROM quota WHERE account = ? AND at > ?"
-    row = core.store.row(sql, caller.name, core.clock() - _HOUR_S)
-    if row is not None and row[0] >= limit:
-        raise HubError(429, commits_spent(limit, row[1] + _HOUR_S - core.clock()))
+class CommitQuota:
+    """Counts commits per user in a sliding hour; `per_hour` is None for no limit."""
 
+    def __init__(self, store: Store, per_hour: int | None, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._per_hour = per_hour
+        self._clock = clock
 
-def spend_commit(core: Core, caller: Caller) -> None:
-    """Count a commit that lands; inside its transaction, so that what is refused or lost costs nothing."""
-    core.store.write("INSERT INTO quota VALUES (?, ?)", caller.name, core.clock())
-    core.store.write("DELETE FROM quota WHERE at <= ?", core.clock() - 2 * _HOUR_S)
+    def check(self, caller: Caller) -> None:
+        """Refuse when the hour is full. The headers of this 429 speak of the API window, only the body of commits, as
+        on the Hub.
+        """
+        if self._per_hour is None:
+            return
+        sql = "SELECT count(*), min(at) FROM quota WHERE account = ? AND at > ?"
+        row = self._store.row(sql, caller.name, self._clock() - _HOUR_S)
+        if row is not None and row[0] >= self._per_hour:
+            raise HubError(429, commits_spent(self._per_hour, row[1] + _HOUR_S - self._clock()))
+
+    def spend(self, caller: Caller) -> None:
+        """Count a commit that lands; inside its transaction, so that what is refused or lost costs nothing."""
+        self._store.write("INSERT INTO quota VALUES (?, ?)", caller.name, self._clock())
+        self._store.write("DELETE FROM quota WHERE at <= ?", self._clock() - 2 * _HOUR_S)

@@ -27,9 +27,9 @@ from uvicorn.server import ServerState
 
 from hubsync.localhub.app import App
 from hubsync.localhub.control import RequestLog, Served
-from hubsync.localhub.core import Core, Settings
 from hubsync.localhub.faults import Faults
-from hubsync.localhub.store import Role
+from hubsync.localhub.state import HubState, Settings
+from hubsync.localhub.storage.store import Role
 
 DEFAULT_USERS: Mapping[str, str] = {"user": "hf_localhub_user"}
 _START_S = 10.0
@@ -78,7 +78,7 @@ class LocalHub:
         self._clock = clock
         self.faults = Faults(generator)
         self._log = RequestLog()
-        self._core: Core | None = None
+        self._state: HubState | None = None
         self._runner: _Runner | None = None
 
     def __enter__(self) -> LocalHub:
@@ -105,12 +105,12 @@ class LocalHub:
             listener.bind((self.host, self.port))
             listener.listen(2048)
             self.port = listener.getsockname()[1]
-            self._open_core()
+            self._open_state()
         except BaseException:
             listener.close()
             raise
-        assert self._core is not None
-        self._runner = _Runner(App(self._core, self.faults, self._log), listener)
+        assert self._state is not None
+        self._runner = _Runner(App(self._state, self.faults, self._log), listener)
         self._runner.start()
         return self
 
@@ -120,32 +120,32 @@ class LocalHub:
             return
         self._runner.stop()
         self._runner = None
-        assert self._core is not None
-        self._core.forget_loop()
+        assert self._state is not None
+        self._state.forget_loop()
 
     def close(self) -> None:
         """Stop for good; a temporary directory goes."""
         self.stop()
-        if self._core is not None:
-            self._core.close()
-            self._core = None
+        if self._state is not None:
+            self._state.close()
+            self._state = None
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _open_core(self) -> None:
-        if self._core is None:
-            self._core = Core(self.directory, self._settings, self._clock)
+    def _open_state(self) -> None:
+        if self._state is None:
+            self._state = HubState(self.directory, self._settings, self._clock)
             for name, token in self._users.items():
-                self._core.store.add_account(name, "user", name)
-                self._core.store.add_token(token, name, "write", None)
-        self._core.endpoint = self.endpoint
+                self._state.store.add_account(name, "user", name)
+                self._state.store.add_token(token, name, "write", None)
+        self._state.endpoint = self.endpoint
 
     @property
-    def _opened(self) -> Core:
-        if self._core is None:
-            self._open_core()
-        assert self._core is not None
-        return self._core
+    def _opened(self) -> HubState:
+        if self._state is None:
+            self._open_state()
+        assert self._state is not None
+        return self._state
 
     # Where it is and who may use it
 
@@ -168,9 +168,9 @@ class LocalHub:
         fullname: str | None = None,
     ) -> str:
         """Register a user, or give one another token; `expires_at` is in the clock's seconds. Returns the token."""
-        core = self._opened
-        core.store.add_account(name, "user", fullname or name)
-        return core.store.add_token(token, name, role, expires_at)
+        hub = self._opened
+        hub.store.add_account(name, "user", fullname or name)
+        return hub.store.add_token(token, name, role, expires_at)
 
     def add_org(
         self, name: str, members: Iterable[str], *, fullname: str | None = None, private_by_default: bool = False

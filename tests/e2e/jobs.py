@@ -16,7 +16,7 @@ from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploa
 from hubsync._runtime import failpoints
 from hubsync._runtime.failpoints import Failpoint
 from hubsync.model.layout import format_of
-from hubsync.spool import database
+from hubsync.spool.spool import database
 
 QUICK: dict[str, Any] = {
     "shard": ShardPolicy(linger_s=0.05, max_rows=40),

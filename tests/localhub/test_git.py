@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from hubsync.localhub.storage import git
 from hubsync.localhub.storage.git import Entry
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import lz4.frame
 import pytest
-from hubsync.localhub.xet.formats import XetFormatError, hash_text, read_shard, unpack_chunks
 from huggingface_hub import HfApi, constants
 
 from hubsync.localhub import LocalHub
+from hubsync.localhub.xet.formats import XetFormatError, hash_text, read_shard, unpack_chunks
 from tests.localhub.conftest import REPO, commit, ndjson
 
 

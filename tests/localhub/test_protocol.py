@@ -6,7 +6,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hubsync.localhub.storage.git import object_oid
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -18,6 +17,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hubsync.localhub import LocalHub
+from hubsync.localhub.storage.git import object_oid
 from tests.localhub.conftest import REPO, commit, file_line, ndjson
 
 

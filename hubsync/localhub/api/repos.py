@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub import cards, git
-from hubsync.localhub.content import next_link
-from hubsync.localhub.core import Core, check_repo_name, iso
-from hubsync.localhub.history import Commit
-from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
-from hubsync.localhub.store import Caller, Repo
+from hubsync.localhub.api import cards
+from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage import git
+from hubsync.localhub.storage.history import Commit
+from hubsync.localhub.storage.store import Caller, Repo
 
 _TYPES = ("model", "dataset", "space")
+_NAME = re.compile(r"(?!.*--)(?!.*\.\.)[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 _DEFAULT_LIST = 100
 _SORTS = ("createdAt", "downloads", "lastModified", "likes", "trendingScore")
 _EXPANDABLE = {
@@ -37,13 +40,13 @@ _EXPANDABLE = {
 }  # fmt: skip
 
 
-def whoami(core: Core, call: Call) -> Response:
-    caller = core.authenticated(call)
-    body = _account(core, "user", caller.name) | {
+def whoami(hub: HubState, call: Call) -> Response:
+    caller = hub.authenticated(call)
+    body = _account(hub, "user", caller.name) | {
         "email": f"{caller.name}@localhost",
         "emailVerified": True,
         "isPro": False,
-        "orgs": [_account(core, "org", org) for org in core.store.orgs(caller.name)],
+        "orgs": [_account(hub, "org", org) for org in hub.store.orgs(caller.name)],
         "auth": {
             "type": "access_token",
             "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)},
@@ -52,53 +55,53 @@ def whoami(core: Core, call: Call) -> Response:
     return json_response(body)
 
 
-def _account(core: Core, kind: str, name: str) -> dict[str, Any]:
+def _account(hub: HubState, kind: str, name: str) -> dict[str, Any]:
     shown: dict[str, Any] = {"type": kind, "id": _hex_id(kind, name), "name": name, "email": None}
-    shown |= {"fullname": core.store.fullname(name), "avatarUrl": "/avatars/default.svg"}
+    shown |= {"fullname": hub.store.fullname(name), "avatarUrl": "/avatars/default.svg"}
     shown |= {"canPay": False, "periodEnd": None}
     if kind == "org":
         shown |= {"roleInOrg": "admin", "isEnterprise": False}
     return shown
 
 
-def create(core: Core, call: Call) -> Response:
+def create(hub: HubState, call: Call) -> Response:
     body = call.json()
-    repo_type, name = _checked_type(body), _full_name(core, call, body)
+    repo_type, name = _checked_type(body), _full_name(hub, call, body)
     visibility = body.get("visibility")
     if visibility not in (None, "public", "private", "protected"):
         raise HubError(400, '"visibility" must be one of public, private, protected')
-    private = visibility == "private" or bool(body.get("private", core.store.private_by_default(name.split("/")[0])))
+    private = visibility == "private" or bool(body.get("private", hub.store.private_by_default(name.split("/")[0])))
     private = private and visibility != "public"
     extra = {key: body[key] for key in ("sdk", "hardware", "sleepTimeSeconds", "region") if body.get(key) is not None}
     if repo_type == "space" and extra.get("sdk") not in ("gradio", "streamlit", "docker", "static"):
         raise HubError(400, '"sdk" must be one of [gradio, docker, static]')
-    with core.store.transaction():
-        existing = core.store.repo(repo_type, name)
+    with hub.store.transaction():
+        existing = hub.store.repo(repo_type, name)
         # A name that only redirects to a moved repo is free to take again.
         if existing is not None and existing.name.lower() == name.lower():
-            body = {"url": f"{core.endpoint}/{existing.web_path}", "name": existing.name}
+            body = {"url": f"{hub.endpoint}/{existing.web_path}", "name": existing.name}
             raise HubError(409, f"You already created this {repo_type} repo: {existing.name}", body=body)
-        repo = core.store.add_repo(repo_type, name, private, core.clock(), extra)
-        _first_commit(core, repo)
+        repo = hub.store.add_repo(repo_type, name, private, hub.clock(), extra)
+        _first_commit(hub, repo)
     return json_response(
-        {"url": f"{core.endpoint}/{repo.web_path}", "name": repo.name, "id": _hex_id("repo", str(repo.id))}
+        {"url": f"{hub.endpoint}/{repo.web_path}", "name": repo.name, "id": _hex_id("repo", str(repo.id))}
     )
 
 
-def _first_commit(core: Core, repo: Repo) -> None:
+def _first_commit(hub: HubState, repo: Repo) -> None:
     files = {".gitattributes": git.default_gitattributes(repo.type)}
     if repo.type == "space":
         title = repo.name.split("/")[1]
         files["README.md"] = f"---\ntitle: {title}\nsdk: {repo.extra['sdk']}\n---\n".encode()
     changes: dict[str, str | None] = {}
     for path, data in files.items():
-        changes[path] = oid = core.blobs.put_git(data)
-        core.history.add_content(oid, len(data), None)
-    tree = core.history.write_tree(git.EMPTY_TREE, changes)
-    commit = core.history.add_commit(
-        repo, tree=tree, parent=None, author=repo.namespace, title="initial commit", message="", now=core.clock()
+        changes[path] = oid = hub.blobs.put_git(data)
+        hub.history.add_content(oid, len(data), None)
+    tree = hub.history.write_tree(git.EMPTY_TREE, changes)
+    commit = hub.history.add_commit(
+        repo, tree=tree, parent=None, author=repo.namespace, title="initial commit", message="", now=hub.clock()
     )
-    core.history.set_ref(repo, "refs/heads/main", commit.oid)
+    hub.history.set_ref(repo, "refs/heads/main", commit.oid)
 
 
 def _checked_type(body: dict[str, Any]) -> str:
@@ -108,60 +111,68 @@ def _checked_type(body: dict[str, Any]) -> str:
     return str(repo_type)
 
 
-def _full_name(core: Core, call: Call, body: dict[str, Any]) -> str:
+def _check_name(name: str) -> None:
+    """Refuse what the Hub does not take as the second half of a repo id."""
+    if not isinstance(name, str) or not _NAME.match(name) or name.lower().endswith((".git", ".ipynb")):
+        raise HubError(
+            400, f'Invalid repo name: "{name}". It must match [A-Za-z0-9._-], 1 to 96 characters, without "--" or ".."'
+        )
+
+
+def _full_name(hub: HubState, call: Call, body: dict[str, Any]) -> str:
     """The repo id in a create or delete request, for which the caller has been checked to hold the namespace."""
-    caller = core.authenticated(call)
+    caller = hub.authenticated(call)
     name, namespace = str(body.get("name") or ""), str(body.get("organization") or caller.name)
     if name.count("/") == 1 and not body.get("organization"):
         namespace, name = name.split("/")
-    check_repo_name(name)
-    _check_owner(core, caller, namespace, str(body.get("type") or "model"))
-    account = core.store.account(namespace)
+    _check_name(name)
+    _check_owner(hub, caller, namespace, str(body.get("type") or "model"))
+    account = hub.store.account(namespace)
     return f"{account[0] if account else namespace}/{name}"
 
 
-def _check_owner(core: Core, caller: Caller, namespace: str, repo_type: str) -> None:
-    if caller.role != "write" or not core.store.may_write(caller, namespace):
+def _check_owner(hub: HubState, caller: Caller, namespace: str, repo_type: str) -> None:
+    if caller.role != "write" or not hub.store.may_write(caller, namespace):
         raise HubError(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
 
 
-def _admin(core: Core, call: Call, repo_type: str, name: str) -> tuple[Repo, Caller]:
-    caller = core.authenticated(call)
-    repo = core.find(caller, repo_type, name)
-    if caller.role != "write" or not core.store.may_write(caller, repo.namespace):
+def _admin(hub: HubState, call: Call, repo_type: str, name: str) -> tuple[Repo, Caller]:
+    caller = hub.authenticated(call)
+    repo = hub.find(caller, repo_type, name)
+    if caller.role != "write" or not hub.store.may_write(caller, repo.namespace):
         raise HubError(403, f"You don't have the rights to administer {repo.type} {repo.name}")
     return repo, caller
 
 
-def delete(core: Core, call: Call) -> Response:
+def delete(hub: HubState, call: Call) -> Response:
     body = call.json()
-    caller = core.authenticated(call)
+    caller = hub.authenticated(call)
     name = str(body.get("name") or "")
     full = name if "/" in name else f"{body.get('organization') or caller.name}/{name}"
-    repo, _ = _admin(core, call, _checked_type(body), full)
-    core.store.delete_repo(repo)
+    repo, _ = _admin(hub, call, _checked_type(body), full)
+    hub.store.delete_repo(repo)
     return json_response({"success": True})
 
 
-def move(core: Core, call: Call) -> Response:
+def move(hub: HubState, call: Call) -> Response:
     body = call.json()
     source, target = str(body.get("fromRepo") or ""), str(body.get("toRepo") or "")
     namespace, _, name = target.partition("/")
-    check_repo_name(name)
-    repo, caller = _admin(core, call, _checked_type(body), source)
-    _check_owner(core, caller, namespace, repo.type)
-    with core.store.transaction():
-        taken = core.store.repo(repo.type, target)
+    _check_name(name)
+    repo, caller = _admin(hub, call, _checked_type(body), source)
+    _check_owner(hub, caller, namespace, repo.type)
+    with hub.store.transaction():
+        taken = hub.store.repo(repo.type, target)
         if taken is not None and taken.id != repo.id and taken.name.lower() == target.lower():
             raise HubError(409, f"A {repo.type} repository called {target} already exists")
-        account = core.store.account(namespace)
-        core.store.move_repo(repo, f"{account[0] if account else namespace}/{name}")
-    return json_response({"success": True, "url": f"{core.endpoint}/{target}"})
+        account = hub.store.account(namespace)
+        hub.store.move_repo(repo, f"{account[0] if account else namespace}/{name}")
+    return json_response({"success": True, "url": f"{hub.endpoint}/{target}"})
 
 
-def settings(core: Core, call: Call) -> Response:
+def settings(hub: HubState, call: Call) -> Response:
     body = call.json()
-    repo, _ = _admin(core, call, call.repo_type, call.repo_name)
+    repo, _ = _admin(hub, call, call.repo_type, call.repo_name)
     gated, visibility = body.get("gated", repo.extra.get("gated", False)), body.get("visibility")
     if gated not in (False, "auto", "manual"):
         raise HubError(400, '"gated" must be one of [false, auto, manual]')
@@ -170,21 +181,21 @@ def settings(core: Core, call: Call) -> Response:
     private = body.get("private") if visibility is None else visibility == "private"
     if private not in (None, True, False):
         raise HubError(400, '"private" must be a boolean')
-    core.store.update_repo(repo, private=private, gated=gated)
+    hub.store.update_repo(repo, private=private, gated=gated)
     return json_response({"private": repo.private if private is None else private, "gated": gated})
 
 
-def auth_check(core: Core, call: Call) -> Response:
-    core.content_of(call)
+def auth_check(hub: HubState, call: Call) -> Response:
+    hub.content_of(call)
     if call.params.get("write"):
-        core.writable(call)
+        hub.writable(call)
     return json_response({"status": "ok"})
 
 
-def info(core: Core, call: Call) -> Response:
-    repo = core.readable(call)
-    commit = core.revision(repo, call.params.get("rev", "main"))
-    body = describe(core, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
+def info(hub: HubState, call: Call) -> Response:
+    repo = hub.readable(call)
+    commit = hub.revision(repo, call.params.get("rev", "main"))
+    body = describe(hub, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
     if call.flag("securityStatus"):
         body["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
     if wanted := _expanded(call):
@@ -203,18 +214,18 @@ def _expanded(call: Call) -> list[str]:
     return wanted
 
 
-def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
+def describe(hub: HubState, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """A repo as the Hub's info endpoint shows it."""
-    metadata = cards.metadata(core, commit)
-    likes = core.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
+    metadata = cards.metadata(hub, commit)
+    likes = hub.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
     body: dict[str, Any] = {
         "_id": _hex_id("repo", str(repo.id)), "id": repo.name, "author": repo.namespace, "sha": commit.oid,
         "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
         "gated": repo.extra.get("gated", False), "likes": likes[0] if likes else 0, "downloads": 0,
         "downloadsAllTime": 0,
         "tags": cards.tags(metadata, repo.type),
-        "siblings": siblings(core, commit, blobs=blobs), "trendingScore": 0,
-        "usedStorage": _used_storage(core, repo),
+        "siblings": siblings(hub, commit, blobs=blobs), "trendingScore": 0,
+        "usedStorage": _used_storage(hub, repo),
     }  # fmt: skip
     if metadata:
         body["cardData"] = metadata
@@ -236,11 +247,11 @@ def describe(core: Core, repo: Repo, commit: Commit, *, blobs: bool = False) -> 
     return body
 
 
-def siblings(core: Core, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:
-    files = [node for node in core.history.walk(commit.tree, "", recursive=True) if not node.entry.is_directory]
+def siblings(hub: HubState, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:
+    files = [node for node in hub.history.walk(commit.tree, "", recursive=True) if not node.entry.is_directory]
     if not blobs:
         return [{"rfilename": node.path} for node in files]
-    contents = core.history.contents(node.entry.oid for node in files)
+    contents = hub.history.contents(node.entry.oid for node in files)
     out: list[dict[str, Any]] = []
     for node in files:
         content = contents[node.entry.oid]
@@ -252,18 +263,18 @@ def siblings(core: Core, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]
     return out
 
 
-def _used_storage(core: Core, repo: Repo) -> int:
+def _used_storage(hub: HubState, repo: Repo) -> int:
     sql = "SELECT coalesce(sum(l.size), 0) FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ?"
-    row = core.store.row(sql, repo.id)
+    row = hub.store.row(sql, repo.id)
     return int(row[0]) if row else 0
 
 
-def listing(core: Core, call: Call) -> Response:
+def listing(hub: HubState, call: Call) -> Response:
     """A page of the repos that the caller may see, newest first or as `sort` says; the next one is in `Link`.
 
     `author`, `search`, `gated` and `filter` (tags, all of which a repo must have) are understood, other filters not.
     """
-    caller, query = core.caller(call), call.request.query_params
+    caller, query = hub.caller(call), call.request.query_params
     limit, start = call.integer("limit", _DEFAULT_LIST, most=1000), call.integer("cursor", 0, most=10**9)
     wanted, full, sort = _expanded(call), call.flag("full"), query.get("sort", "")
     author, searched = query.get("author", "").lower(), [text.lower() for text in query.getlist("search")]
@@ -273,21 +284,21 @@ def listing(core: Core, call: Call) -> Response:
         raise HubError(400, f"✖ Invalid option: expected one of {names}\n  → at sort")
     repos = [
         repo
-        for repo in core.store.repos(call.repo_type)
+        for repo in hub.store.repos(call.repo_type)
         if (not author or repo.namespace.lower() == author)
         and all(text in repo.name.lower() for text in searched)
         and (not gated or bool(repo.extra.get("gated")) == (gated == "true"))
-        and core.may_read(caller, repo)
+        and hub.may_read(caller, repo)
     ]
     if tags or sort in ("lastModified", "likes"):  # these alone are not known before a repo is looked into
-        found = [describe(core, repo, core.revision(repo, "main")) for repo in repos]
+        found = [describe(hub, repo, hub.revision(repo, "main")) for repo in repos]
         found = [body for body in found if tags <= set(body["tags"])]
         if sort:
             found.sort(key=lambda body: body[sort], reverse=True)
         page = found[start : start + limit]
         more = len(found) > start + limit
     else:
-        page = [describe(core, repo, core.revision(repo, "main")) for repo in repos[start : start + limit]]
+        page = [describe(hub, repo, hub.revision(repo, "main")) for repo in repos[start : start + limit]]
         more = len(repos) > start + limit
     if wanted:
         page = [{key: body[key] for key in ("_id", "id", *wanted) if key in body} for body in page]
@@ -300,49 +311,49 @@ def listing(core: Core, call: Call) -> Response:
             "usedStorage": False,
         }
         page = [{key: value for key, value in body.items() if shown.get(key, True)} for body in page]
-    return json_response(page, headers=next_link(core, call, "cursor", str(start + limit)) if more else {})
+    return json_response(page, headers=call.next_link(hub.endpoint, "cursor", str(start + limit)) if more else {})
 
 
-def own_repos(core: Core, call: Call) -> Response:
-    namespace = call.params.get("namespace") or core.authenticated(call).name
+def own_repos(hub: HubState, call: Call) -> Response:
+    namespace = call.params.get("namespace") or hub.authenticated(call).name
     out = [
         {
-            "id": repo.name, "type": repo.type, "updatedAt": iso(core.revision(repo, "main").created),
-            "visibility": "private" if repo.private else "public", "storage": _used_storage(core, repo),
+            "id": repo.name, "type": repo.type, "updatedAt": iso(hub.revision(repo, "main").created),
+            "visibility": "private" if repo.private else "public", "storage": _used_storage(hub, repo),
             "storagePercent": 0.0,
         }
         for repo_type in _TYPES
-        for repo in core.store.repos(repo_type)
-        if repo.namespace.lower() == namespace.lower() and core.may_read(core.caller(call), repo)
+        for repo in hub.store.repos(repo_type)
+        if repo.namespace.lower() == namespace.lower() and hub.may_read(hub.caller(call), repo)
     ]  # fmt: skip
     return json_response(out)
 
 
-def like(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), core.authenticated(call)
+def like(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), hub.authenticated(call)
     if call.request.method == "DELETE":
-        core.store.write("DELETE FROM liked WHERE account = ? AND repo = ?", caller.name, repo.id)
+        hub.store.write("DELETE FROM liked WHERE account = ? AND repo = ?", caller.name, repo.id)
     else:
-        core.store.write("INSERT OR IGNORE INTO liked VALUES (?, ?, ?)", caller.name, repo.id, core.clock())
+        hub.store.write("INSERT OR IGNORE INTO liked VALUES (?, ?, ?)", caller.name, repo.id, hub.clock())
     return json_response("OK")
 
 
-def likers(core: Core, call: Call) -> Response:
-    rows = core.store.rows("SELECT account FROM liked WHERE repo = ? ORDER BY at", core.readable(call).id)
+def likers(hub: HubState, call: Call) -> Response:
+    rows = hub.store.rows("SELECT account FROM liked WHERE repo = ? ORDER BY at", hub.readable(call).id)
     return json_response([{"user": row[0], "fullname": row[0], "avatarUrl": "/avatars/default.svg"} for row in rows])
 
 
-def likes_of(core: Core, call: Call) -> Response:
+def likes_of(hub: HubState, call: Call) -> Response:
     sql = "SELECT l.at, l.repo FROM liked l WHERE l.account = ? ORDER BY l.at DESC"
     out: list[dict[str, Any]] = []
-    for at, repo_id in core.store.rows(sql, call.params["account"]):
-        repo = core.store.repo_by_id(repo_id)
-        if repo is not None and core.may_read(core.caller(call), repo):
+    for at, repo_id in hub.store.rows(sql, call.params["account"]):
+        repo = hub.store.repo_by_id(repo_id)
+        if repo is not None and hub.may_read(hub.caller(call), repo):
             out.append({"createdAt": iso(at), "repo": {"name": repo.name, "type": repo.type}})
     return json_response(out)
 
 
-def validate_yaml(core: Core, call: Call) -> Response:
+def validate_yaml(hub: HubState, call: Call) -> Response:
     body = call.json()
     errors, warnings = cards.problems(str(body.get("content") or ""), str(body.get("repoType") or "model"))
     status = 400 if errors else 200

@@ -15,10 +15,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub.core import Core, iso
-from hubsync.localhub.history import Commit
-from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
-from hubsync.localhub.store import Caller, Repo
+from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage.history import Commit
+from hubsync.localhub.storage.store import Caller, Repo
 
 _PAGE = 10
 _EMPTY_PR = "draft"
@@ -27,30 +28,30 @@ _DIFFED_BYTES = 1 << 20
 Document = dict[str, Any]
 
 
-def open_pull_request(core: Core, repo: Repo, author: str, target: str, base: Commit, head: Commit) -> str:
+def open_pull_request(hub: HubState, repo: Repo, author: str, target: str, base: Commit, head: Commit) -> str:
     """Give `head` a number and a ref, to be merged into the ref `target`; returns the pull request's address."""
-    document = _create(core, repo, author, head.title, head.message, base=(target, base.oid), status="open")
-    core.history.set_ref(repo, f"refs/pr/{document['num']}", head.oid)
-    document["events"].append(_event(core, author, "commit", {"subject": head.title, "oid": head.oid}))
-    _save(core, repo, document)
-    return f"{core.endpoint}/{repo.web_path}/discussions/{document['num']}"
+    document = _create(hub, repo, author, head.title, head.message, base=(target, base.oid), status="open")
+    hub.history.set_ref(repo, f"refs/pr/{document['num']}", head.oid)
+    document["events"].append(_event(hub, author, "commit", {"subject": head.title, "oid": head.oid}))
+    _save(hub, repo, document)
+    return f"{hub.endpoint}/{repo.web_path}/discussions/{document['num']}"
 
 
-def note_commit(core: Core, repo: Repo, ref: str, author: str, commit: Commit) -> None:
+def note_commit(hub: HubState, repo: Repo, ref: str, author: str, commit: Commit) -> None:
     """Record a later commit on a pull request's ref; commits to other refs are nothing to a discussion."""
     if not ref.startswith("refs/pr/"):
         return
-    document = _load(core, repo, int(ref.rsplit("/", 1)[1]))
-    document["events"].append(_event(core, author, "commit", {"subject": commit.title, "oid": commit.oid}))
-    _save(core, repo, document)
+    document = _load(hub, repo, int(ref.rsplit("/", 1)[1]))
+    document["events"].append(_event(hub, author, "commit", {"subject": commit.title, "oid": commit.oid}))
+    _save(hub, repo, document)
 
 
 # Routes
 
 
-def listing(core: Core, call: Call) -> Response:
-    repo, query = core.readable(call), call.request.query_params
-    rows = core.store.rows("SELECT body FROM discussion WHERE repo = ? ORDER BY num DESC", repo.id)
+def listing(hub: HubState, call: Call) -> Response:
+    repo, query = hub.readable(call), call.request.query_params
+    rows = hub.store.rows("SELECT body FROM discussion WHERE repo = ? ORDER BY num DESC", repo.id)
     found = [json.loads(row[0]) for row in rows]
     wanted = {"pull_request": True, "discussion": False}.get(query.get("type", "all"))
     states = {"open": ("open", "draft"), "closed": ("closed", "merged")}.get(query.get("status", "all"))
@@ -73,18 +74,18 @@ def listing(core: Core, call: Call) -> Response:
     return json_response({"discussions": shown, "count": len(found), "start": page * _PAGE, "numClosedDiscussions": 0})
 
 
-def create(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), _member(core, call)
+def create(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), _member(hub, call)
     body = call.json()
     title, description = str(body.get("title") or "").strip(), str(body.get("description") or "")
     if len(title) < 3 or len(title) > 200:
         raise HubError(400, '"title" length must be between 3 and 200 characters')
-    with core.store.transaction():
-        base = core.revision(repo, "main")
+    with hub.store.transaction():
+        base = hub.revision(repo, "main")
         is_pull = bool(body.get("pullRequest"))
         status = _EMPTY_PR if is_pull else "open"
         document = _create(
-            core,
+            hub,
             repo,
             caller.name,
             title,
@@ -93,119 +94,119 @@ def create(core: Core, call: Call) -> Response:
             status=status,
         )
         if is_pull:
-            core.history.set_ref(repo, f"refs/pr/{document['num']}", base.oid)
-        _save(core, repo, document)
-    url = f"{core.endpoint}/{repo.web_path}/discussions/{document['num']}"
+            hub.history.set_ref(repo, f"refs/pr/{document['num']}", base.oid)
+        _save(hub, repo, document)
+    url = f"{hub.endpoint}/{repo.web_path}/discussions/{document['num']}"
     return json_response({"num": document["num"], "title": title, "url": url, "pullRequest": is_pull}, status=201)
 
 
-def details(core: Core, call: Call) -> Response:
-    repo = core.readable(call)
-    document = _load(core, repo, _number(call))
+def details(hub: HubState, call: Call) -> Response:
+    repo = hub.readable(call)
+    document = _load(hub, repo, _number(call))
     body = {**document, "repo": _named(repo)}
     if document["isPullRequest"]:
-        body["filesWithConflicts"] = _conflicts(core, repo, document) if document["status"] in ("open", "draft") else []
+        body["filesWithConflicts"] = _conflicts(hub, repo, document) if document["status"] in ("open", "draft") else []
         if call.flag("diff"):
-            body["diff"] = _diff(core, repo, document)
+            body["diff"] = _diff(hub, repo, document)
     return json_response(body)
 
 
-def comment(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), _member(core, call)
+def comment(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), _member(hub, call)
     text = str(call.json().get("comment") or "").strip()
     if not text:
         raise HubError(400, '"comment" is not allowed to be empty')
-    with core.store.transaction():
-        document = _load(core, repo, _number(call))
-        event = _comment(core, caller.name, text)
+    with hub.store.transaction():
+        document = _load(hub, repo, _number(call))
+        event = _comment(hub, caller.name, text)
         document["events"].append(event)
-        _save(core, repo, document)
+        _save(hub, repo, document)
     return json_response({"newMessage": event}, status=201)
 
 
-def edit_comment(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), _member(core, call)
-    with core.store.transaction():
-        document = _load(core, repo, _number(call))
-        event = _find_comment(core, repo, caller, document, call)
+def edit_comment(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), _member(hub, call)
+    with hub.store.transaction():
+        document = _load(hub, repo, _number(call))
+        event = _find_comment(hub, repo, caller, document, call)
         data = event["data"]
         data["history"].append(data["latest"])
-        data |= {"edited": True, "latest": _text(core, caller.name, str(call.json().get("content") or ""))}
-        _save(core, repo, document)
+        data |= {"edited": True, "latest": _text(hub, caller.name, str(call.json().get("content") or ""))}
+        _save(hub, repo, document)
     return json_response({"updatedComment": event})
 
 
-def hide_comment(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), _member(core, call)
-    with core.store.transaction():
-        document = _load(core, repo, _number(call))
-        event = _find_comment(core, repo, caller, document, call)
+def hide_comment(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), _member(hub, call)
+    with hub.store.transaction():
+        document = _load(hub, repo, _number(call))
+        event = _find_comment(hub, repo, caller, document, call)
         event["data"] |= {
             "hidden": True,
             "hiddenBy": caller.name,
-            "latest": _text(core, caller.name, "This comment has been hidden"),
+            "latest": _text(hub, caller.name, "This comment has been hidden"),
         }
-        _save(core, repo, document)
+        _save(hub, repo, document)
     return json_response({"updatedComment": event})
 
 
-def retitle(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), _member(core, call)
+def retitle(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), _member(hub, call)
     title = str(call.json().get("title") or "").strip()
     if len(title) < 3:
         raise HubError(400, '"title" length must be at least 3 characters long')
-    with core.store.transaction():
-        document = _load(core, repo, _number(call))
-        _check_author(core, repo, caller, document["author"]["name"])
-        event = _event(core, caller.name, "title-change", {"from": document["title"], "to": title})
+    with hub.store.transaction():
+        document = _load(hub, repo, _number(call))
+        _check_author(hub, repo, caller, document["author"]["name"])
+        event = _event(hub, caller.name, "title-change", {"from": document["title"], "to": title})
         document["title"] = title
         document["events"].append(event)
-        _save(core, repo, document)
+        _save(hub, repo, document)
     return json_response({"newTitle": event})
 
 
-def change_status(core: Core, call: Call) -> Response:
-    repo, caller = core.readable(call), _member(core, call)
+def change_status(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.readable(call), _member(hub, call)
     body = call.json()
     status = body.get("status")
     if status not in ("open", "closed", "draft"):
         raise HubError(400, '"status" must be one of [draft, open, closed]')
-    with core.store.transaction():
-        document = _load(core, repo, _number(call))
-        _check_author(core, repo, caller, document["author"]["name"])
+    with hub.store.transaction():
+        document = _load(hub, repo, _number(call))
+        _check_author(hub, repo, caller, document["author"]["name"])
         if document["status"] == "merged":
             raise HubError(400, "This pull request is merged")
         document["status"] = status
-        event = _event(core, caller.name, "status-change", {"status": status})
+        event = _event(hub, caller.name, "status-change", {"status": status})
         document["events"].append(event)
         if body.get("comment"):
-            document["events"].append(_comment(core, caller.name, str(body["comment"])))
-        _save(core, repo, document)
+            document["events"].append(_comment(hub, caller.name, str(body["comment"])))
+        _save(hub, repo, document)
     return json_response({"newStatus": event})
 
 
-def merge(core: Core, call: Call) -> Response:
-    repo, caller = core.writable(call)
-    with core.store.transaction():
-        document = _load(core, repo, _number(call))
+def merge(hub: HubState, call: Call) -> Response:
+    repo, caller = hub.writable(call)
+    with hub.store.transaction():
+        document = _load(hub, repo, _number(call))
         if not document["isPullRequest"] or document["status"] not in ("open", "draft"):
             raise HubError(400, "Only an open pull request can be merged")
         if document["status"] == "draft":
             raise HubError(400, "Cannot merge a draft pull request: open it first")
-        if conflicts := _conflicts(core, repo, document):
+        if conflicts := _conflicts(hub, repo, document):
             raise HubError(400, f"This pull request has conflicts: {', '.join(map(str, conflicts))}")
-        base = core.revision(repo, document["changes"]["base"])
-        tree = core.history.write_tree(base.tree, _changes(core, repo, document))
+        base = hub.revision(repo, document["changes"]["base"])
+        tree = hub.history.write_tree(base.tree, _changes(hub, repo, document))
         title = f"{document['title']} (#{document['num']})"
         message = str(call.json().get("comment") or "")
-        commit = core.history.add_commit(
-            repo, tree=tree, parent=base.oid, author=caller.name, title=title, message=message, now=core.clock()
+        commit = hub.history.add_commit(
+            repo, tree=tree, parent=base.oid, author=caller.name, title=title, message=message, now=hub.clock()
         )
-        core.history.set_ref(repo, document["changes"]["base"], commit.oid)
+        hub.history.set_ref(repo, document["changes"]["base"], commit.oid)
         document["status"] = "merged"
         document["changes"] |= {"mergeCommitId": commit.oid}
-        document["events"].append(_event(core, caller.name, "status-change", {"status": "merged"}))
-        _save(core, repo, document)
+        document["events"].append(_event(hub, caller.name, "status-change", {"status": "merged"}))
+        _save(hub, repo, document)
     return json_response({"success": True, "commitOid": commit.oid})
 
 
@@ -213,27 +214,27 @@ def merge(core: Core, call: Call) -> Response:
 
 
 def _create(
-    core: Core, repo: Repo, author: str, title: str, text: str, *, base: tuple[str, str] | None, status: str
+    hub: HubState, repo: Repo, author: str, title: str, text: str, *, base: tuple[str, str] | None, status: str
 ) -> Document:
-    row = core.store.row("SELECT coalesce(max(num), 0) + 1 FROM discussion WHERE repo = ?", repo.id)
+    row = hub.store.row("SELECT coalesce(max(num), 0) + 1 FROM discussion WHERE repo = ?", repo.id)
     assert row is not None
     document: Document = {
         "num": int(row[0]), "title": title, "status": status, "author": {"name": author, "type": "user"},
-        "isPullRequest": base is not None, "createdAt": iso(core.clock()), "events": [_comment(core, author, text)],
+        "isPullRequest": base is not None, "createdAt": iso(hub.clock()), "events": [_comment(hub, author, text)],
     }  # fmt: skip
     if base is not None:
         document["changes"] = {"base": base[0], "start": base[1]}
     return document
 
 
-def _save(core: Core, repo: Repo, document: Document) -> None:
-    core.store.write(
+def _save(hub: HubState, repo: Repo, document: Document) -> None:
+    hub.store.write(
         "INSERT OR REPLACE INTO discussion VALUES (?, ?, ?)", repo.id, document["num"], json.dumps(document)
     )
 
 
-def _load(core: Core, repo: Repo, num: int) -> Document:
-    row = core.store.row("SELECT body FROM discussion WHERE repo = ? AND num = ?", repo.id, num)
+def _load(hub: HubState, repo: Repo, num: int) -> Document:
+    row = hub.store.row("SELECT body FROM discussion WHERE repo = ? AND num = ?", repo.id, num)
     if row is None:
         raise HubError(404, f"Discussion {num} does not exist in {repo.name}")
     document: Document = json.loads(row[0])
@@ -250,82 +251,82 @@ def _named(repo: Repo) -> dict[str, str]:
     return {"name": repo.name, "type": repo.type}
 
 
-def _member(core: Core, call: Call) -> Caller:
-    caller = core.authenticated(call)
+def _member(hub: HubState, call: Call) -> Caller:
+    caller = hub.authenticated(call)
     if caller.role != "write":
         raise HubError(403, "Forbidden: you must use a write token to take part in discussions.")
     return caller
 
 
-def _check_author(core: Core, repo: Repo, caller: Caller, author: str) -> None:
-    if caller.name != author and not core.store.may_write(caller, repo.namespace):
+def _check_author(hub: HubState, repo: Repo, caller: Caller, author: str) -> None:
+    if caller.name != author and not hub.store.may_write(caller, repo.namespace):
         raise HubError(403, "Only its author and the owners of the repo may change this")
 
 
-def _find_comment(core: Core, repo: Repo, caller: Caller, document: Document, call: Call) -> dict[str, Any]:
+def _find_comment(hub: HubState, repo: Repo, caller: Caller, document: Document, call: Call) -> dict[str, Any]:
     for event in document["events"]:
         if event["id"] == call.params["comment"] and event["type"] == "comment":
-            _check_author(core, repo, caller, event["author"]["name"])
+            _check_author(hub, repo, caller, event["author"]["name"])
             found: dict[str, Any] = event
             return found
     raise HubError(404, "This comment does not exist")
 
 
-def _event(core: Core, author: str, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+def _event(hub: HubState, author: str, kind: str, data: dict[str, Any]) -> dict[str, Any]:
     who = {"name": author, "type": "user"}
-    return {"id": secrets.token_hex(12), "type": kind, "author": who, "createdAt": iso(core.clock()), "data": data}
+    return {"id": secrets.token_hex(12), "type": kind, "author": who, "createdAt": iso(hub.clock()), "data": data}
 
 
-def _comment(core: Core, author: str, text: str) -> dict[str, Any]:
-    data = {"edited": False, "hidden": False, "latest": _text(core, author, text), "history": []}
-    return _event(core, author, "comment", data)
+def _comment(hub: HubState, author: str, text: str) -> dict[str, Any]:
+    data = {"edited": False, "hidden": False, "latest": _text(hub, author, text), "history": []}
+    return _event(hub, author, "comment", data)
 
 
-def _text(core: Core, author: str, text: str) -> dict[str, Any]:
+def _text(hub: HubState, author: str, text: str) -> dict[str, Any]:
     return {
         "raw": text,
         "html": f"<p>{html.escape(text)}</p>",
-        "updatedAt": iso(core.clock()),
+        "updatedAt": iso(hub.clock()),
         "author": {"name": author},
     }
 
 
-def _files(core: Core, tree: str) -> dict[str, str]:
+def _files(hub: HubState, tree: str) -> dict[str, str]:
     return {
-        node.path: node.entry.oid for node in core.history.walk(tree, "", recursive=True) if not node.entry.is_directory
+        node.path: node.entry.oid for node in hub.history.walk(tree, "", recursive=True) if not node.entry.is_directory
     }
 
 
-def _sides(core: Core, repo: Repo, document: Document) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def _sides(hub: HubState, repo: Repo, document: Document) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """Path -> oid where the pull request began, at its head, and on its base now."""
-    start = core.history.commit(repo, document["changes"]["start"])
-    head = core.revision(repo, f"refs/pr/{document['num']}")
+    start = hub.history.commit(repo, document["changes"]["start"])
+    head = hub.revision(repo, f"refs/pr/{document['num']}")
     return (
-        _files(core, start.tree),
-        _files(core, head.tree),
-        _files(core, core.revision(repo, document["changes"]["base"]).tree),
+        _files(hub, start.tree),
+        _files(hub, head.tree),
+        _files(hub, hub.revision(repo, document["changes"]["base"]).tree),
     )
 
 
-def _changes(core: Core, repo: Repo, document: Document) -> dict[str, str | None]:
-    start, head, _ = _sides(core, repo, document)
+def _changes(hub: HubState, repo: Repo, document: Document) -> dict[str, str | None]:
+    start, head, _ = _sides(hub, repo, document)
     return {path: head.get(path) for path in start | head if start.get(path) != head.get(path)}
 
 
-def _conflicts(core: Core, repo: Repo, document: Document) -> list[str]:
+def _conflicts(hub: HubState, repo: Repo, document: Document) -> list[str]:
     """The paths that the pull request and its base have both changed, and differently."""
-    start, head, base = _sides(core, repo, document)
+    start, head, base = _sides(hub, repo, document)
     changed = (path for path in start | head if start.get(path) != head.get(path))
     return sorted(path for path in changed if base.get(path) not in (start.get(path), head.get(path)))
 
 
-def _diff(core: Core, repo: Repo, document: Document) -> str:
-    start, head, _ = _sides(core, repo, document)
+def _diff(hub: HubState, repo: Repo, document: Document) -> str:
+    start, head, _ = _sides(hub, repo, document)
     out: list[str] = []
     for path in sorted(start | head):
         if start.get(path) == head.get(path):
             continue
-        before, after = _lines(core, start.get(path)), _lines(core, head.get(path))
+        before, after = _lines(hub, start.get(path)), _lines(hub, head.get(path))
         out.append(f"diff --git a/{path} b/{path}\n")
         names = (f"a/{path}" if path in start else "/dev/null", f"b/{path}" if path in head else "/dev/null")
         diff = difflib.unified_diff(before, after, *names)
@@ -333,13 +334,13 @@ def _diff(core: Core, repo: Repo, document: Document) -> str:
     return "".join(out)
 
 
-def _lines(core: Core, oid: str | None) -> list[str]:
+def _lines(hub: HubState, oid: str | None) -> list[str]:
     if oid is None:
         return []
-    content = core.history.content(oid)
+    content = hub.history.content(oid)
     if content.sha256 is not None or content.size > _DIFFED_BYTES:
         return [f"({content.size} bytes, {content.sha256 or oid})\n"]
-    return core.blobs.read("git", oid).decode("utf-8", "replace").splitlines(keepends=True)
+    return hub.blobs.read("git", oid).decode("utf-8", "replace").splitlines(keepends=True)
 
 
 _ONE = "/api/{type}/{repo}/discussions/{num}"

@@ -13,110 +13,104 @@ from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub.core import Core, iso
-from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
-from hubsync.localhub.store import Repo
+from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage.store import Repo
 
 _TTL_S = 24 * 3600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MEDIA_TYPE = {"Content-Type": "application/vnd.git-lfs+json"}
 
 
-def batch(core: Core, call: Call) -> Response:
+def batch(hub: HubState, call: Call) -> Response:
     body = call.json()
     operation = body.get("operation")
     if operation == "download":
-        repo = core.content_of(call)
+        repo = hub.content_of(call)
     elif operation == "upload":
-        repo, _ = core.writable(call, pull_request=True)
+        repo, _ = hub.writable(call, pull_request=True)
     else:
         raise HubError(422, '"operation" must be upload or download')
     objects = body.get("objects")
     if not isinstance(objects, list) or body.get("hash_algo", "sha256") != "sha256":
         raise HubError(422, '"objects" must be an array, "hash_algo" sha256')
-    answers = [_answer(core, repo, str(operation), item) for item in objects]
+    answers = [_answer(hub, repo, str(operation), item) for item in objects]
     multipart = any("chunk_size" in answer.get("actions", {}).get("upload", {}).get("header", {}) for answer in answers)
     return json_response({"transfer": "multipart" if multipart else "basic", "objects": answers}, headers=_MEDIA_TYPE)
 
 
-def _answer(core: Core, repo: Repo, operation: str, item: object) -> dict[str, Any]:
+def _answer(hub: HubState, repo: Repo, operation: str, item: object) -> dict[str, Any]:
     if not isinstance(item, dict) or not _SHA256.match(str(item.get("oid"))) or not isinstance(item.get("size"), int):
         raise HubError(422, '"objects" items need an "oid" (sha256) and a "size"')
     oid, size = str(item["oid"]), int(item["size"])
     answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-    held = core.store.granted(repo.id, oid)
-    expires = core.clock() + _TTL_S
+    held = hub.store.granted(repo.id, oid)
+    expires = hub.clock() + _TTL_S
     if operation == "download":
         if held is None:
             return {"oid": oid, "size": size, "error": {"code": 404, "message": "Object does not exist"}}
-        signed = core.sign({"sha256": oid, "repo": repo.id, "commit": "", "exp": expires})
-        answer["actions"] = {"download": {"href": f"{core.endpoint}/_localhub/blob/{signed}/{oid}"}}
+        signed = hub.sign({"sha256": oid, "repo": repo.id, "commit": "", "exp": expires})
+        answer["actions"] = {"download": {"href": f"{hub.endpoint}/_localhub/blob/{signed}/{oid}"}}
         return answer
     if held is not None:
         return answer
     ticket = {"upload": oid, "size": size, "repo": repo.id, "exp": expires}
-    base = f"{core.endpoint}/_localhub/lfs/{core.sign(ticket)}"
-    part_bytes = core.settings.lfs_multipart_bytes
+    base = f"{hub.endpoint}/_localhub/lfs/{hub.sign(ticket)}"
+    part_bytes = hub.settings.lfs_multipart_bytes
     upload: dict[str, Any] = {"href": base}
     if size > part_bytes:
         parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
         upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
-    verify = f"{core.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"
+    verify = f"{hub.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"
     answer["actions"] = {"upload": upload, "verify": {"href": verify}}
     return answer
 
 
-def _ticket(core: Core, call: Call) -> dict[str, Any]:
-    ticket = core.verify(call.params["ticket"])
-    if ticket is None or "upload" not in ticket:
-        raise HubError(403, "Access denied: the signature is wrong or has expired")
-    return ticket
-
-
-def _accept(core: Core, ticket: dict[str, Any], sha256: str, size: int) -> None:
+def _accept(hub: HubState, ticket: dict[str, Any], sha256: str, size: int) -> None:
     if (sha256, size) != (ticket["upload"], ticket["size"]):
         raise HubError(
             400, f"The content has sha256 {sha256} and {size} bytes, not {ticket['upload']} and {ticket['size']}"
         )
 
 
-def _register(core: Core, ticket: dict[str, Any]) -> None:
-    core.store.add_large(ticket["upload"], ticket["size"], xet=None)
-    core.store.grant(ticket["repo"], ticket["upload"], core.clock())
+def _register(hub: HubState, ticket: dict[str, Any]) -> None:
+    hub.store.add_large(ticket["upload"], ticket["size"], xet=None)
+    hub.store.grant(ticket["repo"], ticket["upload"], hub.clock())
 
 
-async def put_object(core: Core, call: Call) -> Response:
-    ticket = _ticket(core, call)
-    with core.blobs.receive(sha256=True) as incoming:
-        await core.take_in(call.request.stream(), incoming, int(ticket["size"]))
-        _accept(core, ticket, incoming.sha256, incoming.size)
-        await core.in_thread(core.blobs.keep, incoming, "lfs", ticket["upload"])
-        await core.in_thread(_register, core, ticket)
+async def put_object(hub: HubState, call: Call) -> Response:
+    ticket = hub.signed(call.params["ticket"], "upload")
+    with hub.blobs.receive(sha256=True) as incoming:
+        await hub.take_in(call.request.stream(), incoming, int(ticket["size"]))
+        _accept(hub, ticket, incoming.sha256, incoming.size)
+        await hub.in_thread(hub.blobs.keep, incoming, "lfs", ticket["upload"])
+        await hub.in_thread(_register, hub, ticket)
     return Response(b"", 200, {"ETag": f'"{ticket["upload"]}"'})
 
 
-async def put_part(core: Core, call: Call) -> Response:
-    ticket, number = _ticket(core, call), int(call.params["number"])
-    size, part_bytes = int(ticket["size"]), core.settings.lfs_multipart_bytes
+async def put_part(hub: HubState, call: Call) -> Response:
+    ticket, number = hub.signed(call.params["ticket"], "upload"), int(call.params["number"])
+    size, part_bytes = int(ticket["size"]), hub.settings.lfs_multipart_bytes
     expected = min(part_bytes, size - (number - 1) * part_bytes)
     if number < 1 or expected <= 0:
         raise HubError(404, "There is no such part")
-    parts = core.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
+    parts = hub.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
     parts.mkdir(exist_ok=True)
-    with core.blobs.receive(sha256=True) as incoming:
-        await core.take_in(call.request.stream(), incoming, expected)
+    with hub.blobs.receive(sha256=True) as incoming:
+        await hub.take_in(call.request.stream(), incoming, expected)
         if incoming.size != expected:
             raise HubError(400, f"Part {number} must have {expected} bytes")
         etag = incoming.sha256
-        await core.in_thread(incoming.keep_at, parts / f"{number}-{etag}")
+        await hub.in_thread(incoming.keep_at, parts / f"{number}-{etag}")
     return Response(b"", 200, {"ETag": f'"{etag}"'})
 
 
-def complete(core: Core, call: Call) -> Response:
+def complete(hub: HubState, call: Call) -> Response:
     """Join the parts in their order; each is named by the ETag that its upload was answered with."""
-    ticket = _ticket(core, call)
-    folder = core.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
-    with core.blobs.receive(sha256=True) as incoming:
+    ticket = hub.signed(call.params["ticket"], "upload")
+    folder = hub.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
+    with hub.blobs.receive(sha256=True) as incoming:
         for number, etag in _named_parts(call.json().get("parts")):
             part = folder / f"{number}-{etag}"
             if not part.exists():
@@ -124,9 +118,9 @@ def complete(core: Core, call: Call) -> Response:
             with part.open("rb") as file:
                 while piece := file.read(1 << 20):
                     incoming.write(piece)
-        _accept(core, ticket, incoming.sha256, incoming.size)
-        core.blobs.keep(incoming, "lfs", ticket["upload"])
-        _register(core, ticket)
+        _accept(hub, ticket, incoming.sha256, incoming.size)
+        hub.blobs.keep(incoming, "lfs", ticket["upload"])
+        _register(hub, ticket)
     shutil.rmtree(folder, ignore_errors=True)
     return json_response({"success": True})
 
@@ -143,10 +137,10 @@ def _named_parts(parts: object) -> list[tuple[int, str]]:
     return named
 
 
-def verify(core: Core, call: Call) -> Response:
-    repo, _ = core.writable(call, pull_request=True)
+def verify(hub: HubState, call: Call) -> Response:
+    repo, _ = hub.writable(call, pull_request=True)
     body = call.json()
-    held = core.store.granted(repo.id, str(body.get("oid")))
+    held = hub.store.granted(repo.id, str(body.get("oid")))
     if held is None or held != body.get("size"):
         raise HubError(404, "Object does not exist")
     return json_response({"success": True}, headers=_MEDIA_TYPE)
@@ -155,29 +149,29 @@ def verify(core: Core, call: Call) -> Response:
 # The large objects of a repo, as its settings page lists them
 
 
-def listing(core: Core, call: Call) -> Response:
-    repo, _ = core.writable(call)
+def listing(hub: HubState, call: Call) -> Response:
+    repo, _ = hub.writable(call)
     sql = (
         "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 "
         "WHERE g.repo = ? ORDER BY g.created, g.sha256"
     )
-    places = _places(core, repo)
+    places = _places(hub, repo)
     out = []
-    for sha256, at, size in core.store.rows(sql, repo.id):
+    for sha256, at, size in hub.store.rows(sql, repo.id):
         ref, path = places.get(sha256, (None, sha256))
         item = {"fileOid": sha256, "oid": sha256, "size": size, "filename": path, "pushedAt": iso(at), "ref": ref}
         out.append(item)
     return json_response(out)
 
 
-def _places(core: Core, repo: Repo) -> dict[str, tuple[str, str]]:
+def _places(hub: HubState, repo: Repo) -> dict[str, tuple[str, str]]:
     """Where each large object is to be found: a ref, `main` before all others, and a path."""
     places: dict[str, tuple[str, str]] = {}
-    refs = core.history.refs(repo, "refs/heads/")
+    refs = hub.history.refs(repo, "refs/heads/")
     for name, oid in sorted(refs.items(), key=lambda item: item[0] != "main"):
-        tree = core.history.commit(repo, oid).tree
-        nodes = [node for node in core.history.walk(tree, "", recursive=True) if not node.entry.is_directory]
-        contents = core.history.contents(node.entry.oid for node in nodes)
+        tree = hub.history.commit(repo, oid).tree
+        nodes = [node for node in hub.history.walk(tree, "", recursive=True) if not node.entry.is_directory]
+        contents = hub.history.contents(node.entry.oid for node in nodes)
         for node in nodes:
             sha256 = contents[node.entry.oid].sha256
             if sha256 is not None:
@@ -185,38 +179,38 @@ def _places(core: Core, repo: Repo) -> dict[str, tuple[str, str]]:
     return places
 
 
-def purge(core: Core, call: Call) -> Response:
+def purge(hub: HubState, call: Call) -> Response:
     """Take large objects from a repo for good; with `rewriteHistory`, as if they had never been committed."""
-    repo, _ = core.writable(call)
+    repo, _ = hub.writable(call)
     deletions = call.json().get("deletions")
     if not isinstance(deletions, dict) or not isinstance(deletions.get("sha"), list):
         raise HubError(400, '"deletions.sha" must be an array')
     gone = {str(sha256) for sha256 in deletions["sha"]}
-    with core.store.transaction():
+    with hub.store.transaction():
         for sha256 in gone:
-            core.store.write("DELETE FROM granted WHERE repo = ? AND sha256 = ?", repo.id, sha256)
+            hub.store.write("DELETE FROM granted WHERE repo = ? AND sha256 = ?", repo.id, sha256)
         if deletions.get("rewriteHistory", True):
-            core.history.rewrite(repo, lambda oid: core.history.content(oid).sha256 not in gone)
+            hub.history.rewrite(repo, lambda oid: hub.history.content(oid).sha256 not in gone)
     return json_response({"success": True})
 
 
-def duplicate(core: Core, call: Call) -> Response:
+def duplicate(hub: HubState, call: Call) -> Response:
     """Let another repo of the caller refer to large objects of this one, without moving a byte."""
-    source = core.content_of(call)
+    source = hub.content_of(call)
     body = call.json()
     target, files = body.get("target"), body.get("files")
     if not isinstance(target, dict) or not isinstance(files, list):
         raise HubError(400, '"target" and "files" are required')
     call.params = {"type": f"{target.get('type')}s", "repo": str(target.get("name"))}
-    repo, _ = core.writable(call)
+    repo, _ = hub.writable(call)
     succeeded: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for item in files:
         sha256 = str(item.get("sha256")) if isinstance(item, dict) else str(item)
-        if core.store.granted(source.id, sha256) is None:
+        if hub.store.granted(source.id, sha256) is None:
             failed.append({"sha256": sha256, "error": "Object does not exist"})
         else:
-            core.store.grant(repo.id, sha256, core.clock())
+            hub.store.grant(repo.id, sha256, hub.clock())
             succeeded.append({"sha256": sha256})
     return json_response({"success": succeeded, "failed": failed})
 

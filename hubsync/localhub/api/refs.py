@@ -8,19 +8,19 @@ from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub import git
-from hubsync.localhub.content import next_link
-from hubsync.localhub.core import Core, iso
-from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
+from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage import git
 
 _BAD_REF = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|/\.|^[./-]|[./]$|\.lock$")
 
 
-def refs(core: Core, call: Call) -> Response:
-    repo = core.readable(call)
+def refs(hub: HubState, call: Call) -> Response:
+    repo = hub.readable(call)
 
     def listed(prefix: str) -> list[dict[str, str]]:
-        found = core.history.refs(repo, prefix)
+        found = hub.history.refs(repo, prefix)
         return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in found.items()]
 
     body = {"branches": listed("refs/heads/"), "converts": listed("refs/convert/"), "tags": listed("refs/tags/")}
@@ -29,9 +29,9 @@ def refs(core: Core, call: Call) -> Response:
     return json_response(body)
 
 
-def commits(core: Core, call: Call) -> Response:
-    repo = core.readable(call)
-    head = core.revision(repo, call.params["rev"])
+def commits(hub: HubState, call: Call) -> Response:
+    repo = hub.readable(call)
+    head = hub.revision(repo, call.params["rev"])
     page, limit = (
         call.integer("p", 1, most=10**6) if "p" in call.request.query_params else 0,
         call.integer("limit", 50, most=100),
@@ -39,7 +39,7 @@ def commits(core: Core, call: Call) -> Response:
     formatted = "formatted" in call.request.query_params.getlist("expand[]")
     out: list[dict[str, Any]] = []
     more = False
-    for position, commit in enumerate(core.history.log(repo, head.oid)):
+    for position, commit in enumerate(hub.history.log(repo, head.oid)):
         if position < page * limit:
             continue
         if len(out) == limit:
@@ -56,75 +56,75 @@ def commits(core: Core, call: Call) -> Response:
             title, message = html.escape(commit.title), html.escape(commit.message)
             item["formatted"] = {"title": title, "message": f"<p>{message}</p>" if message else ""}
         out.append(item)
-    headers = {"X-Total-Count": str(sum(1 for _ in core.history.log(repo, head.oid)))}
-    return json_response(out, headers=headers | (next_link(core, call, "p", str(page + 1)) if more else {}))
+    headers = {"X-Total-Count": str(sum(1 for _ in hub.history.log(repo, head.oid)))}
+    return json_response(out, headers=headers | (call.next_link(hub.endpoint, "p", str(page + 1)) if more else {}))
 
 
-def create_branch(core: Core, call: Call) -> Response:
-    repo, _ = core.writable(call)
+def create_branch(hub: HubState, call: Call) -> Response:
+    repo, _ = hub.writable(call)
     name = _checked(call.params["name"])
     body = call.json()
-    with core.store.transaction():
-        if core.history.ref(repo, f"refs/heads/{name}"):
+    with hub.store.transaction():
+        if hub.history.ref(repo, f"refs/heads/{name}"):
             raise HubError(409, f"Reference refs/heads/{name} already exists")
-        start = core.revision(repo, str(body.get("startingPoint") or "main"))
+        start = hub.revision(repo, str(body.get("startingPoint") or "main"))
         oid = start.oid
         if body.get("emptyBranch"):
-            oid = core.history.add_commit(
+            oid = hub.history.add_commit(
                 repo, tree=git.EMPTY_TREE, parent=None, author=repo.namespace,
-                title="initial commit", message="", now=core.clock(),
+                title="initial commit", message="", now=hub.clock(),
             ).oid  # fmt: skip
-        core.history.set_ref(repo, f"refs/heads/{name}", oid)
+        hub.history.set_ref(repo, f"refs/heads/{name}", oid)
     return json_response({"success": True})
 
 
-def delete_branch(core: Core, call: Call) -> Response:
-    repo, _ = core.writable(call)
+def delete_branch(hub: HubState, call: Call) -> Response:
+    repo, _ = hub.writable(call)
     name = call.params["name"]
     if name == "main":
         raise HubError(403, "Cannot delete refs/heads/main")
     full = name if name.startswith("refs/") else f"refs/heads/{name}"
-    if not core.history.delete_ref(repo, full):
+    if not hub.history.delete_ref(repo, full):
         raise HubError(404, f"Invalid rev id: {full}", code="RevisionNotFound")
     return json_response({"success": True})
 
 
-def create_tag(core: Core, call: Call) -> Response:
-    repo, _ = core.writable(call)
+def create_tag(hub: HubState, call: Call) -> Response:
+    repo, _ = hub.writable(call)
     tag = call.json().get("tag")
     if not isinstance(tag, str):
         raise HubError(400, '"tag" is required')
-    with core.store.transaction():
-        commit = core.revision(repo, call.params["rev"])
+    with hub.store.transaction():
+        commit = hub.revision(repo, call.params["rev"])
         full = f"refs/tags/{_checked(tag)}"
-        if core.history.ref(repo, full):
+        if hub.history.ref(repo, full):
             raise HubError(409, f"Tag reference {full} already exists")
-        core.history.set_ref(repo, full, commit.oid)
+        hub.history.set_ref(repo, full, commit.oid)
     return json_response({"success": True})
 
 
-def delete_tag(core: Core, call: Call) -> Response:
-    repo, _ = core.writable(call)
-    if not core.history.delete_ref(repo, f"refs/tags/{call.params['name']}"):
+def delete_tag(hub: HubState, call: Call) -> Response:
+    repo, _ = hub.writable(call)
+    if not hub.history.delete_ref(repo, f"refs/tags/{call.params['name']}"):
         raise HubError(404, f"Tag not found: {call.params['name']}", code="RevisionNotFound")
     return json_response({"success": True})
 
 
-def squash(core: Core, call: Call) -> Response:
+def squash(hub: HubState, call: Call) -> Response:
     """Replace a branch by one commit without a parent that has its files."""
-    repo, caller = core.writable(call)
+    repo, caller = hub.writable(call)
     branch = call.params["rev"]
     title = str(call.json().get("message") or f"Super-squash branch '{branch}'")
-    with core.store.transaction():
-        head = core.revision(repo, branch)
-        ref = core.history.branch(repo, branch)
+    with hub.store.transaction():
+        head = hub.revision(repo, branch)
+        ref = hub.history.branch(repo, branch)
         if ref is None:
             raise HubError(400, f"{branch} is not a branch", code="RevisionNotFound")
-        commit = core.history.add_commit(
-            repo, tree=head.tree, parent=None, author=caller.name, title=title, message="", now=core.clock()
+        commit = hub.history.add_commit(
+            repo, tree=head.tree, parent=None, author=caller.name, title=title, message="", now=hub.clock()
         )
-        core.history.set_ref(repo, ref, commit.oid)
-        core.history.forget(repo, head.oid)
+        hub.history.set_ref(repo, ref, commit.oid)
+        hub.history.forget(repo, head.oid)
     return json_response({"success": True, "commitOid": commit.oid})
 
 

@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from hubsync.localhub import cards, discussions, git, limits
-from hubsync.localhub.core import Core
-from hubsync.localhub.history import PathConflict
-from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
-from hubsync.localhub.store import Caller, Repo
+from hubsync.localhub.api import cards, discussions
+from hubsync.localhub.call import Call, HubError, Operation, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage import git
+from hubsync.localhub.storage.history import PathConflict
+from hubsync.localhub.storage.store import Caller, Repo
 
 REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever its name
 _INLINED_BYTES = 512 * 1024 * 1024  # of regular files in one commit
@@ -33,10 +35,10 @@ _OID = re.compile(r"[0-9a-f]{40}\Z")
 # Preupload
 
 
-def preupload(core: Core, call: Call) -> Response:
+def preupload(hub: HubState, call: Call) -> Response:
     create_pr = call.flag("create_pr")
-    repo, _ = core.writable(call, pull_request=create_pr)
-    commit = core.revision(repo, call.params["rev"])
+    repo, _ = hub.writable(call, pull_request=create_pr)
+    commit = hub.revision(repo, call.params["rev"])
     body = call.json()
     files = body.get("files")
     if not isinstance(files, list):
@@ -45,13 +47,13 @@ def preupload(core: Core, call: Call) -> Response:
         raise HubError(400, f'"files" must contain less than or equal to {_PREUPLOAD_FILES} items')
     ignore = body.get("gitIgnore")
     if ignore is None:
-        ignore = _text(core, commit.tree, ".gitignore")
-    attributes = body.get("gitAttributes") or _text(core, commit.tree, ".gitattributes")
-    answers = [_upload_mode(core, commit.tree, str(ignore), str(attributes), item) for item in files]
+        ignore = _text(hub, commit.tree, ".gitignore")
+    attributes = body.get("gitAttributes") or _text(hub, commit.tree, ".gitattributes")
+    answers = [_upload_mode(hub, commit.tree, str(ignore), str(attributes), item) for item in files]
     return json_response({"files": answers, "commitOid": commit.oid})
 
 
-def _upload_mode(core: Core, tree: str, ignore: str, attributes: str, item: object) -> dict[str, Any]:
+def _upload_mode(hub: HubState, tree: str, ignore: str, attributes: str, item: object) -> dict[str, Any]:
     if not isinstance(item, dict) or not isinstance(item.get("size"), int) or item["size"] < 0:
         raise HubError(400, '"files" items need a "path", a "size" and a "sample"')
     path = item.get("path")
@@ -68,17 +70,17 @@ def _upload_mode(core: Core, tree: str, ignore: str, attributes: str, item: obje
         "uploadMode": "lfs" if large else "regular",
         "shouldIgnore": git.ignored(ignore, path),
     }
-    entry = core.history.entry(tree, path)
+    entry = hub.history.entry(tree, path)
     if entry is not None and not entry.is_directory:
-        answer["oid"] = core.history.content(entry.oid).sha256 or entry.oid
+        answer["oid"] = hub.history.content(entry.oid).sha256 or entry.oid
     return answer
 
 
-def _text(core: Core, tree: str, path: str) -> str:
-    entry = core.history.entry(tree, path)
-    if entry is None or entry.is_directory or core.history.content(entry.oid).sha256 is not None:
+def _text(hub: HubState, tree: str, path: str) -> str:
+    entry = hub.history.entry(tree, path)
+    if entry is None or entry.is_directory or hub.history.content(entry.oid).sha256 is not None:
         return ""
-    return core.blobs.read("git", entry.oid).decode("utf-8", "replace")
+    return hub.blobs.read("git", entry.oid).decode("utf-8", "replace")
 
 
 # Commit
@@ -118,18 +120,18 @@ class _Draft:
     lines: int = 0
 
 
-async def commit(core: Core, call: Call) -> Response:
+async def commit(hub: HubState, call: Call) -> Response:
     """`POST .../commit/{rev}`: all of it or nothing."""
     create_pr = call.flag("create_pr")
-    repo, caller = await core.in_thread(core.writable, call, pull_request=create_pr)
-    await core.in_thread(limits.check_commits, core, caller)
+    repo, caller = await hub.in_thread(hub.writable, call, pull_request=create_pr)
+    await hub.in_thread(hub.quota.check, caller)
     media_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("application/x-ndjson", "application/ndjson"):
         raise HubError(415, f"Unsupported content type {media_type!r}: a commit is application/x-ndjson")
     draft = _Draft()
     async for lines in _line_batches(call.request.stream()):
-        await core.in_thread(_read_lines, core, repo, draft, lines)
-    return await core.in_thread(_land, core, call, repo, caller, draft, create_pr)
+        await hub.in_thread(_read_lines, hub, repo, draft, lines)
+    return await hub.in_thread(_land, hub, call, repo, caller, draft, create_pr)
 
 
 async def _line_batches(stream: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
@@ -149,7 +151,7 @@ async def _line_batches(stream: AsyncIterator[bytes]) -> AsyncIterator[list[byte
         yield [bytes(rest)]
 
 
-def _read_lines(core: Core, repo: Repo, draft: _Draft, lines: list[bytes]) -> None:
+def _read_lines(hub: HubState, repo: Repo, draft: _Draft, lines: list[bytes]) -> None:
     for raw in lines:
         if not raw.strip():
             continue
@@ -158,10 +160,10 @@ def _read_lines(core: Core, repo: Repo, draft: _Draft, lines: list[bytes]) -> No
             line = msgspec.json.decode(raw, type=_Line)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise HubError(400, f"Invalid NDJSON at line {draft.lines}: {error}") from None
-        _read_line(core, repo, draft, line)
+        _read_line(hub, repo, draft, line)
 
 
-def _read_line(core: Core, repo: Repo, draft: _Draft, line: _Line) -> None:
+def _read_line(hub: HubState, repo: Repo, draft: _Draft, line: _Line) -> None:
     value = line.value
     if (line.key == "header") != (draft.lines == 1):
         raise HubError(400, "The first line of a commit, and only the first, must be its header")
@@ -179,16 +181,16 @@ def _read_line(core: Core, repo: Repo, draft: _Draft, line: _Line) -> None:
         raise HubError(422, problem)
     assert path is not None
     if line.key == "file":
-        _take_file(core, draft, path, value)
+        _take_file(hub, draft, path, value)
     elif line.key == "lfsFile":
-        _take_large(core, repo, draft, path, value)
+        _take_large(hub, repo, draft, path, value)
     elif line.key in ("deletedFile", "deletedFolder"):
         draft.removals.append((path, line.key == "deletedFolder"))
     else:
         raise HubError(400, f'Unknown operation "{line.key}"')
 
 
-def _take_file(core: Core, draft: _Draft, path: str, value: _Value) -> None:
+def _take_file(hub: HubState, draft: _Draft, path: str, value: _Value) -> None:
     if value.content is None or value.encoding not in ("base64", "utf-8"):
         raise HubError(400, f'"content" of {path} must be a string, its "encoding" base64 or utf-8')
     try:
@@ -208,17 +210,17 @@ def _take_file(core: Core, draft: _Draft, path: str, value: _Value) -> None:
             "Your push was rejected because it contains files larger than 10 MiB. "
             f"Please use https://huggingface.co/docs/hub/xet to store large files. Offending files: {path}",
         )
-    oid = core.blobs.put_git(data)
+    oid = hub.blobs.put_git(data)
     draft.changes[path] = oid
     draft.contents[oid] = (len(data), None)
     if path == "README.md":
         draft.readme = data
 
 
-def _take_large(core: Core, repo: Repo, draft: _Draft, path: str, value: _Value) -> None:
+def _take_large(hub: HubState, repo: Repo, draft: _Draft, path: str, value: _Value) -> None:
     if value.algo != "sha256" or value.oid is None or not _SHA256.match(value.oid):
         raise HubError(400, f'"oid" of {path} must be a sha256 in lower-case hex')
-    size = core.store.granted(repo.id, value.oid)
+    size = hub.store.granted(repo.id, value.oid)
     if size is None:
         raise HubError(
             400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist: {path}"
@@ -230,7 +232,7 @@ def _take_large(core: Core, repo: Repo, draft: _Draft, path: str, value: _Value)
     draft.contents[oid] = (size, value.oid)
 
 
-def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, create_pr: bool) -> Response:
+def _land(hub: HubState, call: Call, repo: Repo, caller: Caller, draft: _Draft, create_pr: bool) -> Response:
     """Check what the lines add up to against the head and, in the same transaction, move the head."""
     if draft.summary is None:
         raise HubError(400, "A commit needs a header line")
@@ -239,50 +241,50 @@ def _land(core: Core, call: Call, repo: Repo, caller: Caller, draft: _Draft, cre
         if errors:
             raise HubError(400, "Invalid metadata in README.md.\n" + "\n".join(f"- {text}" for text in errors))
     revision = call.params["rev"]
-    with core.store.transaction():
-        limits.check_commits(core, caller)
-        base = core.revision(repo, revision)
-        ref = core.history.branch(repo, revision)
+    with hub.store.transaction():
+        hub.quota.check(caller)
+        base = hub.revision(repo, revision)
+        ref = hub.history.branch(repo, revision)
         if ref is None:
             raise HubError(400, f"Invalid rev id: {revision} is not a branch", code="RevisionNotFound")
         if draft.parent is not None and draft.parent != base.oid:
             raise HubError(412, "The branch was updated since you opened this page. Please refresh and try again.")
-        changes = _with_removals(core, base.tree, draft)
+        changes = _with_removals(hub, base.tree, draft)
         for oid, (size, sha256) in draft.contents.items():
-            core.history.add_content(oid, size, sha256)
+            hub.history.add_content(oid, size, sha256)
         try:
-            tree = core.history.write_tree(base.tree, changes)
+            tree = hub.history.write_tree(base.tree, changes)
         except PathConflict as conflict:
             raise HubError(400, f"Invalid operations: {conflict}") from None
-        landed = core.history.add_commit(
+        landed = hub.history.add_commit(
             repo,
             tree=tree,
             parent=base.oid,
             author=caller.name,
             title=draft.summary,
             message=draft.description,
-            now=core.clock(),
+            now=hub.clock(),
         )
         answer: dict[str, Any] = {
             "success": True,
             "commitOid": landed.oid,
-            "commitUrl": f"{core.endpoint}/{repo.web_path}/commit/{landed.oid}",
+            "commitUrl": f"{hub.endpoint}/{repo.web_path}/commit/{landed.oid}",
             "hookOutput": "",
         }
         if create_pr:
-            answer["pullRequestUrl"] = discussions.open_pull_request(core, repo, caller.name, ref, base, landed)
+            answer["pullRequestUrl"] = discussions.open_pull_request(hub, repo, caller.name, ref, base, landed)
         else:
-            core.history.set_ref(repo, ref, landed.oid)
-            discussions.note_commit(core, repo, ref, caller.name, landed)
-        limits.spend_commit(core, caller)
+            hub.history.set_ref(repo, ref, landed.oid)
+            discussions.note_commit(hub, repo, ref, caller.name, landed)
+        hub.quota.spend(caller)
     return json_response(answer, headers={"X-Repo-Commit": landed.oid})
 
 
-def _with_removals(core: Core, tree: str, draft: _Draft) -> dict[str, str | None]:
+def _with_removals(hub: HubState, tree: str, draft: _Draft) -> dict[str, str | None]:
     """All changes; what is removed must be there, except that a path may be removed and added in one commit."""
     changes: dict[str, str | None] = {}
     for path, is_folder in draft.removals:
-        entry = core.history.entry(tree, path)
+        entry = hub.history.entry(tree, path)
         # A file's removal may name a folder (huggingface_hub allows it), a folder's removal no file.
         if entry is None or (is_folder and not entry.is_directory):
             what = "folder" if is_folder else "file"

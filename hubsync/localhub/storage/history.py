@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hubsync.localhub import git
-from hubsync.localhub.git import Entry
-from hubsync.localhub.store import Repo, Store
+from hubsync.localhub.storage import git
+from hubsync.localhub.storage.git import Entry
+from hubsync.localhub.storage.store import Repo, Store
 
 _HEX = re.compile(r"[0-9a-f]{7,40}\Z")
 _CACHED_TREES = 512

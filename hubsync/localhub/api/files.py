@@ -11,15 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 from starlette.responses import Response, StreamingResponse
 
-from hubsync.localhub import cas, git
-from hubsync.localhub.core import Core, iso
-from hubsync.localhub.history import Commit, Content, Node
-from hubsync.localhub.routing import Call, HubError, Operation, Route, json_response
-from hubsync.localhub.store import Repo
+from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage import git
+from hubsync.localhub.storage.history import Commit, Content, Node
+from hubsync.localhub.storage.store import Repo
 
 _PAGE = 1000
 _EXPANDED_PAGE = 50
@@ -28,19 +29,12 @@ _TEXT = "text/plain; charset=utf-8"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
 
 
-def next_link(core: Core, call: Call, key: str, value: str) -> dict[str, str]:
-    """The `Link` header to the same request with another page mark."""
-    pairs = [pair for pair in call.request.query_params.multi_items() if pair[0] != key]
-    path = call.request.scope["raw_path"].decode("ascii")
-    return {"Link": f'<{core.endpoint}{path}?{urlencode([*pairs, (key, value)])}>; rel="next"'}
-
-
-def tree(core: Core, call: Call) -> Response:
-    repo = core.content_of(call)
-    commit = core.revision(repo, call.params["rev"])
+def tree(hub: HubState, call: Call) -> Response:
+    repo = hub.content_of(call)
+    commit = hub.revision(repo, call.params["rev"])
     expand, recursive = call.flag("expand"), call.flag("recursive")
     path = call.params.get("path", "").strip("/")
-    entry = core.history.entry(commit.tree, path)
+    entry = hub.history.entry(commit.tree, path)
     if entry is None or not entry.is_directory:
         raise HubError(404, f'{path} does not exist on "{call.params["rev"]}"', code="EntryNotFound")
     most = _EXPANDED_PAGE * 2 if expand else _PAGE
@@ -48,7 +42,7 @@ def tree(core: Core, call: Call) -> Response:
     cursor = call.request.query_params.get("cursor", "")
     page: list[Node] = []
     more = False
-    for node in core.history.walk(entry.oid, f"{path}/" if path else "", recursive=recursive):
+    for node in hub.history.walk(entry.oid, f"{path}/" if path else "", recursive=recursive):
         # The walk's order is fixed for a commit's tree, so the last path of a page marks where the next one begins.
         if cursor:
             cursor = "" if node.path == cursor else cursor
@@ -57,26 +51,24 @@ def tree(core: Core, call: Call) -> Response:
             break
         else:
             page.append(node)
-    headers = {"X-Repo-Commit": commit.oid} | (next_link(core, call, "cursor", page[-1].path) if more else {})
-    return json_response(_described(core, repo, commit, page, expand=expand), headers=headers)
+    headers = {"X-Repo-Commit": commit.oid} | (call.next_link(hub.endpoint, "cursor", page[-1].path) if more else {})
+    return json_response(_described(hub, repo, commit, page, expand=expand), headers=headers)
 
 
-def paths_info(core: Core, call: Call) -> Response:
-    repo = core.content_of(call)
-    commit = core.revision(repo, call.params["rev"])
+def paths_info(hub: HubState, call: Call) -> Response:
+    repo = hub.content_of(call)
+    commit = hub.revision(repo, call.params["rev"])
     paths, expand = _wanted_paths(call)
     nodes: list[Node] = []
     for path in dict.fromkeys(paths):
-        entry = core.history.entry(commit.tree, path.strip("/"))
+        entry = hub.history.entry(commit.tree, path.strip("/"))
         if entry is not None and path.strip("/"):
             nodes.append(Node(path.strip("/"), entry))
-    return json_response(_described(core, repo, commit, nodes, expand=expand), headers={"X-Repo-Commit": commit.oid})
+    return json_response(_described(hub, repo, commit, nodes, expand=expand), headers={"X-Repo-Commit": commit.oid})
 
 
 def _wanted_paths(call: Call) -> tuple[list[str], bool]:
     """The paths of a form (as huggingface_hub sends them) or of a JSON body."""
-    from urllib.parse import parse_qs
-
     if call.request.headers.get("content-type", "").startswith("application/json"):
         body = call.json()
         paths, expand = body.get("paths"), body.get("expand") is True
@@ -90,9 +82,9 @@ def _wanted_paths(call: Call) -> tuple[list[str], bool]:
     return paths, expand
 
 
-def _described(core: Core, repo: Repo, commit: Commit, nodes: list[Node], *, expand: bool) -> list[dict[str, Any]]:
-    contents = core.history.contents(node.entry.oid for node in nodes if not node.entry.is_directory)
-    touched = core.history.last_touched(repo, commit.oid, [node.path for node in nodes]) if expand else {}
+def _described(hub: HubState, repo: Repo, commit: Commit, nodes: list[Node], *, expand: bool) -> list[dict[str, Any]]:
+    contents = hub.history.contents(node.entry.oid for node in nodes if not node.entry.is_directory)
+    touched = hub.history.last_touched(repo, commit.oid, [node.path for node in nodes]) if expand else {}
     out: list[dict[str, Any]] = []
     for node in nodes:
         if node.entry.is_directory:
@@ -100,7 +92,7 @@ def _described(core: Core, repo: Repo, commit: Commit, nodes: list[Node], *, exp
         else:
             content = contents[node.entry.oid]
             item = {"type": "file", "oid": content.oid, "size": content.size, "path": node.path}
-            item |= _large_fields(core, content)
+            item |= _large_fields(hub, content)
             if expand:
                 item["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
         if expand:
@@ -110,12 +102,12 @@ def _described(core: Core, repo: Repo, commit: Commit, nodes: list[Node], *, exp
     return out
 
 
-def _large_fields(core: Core, content: Content) -> dict[str, Any]:
+def _large_fields(hub: HubState, content: Content) -> dict[str, Any]:
     if content.sha256 is None:
         return {}
     pointer_size = len(git.lfs_pointer(content.sha256, content.size))
     fields: dict[str, Any] = {"lfs": {"oid": content.sha256, "size": content.size, "pointerSize": pointer_size}}
-    large = core.store.large(content.sha256)
+    large = hub.store.large(content.sha256)
     if large is not None and large[1] is not None:
         fields["xetHash"] = large[1]
     return fields
@@ -124,47 +116,47 @@ def _large_fields(core: Core, content: Content) -> dict[str, Any]:
 # The bytes of a file
 
 
-def resolve(core: Core, call: Call) -> Response:
-    repo, commit, path, content = _found(core, call)
+def resolve(hub: HubState, call: Call) -> Response:
+    repo, commit, path, content = _found(hub, call)
     if content.sha256 is None:
         # Where the real Hub answers from its cache, one address further; the rest it serves itself.
         if not repo.private and not repo.extra.get("gated") and "/" in call.repo_name and content.size:
             return _to_cache(call, repo, commit, path, content)
-        return _plain(core, call, commit, path, content)
-    headers = _file_headers(commit, path) | _linked(core, repo, commit.oid, content)
-    claims = {"sha256": content.sha256, "repo": repo.id, "commit": commit.oid, "exp": core.clock() + _URL_TTL_S}
-    location = f"{core.endpoint}/_localhub/blob/{core.sign(claims)}/{quote(path.rsplit('/', 1)[-1], safe='')}"
+        return _plain(hub, call, commit, path, content)
+    headers = _file_headers(commit, path) | _linked(hub, repo, commit.oid, content)
+    claims = {"sha256": content.sha256, "repo": repo.id, "commit": commit.oid, "exp": hub.clock() + _URL_TTL_S}
+    location = f"{hub.endpoint}/_localhub/blob/{hub.sign(claims)}/{quote(path.rsplit('/', 1)[-1], safe='')}"
     return Response(
         f"Found. Redirecting to {location}", 302, headers | {"Location": location, "Vary": "Origin, Accept"}
     )
 
 
-def cached(core: Core, call: Call) -> Response:
+def cached(hub: HubState, call: Call) -> Response:
     """A small file of a public repo, where `resolve` leads to; a large one is not there."""
-    _, commit, path, content = _found(core, call)
+    _, commit, path, content = _found(hub, call)
     if content.sha256 is not None:
         raise HubError(404, "Entry not found", code="EntryNotFound")
-    return _plain(core, call, commit, path, content)
+    return _plain(hub, call, commit, path, content)
 
 
-def raw(core: Core, call: Call) -> Response:
+def raw(hub: HubState, call: Call) -> Response:
     """What git has under a path: of a large file, its pointer."""
-    _, commit, path, content = _found(core, call)
+    _, commit, path, content = _found(hub, call)
     if content.sha256 is None:
-        return _plain(core, call, commit, path, content)
+        return _plain(hub, call, commit, path, content)
     pointer = git.lfs_pointer(content.sha256, content.size)
     headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"'}
     return _ranged(call, len(pointer), headers, lambda start, end: iter([pointer[start:end]]), _TEXT)
 
 
-def _found(core: Core, call: Call) -> tuple[Repo, Commit, str, Content]:
-    repo = core.content_of(call)
-    commit = core.revision(repo, call.params["rev"])
+def _found(hub: HubState, call: Call) -> tuple[Repo, Commit, str, Content]:
+    repo = hub.content_of(call)
+    commit = hub.revision(repo, call.params["rev"])
     path = call.params["path"]
-    entry = core.history.entry(commit.tree, path)
+    entry = hub.history.entry(commit.tree, path)
     if entry is None or entry.is_directory or not path:
         raise HubError(404, "Entry not found", code="EntryNotFound", headers={"X-Repo-Commit": commit.oid})
-    return repo, commit, path, core.history.content(entry.oid)
+    return repo, commit, path, hub.history.content(entry.oid)
 
 
 def _to_cache(call: Call, repo: Repo, commit: Commit, path: str, content: Content) -> Response:
@@ -174,10 +166,10 @@ def _to_cache(call: Call, repo: Repo, commit: Commit, path: str, content: Conten
     return Response(f"Temporary Redirect. Redirecting to {location}", 307, headers, _TEXT)
 
 
-def _plain(core: Core, call: Call, commit: Commit, path: str, content: Content) -> Response:
+def _plain(hub: HubState, call: Call, commit: Commit, path: str, content: Content) -> Response:
     headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"'}
     return _ranged(
-        call, content.size, headers, lambda start, end: core.blobs.stream("git", content.oid, start, end), _TEXT
+        call, content.size, headers, lambda start, end: hub.blobs.stream("git", content.oid, start, end), _TEXT
     )
 
 
@@ -185,14 +177,12 @@ def _file_headers(commit: Commit, path: str) -> dict[str, str]:
     return {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "Content-Disposition": _disposition(path)}
 
 
-def blob(core: Core, call: Call) -> Response:
+def blob(hub: HubState, call: Call) -> Response:
     """A large object under its signed address, as the Hub's CDN serves it: no token needed, ranges understood."""
-    claims = core.verify(call.params["claims"])
-    if claims is None or "sha256" not in claims:
-        raise HubError(403, "Access denied: the signature is wrong or has expired")
+    claims = hub.signed(call.params["claims"], "sha256")
     sha256 = str(claims["sha256"])
-    large = core.store.large(sha256)
-    repo = core.store.repo_by_id(int(claims["repo"]))
+    large = hub.store.large(sha256)
+    repo = hub.store.repo_by_id(int(claims["repo"]))
     if large is None or repo is None:
         raise HubError(404, "Not Found", code="EntryNotFound")
     size, xet_hash, plain = large
@@ -201,25 +191,26 @@ def blob(core: Core, call: Call) -> Response:
         "Accept-Ranges": "bytes",
         "Content-Disposition": _disposition(call.params["name"]),
     }
-    headers |= {"ETag": f'"{sha256}"'} | _linked(core, repo, str(claims["commit"]), Content("", size, sha256))
+    headers |= {"ETag": f'"{sha256}"'} | _linked(hub, repo, str(claims["commit"]), Content("", size, sha256))
 
     def pieces(start: int, end: int) -> Iterator[bytes]:
         if plain:
-            return core.blobs.stream("lfs", sha256, start, end)
-        assert xet_hash is not None
-        return cas.content(core, xet_hash, start, end)
+            return hub.blobs.stream("lfs", sha256, start, end)
+        found = hub.content.file(xet_hash or "")
+        assert found is not None, f"{sha256} is stored nowhere"
+        return hub.content.read(found[0], start, end)
 
     return _ranged(call, size, headers, pieces, "application/octet-stream")
 
 
-def _linked(core: Core, repo: Repo, commit_oid: str, content: Content) -> dict[str, str]:
+def _linked(hub: HubState, repo: Repo, commit_oid: str, content: Content) -> dict[str, str]:
     """The headers that tell a client about the large object behind a path and, where it is in Xet, how to get at it."""
     assert content.sha256 is not None
     headers = {"X-Linked-Size": str(content.size), "X-Linked-ETag": f'"{content.sha256}"'}
-    large = core.store.large(content.sha256)
+    large = hub.store.large(content.sha256)
     if large is not None and large[1] is not None:
-        route = f"{core.endpoint}/api/{repo.type}s/{repo.name}/xet-read-token/{commit_oid}"
-        reconstruction = f"{cas.cas_url(core)}/v1/reconstructions/{large[1]}"
+        route = f"{hub.endpoint}/api/{repo.type}s/{repo.name}/xet-read-token/{commit_oid}"
+        reconstruction = f"{hub.cas_url}/v1/reconstructions/{large[1]}"
         headers["X-Xet-Hash"] = large[1]
         headers["Link"] = f'<{route}>; rel="xet-auth", <{reconstruction}>; rel="xet-reconstruction-info"'
     return headers

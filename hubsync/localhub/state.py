@@ -11,26 +11,24 @@ import functools
 import hashlib
 import hmac
 import json
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from hubsync.localhub.blobs import BlobStore, Incoming
-from hubsync.localhub.history import Commit, History
-from hubsync.localhub.routing import Call, HubError
-from hubsync.localhub.store import Caller, Repo, Store
-from hubsync.localhub.xet import Chunk
+from hubsync.localhub.call import Call, HubError
+from hubsync.localhub.limits import CommitQuota
+from hubsync.localhub.storage.blobs import BlobStore, Incoming
+from hubsync.localhub.storage.history import Commit, History
+from hubsync.localhub.storage.store import Caller, Repo, Store
+from hubsync.localhub.xet.cas import ContentStore
 
 T = TypeVar("T")
-_NAME = re.compile(r"(?!.*--)(?!.*\.\.)[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 _WORKERS = 16
 _WRITE_BYTES = 1 << 20
 
@@ -45,7 +43,7 @@ class Settings:
     lfs_multipart_bytes: int = 20_000_000
 
 
-class Core:
+class HubState:
     """The Hub behind its HTTP face. Opened on a directory, closed once; all state is on disk."""
 
     def __init__(self, directory: Path, settings: Settings, clock: Callable[[], float] = time.time) -> None:
@@ -56,9 +54,10 @@ class Core:
         self.store = Store(directory / "hub.sqlite3")
         self.blobs = BlobStore(directory)
         self.history = History(self.store)
+        self.content = ContentStore(self.store, self.blobs)
+        self.quota = CommitQuota(self.store, settings.commits_per_hour, clock)
         self.hub_id = self.store.setting("hub-id", secrets.token_hex(6))
         self._secret = self.store.setting("secret", secrets.token_hex(32)).encode()
-        self.chunk_indexes: dict[str, list[Chunk]] = {}  # of xorbs, which never change; kept by `cas`
         self._workers: anyio.CapacityLimiter | None = None
 
     def close(self) -> None:
@@ -107,6 +106,20 @@ class Core:
             return None
         claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         return claims if claims.get("exp", 0) > self.clock() else None
+
+    def signed(self, token: str, claim: str) -> dict[str, Any]:
+        """The claims of a signed address, which must have this one; 403 for any other."""
+        claims = self.verify(token)
+        if claims is None or claim not in claims:
+            raise HubError(403, "Access denied: the signature is wrong or has expired")
+        return claims
+
+    @property
+    def cas_url(self) -> str:
+        """Where this hub's CAS is. Its id is part of it: hf_xet keeps what it knows of a CAS by address, and ports are
+        used again.
+        """
+        return f"{self.endpoint}/_localhub/cas/{self.hub_id}"
 
     # Who is calling
 
@@ -170,16 +183,3 @@ class Core:
         if oid is None:
             raise HubError(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
         return self.history.commit(repo, oid)
-
-
-def check_repo_name(name: str) -> None:
-    """Refuse what the Hub does not take as the second half of a repo id."""
-    if not isinstance(name, str) or not _NAME.match(name) or name.lower().endswith((".git", ".ipynb")):
-        raise HubError(
-            400, f'Invalid repo name: "{name}". It must match [A-Za-z0-9._-], 1 to 96 characters, without "--" or ".."'
-        )
-
-
-def iso(seconds: float) -> str:
-    """Unix time as the Hub writes it: UTC with milliseconds."""
-    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

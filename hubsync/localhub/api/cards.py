@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from hubsync.localhub.core import Core
-from hubsync.localhub.history import Commit
+from hubsync.localhub.state import HubState
+from hubsync.localhub.storage.history import Commit
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _TEXT_FIELDS = ("pretty_name", "pipeline_tag", "library_name", "title", "sdk", "license_name")
@@ -72,12 +72,12 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
     return errors, []
 
 
-def metadata(core: Core, commit: Commit) -> dict[str, Any]:
+def metadata(hub: HubState, commit: Commit) -> dict[str, Any]:
     """The metadata of the README that stands in a commit, as JSON can hold it; empty where there is none."""
-    entry = core.history.entry(commit.tree, "README.md")
-    if entry is None or entry.is_directory or core.history.content(entry.oid).sha256 is not None:
+    entry = hub.history.entry(commit.tree, "README.md")
+    if entry is None or entry.is_directory or hub.history.content(entry.oid).sha256 is not None:
         return {}
-    data = card_data(core.blobs.read("git", entry.oid).decode("utf-8", "replace")) or {}
+    data = card_data(hub.blobs.read("git", entry.oid).decode("utf-8", "replace")) or {}
     # YAML knows dates, JSON does not; the Hub shows them as text.
     shown = json.dumps(
         data, default=lambda value: value.isoformat() if isinstance(value, date | datetime) else str(value)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from hubsync.localhub import git
+from hubsync.localhub.storage import git
 
 Kind = Literal["git", "lfs", "xorb"]
 _READ_BYTES = 1 << 20

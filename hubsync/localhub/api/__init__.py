@@ -1,0 +1,1 @@
+"""The Hub's HTTP API: one module per part of it, each with its handlers and, at its end, their `ROUTES`."""

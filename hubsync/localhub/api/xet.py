@@ -1,0 +1,166 @@
+"""The HTTP side of Xet: tokens, uploads of xorbs and shards, reconstructions, and ranges of xorbs for download."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from hubsync.localhub.call import Call, HubError, Operation, json_response
+from hubsync.localhub.routing import Route
+from hubsync.localhub.state import HubState
+from hubsync.localhub.xet import formats
+from hubsync.localhub.xet.cas import UnknownXorbError
+from hubsync.localhub.xet.formats import XetFormatError
+
+_XORB_BYTES = 80 << 20  # the protocol's 64 MiB of content, and room for headers and a footer
+_URL_TTL_S = 3600.0
+_HASH = re.compile(r"[0-9a-f]{64}\Z")
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+
+
+def token(hub: HubState, call: Call) -> Response:
+    """Answer `xet-write-token` and `xet-read-token`: a signed token for one repo and a short time."""
+    scope, revision = call.params["scope"], call.params.get("rev", "main")
+    if scope == "write":
+        repo, _ = hub.writable(call, pull_request=call.flag("create_pr"))
+    else:
+        repo = hub.content_of(call)
+    if revision != "None":
+        hub.revision(repo, revision)
+    expires = int(hub.clock() + hub.settings.xet_token_ttl_s)
+    access = hub.sign({"scope": scope, "repo": repo.id, "exp": expires})
+    headers = {"X-Xet-Access-Token": access, "X-Xet-Token-Expiration": str(expires), "X-Xet-Cas-Url": hub.cas_url}
+    return json_response({"accessToken": access, "exp": expires, "casUrl": hub.cas_url}, headers=headers)
+
+
+def _claims(hub: HubState, call: Call, scope: str) -> dict[str, Any]:
+    """Return what the request's Xet token allows; a write token may also read."""
+    header = call.request.headers.get("authorization", "")
+    found = hub.verify(header.partition(" ")[2].strip()) if header else None
+    if found is None or found.get("scope") not in ("read", "write"):
+        raise HubError(401, "Invalid or expired Xet token")
+    if scope == "write" and found["scope"] != "write":
+        raise HubError(403, "This Xet token may only read")
+    if call.params["hub"] != hub.hub_id:
+        raise HubError(404, "No such CAS")
+    return found
+
+
+def not_offered(hub: HubState, call: Call) -> Response:
+    """Answer 404, at which a client falls back to what the embedded Hub does offer."""
+    raise HubError(404, "Not Found")
+
+
+def chunk(hub: HubState, call: Call) -> Response:
+    """Answer a query for global deduplication, which is not offered."""
+    _claims(hub, call, "read")
+    return not_offered(hub, call)
+
+
+async def put_xorb(hub: HubState, call: Call) -> Response:
+    """Take in a xorb."""
+    _claims(hub, call, "write")
+    name = call.params["hash"]
+    if not _HASH.match(name) or call.params["prefix"] != "default":
+        raise HubError(400, "Bad xorb hash")
+    with hub.blobs.receive() as incoming:
+        await hub.take_in(call.request.stream(), incoming, _XORB_BYTES)
+        try:
+            inserted = await hub.in_thread(hub.content.add_xorb, name, incoming)
+        except XetFormatError as error:
+            raise HubError(400, f"Bad xorb: {error}") from None
+        return json_response({"was_inserted": inserted})
+
+
+def put_shard(hub: HubState, call: Call) -> Response:
+    """Register the files that a shard describes, for commits of the token's repo."""
+    allowed = _claims(hub, call, "write")
+    try:
+        files = formats.read_shard(call.body)
+        for file in files:
+            hub.content.check(file)
+    except XetFormatError as error:
+        raise HubError(400, f"Bad shard: {error}") from None
+    except UnknownXorbError as error:
+        raise HubError(400, str(error)) from None
+    with hub.store.transaction():
+        for file in files:
+            hub.content.add_file(file)
+            if file.sha256 is not None:
+                hub.store.grant(int(allowed["repo"]), file.sha256, hub.clock())
+    if call.params.get("version") == "v2":
+        # The second version answers with a stream of events, of which the last is the result.
+        return Response(b'{"type":"result","result":1}\n', 200, media_type="application/x-ndjson")
+    return json_response({"result": 1})
+
+
+def reconstruction(hub: HubState, call: Call) -> Response:
+    """Tell how to put a file, or a range of it, together from ranges of xorbs."""
+    _claims(hub, call, "read")
+    found = hub.content.file(call.params["hash"])
+    if found is None:
+        raise HubError(404, "Not Found")
+    terms, size = found
+    start, end = 0, size
+    if header := call.request.headers.get("range"):
+        match = _RANGE.match(header)
+        if match is None:
+            raise HubError(400, "Bad range")
+        start, end = _clipped(match, size)
+        if start >= size or end <= start:
+            raise HubError(416, "Range Not Satisfiable")
+    offset, kept = hub.content.cut(terms, start, end)
+    fetch: dict[str, list[dict[str, Any]]] = {}
+    for term in dict.fromkeys(kept):
+        first, last = hub.content.extent(term)
+        signed = hub.sign({"xorb": term.xorb, "exp": hub.clock() + _URL_TTL_S})
+        entry = {
+            "range": {"start": term.start, "end": term.end},
+            "url": f"{hub.cas_url}/xorb-data/{signed}",
+            "url_range": {"start": first, "end": last - 1},
+        }
+        if entry not in fetch.setdefault(term.xorb, []):
+            fetch[term.xorb].append(entry)
+    shown = [
+        {"hash": term.xorb, "unpacked_length": term.unpacked, "range": {"start": term.start, "end": term.end}}
+        for term in kept
+    ]
+    return json_response({"offset_into_first_range": offset, "terms": shown, "fetch_info": fetch})
+
+
+def xorb_data(hub: HubState, call: Call) -> Response:
+    """Serve a byte range of a stored xorb, under the signed address that a reconstruction gave."""
+    name = str(hub.signed(call.params["signed"], "xorb")["xorb"])
+    size = hub.blobs.size("xorb", name)
+    match = _RANGE.match(call.request.headers.get("range", ""))
+    start, end, status = 0, size, 200
+    headers = {"Accept-Ranges": "bytes"}
+    if match:
+        (start, end), status = _clipped(match, size), 206
+        if start >= end:
+            raise HubError(416, "Range Not Satisfiable", headers={"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    return StreamingResponse(hub.blobs.stream("xorb", name, start, end), status, headers, "application/octet-stream")
+
+
+def _clipped(match: re.Match[str], size: int) -> tuple[int, int]:
+    """Return the start and the end (exclusive) of a requested range, the end no later than `size`."""
+    return int(match[1]), min(int(match[2]) + 1 if match[2] else size, size)
+
+
+_CAS = "/_localhub/cas/{hub}"
+ROUTES = [
+    Route(Operation.XET_TOKEN, "GET", "/api/{type}/{repo}/xet-(?P<scope>read|write)-token/{rev}", token),
+    Route(Operation.XET_TOKEN, "GET", "/api/{type}/{repo}/xet-(?P<scope>read|write)-token", token),
+    Route(Operation.XORB_GRANT, "POST", _CAS + "/v1/xorb-grants/{prefix}/{hash}", not_offered),
+    Route(Operation.XORB, "POST", _CAS + "/v1/xorbs/{prefix}/{hash}", stream=put_xorb),
+    Route(Operation.SHARD, "POST", _CAS + "/(?P<version>v[12])/shards", put_shard),
+    Route(Operation.SHARD, "POST", _CAS + "/shards", put_shard),
+    Route(Operation.RECONSTRUCTION, "GET", _CAS + "/v2/reconstructions/{hash}", not_offered),
+    Route(Operation.RECONSTRUCTION, "GET", _CAS + "/v1/reconstructions/{hash}", reconstruction),
+    Route(Operation.CHUNK, "GET", _CAS + "/v1/chunks/{prefix}/{hash}", chunk),
+    Route(Operation.XORB_DATA, "GET", _CAS + "/xorb-data/{signed}", xorb_data),
+]

@@ -1,0 +1,1 @@
+"""Xet storage: `formats` reads what clients upload (xorbs and shards), `cas` stores it and reads files from it."""
