@@ -102,7 +102,7 @@ def _python(block: Block, shown: str | None, where: Path, environ: dict[str, str
     file = where / f"{'test_' if tests else ''}line_{block.line}.py"
     file.write_text(code)
     runner = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(where)] if tests else []
-    command = [sys.executable, *runner, file.name]
+    command = ["python", *runner, file.name]
     done = _process(command, block, where, environ, merge=shown is not None)
     if done.returncode:
         return f"exit code {done.returncode}\n{done.stdout}{done.stderr or ''}"
@@ -222,8 +222,8 @@ def _syntax(text: str) -> None:
         raise ValueError(done.stderr)
 
 
-def environ_of(hub: dict[str, str], home: Path) -> dict[str, str]:
-    """What the blocks of a page run in: the tools of this checkout, a home of their own, and this Hub."""
+def environ_of(hub: dict[str, str], home: Path, programs: Path) -> dict[str, str]:
+    """Return the environment of a page's blocks: this Hub, this home, and the programs of a `ForkServer`."""
     # `make test` runs this: a make of a page's own would say that it is within another.
     strange = ("HF_", "HUBSYNC_", "XDG_", "PYTEST_", "COV_", "MAKE", "MFLAGS")
     given = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
@@ -231,7 +231,7 @@ def environ_of(hub: dict[str, str], home: Path) -> dict[str, str]:
         **given,
         **hub,
         "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "COLUMNS": "120",
         "PYTHONUNBUFFERED": "1",
         "DATASETS_VERBOSITY": "error",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import tempfile
 import tomllib
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 from urllib.parse import unquote
@@ -20,7 +22,15 @@ from benchmarks.pages import PAGES as MADE
 from benchmarks.pages import filled
 from hubsync.localhub import LocalHub
 from hubsync.telemetry.status import StateKind
+from tests.fork_server import ForkServer
 from tests.snippets import PAGES, ROOT, blocks, environ_of, problems, prose
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Path]:
+    """Where the blocks of the pages find `python`, `hubsync` and `hf`."""
+    with tempfile.TemporaryDirectory(prefix="hubsync-") as directory, ForkServer(Path(directory)) as server:
+        yield server.programs
 
 
 def name_of(page: Path) -> str:
@@ -35,20 +45,22 @@ def test_a_page_shows_what_the_code_is_and_what_was_measured(path: Path) -> None
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_every_block_of_a_page_does_what_the_page_says(path: Path, hub: LocalHub, tmp_path: Path) -> None:
+def test_every_block_of_a_page_does_what_the_page_says(
+    path: Path, hub: LocalHub, tmp_path: Path, programs: Path
+) -> None:
     where, home = tmp_path / "here", tmp_path / "home"
     where.mkdir()
     home.mkdir()
-    wrong = list(problems(path.read_text(), where, environ_of(hub.environ(), home)))
+    wrong = list(problems(path.read_text(), where, environ_of(hub.environ(), home, programs)))
     assert not wrong, "\n".join(f"{name_of(path)}, {each}" for each in wrong)
 
 
-def test_the_first_screen_brings_its_rows(hub: LocalHub, tmp_path: Path) -> None:
+def test_the_first_screen_brings_its_rows(hub: LocalHub, tmp_path: Path, programs: Path) -> None:
     """The README's first block, and what its last comment says."""
     first = next(block for block in blocks((ROOT / "README.md").read_text()) if block.language == "python")
     told = "import datasets\nprint(datasets.load_dataset('user/rollouts', split='train').num_rows)"
     page = f"```python\n{first.text}{told}\n```\n```text\n100\n```\n"
-    assert list(problems(page, tmp_path, environ_of(hub.environ(), tmp_path))) == []
+    assert list(problems(page, tmp_path, environ_of(hub.environ(), tmp_path, programs))) == []
 
 
 @pytest.mark.parametrize(
@@ -73,8 +85,8 @@ def test_the_first_screen_brings_its_rows(hub: LocalHub, tmp_path: Path) -> None
         ("- in a list\n\n  ```console\n  $ exit 3\n  ```\n", "exit code 3"),
     ],
 )  # fmt: skip
-def test_a_block_that_is_wrong_is_found(page: str, wrong: str, tmp_path: Path) -> None:
-    (found,) = problems(page, tmp_path, environ_of({}, tmp_path))
+def test_a_block_that_is_wrong_is_found(page: str, wrong: str, tmp_path: Path, programs: Path) -> None:
+    (found,) = problems(page, tmp_path, environ_of({}, tmp_path, programs))
     assert wrong in found
 
 
@@ -90,8 +102,8 @@ def test_a_block_that_is_wrong_is_found(page: str, wrong: str, tmp_path: Path) -
         "```python\ndef test_one(local_hub):\n    assert local_hub.commits_served == 0\n```\n",
     ],
 )
-def test_a_block_that_is_right_is_left_alone(page: str, tmp_path: Path) -> None:
-    assert list(problems(page, tmp_path, environ_of({}, tmp_path))) == []
+def test_a_block_that_is_right_is_left_alone(page: str, tmp_path: Path, programs: Path) -> None:
+    assert list(problems(page, tmp_path, environ_of({}, tmp_path, programs))) == []
 
 
 def anchors(page: str) -> set[str]:
