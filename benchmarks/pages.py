@@ -27,7 +27,7 @@ PAGES = [
 
 def crash_points() -> str:
     """The crash-point matrix."""
-    lines = ["| killed when | what is so then | what the next start does |", "| --- | --- | --- |"]
+    lines = ["| killed when | state at that instant | what the next start does |", "| --- | --- | --- |"]
     lines += [f"| {point.title} | {point.now} | {point.then} |" for point in Failpoint]
     return "\n".join(lines)
 
