@@ -22,12 +22,12 @@ endef
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
-check: lint types unit ## what to run while you work: lint, types and unit tests, under a minute
+check: lint types unit ## run lint, types and unit tests: what to run while you work, under a minute
 
 test: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests (make test ARGS="-k spool")
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-newest: $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests with the newest versions of everything, ignoring the pins
+test-newest: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests with the newest versions of everything, ignoring the pins
 	$(call venv,$(VENV)-newest)
 	@$(VENV)-newest/bin/python $(PIP) --upgrade pip
 	@$(VENV)-newest/bin/python $(PIP) --editable '.[demo]' --group test
