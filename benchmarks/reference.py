@@ -25,7 +25,13 @@ MODULES = {
     "hubsync.localhub": (),
 }
 # What those above return and take.
-NAMED = ("telemetry.status.State", "model.stats.Counts", "model.stats.QueueDepth", "model.stats.SpoolDepth", "policies.Ack")
+NAMED = (
+    "telemetry.status.State",
+    "model.stats.Counts",
+    "model.stats.QueueDepth",
+    "model.stats.SpoolDepth",
+    "policies.Ack",
+)
 _FIRST = ("Uploader", "AsyncUploader", "Receipt", "Stats")
 _RETURNED = ("Receipt", "Shards", "Rows", "Distiset", "Faults")  # nobody makes one
 _BARE = ("HuggingFaceHubCheckpointer",)  # whose methods are the framework's to call
