@@ -111,7 +111,7 @@ def test_tail_writes_the_last_rows_by_time(run: Commands, uploader: Make, tmp_pa
 
 
 def test_tail_follows_and_is_started_again_from_its_cursors_file(start: Any, uploader: Make, tmp_path: Path) -> None:
-    bring(uploader, *range(7))
+    bring(uploader, *range(7), one_by_one=True)
     args = ("tail", "-f", "user/rows", "-n", 2, "--poll", 0.05, "--cursor", tmp_path / "cursor")
     process = start(*args)
     assert some(process.stdout, 2) == [5, 6]
