@@ -1,9 +1,9 @@
-"""Locks on files that end with their process, however it dies; and that a forked child does not inherit.
+"""File locks that end with their process and that a forked child does not inherit.
 
-`flock` belongs to the open file, so two uploaders in one process lock each other out as two processes do. A process
-that is stopped (SIGSTOP, a debugger, a frozen container) keeps its lock; therefore a holder beats, by its file's time,
-and who sees no beat for long may seize the lock by putting a new file in its place. What the old holder does when it
-goes on must be fenced by whoever relies on the lock: it learns of its loss only by asking `valid`.
+`flock` belongs to the open file, so two uploaders in one process exclude each other as two processes do. A process
+that is stopped (SIGSTOP, a debugger, a frozen container) keeps its lock. The holder therefore refreshes the lock
+file's time as a heartbeat. If the heartbeat stalls, another process may steal the lock by putting a new file in its
+place. The old holder notices only when it calls `is_current`, so whatever relies on the lock must check that.
 """
 
 from __future__ import annotations
@@ -19,30 +19,39 @@ from pathlib import Path
 from hubsync._runtime.clock import Clock
 from hubsync.errors import SpoolError
 
-HEARTBEAT_S = 0.5  # how often a holder beats
-_STOPPED_S = 3.0  # without a beat for so long, and over so many looks, a holder counts as stopped:
-_STOPPED_LOOKS = 4  # a clock that jumps, or a whole machine that slept, must not make it so
+HEARTBEAT_S = 0.5  # how often a holder refreshes its lock
+# A holder counts as stalled after this long without a heartbeat, and over this many checks: a clock that jumps or a
+# machine that was suspended must not look like a stall.
+_STALLED_S = 3.0
+_STALLED_CHECKS = 4
 
-_guard = threading.Lock()  # a lock may be let go by one thread while another beats
+_guard = threading.Lock()  # one thread may release a lock while another refreshes it
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 class FileLock:
-    """An exclusive lock on one file, which holds the pid of who has it."""
+    """An exclusive lock on one file, which contains its holder's pid."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
 
     def acquire(self) -> bool:
-        """Whether the lock is now held. Never waits."""
+        """Try to take the lock, without waiting.
+
+        Returns:
+            Whether this object holds the lock now.
+
+        Raises:
+            SpoolError: The file can't be opened or locked.
+        """
         if self._fd is not None:
             return True
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise SpoolError(f"the lock {self.path} can't be opened: {error}.") from error
-        with _guard:  # for another thread that asks for the holder, it is free or held: never another's in between
+        with _guard:  # `holder` in another thread must not see the lock taken before it is recorded as ours
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -52,14 +61,14 @@ class FileLock:
                 raise SpoolError(
                     f"{self.path} can't be locked: {error}. Is it on a file system without locks?"
                 ) from error
-            self._keep(fd)
-        if not self.valid():  # seized between opening and locking it
+            self._record(fd)
+        if not self.is_current():  # stolen between opening and locking it
             self.release()
             return False
         return True
 
-    def _keep(self, fd: int) -> None:
-        with suppress(OSError):  # the pid is for people; a full disk must not stop a job
+    def _record(self, fd: int) -> None:
+        with suppress(OSError):  # the pid is information for people; a full disk must not stop a job
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         self._fd = fd
@@ -67,38 +76,42 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process has locked the file; `valid` tells whether that still counts."""
+        """Whether this object has locked the file. The lock may have been stolen since: see `is_current`."""
         return self._fd is not None
 
-    def valid(self) -> bool:
-        """Whether the lock is held and nobody has seized it."""
+    def is_current(self) -> bool:
+        """Return whether the lock is held and was not stolen."""
         with _guard:
             try:
                 return self._fd is not None and os.path.samestat(os.fstat(self._fd), os.stat(self.path))
             except OSError:
                 return False
 
-    def beat(self) -> None:
-        """Shows that the holder goes on."""
+    def refresh(self) -> None:
+        """Write a heartbeat: update the lock file's time."""
         with _guard, suppress(OSError):
             if self._fd is not None:
                 os.utime(self._fd)
 
-    def seize(self) -> None:
-        """Takes the lock from a holder that has stopped. Those who may seize it must take turns."""
+    def steal(self) -> None:
+        """Take the lock from a stalled holder. Processes that may steal it must take turns.
+
+        Raises:
+            SpoolError: The lock file can't be replaced.
+        """
         self.release()
         new = self.path.with_suffix(f".{os.getpid()}")
         try:
             fd = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._keep(fd)
+            self._record(fd)
             os.replace(new, self.path)
         except OSError as error:
             self.release()
             raise SpoolError(f"the lock {self.path} can't be taken over: {error}.") from error
 
     def holder(self) -> int | None:
-        """The pid of the process that holds it, this one or another; None where nobody does."""
+        """Return the pid of the process that holds the lock, this one included; None if it is free."""
         with _guard:
             if self._fd is not None:
                 return os.getpid()
@@ -113,6 +126,7 @@ class FileLock:
             return None
 
     def release(self) -> None:
+        """Give the lock up; do nothing if it is not held."""
         with _guard:
             fd, self._fd = self._fd, None
             if fd is not None:
@@ -120,37 +134,37 @@ class FileLock:
 
 
 class HeartbeatMonitor:
-    """Watches from outside whether the holder of a lock still beats."""
+    """Detects that the holder of a lock has stalled, from outside its process."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
-        self._seen: tuple[int, int] | None = None
+        self._last_seen: tuple[int, int] | None = None
         self._since = 0.0
-        self._looks = 0
+        self._checks = 0
 
-    def stopped(self) -> bool:
-        """Looks; True once no beat was seen for long."""
+    def stalled(self) -> bool:
+        """Check the lock file; return True if several checks in a row saw no heartbeat for several seconds."""
         try:
-            about = os.stat(self._path)
+            stat = os.stat(self._path)
         except OSError:
             return False
-        seen = (about.st_ino, about.st_mtime_ns)
-        if seen != self._seen:
-            self._seen, self._since, self._looks = seen, self._clock.time(), 0
-        self._looks += 1
+        seen = (stat.st_ino, stat.st_mtime_ns)
+        if seen != self._last_seen:
+            self._last_seen, self._since, self._checks = seen, self._clock.time(), 0
+        self._checks += 1
         self._since = min(self._since, self._clock.time())  # a clock that was set back
-        return self._looks > _STOPPED_LOOKS and self._clock.time() - self._since >= _STOPPED_S
+        return self._checks > _STALLED_CHECKS and self._clock.time() - self._since >= _STALLED_S
 
 
 def is_held_here(path: Path) -> bool:
-    """Whether a lock of this process stands for the path, also where its file was deleted."""
+    """Return whether this process holds a lock on `path`, even if the file was deleted."""
     with _guard:
         return any(lock.path == path and lock.held for lock in _held)
 
 
-def _let_go_in_child() -> None:
-    """A forked child shares the open file, and so the lock, which would outlive the parent: it closes its copy."""
+def _close_in_child() -> None:
+    """Close a forked child's copies of the open files: with them, the locks would outlive the parent."""
     global _guard
     _guard = threading.Lock()  # another thread of the parent may have held it
     for lock in list(_held):
@@ -159,4 +173,4 @@ def _let_go_in_child() -> None:
             lock._fd = None
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -187,7 +187,7 @@ def _beating(locks: Sequence[FileLock]) -> Iterator[None]:
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
             for lock in locks:
-                lock.beat()
+                lock.refresh()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

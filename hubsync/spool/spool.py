@@ -168,7 +168,7 @@ class Spool:
                 finally:
                     lock.release()
                 self._recovered[name] = row["epoch"]
-            elif self._pulse(lock.path).stopped():
+            elif self._pulse(lock.path).stalled():
                 # No need to take its name: a writer looks, within its next transaction, whether its segment is open.
                 self._seal_open(name)
 
@@ -386,11 +386,11 @@ class Spool:
             return False
         try:
             with self.catalogue.transaction():
-                # In a transaction, so that those who seize the lock take turns and each sees what the last one did.
-                if not self._committer.valid():
+                # In a transaction, so that those who steal the lock take turns and each sees what the last one did.
+                if not self._committer.is_current():
                     if not self.committer_stopped():
                         return False
-                    self._committer.seize()
+                    self._committer.steal()
                 term = int(self.catalogue.get("term") or 0) + 1
                 self.catalogue.set("term", str(term))
             self._term = term
@@ -421,7 +421,7 @@ class Spool:
 
     def committer_stopped(self) -> bool:
         """Whether the committer, another process, lives but has stopped. To be asked again and again."""
-        return self._pulse(self._committer.path).stopped()
+        return self._pulse(self._committer.path).stalled()
 
     def _pulse(self, path: Path) -> HeartbeatMonitor:
         return self._pulses.setdefault(path, HeartbeatMonitor(path, self.clock))
@@ -440,8 +440,8 @@ class Spool:
 
     def beat(self) -> None:
         """Shows the others that the committer goes on. Raises `LeaseLost` where another has taken over."""
-        self._committer.beat()
-        if not self._committer.valid():
+        self._committer.refresh()
+        if not self._committer.is_current():
             self._depose()
 
     def _depose(self) -> NoReturn:

@@ -393,7 +393,7 @@ class SpoolWriter:
 
     def beat(self) -> None:
         """Shows that this writer goes on: its open segment is its own."""
-        self._lock.beat()
+        self._lock.refresh()
 
     def close(self) -> None:
         """Lets the writer's name go. Its segments stay for the committer."""
