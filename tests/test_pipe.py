@@ -116,7 +116,7 @@ def test_a_line_without_an_end_ends_the_stream(make: Make, feed: Any) -> None:
 
 def test_a_long_line_is_searched_once(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A pipe gives a page at a time; what was searched for its end is not searched again."""
-    from hubsync.cli.main import stdin_reader as module
+    from hubsync.cli import stdin_reader as module
 
     monkeypatch.setattr(module, "_READ", 4_096)
     (tmp_path / "lines").write_bytes(line(1, 20 * MB) + line(2))
@@ -174,7 +174,7 @@ def test_a_signal_anywhere_leaves_every_line_there_once(
     make: Make, feed: Any, monkeypatch: pytest.MonkeyPatch, source: str | None, moment: str
 ) -> None:
     """It falls right behind the hand-over, or between two lines."""
-    from hubsync.cli.main import stdin_reader as module
+    from hubsync.cli import stdin_reader as module
 
     calls = []
 

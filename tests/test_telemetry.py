@@ -23,8 +23,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from hubsync import AsyncUploader, BlockedError, NotDrained, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.stats import QueueDepth, SpoolDepth
+from hubsync.telemetry import metrics as exported
 from hubsync.telemetry.metrics import METRICS, Source
-from hubsync.telemetry.metrics import metrics as exported
 from hubsync.telemetry.status import Status
 from hubsync.testing import ManualClock
 from tests.conftest import FAST

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from hubsync.dashboard import app as server
+from hubsync.dashboard import server
 from tests.dashboard.browser import page
 
 

@@ -22,8 +22,9 @@ from hubsync.dashboard.history import STEP_S, STEPS, Watch, _Memory, _series, _S
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.target import Target
+from hubsync.spool import database
 from hubsync.spool.database import VERSION, look
-from hubsync.spool.spool import Spool, database
+from hubsync.spool.spool import Spool
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
 from hubsync.telemetry.status import State, Status, Stored
 from tests.dashboard.browser import job, wait_until
