@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reference
 from hubsync._runtime.failpoints import Failpoint
 from hubsync.telemetry.metrics import METRICS, Metric
 
@@ -20,7 +19,6 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "concepts" / "guarantees.md",
     ROOT / "docs" / "concepts" / "performance.md",
-    ROOT / "docs" / "api.md",
     ROOT / "docs" / "reference" / "metrics.md",
 ]
 
@@ -86,17 +84,6 @@ def main_table() -> str:
     return "\n".join(lines)
 
 
-def pages() -> str:
-    """Return the guides and concepts as a list of links."""
-    paths = [*sorted((ROOT / "docs" / "how-to").glob("*.md")), *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
-    return "\n".join(_entry(path) for path in paths)
-
-
-def _entry(path: Path) -> str:
-    title = path.read_text().removeprefix("# ").partition("\n")[0]
-    return f"- [{title}]({path.relative_to(ROOT).as_posix()})"
-
-
 def _figures(name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((_RESULTS / f"{name}.json").read_text())["figures"]
     return found
@@ -121,9 +108,6 @@ _MADE = {
     "loss": loss,
     "throughput": throughput,
     "main table": main_table,
-    "pages": pages,
-    "api": reference.python,
-    "command line": reference.command_line,
     "metrics": metrics,
 }
 

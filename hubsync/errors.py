@@ -1,36 +1,40 @@
-"""Every exception that hubsync raises on purpose.
+"""Every exception that hubsync raises on purpose. To catch a class is to catch those below it as well.
 
-HubsyncError
-├── ConfigError (ValueError)      an argument that can't work: repo id, config, split, template, policy
-├── RowError (ValueError)         a row that can't become a JSON line; its whole batch is refused
-│   └── TransformError            the uploader's `transform` raised on a row, or is no plain function
-├── QueueFull                     the bounded queue is full and its policy is "raise", or `timeout` passed
-├── WaitTimeout (TimeoutError)    a batch is not as far as was wanted in time; it goes on, and has its receipt
-├── BatchTooLarge                 one batch is larger than the whole queue may be
-├── ClosedError                   any call after close, but for close
-├── ForkedError                   a forked child touched its parent's uploader
-├── OffsetUnknown                 new spool, Hub out of reach: what is in the dataset can't be known yet
-├── SpoolError                    the spool's directory, disk or catalogue
-│   ├── SpoolMismatch             a spool of another repo, revision or endpoint
-│   ├── SpoolVersionError         written by a newer hubsync
-│   ├── SpoolBusy                 another live process commits for this spool
-│   ├── SpoolLost                 the spool is deleted, its disk unmounted, or its catalogue corrupt
-│   └── LeaseLost                 another process took over committing while this one was stopped
-├── NotDrained                    out of time, or closed, before a commit: what is left, where, and how to bring it up
-├── ShardsRefused                 the Hub refused single shards for good; they are in the dead letter
-├── UnreadableRow                 a line of the dataset that is no row
-├── DatasetRewritten              a reader can't tell which rows it has had
-└── HubError                      what the Hub answered, or that it didn't
-    ├── TransientError            retried for ever by the worker
-    │   ├── AmbiguousError        the answer was lost: it may have taken effect
-    │   ├── StaleParentError      412, somebody else committed in between
-    │   └── RateLimitedError      429: the API's window, or the commit quota
-    ├── BlockedError              needs a person; the worker keeps accepting into the spool
-    │   ├── AuthenticationError   401: no token, a bad or an expired one
-    │   ├── WriteForbiddenError   403: the token may not write there
-    │   ├── RepoMissingError      the repo (or the branch) is not there
-    │   └── StorageQuotaError     the account's storage is full
-    └── DefectError               413, 422, a path refused: this content will never be accepted
+    HubsyncError
+    ├── ConfigError (ValueError)      an argument that can never work: repo id, config, split, template, policy
+    ├── RowError (ValueError)         a row cannot become a JSON line; its whole batch is rejected
+    │   ├── TransformError            the uploader's `transform` raised, or is not a plain function
+    │   └── SchemaConflict            a value does not fit its column
+    ├── QueueFull                     the queue is full, and its policy is "raise" or `timeout` passed
+    ├── WaitTimeout (TimeoutError)    time ran out before a batch was as far as wanted; its upload continues
+    ├── BatchTooLarge (ValueError)    one batch is larger than the whole queue may be
+    ├── ClosedError                   a call before `open` or after `close`
+    ├── ForkedError                   a forked child used its parent's uploader
+    ├── OffsetUnknown                 the spool is new and the Hub unreachable: offsets in the dataset are unknown
+    ├── SpoolError                    the spool's directory, disk or catalogue
+    │   ├── SpoolMismatch             the spool belongs to another repo, revision or endpoint
+    │   ├── SpoolVersionError         a newer hubsync wrote the spool
+    │   ├── SpoolBusy                 another live process commits for this spool
+    │   ├── SpoolLost                 the spool was deleted, its disk unmounted, or its catalogue damaged
+    │   └── LeaseLost                 another process took over committing while this one was stopped
+    ├── NotDrained                    time ran out, or the uploader closed, before everything was committed
+    ├── ShardsRefused                 the Hub rejected shards; they are in the dead letter
+    ├── UnreadableRow                 a line of the dataset is not a row
+    ├── DatasetRewritten              a reader cannot tell which rows are new
+    └── HubError                      the Hub's response, or the lack of one
+        ├── TransientError            the worker retries it forever
+        │   ├── AmbiguousError        the response was lost: the request may have taken effect
+        │   ├── StaleParentError      412: somebody else committed in between
+        │   ├── UnreadableShard       a shard's local file cannot be read
+        │   └── RateLimitedError      429: the API's window, or the commit quota
+        ├── BlockedError              an operator must act; rows are still accepted into the spool
+        │   ├── AuthenticationError   401: no token, or an invalid or expired one
+        │   ├── WriteForbiddenError   403: the token may not write to the repo
+        │   ├── RepoMissingError      the repo or the branch does not exist
+        │   └── StorageQuotaError     the account's storage is full
+        └── DefectError               413, 422, a rejected path: this content will never be accepted
+
+In brackets: the built-in exception that a class also is.
 """
 
 from __future__ import annotations

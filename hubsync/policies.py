@@ -15,17 +15,17 @@ from hubsync.errors import ConfigError
 
 MIB = 1024 * 1024
 Ack = Literal["queued", "spooled", "committed"]
-"""How far a batch is when `put` returns: in memory; on local disk, where it survives the process; on the Hub."""
+"""How far a batch must be before `put` returns: in memory; on local disk, where it survives the process; on the Hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePolicy:
-    """The bounded queue between producers and the worker.
+    """Limits of the queue between producers and the worker.
 
     Attributes:
-        max_bytes: encoded bytes that may wait in memory. A batch above it is refused with `BatchTooLarge`.
-        max_batches: batches that may wait.
-        when_full: "block" the producer, "raise" `QueueFull`, or "drop" the batch: counted, and said by its receipt.
+        max_bytes: Encoded bytes that may wait in memory. A larger batch is rejected with `BatchTooLarge`.
+        max_batches: Batches that may wait.
+        when_full: "block" the producer, "raise" `QueueFull`, or "drop" the batch (counted, and shown by its receipt).
     """
 
     max_bytes: int = 64 * MIB
@@ -40,13 +40,13 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPolicy:
-    """When a segment is sealed and becomes a shard: whichever comes first.
+    """When a segment is sealed and becomes a shard: as soon as it reaches one of these.
 
     Attributes:
-        max_bytes: bytes of JSON Lines, whatever the shards' format. 64 MiB keeps a dataset's file count low and its
+        max_bytes: Bytes of JSON Lines, whatever the shards' format. 64 MiB keeps a dataset's file count low and its
             upload retries cheap.
-        max_rows: rows; None for no bound. A batch is never torn apart, so a shard may end early.
-        linger_s: seconds that its first row may wait. Rows are on the Hub about this much after their `put`.
+        max_rows: Rows; None for no limit. A batch is never split, so a shard may have fewer rows.
+        linger_s: Seconds that its first row may wait. Rows are on the Hub about this long after their `put`.
     """
 
     max_bytes: int = 64 * MIB
@@ -62,13 +62,13 @@ class ShardPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitPolicy:
-    """How commits are spent.
+    """How many commits may be sent, and how large.
 
     Attributes:
-        per_hour: commits sent in any hour, at most. The Hub allows a free account about 128 (undocumented; quoted by
-            its own 429), for all its processes and hosts together, so the default leaves a few to others.
-        max_files: shards in one commit. The Hub advises 50 to 100.
-        max_inline_bytes: bytes of small files that travel inside the commit; about 100 MiB is the Hub's bound.
+        per_hour: Commits in any hour. The Hub allows a free account about 128, for all its processes and machines
+            together (undocumented; its 429 response says so). The default leaves a few for others.
+        max_files: Shards in one commit. The Hub advises 50 to 100.
+        max_inline_bytes: Bytes of small files sent inside the commit. The Hub accepts about 100 MiB.
     """
 
     per_hour: int = 120
@@ -81,12 +81,15 @@ class CommitPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Pace of the retries: full jitter, `random() * min(max_s, initial_s * 2**n)`, for ever.
+    """Intervals between retries. Transient errors are retried forever, with full jitter.
+
+    The wait before attempt `n` is `random() * min(max_s, initial_s * 2**n)`.
 
     Attributes:
-        initial_s, max_s: bounds of the wait after a transient failure, in seconds.
-        blocked_s: wait before the next try while a person is needed (a revoked token, a deleted repo).
-        request_timeout_s: time-out of one request. The Hub advises 60 s for a commit.
+        initial_s: Upper bound of the first wait, in seconds.
+        max_s: Upper bound of every wait, in seconds.
+        blocked_s: Seconds between attempts while an operator must act (a revoked token, a deleted repo).
+        request_timeout_s: Timeout of one request, in seconds. The Hub advises 60 s for a commit.
     """
 
     initial_s: float = 1.0
@@ -106,13 +109,13 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolPolicy:
-    """The directory that holds what is not yet committed.
+    """The directory that holds uncommitted data, and its limits.
 
     Attributes:
-        directory: where; None for a directory of its own per repo below `$HUBSYNC_HOME`, else
-            `$XDG_STATE_HOME/hubsync`, else `~/.local/state/hubsync`.
-        max_bytes: bytes it may hold, its dead letter among them. At the bound the worker stops taking from the queue,
-            whose policy then applies. It is looked at every 8 MiB, so that a spool may hold that much more.
+        directory: The directory. None for one per repo below `$HUBSYNC_HOME`, else `$XDG_STATE_HOME/hubsync`, else
+            `~/.local/state/hubsync`.
+        max_bytes: Bytes that it may hold, including the dead letter. At the limit the worker stops reading the queue,
+            and `QueuePolicy.when_full` applies. It is checked every 8 MiB, so a spool may hold that much more.
         durability: "process": an accepted row survives SIGKILL. "fsync": it survives a power cut as well.
     """
 
@@ -154,12 +157,12 @@ OnConflict = Literal["refuse", "dead letter", "new config"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaPolicy:
-    """What keeps the dataset loadable while its rows drift: see docs/concepts/schemas.md.
+    """How to keep the dataset loadable when rows change their columns. See docs/concepts/schemas.md.
 
     Attributes:
-        on_conflict: what becomes of a batch with a value that its column can't hold. "refuse" it: `put` raises
-            `SchemaConflict`. "dead letter": it is set aside in the spool, and its receipt says so. "new config": it
-            goes to the first of `config-2`, `config-3`, … whose columns can.
+        on_conflict: What to do with a batch whose values do not fit their columns. "refuse": `put` raises
+            `SchemaConflict`. "dead letter": keep it in the spool, and say so in its receipt. "new config": write it to
+            the first of `config-2`, `config-3`, … that it fits.
     """
 
     on_conflict: OnConflict = "refuse"

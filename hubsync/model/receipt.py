@@ -95,11 +95,11 @@ class OutcomeGroup(SegmentOutcome):
 
 
 class Receipt:
-    """How far one batch is: *queued*, *spooled* (it survives the process) or *committed* (with the commit's sha).
+    """Reports how far one batch is: *queued*, *spooled* (it survives the process) or *committed* (with a commit sha).
 
     Attributes:
-        rows: rows of the batch.
-        bytes: its encoded size.
+        rows: Rows in the batch.
+        bytes: Its encoded size, in bytes.
     """
 
     __slots__ = ("_error", "_fate", "_replayed", "_waiters", "bytes", "rows")
@@ -114,7 +114,7 @@ class Receipt:
 
     @property
     def state(self) -> ReceiptState:
-        """ "queued", "spooled" or "committed"; "dropped" by a full queue, "refused" by the Hub (in the dead letter)."""
+        """One of "queued", "spooled", "committed", "dropped" (by a full queue) and "refused" (in the dead letter)."""
         if self._error is not None:
             return "dropped"
         if self._fate is None:
@@ -125,25 +125,32 @@ class Receipt:
 
     @property
     def sha(self) -> str | None:
-        """The commit that holds the batch; None before that, and for a batch without rows."""
+        """The sha of the commit that holds the batch; None before that, and for a batch without rows."""
         return self._fate.sha if self._fate is not None else None
 
     @property
     def replayed(self) -> bool:
-        """True where the key or the offset was accepted before: nothing was added. Known once it is spooled."""
+        """Whether the key or the offset was accepted before, so that nothing was added. Known once it is spooled."""
         return self._replayed
 
     @property
     def error(self) -> HubsyncError | None:
-        """Why the batch was dropped or refused."""
+        """Why the batch was dropped or refused; None otherwise."""
         return self._error or (self._fate.error if self._fate is not None else None)
 
     def wait(self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None) -> str | None:
-        """Blocks this thread until the batch is that far; answers the commit's sha (None before it is committed).
+        """Wait until the batch is spooled or committed. Blocks this thread.
+
+        Args:
+            until: The state to wait for.
+            timeout: Seconds to wait; None waits forever.
+
+        Returns:
+            The commit's sha, or None if the batch is not committed yet.
 
         Raises:
-            WaitTimeout: `timeout` seconds passed. It is a `TimeoutError`.
-            HubsyncError: the batch was dropped, or refused by the Hub.
+            WaitTimeout: `timeout` seconds passed. It is a `TimeoutError`; the upload continues.
+            HubsyncError: The batch was dropped, or rejected by the Hub, or the uploader ended before it was committed.
         """
         done = OneShotEvent()
         if self._subscribe(until, done.set):
@@ -157,7 +164,7 @@ class Receipt:
     async def wait_async(
         self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None
     ) -> str | None:
-        """As `Receipt.wait`, for a task: waits without blocking its event loop."""
+        """Like `Receipt.wait`, without blocking the event loop."""
         return await self._wait_for(self._watch(until), until, timeout)
 
     def _watch(self, until: Until) -> tuple[anyio.Event, Wake]:

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Counts(msgspec.Struct):
-    """What happened since this process opened its uploader."""
+    """Totals since this process opened its uploader."""
 
     spooled_batches: int = 0
     spooled_rows: int = 0

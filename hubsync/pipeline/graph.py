@@ -127,16 +127,20 @@ class Pipeline:
             _current.reset(self._token)
 
     def run(self, dataset: Iterable[Row] | None = None, use_cache: bool = False) -> Distiset:
-        """Runs all steps to the end and answers what the leaves have made.
+        """Run all steps to the end.
 
         Args:
-            dataset: the rows that the first steps get: a `datasets.Dataset` or `IterableDataset`, a list, a generator.
-            use_cache: goes on where an earlier run of this pipeline ended or died: nothing that was checkpointed is
+            dataset: The rows for the first steps: a `datasets.Dataset` or `IterableDataset`, a list, or a generator.
+            use_cache: Continue where an earlier run of this pipeline ended or crashed. Nothing that was checkpointed is
                 computed again.
 
+        Returns:
+            The rows of the last steps.
+
         Raises:
-            PipelineError, BlockedError: it can't work; nothing was generated.
-            StepError: a step has failed; what was checkpointed is safe.
+            PipelineError: The pipeline cannot work. Nothing was generated.
+            BlockedError: A checkpointer cannot write to its dataset. Nothing was generated.
+            StepError: A step failed. Everything checkpointed is safe.
         """
         from hubsync.pipeline.runner import run
 

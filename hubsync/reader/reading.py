@@ -50,10 +50,15 @@ class Shard(NamedTuple):
     """A file of a dataset that holds rows.
 
     Attributes:
-        rows: None where nobody tells: a file that hubsync has not committed, or whose commit is squashed away.
-        bytes: as it stands on the Hub.
-        writer, sequence: who made it, under which number; None for what no single writer has.
-        commit, time: when it came to stand there.
+        path: Its path in the dataset.
+        rows: Its number of rows; None if unknown: hubsync did not commit it, or the commit was squashed.
+        bytes: Its size on the Hub, in bytes.
+        writer: The writer that made it; None if it is not from one writer.
+        sequence: Its number among the writer's shards; None if it is not from one writer.
+        commit: The sha of the commit that added it.
+        time: The time of that commit.
+        config: Its config.
+        split: Its split.
     """
 
     path: str
@@ -76,10 +81,18 @@ def shards(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Shards:
-    """The dataset's shards as they stand now, in the order of their paths; of one config and split, or of all.
+    """Return the dataset's shards, in the order of their paths.
 
-    Raises (as it is iterated):
-        HubError: the Hub can't be read; what passes by itself was tried a few times.
+    Args:
+        repo: The dataset, "namespace/name".
+        config: Only shards of this config; None for all.
+        split: Only shards of this split; None for all.
+        revision: A branch, tag or commit.
+        endpoint: The Hub's address; None for HF_ENDPOINT.
+        token: None for HF_TOKEN or the token that `hf auth login` stored.
+
+    Raises:
+        HubError: While iterating: the Hub cannot be read. Transient errors are retried a few times first.
     """
     return Shards(repo, Wanted(config, split), revision, endpoint, token, SystemClock())
 
@@ -97,19 +110,25 @@ def rows(
     token: str | None = None,
     clock: Clock | None = None,
 ) -> Rows:
-    """The dataset's rows as they stand now, lazily: a few shards are fetched at once.
+    """Return the dataset's rows lazily, fetching a few shards at a time.
 
     Args:
-        since: only what came after it: a `.cursor`, a commit's sha, or a time (a datetime, or ISO 8601 text).
-        config, split: of one, or with None of all.
-        paths: of these shards only, as `shards` names them.
-        spool: what this host's spool of the repo (True) or another one still holds comes first: a job reads its own
-            writes before they are committed, and does not meet them again.
+        repo: The dataset, "namespace/name".
+        since: Only rows after this: a `Rows.cursor`, a commit's sha, or a time (a datetime, or ISO 8601 text).
+        config: Only rows of this config; None for all.
+        split: Only rows of this split; None for all.
+        paths: Only rows of these shards, as `shards` names them.
+        spool: Also read uncommitted rows, from this machine's spool of the repo (True) or from a directory. They come
+            first, and are not repeated when they are committed.
+        revision: A branch, tag or commit.
+        endpoint: The Hub's address; None for HF_ENDPOINT.
+        token: None for HF_TOKEN or the token that `hf auth login` stored.
+        clock: The source of time, for tests.
 
-    Raises (as it is iterated):
-        HubError: the Hub can't be read; what passes by itself was tried a few times.
-        UnreadableRow: a line is no row. Iterating on goes on behind it.
-        DatasetRewritten: it can't be told which rows were had.
+    Raises:
+        HubError: While iterating: the Hub cannot be read. Transient errors are retried a few times first.
+        UnreadableRow: While iterating: a line is not a row. Continue iterating to skip it.
+        DatasetRewritten: While iterating: files were rewritten so that the reader cannot tell which rows are new.
     """
     wanted = Wanted(config, split, None if paths is None else frozenset(paths))
     return Rows(repo, wanted, since, spool, revision, endpoint, token, clock or SystemClock(), poll_s=None)
@@ -128,12 +147,27 @@ def follow(
     token: str | None = None,
     clock: Clock | None = None,
 ) -> Rows:
-    """As `rows`, and then every row that comes, for ever; what passes by itself is waited out, for ever.
+    """Return the dataset's rows, and then each new row as it arrives, forever.
 
     Args:
-        cursor: as `since` of `rows`; None for the beginning.
-        poll_s: seconds between two looks. One that finds nothing costs a request; one that finds something a request
-            more for every 1,000 files, so a large dataset is looked at less often.
+        repo: The dataset, "namespace/name".
+        cursor: Like `since` of `rows`; None for the beginning.
+        poll_s: Seconds between two polls. A poll costs one request, and one more per 1,000 files if there is something
+            new, so a large dataset is polled less often.
+        config: Only rows of this config; None for all.
+        split: Only rows of this split; None for all.
+        spool: Like `spool` of `rows`.
+        revision: A branch.
+        endpoint: The Hub's address; None for HF_ENDPOINT.
+        token: None for HF_TOKEN or the token that `hf auth login` stored.
+        clock: The source of time, for tests.
+
+    Raises:
+        ConfigError: `poll_s` is not positive.
+        HubError: While iterating: the Hub cannot be read, and an operator must act. Transient errors are retried
+            forever.
+        UnreadableRow: While iterating: a line is not a row. Continue iterating to skip it.
+        DatasetRewritten: While iterating: files were rewritten so that the reader cannot tell which rows are new.
     """
     if not poll_s > 0:
         raise ConfigError(f"poll_s is seconds above 0, not {poll_s!r}.")
@@ -191,14 +225,14 @@ class _Iterated(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Ends it, where it is iterated by `for`. Twice is once."""
+        """Close the connections, after `for`. A second call does nothing."""
         driver, self._driver = self._driver, None
         if driver is not None:
             driver.run(self.aclose)
             driver.close()
 
     async def aclose(self) -> None:
-        """Ends it, where it is iterated by `async for`. Twice is once."""
+        """Close the connections, after `async for`. A second call does nothing."""
         hub, self._hub = self._hub, None
         if hub is not None:
             with anyio.CancelScope(shield=True):
@@ -227,7 +261,11 @@ class _Iterated(Generic[T]):
 
 
 class Rows(_Iterated[Row]):
-    """Rows of a dataset, each once. `cursor` goes on behind the one that came last; `line` is that row's JSON."""
+    """Rows of a dataset, each once. Iterate with `for` or `async for`.
+
+    Attributes:
+        line: The JSON of the row that came last, in bytes.
+    """
 
     def __init__(
         self,
@@ -263,7 +301,7 @@ class Rows(_Iterated[Row]):
 
     @property
     def cursor(self) -> str:
-        """Where the reader is: behind the row that came last. Text of about 20 bytes a shard."""
+        """The position after the row that came last, as text; about 20 bytes per shard."""
         if self._feed is None and self._since is not None:
             return self._since
         return self._cursor.encode()
@@ -331,7 +369,7 @@ class Rows(_Iterated[Row]):
         return feed
 
     async def aclose(self) -> None:
-        """Ends it, where it is iterated by `async for`. Twice is once, and `cursor` stays."""
+        """Close the connections, after `async for`. A second call does nothing; `cursor` stays readable."""
         if self._opened is not None:
             self._opened.stream.close()
             self._opened = None
@@ -341,7 +379,11 @@ class Rows(_Iterated[Row]):
 
 
 class Shards(_Iterated[Shard]):
-    """The shards of a dataset, as they stood when the first one was asked for."""
+    """The shards of a dataset at one commit. Iterate with `for` or `async for`.
+
+    Attributes:
+        commit: The commit, read when the iteration starts; None before that, and for an empty repo.
+    """
 
     def __init__(
         self,

@@ -30,10 +30,10 @@ class State(msgspec.Struct, frozen=True):
     """What the worker does now.
 
     Attributes:
-        kind: "ok", perhaps until the next commit may go; "backing off" until the next try; "blocked" until a person
-            mends it; "offline" by HF_HUB_OFFLINE; "spool full" while the disk or the spool's quota takes no more.
-        reason: why, in words; empty when all is well.
-        until: when the next try is, in seconds since the epoch; None where none is planned.
+        kind: "ok" (perhaps waiting for its next commit); "backing off" until the next attempt; "blocked" until an
+            operator acts; "offline" because of HF_HUB_OFFLINE; "spool full" while the disk or the quota has no room.
+        reason: Why, in words; empty if the state is "ok".
+        until: Time of the next attempt, in seconds since the epoch; None if no attempt is scheduled.
     """
 
     kind: StateKind = "ok"
@@ -47,7 +47,7 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def cause(self) -> str:
-        """The reason without the operation that met it: an outage, or a revoked token, is one for all of them."""
+        """The reason without the operation that failed. An outage has the same cause for all operations."""
         return self.reason.partition(": ")[2] or self.reason
 
     def __str__(self) -> str:

@@ -33,13 +33,14 @@ _log = logging.getLogger("hubsync")
 
 
 class AsyncUploader(BaseUploader):
-    """The same for tasks, on asyncio or trio.
+    """Upload rows to a dataset while the job runs, on asyncio or trio.
 
         async with AsyncUploader("user/rollouts") as up:
             async for batch in generate():
                 await up.put(batch)
 
-    Leaving the block drains. A cancelled block does not, but for Ctrl-C and SIGTERM: its rows are in the spool.
+    Leaving the block uploads everything. Leaving it by cancellation does not (unless by Ctrl-C or SIGTERM): the rows
+    stay in the spool.
     """
 
     _opens: anyio.Lock | None = None
@@ -48,8 +49,8 @@ class AsyncUploader(BaseUploader):
     _wake: Callable[[], None]  # ends the block, from a signal's handler
 
     async def open(self) -> Self:
-        """As `Uploader.open`. Prefer `async with`, which is left in order on SIGTERM: without it, what was accepted is
-        drained at the interpreter's exit.
+        """Like `Uploader.open`. Prefer `async with`, which ends in order on SIGTERM; without it, accepted rows are
+        uploaded when the interpreter exits.
         """
         self._opens = self._opens or anyio.Lock()
         async with self._opens:
@@ -75,7 +76,10 @@ class AsyncUploader(BaseUploader):
         ack: Ack = "spooled",
         timeout: float | None = None,
     ) -> Receipt:
-        """As `Uploader.put`; waits without blocking the event loop. Cancelled, the batch may have been accepted."""
+        """Like `Uploader.put`, without blocking the event loop.
+
+        If it is cancelled, the batch may or may not have been accepted.
+        """
         worker = self._ready()
         check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
@@ -102,7 +106,7 @@ class AsyncUploader(BaseUploader):
         return batch.receipt
 
     async def flush(self, timeout: float | None = None) -> None:
-        """As `Uploader.flush`."""
+        """Like `Uploader.flush`, without blocking the event loop."""
         worker = self._ready()
         with self._drained(worker, timeout), worker.flush() as flushed:
             await flushed.wait_async("committed", timeout)
@@ -113,7 +117,7 @@ class AsyncUploader(BaseUploader):
         return worker.depth()
 
     async def close(self, timeout: float | None = None) -> None:
-        """As `Uploader.close`. From any task; where it is cancelled, the uploader ends all the same."""
+        """Like `Uploader.close`, from any task. If it is cancelled, the uploader ends all the same."""
         if (worker := self._to_close()) is None:
             return
         try:

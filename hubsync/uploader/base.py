@@ -65,11 +65,11 @@ class Stats(NamedTuple):
     """A snapshot of one uploader and its spool.
 
     Attributes:
-        state: what the worker does now, and why.
-        queue: batches, rows and bytes in memory; how often its bound blocked, raised, dropped.
-        spool: rows and bytes on disk and not yet committed, of all writers; shards by state; what was ever committed.
-        counts: what this uploader did: batches spooled and replayed, commits, retries, refusals.
-        oldest_age_s: seconds that the oldest row not yet committed has waited; None where none waits.
+        state: What the worker does now, and why.
+        queue: Batches, rows and bytes in memory, and how often a full queue blocked, raised or dropped.
+        spool: Rows and bytes on disk that are not committed yet, of all writers; shards by state; totals committed.
+        counts: What this uploader did: batches spooled and replayed, commits, retries, refusals.
+        oldest_age_s: Age of the oldest row that is not committed yet, in seconds; None if all rows are committed.
     """
 
     state: State
@@ -113,34 +113,41 @@ class BaseUploader:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """Checks the arguments; touches neither the disk nor the network.
+        """Check the arguments. The disk and the network are used by `open` only.
 
         Args:
-            repo: the dataset, "namespace/name". Made where it does not exist.
-            config, split: where the rows belong in the dataset.
-            path: template of the shards' paths; its fields are {config}, {split}, {writer}, {seq:05d}.
-            format: what the shards are: "jsonl", "jsonl.gz", "jsonl.zst" (needs hf-hubsync[zstd]) or "parquet" (needs
-                hf-hubsync[parquet]). Packed beside the job, when a shard is sealed. See docs/how-to/choose-a-format.md.
-            private: whether a repo that is made now is private; kept in the spool. None for what was chosen before, or
-                the account's default.
-            token: None for what HF_TOKEN or `hf auth login` hold, read anew whenever it is needed.
-            endpoint: None for HF_ENDPOINT.
-            revision: a branch.
-            spool: the directory that keeps rows until they are committed; None for one of its own per repo.
-            queue, shard, commit, retry: bounds and pace; the defaults serve.
-            transform: a function that `put` calls with each row before anything is written. It returns the row to write
-                in its place, or None to leave it out; see docs/how-to/redact-rows.md.
-            schema: what becomes of rows that would keep the dataset from being loaded. None: nobody looks, and the card
-                says nothing of the columns.
-            grace_s: seconds to drain after SIGTERM or Ctrl-C; what is left then stays in the spool. SIGTERM ends the
-                block by `SystemExit(143)`, where no other handler is set. The default fits the 30 s that Kubernetes,
-                SLURM and spot machines give. None leaves SIGTERM alone, and lets Ctrl-C drain for as long as it takes.
-            progress: True shows bars on stderr, or in a notebook, as long as it is open; None while a flush or close
-                takes more than 2 s; False never. Without bars, a line of INFO in the log every 30 s.
-            clock, rng: time and randomness, for tests.
+            repo: The dataset, "namespace/name". It is created if it does not exist.
+            config: The config that the rows belong to.
+            split: The split that the rows belong to.
+            path: Template of the shards' paths, with the fields {config}, {split}, {writer} and {seq:05d}. None for
+                "data/{split}-{writer}-{seq:05d}.jsonl", below "{config}/" unless that is "default".
+            format: File format of the shards: "jsonl", "jsonl.gz", "jsonl.zst" (needs hf-hubsync[zstd]) or "parquet"
+                (needs hf-hubsync[parquet]). Shards are compressed outside the job's path. See
+                docs/how-to/choose-a-format.md.
+            private: Whether a repo that is created now is private. The spool remembers it. None for what was chosen
+                before, or the account's default.
+            token: None for HF_TOKEN or the token that `hf auth login` stored, read again whenever it is needed.
+            endpoint: The Hub's address; None for HF_ENDPOINT.
+            revision: The branch to commit to.
+            spool: The directory that holds rows until they are committed; None for one directory per repo.
+            queue: Limits of the queue in memory; None for the defaults.
+            shard: When a shard is complete; None for the defaults.
+            commit: How many commits may be sent, and how large; None for the defaults.
+            retry: Intervals between retries; None for the defaults.
+            transform: A function that `put` calls with each row before anything is written. It returns the row to write
+                instead, or None to leave it out. See docs/how-to/redact-rows.md.
+            schema: What to do with rows that would stop the dataset from loading. None turns the check off, and the
+                card then does not describe the columns.
+            grace_s: Seconds to upload after SIGTERM or Ctrl-C; the rest stays in the spool. SIGTERM ends the block with
+                `SystemExit(143)`, unless another handler is set. The default fits the 30 s that Kubernetes, SLURM and
+                spot machines give. None leaves SIGTERM alone, and puts no limit on Ctrl-C.
+            progress: True shows bars on stderr or in a notebook while the uploader is open; None only if a flush or
+                close takes longer than 2 s; False never. Without bars, the log has an INFO line every 30 s.
+            clock: The source of time, for tests.
+            rng: The source of randomness, for tests.
 
         Raises:
-            ConfigError: an argument that can never work.
+            ConfigError: An argument can never work.
         """
         from hubsync.destinations.resolve import target_of
 
@@ -175,36 +182,54 @@ class BaseUploader:
 
     @property
     def spool(self) -> Path:
-        """The spool's directory; also once it is closed."""
+        """The spool's directory. It can be read after `close` as well."""
         return (self._worker or self._ready()).spool.directory
 
     @property
     def writer(self) -> str:
-        """This uploader's name among the writers of the dataset."""
+        """This uploader's name among the dataset's writers."""
         return self._ready().writer.name
 
     def offset(self, source: str = "default") -> int | None:
-        """The highest offset accepted and durable from `source`, here or in the dataset; None before the first.
+        """Return the highest offset that is accepted and durable, here or in the dataset.
 
-        Reads the spool's catalogue, as `known` does: where a process holds that for long, this waits, and with it an
-        event loop that calls it. `asyncio.to_thread(up.offset)` does not hold the loop up.
+        This reads the spool's catalogue, as `known` does, and blocks while another process locks the catalogue. In an
+        event loop, use `asyncio.to_thread(up.offset)`.
+
+        Args:
+            source: The name that was given to `put`.
+
+        Returns:
+            The offset, or None if no batch of this source was accepted.
 
         Raises:
-            OffsetUnknown: the spool is new and the Hub could not be asked yet.
+            OffsetUnknown: The spool is new and the Hub has not answered yet.
+            ClosedError: The uploader is not open.
         """
         worker = self._ready()
         self._know_offsets(worker)
         return worker.spool.offset(source)
 
     def known(self, key: str) -> bool:
-        """Whether a batch with this key was accepted by this spool: then it need not be made again. It may wait, as
-        `offset` may.
+        """Return True if this spool accepted a batch with this key, so that it need not be generated again.
+
+        This may block like `offset`.
+
+        Args:
+            key: The key that was given to `put`.
+
+        Raises:
+            ClosedError: The uploader is not open.
         """
         check_type(str, "a string", key=key)
         return self._ready().writer.knows(key)
 
     def stats(self) -> Stats:
-        """A snapshot of how it stands."""
+        """Return a snapshot of the queue, the spool, the worker's state and its counters.
+
+        Raises:
+            ClosedError: The uploader is not open.
+        """
         worker = self._ready()
         queue, depth = worker.queue.depth(), self._depth(worker)
         age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
@@ -329,10 +354,14 @@ class BaseUploader:
         return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place)
 
     def encode(self, rows: Rows) -> Encoded:
-        """A batch as it would be put; `put` takes what this answers. For who must know its content before.
+        """Encode a batch without accepting it, to learn its content first. `put` takes the result.
+
+        Args:
+            rows: What `put` takes.
 
         Raises:
-            RowError: a row that has no JSON form. TransformError: the uploader's `transform` raised.
+            RowError: A row has no JSON form.
+            TransformError: The uploader's `transform` raised.
         """
         shapes = self._guard.shapes if self._guard is not None else None
         return encode(rows, shapes, transform=self._transform)

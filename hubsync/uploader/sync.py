@@ -19,21 +19,26 @@ from hubsync.uploader.base import DROPPED, BaseUploader
 
 
 class Uploader(BaseUploader):
-    """Brings rows to a dataset while the job runs, for threads.
+    """Upload rows to a dataset while the job runs.
 
         with Uploader("user/rollouts", split="train") as up:
             for batch in generate():
                 up.put(batch)
 
-    Any number of threads may `put`. Any number of processes may open the same repo: they share one spool.
+    Any number of threads may call `put`. Any number of processes may open the same repo; they share one spool.
     """
 
     def open(self) -> Self:
-        """Opens the spool and starts the worker. `with` does it.
+        """Open the spool and start the worker. `with` calls this.
+
+        The token and the repo are checked now, so that a job with a bad token fails in its first second.
+
+        Returns:
+            This uploader.
 
         Raises:
-            SpoolError: the spool's disk.
-            BlockedError: the token may not write, or the repo can't be had: in the first second, not in the tenth hour.
+            SpoolError: The spool's directory cannot be used.
+            BlockedError: The token may not write, or the repo cannot be created.
         """
         with self._opening:
             if self._worker is None and not self._closed:
@@ -58,23 +63,40 @@ class Uploader(BaseUploader):
         ack: Ack = "spooled",
         timeout: float | None = None,
     ) -> Receipt:
-        """Hands over a batch: accepted as a whole, or refused as a whole.
+        """Accept a batch, or reject it as a whole.
 
         Args:
-            rows: a list of dicts, dataclasses, msgspec Structs or pydantic models; or a `datasets.Dataset`, a
+            rows: A list of dicts, dataclasses, msgspec Structs or pydantic models; or a `datasets.Dataset`, a
                 `pyarrow.Table` or `RecordBatch`.
-            offset: the batch's position in `source`, rising. One that is not above the highest accepted is a replay:
-                nothing is added, and the receipt says so.
-            key: a name of the batch's own. One that was accepted before is a replay as well.
-            ack: how far the batch is when this returns: "queued" (in memory), "spooled" (survives the process),
-                "committed" (on the Hub; its shard is sealed for that, as by `flush`).
-            timeout: seconds to wait for room in the queue and for `ack`.
+            offset: The batch's position in `source`. Offsets must rise. A batch whose offset is not above the highest
+                accepted one is a replay: nothing is added, and the receipt says so.
+            source: The name of the sequence that `offset` counts.
+            key: A unique name for the batch. A batch whose key was accepted before is a replay.
+            ack: How far the batch must be before this returns: "queued" (in memory), "spooled" (it survives the
+                process), or "committed" (on the Hub; its shard is sealed now, as by `flush`).
+            timeout: Seconds to wait for room in the queue and for `ack`; None waits forever.
+
+        Returns:
+            A receipt that reports how far the batch is.
 
         Raises:
-            RowError (also TransformError, SchemaConflict), BatchTooLarge, QueueFull, ClosedError, OffsetUnknown: the
-                batch was not accepted.
-            WaitTimeout, NotDrained, BlockedError: it goes on, but is not as far as `ack` wants: time ran out (the error
-                has the receipt), another thread closed the uploader, or a person is needed.
+            RowError: A row cannot be written. The batch was not accepted.
+            TransformError: The uploader's `transform` raised. The batch was not accepted.
+            SchemaConflict: A value does not fit its column. The batch was not accepted.
+            BatchTooLarge: The batch is larger than the queue may be. It was not accepted.
+            QueueFull: The queue is full and its policy is "raise", or `timeout` passed. The batch was not accepted.
+            ClosedError: The uploader is not open. The batch was not accepted.
+            ForkedError: This process was forked from the one that opened the uploader. The batch was not accepted.
+            SpoolLost: The spool was deleted or is corrupt. The batch was not accepted.
+            OffsetUnknown: The spool is new and the Hub is unreachable, so offsets in the dataset are unknown. The batch
+                was not accepted.
+            ConfigError: An argument is invalid. The batch was not accepted.
+            WaitTimeout: `timeout` seconds passed before `ack` was reached. The upload continues, and
+                `error.receipt` reports on it.
+            NotDrained: Another thread closed the uploader before the batch was committed. The rows are in the spool.
+            BlockedError: With `ack="committed"`: an operator must act before the batch can be committed. The rows are
+                in the spool.
+            ShardsRefused: With `ack="committed"`: the Hub rejected the batch's shard. The rows are in the dead letter.
         """
         worker = self._ready()
         check_wait(ack, timeout)
@@ -93,24 +115,33 @@ class Uploader(BaseUploader):
         return batch.receipt
 
     def flush(self, timeout: float | None = None) -> None:
-        """Returns when all that was accepted so far is committed.
+        """Wait until everything accepted so far is committed.
+
+        Args:
+            timeout: Seconds to wait; None waits forever.
 
         Raises:
-            NotDrained: `timeout` seconds passed; everything is safe in the spool.
-            BlockedError: a person is needed.
-            ShardsRefused: the Hub refused single shards for good, now or since the last flush.
+            NotDrained: `timeout` seconds passed. The rows are safe in the spool.
+            BlockedError: An operator must act. The rows are safe in the spool.
+            ShardsRefused: The Hub rejected shards, now or since the last flush. The rows are in the dead letter.
+            ClosedError: The uploader is not open.
         """
         worker = self._ready()
         with self._drained(worker, timeout), worker.flush() as flushed:
             flushed.wait("committed", timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Drains and ends. Whatever happens, what was accepted is on the Hub or in the spool. Twice is once.
+        """Upload everything accepted so far, and end. `with` calls this; a second call does nothing.
+
+        Whatever this raises, every accepted row is on the Hub or in the spool.
+
+        Args:
+            timeout: Seconds to wait; None waits forever.
 
         Raises:
-            NotDrained: `timeout` seconds passed.
-            BlockedError: a person is needed.
-            ShardsRefused: the Hub refused single shards for good, now or since the last flush.
+            NotDrained: `timeout` seconds passed. The rows are safe in the spool.
+            BlockedError: An operator must act. The rows are safe in the spool.
+            ShardsRefused: The Hub rejected shards, now or since the last flush. The rows are in the dead letter.
         """
         self._close(timeout)
 
