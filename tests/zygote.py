@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,12 +35,13 @@ ROOT = Path(__file__).parents[1]
 class Python:
     """Starts programs; one process that is forked, for as long as the block lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, executable: str | Path = sys.executable, imports: str = "") -> None:
+        """By default with what hubsync's commands import; else with the statements in `imports`."""
         ours, theirs = socket.socketpair()
         self._socket, self._lock = ours, threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
+                [executable, "-m", "tests.zygote", str(theirs.fileno()), imports],
                 cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=[theirs.fileno()],
             )  # fmt: skip
 
@@ -51,13 +53,18 @@ class Python:
         stdin: int | IO[Any] | None = None,
         stdout: int | IO[Any] | None = None,
         stderr: int | IO[Any] | None = None,
+        new_session: bool = False,
     ) -> Program:
-        """Start what `python ARGS` would: `-m MODULE …`, `-c CODE …` or `FILE …`. Streams as `subprocess` has them."""
+        """Start what `python ARGS` would: `-m MODULE …`, `-c CODE …` or `FILE …`. Streams as `subprocess` has them.
+
+        With `new_session`, it leads a process group of its own.
+        """
         streams = [_Stream(given, number) for number, given in enumerate((stdin, stdout, stderr))]
         if stderr == subprocess.STDOUT:
             streams[2] = streams[1]
         reports, theirs = socket.socketpair()
-        request = json.dumps([list(map(str, args)), dict(os.environ if env is None else env), str(cwd or os.getcwd())])
+        environ = dict(os.environ if env is None else env)
+        request = json.dumps([list(map(str, args)), environ, str(cwd or os.getcwd()), new_session])
         with theirs, self._lock:
             body = request.encode()
             fds = [*(stream.theirs for stream in streams), theirs.fileno()]
@@ -209,7 +216,7 @@ class Program:
 # The other side.
 
 
-def _serve(control: socket.socket) -> tuple[list[str], dict[str, str], str]:
+def _serve(control: socket.socket) -> Any:
     """Fork for each request; return it in the child. Exits when the tests' side closes the socket."""
     running: dict[int, socket.socket] = {}
     woken, waking = os.pipe()
@@ -242,8 +249,7 @@ def _serve(control: socket.socket) -> tuple[list[str], dict[str, str], str]:
                     os.dup2(fds[number], number)
                 for fd in (*fds, woken, waking):
                     os.close(fd)
-                args, environ, directory = json.loads(body)
-                return args, environ, directory
+                return json.loads(body)
             for fd in fds[:3]:
                 os.close(fd)
             running[pid] = socket.socket(fileno=fds[3])
@@ -282,20 +288,39 @@ def _load() -> None:
 
 
 def _set_environment(environ: dict[str, str]) -> None:
-    """Take over a program's environment; huggingface_hub has read its constants from another one."""
-    from huggingface_hub import constants
-
+    """Take over a program's environment; what was imported has read its constants from another one."""
     os.environ.clear()
     os.environ.update(environ)
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:
+            _read_again(sys.modules[name])
+    if "huggingface_hub.hf_api" in sys.modules:
+        _point_huggingface_hub_at_its_endpoint()
+    sys.path[:0] = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path not in (*sys.path, "")]
+
+
+def _read_again(constants: types.ModuleType) -> None:
+    """Import a module anew, also for those of its package that have taken single constants from it."""
     before = dict(vars(constants))
     importlib.reload(constants)
-    changed = {name: value for name, value in vars(constants).items() if before.get(name) != value}
+    changed = {name: value for name, value in vars(constants).items() if before.get(name) is not value}
+    package = constants.__name__.partition(".")[0] + "."
     for name, module in list(sys.modules.items()):
-        if name.startswith("huggingface_hub.") and module is not constants:
+        if name.startswith(package) and module is not constants:
             for constant in changed.keys() & vars(module).keys():
-                if vars(module)[constant] == before.get(constant):
+                if vars(module)[constant] is before.get(constant):
                     setattr(module, constant, changed[constant])
-    sys.path[:0] = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path not in (*sys.path, "")]
+
+
+def _point_huggingface_hub_at_its_endpoint() -> None:
+    """What it has computed of its constants at its import."""
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import _http
+
+    hf_api.api.endpoint = constants.ENDPOINT
+    if hasattr(_http, "_HUB_ORIGINS"):
+        address = urlsplit(constants.ENDPOINT)
+        _http._HUB_ORIGINS = frozenset({*_http._HUB_ORIGINS, (address.scheme, address.hostname, address.port)})
 
 
 def _open_streams() -> None:
@@ -329,10 +354,15 @@ def _run(args: list[str]) -> None:
 
 def main() -> None:
     sys.path.remove(str(ROOT))  # of `-m`; PYTHONPATH has it too
-    _load()
+    if sys.argv[2]:
+        exec(sys.argv[2], {})
+    else:
+        _load()
     gc.collect()
     gc.freeze()  # a child copies no page because its objects are counted
-    args, environ, directory = _serve(socket.socket(fileno=int(sys.argv[1])))
+    args, environ, directory, new_session = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if new_session:
+        os.setsid()
     os.chdir(directory)
     _set_environment(environ)
     _open_streams()

@@ -17,26 +17,34 @@ from typing import Any
 import pytest
 
 from hubsync.localhub import LocalHub
+from tests.zygote import Python
 
 JOBS = Path(__file__).parent / "jobs"
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-distilabel"
 PATIENCE_S = 120  # for what a healthy system does in seconds
 
 
+@pytest.fixture(scope="session")
+def distilabel() -> Iterator[Python]:
+    """Starts programs that have imported distilabel already, which takes seconds."""
+    executable = ENVIRONMENT / "bin" / "python"
+    assert executable.exists(), f"{ENVIRONMENT} is missing, where distilabel is to be: `make test` makes it."
+    with Python(executable, "import distilabel.pipeline, distilabel.steps, hubsync.integrations.distilabel") as python:
+        yield python
+
+
 class Job:
     """A process and all that distilabel forks from it: a process group of their own, as a terminal has it."""
 
-    def __init__(self, arguments: list[str], directory: Path, environ: Mapping[str, str]) -> None:
-        python = ENVIRONMENT / "bin" / "python"
-        assert python.exists(), f"{ENVIRONMENT} is missing, where distilabel is to be: `make test` makes it."
+    def __init__(self, python: Python, arguments: list[object], directory: Path, environ: Mapping[str, str]) -> None:
         self.directory = directory
         self._output = directory / "output"
         given = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUBSYNC_"))}
         homes = {"HF_HOME": str(directory / "hf"), "HUBSYNC_HOME": str(directory / "state")}
         with self._output.open("ab") as output:
-            self._process = subprocess.Popen(
-                [str(python), *arguments],
-                cwd=directory, env={**given, **homes, **environ}, stdout=output, stderr=output, start_new_session=True,
+            self._process = python.start(
+                *arguments, cwd=directory, env={**given, **homes, **environ},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, new_session=True,
             )  # fmt: skip
 
     def signal(self, number: signal.Signals) -> None:
@@ -91,14 +99,14 @@ class Job:
 
 
 @pytest.fixture
-def start(hub: LocalHub, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def start(hub: LocalHub, tmp_path: Path, distilabel: Python) -> Iterator[Callable[..., Job]]:
     """Starts a pipeline (`jobs/pipeline.py`) against the test's Hub; all of a test share a directory."""
     directory, jobs = tmp_path / "job", []
     directory.mkdir()
 
     def start(*, environ: Mapping[str, str] = MappingProxyType({}), **plan: Any) -> Job:
-        arguments = [str(JOBS / "pipeline.py"), json.dumps(plan)]
-        jobs.append(Job(arguments, directory, {**hub.environ(), **environ}))
+        arguments = [JOBS / "pipeline.py", json.dumps(plan)]
+        jobs.append(Job(distilabel, arguments, directory, {**hub.environ(), **environ}))
         return jobs[-1]
 
     yield start
@@ -107,13 +115,13 @@ def start(hub: LocalHub, tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture
-def alone(hub: LocalHub, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def alone(hub: LocalHub, tmp_path: Path, distilabel: Python) -> Iterator[Callable[..., Any]]:
     """Runs one of `jobs/alone.py`, where a step runs without a pipeline, and answers what it told."""
     directory, jobs = tmp_path / "alone", []
     directory.mkdir()
 
     def run(scene: str, **environ: str) -> Any:
-        jobs.append(Job([str(JOBS / "alone.py"), scene], directory, {**hub.environ(), **environ}))
+        jobs.append(Job(distilabel, [JOBS / "alone.py", scene], directory, {**hub.environ(), **environ}))
         return jobs[-1].end()
 
     yield run

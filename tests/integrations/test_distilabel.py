@@ -19,6 +19,7 @@ from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 from tests.e2e.test_crash_points import shards_ever_changed
 from tests.integrations.conftest import JOBS, Job
+from tests.zygote import Python
 
 pytestmark = pytest.mark.timeout(300)
 Start = Callable[..., Job]
@@ -45,7 +46,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def finished(tmp_path_factory: pytest.TempPathFactory, distilabel: Python) -> Iterator[Finished]:
     """A run with a token given as an argument, rows that are odd, and a Hub that refuses each commit in another way;
     then the cache, and the final push.
     """
@@ -65,7 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         hub.faults.add(Fault.reset(when="after", on="commit", repo="user/rows", times=1))
         environ = {"HF_ENDPOINT": hub.endpoint, "JOB_TOKEN": TOKEN, "DISTILABEL_LOG_LEVEL": "DEBUG"}
         (directory / "job").mkdir()
-        job = Job([str(JOBS / "pipeline.py"), json.dumps(plan)], directory / "job", environ)
+        job = Job(distilabel, [JOBS / "pipeline.py", json.dumps(plan)], directory / "job", environ)
         try:
             yield Finished(job, job.end(), hub, Dataset(hub))
         finally:
@@ -234,11 +235,11 @@ def test_a_dry_run_checkpoints_nothing(start: Start, dataset: Dataset) -> None:
     check(dataset, list(range(100)))
 
 
-def test_the_pages_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path) -> None:
+def test_the_pages_pipeline_works_when_pasted(hub: LocalHub, tmp_path: Path, distilabel: Python) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "pipelines.md").read_text()
     (code,) = [s for s in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "distilabel" in s]
     (tmp_path / "job.py").write_text(code)
-    job = Job(["job.py"], tmp_path, {**hub.environ(), "DISTILABEL_CACHE_DIR": str(tmp_path / "cache")})
+    job = Job(distilabel, ["job.py"], tmp_path, {**hub.environ(), "DISTILABEL_CACHE_DIR": str(tmp_path / "cache")})
     try:
         assert job.wait() == 0, job.output
     finally:
