@@ -9,22 +9,22 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
 
-from hubsync import Uploader
+from hubsync import ShardPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.telemetry.progress import Figures, Progress, drawn, line
 from hubsync.telemetry.status import State
 from hubsync.testing import ManualClock
+from tests.zygote import Python
 
 Make = Callable[..., Uploader]
 NOW = Figures("user/rows", "/spool", State(), 12_400, 11_900, 500, 1_200_000, 14.0)
@@ -45,7 +45,7 @@ print("the end")
 class Terminal:
     """A process in a terminal of 100 columns, and the screen that a person sees of it."""
 
-    def __init__(self, code: str, environ: dict[str, str], *, piped_stdout: Path | None = None) -> None:
+    def __init__(self, python: Python, code: str, environ: dict[str, str], *, piped_stdout: Path | None = None) -> None:
         self.screen = pyte.HistoryScreen(100, 30, history=1_000)
         self._stream = pyte.ByteStream(self.screen)
         self._fd, slave = pty.openpty()
@@ -54,8 +54,8 @@ class Terminal:
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
         stdout = piped_stdout.open("w") if piped_stdout else slave
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=slave, stdout=stdout, stderr=slave, close_fds=True,
+        self.process = python.start(
+            "-c", code, stdin=slave, stdout=stdout, stderr=slave,
             env={**os.environ, "TERM": "xterm-256color", **environ},
         )  # fmt: skip
         os.close(slave)
@@ -92,12 +92,16 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(hub: LocalHub) -> Callable[..., Terminal]:
-    def open_one(body: str = "step()", more: str = "progress=True", **given: Any) -> Terminal:
-        environ = {**hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": "", **given.pop("environ", {})}
-        return Terminal(JOB.format(body=body, more=more), environ, **given)
+def terminal(hub: LocalHub, python: Python) -> Iterator[Callable[..., Terminal]]:
+    with ExitStack() as running:
 
-    return open_one
+        def open_one(body: str = "step()", more: str = "progress=True", **given: Any) -> Terminal:
+            environ = {**hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": "", **given.pop("environ", {})}
+            job = Terminal(python, JOB.format(body=body, more=more), environ, **given)
+            running.enter_context(job.process)
+            return job
+
+        yield open_one
 
 
 def test_bars_show_rows_state_and_what_waits(terminal: Any, hub: LocalHub) -> None:
@@ -244,7 +248,7 @@ def test_a_terminal_that_is_gone_ends_no_job(terminal: Any, dataset: Any, tmp_pa
     assert len(dataset.rows()) == 4
 
 
-def test_the_command_line_shows_a_drain(terminal: Any, hub: LocalHub, tmp_path: Path, uploader: Make) -> None:
+def test_the_command_line_shows_a_drain(hub: LocalHub, python: Python, tmp_path: Path) -> None:
     spool = tmp_path / "left"
     code = f"""
 import os
@@ -253,10 +257,10 @@ up = Uploader("user/rows", spool={str(spool)!r}).open()
 up.put([{{"id": 1}}])
 os._exit(0)
 """
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **hub.environ()}, check=True)
+    assert python.run("-c", code, env={**os.environ, **hub.environ()}).returncode == 0
     hub.faults.add(Fault.status(503, on="commit"))
     drain = f"import sys; sys.argv = ['hubsync', 'drain', {str(spool)!r}]; from hubsync.cli import main; main()"
-    job = Terminal(drain, {**hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": ""})
+    job = Terminal(python, drain, {**hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": ""})
     job.until(r"left +━+ +0 of 1 rows on the Hub\n +▲ backing off")
     hub.faults.clear()
     assert job.end().endswith("all on the Hub.")
@@ -350,20 +354,22 @@ def test_a_log_that_shows_no_info_is_quiet(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("switch", ["", "1"])  # which is about bars
-def test_a_job_that_asked_for_progress_has_lines_where_nothing_can_be_drawn(hub: LocalHub, switch: str) -> None:
+def test_a_job_that_asked_for_progress_has_lines_where_nothing_can_be_drawn(
+    hub: LocalHub, python: Python, switch: str
+) -> None:
     code = """
 from hubsync import Uploader, ShardPolicy
 from hubsync.testing import ManualClock
 import sys
 clock = ManualClock()
-with Uploader("user/rows", progress=True, clock=clock, shard=ShardPolicy(linger_s=3600)) as up:
+with Uploader("user/rows", progress=True, clock=clock, shard=ShardPolicy(linger_s=1e9)) as up:
     up.put([{"id": 1}])
     while up._worker.progress._told is None:
         clock.advance(1)
     clock.advance(4000)
 """
     environ = {**os.environ, **hub.environ(), "HF_HUB_DISABLE_PROGRESS_BARS": switch}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    done = python.run("-c", code, env=environ)
     assert done.stdout == ""
     assert re.match(r"user/rows: 1 row accepted, 0 on the Hub; 1 row \(9 bytes\) waits, the oldest for", done.stderr)
 
@@ -371,7 +377,7 @@ with Uploader("user/rows", progress=True, clock=clock, shard=ShardPolicy(linger_
 def test_a_real_job_tells_its_progress_in_the_log(uploader: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "hubsync")
     clock = ManualClock()
-    with uploader(clock=clock) as up:
+    with uploader(clock=clock, shard=ShardPolicy(linger_s=1e9)) as up:  # it stays uncommitted, however fast the clock
         up.put([{"id": 1}, {"id": 2}])
         while not any("2 rows accepted" in record.message for record in caplog.records):
             clock.advance(1)

@@ -146,14 +146,14 @@ class _Terminal:
             first, console=self._console, auto_refresh=False, transient=True,
             redirect_stdout=False, redirect_stderr=False,  # rich would send a piped stdout to the terminal
         )  # fmt: skip
-        self._live.start(refresh=True)
-        for name in ("stdout", "stderr"):
+        for name in ("stdout", "stderr"):  # first: what is printed below a drawing goes with it
             stream = getattr(sys, name)
             if _same_terminal(stream, self._file):
                 above = _Above(stream, self._console)
                 setattr(sys, name, above)
                 self._above.append((name, above))
                 self._take_handlers(stream, above)
+        self._live.start(refresh=True)
 
     def _take_handlers(self, stream: TextIO, above: _Above) -> None:
         """A handler of the log keeps the stream that it began with."""
@@ -165,6 +165,10 @@ class _Terminal:
 
     def end(self) -> None:
         """Takes everything away again, but for what others have put in place meanwhile."""
+        live, self._live = self._live, None
+        if live is not None:
+            with suppress(OSError, ValueError):  # the terminal is gone
+                live.stop()
         for handler, stream, above in self._handlers:
             if handler.stream is above:
                 handler.setStream(stream)
@@ -173,10 +177,6 @@ class _Terminal:
             if getattr(sys, name) is above:
                 setattr(sys, name, above.rich_proxied_file)
         self._handlers, self._above = [], []
-        live, self._live = self._live, None
-        if live is not None:
-            with suppress(OSError, ValueError):  # the terminal is gone
-                live.stop()
 
 
 class _Above:
