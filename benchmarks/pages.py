@@ -23,10 +23,10 @@ PAGES = [
 ]
 
 
-def crash_points() -> str:
-    """The crash-point matrix."""
+def failpoints() -> str:
+    """Return the table of failpoints."""
     lines = ["| killed when | state at that instant | what the next start does |", "| --- | --- | --- |"]
-    lines += [f"| {point.title} | {point.now} | {point.then} |" for point in Failpoint]
+    lines += [f"| {point.title} | {point.state} | {point.recovery} |" for point in Failpoint]
     return "\n".join(lines)
 
 
@@ -104,7 +104,7 @@ def _prometheus(metric: Metric) -> str:
 
 
 _MADE = {
-    "crash points": crash_points,
+    "failpoints": failpoints,
     "loss": loss,
     "throughput": throughput,
     "main table": main_table,

@@ -460,7 +460,7 @@ def beside(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader 
         yield up
 
 
-@pytest.mark.parametrize("point", [Failpoint.RAISED, Failpoint.RESUBMITTED], ids=lambda point: point.title)
+@pytest.mark.parametrize("point", [Failpoint.RELINKED, Failpoint.RESUBMITTED], ids=lambda point: point.title)
 def test_killed_while_it_puts_rows_again_they_are_there_once(
     refused: list[int], beside: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
     check: Callable[[], tuple[str, ...]],
@@ -474,7 +474,7 @@ def test_killed_while_it_puts_rows_again_they_are_there_once(
 
 
 @pytest.mark.parametrize(
-    "point", [Failpoint.MENDED, Failpoint.RAISED, Failpoint.RESUBMITTED], ids=lambda point: point.title
+    "point", [Failpoint.EDITED_COPIED, Failpoint.RELINKED, Failpoint.RESUBMITTED], ids=lambda point: point.title
 )
 def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
     refused: list[int], beside: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
@@ -522,7 +522,7 @@ def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
         other.close()
 
     def listen(point: Failpoint) -> None:
-        if point is Failpoint.RAISED:
+        if point is Failpoint.RELINKED:
             others.append(threading.Thread(target=recover))
             others[-1].start()
             others[-1].join(0.5)
@@ -608,7 +608,7 @@ def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
 def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
-    assert letter("resubmit", "--all", dies_at=Failpoint.RAISED).returncode == -signal.SIGKILL
+    assert letter("resubmit", "--all", dies_at=Failpoint.RELINKED).returncode == -signal.SIGKILL
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()
     assert rebuild(spool) is not None

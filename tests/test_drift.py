@@ -357,7 +357,16 @@ def die(point):
 failpoints.listener = die
 up.put([{"a": {"b": 1}}], offset=1, key="bad")
 """
-POINTS = ["TAKE_BEGUN", "SEGMENT_CREATED", "WRITTEN", "SEAL_BEGUN", "GRAVE_LINKED", "COUNTED", "SPOOLED", "TOLD"]
+POINTS = [
+    "TAKE_BEGUN",
+    "SEGMENT_CREATED",
+    "WRITTEN",
+    "SEAL_BEGUN",
+    "QUARANTINE_LINKED",
+    "COUNTED",
+    "SPOOLED",
+    "NOTIFIED",
+]
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -370,7 +379,7 @@ def test_a_batch_that_is_set_aside_is_there_once_wherever_the_process_dies(
     assert died.returncode == -signal.SIGKILL
     with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
         was_accepted = up.offset() == 1
-        assert was_accepted == (point in ("SPOOLED", "TOLD"))
+        assert was_accepted == (point in ("SPOOLED", "NOTIFIED"))
         assert up.known("bad") == was_accepted
         # Another one first: it may be given the number of what was rolled back.
         up.put([{"a": ["other"]}], key="other")

@@ -29,7 +29,7 @@ from hubsync.errors import SpoolLost
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.batch import Batch
 from hubsync.model.receipt import Receipt
-from hubsync.spool.spool import database, writer
+from hubsync.spool import database, writer
 from hubsync.uploader.queue import Order
 from tests.conftest import FAST, Dataset
 

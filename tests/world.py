@@ -2,7 +2,7 @@
 
 Everything of the uploader but its threads is the real thing: queue, spool on disk, SQLite, committer. A process is run
 by hand, in its own event loop, until it has nothing left to do; every call to the Hub then waits to be answered. A
-process dies at a crash point (`hubsync._runtime.failpoints`), or between two steps.
+process dies at a failpoint (`hubsync._runtime.failpoints`), or between two steps.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class World:
         shutil.rmtree(self.disks[number], ignore_errors=True)
 
     def light_fuse(self, points: int) -> None:
-        """The process that reaches the so-manieth crash point from now on dies there."""
+        """The process that reaches the so-manieth failpoint from now on dies there."""
         self._fuse = points
 
     def _reached(self, point: Failpoint) -> None:

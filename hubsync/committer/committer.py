@@ -447,7 +447,7 @@ class Committer:
             sha = await self._destination.commit(plan)
         except (AmbiguousError, StaleParentError) as error:
             if isinstance(error, AmbiguousError):
-                failpoint(Failpoint.ANSWER_LOST)
+                failpoint(Failpoint.RESPONSE_LOST)
                 self._governor.spent()
             await self._patience.wait_out("commit", error, backoff)
             if await self._reconcile(plan):
@@ -471,7 +471,7 @@ class Committer:
             elif self._card.refused(error):  # perhaps: no shard is set aside for that
                 await self._clock.sleep(backoff.after_failure())
         else:
-            failpoint(Failpoint.ANSWERED)
+            failpoint(Failpoint.RESPONSE_READ)
             backoff.reset()
             self._governor.spent()
             failpoint(Failpoint.QUOTA_COUNTED)

@@ -67,13 +67,13 @@ class Compressor:
         except DefectError as error:
             return Incompressible(self._shard(row["id"]), error)
         try:
-            failpoint(Failpoint.PACKED)
+            failpoint(Failpoint.COMPRESSED)
             self._count(row, packed)
         except BaseException:
             with suppress(OSError):
                 packed.unlink()
             raise
-        failpoint(Failpoint.PACK_KEPT)
+        failpoint(Failpoint.COMPRESSED_RECORDED)
         with suppress(OSError):  # what stays is swept
             lines.unlink()
         return True
@@ -88,7 +88,7 @@ class Compressor:
                 "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
                 packed.name, size, sha256, git_oid, row["id"],
             )  # fmt: skip
-            failpoint(Failpoint.PACK_COUNTED)
+            failpoint(Failpoint.COMPRESSED_COUNTED)
 
 
 class Incompressible(NamedTuple):

@@ -189,7 +189,7 @@ class SchemaChecker:
                 for config, kind in features.items():
                     self._spool.know_schema(config, kind, wins=True)
                     self._catalogue.run("UPDATE schemas SET published = ? WHERE config = ?", dumps(kind), config)
-            failpoint(Failpoint.CARDED)
+            failpoint(Failpoint.CARD_RECORDED)
 
 
 def scan(file: Path) -> StructOf:

@@ -168,7 +168,7 @@ def _pieces(source: Path) -> Iterator[bytes]:
     with source.open("rb", buffering=0) as stream:
         while piece := stream.read(_PIECE):
             yield piece
-            failpoint(Failpoint.PARTLY_PACKED)
+            failpoint(Failpoint.PARTLY_COMPRESSED)
 
 
 def _create(new: Path) -> IO[bytes]:
@@ -346,7 +346,7 @@ def _write_parquet(source: Path, new: Path, rows: int, as_json: frozenset[str], 
             written += table.num_rows
             writer.write_table(_as_stored(table, as_json), row_group_size=max(1, table.num_rows))
             sink.check()
-            failpoint(Failpoint.PARTLY_PACKED)
+            failpoint(Failpoint.PARTLY_COMPRESSED)
     if written != rows:
         raise _Unlike(f"{written:,} rows were read of {rows:,}")
 
@@ -373,7 +373,7 @@ def _schema(source: Path, as_json: frozenset[str]) -> Any:
         found = _read(_with_json(chunk, as_json)).schema
         found = pyarrow.schema([(field.name, _as_written(field.type)) for field in found])
         schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
-        failpoint(Failpoint.PARTLY_PACKED)
+        failpoint(Failpoint.PARTLY_COMPRESSED)
     return schema
 
 

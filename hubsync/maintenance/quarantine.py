@@ -214,7 +214,7 @@ class Quarantine:
             except OSError as error:
                 raise SpoolError(f"{file} can't be made: {error}. Nothing was changed.") from error
             fsync_directory(file.parent)
-            failpoint(Failpoint.RAISED)
+            failpoint(Failpoint.RELINKED)
             now = self._spool.clock.time()
             self._catalogue.run(
                 "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
@@ -277,7 +277,7 @@ class Quarantine:
             if isinstance(error, OSError):
                 raise SpoolError(f"{file} can't be taken: {error}. Nothing was changed.") from error
             raise
-        failpoint(Failpoint.MENDED)
+        failpoint(Failpoint.EDITED_COPIED)
         return Mended(copy, rows, size, sha256.hexdigest())
 
     def _file(self, shard: QuarantinedShard) -> Path:

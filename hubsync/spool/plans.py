@@ -290,7 +290,7 @@ class Plans:
                 self._count_committed(gone)
             self._catalogue.run("UPDATE segments SET plan = NULL WHERE plan = ?", plan.id)
             self._catalogue.run("DELETE FROM plans WHERE id = ?", plan.id)
-            failpoint(Failpoint.MARKED)
+            failpoint(Failpoint.WATERMARK_RECORDED)
         failpoint(Failpoint.SETTLED)
         for shard in gone:
             with suppress(OSError):  # what stays is swept at the next start
@@ -307,7 +307,7 @@ class Plans:
         """Sets a shard aside in the dead letter, for good, and answers where it lies now."""
         with self._spool.leased():
             grave = self._spool.set_aside(shard.segment, shard.file, why)
-        failpoint(Failpoint.BURIED)
+        failpoint(Failpoint.QUARANTINED)
         with suppress(OSError):
             shard.file.unlink()
         return grave
@@ -395,7 +395,7 @@ class Plans:
                 self._catalogue.run("DELETE FROM cards")
             for entry in entries:
                 self._catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", *entry)
-        failpoint(Failpoint.CARDED)
+        failpoint(Failpoint.CARD_RECORDED)
 
 
 def _note(mark: Watermark) -> SidecarFile:

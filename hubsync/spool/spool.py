@@ -326,7 +326,7 @@ class Spool:
             os.replace(new, grave)  # which may hold what it was before a person mended it, or be a rolled back one's
             if self._fsync:
                 fsync_directory(grave.parent)
-        failpoint(Failpoint.GRAVE_LINKED)
+        failpoint(Failpoint.QUARANTINE_LINKED)
         self.catalogue.run(
             "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?",
             why, self.clock.time(), segment,

@@ -295,7 +295,7 @@ class Engine:
                 rows = 0 if replayed or batch.set_aside is not None else batch.rows
                 fate = self._fates.of(segment, rows, may_be_settled=replayed or segment in sealed)
                 batch.receipt._spooled(fate, replayed)
-            failpoint(Failpoint.TOLD)
+            failpoint(Failpoint.NOTIFIED)
             if sealed:
                 self._wake()
             if idle or sealed:

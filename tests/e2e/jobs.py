@@ -1,5 +1,5 @@
 """Jobs for the tests of whole processes: run as `python -m tests.e2e.jobs '["NAME", ARGS…]'`; killed from outside, or
-by themselves at a crash point.
+by themselves at a failpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploa
 from hubsync._runtime import failpoints
 from hubsync._runtime.failpoints import Failpoint
 from hubsync.model.layout import format_of
-from hubsync.spool.spool import database
+from hubsync.spool import database
 
 QUICK: dict[str, Any] = {
     "shard": ShardPolicy(linger_s=0.05, max_rows=40),
@@ -104,7 +104,7 @@ def forgetful(spool: str, rows: int) -> None:
 
 
 def crashing(spool: str, rows: int, path: str | None, point: str | None, nth: int, number: int) -> None:
-    """Goes on by offset; sends itself the signal `number` when it reaches a crash point for the `nth` time."""
+    """Goes on by offset; sends itself the signal `number` when it reaches a failpoint for the `nth` time."""
     if point is not None:
         at(Failpoint[point], nth, number)
     shard = ShardPolicy(linger_s=3600, max_rows=4)
@@ -132,7 +132,7 @@ def at(point: Failpoint, nth: int, number: int) -> None:
 
 
 def stopping(spool: str, told: str, point: str) -> None:
-    """As `telling`; stops itself (SIGSTOP) once it has reached a crash point often enough to be in the middle."""
+    """As `telling`; stops itself (SIGSTOP) once it has reached a failpoint often enough to be in the middle."""
     at(Failpoint[point], 5, signal.SIGSTOP)
     telling(spool, told, 0.005)
 

@@ -17,7 +17,7 @@ from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 from tests.e2e.conftest import Jobs
-from tests.e2e.test_crash_points import shards_ever_changed
+from tests.e2e.test_failpoints import shards_ever_changed
 
 _PLAN = re.compile(r"hubsync plan (\d+) of term (\d+)")
 
@@ -85,7 +85,7 @@ def test_eight_processes_put_at_once_while_the_committer_is_killed_again_and_aga
 
 @pytest.mark.parametrize(
     "point",
-    ["TOLD", "PLANNED", "HALF_SENT", "LANDED", "SETTLED"],  # the others are in no other case than these
+    ["NOTIFIED", "PLANNED", "HALF_SENT", "LANDED", "SETTLED"],  # the others are in no other case than these
 )
 def test_a_process_that_stops_is_taken_over_and_brings_nothing_twice_when_it_goes_on(
     dataset: Dataset, jobs: Jobs, tmp_path: Path, point: str
@@ -136,7 +136,14 @@ def test_a_job_whose_disk_is_lost_goes_on_from_the_dataset(
     hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path, path: str | None
 ) -> None:
     rows, spool = 600, tmp_path / "spool"
-    deaths = [("SETTLED", 1), ("ANSWERED", 1), ("STAGED", 2), ("TOLD", 30), ("FILE_REMOVED", 9), ("PLANNED", 1)]
+    deaths = [
+        ("SETTLED", 1),
+        ("RESPONSE_READ", 1),
+        ("STAGED", 2),
+        ("NOTIFIED", 30),
+        ("FILE_REMOVED", 9),
+        ("PLANNED", 1),
+    ]
     for point, nth in deaths:
         assert jobs.end(jobs.start("crashing", spool, rows, path, point, nth, signal.SIGKILL)) == -signal.SIGKILL
         shutil.rmtree(spool)

@@ -17,7 +17,7 @@ import pytest
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
-from tests.e2e.test_crash_points import shards_ever_changed
+from tests.e2e.test_failpoints import shards_ever_changed
 from tests.integrations.conftest import JOBS, Job
 from tests.zygote import Python
 

@@ -215,7 +215,7 @@ class HubDataset:
                     raise TransientError(f"preupload: no mode for {shard.path}.")
                 staged.append(by_path[shard.path])
         blobs = [shard for shard, found in zip(shards, staged, strict=True) if found.mode == "lfs"]
-        failpoint(Failpoint.MODES_ASKED)
+        failpoint(Failpoint.PREUPLOADED)
         if blobs:
             await self._upload(blobs)
         return staged

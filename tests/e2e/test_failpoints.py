@@ -29,13 +29,18 @@ ROWS = 22  # of 4 a shard: five full shards, and one that the drain seals
 P = Failpoint
 # What the world must look like for a point to be reached.
 _LFS = {P.BLOB_STAGED, P.UNSTAGED}
-_LOST = {P.ANSWER_LOST, P.RECONCILED}
+_LOST = {P.RESPONSE_LOST, P.RECONCILED}
 _TAKEN = {P.PATH_TAKEN, P.RENUMBERED}
-_REFUSED = {P.GRAVE_LINKED, P.BURIED}
+_REFUSED = {P.QUARANTINE_LINKED, P.QUARANTINED}
 _DEAD_BEFORE = {P.NAME_TAKEN, P.TAIL_CUT, P.ADOPTED}
-_ONCE = {P.REPO_CREATED, P.SEEDED, P.LOCK_TAKEN, P.TAKEN_OVER, P.DRAINED, P.CARD_MERGED, P.CARDED, *_DEAD_BEFORE}
-_BY_HAND = {P.MENDED, P.RAISED, P.RESUBMITTED, P.DISCARDED}  # no job reaches them: see tests/test_dead_letter.py
-_PACKING = {P.PARTLY_PACKED, P.PACKED, P.PACK_COUNTED, P.PACK_KEPT}
+_ONCE = {P.REPO_CREATED, P.SEEDED, P.LOCK_TAKEN, P.TAKEN_OVER, P.DRAINED, P.CARD_MERGED, P.CARD_RECORDED, *_DEAD_BEFORE}
+_BY_HAND = {
+    P.EDITED_COPIED,
+    P.RELINKED,
+    P.RESUBMITTED,
+    P.DISCARDED,
+}  # no job reaches them: see tests/test_dead_letter.py
+_PACKING = {P.PARTLY_COMPRESSED, P.COMPRESSED, P.COMPRESSED_COUNTED, P.COMPRESSED_RECORDED}
 # Where a packed shard may fare otherwise than lines do.
 _WITH_PACKED = {P.SEALED, P.BLOB_STAGED, P.LANDED, P.SETTLED, P.FILE_REMOVED, P.ADOPTED, P.TAKEN_OVER, *_LOST, *_TAKEN}
 _WITH_PACKED |= {P.UNSTAGED, *_REFUSED}
@@ -87,12 +92,12 @@ def test_a_process_killed_at(
     )
     prepare(point, hub, dataset, format)
     if point in _DEAD_BEFORE:
-        assert jobs.end(jobs.start("crashing", spool, ROWS, path, "TOLD", 3, signal.SIGKILL)) == -signal.SIGKILL
+        assert jobs.end(jobs.start("crashing", spool, ROWS, path, "NOTIFIED", 3, signal.SIGKILL)) == -signal.SIGKILL
     for nth in (1,) if point in _ONCE else (1, 3):
         end = jobs.end(jobs.start("crashing", spool, ROWS, path, point.name, nth, signal.SIGKILL))
         if nth == 1:
             assert end == -signal.SIGKILL, jobs.log
-        if point is P.GRAVE_LINKED:
+        if point is P.QUARANTINE_LINKED:
             hub.faults.clear()  # the Hub has changed its mind: nothing may stay in the dead letter
     hub.faults.clear()
     last = jobs.end(jobs.start("crashing", spool, ROWS, path, None, 0, 0))
