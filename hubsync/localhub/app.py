@@ -1,7 +1,8 @@
-"""The ASGI application: from a request to an operation, through the faults, to its handler, into the log.
+"""The ASGI application: finds a request's operation and handler, applies the faults, and writes the log.
 
-Pure ASGI, because a fault must be able to abort the connection under a request, answer without the handler, or run
-the handler and throw its answer away. Every answer gets `RateLimit`, `RateLimit-Policy` and `X-Request-Id` here.
+It is pure ASGI because a fault must be able to abort the connection under a request, answer instead of the handler, or
+run the handler and discard its response. Every response gets its `RateLimit`, `RateLimit-Policy` and `X-Request-Id`
+here.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import secrets
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 import anyio.abc
@@ -29,24 +30,26 @@ from hubsync.localhub.api import commits, discussions, files, lfs, refs, repos, 
 from hubsync.localhub.call import Call, HubError, Operation, json_response
 from hubsync.localhub.control import RequestLog, Served
 from hubsync.localhub.faults import Fault, Faults
-from hubsync.localhub.limits import Windows
+from hubsync.localhub.limits import RequestWindows
 from hubsync.localhub.routing import Route, Router
 from hubsync.localhub.state import HubState
 
-_SMALL_BODY_BYTES = 256 << 20
+_MAX_BODY_BYTES = 256 << 20
 _HUGE_BYTES = 64 << 20
 _logger = logging.getLogger("hubsync.localhub")
 
 
 class _Match(NamedTuple):
+    """What a request asks for; no route for an address that does not exist."""
+
     operation: Operation
     route: Route | None
     params: dict[str, str]
 
 
 @dataclass
-class _Wire:
-    """One request's two directions, with their bytes counted and, under a bandwidth fault, rationed."""
+class _Exchange:
+    """A request and its response on the wire: counted and, under a bandwidth fault, slowed down."""
 
     scope: Scope
     receive_raw: Receive
@@ -61,24 +64,19 @@ class _Wire:
 
     async def receive(self) -> Message:
         message = await self.receive_raw()
-        if message["type"] == "http.request":
-            size = len(message.get("body", b""))
-            self.bytes_in += size
-            self.request_ended = not message.get("more_body", False)
-            await self._ration(size)
-        else:
-            self.request_ended = True
+        self.request_ended = message["type"] != "http.request" or not message.get("more_body", False)
+        size = len(message.get("body", b""))
+        self.bytes_in += size
+        await self._ration(size)
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
-            given = {name.lower() for name, _ in message.get("headers", [])}
-            message = {
-                **message,
-                "headers": [*message.get("headers", []), *(pair for pair in raw if pair[0].lower() not in given)],
-            }
+            given = list(message.get("headers", []))
+            names = {name.lower() for name, _ in given}
+            added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+            message = {**message, "headers": given + [pair for pair in added if pair[0].lower() not in names]}
         else:
             size = len(message.get("body", b""))
             self.bytes_out += size
@@ -87,251 +85,240 @@ class _Wire:
                 self.end()
         await self.send_raw(message)
 
+    async def _ration(self, size: int) -> None:
+        if self.bytes_per_s is not None and size:
+            await asyncio.sleep(size / self.bytes_per_s)
+
     def end(self) -> None:
-        """Say once that the request is over, before its last byte goes: who has the answer finds it in the log."""
+        """Report the end, once, before the last byte is sent: a client with the response finds it in the log."""
         if self.on_end is not None:
             on_end, self.on_end = self.on_end, None
             on_end()
 
     async def drain(self) -> None:
-        """Take in what is left of the request: a refusal that overtakes the body would reach the client as a broken
-        connection.
-        """
+        """Read the rest of the request: a refusal before that would look like a broken connection to the client."""
         while not self.request_ended:
             await self.receive()
 
+    async def disconnected(self) -> None:
+        """Wait until the connection has ended."""
+        while (await self.receive_raw())["type"] != "http.disconnect":
+            pass
+
     async def abort(self) -> None:
-        """End the connection with a reset, without an answer."""
+        """Reset the connection, without a response."""
         self.end()
         transport: asyncio.Transport = self.scope["state"]["transport"]
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
-        # uvicorn must have seen the end before the application returns, or it would try to answer 500.
-        while (await self.receive_raw())["type"] != "http.disconnect":
-            pass
-
-    async def _ration(self, size: int) -> None:
-        if self.bytes_per_s is not None and size:
-            await asyncio.sleep(size / self.bytes_per_s)
+        await self.disconnected()  # uvicorn would answer 500 if the application returned before it saw the end
 
 
 class App:
-    """The Hub as an ASGI application. `tasks` is the owner of effects that land after their request."""
+    """The Hub as an ASGI application. `tasks` owns the effects that take place after their request."""
 
     def __init__(self, hub: HubState, faults: Faults, log: RequestLog) -> None:
-        self._state = hub
+        self._hub = hub
         self._faults = faults
         self._log = log
-        self._windows = Windows(hub.settings.requests_per_window, hub.clock)
-        self._router = Router(
-            [
-                *commits.ROUTES, *files.ROUTES, *refs.ROUTES, *xet.ROUTES, *lfs.ROUTES,
-                *discussions.ROUTES, *repos.ROUTES,
-            ]
-        )  # fmt: skip
+        self._windows = RequestWindows(hub.settings.requests_per_window, hub.clock)
+        modules = (commits, files, refs, xet, lfs, discussions, repos)
+        self._router = Router([route for module in modules for route in module.ROUTES])
         self.tasks: anyio.abc.TaskGroup | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
         if scope["type"] != "http":
             return
         raw_path = scope["raw_path"].decode("ascii", "replace")
-        wire = _Wire(
-            scope,
-            receive,
-            send,
-            {"X-Request-Id": _request_id(scope), "Date": formatdate(self._state.clock(), usegmt=True)},
-        )
-        if raw_path.startswith("/_localhub/") and (
-            answer := await control.answer(scope, wire.receive, self._faults, self._log)
+        headers = {"X-Request-Id": _request_id(scope), "Date": formatdate(self._hub.clock(), usegmt=True)}
+        exchange = _Exchange(scope, receive, send, headers)
+        if raw_path.startswith(control.PREFIX) and (
+            response := await control.answer(scope, exchange.receive, self._faults, self._log)
         ):
-            await answer(scope, wire.receive, wire.send)
+            await response(scope, exchange.receive, exchange.send)
             return
         found = self._router.match(scope["method"], raw_path)
         match = _Match(found[0].operation, *found) if found else _Match(Operation.OTHER, None, {})
-        repo = match.params.get("repo") or self._signed_repo(match, scope)
+        repo = match.params.get("repo") or self._repo_of_token(match, scope)
         drawn = self._faults.draw(match.operation, repo)
-        wire.bytes_per_s = drawn.bytes_per_s
-        wire.headers |= self._windows.take(scope, match.operation)
-        struck = drawn.fault.kind if drawn.fault else None
+        exchange.bytes_per_s = drawn.bytes_per_s
+        exchange.headers |= self._windows.count(scope, match.operation)
 
         def log() -> None:
-            sizes = (wire.bytes_in, wire.bytes_out)
-            agent = dict(scope["headers"]).get(b"user-agent")
-            sender = None if agent is None else agent.decode("latin-1")
-            self._log.add(Served(match.operation, scope["method"], raw_path, wire.status, *sizes, repo, struck, sender))
+            request = (match.operation, scope["method"], raw_path)
+            response = (exchange.status, exchange.bytes_in, exchange.bytes_out)
+            fault = drawn.fault.kind if drawn.fault else None
+            self._log.add(Served(*request, *response, repo, fault, _header(scope, b"user-agent")))
 
-        wire.on_end = log
+        exchange.on_end = log
         try:
             if drawn.delay_s:
                 await asyncio.sleep(drawn.delay_s)
             if drawn.fault is None:
-                await self._answer(match, wire, wire.receive, wire.send)
+                await self._answer(match, exchange, exchange.receive, exchange.send)
             else:
-                await self._misbehave(drawn.fault, match, wire)
+                await self._apply(drawn.fault, match, exchange)
         finally:
-            wire.end()
+            exchange.end()
 
-    def _signed_repo(self, match: _Match, scope: Scope) -> str | None:
-        """The repo of a request that names it only in a signed token: to the CAS, or about a large object."""
+    def _repo_of_token(self, match: _Match, scope: Scope) -> str | None:
+        """Return the repo of a request that names it only in a signed token: to the CAS, or about a large object."""
         signed = match.params.get("ticket") or match.params.get("claims")
         if signed is None and "hub" in match.params:
-            signed = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")[2]
-        claims = self._state.verify(signed) if signed else None
-        repo = self._state.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
+            signed = (_header(scope, b"authorization") or "").partition(" ")[2]
+        claims = self._hub.verify(signed) if signed else None
+        repo = self._hub.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
         return None if repo is None else repo.name
 
-    async def _answer(self, match: _Match, wire: _Wire, receive: Receive, send: Send) -> None:
-        """Let the handler answer, as a Hub does that has no fault."""
-        request = Request(wire.scope, receive)
+    async def _answer(self, match: _Match, exchange: _Exchange, receive: Receive, send: Send) -> None:
+        """Let the handler answer, without a fault."""
+        request = Request(exchange.scope, receive)
         try:
-            response = await self._handled(match, wire, request)
+            response = await self._run_handler(match, exchange, request)
         except HubError as refusal:
-            await wire.drain()
+            await exchange.drain()
             response = refusal.response()
         except ClientDisconnect:
             return
         except Exception:
-            _logger.exception("the embedded Hub failed at %s %s", wire.scope["method"], wire.scope["path"])
-            await wire.drain()
-            response = json_response(
-                {"error": "Internal Error - We're working hard to fix this as soon as possible!"}, status=500
-            )
-        await response(wire.scope, receive, send)
+            _logger.exception("the embedded Hub failed at %s %s", exchange.scope["method"], exchange.scope["path"])
+            await exchange.drain()
+            error = "Internal Error - We're working hard to fix this as soon as possible!"
+            response = json_response({"error": error}, status=500)
+        await response(exchange.scope, receive, send)
 
-    async def _handled(self, match: _Match, wire: _Wire, request: Request) -> Response:
-        self._windows.check(wire.headers, match.operation)
+    async def _run_handler(self, match: _Match, exchange: _Exchange, request: Request) -> Response:
+        self._windows.check(exchange.headers, match.operation)
         if match.route is None:
             raise HubError(404, "Sorry, we can't find the page you are looking for.")
         call = Call(match.operation, request, match.params)
         if match.route.stream is not None:
-            return await match.route.stream(self._state, call)
+            return await match.route.stream(self._hub, call)
         body = bytearray()
         async for piece in request.stream():
             body += piece
-            if len(body) > _SMALL_BODY_BYTES:
+            if len(body) > _MAX_BODY_BYTES:
                 raise HubError(413, "Payload Too Large")
         call.body = bytes(body)
         assert match.route.handler is not None
-        return await self._state.in_thread(match.route.handler, self._state, call)
+        return await self._hub.in_thread(match.route.handler, self._hub, call)
 
-    async def _misbehave(self, fault: Fault, match: _Match, wire: _Wire) -> None:
+    # Faults
+
+    async def _apply(self, fault: Fault, match: _Match, exchange: _Exchange) -> None:
         if fault.kind == "outage":
-            await wire.abort()
-            return
-        if fault.kind == "late":
-            await self._postpone(fault, match, wire)
-            return
-        if fault.kind == "hostile" and fault.shape == "truncated":
-            await self._answer_half(match, wire)
-            return
-        if fault.when == "after":
-            await self._answer(match, wire, wire.receive, _swallow)
-        await wire.drain()
-        if fault.kind == "hang":
-            await self._hold_open(fault, wire)
-        elif fault.kind == "reset":
-            await wire.abort()
-        elif fault.kind == "status":
-            await _refusal(fault)(wire.scope, wire.receive, wire.send)
+            await exchange.abort()
+        elif fault.kind == "late":
+            await self._answer_late(fault, match, exchange)
+        elif fault.kind == "hostile" and fault.shape == "truncated":
+            await self._answer_half(match, exchange)
         else:
-            await _hostile(fault, self._state)(wire.scope, wire.receive, wire.send)
+            if fault.when == "after":
+                await self._answer(match, exchange, exchange.receive, _discard)
+            await exchange.drain()
+            if fault.kind == "hang":
+                await self._hang(fault, exchange)
+            elif fault.kind == "reset":
+                await exchange.abort()
+            else:
+                response = _refusal(fault) if fault.kind == "status" else _hostile(fault)
+                await response(exchange.scope, exchange.receive, exchange.send)
 
-    async def _hold_open(self, fault: Fault, wire: _Wire) -> None:
+    async def _hang(self, fault: Fault, exchange: _Exchange) -> None:
+        """Keep the connection silent until the fault's time is over or the client has gone, then abort it."""
         async with anyio.create_task_group() as tasks:
 
-            async def gone() -> None:
-                while (await wire.receive_raw())["type"] != "http.disconnect":
-                    pass
+            async def watch() -> None:
+                await exchange.disconnected()
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(gone)
+            tasks.start_soon(watch)
             await self._faults.hold(fault.seconds)
             tasks.cancel_scope.cancel()
-        await wire.abort()
+        await exchange.abort()
 
-    async def _postpone(self, fault: Fault, match: _Match, wire: _Wire) -> None:
+    async def _answer_late(self, fault: Fault, match: _Match, exchange: _Exchange) -> None:
         """Keep the whole request, answer at once, and let the handler see the request later."""
         assert self.tasks is not None
         kept = tempfile.SpooledTemporaryFile(max_size=8 << 20)  # noqa: SIM115 - the task closes it
-        while not wire.request_ended:
-            kept.write((await wire.receive()).get("body", b""))
+        while not exchange.request_ended:
+            kept.write((await exchange.receive()).get("body", b""))
         kept.seek(0)
         ended = False
 
         async def replay() -> Message:
             nonlocal ended
-            if ended:  # who asks for more waits for the client to go, and it went long ago
+            if ended:  # the next message would be the end of the connection, which has long ended
                 await anyio.sleep_forever()
             piece = kept.read(1 << 20)
             ended = not piece
             return {"type": "http.request", "body": piece, "more_body": not ended}
 
-        async def land() -> None:
+        async def take_effect() -> None:
             with kept:
                 await self._faults.hold(fault.seconds)
-                await self._answer(match, wire, replay, _swallow)
+                await self._answer(match, exchange, replay, _discard)
 
-        self.tasks.start_soon(land)
+        self.tasks.start_soon(take_effect)
         if fault.code is None:
-            await wire.abort()
+            await exchange.abort()
         else:
-            await _refusal(fault)(wire.scope, wire.receive, wire.send)
+            await _refusal(fault)(exchange.scope, exchange.receive, exchange.send)
 
-    async def _answer_half(self, match: _Match, wire: _Wire) -> None:
-        """The real answer's head and half of its first piece, then a reset."""
+    async def _answer_half(self, match: _Match, exchange: _Exchange) -> None:
+        """Send the head of the real response and half of its first piece, then reset the connection."""
         cut = False
 
-        async def half(message: Message) -> None:
+        async def send_half(message: Message) -> None:
             nonlocal cut
             if cut:
                 return
             if message["type"] == "http.response.body":
-                body = message.get("body", b"")
                 cut = True
+                body = message.get("body", b"")
                 message = {**message, "body": body[: len(body) // 2], "more_body": True}
-            await wire.send(message)
+            await exchange.send(message)
 
-        await self._answer(match, wire, wire.receive, half)
-        await wire.abort()
+        await self._answer(match, exchange, exchange.receive, send_half)
+        await exchange.abort()
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    value: bytes | None = dict(scope["headers"]).get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def _request_id(scope: Scope) -> str:
-    """The id that the client gave its request, or one that contains it, as the Hub answers."""
-    given = dict(scope["headers"])
-    if b"x-request-id" in given:
-        return str(given[b"x-request-id"].decode("latin-1"))
-    trace = given.get(b"x-amzn-trace-id", b"").decode("latin-1")
+    """Return the id that the client gave its request, or one that contains the client's trace id, as the Hub does."""
+    given, trace = _header(scope, b"x-request-id"), _header(scope, b"x-amzn-trace-id")
+    if given is not None:
+        return given
     return f"Root=1-{secrets.token_hex(4)}-{secrets.token_hex(12)}" + (f";{trace}" if trace else "")
 
 
-async def _swallow(message: MutableMapping[str, Any]) -> None:
-    """Where the answer goes of which nobody shall hear."""
+async def _discard(message: Message) -> None:
+    """Drop a message of a response that the client must not see."""
 
 
 def _refusal(fault: Fault) -> Response:
-    code = fault.code or 504
+    code, headers = fault.code or 504, dict(fault.headers)
     if fault.body is None:
-        return json_response(
-            {"error": f"{code} (a fault of the embedded Hub)"}, status=code, headers=dict(fault.headers)
-        )
+        return json_response({"error": f"{code} (a fault of the embedded Hub)"}, status=code, headers=headers)
     is_json = fault.body.lstrip().startswith(("{", "["))
-    media_type = "application/json; charset=utf-8" if is_json else "text/html; charset=utf-8"
-    return Response(fault.body, code, dict(fault.headers), media_type)
+    return Response(fault.body, code, headers, f"{'application/json' if is_json else 'text/html'}; charset=utf-8")
 
 
-def _hostile(fault: Fault, hub: HubState) -> Response:
-    if fault.shape == "html":
-        return Response(
-            "<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>", 200, media_type="text/html"
-        )
-    if fault.shape == "garbage":
-        return Response(b'{"success": tr\xff\xfe\x00', 200, media_type="application/json")
-    if fault.shape == "huge":
-        return Response(json.dumps({"error": "x" * _HUGE_BYTES}), 200, media_type="application/json")
+def _hostile(fault: Fault) -> Response:
     if fault.shape == "redirect":
         return Response(b"", 302, {"Location": "http://localhub.invalid/elsewhere"})
+    if fault.shape == "html":
+        page = "<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
+        return Response(page, 200, media_type="text/html")
     if fault.shape == "wrong-shape":
         return json_response([None, {"unexpected": True}])
-    return Response(b"", 200, media_type="application/json")
+    bodies = {"garbage": b'{"success": tr\xff\xfe\x00', "empty": b""}
+    body = bodies[fault.shape] if fault.shape in bodies else json.dumps({"error": "x" * _HUGE_BYTES}).encode()
+    return Response(body, 200, media_type="application/json")

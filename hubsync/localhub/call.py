@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 
 class Operation(StrEnum):
-    """What a request asks for. Faults and counters go by these names."""
+    """What a request asks for; faults and counters use these names."""
 
     WHOAMI = "whoami"
     REPO_CREATE = "repo-create"
@@ -39,7 +39,6 @@ class Operation(StrEnum):
     RESOLVE = "resolve"
     BLOB = "blob"
     DISCUSSION = "discussion"
-    LIKE = "like"
     LFS_BATCH = "lfs-batch"
     LFS_UPLOAD = "lfs-upload"
     LFS_VERIFY = "lfs-verify"
@@ -55,7 +54,7 @@ class Operation(StrEnum):
 
 
 class HubError(Exception):
-    """A refusal: the status, and what the Hub says in the body's `error` and in `X-Error-Message`."""
+    """A refusal: the status, and the text of the body's `error` and of `X-Error-Message`."""
 
     def __init__(
         self,
@@ -74,6 +73,7 @@ class HubError(Exception):
         self.body = dict(body or {})
 
     def response(self) -> Response:
+        """Return it as the response to send."""
         headers = {"X-Error-Message": re.sub(r"[^\x20-\x7e]+", " ", self.message).strip(), **self.headers}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
@@ -81,13 +81,14 @@ class HubError(Exception):
 
 
 def json_response(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with a JSON body."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return Response(body, status_code=status, headers=headers, media_type="application/json; charset=utf-8")
 
 
 @dataclass
 class Call:
-    """One request on its way to a handler; `body` is filled for handlers that want it whole."""
+    """One request; `params` come from its path, and `body` is empty if the handler reads it as a stream."""
 
     operation: Operation
     request: Request
@@ -96,15 +97,16 @@ class Call:
 
     @property
     def repo_type(self) -> str:
-        """`model`, `dataset` or `space`, from the path's plural or, in web addresses, from its absence."""
+        """The repo type: `model`, `dataset` or `space`; a web address without a type is a model's."""
         return (self.params.get("type") or "models").rstrip("/").removesuffix("s")
 
     @property
     def repo_name(self) -> str:
+        """The full name of the repo in the path."""
         return self.params.get("repo", "")
 
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object; anything else is the caller's mistake (400)."""
+        """Return the body, which must be a JSON object (400)."""
         try:
             value = msgspec.json.decode(self.body or b"{}")
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -114,9 +116,11 @@ class Call:
         return value
 
     def flag(self, name: str) -> bool:
+        """Return whether a query parameter is true."""
         return self.request.query_params.get(name, "").lower() in ("1", "true")
 
     def integer(self, name: str, default: int, *, most: int) -> int:
+        """Return a query parameter from 1 to `most` (400 for any other value)."""
         text = self.request.query_params.get(name)
         if text is None:
             return default
@@ -125,12 +129,12 @@ class Call:
         return int(text)
 
     def next_link(self, endpoint: str, key: str, value: str) -> dict[str, str]:
-        """The `Link` header to the same request with another page mark."""
+        """Return the `Link` header to the next page: the same request with another value of `key`."""
         pairs = [pair for pair in self.request.query_params.multi_items() if pair[0] != key]
         path = self.request.scope["raw_path"].decode("ascii")
         return {"Link": f'<{endpoint}{path}?{urlencode([*pairs, (key, value)])}>; rel="next"'}
 
 
 def iso(seconds: float) -> str:
-    """Unix time as the Hub writes it: UTC with milliseconds."""
+    """Return Unix time as the Hub writes it: UTC with milliseconds."""
     return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

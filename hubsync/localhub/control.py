@@ -1,11 +1,13 @@
-"""The log of what was served, and the control API by which another process sees it and makes things go wrong.
+"""The request log, and the control API, through which another process reads the log and sets faults.
 
-Under `/_localhub/`, in JSON:
-health: GET {"status": "ok", "held": 0}
-requests: GET {"counters": {"commit": 3}, "requests": [{...}]}, with `?operation=commit` for one; DELETE forgets them
-faults: GET [{"id": 1, "kind": "status", "seen": 4, "struck": 2, ...}]; POST one fault (the fields of `Fault`) {"id": 1}
-faults: DELETE forgets all and releases, DELETE faults/{id} forgets one
-release: POST ends hangs and lets late effects land
+Everything is JSON under `/_localhub/`:
+    GET health             {"status": "ok", "held": 0}
+    GET requests           {"counters": {"commit": 3}, "requests": [{...}]}; with `?operation=commit` only those
+    DELETE requests        clear the log
+    GET faults             [{"id": 1, "kind": "status", "seen": 4, "struck": 2, ...}]
+    POST faults            add a fault (the fields of `Fault`): {"id": 1}
+    DELETE faults[/{id}]   remove all faults and release what they hold, or remove one
+    POST release           end hangs, and let late effects take place
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from starlette.types import Receive, Scope
 from hubsync.localhub.call import json_response
 from hubsync.localhub.faults import Fault, Faults
 
-_PREFIX = "/_localhub/"
+PREFIX = "/_localhub/"
 _BODY_BYTES = 1 << 20
-_KEPT = 100_000
+_KEPT_REQUESTS = 100_000
 
 
 class Served(NamedTuple):
-    """One request. `status` is 0 where the connection ended without an answer; sizes are of bodies, in bytes;
-    `user_agent` is what it said of its sender.
+    """One request.
+
+    `status` is 0 if the connection ended without a response; sizes are of the bodies, in bytes.
     """
 
     operation: str
@@ -44,48 +47,49 @@ class Served(NamedTuple):
 
 
 class RequestLog:
-    """The last 100,000 requests, and counters that forget nothing."""
+    """The last 100,000 requests, and the number of all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._served: deque[Served] = deque(maxlen=_KEPT)
+        self._served: deque[Served] = deque(maxlen=_KEPT_REQUESTS)
         self._counters: Counter[str] = Counter()
 
     def add(self, served: Served) -> None:
+        """Log a request."""
         with self._lock:
             self._served.append(served)
             self._counters[served.operation] += 1
 
     def served(self, operation: str | None = None) -> tuple[Served, ...]:
-        """A snapshot, oldest first, of all requests or of one operation's."""
+        """Return all requests, or those of one operation, oldest first."""
         with self._lock:
             return tuple(item for item in self._served if operation is None or item.operation == operation)
 
     def counters(self) -> dict[str, int]:
-        """How many requests came in, by operation, whatever they were answered."""
+        """Return the number of requests by operation, whatever their responses."""
         with self._lock:
             return dict(self._counters)
 
     def clear(self) -> None:
+        """Forget all requests."""
         with self._lock:
             self._served.clear()
             self._counters.clear()
 
 
 async def answer(scope: Scope, receive: Receive, faults: Faults, log: RequestLog) -> Response | None:
-    """The answer to a control request, or None where the path is not one. Faults never touch these."""
-    name, _, rest = scope["path"].removeprefix(_PREFIX).partition("/")
+    """Answer a control request; return None if the path is not one. Faults never affect these requests."""
+    name, _, rest = scope["path"].removeprefix(PREFIX).partition("/")
     method = scope["method"]
     if name == "health":
         return json_response({"status": "ok", "held": faults.held})
+    if name == "requests" and method == "DELETE":
+        log.clear()
+        return json_response({})
     if name == "requests":
-        if method == "DELETE":
-            log.clear()
-            return json_response({})
         operation = parse_qs(scope["query_string"].decode()).get("operation", [None])[0]
-        return json_response(
-            {"counters": log.counters(), "requests": [item._asdict() for item in log.served(operation)]}
-        )
+        requests = [item._asdict() for item in log.served(operation)]
+        return json_response({"counters": log.counters(), "requests": requests})
     if name == "release" and method == "POST":
         faults.release()
         return json_response({})

@@ -1,12 +1,12 @@
-"""What the Hub can be told to do wrong: typed faults, and the plan that decides which of them a request meets.
+"""Typed faults, and the set of active ones, which decides what goes wrong with a request.
 
-    Fault.latency | bandwidth      make things slow
-    Fault.status | rate_limit | conflict | stale      refuse
-    Fault.reset | hang | outage    give no answer, before the effect or after it took place
-    Fault.late                     answer with an error at once, and let the effect land later
-    Fault.hostile                  answer with something that no Hub would send
+    Fault.latency | bandwidth      slow the request down
+    Fault.status | rate_limit | conflict | stale      refuse it
+    Fault.reset | hang | outage    send no response, before the effect or after it took place
+    Fault.late                     send an error at once, and let the effect take place later
+    Fault.hostile                  send a response that no Hub would send
 
-A fault names the operations it is for, how often it strikes and when; drawing is thread-safe and, with a seeded
+A fault names the operations it is for, when it strikes, and how often. Drawing is thread-safe and, with a seeded
 generator, repeatable.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from hubsync.localhub.call import Operation
-from hubsync.localhub.limits import commits_spent
+from hubsync.localhub.limits import commit_limit_text
 
 Kind = Literal["latency", "bandwidth", "status", "reset", "hang", "late", "outage", "hostile"]
 When = Literal["before", "after"]
@@ -36,11 +36,11 @@ _API_POLICY = (("RateLimit-Policy", '"fixed window";"api";q=1000;w=300'),)
 
 
 class Aim(TypedDict, total=False):
-    """Which requests a fault is for; every constructor of `Fault` takes these.
+    """The requests that a fault is for; every constructor of `Fault` takes these.
 
-    `on`: operations, or "*" for all (the default). `times`: how often it strikes, None for ever. `after`: let so
-    many matching requests through first. `probability`: of striking a matching request. `repo`: only requests that
-    name this `namespace/name`.
+    `on`: operations, or "*" for all (the default). `times`: how often it strikes; None for no limit. `after`: how many
+    matching requests pass before it strikes. `probability`: that it strikes a matching request. `repo`: only requests
+    that name this `namespace/name`.
     """
 
     on: str | Iterable[str]
@@ -52,17 +52,17 @@ class Aim(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One way of failing. Build it with the constructors below; times are real seconds, whatever clock the Hub was
-    given.
+    """One way to fail. Build it with the constructors below; times are real seconds, whatever the Hub's clock says.
 
     Attributes:
-        on: the operations that it may strike, as `Operation` names them; "*" for all.
-        times: requests that it strikes; None for every one.
-        after: requests that it lets pass first.
-        probability: of striking a request, a number from 0 to 1.
-        repo: of this repo only; None for all.
+        kind: What goes wrong.
+        on: The operations that it may strike, as `Operation` names them; "*" for all.
+        times: How many requests it strikes; None for no limit.
+        after: How many matching requests pass before it strikes.
+        probability: That it strikes a matching request, a number from 0 to 1.
+        repo: Only requests to this repo; None for all.
         when: "before" the effect takes place, or "after" it.
-        seconds, bytes_per_s, code, body, headers, shape: of its kind; `code` is an HTTP status.
+        seconds, bytes_per_s, code, body, headers, shape: Parameters of its kind; `code` is an HTTP status.
     """
 
     kind: Kind
@@ -99,12 +99,12 @@ class Fault:
 
     @classmethod
     def latency(cls, seconds: float, **aim: Unpack[Aim]) -> Fault:
-        """Wait before anything happens."""
+        """Wait before the Hub looks at the request."""
         return cls(kind="latency", seconds=seconds, **aim)
 
     @classmethod
     def bandwidth(cls, bytes_per_s: float, **aim: Unpack[Aim]) -> Fault:
-        """Take and give bodies at this rate."""
+        """Transfer the bodies of request and response at this rate."""
         return cls(kind="bandwidth", bytes_per_s=bytes_per_s, **aim)
 
     @classmethod
@@ -117,83 +117,84 @@ class Fault:
         retry_after: float | None = None,
         **aim: Unpack[Aim],
     ) -> Fault:
-        """Answer with the status `code`, 400 to 599; with `when="after"` the effect took place nevertheless. `body` is
-        sent as it is, `retry_after` (seconds) as the header.
+        """Answer with an error status; with `when="after"`, although the effect took place.
+
+        Args:
+            code: The status, from 400 to 599.
+            when: Whether the effect takes place ("after") or not ("before").
+            body: The body to send, as it is; None for a JSON error.
+            retry_after: Seconds for the `Retry-After` header; None for no header.
+            **aim: The requests that it is for: the fields of `Aim`.
         """
         headers = () if retry_after is None else (("Retry-After", f"{retry_after:g}"),)
         return cls(kind="status", code=code, when=when, body=body, headers=headers, **aim)
 
     @classmethod
     def rate_limit(cls, shape: RateShape = "api", *, seconds: int = 60, **aim: Unpack[Aim]) -> Fault:
-        """A 429 in one of the Hub's shapes.
+        """Answer 429 in one of the Hub's shapes.
 
-        `api`: `RateLimit` with `r=0` and `t=seconds`. `commits`: headers that describe an API window with requests
-        left, and a body that speaks of commits per hour. `retry-after`: a bare 429 with `Retry-After: seconds`.
+        Args:
+            shape: "api" has `RateLimit` with `r=0` and `t=seconds`. "commits" has headers that describe an API window
+                with requests left, and a body about commits per hour. "retry-after" has only `Retry-After: seconds`.
+            seconds: Until the client may try again.
+            **aim: The requests that it is for: the fields of `Aim`.
         """
+        if shape == "retry-after":
+            return cls.status(429, retry_after=seconds, **aim)
         if shape == "commits":
-            headers = (("RateLimit", '"api";r=936;t=271'), *_API_POLICY)
-            body = json.dumps({"error": commits_spent(128, 3600)})
-            return cls(kind="status", code=429, body=body, headers=headers, **aim)
-        if shape == "api":
-            body = json.dumps({"error": f"We had to rate limit you. Retry after {seconds} seconds."})
-            return cls(
-                kind="status",
-                code=429,
-                body=body,
-                headers=(("RateLimit", f'"api";r=0;t={seconds}'), *_API_POLICY),
-                **aim,
-            )
-        return cls.status(429, retry_after=seconds, **aim)
+            limit, error = '"api";r=936;t=271', commit_limit_text(128, 3600)
+        else:
+            limit, error = f'"api";r=0;t={seconds}', f"We had to rate limit you. Retry after {seconds} seconds."
+        headers = (("RateLimit", limit), *_API_POLICY)
+        return cls(kind="status", code=429, body=json.dumps({"error": error}), headers=headers, **aim)
 
     @classmethod
     def conflict(cls, **aim: Unpack[Aim]) -> Fault:
-        """409: another commit is in progress."""
+        """Answer 409: another commit is in progress."""
         body = '{"error":"Another commit is in progress on this branch. Please retry later."}'
         return cls(kind="status", code=409, body=body, **aim)
 
     @classmethod
     def stale(cls, **aim: Unpack[Aim]) -> Fault:
-        """412: the parent is not the head."""
-        return cls(
-            kind="status",
-            code=412,
-            body='{"error":"The branch was updated since you opened this page. Please refresh and try again."}',
-            **aim,
-        )
+        """Answer 412: the parent is not the head."""
+        body = '{"error":"The branch was updated since you opened this page. Please refresh and try again."}'
+        return cls(kind="status", code=412, body=body, **aim)
 
     @classmethod
     def reset(cls, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
-        """Abort the connection (RST), before anything is done or after the effect took place."""
+        """Abort the connection (RST), before or after the effect takes place."""
         return cls(kind="reset", when=when, **aim)
 
     @classmethod
     def hang(cls, seconds: float | None = None, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
-        """Hold the connection without a word for so long, or until `release()` or `clear()`, then abort it."""
+        """Keep the connection silent for `seconds`, or until `release()` or `clear()`, then abort it."""
         return cls(kind="hang", seconds=seconds, when=when, **aim)
 
     @classmethod
     def late(cls, seconds: float | None = None, *, code: int | None = 504, **aim: Unpack[Aim]) -> Fault:
-        """Answer the status `code` at once (None: reset), and let the effect take place so many seconds later, or at
-        `release()` or `clear()`.
-        """
+        """Answer `code` at once (None: a reset); the effect takes place `seconds` later, or at `release()`."""
         return cls(kind="late", seconds=seconds, code=code, **aim)
 
     @classmethod
     def outage(cls, **aim: Unpack[Aim]) -> Fault:
-        """Drop every connection without an answer."""
+        """Drop every connection without a response."""
         return cls(kind="outage", **aim)
 
     @classmethod
     def hostile(cls, shape: Shape, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
-        """Answer with an HTML page, garbage, 64 MiB of nothing, a redirect to another host, nothing, half, or other
-        JSON.
-        """
+        """Answer with HTML, garbage, 64 MiB of text, a redirect elsewhere, nothing, half a response, or other JSON."""
         return cls(kind="hostile", shape=shape, when=when, **aim)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Fault:
-        """From the control API: the fields of this class; `rate_limit` (with `shape`, `seconds`), `conflict` and
-        `stale` are kinds too.
+        """Return a fault of the control API.
+
+        Args:
+            value: The fields of this class; `kind` may also be `rate_limit` (with `shape` and `seconds`), `conflict`
+                or `stale`.
+
+        Raises:
+            ValueError: A field is unknown or has a wrong value.
         """
         fields = dict(value)
         if isinstance(fields.get("headers"), dict):
@@ -209,18 +210,18 @@ class Fault:
             raise ValueError(f"bad fault: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, as the control API takes and tells them."""
+        """Return its fields in the form of the control API."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"headers": dict(self.headers), "on": list(self.on)}
 
     def matches(self, operation: Operation, repo: str | None) -> bool:
-        """Whether it is aimed at a request of this operation, to this repo."""
+        """Return whether it is for a request of this operation, to this repo."""
         aimed = "*" in self.on or operation in tuple(self.on)
         return aimed and (self.repo is None or (repo or "").lower() == self.repo.lower())
 
     @property
     def ends(self) -> bool:
-        """Whether it decides how the request ends, rather than only slowing it down."""
+        """Whether it decides how the request ends, and does not only slow it down."""
         return self.kind not in ("latency", "bandwidth")
 
 
@@ -242,7 +243,7 @@ class _Active:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one request meets: a wait, a rate, and at most one fault that decides its end."""
+    """What goes wrong with one request: a wait, a rate, and at most one fault that decides how it ends."""
 
     delay_s: float = 0.0
     bytes_per_s: float | None = None
@@ -250,7 +251,7 @@ class Drawn:
 
 
 class Faults:
-    """The active faults. `generator` makes probabilities repeatable."""
+    """The active faults; a seeded `generator` makes probabilities repeatable."""
 
     def __init__(self, generator: random.Random | None = None) -> None:
         self._lock = threading.Lock()
@@ -260,25 +261,25 @@ class Faults:
         self._held: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
 
     def add(self, fault: Fault) -> int:
-        """Activate; returns the number by which `remove` knows it. Earlier faults strike first."""
+        """Activate a fault; return its number, for `remove`. Earlier faults strike first."""
         with self._lock:
             number = next(self._numbers)
             self._active[number] = _Active(fault)
             return number
 
     def remove(self, number: int) -> bool:
-        """Forget one fault by the number that `add` gave; False where there is none."""
+        """Remove a fault by the number that `add` returned; return False if it is not active."""
         with self._lock:
             return self._active.pop(number, None) is not None
 
     def clear(self) -> None:
-        """Forget all faults and let go of what is held."""
+        """Remove all faults, and release every held request."""
         with self._lock:
             self._active.clear()
         self.release()
 
     def active(self) -> list[dict[str, Any]]:
-        """The faults with how many requests they have matched (`seen`) and struck (`struck`)."""
+        """Return the active faults, with how many requests they have matched (`seen`) and struck (`struck`)."""
         with self._lock:
             return [
                 {"id": number, "seen": item.seen, "struck": item.struck, **item.fault.to_json()}
@@ -286,14 +287,14 @@ class Faults:
             ]
 
     def struck(self, number: int) -> int:
-        """How many requests the fault has struck so far; 0 for one that is gone."""
+        """Return how many requests a fault has struck; 0 if it is not active."""
         with self._lock:
             item = self._active.get(number)
             return 0 if item is None else item.struck
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
-        """Within the block every connection is dropped without an answer."""
+        """Drop every connection without a response, while the block runs."""
         number = self.add(Fault.outage())
         try:
             yield
@@ -302,29 +303,25 @@ class Faults:
 
     @property
     def held(self) -> int:
-        """How many requests hang, and effects wait to land, right now."""
+        """The number of requests that hang, and of effects that have yet to take place."""
         with self._lock:
             return len(self._held)
 
     def release(self) -> None:
-        """End every hang and let every late effect land now."""
+        """End every hang, and let every late effect take place now."""
         with self._lock:
             held = list(self._held.values())
         for loop, event in held:
-            with contextlib.suppress(RuntimeError):  # the server stopped meanwhile
+            with contextlib.suppress(RuntimeError):  # the server has stopped
                 loop.call_soon_threadsafe(event.set)
 
     def draw(self, operation: Operation, repo: str | None) -> Drawn:
-        """Decide what a request meets. Once a fault ends the request, later ones neither see nor strike it."""
+        """Decide what goes wrong with a request. Once a fault ends it, later ones neither see nor strike it."""
         delay, rate, end = 0.0, None, None
         with self._lock:
             for item in self._active.values():
                 fault = item.fault
-                if (
-                    (end is not None and fault.ends)
-                    or not fault.matches(operation, repo)
-                    or not item.strikes(self._generator)
-                ):
+                if (end and fault.ends) or not fault.matches(operation, repo) or not item.strikes(self._generator):
                     continue
                 if fault.ends:
                     end = fault
@@ -335,7 +332,7 @@ class Faults:
         return Drawn(delay, rate, end)
 
     async def hold(self, seconds: float | None) -> None:
-        """Wait for so long, or until released."""
+        """Wait for `seconds`, or until `release()`."""
         event = asyncio.Event()
         key = id(event)
         with self._lock:

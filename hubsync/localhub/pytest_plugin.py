@@ -1,7 +1,6 @@
-"""The pytest fixture `local_hub`: a Hub of its own for one test, to which huggingface_hub, hf_xet and datasets are
-sent.
+"""The pytest fixture `local_hub`: an embedded Hub for one test, used by huggingface_hub, hf_xet and datasets.
 
-Registered as an entry point, so every pytest run imports this module: at the top it imports pytest and nothing else.
+It is registered as an entry point, so every pytest run imports this module: at the top it imports nothing but pytest.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _CACHES = {
 
 @pytest.fixture
 def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """An embedded Hub; the environment and huggingface_hub, if imported, point at it until the test ends."""
+    """Yield an embedded Hub; until the test ends, the environment and the imported libraries point at it."""
     from hubsync.localhub.server import LocalHub
 
     with LocalHub(tmp_path / "localhub") as hub:
@@ -37,7 +36,7 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local
 
 
 def point_at(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Send this process, and its children, to `hub` with the caches under `home`, until monkeypatch undoes it."""
+    """Point this process and its children at `hub`, with the caches under `home`, until monkeypatch undoes it."""
     home.mkdir(parents=True, exist_ok=True)
     for name, value in {**hub.environ(), "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}.items():
         monkeypatch.setenv(name, value)
@@ -52,7 +51,7 @@ def point_at(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None
 
 
 def _patch_huggingface_hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Set what was computed from the environment at import; names that a version lacks are left."""
+    """Set what the library computed from the environment at import; a name that a version lacks is skipped."""
     from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import _http, _xet
 
@@ -70,7 +69,7 @@ def _patch_huggingface_hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, home:
     _set_known(monkeypatch, hf_api.api, {"endpoint": hub.endpoint})
     origin = (address.scheme, address.hostname, address.port)
     _set_known(monkeypatch, _http, {"_HUB_ORIGINS": frozenset({*getattr(_http, "_HUB_ORIGINS", ()), origin})})
-    # Kept by address and token: another test's Hub may have had the same port.
+    # The cache is by address and token, and an earlier test's Hub may have used the same port.
     _set_known(monkeypatch, _xet, {"XET_CONNECTION_INFO_CACHE": {}})
     file_systems = sys.modules.get("huggingface_hub.hf_file_system")
     if file_systems is not None:

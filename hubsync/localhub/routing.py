@@ -1,6 +1,6 @@
-"""The way from a request line to the handler that answers it.
+"""From the request line to the operation and its handler.
 
-Paths are matched raw, before percent-decoding, because a revision may hold an encoded slash (`refs%2Fpr%2F1`).
+Paths are matched raw, before percent-decoding, because a revision may contain an encoded slash (`refs%2Fpr%2F1`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Route:
-    """A method and a path, what they mean, and who answers.
+    """A method and a path, their operation, and its handler.
 
     A `handler` is a plain function that runs in a worker thread and gets the whole body (small requests); a `stream`
     handler is a coroutine function that reads the body itself.
@@ -53,7 +53,7 @@ class Route:
 
 
 class Router:
-    """Finds the first route whose method and path fit."""
+    """Finds the first route whose method and path match."""
 
     def __init__(self, routes: list[Route]) -> None:
         self._routes: dict[str, list[Route]] = {}
@@ -61,6 +61,7 @@ class Router:
             self._routes.setdefault(route.method, []).append(route)
 
     def match(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
+        """Return the route of a request and its decoded path parameters, or None."""
         for route in self._routes.get("GET" if method == "HEAD" else method, ()):
             if found := route.pattern.match(raw_path):
                 return route, {key: unquote(value) for key, value in found.groupdict().items() if value is not None}

@@ -1,8 +1,7 @@
-"""`LocalHub`: the embedded Hub as an object with its own thread, event loop and port, and `serve`, the same as a
-blocking command.
+"""`LocalHub`, the embedded Hub with its own thread, event loop and port, and `serve`, the same as a blocking command.
 
-Starting, stopping and starting again keeps directory and port, so that a stop in the middle of a job is a real
-outage: connections are refused, and later the Hub is back with all it had.
+A stop and a later start keep the directory and the port. A stop in the middle of a job is therefore a real outage:
+connections are refused, and later the Hub is back with all it had.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _START_S = 10.0
 
 
 class _Protocol(H11Protocol):
-    """Puts the connection's transport into each request's state, so that a fault, or a stop, can abort it."""
+    """Puts the connection's transport into each request's state, so that a fault or a stop can abort it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.app_state = {**self.app_state, "transport": transport}
@@ -47,12 +46,19 @@ class _Protocol(H11Protocol):
 
 
 class LocalHub:
-    """A Hub on 127.0.0.1 in a directory (default: a temporary one, removed at the end). Use as a context manager, or
-    start and stop it.
+    """A Hub on 127.0.0.1, stored in a directory. Use it as a context manager, or start and stop it.
 
-    `users` maps names to write tokens; the first is the default user. `commits_per_hour` is a sliding window per
-    user; `requests_per_window` is per 300 seconds (the Hub: 1000), None only tells and never refuses. `clock` gives
-    Unix seconds.
+    Args:
+        directory: Where everything is stored; default: a temporary directory, removed by `close`.
+        host: The address to listen on.
+        port: The port to listen on; 0 for a free one.
+        users: Names and their write tokens; the first is the default user.
+        commits_per_hour: Each user's commits in a sliding hour; None for no limit.
+        requests_per_window: Requests per 300 seconds (the Hub: 1000); None counts them and refuses none.
+        xet_token_ttl_s: How long a Xet token is valid, in seconds.
+        lfs_multipart_bytes: An LFS object of more bytes is uploaded in parts of so many.
+        clock: Gives Unix time in seconds.
+        generator: Decides whether a fault with a probability strikes; a seeded one makes this repeatable.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class LocalHub:
         self._clock = clock
         self.faults = Faults(generator)
         self._log = RequestLog()
-        self._state: HubState | None = None
+        self._opened: HubState | None = None
         self._runner: _Runner | None = None
 
     def __enter__(self) -> LocalHub:
@@ -91,13 +97,17 @@ class LocalHub:
     def __repr__(self) -> str:
         return f"LocalHub({str(self.directory)!r}, {self.endpoint if self.port else 'not started'})"
 
-    # Life
+    # Start and stop
 
     def start(self) -> LocalHub:
-        """Listen and return when the Hub answers. Raises OSError where the port is taken."""
+        """Listen, and return when the Hub answers.
+
+        Raises:
+            OSError: The port is taken.
+        """
         if self._runner is not None:
             return self
-        # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer takes 40 ms.
+        # asyncio turns Nagle's algorithm off only if the protocol is named; with it, every response takes 40 ms.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -105,49 +115,41 @@ class LocalHub:
             listener.bind((self.host, self.port))
             listener.listen(2048)
             self.port = listener.getsockname()[1]
-            self._open_state()
+            state = self._state
         except BaseException:
             listener.close()
             raise
-        assert self._state is not None
-        self._runner = _Runner(App(self._state, self.faults, self._log), listener)
+        state.endpoint = self.endpoint
+        self._runner = _Runner(App(state, self.faults, self._log), listener)
         self._runner.start()
         return self
 
     def stop(self) -> None:
         """Stop listening and drop every connection. State, directory and port are kept for the next `start`."""
-        if self._runner is None:
-            return
-        self._runner.stop()
-        self._runner = None
-        assert self._state is not None
-        self._state.forget_loop()
+        if self._runner is not None:
+            self._runner.stop()
+            self._runner = None
+            self._state.release_loop()
 
     def close(self) -> None:
-        """Stop for good; a temporary directory goes."""
+        """Stop, close the database, and remove a temporary directory."""
         self.stop()
-        if self._state is not None:
-            self._state.close()
-            self._state = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _open_state(self) -> None:
-        if self._state is None:
-            self._state = HubState(self.directory, self._settings, self._clock)
-            for name, token in self._users.items():
-                self._state.store.add_account(name, "user", name)
-                self._state.store.add_token(token, name, "write", None)
-        self._state.endpoint = self.endpoint
-
     @property
-    def _opened(self) -> HubState:
-        if self._state is None:
-            self._open_state()
-        assert self._state is not None
-        return self._state
+    def _state(self) -> HubState:
+        """The state on disk, opened at its first use."""
+        if self._opened is None:
+            self._opened = HubState(self.directory, self._settings, self._clock)
+            for name, token in self._users.items():
+                self.add_user(name, token)
+        return self._opened
 
-    # Where it is and who may use it
+    # Its address and its users
 
     @property
     def endpoint(self) -> str:
@@ -155,7 +157,7 @@ class LocalHub:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def environ(self) -> dict[str, str]:
-        """The environment variables that send a child process to this Hub as its default user."""
+        """Return the environment variables that point a child process at this Hub as its default user."""
         return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token}
 
     def add_user(
@@ -167,47 +169,58 @@ class LocalHub:
         expires_at: float | None = None,
         fullname: str | None = None,
     ) -> str:
-        """Register a user, or give one another token; `expires_at` is in the clock's seconds. Returns the token."""
-        hub = self._opened
-        hub.store.add_account(name, "user", fullname or name)
-        return hub.store.add_token(token, name, role, expires_at)
+        """Register a user, or another token of a known user.
+
+        Args:
+            name: The user's name.
+            token: The token; default: a new one.
+            role: What the token allows.
+            expires_at: When the token expires, in the clock's seconds; None for never.
+            fullname: The user's full name; default: the name.
+
+        Returns:
+            The token.
+        """
+        self._state.store.add_account(name, "user", fullname or name)
+        return self._state.store.add_token(token, name, role, expires_at)
 
     def add_org(
         self, name: str, members: Iterable[str], *, fullname: str | None = None, private_by_default: bool = False
     ) -> None:
-        """Register an organization whose members may all write."""
-        self._opened.store.add_account(name, "org", fullname or name, private=private_by_default)
+        """Register an organization, all of whose members may write."""
+        self._state.store.add_account(name, "org", fullname or name, private=private_by_default)
         for member in members:
-            self._opened.store.add_member(name, member)
+            self._state.store.add_member(name, member)
 
     def revoke(self, token: str) -> bool:
-        """Make a token invalid from now on; False where it was not known."""
-        return self._opened.store.revoke(token)
+        """Make a token invalid from now on; return False if it is unknown."""
+        return self._state.store.revoke(token)
 
-    # What it did
+    # What it served
 
     def requests(self, operation: str | None = None) -> tuple[Served, ...]:
-        """A snapshot of what was served, oldest first, of all operations or of one."""
+        """Return the requests that were served, or those of one operation, oldest first."""
         return self._log.served(operation)
 
     def counters(self) -> dict[str, int]:
-        """How many requests came in since the Hub was made, by operation."""
+        """Return the number of requests by operation."""
         return self._log.counters()
 
     def clear_requests(self) -> None:
-        """Forget what was served so far."""
+        """Forget all requests that were served."""
         self._log.clear()
 
     @property
     def commits_served(self) -> int:
-        """How many commits were answered with success."""
+        """The number of commits that were answered with success."""
         return sum(item.status == 200 for item in self._log.served("commit"))
 
 
 class _Runner:
     """A thread with an event loop that serves `app` on `listener`.
 
-    uvicorn's protocol without its `Server`, whose start and stop take steps of 0.1 s and leave running requests alone.
+    It uses uvicorn's protocol without its `Server`, which starts and stops in steps of 0.1 s and does not end running
+    requests.
     """
 
     def __init__(self, app: App, listener: socket.socket) -> None:
@@ -252,7 +265,7 @@ class _Runner:
             running = list(state.tasks)
             for task in running:
                 task.cancel()
-            # A step that began in a worker thread is finished before the store may be closed.
+            # A step that has begun in a worker thread must finish before the store may be closed.
             await asyncio.gather(*running, return_exceptions=True)
             tasks.cancel_scope.cancel()
 
@@ -266,8 +279,15 @@ def serve(
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> None:
-    """Run a Hub in the foreground until SIGINT or SIGTERM; `settings` are LocalHub's, `say` gets what a person should
-    read.
+    """Run a Hub in the foreground until SIGINT or SIGTERM.
+
+    Args:
+        directory: Where everything is stored.
+        host: The address to listen on.
+        port: The port to listen on; 0 for a free one.
+        users: Names and their write tokens; default: one user.
+        say: Gets the lines for the person who runs it.
+        **settings: The other arguments of `LocalHub`.
     """
     stopped = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -271,13 +271,12 @@ def test_a_listing_is_told_in_pages_and_none_is_left_out(api: HfApi, http: httpx
     assert set().union(*pages) == names
 
 
-def test_a_listing_is_filtered_and_sorted(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_a_listing_is_filtered_and_sorted(api: HfApi, repo: str, http: httpx.Client) -> None:
     for name in ("tagged", "gated"):
         api.create_repo(f"user/{name}", repo_type="dataset")
     card = b"---\nlanguage: en\ntags: [synthetic]\n---\n"
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="user/tagged", repo_type="dataset")
     api.update_repo_settings("user/gated", repo_type="dataset", gated="auto")
-    http.post(f"/api/datasets/{repo}/like")
 
     def listed(**wanted: object) -> list[str]:
         return [found.id for found in api.list_datasets(**wanted)]  # type: ignore[arg-type]
@@ -287,7 +286,6 @@ def test_a_listing_is_filtered_and_sorted(local_hub: LocalHub, api: HfApi, repo:
     assert listed(gated=True) == ["user/gated"]
     assert listed(gated=False) == ["user/tagged", repo]
     assert listed(dataset_name="user", search="agg") == ["user/tagged"]
-    assert listed(sort="likes")[0] == repo
     assert listed(sort="last_modified")[0] == "user/tagged"
     assert listed(sort="created_at") == ["user/gated", "user/tagged", repo]
     assert http.get("/api/datasets?sort=size").status_code == 400

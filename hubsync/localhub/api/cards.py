@@ -1,4 +1,4 @@
-"""Dataset, model and space cards: the YAML at the top of a README.md, read and judged as the Hub does."""
+"""Dataset, model and space cards: the YAML at the top of a README.md, checked as the Hub checks it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from typing import Any
 
 import yaml
 
-from hubsync.localhub.state import HubState
-from hubsync.localhub.storage.history import Commit
-
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _TEXT_FIELDS = ("pretty_name", "pipeline_tag", "library_name", "title", "sdk", "license_name")
 _LIST_FIELDS = ("datasets", "language", "tags", "task_categories", "metrics", "base_model")
 
-# What the Hub makes tags of: with the field's name before them, or, for models and spaces, some of them without.
+# The fields that become tags: "name:value" for these, and for models and spaces also bare values of the plain ones.
 _DATASET_TAGS = (
     "task_categories", "task_ids", "annotations_creators", "language_creators", "multilinguality", "source_datasets",
     "language", "license", "size_categories",
 )  # fmt: skip
 _PLAIN_TAGS = ("library_name", "pipeline_tag", "language")
 _MODEL_TAGS = ("datasets", "base_model", "license")
-# In the order in which the Hub's refusal names them (2026); it takes no others, also in capital letters.
+# In the order of the Hub's refusal (2026); it accepts no others, not even in capital letters.
 _LICENSES = (
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
     "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
@@ -39,14 +36,8 @@ _LICENSES = (
 )  # fmt: skip
 
 
-def card_data(readme: str) -> dict[str, Any] | None:
-    """The metadata of a README, or None where it has none or it cannot be read."""
-    metadata, errors = _parse(readme)
-    return metadata if metadata and not errors else None
-
-
 def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
-    """(errors, warnings) about a README's metadata; with an error the Hub refuses the commit."""
+    """Return (errors, warnings) on a README's metadata; the Hub refuses a commit with an error."""
     metadata, errors = _parse(readme)
     if errors:
         return errors, []
@@ -55,14 +46,12 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
     errors = [f'"{name}" must be a string' for name in _TEXT_FIELDS if not isinstance(metadata.get(name, ""), str)]
     for name in _LIST_FIELDS:
         value = metadata.get(name, "")
-        if not isinstance(value, str | list) or (
-            isinstance(value, list) and not all(isinstance(item, str) for item in value)
-        ):
+        if not isinstance(value, str | list) or not all(isinstance(item, str) for item in value):
             errors.append(f'"{name}" must be a string or a list of strings')
     model_index = metadata.get("model-index", [])
     if not isinstance(model_index, list) or not all(isinstance(item, dict) for item in model_index):
         errors.append('"model-index" must be an array of mappings')
-    if not all(item in _LICENSES for item in _listed(metadata.get("license"))):
+    if not all(item in _LICENSES for item in _as_list(metadata.get("license"))):
         errors.append(f'"license" must be one of [{", ".join(_LICENSES)}, array]')
     configs = metadata.get("configs", [])
     if repo_type == "dataset" and (
@@ -72,43 +61,39 @@ def problems(readme: str, repo_type: str) -> tuple[list[str], list[str]]:
     return errors, []
 
 
-def metadata(hub: HubState, commit: Commit) -> dict[str, Any]:
-    """The metadata of the README that stands in a commit, as JSON can hold it; empty where there is none."""
-    entry = hub.history.entry(commit.tree, "README.md")
-    if entry is None or entry.is_directory or hub.history.content(entry.oid).sha256 is not None:
-        return {}
-    data = card_data(hub.blobs.read("git", entry.oid).decode("utf-8", "replace")) or {}
-    # YAML knows dates, JSON does not; the Hub shows them as text.
-    shown = json.dumps(
-        data, default=lambda value: value.isoformat() if isinstance(value, date | datetime) else str(value)
-    )
-    return dict(json.loads(shown))
+def metadata(readme: str) -> dict[str, Any]:
+    """Return a README's metadata as JSON can hold it; empty if it has none or is invalid."""
+    found, _ = _parse(readme)
+    return dict(json.loads(json.dumps(found, default=_as_text)))  # YAML has dates; the Hub shows them as text
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)
 
 
 def tags(metadata: dict[str, Any], repo_type: str) -> list[str]:
-    """The tags that the Hub shows and filters by: the card's own, and those it makes of other fields."""
+    """Return the tags that the Hub shows and filters by: the card's own, and those made of other fields."""
     if repo_type == "dataset":
-        made = [f"{name}:{item}" for name in _DATASET_TAGS for item in _listed(metadata.get(name))]
+        made = [f"{name}:{item}" for name in _DATASET_TAGS for item in _as_list(metadata.get(name))]
     else:
-        made = [str(item) for name in _PLAIN_TAGS for item in _listed(metadata.get(name))]
-        made += [f"{name.removesuffix('s')}:{item}" for name in _MODEL_TAGS for item in _listed(metadata.get(name))]
-    return list(dict.fromkeys([*made, "region:us", *map(str, _listed(metadata.get("tags")))]))
+        made = [str(item) for name in _PLAIN_TAGS for item in _as_list(metadata.get(name))]
+        made += [f"{name.removesuffix('s')}:{item}" for name in _MODEL_TAGS for item in _as_list(metadata.get(name))]
+    return list(dict.fromkeys([*made, "region:us", *map(str, _as_list(metadata.get("tags")))]))
 
 
-def _listed(value: object) -> list[object]:
+def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _parse(readme: str) -> tuple[dict[str, Any] | None, list[str]]:
+def _parse(readme: str) -> tuple[dict[str, Any], list[str]]:
+    """Return (metadata, errors); without a valid front matter, the metadata is empty."""
     match = _FRONT_MATTER.match(readme)
     if match is None:
-        return None, []
+        return {}, []
     try:
         metadata = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        return None, [f"YAML metadata is invalid: {str(error).splitlines()[0]}"]
-    if metadata is None:
-        return None, []
-    if not isinstance(metadata, dict):
-        return None, ["YAML metadata must be a mapping"]
-    return metadata, []
+        return {}, [f"YAML metadata is invalid: {str(error).splitlines()[0]}"]
+    if metadata is not None and not isinstance(metadata, dict):
+        return {}, ["YAML metadata must be a mapping"]
+    return metadata or {}, []

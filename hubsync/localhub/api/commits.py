@@ -1,8 +1,8 @@
-"""Preupload and commit: what makes a file regular or large, and the atomic step from NDJSON operations to a new head.
+"""Preupload and commit: which files are large, and the atomic step from NDJSON operations to a new head.
 
-The commit's body is read line by line: a file's bytes are decoded, hashed and on disk before the next line is looked
-at, and nothing is visible until the one transaction at the end that checks the parent, spends the quota, writes the
-trees and moves the ref.
+A commit's body is read line by line: a file's bytes are decoded, hashed and on disk before the next line is parsed.
+Nothing is visible until the one transaction at the end, which checks the parent, spends the quota, writes the trees
+and moves the ref.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from hubsync.localhub.storage import git
 from hubsync.localhub.storage.history import PathConflict
 from hubsync.localhub.storage.store import Caller, Repo
 
-REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever its name
+_REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever its name
 _INLINED_BYTES = 512 * 1024 * 1024  # of regular files in one commit
 _LINE_BYTES = 150 * 1024 * 1024
-_PREUPLOAD_FILES = 256  # a client sends at most so many at a time
+_PREUPLOAD_FILES = 256  # the most that a client may send at a time
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OID = re.compile(r"[0-9a-f]{40}\Z")
 
@@ -36,8 +36,8 @@ _OID = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def preupload(hub: HubState, call: Call) -> Response:
-    create_pr = call.flag("create_pr")
-    repo, _ = hub.writable(call, pull_request=create_pr)
+    """Decide for each file whether it is regular, large or ignored, and show what the repo has at its path."""
+    repo, _ = hub.writable(call, pull_request=call.flag("create_pr"))
     commit = hub.revision(repo, call.params["rev"])
     body = call.json()
     files = body.get("files")
@@ -45,49 +45,41 @@ def preupload(hub: HubState, call: Call) -> Response:
         raise HubError(400, '"files" must be an array')
     if len(files) > _PREUPLOAD_FILES:
         raise HubError(400, f'"files" must contain less than or equal to {_PREUPLOAD_FILES} items')
-    ignore = body.get("gitIgnore")
-    if ignore is None:
-        ignore = _text(hub, commit.tree, ".gitignore")
-    attributes = body.get("gitAttributes") or _text(hub, commit.tree, ".gitattributes")
-    answers = [_upload_mode(hub, commit.tree, str(ignore), str(attributes), item) for item in files]
-    return json_response({"files": answers, "commitOid": commit.oid})
+
+    def committed(path: str) -> str:
+        return hub.text(hub.history.file(commit.tree, path))
+
+    ignore = committed(".gitignore") if body.get("gitIgnore") is None else str(body["gitIgnore"])
+    attributes = str(body.get("gitAttributes") or committed(".gitattributes"))
+    modes = [_upload_mode(hub, commit.tree, ignore, attributes, item) for item in files]
+    return json_response({"files": modes, "commitOid": commit.oid})
 
 
 def _upload_mode(hub: HubState, tree: str, ignore: str, attributes: str, item: object) -> dict[str, Any]:
     if not isinstance(item, dict) or not isinstance(item.get("size"), int) or item["size"] < 0:
         raise HubError(400, '"files" items need a "path", a "size" and a "sample"')
-    path = item.get("path")
-    if problem := git.path_problem(path):
-        raise HubError(422, problem)
-    assert isinstance(path, str)
+    path = _checked_path(item.get("path"))
     try:
         binascii.a2b_base64(str(item.get("sample") or ""), strict_mode=True)
     except binascii.Error:
         raise HubError(400, f'"sample" of {path} is not base64') from None
-    large = item["size"] >= REGULAR_BYTES or git.lfs_tracked(attributes, path)
-    answer: dict[str, Any] = {
-        "path": path,
-        "uploadMode": "lfs" if large else "regular",
-        "shouldIgnore": git.ignored(ignore, path),
-    }
-    entry = hub.history.entry(tree, path)
-    if entry is not None and not entry.is_directory:
-        answer["oid"] = hub.history.content(entry.oid).sha256 or entry.oid
-    return answer
+    large = item["size"] >= _REGULAR_BYTES or git.lfs_tracked(attributes, path)
+    mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": git.ignored(ignore, path)}
+    present = hub.history.file(tree, path)
+    return mode if present is None else mode | {"oid": present.sha256 or present.oid}
 
 
-def _text(hub: HubState, tree: str, path: str) -> str:
-    entry = hub.history.entry(tree, path)
-    if entry is None or entry.is_directory or hub.history.content(entry.oid).sha256 is not None:
-        return ""
-    return hub.blobs.read("git", entry.oid).decode("utf-8", "replace")
+def _checked_path(path: object) -> str:
+    if problem := git.path_problem(path):
+        raise HubError(422, problem)
+    return str(path)
 
 
 # Commit
 
 
 class _Value(msgspec.Struct):
-    """The `value` of any operation line; which fields must be there depends on its key."""
+    """The `value` of any operation line; its key decides which fields are required."""
 
     path: str | None = None
     content: str | None = None
@@ -107,7 +99,7 @@ class _Line(msgspec.Struct):
 
 @dataclass
 class _Draft:
-    """What the lines so far add up to. `changes` maps a path to a file oid, or to None for a removal."""
+    """The lines read so far. `changes` maps a path to a file's oid, `removals` has (path, is folder)."""
 
     summary: str | None = None
     description: str = ""
@@ -116,12 +108,12 @@ class _Draft:
     contents: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     removals: list[tuple[str, bool]] = field(default_factory=list)
     readme: bytes | None = None
-    inlined: int = 0
+    inlined_bytes: int = 0
     lines: int = 0
 
 
 async def commit(hub: HubState, call: Call) -> Response:
-    """`POST .../commit/{rev}`: all of it or nothing."""
+    """Apply all operations of a commit, or none."""
     create_pr = call.flag("create_pr")
     repo, caller = await hub.in_thread(hub.writable, call, pull_request=create_pr)
     await hub.in_thread(hub.quota.check, caller)
@@ -135,7 +127,7 @@ async def commit(hub: HubState, call: Call) -> Response:
 
 
 async def _line_batches(stream: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Whole lines as they come, as many at a time as one piece of the body completes."""
+    """Yield whole lines as they arrive, all that one piece of the body completes at a time."""
     rest = bytearray()
     async for piece in stream:
         cut = piece.rfind(b"\n")
@@ -160,64 +152,60 @@ def _read_lines(hub: HubState, repo: Repo, draft: _Draft, lines: list[bytes]) ->
             line = msgspec.json.decode(raw, type=_Line)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise HubError(400, f"Invalid NDJSON at line {draft.lines}: {error}") from None
-        _read_line(hub, repo, draft, line)
+        if (line.key == "header") != (draft.lines == 1):
+            raise HubError(400, "The first line of a commit, and only the first, must be its header")
+        if line.key == "header":
+            _read_header(draft, line.value)
+        else:
+            _read_operation(hub, repo, draft, line)
 
 
-def _read_line(hub: HubState, repo: Repo, draft: _Draft, line: _Line) -> None:
-    value = line.value
-    if (line.key == "header") != (draft.lines == 1):
-        raise HubError(400, "The first line of a commit, and only the first, must be its header")
-    if line.key == "header":
-        if not value.summary or not value.summary.strip():
-            raise HubError(400, '"summary" is not allowed to be empty')
-        if value.parentCommit is not None and not _OID.match(value.parentCommit):
-            raise HubError(400, '"parentCommit" must be a full commit id')
-        draft.summary, draft.description, draft.parent = value.summary, value.description or "", value.parentCommit
-        return
-    path = value.path
-    if path is not None and line.key == "deletedFolder":
-        path = path.rstrip("/")
-    if problem := git.path_problem(path):
-        raise HubError(422, problem)
-    assert path is not None
+def _read_header(draft: _Draft, value: _Value) -> None:
+    if not value.summary or not value.summary.strip():
+        raise HubError(400, '"summary" is not allowed to be empty')
+    if value.parentCommit is not None and not _OID.match(value.parentCommit):
+        raise HubError(400, '"parentCommit" must be a full commit id')
+    draft.summary, draft.description, draft.parent = value.summary, value.description or "", value.parentCommit
+
+
+def _read_operation(hub: HubState, repo: Repo, draft: _Draft, line: _Line) -> None:
+    is_folder = line.key == "deletedFolder"
+    path = _checked_path(line.value.path.rstrip("/") if is_folder and line.value.path else line.value.path)
     if line.key == "file":
-        _take_file(hub, draft, path, value)
+        _add_regular(hub, draft, path, line.value)
     elif line.key == "lfsFile":
-        _take_large(hub, repo, draft, path, value)
+        _add_large(hub, repo, draft, path, line.value)
     elif line.key in ("deletedFile", "deletedFolder"):
-        draft.removals.append((path, line.key == "deletedFolder"))
+        draft.removals.append((path, is_folder))
     else:
         raise HubError(400, f'Unknown operation "{line.key}"')
 
 
-def _take_file(hub: HubState, draft: _Draft, path: str, value: _Value) -> None:
-    if value.content is None or value.encoding not in ("base64", "utf-8"):
+def _add_regular(hub: HubState, draft: _Draft, path: str, value: _Value) -> None:
+    text, is_base64 = value.content, value.encoding == "base64"
+    if text is None or value.encoding not in ("base64", "utf-8"):
         raise HubError(400, f'"content" of {path} must be a string, its "encoding" base64 or utf-8')
     try:
-        data = (
-            binascii.a2b_base64(value.content, strict_mode=True)
-            if value.encoding == "base64"
-            else value.content.encode()
-        )
+        data = binascii.a2b_base64(text, strict_mode=True) if is_base64 else text.encode()
     except (binascii.Error, ValueError):
         raise HubError(400, f"Invalid base64 content for {path}") from None
-    draft.inlined += len(data)
-    if draft.inlined > _INLINED_BYTES:
+    draft.inlined_bytes += len(data)
+    if draft.inlined_bytes > _INLINED_BYTES:
         raise HubError(413, "Payload Too Large")
-    if len(data) > REGULAR_BYTES:
+    if len(data) > _REGULAR_BYTES:
         raise HubError(
             400,
             "Your push was rejected because it contains files larger than 10 MiB. "
             f"Please use https://huggingface.co/docs/hub/xet to store large files. Offending files: {path}",
         )
-    oid = hub.blobs.put_git(data)
+    oid = hub.blobs.add_git(data)
     draft.changes[path] = oid
     draft.contents[oid] = (len(data), None)
     if path == "README.md":
         draft.readme = data
 
 
-def _take_large(hub: HubState, repo: Repo, draft: _Draft, path: str, value: _Value) -> None:
+def _add_large(hub: HubState, repo: Repo, draft: _Draft, path: str, value: _Value) -> None:
     if value.algo != "sha256" or value.oid is None or not _SHA256.match(value.oid):
         raise HubError(400, f'"oid" of {path} must be a sha256 in lower-case hex')
     size = hub.store.granted(repo.id, value.oid)
@@ -233,7 +221,7 @@ def _take_large(hub: HubState, repo: Repo, draft: _Draft, path: str, value: _Val
 
 
 def _land(hub: HubState, call: Call, repo: Repo, caller: Caller, draft: _Draft, create_pr: bool) -> Response:
-    """Check what the lines add up to against the head and, in the same transaction, move the head."""
+    """Check the draft against the head and, in the same transaction, move the head."""
     if draft.summary is None:
         raise HubError(400, "A commit needs a header line")
     if draft.readme is not None:
@@ -249,48 +237,38 @@ def _land(hub: HubState, call: Call, repo: Repo, caller: Caller, draft: _Draft, 
             raise HubError(400, f"Invalid rev id: {revision} is not a branch", code="RevisionNotFound")
         if draft.parent is not None and draft.parent != base.oid:
             raise HubError(412, "The branch was updated since you opened this page. Please refresh and try again.")
-        changes = _with_removals(hub, base.tree, draft)
+        changes = _removals(hub, base.tree, draft) | draft.changes
         for oid, (size, sha256) in draft.contents.items():
             hub.history.add_content(oid, size, sha256)
         try:
             tree = hub.history.write_tree(base.tree, changes)
         except PathConflict as conflict:
             raise HubError(400, f"Invalid operations: {conflict}") from None
-        landed = hub.history.add_commit(
-            repo,
-            tree=tree,
-            parent=base.oid,
-            author=caller.name,
-            title=draft.summary,
-            message=draft.description,
-            now=hub.clock(),
-        )
-        answer: dict[str, Any] = {
+        landed = hub.history.add_commit(repo, tree, base.oid, caller.name, draft.summary, draft.description)
+        body: dict[str, Any] = {
             "success": True,
             "commitOid": landed.oid,
             "commitUrl": f"{hub.endpoint}/{repo.web_path}/commit/{landed.oid}",
             "hookOutput": "",
         }
         if create_pr:
-            answer["pullRequestUrl"] = discussions.open_pull_request(hub, repo, caller.name, ref, base, landed)
+            body["pullRequestUrl"] = discussions.open_pull_request(hub, repo, caller.name, ref, base, landed)
         else:
             hub.history.set_ref(repo, ref, landed.oid)
             discussions.note_commit(hub, repo, ref, caller.name, landed)
         hub.quota.spend(caller)
-    return json_response(answer, headers={"X-Repo-Commit": landed.oid})
+    return json_response(body, headers={"X-Repo-Commit": landed.oid})
 
 
-def _with_removals(hub: HubState, tree: str, draft: _Draft) -> dict[str, str | None]:
-    """All changes; what is removed must be there, except that a path may be removed and added in one commit."""
-    changes: dict[str, str | None] = {}
+def _removals(hub: HubState, tree: str, draft: _Draft) -> dict[str, str | None]:
+    """Return the removals as changes, each of a path that exists; the same commit may add it again."""
     for path, is_folder in draft.removals:
         entry = hub.history.entry(tree, path)
-        # A file's removal may name a folder (huggingface_hub allows it), a folder's removal no file.
+        # "deletedFile" may name a folder (huggingface_hub does that), "deletedFolder" may not name a file.
         if entry is None or (is_folder and not entry.is_directory):
             what = "folder" if is_folder else "file"
             raise HubError(404, f"A {what} with this name doesn't exist: {path}", code="EntryNotFound")
-        changes[path] = None
-    return changes | draft.changes
+    return dict.fromkeys(path for path, _ in draft.removals)
 
 
 ROUTES = [

@@ -1,15 +1,15 @@
 """Reading: trees, paths, and the bytes of files.
 
-`resolve` sends small files of public repos on (307) to the address of their commit, as the Hub does with its cache, and
-large ones (302) to a signed address, which serves ranges whether the object is stored whole or as a Xet
-reconstruction. The metadata headers stand on both answers, because a client follows a redirect that stays on one host
-and reads the headers of the last.
+`resolve` redirects small files of public repos (307) to the address of their commit, as the Hub does with its cache,
+and large ones (302) to a signed address. That one serves ranges, whether the object is a blob or a Xet file. Both the
+redirect and its target have the metadata headers: a client follows a redirect on the same host and reads the headers
+of the last response.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -29,21 +29,25 @@ _TEXT = "text/plain; charset=utf-8"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
 
 
+# Trees and paths
+
+
 def tree(hub: HubState, call: Call) -> Response:
-    repo = hub.content_of(call)
+    """List a page of a folder."""
+    repo = hub.downloadable(call)
     commit = hub.revision(repo, call.params["rev"])
     expand, recursive = call.flag("expand"), call.flag("recursive")
     path = call.params.get("path", "").strip("/")
     entry = hub.history.entry(commit.tree, path)
     if entry is None or not entry.is_directory:
         raise HubError(404, f'{path} does not exist on "{call.params["rev"]}"', code="EntryNotFound")
-    most = _EXPANDED_PAGE * 2 if expand else _PAGE
-    limit = call.integer("limit", _EXPANDED_PAGE if expand else _PAGE, most=most)
+    default, most = (_EXPANDED_PAGE, _EXPANDED_PAGE * 2) if expand else (_PAGE, _PAGE)
+    limit = call.integer("limit", default, most=most)
     cursor = call.request.query_params.get("cursor", "")
     page: list[Node] = []
     more = False
     for node in hub.history.walk(entry.oid, f"{path}/" if path else "", recursive=recursive):
-        # The walk's order is fixed for a commit's tree, so the last path of a page marks where the next one begins.
+        # The order of a commit's tree is fixed, so the last path of a page marks where the next one begins.
         if cursor:
             cursor = "" if node.path == cursor else cursor
         elif len(page) == limit:
@@ -51,14 +55,17 @@ def tree(hub: HubState, call: Call) -> Response:
             break
         else:
             page.append(node)
-    headers = {"X-Repo-Commit": commit.oid} | (call.next_link(hub.endpoint, "cursor", page[-1].path) if more else {})
+    headers = {"X-Repo-Commit": commit.oid}
+    if more:
+        headers |= call.next_link(hub.endpoint, "cursor", page[-1].path)
     return json_response(_described(hub, repo, commit, page, expand=expand), headers=headers)
 
 
 def paths_info(hub: HubState, call: Call) -> Response:
-    repo = hub.content_of(call)
+    """Describe those of the requested paths that exist."""
+    repo = hub.downloadable(call)
     commit = hub.revision(repo, call.params["rev"])
-    paths, expand = _wanted_paths(call)
+    paths, expand = _requested_paths(call)
     nodes: list[Node] = []
     for path in dict.fromkeys(paths):
         entry = hub.history.entry(commit.tree, path.strip("/"))
@@ -67,8 +74,8 @@ def paths_info(hub: HubState, call: Call) -> Response:
     return json_response(_described(hub, repo, commit, nodes, expand=expand), headers={"X-Repo-Commit": commit.oid})
 
 
-def _wanted_paths(call: Call) -> tuple[list[str], bool]:
-    """The paths of a form (as huggingface_hub sends them) or of a JSON body."""
+def _requested_paths(call: Call) -> tuple[list[str], bool]:
+    """Return the paths, and whether to expand them, from a form (huggingface_hub sends one) or a JSON body."""
     if call.request.headers.get("content-type", "").startswith("application/json"):
         body = call.json()
         paths, expand = body.get("paths"), body.get("expand") is True
@@ -84,8 +91,8 @@ def _wanted_paths(call: Call) -> tuple[list[str], bool]:
 
 def _described(hub: HubState, repo: Repo, commit: Commit, nodes: list[Node], *, expand: bool) -> list[dict[str, Any]]:
     contents = hub.history.contents(node.entry.oid for node in nodes if not node.entry.is_directory)
-    touched = hub.history.last_touched(repo, commit.oid, [node.path for node in nodes]) if expand else {}
-    out: list[dict[str, Any]] = []
+    changes = hub.history.last_changes(repo, commit.oid, [node.path for node in nodes]) if expand else {}
+    shown: list[dict[str, Any]] = []
     for node in nodes:
         if node.entry.is_directory:
             item: dict[str, Any] = {"type": "directory", "oid": node.entry.oid, "size": 0, "path": node.path}
@@ -96,10 +103,10 @@ def _described(hub: HubState, repo: Repo, commit: Commit, nodes: list[Node], *, 
             if expand:
                 item["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
         if expand:
-            last = touched[node.path]
+            last = changes[node.path]
             item["lastCommit"] = {"id": last.oid, "title": last.title, "date": iso(last.created)}
-        out.append(item)
-    return out
+        shown.append(item)
+    return shown
 
 
 def _large_fields(hub: HubState, content: Content) -> dict[str, Any]:
@@ -108,8 +115,8 @@ def _large_fields(hub: HubState, content: Content) -> dict[str, Any]:
     pointer_size = len(git.lfs_pointer(content.sha256, content.size))
     fields: dict[str, Any] = {"lfs": {"oid": content.sha256, "size": content.size, "pointerSize": pointer_size}}
     large = hub.store.large(content.sha256)
-    if large is not None and large[1] is not None:
-        fields["xetHash"] = large[1]
+    if large is not None and large.xet_hash is not None:
+        fields["xetHash"] = large.xet_hash
     return fields
 
 
@@ -117,115 +124,106 @@ def _large_fields(hub: HubState, content: Content) -> dict[str, Any]:
 
 
 def resolve(hub: HubState, call: Call) -> Response:
-    repo, commit, path, content = _found(hub, call)
+    """Serve a file, or redirect to it."""
+    repo, commit, path, content = _requested_file(hub, call)
     if content.sha256 is None:
-        # Where the real Hub answers from its cache, one address further; the rest it serves itself.
+        # The real Hub redirects to its cache for these, and serves all other regular files itself.
         if not repo.private and not repo.extra.get("gated") and "/" in call.repo_name and content.size:
-            return _to_cache(call, repo, commit, path, content)
-        return _plain(hub, call, commit, path, content)
-    headers = _file_headers(commit, path) | _linked(hub, repo, commit.oid, content)
+            return _redirect_to_cache(call, repo, commit, path, content)
+        return _regular(hub, call, commit, path, content)
     claims = {"sha256": content.sha256, "repo": repo.id, "commit": commit.oid, "exp": hub.clock() + _URL_TTL_S}
     location = f"{hub.endpoint}/_localhub/blob/{hub.sign(claims)}/{quote(path.rsplit('/', 1)[-1], safe='')}"
-    return Response(
-        f"Found. Redirecting to {location}", 302, headers | {"Location": location, "Vary": "Origin, Accept"}
-    )
+    headers = _file_headers(commit.oid, path) | _linked(hub, repo, commit.oid, content)
+    headers |= {"Location": location, "Vary": "Origin, Accept"}
+    return Response(f"Found. Redirecting to {location}", 302, headers)
 
 
 def cached(hub: HubState, call: Call) -> Response:
-    """A small file of a public repo, where `resolve` leads to; a large one is not there."""
-    _, commit, path, content = _found(hub, call)
+    """Serve a small file of a public repo, to which `resolve` redirects; large files are not here."""
+    _, commit, path, content = _requested_file(hub, call)
     if content.sha256 is not None:
         raise HubError(404, "Entry not found", code="EntryNotFound")
-    return _plain(hub, call, commit, path, content)
+    return _regular(hub, call, commit, path, content)
 
 
 def raw(hub: HubState, call: Call) -> Response:
-    """What git has under a path: of a large file, its pointer."""
-    _, commit, path, content = _found(hub, call)
+    """Serve the git blob at a path: of a large file, its pointer."""
+    _, commit, path, content = _requested_file(hub, call)
     if content.sha256 is None:
-        return _plain(hub, call, commit, path, content)
+        return _regular(hub, call, commit, path, content)
     pointer = git.lfs_pointer(content.sha256, content.size)
-    headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"'}
+    headers = _file_headers(commit.oid, path, content.oid)
     return _ranged(call, len(pointer), headers, lambda start, end: iter([pointer[start:end]]), _TEXT)
 
 
-def _found(hub: HubState, call: Call) -> tuple[Repo, Commit, str, Content]:
-    repo = hub.content_of(call)
+def _requested_file(hub: HubState, call: Call) -> tuple[Repo, Commit, str, Content]:
+    repo = hub.downloadable(call)
     commit = hub.revision(repo, call.params["rev"])
     path = call.params["path"]
-    entry = hub.history.entry(commit.tree, path)
-    if entry is None or entry.is_directory or not path:
+    content = hub.history.file(commit.tree, path)
+    if content is None:
         raise HubError(404, "Entry not found", code="EntryNotFound", headers={"X-Repo-Commit": commit.oid})
-    return repo, commit, path, hub.history.content(entry.oid)
+    return repo, commit, path, content
 
 
-def _to_cache(call: Call, repo: Repo, commit: Commit, path: str, content: Content) -> Response:
-    asked = urlencode({call.request.url.path: "", "etag": f'"{content.oid}"'})
-    location = f"/api/resolve-cache/{repo.type}s/{repo.name}/{commit.oid}/{quote(path)}?{asked}"
-    headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"', "Location": location, "Vary": "Origin, Accept"}
+def _redirect_to_cache(call: Call, repo: Repo, commit: Commit, path: str, content: Content) -> Response:
+    query = urlencode({call.request.url.path: "", "etag": f'"{content.oid}"'})
+    location = f"/api/resolve-cache/{repo.type}s/{repo.name}/{commit.oid}/{quote(path)}?{query}"
+    headers = _file_headers(commit.oid, path, content.oid) | {"Location": location, "Vary": "Origin, Accept"}
     return Response(f"Temporary Redirect. Redirecting to {location}", 307, headers, _TEXT)
 
 
-def _plain(hub: HubState, call: Call, commit: Commit, path: str, content: Content) -> Response:
-    headers = _file_headers(commit, path) | {"ETag": f'"{content.oid}"'}
-    return _ranged(
-        call, content.size, headers, lambda start, end: hub.blobs.stream("git", content.oid, start, end), _TEXT
-    )
+def _regular(hub: HubState, call: Call, commit: Commit, path: str, content: Content) -> Response:
+    def pieces(start: int, end: int) -> Iterator[bytes]:
+        return hub.blobs.stream("git", content.oid, start, end)
 
-
-def _file_headers(commit: Commit, path: str) -> dict[str, str]:
-    return {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "Content-Disposition": _disposition(path)}
+    return _ranged(call, content.size, _file_headers(commit.oid, path, content.oid), pieces, _TEXT)
 
 
 def blob(hub: HubState, call: Call) -> Response:
-    """A large object under its signed address, as the Hub's CDN serves it: no token needed, ranges understood."""
-    claims = hub.signed(call.params["claims"], "sha256")
+    """Serve a large object at its signed address, as the Hub's CDN does: without a token, with ranges."""
+    claims = hub.verify_address(call.params["claims"], "sha256")
     sha256 = str(claims["sha256"])
     large = hub.store.large(sha256)
     repo = hub.store.repo_by_id(int(claims["repo"]))
     if large is None or repo is None:
         raise HubError(404, "Not Found", code="EntryNotFound")
-    size, xet_hash, plain = large
-    headers = {
-        "X-Repo-Commit": str(claims["commit"]),
-        "Accept-Ranges": "bytes",
-        "Content-Disposition": _disposition(call.params["name"]),
-    }
-    headers |= {"ETag": f'"{sha256}"'} | _linked(hub, repo, str(claims["commit"]), Content("", size, sha256))
+    commit = str(claims["commit"])
+    headers = _file_headers(commit, call.params["name"], sha256)
+    headers |= _linked(hub, repo, commit, Content("", large.size, sha256))
 
     def pieces(start: int, end: int) -> Iterator[bytes]:
-        if plain:
+        if large.is_blob:
             return hub.blobs.stream("lfs", sha256, start, end)
-        found = hub.content.file(xet_hash or "")
-        assert found is not None, f"{sha256} is stored nowhere"
-        return hub.content.read(found[0], start, end)
+        return hub.cas.read(str(large.xet_hash), start, end)
 
-    return _ranged(call, size, headers, pieces, "application/octet-stream")
+    return _ranged(call, large.size, headers, pieces, "application/octet-stream")
+
+
+def _file_headers(commit_oid: str, path: str, etag: str | None = None) -> dict[str, str]:
+    name = path.rsplit("/", 1)[-1]
+    ascii_name = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
+    disposition = f"inline; filename*=UTF-8''{quote(name, safe='')}; filename=\"{ascii_name}\""
+    headers = {"X-Repo-Commit": commit_oid, "Accept-Ranges": "bytes", "Content-Disposition": disposition}
+    return headers if etag is None else headers | {"ETag": f'"{etag}"'}
 
 
 def _linked(hub: HubState, repo: Repo, commit_oid: str, content: Content) -> dict[str, str]:
-    """The headers that tell a client about the large object behind a path and, where it is in Xet, how to get at it."""
-    assert content.sha256 is not None
+    """Return the headers on the large object behind a path and, if Xet has it, on how to download it from there."""
     headers = {"X-Linked-Size": str(content.size), "X-Linked-ETag": f'"{content.sha256}"'}
-    large = hub.store.large(content.sha256)
-    if large is not None and large[1] is not None:
+    large = hub.store.large(str(content.sha256))
+    if large is not None and large.xet_hash is not None:
         route = f"{hub.endpoint}/api/{repo.type}s/{repo.name}/xet-read-token/{commit_oid}"
-        reconstruction = f"{hub.cas_url}/v1/reconstructions/{large[1]}"
-        headers["X-Xet-Hash"] = large[1]
+        reconstruction = f"{hub.cas_url}/v1/reconstructions/{large.xet_hash}"
+        headers["X-Xet-Hash"] = large.xet_hash
         headers["Link"] = f'<{route}>; rel="xet-auth", <{reconstruction}>; rel="xet-reconstruction-info"'
     return headers
 
 
-def _disposition(path: str) -> str:
-    name = path.rsplit("/", 1)[-1]
-    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
-    return f"inline; filename*=UTF-8''{quote(name, safe='')}; filename=\"{plain}\""
-
-
-def _ranged(call: Call, size: int, headers: dict[str, str], pieces: Any, media_type: str) -> Response:
-    """The whole content or the one range that is asked for. Several ranges at once are served whole, as the standard
-    allows.
-    """
+def _ranged(
+    call: Call, size: int, headers: dict[str, str], pieces: Callable[[int, int], Iterator[bytes]], media_type: str
+) -> Response:
+    """Serve the whole content or the requested range; of several ranges, the whole, as the standard allows."""
     start, end, status = 0, size, 200
     match = _RANGE.match(call.request.headers.get("range", ""))
     if match and (match[1] or match[2]):
@@ -234,17 +232,13 @@ def _ranged(call: Call, size: int, headers: dict[str, str], pieces: Any, media_t
         else:
             start = max(0, size - int(match[2]))
         if start >= size or end <= start:
-            raise HubError(
-                416, "Requested Range Not Satisfiable", headers=headers | {"Content-Range": f"bytes */{size}"}
-            )
+            headers |= {"Content-Range": f"bytes */{size}"}
+            raise HubError(416, "Requested Range Not Satisfiable", headers=headers)
         status = 206
-        headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
-    headers = headers | {"Content-Length": str(end - start)}
-    etag = headers.get("ETag")
-    if etag is not None and etag in call.request.headers.get("if-none-match", ""):
-        return Response(
-            status_code=304, headers={key: value for key, value in headers.items() if key != "Content-Length"}
-        )
+        headers |= {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+    if "ETag" in headers and headers["ETag"] in call.request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    headers |= {"Content-Length": str(end - start)}
     if call.request.method == "HEAD" or start == end:
         return Response(b"", status, headers, media_type)
     return StreamingResponse(pieces(start, end), status, headers, media_type)

@@ -1,8 +1,7 @@
-"""Git LFS: the batch endpoint, uploads in one PUT or in parts, and the verification after them.
+"""Git LFS: the batch endpoint, uploads in one PUT or in parts, their verification, and a repo's list of large objects.
 
-Upload addresses are signed and carry what was asked for; the content must have the sha256 and the size that the
-batch request named, or it is dropped. Only content that was uploaded for a repo may be referred to from that repo's
-commits.
+Upload addresses are signed and contain what the batch request announced; content with another sha256 or size is
+dropped. A repo's commits may only refer to content that was uploaded for this repo.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
 from hubsync.localhub.routing import Route
 from hubsync.localhub.state import HubState
+from hubsync.localhub.storage.blobs import Upload
 from hubsync.localhub.storage.store import Repo
 
 _TTL_S = 24 * 3600.0
@@ -24,10 +24,11 @@ _MEDIA_TYPE = {"Content-Type": "application/vnd.git-lfs+json"}
 
 
 def batch(hub: HubState, call: Call) -> Response:
+    """Tell where to upload, or from where to download, each of many objects."""
     body = call.json()
     operation = body.get("operation")
     if operation == "download":
-        repo = hub.content_of(call)
+        repo = hub.downloadable(call)
     elif operation == "upload":
         repo, _ = hub.writable(call, pull_request=True)
     else:
@@ -35,98 +36,97 @@ def batch(hub: HubState, call: Call) -> Response:
     objects = body.get("objects")
     if not isinstance(objects, list) or body.get("hash_algo", "sha256") != "sha256":
         raise HubError(422, '"objects" must be an array, "hash_algo" sha256')
-    answers = [_answer(hub, repo, str(operation), item) for item in objects]
-    multipart = any("chunk_size" in answer.get("actions", {}).get("upload", {}).get("header", {}) for answer in answers)
-    return json_response({"transfer": "multipart" if multipart else "basic", "objects": answers}, headers=_MEDIA_TYPE)
+    shown = [_actions(hub, repo, operation, item) for item in objects]
+    multipart = any("header" in item.get("actions", {}).get("upload", {}) for item in shown)
+    return json_response({"transfer": "multipart" if multipart else "basic", "objects": shown}, headers=_MEDIA_TYPE)
 
 
-def _answer(hub: HubState, repo: Repo, operation: str, item: object) -> dict[str, Any]:
+def _actions(hub: HubState, repo: Repo, operation: str, item: object) -> dict[str, Any]:
     if not isinstance(item, dict) or not _SHA256.match(str(item.get("oid"))) or not isinstance(item.get("size"), int):
         raise HubError(422, '"objects" items need an "oid" (sha256) and a "size"')
     oid, size = str(item["oid"]), int(item["size"])
-    answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-    held = hub.store.granted(repo.id, oid)
+    shown: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
+    granted = hub.store.granted(repo.id, oid) is not None
     expires = hub.clock() + _TTL_S
     if operation == "download":
-        if held is None:
+        if not granted:
             return {"oid": oid, "size": size, "error": {"code": 404, "message": "Object does not exist"}}
         signed = hub.sign({"sha256": oid, "repo": repo.id, "commit": "", "exp": expires})
-        answer["actions"] = {"download": {"href": f"{hub.endpoint}/_localhub/blob/{signed}/{oid}"}}
-        return answer
-    if held is not None:
-        return answer
-    ticket = {"upload": oid, "size": size, "repo": repo.id, "exp": expires}
-    base = f"{hub.endpoint}/_localhub/lfs/{hub.sign(ticket)}"
-    part_bytes = hub.settings.lfs_multipart_bytes
-    upload: dict[str, Any] = {"href": base}
-    if size > part_bytes:
-        parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
-        upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
-    verify = f"{hub.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"
-    answer["actions"] = {"upload": upload, "verify": {"href": verify}}
-    return answer
-
-
-def _accept(hub: HubState, ticket: dict[str, Any], sha256: str, size: int) -> None:
-    if (sha256, size) != (ticket["upload"], ticket["size"]):
-        raise HubError(
-            400, f"The content has sha256 {sha256} and {size} bytes, not {ticket['upload']} and {ticket['size']}"
-        )
-
-
-def _register(hub: HubState, ticket: dict[str, Any]) -> None:
-    hub.store.add_large(ticket["upload"], ticket["size"], xet=None)
-    hub.store.grant(ticket["repo"], ticket["upload"], hub.clock())
+        shown["actions"] = {"download": {"href": f"{hub.endpoint}/_localhub/blob/{signed}/{oid}"}}
+    elif not granted:
+        ticket = hub.sign({"upload": oid, "size": size, "repo": repo.id, "exp": expires})
+        base = f"{hub.endpoint}/_localhub/lfs/{ticket}"
+        upload: dict[str, Any] = {"href": base}
+        part_bytes = hub.settings.lfs_multipart_bytes
+        if size > part_bytes:
+            parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
+            upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
+        verify = f"{hub.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"
+        shown["actions"] = {"upload": upload, "verify": {"href": verify}}
+    return shown
 
 
 async def put_object(hub: HubState, call: Call) -> Response:
-    ticket = hub.signed(call.params["ticket"], "upload")
-    with hub.blobs.receive(sha256=True) as incoming:
-        await hub.take_in(call.request.stream(), incoming, int(ticket["size"]))
-        _accept(hub, ticket, incoming.sha256, incoming.size)
-        await hub.in_thread(hub.blobs.keep, incoming, "lfs", ticket["upload"])
-        await hub.in_thread(_register, hub, ticket)
+    """Receive an object in one piece."""
+    ticket = _ticket(hub, call)
+    with hub.blobs.upload(sha256=True) as upload:
+        await hub.receive(call.request.stream(), upload, max_bytes=int(ticket["size"]))
+        await hub.in_thread(_register, hub, ticket, upload)
     return Response(b"", 200, {"ETag": f'"{ticket["upload"]}"'})
 
 
 async def put_part(hub: HubState, call: Call) -> Response:
-    ticket, number = hub.signed(call.params["ticket"], "upload"), int(call.params["number"])
-    size, part_bytes = int(ticket["size"]), hub.settings.lfs_multipart_bytes
-    expected = min(part_bytes, size - (number - 1) * part_bytes)
+    """Receive a part of an object; its ETag names it in the request that completes the upload."""
+    ticket, number = _ticket(hub, call), int(call.params["number"])
+    part_bytes = hub.settings.lfs_multipart_bytes
+    expected = min(part_bytes, int(ticket["size"]) - (number - 1) * part_bytes)
     if number < 1 or expected <= 0:
         raise HubError(404, "There is no such part")
-    parts = hub.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
+    parts = hub.blobs.parts(f"{ticket['repo']}-{ticket['upload']}")
     parts.mkdir(exist_ok=True)
-    with hub.blobs.receive(sha256=True) as incoming:
-        await hub.take_in(call.request.stream(), incoming, expected)
-        if incoming.size != expected:
+    with hub.blobs.upload(sha256=True) as upload:
+        await hub.receive(call.request.stream(), upload, max_bytes=expected)
+        if upload.size != expected:
             raise HubError(400, f"Part {number} must have {expected} bytes")
-        etag = incoming.sha256
-        await hub.in_thread(incoming.keep_at, parts / f"{number}-{etag}")
+        etag = upload.sha256
+        await hub.in_thread(upload.move_to, parts / f"{number}-{etag}")
     return Response(b"", 200, {"ETag": f'"{etag}"'})
 
 
 def complete(hub: HubState, call: Call) -> Response:
-    """Join the parts in their order; each is named by the ETag that its upload was answered with."""
-    ticket = hub.signed(call.params["ticket"], "upload")
-    folder = hub.blobs.incoming_dir / f"parts-{ticket['repo']}-{ticket['upload']}"
-    with hub.blobs.receive(sha256=True) as incoming:
+    """Join the parts of an object in the order of the request."""
+    ticket = _ticket(hub, call)
+    parts = hub.blobs.parts(f"{ticket['repo']}-{ticket['upload']}")
+    with hub.blobs.upload(sha256=True) as upload:
         for number, etag in _named_parts(call.json().get("parts")):
-            part = folder / f"{number}-{etag}"
+            part = parts / f"{number}-{etag}"
             if not part.exists():
                 raise HubError(400, f"Part {number} was never uploaded")
             with part.open("rb") as file:
                 while piece := file.read(1 << 20):
-                    incoming.write(piece)
-        _accept(hub, ticket, incoming.sha256, incoming.size)
-        hub.blobs.keep(incoming, "lfs", ticket["upload"])
-        _register(hub, ticket)
-    shutil.rmtree(folder, ignore_errors=True)
+                    upload.write(piece)
+        _register(hub, ticket, upload)
+    shutil.rmtree(parts, ignore_errors=True)
     return json_response({"success": True})
 
 
+def _ticket(hub: HubState, call: Call) -> dict[str, Any]:
+    """Return what the batch request announced, from the signed upload address."""
+    return hub.verify_address(call.params["ticket"], "upload")
+
+
+def _register(hub: HubState, ticket: dict[str, Any], upload: Upload) -> None:
+    """Store a complete upload, if it is what was announced, for commits of the ticket's repo."""
+    sha256, size = ticket["upload"], ticket["size"]
+    if (upload.sha256, upload.size) != (sha256, size):
+        raise HubError(400, f"The content has sha256 {upload.sha256} and {upload.size} bytes, not {sha256} and {size}")
+    hub.blobs.add(upload, "lfs", sha256)
+    hub.store.add_large(sha256, size, xet_hash=None)
+    hub.store.grant(ticket["repo"], sha256, hub.clock())
+
+
 def _named_parts(parts: object) -> list[tuple[int, str]]:
-    """(number, ETag) of the parts in a completion request; both become part of a file name, so both are checked."""
+    """Return the (number, ETag) of the parts in a request. Both become part of a file name, so both are checked."""
     named: list[tuple[int, str]] = []
     for item in parts if isinstance(parts, list) else []:
         number, etag = (item.get("partNumber"), item.get("etag")) if isinstance(item, dict) else (None, None)
@@ -138,10 +138,11 @@ def _named_parts(parts: object) -> list[tuple[int, str]]:
 
 
 def verify(hub: HubState, call: Call) -> Response:
+    """Confirm that an object was uploaded."""
     repo, _ = hub.writable(call, pull_request=True)
     body = call.json()
-    held = hub.store.granted(repo.id, str(body.get("oid")))
-    if held is None or held != body.get("size"):
+    size = hub.store.granted(repo.id, str(body.get("oid")))
+    if size is None or size != body.get("size"):
         raise HubError(404, "Object does not exist")
     return json_response({"success": True}, headers=_MEDIA_TYPE)
 
@@ -150,27 +151,28 @@ def verify(hub: HubState, call: Call) -> Response:
 
 
 def listing(hub: HubState, call: Call) -> Response:
+    """List a repo's large objects, with a ref and a path where each is used."""
     repo, _ = hub.writable(call)
     sql = (
         "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 "
         "WHERE g.repo = ? ORDER BY g.created, g.sha256"
     )
     places = _places(hub, repo)
-    out = []
+    shown = []
     for sha256, at, size in hub.store.rows(sql, repo.id):
         ref, path = places.get(sha256, (None, sha256))
-        item = {"fileOid": sha256, "oid": sha256, "size": size, "filename": path, "pushedAt": iso(at), "ref": ref}
-        out.append(item)
-    return json_response(out)
+        shown.append(
+            {"fileOid": sha256, "oid": sha256, "size": size, "filename": path, "pushedAt": iso(at), "ref": ref}
+        )
+    return json_response(shown)
 
 
 def _places(hub: HubState, repo: Repo) -> dict[str, tuple[str, str]]:
-    """Where each large object is to be found: a ref, `main` before all others, and a path."""
+    """Return a (ref, path) for each large object that a branch contains, `main` first."""
     places: dict[str, tuple[str, str]] = {}
-    refs = hub.history.refs(repo, "refs/heads/")
-    for name, oid in sorted(refs.items(), key=lambda item: item[0] != "main"):
-        tree = hub.history.commit(repo, oid).tree
-        nodes = [node for node in hub.history.walk(tree, "", recursive=True) if not node.entry.is_directory]
+    branches = hub.history.refs(repo, "refs/heads/")
+    for name, oid in sorted(branches.items(), key=lambda item: item[0] != "main"):
+        nodes = hub.history.files(hub.history.commit(repo, oid).tree)
         contents = hub.history.contents(node.entry.oid for node in nodes)
         for node in nodes:
             sha256 = contents[node.entry.oid].sha256
@@ -180,7 +182,7 @@ def _places(hub: HubState, repo: Repo) -> dict[str, tuple[str, str]]:
 
 
 def purge(hub: HubState, call: Call) -> Response:
-    """Take large objects from a repo for good; with `rewriteHistory`, as if they had never been committed."""
+    """Remove large objects from a repo; with `rewriteHistory`, from all its commits."""
     repo, _ = hub.writable(call)
     deletions = call.json().get("deletions")
     if not isinstance(deletions, dict) or not isinstance(deletions.get("sha"), list):
@@ -195,8 +197,8 @@ def purge(hub: HubState, call: Call) -> Response:
 
 
 def duplicate(hub: HubState, call: Call) -> Response:
-    """Let another repo of the caller refer to large objects of this one, without moving a byte."""
-    source = hub.content_of(call)
+    """Let commits of another repo of the caller refer to large objects of this one."""
+    source = hub.downloadable(call)
     body = call.json()
     target, files = body.get("target"), body.get("files")
     if not isinstance(target, dict) or not isinstance(files, list):
@@ -216,9 +218,10 @@ def duplicate(hub: HubState, call: Call) -> Response:
 
 
 _LFS = "/_localhub/lfs/{ticket}"
+_BATCH = "/{web}(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects"
 ROUTES = [
-    Route(Operation.LFS_BATCH, "POST", "/{web}(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects/batch", batch),
-    Route(Operation.LFS_VERIFY, "POST", "/{web}(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects/verify", verify),
+    Route(Operation.LFS_BATCH, "POST", _BATCH + "/batch", batch),
+    Route(Operation.LFS_VERIFY, "POST", _BATCH + "/verify", verify),
     Route(Operation.LFS_UPLOAD, "PUT", _LFS, stream=put_object),
     Route(Operation.LFS_UPLOAD, "PUT", _LFS + "/(?P<number>[0-9]+)", stream=put_part),
     Route(Operation.LFS_UPLOAD, "POST", _LFS + "/complete", complete),

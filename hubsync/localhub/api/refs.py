@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from typing import Any
 
@@ -12,11 +13,13 @@ from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
 from hubsync.localhub.routing import Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage import git
+from hubsync.localhub.storage.history import Commit
 
 _BAD_REF = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|/\.|^[./-]|[./]$|\.lock$")
 
 
 def refs(hub: HubState, call: Call) -> Response:
+    """List branches, tags and, with `include_prs`, pull requests."""
     repo = hub.readable(call)
 
     def listed(prefix: str) -> list[dict[str, str]]:
@@ -30,55 +33,49 @@ def refs(hub: HubState, call: Call) -> Response:
 
 
 def commits(hub: HubState, call: Call) -> Response:
+    """List a page of a revision's commits, newest first."""
     repo = hub.readable(call)
     head = hub.revision(repo, call.params["rev"])
-    page, limit = (
-        call.integer("p", 1, most=10**6) if "p" in call.request.query_params else 0,
-        call.integer("limit", 50, most=100),
-    )
+    page = call.integer("p", 1, most=10**6) if "p" in call.request.query_params else 0
+    limit = call.integer("limit", 50, most=100)
     formatted = "formatted" in call.request.query_params.getlist("expand[]")
-    out: list[dict[str, Any]] = []
-    more = False
-    for position, commit in enumerate(hub.history.log(repo, head.oid)):
-        if position < page * limit:
-            continue
-        if len(out) == limit:
-            more = True
-            break
-        item: dict[str, Any] = {
-            "id": commit.oid,
-            "title": commit.title,
-            "message": commit.message,
-            "authors": [{"user": commit.author, "avatar": "/avatars/default.svg"}],
-            "date": iso(commit.created),
-        }
-        if formatted:
-            title, message = html.escape(commit.title), html.escape(commit.message)
-            item["formatted"] = {"title": title, "message": f"<p>{message}</p>" if message else ""}
-        out.append(item)
-    headers = {"X-Total-Count": str(sum(1 for _ in hub.history.log(repo, head.oid)))}
-    return json_response(out, headers=headers | (call.next_link(hub.endpoint, "p", str(page + 1)) if more else {}))
+    log = hub.history.log(repo, head.oid)
+    shown = [_shown(commit, formatted) for commit in itertools.islice(log, page * limit, (page + 1) * limit)]
+    total = sum(1 for _ in hub.history.log(repo, head.oid))
+    headers = {"X-Total-Count": str(total)}
+    if total > (page + 1) * limit:
+        headers |= call.next_link(hub.endpoint, "p", str(page + 1))
+    return json_response(shown, headers=headers)
+
+
+def _shown(commit: Commit, formatted: bool) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "id": commit.oid, "title": commit.title, "message": commit.message,
+        "authors": [{"user": commit.author, "avatar": "/avatars/default.svg"}], "date": iso(commit.created),
+    }  # fmt: skip
+    if formatted:
+        title, message = html.escape(commit.title), html.escape(commit.message)
+        item["formatted"] = {"title": title, "message": f"<p>{message}</p>" if message else ""}
+    return item
 
 
 def create_branch(hub: HubState, call: Call) -> Response:
+    """Create a branch at `startingPoint`, or an empty one."""
     repo, _ = hub.writable(call)
     name = _checked(call.params["name"])
     body = call.json()
     with hub.store.transaction():
         if hub.history.ref(repo, f"refs/heads/{name}"):
             raise HubError(409, f"Reference refs/heads/{name} already exists")
-        start = hub.revision(repo, str(body.get("startingPoint") or "main"))
-        oid = start.oid
+        commit = hub.revision(repo, str(body.get("startingPoint") or "main"))
         if body.get("emptyBranch"):
-            oid = hub.history.add_commit(
-                repo, tree=git.EMPTY_TREE, parent=None, author=repo.namespace,
-                title="initial commit", message="", now=hub.clock(),
-            ).oid  # fmt: skip
-        hub.history.set_ref(repo, f"refs/heads/{name}", oid)
+            commit = hub.history.add_commit(repo, git.EMPTY_TREE, None, repo.namespace, "initial commit")
+        hub.history.set_ref(repo, f"refs/heads/{name}", commit.oid)
     return json_response({"success": True})
 
 
 def delete_branch(hub: HubState, call: Call) -> Response:
+    """Delete any branch but main."""
     repo, _ = hub.writable(call)
     name = call.params["name"]
     if name == "main":
@@ -90,6 +87,7 @@ def delete_branch(hub: HubState, call: Call) -> Response:
 
 
 def create_tag(hub: HubState, call: Call) -> Response:
+    """Create a tag at a revision."""
     repo, _ = hub.writable(call)
     tag = call.json().get("tag")
     if not isinstance(tag, str):
@@ -104,6 +102,7 @@ def create_tag(hub: HubState, call: Call) -> Response:
 
 
 def delete_tag(hub: HubState, call: Call) -> Response:
+    """Delete a tag."""
     repo, _ = hub.writable(call)
     if not hub.history.delete_ref(repo, f"refs/tags/{call.params['name']}"):
         raise HubError(404, f"Tag not found: {call.params['name']}", code="RevisionNotFound")
@@ -111,7 +110,7 @@ def delete_tag(hub: HubState, call: Call) -> Response:
 
 
 def squash(hub: HubState, call: Call) -> Response:
-    """Replace a branch by one commit without a parent that has its files."""
+    """Replace a branch's commits by one with the same files."""
     repo, caller = hub.writable(call)
     branch = call.params["rev"]
     title = str(call.json().get("message") or f"Super-squash branch '{branch}'")
@@ -120,11 +119,9 @@ def squash(hub: HubState, call: Call) -> Response:
         ref = hub.history.branch(repo, branch)
         if ref is None:
             raise HubError(400, f"{branch} is not a branch", code="RevisionNotFound")
-        commit = hub.history.add_commit(
-            repo, tree=head.tree, parent=None, author=caller.name, title=title, message="", now=hub.clock()
-        )
+        commit = hub.history.add_commit(repo, head.tree, None, caller.name, title)
         hub.history.set_ref(repo, ref, commit.oid)
-        hub.history.forget(repo, head.oid)
+        hub.history.delete_unreachable(repo, head.oid)
     return json_response({"success": True, "commitOid": commit.oid})
 
 

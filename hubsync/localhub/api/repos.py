@@ -1,8 +1,10 @@
-"""Accounts and repos: whoami, create, delete, move, settings, info, listings, likes, and the metadata check."""
+"""Accounts and repos: whoami, create, delete, move, settings, info, listings, and the check of a card's metadata."""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.responses import Response
@@ -16,6 +18,7 @@ from hubsync.localhub.storage.history import Commit
 from hubsync.localhub.storage.store import Caller, Repo
 
 _TYPES = ("model", "dataset", "space")
+_VISIBILITIES = ("public", "private", "protected")
 _NAME = re.compile(r"(?!.*--)(?!.*\.\.)[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 _DEFAULT_LIST = 100
 _SORTS = ("createdAt", "downloads", "lastModified", "likes", "trendingScore")
@@ -41,6 +44,7 @@ _EXPANDABLE = {
 
 
 def whoami(hub: HubState, call: Call) -> Response:
+    """Describe the token and its owner."""
     caller = hub.authenticated(call)
     body = _account(hub, "user", caller.name) | {
         "email": f"{caller.name}@localhost",
@@ -56,36 +60,40 @@ def whoami(hub: HubState, call: Call) -> Response:
 
 
 def _account(hub: HubState, kind: str, name: str) -> dict[str, Any]:
-    shown: dict[str, Any] = {"type": kind, "id": _hex_id(kind, name), "name": name, "email": None}
-    shown |= {"fullname": hub.store.fullname(name), "avatarUrl": "/avatars/default.svg"}
-    shown |= {"canPay": False, "periodEnd": None}
-    if kind == "org":
-        shown |= {"roleInOrg": "admin", "isEnterprise": False}
-    return shown
+    shown = {
+        "type": kind, "id": _hex_id(kind, name), "name": name, "email": None,
+        "fullname": hub.store.account(name).fullname, "avatarUrl": "/avatars/default.svg",
+        "canPay": False, "periodEnd": None,
+    }  # fmt: skip
+    return shown | {"roleInOrg": "admin", "isEnterprise": False} if kind == "org" else shown
+
+
+# Create, delete, move, change
 
 
 def create(hub: HubState, call: Call) -> Response:
+    """Create a repo with its first commit."""
     body = call.json()
-    repo_type, name = _checked_type(body), _full_name(hub, call, body)
-    visibility = body.get("visibility")
-    if visibility not in (None, "public", "private", "protected"):
-        raise HubError(400, '"visibility" must be one of public, private, protected')
-    private = visibility == "private" or bool(body.get("private", hub.store.private_by_default(name.split("/")[0])))
+    repo_type, caller = _checked_type(body), hub.authenticated(call)
+    name, namespace = str(body.get("name") or ""), str(body.get("organization") or caller.name)
+    if name.count("/") == 1 and not body.get("organization"):
+        namespace, name = name.split("/")
+    name = _new_name(hub, caller, namespace, name, repo_type)
+    visibility = _checked_visibility(body, "public, private, protected")
+    private = visibility == "private" or bool(body.get("private", hub.store.account(namespace).private))
     private = private and visibility != "public"
     extra = {key: body[key] for key in ("sdk", "hardware", "sleepTimeSeconds", "region") if body.get(key) is not None}
     if repo_type == "space" and extra.get("sdk") not in ("gradio", "streamlit", "docker", "static"):
         raise HubError(400, '"sdk" must be one of [gradio, docker, static]')
     with hub.store.transaction():
-        existing = hub.store.repo(repo_type, name)
-        # A name that only redirects to a moved repo is free to take again.
-        if existing is not None and existing.name.lower() == name.lower():
+        existing = _existing(hub, repo_type, name)
+        if existing is not None:
             body = {"url": f"{hub.endpoint}/{existing.web_path}", "name": existing.name}
             raise HubError(409, f"You already created this {repo_type} repo: {existing.name}", body=body)
         repo = hub.store.add_repo(repo_type, name, private, hub.clock(), extra)
         _first_commit(hub, repo)
-    return json_response(
-        {"url": f"{hub.endpoint}/{repo.web_path}", "name": repo.name, "id": _hex_id("repo", str(repo.id))}
-    )
+    url = f"{hub.endpoint}/{repo.web_path}"
+    return json_response({"url": url, "name": repo.name, "id": _hex_id("repo", str(repo.id))})
 
 
 def _first_commit(hub: HubState, repo: Repo) -> None:
@@ -95,13 +103,62 @@ def _first_commit(hub: HubState, repo: Repo) -> None:
         files["README.md"] = f"---\ntitle: {title}\nsdk: {repo.extra['sdk']}\n---\n".encode()
     changes: dict[str, str | None] = {}
     for path, data in files.items():
-        changes[path] = oid = hub.blobs.put_git(data)
+        changes[path] = oid = hub.blobs.add_git(data)
         hub.history.add_content(oid, len(data), None)
     tree = hub.history.write_tree(git.EMPTY_TREE, changes)
-    commit = hub.history.add_commit(
-        repo, tree=tree, parent=None, author=repo.namespace, title="initial commit", message="", now=hub.clock()
-    )
+    commit = hub.history.add_commit(repo, tree, None, repo.namespace, "initial commit")
     hub.history.set_ref(repo, "refs/heads/main", commit.oid)
+
+
+def delete(hub: HubState, call: Call) -> Response:
+    """Delete a repo."""
+    body = call.json()
+    caller = hub.authenticated(call)
+    name = str(body.get("name") or "")
+    full = name if "/" in name else f"{body.get('organization') or caller.name}/{name}"
+    repo, _ = _administered(hub, call, _checked_type(body), full)
+    hub.store.delete_repo(repo)
+    return json_response({"success": True})
+
+
+def move(hub: HubState, call: Call) -> Response:
+    """Rename a repo, within a namespace or to another one."""
+    body = call.json()
+    source, target = str(body.get("fromRepo") or ""), str(body.get("toRepo") or "")
+    namespace, _, name = target.partition("/")
+    _check_name(name)
+    repo, caller = _administered(hub, call, _checked_type(body), source)
+    full = _new_name(hub, caller, namespace, name, repo.type)
+    with hub.store.transaction():
+        existing = _existing(hub, repo.type, target)
+        if existing is not None and existing.id != repo.id:
+            raise HubError(409, f"A {repo.type} repository called {target} already exists")
+        hub.store.move_repo(repo, full)
+    return json_response({"success": True, "url": f"{hub.endpoint}/{target}"})
+
+
+def settings(hub: HubState, call: Call) -> Response:
+    """Change a repo's visibility, or who may read its files."""
+    body = call.json()
+    repo, _ = _administered(hub, call, call.repo_type, call.repo_name)
+    gated = body.get("gated", repo.extra.get("gated", False))
+    if gated not in (False, "auto", "manual"):
+        raise HubError(400, '"gated" must be one of [false, auto, manual]')
+    visibility = _checked_visibility(body, "[public, private, protected]")
+    private = body.get("private") if visibility is None else visibility == "private"
+    if private not in (None, True, False):
+        raise HubError(400, '"private" must be a boolean')
+    private = repo.private if private is None else bool(private)
+    hub.store.update_repo(repo, private=private, gated=gated)
+    return json_response({"private": private, "gated": gated})
+
+
+def auth_check(hub: HubState, call: Call) -> Response:
+    """Confirm that the caller may read a repo's files, or write to it."""
+    hub.downloadable(call)
+    if call.params.get("write"):
+        hub.writable(call)
+    return json_response({"status": "ok"})
 
 
 def _checked_type(body: dict[str, Any]) -> str:
@@ -111,121 +168,114 @@ def _checked_type(body: dict[str, Any]) -> str:
     return str(repo_type)
 
 
+def _checked_visibility(body: dict[str, Any], shown: str) -> object:
+    visibility = body.get("visibility")
+    if visibility not in (None, *_VISIBILITIES):
+        raise HubError(400, f'"visibility" must be one of {shown}')
+    return visibility
+
+
 def _check_name(name: str) -> None:
-    """Refuse what the Hub does not take as the second half of a repo id."""
-    if not isinstance(name, str) or not _NAME.match(name) or name.lower().endswith((".git", ".ipynb")):
+    if not _NAME.match(name) or name.lower().endswith((".git", ".ipynb")):
         raise HubError(
             400, f'Invalid repo name: "{name}". It must match [A-Za-z0-9._-], 1 to 96 characters, without "--" or ".."'
         )
 
 
-def _full_name(hub: HubState, call: Call, body: dict[str, Any]) -> str:
-    """The repo id in a create or delete request, for which the caller has been checked to hold the namespace."""
-    caller = hub.authenticated(call)
-    name, namespace = str(body.get("name") or ""), str(body.get("organization") or caller.name)
-    if name.count("/") == 1 and not body.get("organization"):
-        namespace, name = name.split("/")
+def _new_name(hub: HubState, caller: Caller, namespace: str, name: str, repo_type: str) -> str:
+    """Return the full name of a repo that the caller may create."""
     _check_name(name)
-    _check_owner(hub, caller, namespace, str(body.get("type") or "model"))
-    account = hub.store.account(namespace)
-    return f"{account[0] if account else namespace}/{name}"
-
-
-def _check_owner(hub: HubState, caller: Caller, namespace: str, repo_type: str) -> None:
-    if caller.role != "write" or not hub.store.may_write(caller, namespace):
+    if caller.role != "write" or not hub.store.owns(caller, namespace):
         raise HubError(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
+    return f"{hub.store.account(namespace).name}/{name}"
 
 
-def _admin(hub: HubState, call: Call, repo_type: str, name: str) -> tuple[Repo, Caller]:
+def _existing(hub: HubState, repo_type: str, name: str) -> Repo | None:
+    """Return the repo of this name; a name that only leads to a moved repo is free."""
+    repo = hub.store.repo(repo_type, name)
+    return repo if repo is not None and repo.name.lower() == name.lower() else None
+
+
+def _administered(hub: HubState, call: Call, repo_type: str, name: str) -> tuple[Repo, Caller]:
+    """Return a repo that the caller may administer, and the caller."""
     caller = hub.authenticated(call)
-    repo = hub.find(caller, repo_type, name)
-    if caller.role != "write" or not hub.store.may_write(caller, repo.namespace):
+    repo = hub.find_repo(caller, repo_type, name)
+    if caller.role != "write" or not hub.store.owns(caller, repo.namespace):
         raise HubError(403, f"You don't have the rights to administer {repo.type} {repo.name}")
     return repo, caller
 
 
-def delete(hub: HubState, call: Call) -> Response:
-    body = call.json()
-    caller = hub.authenticated(call)
-    name = str(body.get("name") or "")
-    full = name if "/" in name else f"{body.get('organization') or caller.name}/{name}"
-    repo, _ = _admin(hub, call, _checked_type(body), full)
-    hub.store.delete_repo(repo)
-    return json_response({"success": True})
-
-
-def move(hub: HubState, call: Call) -> Response:
-    body = call.json()
-    source, target = str(body.get("fromRepo") or ""), str(body.get("toRepo") or "")
-    namespace, _, name = target.partition("/")
-    _check_name(name)
-    repo, caller = _admin(hub, call, _checked_type(body), source)
-    _check_owner(hub, caller, namespace, repo.type)
-    with hub.store.transaction():
-        taken = hub.store.repo(repo.type, target)
-        if taken is not None and taken.id != repo.id and taken.name.lower() == target.lower():
-            raise HubError(409, f"A {repo.type} repository called {target} already exists")
-        account = hub.store.account(namespace)
-        hub.store.move_repo(repo, f"{account[0] if account else namespace}/{name}")
-    return json_response({"success": True, "url": f"{hub.endpoint}/{target}"})
-
-
-def settings(hub: HubState, call: Call) -> Response:
-    body = call.json()
-    repo, _ = _admin(hub, call, call.repo_type, call.repo_name)
-    gated, visibility = body.get("gated", repo.extra.get("gated", False)), body.get("visibility")
-    if gated not in (False, "auto", "manual"):
-        raise HubError(400, '"gated" must be one of [false, auto, manual]')
-    if visibility not in (None, "public", "private", "protected"):
-        raise HubError(400, '"visibility" must be one of [public, private, protected]')
-    private = body.get("private") if visibility is None else visibility == "private"
-    if private not in (None, True, False):
-        raise HubError(400, '"private" must be a boolean')
-    hub.store.update_repo(repo, private=private, gated=gated)
-    return json_response({"private": repo.private if private is None else private, "gated": gated})
-
-
-def auth_check(hub: HubState, call: Call) -> Response:
-    hub.content_of(call)
-    if call.params.get("write"):
-        hub.writable(call)
-    return json_response({"status": "ok"})
+# Info and listings
 
 
 def info(hub: HubState, call: Call) -> Response:
+    """Describe a repo at a revision."""
     repo = hub.readable(call)
     commit = hub.revision(repo, call.params.get("rev", "main"))
-    body = describe(hub, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
+    body = _described(hub, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
     if call.flag("securityStatus"):
         body["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
-    if wanted := _expanded(call):
-        body = {key: value for key, value in body.items() if key in ("_id", "id", *wanted)}
+    if expanded := _expanded(call):
+        body = {key: value for key, value in body.items() if key in ("_id", "id", *expanded)}
     return json_response(body, headers={"X-Repo-Commit": commit.oid})
 
 
+def listing(hub: HubState, call: Call) -> Response:
+    """List a page of the repos that the caller may see, newest first or in the order of `sort`.
+
+    Of the Hub's filters, `author`, `search`, `gated` and `filter` (tags, all of which a repo must have) are supported.
+    """
+    caller, query = hub.caller(call), call.request.query_params
+    limit, start = call.integer("limit", _DEFAULT_LIST, most=1000), call.integer("cursor", 0, most=10**9)
+    expanded, full, sort = _expanded(call), call.flag("full"), query.get("sort", "")
+    if sort not in ("", *_SORTS):
+        raise _invalid_option(_SORTS, "sort")
+    author, gated = query.get("author", "").lower(), query.get("gated", "").lower()
+    words, tags = [text.lower() for text in query.getlist("search")], set(query.getlist("filter"))
+    repos = [
+        repo
+        for repo in hub.store.repos(call.repo_type)
+        if (not author or repo.namespace.lower() == author)
+        and all(word in repo.name.lower() for word in words)
+        and (not gated or bool(repo.extra.get("gated")) == (gated == "true"))
+        and hub.may_read(caller, repo)
+    ]
+    if sort == "lastModified":
+        repos.sort(key=lambda repo: hub.revision(repo, "main").created, reverse=True)
+    bodies = (_described(hub, repo, hub.revision(repo, "main")) for repo in repos)
+    page = list(itertools.islice((body for body in bodies if tags <= set(body["tags"])), start, start + limit + 1))
+    headers = call.next_link(hub.endpoint, "cursor", str(start + limit)) if len(page) > limit else {}
+    if expanded:
+        page = [{key: body[key] for key in ("_id", "id", *expanded) if key in body} for body in page]
+    else:
+        shown = {"siblings": full, "cardData": full or call.flag("cardData"), "config": call.flag("config")}
+        shown |= {"downloadsAllTime": False, "usedStorage": False}
+        page = [{key: value for key, value in body.items() if shown.get(key, True)} for body in page]
+    return json_response(page[:limit], headers=headers)
+
+
 def _expanded(call: Call) -> list[str]:
-    """The only fields that the caller wants, or none where all are."""
-    query = call.request.query_params
-    wanted = query.getlist("expand") + query.getlist("expand[]")
+    """Return the only fields that the caller wants; empty for all."""
+    wanted = call.request.query_params.getlist("expand") + call.request.query_params.getlist("expand[]")
     for place, name in enumerate(wanted):
         if name not in _EXPANDABLE[call.repo_type]:
-            names = "|".join(f'"{known}"' for known in _EXPANDABLE[call.repo_type])
-            raise HubError(400, f"✖ Invalid option: expected one of {names}\n  → at expand[{place}]")
+            raise _invalid_option(_EXPANDABLE[call.repo_type], f"expand[{place}]")
     return wanted
 
 
-def describe(hub: HubState, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
-    """A repo as the Hub's info endpoint shows it."""
-    metadata = cards.metadata(hub, commit)
-    likes = hub.store.row("SELECT count(*) FROM liked WHERE repo = ?", repo.id)
+def _invalid_option(known: Iterable[str], place: str) -> HubError:
+    names = "|".join(f'"{name}"' for name in known)
+    return HubError(400, f"✖ Invalid option: expected one of {names}\n  → at {place}")
+
+
+def _described(hub: HubState, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
+    metadata = cards.metadata(hub.text(hub.history.file(commit.tree, "README.md")))
     body: dict[str, Any] = {
         "_id": _hex_id("repo", str(repo.id)), "id": repo.name, "author": repo.namespace, "sha": commit.oid,
         "lastModified": iso(commit.created), "createdAt": iso(repo.created), "private": repo.private, "disabled": False,
-        "gated": repo.extra.get("gated", False), "likes": likes[0] if likes else 0, "downloads": 0,
-        "downloadsAllTime": 0,
-        "tags": cards.tags(metadata, repo.type),
-        "siblings": siblings(hub, commit, blobs=blobs), "trendingScore": 0,
-        "usedStorage": _used_storage(hub, repo),
+        "gated": repo.extra.get("gated", False), "likes": 0, "downloads": 0, "downloadsAllTime": 0,
+        "tags": cards.tags(metadata, repo.type), "siblings": _siblings(hub, commit, blobs=blobs), "trendingScore": 0,
+        "usedStorage": hub.store.used_bytes(repo),
     }  # fmt: skip
     if metadata:
         body["cardData"] = metadata
@@ -236,136 +286,44 @@ def describe(hub: HubState, repo: Repo, commit: Commit, *, blobs: bool = False) 
         runtime = {"stage": "RUNNING", "hardware": {"current": None, "requested": None}, "storage": None}
         host = repo.name.replace("/", "-").lower()
         body |= {
-            "sdk": repo.extra["sdk"],
-            "subdomain": host,
-            "host": f"http://{host}.localhost",
-            "runtime": runtime,
+            "sdk": repo.extra["sdk"], "subdomain": host, "host": f"http://{host}.localhost", "runtime": runtime,
             "models": [],
-        }
+        }  # fmt: skip
     else:
         body |= {"description": "", "key": ""}
     return body
 
 
-def siblings(hub: HubState, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:
-    files = [node for node in hub.history.walk(commit.tree, "", recursive=True) if not node.entry.is_directory]
+def _siblings(hub: HubState, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:
+    nodes = hub.history.files(commit.tree)
     if not blobs:
-        return [{"rfilename": node.path} for node in files]
-    contents = hub.history.contents(node.entry.oid for node in files)
-    out: list[dict[str, Any]] = []
-    for node in files:
+        return [{"rfilename": node.path} for node in nodes]
+    contents = hub.history.contents(node.entry.oid for node in nodes)
+    shown: list[dict[str, Any]] = []
+    for node in nodes:
         content = contents[node.entry.oid]
         item: dict[str, Any] = {"rfilename": node.path, "size": content.size, "blobId": content.oid}
         if content.sha256 is not None:
-            pointer = len(git.lfs_pointer(content.sha256, content.size))
-            item["lfs"] = {"sha256": content.sha256, "size": content.size, "pointerSize": pointer}
-        out.append(item)
-    return out
-
-
-def _used_storage(hub: HubState, repo: Repo) -> int:
-    sql = "SELECT coalesce(sum(l.size), 0) FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ?"
-    row = hub.store.row(sql, repo.id)
-    return int(row[0]) if row else 0
-
-
-def listing(hub: HubState, call: Call) -> Response:
-    """A page of the repos that the caller may see, newest first or as `sort` says; the next one is in `Link`.
-
-    `author`, `search`, `gated` and `filter` (tags, all of which a repo must have) are understood, other filters not.
-    """
-    caller, query = hub.caller(call), call.request.query_params
-    limit, start = call.integer("limit", _DEFAULT_LIST, most=1000), call.integer("cursor", 0, most=10**9)
-    wanted, full, sort = _expanded(call), call.flag("full"), query.get("sort", "")
-    author, searched = query.get("author", "").lower(), [text.lower() for text in query.getlist("search")]
-    gated, tags = query.get("gated", "").lower(), set(query.getlist("filter"))
-    if sort not in ("", *_SORTS):
-        names = "|".join(f'"{known}"' for known in _SORTS)
-        raise HubError(400, f"✖ Invalid option: expected one of {names}\n  → at sort")
-    repos = [
-        repo
-        for repo in hub.store.repos(call.repo_type)
-        if (not author or repo.namespace.lower() == author)
-        and all(text in repo.name.lower() for text in searched)
-        and (not gated or bool(repo.extra.get("gated")) == (gated == "true"))
-        and hub.may_read(caller, repo)
-    ]
-    if tags or sort in ("lastModified", "likes"):  # these alone are not known before a repo is looked into
-        found = [describe(hub, repo, hub.revision(repo, "main")) for repo in repos]
-        found = [body for body in found if tags <= set(body["tags"])]
-        if sort:
-            found.sort(key=lambda body: body[sort], reverse=True)
-        page = found[start : start + limit]
-        more = len(found) > start + limit
-    else:
-        page = [describe(hub, repo, hub.revision(repo, "main")) for repo in repos[start : start + limit]]
-        more = len(repos) > start + limit
-    if wanted:
-        page = [{key: body[key] for key in ("_id", "id", *wanted) if key in body} for body in page]
-    else:
-        shown = {
-            "siblings": full,
-            "cardData": full or call.flag("cardData"),
-            "config": call.flag("config"),
-            "downloadsAllTime": False,
-            "usedStorage": False,
-        }
-        page = [{key: value for key, value in body.items() if shown.get(key, True)} for body in page]
-    return json_response(page, headers=call.next_link(hub.endpoint, "cursor", str(start + limit)) if more else {})
-
-
-def own_repos(hub: HubState, call: Call) -> Response:
-    namespace = call.params.get("namespace") or hub.authenticated(call).name
-    out = [
-        {
-            "id": repo.name, "type": repo.type, "updatedAt": iso(hub.revision(repo, "main").created),
-            "visibility": "private" if repo.private else "public", "storage": _used_storage(hub, repo),
-            "storagePercent": 0.0,
-        }
-        for repo_type in _TYPES
-        for repo in hub.store.repos(repo_type)
-        if repo.namespace.lower() == namespace.lower() and hub.may_read(hub.caller(call), repo)
-    ]  # fmt: skip
-    return json_response(out)
-
-
-def like(hub: HubState, call: Call) -> Response:
-    repo, caller = hub.readable(call), hub.authenticated(call)
-    if call.request.method == "DELETE":
-        hub.store.write("DELETE FROM liked WHERE account = ? AND repo = ?", caller.name, repo.id)
-    else:
-        hub.store.write("INSERT OR IGNORE INTO liked VALUES (?, ?, ?)", caller.name, repo.id, hub.clock())
-    return json_response("OK")
-
-
-def likers(hub: HubState, call: Call) -> Response:
-    rows = hub.store.rows("SELECT account FROM liked WHERE repo = ? ORDER BY at", hub.readable(call).id)
-    return json_response([{"user": row[0], "fullname": row[0], "avatarUrl": "/avatars/default.svg"} for row in rows])
-
-
-def likes_of(hub: HubState, call: Call) -> Response:
-    sql = "SELECT l.at, l.repo FROM liked l WHERE l.account = ? ORDER BY l.at DESC"
-    out: list[dict[str, Any]] = []
-    for at, repo_id in hub.store.rows(sql, call.params["account"]):
-        repo = hub.store.repo_by_id(repo_id)
-        if repo is not None and hub.may_read(hub.caller(call), repo):
-            out.append({"createdAt": iso(at), "repo": {"name": repo.name, "type": repo.type}})
-    return json_response(out)
+            pointer_size = len(git.lfs_pointer(content.sha256, content.size))
+            item["lfs"] = {"sha256": content.sha256, "size": content.size, "pointerSize": pointer_size}
+        shown.append(item)
+    return shown
 
 
 def validate_yaml(hub: HubState, call: Call) -> Response:
+    """Check a card's metadata, as a commit of it would."""
     body = call.json()
     errors, warnings = cards.problems(str(body.get("content") or ""), str(body.get("repoType") or "model"))
     status = 400 if errors else 200
-    if call.request.headers.get("accept", "").startswith("text/plain"):  # so asks `RepoCard.validate`
+    if call.request.headers.get("accept", "").startswith("text/plain"):  # `RepoCard.validate` asks for that
         lines = [f"- Error: {text}" for text in errors] + [f"- Warning: {text}" for text in warnings]
         return Response("\n".join(lines), status, media_type="text/plain")
-    answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
-    return json_response(answer, status=status)
+    found = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+    return json_response(found, status=status)
 
 
 def _hex_id(kind: str, name: str) -> str:
-    """A stable 24-digit id, shaped like the Hub's."""
+    """Return a stable id of 24 digits, like the Hub's."""
     return git.object_oid(kind, name.encode())[:24]
 
 
@@ -378,12 +336,6 @@ ROUTES = [
     Route(Operation.REPO_SETTINGS, "PUT", "/api/{type}/{repo}/settings", settings),
     Route(Operation.AUTH_CHECK, "GET", "/api/{type}/{repo}/auth-check", auth_check),
     Route(Operation.AUTH_CHECK, "GET", "/api/{type}/{repo}/auth-check/{write}", auth_check),
-    Route(Operation.LIKE, "POST", "/api/{type}/{repo}/like", like),
-    Route(Operation.LIKE, "DELETE", "/api/{type}/{repo}/like", like),
-    Route(Operation.LIKE, "GET", "/api/{type}/{repo}/likers", likers),
-    Route(Operation.LIKE, "GET", "/api/users/{account}/likes", likes_of),
-    Route(Operation.REPO_LIST, "GET", "/api/settings/repositories", own_repos),
-    Route(Operation.REPO_LIST, "GET", "/api/organizations/{namespace}/settings/repositories", own_repos),
     Route(Operation.REPO_LIST, "GET", "/api/{type}", listing),
     Route(Operation.REPO_INFO, "GET", "/api/{type}/{repo}/revision/{rev}", info),
     Route(Operation.REPO_INFO, "GET", "/api/{type}/{repo}", info),

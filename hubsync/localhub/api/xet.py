@@ -1,4 +1,4 @@
-"""The HTTP side of Xet: tokens, uploads of xorbs and shards, reconstructions, and ranges of xorbs for download."""
+"""Xet: tokens, uploads of xorbs and shards, reconstructions, and ranges of xorbs for download."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
 
 
 def token(hub: HubState, call: Call) -> Response:
-    """Answer `xet-write-token` and `xet-read-token`: a signed token for one repo and a short time."""
+    """Issue a token to write to one repo or read from it, for a short time."""
     scope, revision = call.params["scope"], call.params.get("rev", "main")
     if scope == "write":
         repo, _ = hub.writable(call, pull_request=call.flag("create_pr"))
     else:
-        repo = hub.content_of(call)
+        repo = hub.downloadable(call)
     if revision != "None":
         hub.revision(repo, revision)
     expires = int(hub.clock() + hub.settings.xet_token_ttl_s)
@@ -49,26 +49,26 @@ def _claims(hub: HubState, call: Call, scope: str) -> dict[str, Any]:
 
 
 def not_offered(hub: HubState, call: Call) -> Response:
-    """Answer 404, at which a client falls back to what the embedded Hub does offer."""
+    """Answer 404, at which a client uses something that the embedded Hub offers."""
     raise HubError(404, "Not Found")
 
 
 def chunk(hub: HubState, call: Call) -> Response:
-    """Answer a query for global deduplication, which is not offered."""
+    """Answer a query for global deduplication, which the embedded Hub does not offer."""
     _claims(hub, call, "read")
     return not_offered(hub, call)
 
 
 async def put_xorb(hub: HubState, call: Call) -> Response:
-    """Take in a xorb."""
+    """Receive a xorb."""
     _claims(hub, call, "write")
     name = call.params["hash"]
     if not _HASH.match(name) or call.params["prefix"] != "default":
         raise HubError(400, "Bad xorb hash")
-    with hub.blobs.receive() as incoming:
-        await hub.take_in(call.request.stream(), incoming, _XORB_BYTES)
+    with hub.blobs.upload() as upload:
+        await hub.receive(call.request.stream(), upload, max_bytes=_XORB_BYTES)
         try:
-            inserted = await hub.in_thread(hub.content.add_xorb, name, incoming)
+            inserted = await hub.in_thread(hub.cas.add_xorb, name, upload)
         except XetFormatError as error:
             raise HubError(400, f"Bad xorb: {error}") from None
         return json_response({"was_inserted": inserted})
@@ -80,14 +80,14 @@ def put_shard(hub: HubState, call: Call) -> Response:
     try:
         files = formats.read_shard(call.body)
         for file in files:
-            hub.content.check(file)
+            hub.cas.check(file)
     except XetFormatError as error:
         raise HubError(400, f"Bad shard: {error}") from None
     except UnknownXorbError as error:
         raise HubError(400, str(error)) from None
     with hub.store.transaction():
         for file in files:
-            hub.content.add_file(file)
+            hub.cas.add_file(file)
             if file.sha256 is not None:
                 hub.store.grant(int(allowed["repo"]), file.sha256, hub.clock())
     if call.params.get("version") == "v2":
@@ -97,12 +97,12 @@ def put_shard(hub: HubState, call: Call) -> Response:
 
 
 def reconstruction(hub: HubState, call: Call) -> Response:
-    """Tell how to put a file, or a range of it, together from ranges of xorbs."""
+    """Tell from which ranges of xorbs a file, or a range of it, is made."""
     _claims(hub, call, "read")
-    found = hub.content.file(call.params["hash"])
-    if found is None:
+    file = hub.cas.file(call.params["hash"])
+    if file is None:
         raise HubError(404, "Not Found")
-    terms, size = found
+    size = file.size
     start, end = 0, size
     if header := call.request.headers.get("range"):
         match = _RANGE.match(header)
@@ -111,10 +111,10 @@ def reconstruction(hub: HubState, call: Call) -> Response:
         start, end = _clipped(match, size)
         if start >= size or end <= start:
             raise HubError(416, "Range Not Satisfiable")
-    offset, kept = hub.content.cut(terms, start, end)
+    offset, kept = hub.cas.cut(file.terms, start, end)
     fetch: dict[str, list[dict[str, Any]]] = {}
     for term in dict.fromkeys(kept):
-        first, last = hub.content.extent(term)
+        first, last = hub.cas.extent(term)
         signed = hub.sign({"xorb": term.xorb, "exp": hub.clock() + _URL_TTL_S})
         entry = {
             "range": {"start": term.start, "end": term.end},
@@ -131,8 +131,8 @@ def reconstruction(hub: HubState, call: Call) -> Response:
 
 
 def xorb_data(hub: HubState, call: Call) -> Response:
-    """Serve a byte range of a stored xorb, under the signed address that a reconstruction gave."""
-    name = str(hub.signed(call.params["signed"], "xorb")["xorb"])
+    """Serve a byte range of a stored xorb, at the signed address in a reconstruction."""
+    name = str(hub.verify_address(call.params["signed"], "xorb")["xorb"])
     size = hub.blobs.size("xorb", name)
     match = _RANGE.match(call.request.headers.get("range", ""))
     start, end, status = 0, size, 200

@@ -1,8 +1,7 @@
 """Git's own formats: object ids, trees, LFS pointers, `.gitattributes` and `.gitignore`.
 
-Ids are computed as git computes them, so that an oid a client derives from local bytes equals the oid the embedded
-Hub answers with. Pure functions over bytes and strings; what is stored where is the business of `history` and
-`blobs`.
+Ids are computed as git computes them, so an oid that a client derives from local bytes equals the oid in the Hub's
+answers. These are pure functions over bytes and strings; `history` and `blobs` store their results.
 """
 
 from __future__ import annotations
@@ -36,29 +35,30 @@ class Entry(NamedTuple):
 
     @property
     def is_directory(self) -> bool:
+        """Whether it is a directory."""
         return self.mode == DIRECTORY
 
 
 def default_gitattributes(repo_type: str) -> bytes:
-    """The `.gitattributes` that the Hub puts into the first commit of a new repo."""
+    """Return the `.gitattributes` that the Hub puts into the first commit of a new repo."""
     patterns = (_LFS_EVERYWHERE + (_LFS_IN_DATASETS if repo_type == "dataset" else "")).split()
     return "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in patterns).encode()
 
 
 def object_oid(kind: str, data: bytes) -> str:
-    """sha1 of a whole git object (`blob`, `tree` or `commit`), in hex."""
+    """Return the sha1 of a whole git object (`blob`, `tree` or `commit`), in hex."""
     digest = hashlib.sha1(f"{kind} {len(data)}\0".encode(), usedforsecurity=False)
     digest.update(data)
     return digest.hexdigest()
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
-    """The text that stands in the git tree for an LFS object of `size` bytes."""
+    """Return the content of the git blob that represents an LFS object of `size` bytes."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def encode_tree(entries: Mapping[str, Entry]) -> bytes:
-    """A tree object's bytes; git sorts a directory as if its name ended with a slash."""
+    """Return a tree object's bytes; git sorts a directory as if its name ended with a slash."""
     ordered = sorted(entries.items(), key=lambda item: (item[0] + "/" if item[1].is_directory else item[0]).encode())
     return b"".join(
         b"%s %s\0%s" % (entry.mode.encode(), name.encode(), bytes.fromhex(entry.oid)) for name, entry in ordered
@@ -66,7 +66,7 @@ def encode_tree(entries: Mapping[str, Entry]) -> bytes:
 
 
 def decode_tree(data: bytes) -> dict[str, Entry]:
-    """The entries of a tree object, in git's order."""
+    """Return the entries of a tree object, in git's order."""
     entries: dict[str, Entry] = {}
     position = 0
     while position < len(data):
@@ -78,22 +78,15 @@ def decode_tree(data: bytes) -> dict[str, Entry]:
 
 
 def commit_oid(tree: str, parents: Iterable[str], author: str, seconds: int, message: str) -> str:
-    """sha1 of a commit object written by `author` at `seconds` (Unix time, UTC)."""
+    """Return the sha1 of a commit object written by `author` at `seconds` (Unix time, UTC)."""
     who = f"{author} <{author}@users.noreply.huggingface.co> {seconds} +0000"
-    lines = [
-        f"tree {tree}",
-        *(f"parent {parent}" for parent in parents),
-        f"author {who}",
-        f"committer {who}",
-        "",
-        message,
-    ]
-    return object_oid("commit", "\n".join(lines).encode())
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents), f"author {who}", f"committer {who}"]
+    return object_oid("commit", "\n".join([*lines, "", message]).encode())
 
 
 @lru_cache(maxsize=4096)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """A gitattributes or gitignore glob as a regular expression over a whole path."""
+    """Return a gitattributes or gitignore glob as a regular expression over a whole path."""
     anchored = "/" in pattern.rstrip("/")
     body = pattern.strip("/")
     parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[[^\]]+\])", body)
@@ -107,7 +100,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def lfs_tracked(gitattributes: str, path: str) -> bool:
-    """Whether `.gitattributes` puts `path` under `filter=lfs`; the last matching line decides."""
+    """Return whether `.gitattributes` puts `path` under `filter=lfs`; the last matching line decides."""
     tracked = False
     for line in gitattributes.splitlines():
         words = line.split()
@@ -120,9 +113,7 @@ def lfs_tracked(gitattributes: str, path: str) -> bool:
 
 
 def ignored(gitignore: str, path: str) -> bool:
-    """Whether `.gitignore` leaves `path` out; the last matching line decides, and a matched folder covers what is in
-    it.
-    """
+    """Return whether `.gitignore` excludes `path`; the last matching line decides, and a folder covers its content."""
     verdict = False
     prefixes = [path[: match.start()] for match in re.finditer("/", path)]
     for raw in gitignore.splitlines():
@@ -138,21 +129,17 @@ def ignored(gitignore: str, path: str) -> bool:
 
 
 def path_problem(path: object) -> str | None:
-    """Why the Hub refuses `path` as a file's place in a repo, or None where it is fine."""
+    """Return why the Hub refuses `path` as a file's place in a repo, or None if it is fine."""
     if not isinstance(path, str) or not path:
         return "path must be a non-empty string"
     if any(0xD800 <= ord(character) < 0xE000 for character in path):
         return f"path is not valid Unicode: {path!r}"
     # A backslash is a character of a name in git; at the front it would lead out of a folder on Windows.
-    if path.startswith(("/", "\\", ".\\", "..\\")) or any(
-        ord(character) < 32 or ord(character) == 127 for character in path
-    ):
-        return f"invalid path: {path!r}"
+    escapes = path.startswith(("/", "\\", ".\\", "..\\"))
     segments = path.split("/")
-    if any(segment in ("", ".", "..") or segment.lower() == ".git" for segment in segments):
+    reserved = any(segment in ("", ".", "..") or segment.lower() == ".git" for segment in segments)
+    if escapes or reserved or re.search(r"[\x00-\x1f\x7f]", path):
         return f"invalid path: {path!r}"
-    if len(path.encode("utf-8", "replace")) > 4096 or any(
-        len(segment.encode("utf-8", "replace")) > 255 for segment in segments
-    ):
+    if len(path.encode()) > 4096 or any(len(segment.encode()) > 255 for segment in segments):
         return f"path too long: {path[:80]!r}"
     return None

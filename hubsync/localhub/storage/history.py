@@ -1,7 +1,7 @@
-"""Refs, commits and trees of every repo: git's object graph, in the store's tables.
+"""Refs, commits and trees of every repo: git's object graph, in the tables of the store.
 
-Trees are shared between commits as in git, so a commit writes only the directories it changes. All writes run inside
-the caller's `Store.transaction()`, which makes check-the-parent and move-the-ref one step.
+Commits share trees, as in git, so a commit writes only the directories it changes. All writes run inside the caller's
+`Store.transaction()`, which makes checking the parent and moving the ref one step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CACHED_TREES = 512
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit: `created` is Unix time in seconds, `message` what follows the title."""
+    """One commit: `created` is Unix time in seconds, `message` the text after the title."""
 
     oid: str
     tree: str
@@ -41,7 +41,7 @@ class Node(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file's git object stands for: `size` is the content's; `sha256` is set for an LFS pointer."""
+    """A file's git object and content: `size` is the content's; `sha256` is set if the object is an LFS pointer."""
 
     oid: str
     size: int
@@ -49,48 +49,47 @@ class Content(NamedTuple):
 
 
 class PathConflict(ValueError):
-    """A commit wants a file where a folder stands, or a folder where a file stands."""
+    """A commit would put a file where a folder is, or a folder where a file is."""
 
 
 class History:
-    """Reads and writes the git side of the store."""
+    """Reads and writes the git side of the store; `clock` gives the commits' Unix time."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store = store
+        self._clock = clock
         self._trees: OrderedDict[str, dict[str, Entry]] = OrderedDict()
 
     # Refs
 
     def refs(self, repo: Repo, prefix: str) -> dict[str, str]:
-        """Short name -> commit oid of the refs under `prefix` (such as `refs/heads/`)."""
-        rows = self._store.rows(
-            "SELECT name, oid FROM ref WHERE repo = ? AND name LIKE ? ORDER BY name", repo.id, prefix + "%"
-        )
-        return {name[len(prefix) :]: oid for name, oid in rows}
+        """Return short name -> commit oid of the refs under `prefix` (such as `refs/heads/`)."""
+        sql = "SELECT name, oid FROM ref WHERE repo = ? AND name LIKE ? ORDER BY name"
+        return {name[len(prefix) :]: oid for name, oid in self._store.rows(sql, repo.id, prefix + "%")}
 
     def ref(self, repo: Repo, name: str) -> str | None:
+        """Return the commit oid of a ref by its full name, or None."""
         row = self._store.row("SELECT oid FROM ref WHERE repo = ? AND name = ?", repo.id, name)
         return None if row is None else str(row[0])
 
     def set_ref(self, repo: Repo, name: str, oid: str) -> None:
+        """Create or move a ref."""
         self._store.write("INSERT OR REPLACE INTO ref VALUES (?, ?, ?)", repo.id, name, oid)
 
     def delete_ref(self, repo: Repo, name: str) -> bool:
+        """Delete a ref; return False if it does not exist."""
         return self._store.write("DELETE FROM ref WHERE repo = ? AND name = ?", repo.id, name) > 0
 
     def branch(self, repo: Repo, revision: str) -> str | None:
-        """The full name of the ref to commit to that `revision` names; None for a tag or a commit."""
+        """Return the full name of the branch or pull request ref that `revision` names, or None."""
         full = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
         return full if not full.startswith("refs/tags/") and self.ref(repo, full) else None
 
     def resolve(self, repo: Repo, revision: str) -> str | None:
-        """The commit that a branch, a tag, a full ref, a commit id or at least 7 of its digits stand for."""
-        for name in (
-            f"refs/heads/{revision}",
-            f"refs/tags/{revision}",
-            revision if revision.startswith("refs/") else None,
-        ):
-            if name and (oid := self.ref(repo, name)):
+        """Return the commit oid of a branch, a tag, a full ref, a commit id, or at least 7 digits of one."""
+        names = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
+        for name in [*names, revision] if revision.startswith("refs/") else names:
+            if oid := self.ref(repo, name):
                 return oid
         if revision == "HEAD":
             return self.ref(repo, "refs/heads/main")
@@ -104,31 +103,41 @@ class History:
     # Commits
 
     def commit(self, repo: Repo, oid: str) -> Commit:
+        """Return a commit that exists."""
         sql = "SELECT oid, tree, parent, author, title, message, created FROM commits WHERE repo = ? AND oid = ?"
         row = self._store.row(sql, repo.id, oid)
         assert row is not None, f"commit {oid} is not in {repo.name}"
         return Commit(*row)
 
     def add_commit(
-        self, repo: Repo, *, tree: str, parent: str | None, author: str, title: str, message: str, now: float
+        self,
+        repo: Repo,
+        tree: str,
+        parent: str | None,
+        author: str,
+        title: str,
+        message: str = "",
+        *,
+        created: float | None = None,
     ) -> Commit:
+        """Write a commit, created now by default; no ref leads to it yet."""
         text = f"{title}\n\n{message}" if message else title
-        oid = git.commit_oid(tree, [parent] if parent else [], author, int(now), text)
-        commit = Commit(oid, tree, parent, author, title, message, now)
-        row = (repo.id, oid, tree, parent, author, title, message, now)
-        self._store.write("INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row)
-        return commit
+        created = self._clock() if created is None else created
+        oid = git.commit_oid(tree, [parent] if parent else [], author, int(created), text)
+        row = (oid, tree, parent, author, title, message, created)
+        self._store.write("INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", repo.id, *row)
+        return Commit(*row)
 
     def log(self, repo: Repo, oid: str | None) -> Iterator[Commit]:
-        """The commit and its ancestors, newest first."""
+        """Yield the commit and its ancestors, newest first."""
         while oid is not None:
             commit = self.commit(repo, oid)
             yield commit
             oid = commit.parent
 
-    def forget(self, repo: Repo, head: str) -> None:
-        """The commits up to `head` are gone, but for those that some ref still leads to."""
-        kept = set()
+    def delete_unreachable(self, repo: Repo, head: str) -> None:
+        """Delete the commit `head` and its ancestors, except for those that a ref still leads to."""
+        kept: set[str] = set()
         for oid in self.refs(repo, "").values():
             for commit in self.log(repo, oid):
                 if commit.oid in kept:
@@ -138,8 +147,8 @@ class History:
             if commit.oid not in kept:
                 self._store.write("DELETE FROM commits WHERE repo = ? AND oid = ?", repo.id, commit.oid)
 
-    def last_touched(self, repo: Repo, oid: str, paths: Iterable[str]) -> dict[str, Commit]:
-        """For each path of that commit, the newest commit at or before it that changed what stands there."""
+    def last_changes(self, repo: Repo, oid: str, paths: Iterable[str]) -> dict[str, Commit]:
+        """Return, for each path of the commit `oid`, the newest commit up to `oid` that changed it."""
         found: dict[str, Commit] = {}
         log = self.log(repo, oid)
         newer = next(log)
@@ -148,10 +157,10 @@ class History:
             if not pending:
                 break
             if older.tree != newer.tree:
-                for path, entry in list(pending.items()):
-                    if self.entry(older.tree, path) != entry:
-                        found[path] = newer
-                        del pending[path]
+                changed = [path for path, entry in pending.items() if self.entry(older.tree, path) != entry]
+                for path in changed:
+                    found[path] = newer
+                    del pending[path]
             newer = older
         return {**found, **dict.fromkeys(pending, newer)}
 
@@ -162,23 +171,17 @@ class History:
             for old in reversed(list(self.log(repo, head))):
                 if old.oid in replaced:
                     continue
-                nodes = self.walk(old.tree, "", recursive=True)
-                gone = {node.path: None for node in nodes if not node.entry.is_directory and not keep(node.entry.oid)}
-                replaced[old.oid] = self.add_commit(
-                    repo,
-                    tree=self.write_tree(old.tree, gone) if gone else old.tree,
-                    parent=replaced[old.parent] if old.parent else None,
-                    author=old.author,
-                    title=old.title,
-                    message=old.message,
-                    now=old.created,
-                ).oid
+                removed = {node.path: None for node in self.files(old.tree) if not keep(node.entry.oid)}
+                tree = self.write_tree(old.tree, removed) if removed else old.tree
+                parent = replaced[old.parent] if old.parent else None
+                new = self.add_commit(repo, tree, parent, old.author, old.title, old.message, created=old.created)
+                replaced[old.oid] = new.oid
             self.set_ref(repo, f"refs/{name}", replaced[head])
 
     # Trees
 
     def tree(self, oid: str) -> dict[str, Entry]:
-        """A directory's entries. The dictionary is cached: never change it."""
+        """Return a directory's entries. The dictionary is cached: never change it."""
         cached = self._trees.get(oid)
         if cached is None:
             if oid == git.EMPTY_TREE:
@@ -191,27 +194,43 @@ class History:
         return cached
 
     def entry(self, root: str, path: str) -> Entry | None:
-        """What stands at `path`; the empty path is the root directory itself."""
+        """Return the entry at `path`, or None; the empty path is the root directory."""
         entry = Entry(git.DIRECTORY, root)
         for segment in path.split("/") if path else []:
-            if not entry.is_directory:
-                return None
-            below = self.tree(entry.oid).get(segment)
+            below = self.tree(entry.oid).get(segment) if entry.is_directory else None
             if below is None:
                 return None
             entry = below
         return entry
 
-    def walk(self, tree: str, prefix: str, *, recursive: bool) -> Iterator[Node]:
-        """The nodes under a directory, a folder before what is in it; `prefix` is its path with a slash, or empty."""
+    def file(self, root: str, path: str) -> Content | None:
+        """Return the content of the file at `path`; None if it does not exist or is a folder."""
+        entry = self.entry(root, path)
+        return None if entry is None or entry.is_directory else self.content(entry.oid)
+
+    def walk(self, tree: str, prefix: str = "", *, recursive: bool) -> Iterator[Node]:
+        """Yield the nodes of a directory, a folder before its content; `prefix` is its path with a slash, or empty."""
         for name, entry in self.tree(tree).items():
             yield Node(prefix + name, entry)
             if recursive and entry.is_directory:
                 yield from self.walk(entry.oid, f"{prefix}{name}/", recursive=True)
 
+    def files(self, root: str) -> list[Node]:
+        """Return all files of a tree."""
+        return [node for node in self.walk(root, recursive=True) if not node.entry.is_directory]
+
     def write_tree(self, root: str, changes: Mapping[str, str | None]) -> str:
-        """The root after `changes` (path -> new file oid, or None to remove a file or a whole folder). Empty folders
-        vanish.
+        """Write a tree with changes to the one at `root`; empty folders vanish.
+
+        Args:
+            root: The oid of the tree to change.
+            changes: Path -> the file's new oid, or None to remove a file or a whole folder.
+
+        Returns:
+            The oid of the new tree.
+
+        Raises:
+            PathConflict: A change needs a folder where a file is, or the other way round.
         """
         here: dict[str, Entry] = dict(self.tree(root))
         below: dict[str, dict[str, str | None]] = {}
@@ -223,7 +242,7 @@ class History:
             elif oid is None:
                 here.pop(name, None)
             elif name in here and here[name].is_directory:
-                raise PathConflict(f"a folder stands at {path!r}")
+                raise PathConflict(f"{path!r} is a folder")
             else:
                 here[name] = Entry(git.FILE, oid)
         for name, inner in below.items():
@@ -231,7 +250,7 @@ class History:
             if entry is not None and not entry.is_directory:
                 if all(oid is None for oid in inner.values()):
                     continue
-                raise PathConflict(f"a file stands at {name!r}")
+                raise PathConflict(f"{name!r} is a file")
             oid = self.write_tree(entry.oid if entry else git.EMPTY_TREE, inner)
             if oid == git.EMPTY_TREE:
                 here.pop(name, None)
@@ -246,13 +265,15 @@ class History:
     # Contents
 
     def add_content(self, oid: str, size: int, sha256: str | None) -> None:
+        """Record the content behind a file's oid."""
         self._store.write("INSERT OR IGNORE INTO object VALUES (?, ?, ?)", oid, size, sha256)
 
     def content(self, oid: str) -> Content:
+        """Return the content of a file's oid."""
         return self.contents([oid])[oid]
 
     def contents(self, oids: Iterable[str]) -> dict[str, Content]:
-        """The contents of many file oids."""
+        """Return the contents of many file oids."""
         wanted = list(dict.fromkeys(oids))
         found: dict[str, Content] = {}
         for start in range(0, len(wanted), 500):

@@ -1,9 +1,8 @@
-"""The embedded Hub's database: one SQLite file (WAL) with accounts, tokens, repos, refs, commits, trees and what is in
-storage.
+"""The embedded Hub's database: one SQLite file (WAL) that holds everything but the contents.
 
-Holds the connection and its lock, the schema, and the rows about accounts and repos. What is git's is read and
-written in `history`, what is Xet's in `cas`; both use `transaction()` so that a commit is one transaction and a
-restart finds it whole or not at all.
+This module has the connection and its lock, the schema, and the rows on accounts, repos and large objects. The rows of
+git are read and written in `history`, those of Xet in `xet.cas`. All use `transaction()`, so a commit is one
+transaction, and a restart finds it whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 RepoType = Literal["model", "dataset", "space"]
 Role = Literal["write", "read"]
@@ -50,14 +49,21 @@ CREATE TABLE IF NOT EXISTS quota (account TEXT NOT NULL COLLATE NOCASE, at REAL 
 CREATE INDEX IF NOT EXISTS quota_at ON quota (account, at);
 CREATE TABLE IF NOT EXISTS discussion (
     repo INTEGER NOT NULL, num INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (repo, num)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS liked (
-    account TEXT NOT NULL, repo INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (account, repo));
 """
+_REPO_SQL = "SELECT r.id, r.type, r.name, r.private, r.created, r.extra FROM repo r"
+
+
+class Account(NamedTuple):
+    """A user or an organization; its new repos are private by default if `private` is set."""
+
+    name: str
+    fullname: str
+    private: bool
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a valid token stands for, and what it may do."""
+    """The owner of a valid token, and what the token allows."""
 
     name: str
     role: Role
@@ -77,11 +83,21 @@ class Repo:
 
     @property
     def namespace(self) -> str:
+        """The user or organization that owns it."""
         return self.name.split("/", 1)[0]
 
     @property
     def web_path(self) -> str:
+        """Its path in web addresses."""
         return self.name if self.type == "model" else f"{self.type}s/{self.name}"
+
+
+class LargeObject(NamedTuple):
+    """A large object: its size in bytes, its Xet hash if it was uploaded by Xet, and whether its bytes are a blob."""
+
+    size: int
+    xet_hash: str | None
+    is_blob: bool
 
 
 class Store:
@@ -98,12 +114,13 @@ class Store:
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
+        """Close the connection."""
         with self._lock:
             self._db.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; nests into the outermost one."""
+        """Run the block as one transaction; a nested one is part of the outermost."""
         with self._lock:
             if self._depth == 0:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -120,21 +137,23 @@ class Store:
                 self._db.execute("COMMIT")
 
     def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        """Return the first row of a query, or None."""
         with self._lock:
             found: tuple[Any, ...] | None = self._db.execute(sql, values).fetchone()
             return found
 
     def write(self, sql: str, *values: object) -> int:
-        """Run one statement; returns how many rows it touched."""
+        """Run one statement; return how many rows it changed."""
         with self._lock:
             return self._db.execute(sql, values).rowcount
 
     def setting(self, key: str, default: str) -> str:
-        """A value that is fixed at first use and kept for good."""
+        """Return a value that is written at its first use and never changes."""
         self.write("INSERT OR IGNORE INTO setting VALUES (?, ?)", key, default)
         row = self.row("SELECT value FROM setting WHERE key = ?", key)
         assert row is not None
@@ -143,71 +162,64 @@ class Store:
     # Accounts and tokens
 
     def add_account(self, name: str, kind: Literal["user", "org"], fullname: str, *, private: bool = False) -> None:
-        """Register a user or an organization; new repos of it are private by default where `private` is set."""
+        """Register an account, unless its name is taken."""
         self.write("INSERT OR IGNORE INTO account VALUES (?, ?, ?, ?)", name, kind, fullname, private)
 
-    def fullname(self, name: str) -> str:
-        row = self.row("SELECT fullname FROM account WHERE name = ?", name)
-        return name if row is None else str(row[0])
-
-    def private_by_default(self, name: str) -> bool:
-        row = self.row("SELECT private FROM account WHERE name = ?", name)
-        return row is not None and bool(row[0])
+    def account(self, name: str) -> Account:
+        """Return the account of a name in any case; an unknown name is its own account."""
+        row = self.row("SELECT name, fullname, private FROM account WHERE name = ?", name)
+        return Account(name, name, False) if row is None else Account(row[0], row[1], bool(row[2]))
 
     def add_member(self, org: str, account: str) -> None:
+        """Add a user to an organization."""
         self.write("INSERT OR IGNORE INTO member VALUES (?, ?)", org, account)
 
-    def account(self, name: str) -> tuple[str, str] | None:
-        """(name as registered, kind), or None."""
-        row = self.row("SELECT name, kind FROM account WHERE name = ?", name)
-        return None if row is None else (str(row[0]), str(row[1]))
-
     def orgs(self, account: str) -> list[str]:
+        """Return the names of a user's organizations."""
         return [row[0] for row in self.rows("SELECT org FROM member WHERE account = ? ORDER BY org", account)]
 
     def add_token(self, token: str | None, account: str, role: Role, expires: float | None) -> str:
+        """Register a token, a new one by default, until `expires` (Unix seconds); return it."""
         token = token or "hf_" + secrets.token_hex(17)
         self.write("INSERT OR REPLACE INTO token VALUES (?, ?, ?, ?)", token, account, role, expires)
         return token
 
     def revoke(self, token: str) -> bool:
+        """Delete a token; return False if it is unknown."""
         return self.write("DELETE FROM token WHERE token = ?", token) > 0
 
     def caller(self, token: str, now: float) -> Caller | None:
-        """The owner of a token that is neither unknown, revoked nor expired."""
+        """Return the owner of a token; None if it is unknown, revoked or expired."""
         row = self.row("SELECT account, role, expires FROM token WHERE token = ?", token)
         if row is None or (row[2] is not None and row[2] <= now):
             return None
         return Caller(name=row[0], role=row[1], token=token)
 
-    def may_write(self, caller: Caller, namespace: str) -> bool:
-        """Whether the namespace is the caller's own or of an organization of theirs (the token's role aside)."""
-        return caller.name.lower() == namespace.lower() or namespace.lower() in map(str.lower, self.orgs(caller.name))
+    def owns(self, caller: Caller, namespace: str) -> bool:
+        """Return whether a namespace is the caller's own or one of their organizations (whatever the token's role)."""
+        return namespace.lower() in map(str.lower, [caller.name, *self.orgs(caller.name)])
 
     # Repos
 
     def repo(self, repo_type: str, name: str) -> Repo | None:
-        """By name, whatever its case, or by a name it had before it was moved."""
-        row = self.row(
-            "SELECT id, type, name, private, created, extra FROM repo WHERE type = ? AND name = ?", repo_type, name
-        )
+        """Return a repo by its name, in any case, or by a name it had before it was moved."""
+        row = self.row(f"{_REPO_SQL} WHERE r.type = ? AND r.name = ?", repo_type, name)
         if row is None:
-            sql = (
-                "SELECT r.id, r.type, r.name, r.private, r.created, r.extra FROM moved m JOIN repo r ON r.id = m.repo "
-                "WHERE m.type = ? AND m.name = ?"
-            )
+            sql = f"{_REPO_SQL} JOIN moved m ON r.id = m.repo WHERE m.type = ? AND m.name = ?"
             row = self.row(sql, repo_type, name)
         return None if row is None else _repo(row)
 
     def repo_by_id(self, repo_id: int) -> Repo | None:
-        row = self.row("SELECT id, type, name, private, created, extra FROM repo WHERE id = ?", repo_id)
+        """Return a repo by its id, or None."""
+        row = self.row(f"{_REPO_SQL} WHERE r.id = ?", repo_id)
         return None if row is None else _repo(row)
 
     def repos(self, repo_type: str) -> list[Repo]:
-        sql = "SELECT id, type, name, private, created, extra FROM repo WHERE type = ? ORDER BY id DESC"
-        return [_repo(row) for row in self.rows(sql, repo_type)]
+        """Return all repos of a type, newest first."""
+        return [_repo(row) for row in self.rows(f"{_REPO_SQL} WHERE r.type = ? ORDER BY r.id DESC", repo_type)]
 
     def add_repo(self, repo_type: str, name: str, private: bool, now: float, extra: dict[str, Any]) -> Repo:
+        """Create a repo; its name no longer leads to a repo that was moved away from it."""
         with self.transaction() as db:
             db.execute("DELETE FROM moved WHERE type = ? AND name = ?", (repo_type, name))
             cursor = db.execute(
@@ -219,53 +231,54 @@ class Store:
         return found
 
     def delete_repo(self, repo: Repo) -> None:
+        """Delete a repo with all its rows."""
         with self.transaction() as db:
-            for table in ("ref", "commits", "granted", "moved", "discussion", "liked"):
+            for table in ("ref", "commits", "granted", "moved", "discussion"):
                 db.execute(f"DELETE FROM {table} WHERE repo = ?", (repo.id,))
             db.execute("DELETE FROM repo WHERE id = ?", (repo.id,))
 
     def move_repo(self, repo: Repo, name: str) -> None:
-        """Rename; the old name goes on leading here until somebody takes it."""
+        """Rename a repo; the old name leads to it until another repo takes that name."""
         with self.transaction() as db:
             db.execute("DELETE FROM moved WHERE type = ? AND name = ?", (repo.type, name))
             db.execute("UPDATE repo SET name = ? WHERE id = ?", (name, repo.id))
             db.execute("INSERT OR REPLACE INTO moved VALUES (?, ?, ?)", (repo.type, repo.name, repo.id))
 
-    def update_repo(self, repo: Repo, *, private: bool | None = None, **extra: Any) -> None:
-        merged = {**repo.extra, **extra}
-        self.write(
-            "UPDATE repo SET private = ?, extra = ? WHERE id = ?",
-            repo.private if private is None else private,
-            json.dumps(merged),
-            repo.id,
-        )
+    def update_repo(self, repo: Repo, *, private: bool, **extra: Any) -> None:
+        """Change a repo's visibility, and add to its `extra` fields."""
+        sql = "UPDATE repo SET private = ?, extra = ? WHERE id = ?"
+        self.write(sql, private, json.dumps({**repo.extra, **extra}), repo.id)
 
-    # What is in storage: small objects by git id, large ones by sha256, and which repo may refer to which
+    # Large objects, by sha256, and which repo's commits may refer to which
 
     def grant(self, repo: int, sha256: str, now: float) -> None:
-        """Let a repo's commits refer to a large object: somebody with its write token has shown that they have the
-        content.
-        """
+        """Let a repo's commits refer to a large object, after its content was uploaded with a token for the repo."""
         self.write("INSERT OR IGNORE INTO granted VALUES (?, ?, ?)", repo, sha256, now)
 
     def granted(self, repo: int, sha256: str) -> int | None:
-        """The size in bytes of a large object that the repo may refer to, or None."""
+        """Return the size in bytes of a large object that the repo's commits may refer to, or None."""
         sql = "SELECT l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ? AND g.sha256 = ?"
         row = self.row(sql, repo, sha256)
         return None if row is None else int(row[0])
 
-    def add_large(self, sha256: str, size: int, *, xet: str | None) -> None:
-        """Record a large object that is stored whole (`xet=None`) or as a Xet reconstruction."""
+    def used_bytes(self, repo: Repo) -> int:
+        """Return the bytes of all large objects that the repo's commits may refer to."""
+        sql = "SELECT coalesce(sum(l.size), 0) FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ?"
+        row = self.row(sql, repo.id)
+        return int(row[0]) if row else 0
+
+    def add_large(self, sha256: str, size: int, *, xet_hash: str | None) -> None:
+        """Record a large object that is stored as a Xet file or, without a Xet hash, as a blob."""
         sql = (
             "INSERT INTO large VALUES (?, ?, ?, ?) ON CONFLICT (sha256) DO UPDATE SET "
             "xet = coalesce(excluded.xet, xet), plain = max(plain, excluded.plain)"
         )
-        self.write(sql, sha256, size, xet, int(xet is None))
+        self.write(sql, sha256, size, xet_hash, int(xet_hash is None))
 
-    def large(self, sha256: str) -> tuple[int, str | None, bool] | None:
-        """(size in bytes, Xet hash or None, stored whole?) of a large object."""
+    def large(self, sha256: str) -> LargeObject | None:
+        """Return a large object, or None."""
         row = self.row("SELECT size, xet, plain FROM large WHERE sha256 = ?", sha256)
-        return None if row is None else (int(row[0]), row[1], bool(row[2]))
+        return None if row is None else LargeObject(int(row[0]), row[1], bool(row[2]))
 
 
 def _repo(row: tuple[Any, ...]) -> Repo:

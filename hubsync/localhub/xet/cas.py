@@ -1,7 +1,7 @@
 """The Xet content-addressed store: xorbs on disk, the files that shards put together from them, and reading both.
 
 A file is registered only when every chunk it names is stored and their content has the sha256 that the shard declares;
-that is what lets a commit refer to it. Files are never materialized: `read` takes their bytes from the xorbs.
+only then can a commit refer to it. Files are never materialized: `read` takes their bytes from the xorbs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-from hubsync.localhub.storage.blobs import BlobStore, Incoming
+from hubsync.localhub.storage.blobs import BlobStore, Upload
 from hubsync.localhub.storage.store import Store
 from hubsync.localhub.xet import formats
 from hubsync.localhub.xet.formats import Chunk, ShardFile, Term, XetFormatError
@@ -31,17 +31,17 @@ class ContentStore:
         self._blobs = blobs
         self._indexes: dict[str, list[Chunk]] = {}  # of xorbs, which never change
 
-    def add_xorb(self, name: str, incoming: Incoming) -> bool:
-        """Keep an uploaded xorb; return False if it was stored before.
+    def add_xorb(self, name: str, upload: Upload) -> bool:
+        """Store an uploaded xorb; return False if it was stored before.
 
         Raises:
             XetFormatError: The upload is not a xorb.
         """
-        incoming.close()
-        with incoming.path.open("rb") as file:
-            chunks = formats.read_xorb(file, incoming.size)
-        inserted = self._blobs.keep(incoming, "xorb", name)
-        row = (name, incoming.size, formats.pack_index(chunks))
+        upload.close()
+        with upload.path.open("rb") as file:
+            chunks = formats.read_xorb(file, upload.size)
+        inserted = self._blobs.add(upload, "xorb", name)
+        row = (name, upload.size, formats.pack_index(chunks))
         self._store.write("INSERT OR IGNORE INTO xorb VALUES (?, ?, ?)", *row)
         return inserted
 
@@ -72,16 +72,18 @@ class ContentStore:
         terms = json.dumps([list(term) for term in file.terms])
         self._store.write("INSERT OR IGNORE INTO xetfile VALUES (?, ?, ?)", file.hash, file.size, terms)
         if file.sha256 is not None:
-            self._store.add_large(file.sha256, file.size, xet=file.hash)
+            self._store.add_large(file.sha256, file.size, xet_hash=file.hash)
 
-    def file(self, file_hash: str) -> tuple[list[Term], int] | None:
-        """Return a registered file's terms and its size in bytes, or None."""
-        row = self._store.row("SELECT terms, size FROM xetfile WHERE hash = ?", file_hash)
-        return None if row is None else ([Term(*term) for term in json.loads(row[0])], int(row[1]))
+    def file(self, file_hash: str) -> ShardFile | None:
+        """Return a registered file, without its sha256, or None."""
+        row = self._store.row("SELECT terms FROM xetfile WHERE hash = ?", file_hash)
+        return None if row is None else ShardFile(file_hash, None, [Term(*term) for term in json.loads(row[0])])
 
-    def read(self, terms: list[Term], start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes `start` to `end` (exclusive) of a file, in pieces of about 1 MiB."""
-        skip, kept = self.cut(terms, start, end)
+    def read(self, file_hash: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes `start` to `end` (exclusive) of a registered file, in pieces of about 1 MiB."""
+        file = self.file(file_hash)
+        assert file is not None, f"file {file_hash} is not registered"
+        skip, kept = self.cut(file.terms, start, end)
         left = end - start
         for term in kept:
             for piece in self._read_term(term):

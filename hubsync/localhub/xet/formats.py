@@ -1,8 +1,7 @@
-"""Xet's wire formats: hashes as text, xorbs (chunks packed into one object) and shards (how files are put together from
-chunks).
+"""Xet's wire formats: xorbs (chunks packed into one object) and shards (the files made from chunks of xorbs).
 
-Readers for what a client uploads, strict about every length and offset, over bytes or a file; nothing here knows of
-HTTP or of a database. Layouts follow the public Xet protocol specification, as hf_xet 1.8 writes them.
+The readers check every length and offset of a client's upload; they know nothing of HTTP or a database. The layouts
+follow the public Xet protocol specification, as hf_xet 1.8 writes them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class XetFormatError(ValueError):
 
 
 class Chunk(NamedTuple):
-    """Where a chunk's record ends in its xorb, and how many bytes it holds unpacked."""
+    """A chunk of a xorb: the offset at which its record ends, and how many bytes it holds unpacked."""
 
     end: int
     unpacked: int
@@ -46,7 +45,7 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A file that a shard describes; `sha256` is there when the uploader wants to refer to it from a commit."""
+    """A file that a shard describes; it has a `sha256` if the uploader wants to refer to it from a commit."""
 
     hash: str
     sha256: str | None
@@ -54,16 +53,17 @@ class ShardFile:
 
     @property
     def size(self) -> int:
+        """The file's bytes."""
         return sum(term.unpacked for term in self.terms)
 
 
 def hash_text(raw: bytes) -> str:
-    """32 bytes as Xet spells them: four little-endian words of 64 bits, each in hex."""
+    """Return 32 bytes as Xet writes a hash: four little-endian words of 64 bits, each in hex."""
     return "".join(f"{word:016x}" for word in struct.unpack("<4Q", raw))
 
 
 def read_xorb(file: BinaryIO, size: int) -> list[Chunk]:
-    """The chunks of a serialized xorb of `size` bytes, from their headers; a footer is not needed."""
+    """Return the chunks of a serialized xorb of `size` bytes, from their headers; a footer is not needed."""
     chunks: list[Chunk] = []
     position = 0
     while position < size:
@@ -82,7 +82,7 @@ def read_xorb(file: BinaryIO, size: int) -> list[Chunk]:
 
 
 def _chunk_header(header: bytes) -> tuple[int, int]:
-    """(bytes packed, bytes unpacked) of the chunk that follows."""
+    """Return the (packed bytes, unpacked bytes) of the chunk that follows."""
     if len(header) < _CHUNK_HEADER_BYTES or header[0] != 0 or header[4] > 2:
         raise XetFormatError("bad chunk header")
     packed, unpacked = int.from_bytes(header[1:4], "little"), int.from_bytes(header[5:8], "little")
@@ -92,7 +92,7 @@ def _chunk_header(header: bytes) -> tuple[int, int]:
 
 
 def unpack_chunks(data: bytes) -> Iterator[bytes]:
-    """The contents of consecutive chunk records."""
+    """Yield the contents of consecutive chunk records."""
     position = 0
     while position < len(data):
         header = data[position : position + _CHUNK_HEADER_BYTES]
@@ -125,8 +125,9 @@ def _unpack(scheme: int, data: bytes, unpacked: int) -> bytes:
 
 
 def read_shard(data: bytes) -> list[ShardFile]:
-    """The files that a shard describes. The xorb section is not read: what is stored is known from the xorbs
-    themselves.
+    """Return the files that a shard describes.
+
+    Its xorb section is ignored: the Hub knows each xorb's chunks from the xorb.
     """
     if len(data) < _SECTION_BYTES:
         raise XetFormatError("the shard is shorter than its header")
@@ -163,10 +164,11 @@ def _section(data: bytes, position: int) -> bytes:
     return section
 
 
-def pack_index(rows: list[Chunk]) -> bytes:
-    """A xorb's chunk index as a compact blob."""
-    return b"".join(struct.pack("<II", chunk.end, chunk.unpacked) for chunk in rows)
+def pack_index(chunks: list[Chunk]) -> bytes:
+    """Return a xorb's chunk index as a compact blob."""
+    return b"".join(struct.pack("<II", chunk.end, chunk.unpacked) for chunk in chunks)
 
 
 def unpack_index(data: bytes) -> list[Chunk]:
+    """Return the chunk index that `pack_index` wrote."""
     return [Chunk(*pair) for pair in struct.iter_unpack("<II", data)]
