@@ -40,7 +40,7 @@ In brackets: the built-in exception that a class also is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _LONGEST = 2_000  # characters of a message
 
@@ -187,22 +187,24 @@ class ShardsRefused(HubsyncError):
 
 
 class UnreadableRow(HubsyncError):
-    """A line of the dataset is no JSON object. The reader stands behind it: it may be read on.
+    """A line of the dataset is not a JSON object. The reader is past it: continue iterating to skip it.
 
     Attributes:
-        path, line: where; lines are counted from 1.
+        path: the file that holds the line.
+        line: the number of the line, from 1.
+        why: what is wrong with the line.
     """
 
     def __init__(self, path: str, line: int, why: str) -> None:
         self.path, self.line, self.why = path, line, one_line(why)
-        super().__init__(f"{one_line(path)}, line {line:,}, is no row: {self.why}.")
+        super().__init__(f"{one_line(path)}, line {line:,}: {self.why}.")
 
     def __reduce__(self) -> tuple[type[UnreadableRow], tuple[str, int, str]]:
         return type(self), (self.path, self.line, self.why)
 
 
 class DatasetRewritten(HubsyncError):
-    """Files that a reader has had were replaced by others, and neither their rows nor the history tell which it has."""
+    """Files were replaced, and neither their rows nor the history show which of the new rows were read before."""
 
 
 def one_line(text: str) -> str:
@@ -288,7 +290,23 @@ class WriteForbiddenError(BlockedError):
 
 
 class RepoMissingError(BlockedError):
-    """The repo or the branch does not exist, or this token may not see it."""
+    """The repo or the branch does not exist, or this token may not see it.
+
+    Attributes:
+        missing: what the Hub says is missing: "repo", "revision" or "file". None if the response does not say, like a
+            proxy's 404.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        missing: Literal["repo", "revision", "file"] | None = None,
+    ) -> None:
+        self.missing = missing
+        super().__init__(message, status=status, request_id=request_id)
 
 
 class StorageQuotaError(BlockedError):

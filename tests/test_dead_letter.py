@@ -347,12 +347,12 @@ def test_mended_rows_take_the_place_of_what_was_refused(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b'{"id":1}\n[1]\n', "line 2, is no row: it is JSON, and no object."),
-        (b'{"id":1}\n\n{"id":\n', "line 3, is no row: it is no JSON (Input data was truncated)."),
-        (b'{"id":NaN}\n', "line 1, is no row: it is no JSON ("),
-        (b'{"a":"\xff"}\n', "line 1, is no row: it is no JSON ("),
-        (b'{"a":"\\ud83d"}\n', "line 1, is no row: "),
-        (b"[" * 5_000 + b"\n", "line 1, is no row: it is no JSON ("),
+        (b'{"id":1}\n[1]\n', "line 2: not a JSON object."),
+        (b'{"id":1}\n\n{"id":\n', "line 3: not valid JSON (Input data was truncated)."),
+        (b'{"id":NaN}\n', "line 1: not valid JSON ("),
+        (b'{"a":"\xff"}\n', "line 1: not valid JSON ("),
+        (b'{"a":"\\ud83d"}\n', "line 1: "),
+        (b"[" * 5_000 + b"\n", "line 1: not valid JSON ("),
         (b"\n\n", "holds no rows. To throw the shard away: hubsync dead-letter discard."),
     ],
     ids=["array", "torn", "NaN", "no UTF-8", "surrogate", "deep", "empty"],

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hubsync import HubError, SpoolPolicy, TransientError, Uploader
 from hubsync._runtime.clock import SystemClock
 from hubsync.destinations.hub import card
-from hubsync.destinations.hub.dataset import watermark_of
 from hubsync.errors import BlockedError
 from hubsync.localhub import Fault, LocalHub
+from hubsync.model.commit import decode_watermark
 from hubsync.model.target import Target
 from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
@@ -218,7 +218,7 @@ MARKS = st.builds(
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_watermark_that_is_taken_can_be_gone_on_from(tmp_path: Path, mark: dict[str, Any]) -> None:
     try:
-        found = watermark_of(json.dumps(mark).encode(), ".hubsync/w.json")
+        found = decode_watermark(json.dumps(mark).encode(), ".hubsync/w.json")
     except ValueError:
         return
     spool = Spool(tmp_path / "spool", target=Target(HUB, "user/rows"), policy=SpoolPolicy(), clock=SystemClock())

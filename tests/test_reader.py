@@ -181,9 +181,9 @@ def test_a_line_that_is_no_row_is_said_and_the_next_one_is_read_on(repo: Repo) -
     repo.change({"data/train-z.jsonl": b'{"id": 1}\n\nnonsense\n[2]\n{"id": 3}'})
     reader = repo.rows()
     assert ids(islice(reader, 2)) == [0, 1]
-    with pytest.raises(UnreadableRow, match=r"data/train-z\.jsonl, line 3, is no row"):
+    with pytest.raises(UnreadableRow, match=r"data/train-z\.jsonl, line 3: not valid JSON"):
         next(reader)
-    with pytest.raises(UnreadableRow, match="line 4, is no row: a list, not an object"):
+    with pytest.raises(UnreadableRow, match="line 4: not a JSON object"):
         next(reader)
     assert ids(reader) == [3]
     assert repo.since(reader.cursor) == []

@@ -95,10 +95,10 @@ def test_a_bad_line_is_said_and_may_be_passed_over(run: Commands, uploader: Make
     )  # fmt: skip
     done = run("read", "user/rows")
     assert (done.returncode, ids(done.stdout)) == (1, [0])
-    assert "data/train-x.jsonl, line 1, is no row" in done.stderr
+    assert "data/train-x.jsonl, line 1: not valid JSON" in done.stderr
     done = run("read", "user/rows", "--bad-lines", "skip")
     assert (done.returncode, ids(done.stdout)) == (0, [0, 1])
-    assert "data/train-x.jsonl, line 1, is no row" in done.stderr
+    assert "data/train-x.jsonl, line 1: not valid JSON" in done.stderr
 
 
 def test_tail_writes_the_last_rows_by_time(run: Commands, uploader: Make, tmp_path: Path) -> None:

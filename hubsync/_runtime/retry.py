@@ -1,8 +1,17 @@
-"""Full-jitter exponential backoff."""
+"""Retry transient errors with full-jitter exponential backoff."""
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from hubsync._runtime.clock import Clock
+from hubsync.errors import TransientError
+
+_log = logging.getLogger("hubsync")
+T = TypeVar("T")
 
 
 class Backoff:
@@ -25,3 +34,26 @@ class Backoff:
 
     def reset(self) -> None:
         self.failures = 0
+
+
+async def retry_transient(
+    operation: Callable[[], Awaitable[T]], backoff: Backoff, clock: Clock, *, max_tries: int | None = None
+) -> T:
+    """Run an idempotent `operation` until it succeeds, and log that it is retried.
+
+    Args:
+        max_tries: how often it may fail; None retries forever, and then only the first failure is a warning.
+
+    Raises:
+        TransientError: the last of `max_tries` failures.
+    """
+    while True:
+        try:
+            return await operation()
+        except TransientError as error:
+            wait_s = backoff.after_failure(error.retry_after_s)
+            if backoff.failures == max_tries:
+                raise
+            level = logging.WARNING if backoff.failures == 1 or max_tries is not None else logging.DEBUG
+            _log.log(level, "%s; trying again in %.0f s.", error, wait_s)
+            await clock.sleep(wait_s)

@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 def told(error: Exception) -> str:
     """An error's message with its notes, and what to do where there is no such dataset."""
     notes = [*getattr(error, "__notes__", ())]
-    if isinstance(error, RepoMissingError) and "(RevisionNotFound)" in str(error):
+    if isinstance(error, RepoMissingError) and error.missing == "revision":
         notes.append("The repo is there; --revision names none of its branches, tags or commits.")
     elif isinstance(error, RepoMissingError) and "hf auth login" not in f"{error}{notes}":
         notes.append("Is the name right? A private one needs a token. Log in (hf auth login), or set HF_TOKEN.")

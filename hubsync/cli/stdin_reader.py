@@ -19,8 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Self
 
-import msgspec
-
+from hubsync.encoding.rows import decode_row
 from hubsync.errors import BatchTooLarge, HubsyncError, RowError, SpoolError
 from hubsync.model.receipt import Receipt
 from hubsync.uploader.sync import Uploader
@@ -167,12 +166,9 @@ class _Stream:
 
 def _parse(number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadLine(number, f"not JSON ({error}): {line[:60]!r}") from None
-    if not isinstance(row, dict):
-        raise BadLine(number, f"not a JSON object but {line[:60]!r}")
-    return row
+        return decode_row(line)
+    except ValueError as error:
+        raise BadLine(number, f"{error}: {line[:60]!r}") from None
 
 
 def _keep(aside: Path, number: int, line: bytes) -> None:

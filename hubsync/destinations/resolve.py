@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.validation import check_repo_id, check_type
 from hubsync.destinations.hub.dataset import HubDataset
-from hubsync.errors import AuthenticationError, ConfigError
+from hubsync.errors import AuthenticationError, ConfigError, HubsyncError
 from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
 
@@ -90,6 +90,18 @@ def destination_of(target: Target, token: Secret | str | None, retry: RetryPolic
     if target.endpoint.startswith("http:") and not _is_this_machine(target.endpoint):
         _log.warning("%s is plain HTTP: the token and the rows can be read on the way. Use https://", target.endpoint)
     return HubDataset(target, source, timeout_s=retry.request_timeout_s)
+
+
+def online_destination(target: Target, token: Secret | str | None, retry: RetryPolicy) -> HubDataset:
+    """Return the Hub behind `target`, for work that needs it.
+
+    Raises:
+        HubsyncError: HF_HUB_OFFLINE is set.
+    """
+    found = destination_of(target, token, retry)
+    if found is None:
+        raise HubsyncError(f"HF_HUB_OFFLINE is set, and this needs {target.repo} on the Hub. Unset it and try again.")
+    return found
 
 
 def _is_this_machine(endpoint: str) -> bool:

@@ -92,6 +92,21 @@ def encode(rows: Rows, shapes: RowProfiler | None = None, *, transform: Transfor
     return Encoded(b"".join(part.lines for part in parts), count, fresh, _kind_of_all(parts), shapes)
 
 
+def decode_row(line: bytes) -> dict[str, Any]:
+    """Return the row that a line of JSON holds.
+
+    Raises:
+        ValueError: the line is not a row; the message says why and shows none of it.
+    """
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return row
+
+
 def _kind_of_all(parts: Sequence[Encoded]) -> StructOf | Conflict | None:
     whole: StructOf | None = None
     first_row = 0

@@ -20,8 +20,8 @@ from hubsync._runtime.formatting import count_text, seconds_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.committer import Committer
 from hubsync.committer.rate_limiter import last_policy
-from hubsync.destinations.resolve import destination_of
-from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
+from hubsync.destinations.resolve import online_destination
+from hubsync.errors import BlockedError, HubError, NotDrained, SpoolBusy
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import CommitPolicy, RetryPolicy
 from hubsync.spool.database import corrupt
@@ -71,9 +71,7 @@ async def _drain(
     clock = SystemClock()
     spool = open_spool(None, directory, clock)
     try:
-        destination = destination_of(spool.target, None, retry)
-        if destination is None:
-            raise HubsyncError("HF_HUB_OFFLINE is set: nothing can be brought up. Unset it and try again.")
+        destination = online_destination(spool.target, None, retry)
         until = clock.time() + _STOPPED_S
         while not spool.become_committer():  # asked again, since one that has stopped is taken over
             if clock.time() > until:

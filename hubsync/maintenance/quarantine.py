@@ -18,14 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import msgspec
-
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_directory
 from hubsync._runtime.formatting import moment_text
 from hubsync.encoding.formats import Damaged, lines_of
-from hubsync.encoding.rows import encode
+from hubsync.encoding.rows import decode_row, encode
 from hubsync.errors import ConfigError, RowError, SpoolError, UnreadableRow
 from hubsync.model.hashing import hash_file
 from hubsync.model.layout import Format, format_of
@@ -311,14 +309,11 @@ def _next_name(file: str, writer: str, segment: int, format: Format) -> str:
 def _defect(line: bytes) -> str | None:
     """What is wrong with a line; None where it is a row. Its text is not shown: a log is no place for it."""
     try:
-        row = msgspec.json.decode(line)
-        if not isinstance(row, dict):
-            return "it is JSON, and no object"
-        encode([row])
+        encode([decode_row(line)])
     except RowError as error:
         return error.reason.rstrip(".")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return f"it is no JSON ({error})"
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -25,9 +25,9 @@ import msgspec
 
 from hubsync._runtime.file_lock import HEARTBEAT_S, FileLock
 from hubsync._runtime.files import whole_lines
-from hubsync.destinations.resolve import destination_of
+from hubsync.destinations.resolve import online_destination
 from hubsync.encoding.formats import Damaged, unpack
-from hubsync.errors import ConfigError, HubsyncError, SpoolBusy, SpoolError
+from hubsync.errors import ConfigError, SpoolBusy, SpoolError
 from hubsync.model.commit import Watermark
 from hubsync.model.hashing import hash_file
 from hubsync.model.layout import Layout, format_of
@@ -242,9 +242,7 @@ def _private(old: _Old, notes: Mapping[str, WriterNote]) -> bool | None:
 
 async def _on_hub(target: Target, private: bool | None, retry: RetryPolicy) -> tuple[set[str], list[Watermark]]:
     """The contents that the dataset holds (git oids and sha256), and its watermarks."""
-    destination = destination_of(target, None, retry)
-    if destination is None:
-        raise HubsyncError("HF_HUB_OFFLINE is set: it can't be known what the Hub has already. Unset it and try again.")
+    destination = online_destination(target, None, retry)
     try:
         head = await destination.check(private=private)
         files = await destination.files(head.sha or "")

@@ -21,9 +21,9 @@ from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
-from hubsync.destinations.resolve import destination_of, target_of, token_source
+from hubsync.destinations.resolve import online_destination, target_of, token_source
 from hubsync.encoding.formats import SUFFIXES
-from hubsync.errors import BlockedError, HubsyncError
+from hubsync.errors import BlockedError
 from hubsync.model.commit import Watermark, watermark_path
 from hubsync.model.target import Target, default_directory
 from hubsync.policies import RetryPolicy
@@ -130,9 +130,7 @@ async def _verify(
     progress: Callable[[int, int], None],
     clock: Clock,
 ) -> Report:
-    hub = destination_of(target, token, RetryPolicy())
-    if hub is None:
-        raise HubsyncError("HF_HUB_OFFLINE is set: there is no dataset to compare with. Unset it and try again.")
+    hub = online_destination(target, token, RetryPolicy())
     try:
         async with unwrapped_hub_errors():
             commit, before, after = await _head(hub, directory, token, clock)

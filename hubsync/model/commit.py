@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
 
 from hubsync.model.shard import Shard
 
@@ -59,8 +62,40 @@ class Watermark:
 
 
 def watermark_path(writer: str) -> str:
-    """Where a writer's watermark stands."""
+    """Return the path of a writer's watermark in the dataset."""
     return f".hubsync/{writer}.json"
+
+
+# What SQLite can hold, and for a sequence number enough room to continue from it.
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class _UntrustedWatermark(msgspec.Struct):
+    """A watermark as the dataset holds it: anyone who may write there can have edited it."""
+
+    writer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    epoch: _Number
+    next: dict[str, _Number] = {}
+    rows: _Size = 0
+    offsets: dict[str, _Size] = {}
+
+
+def decode_watermark(content: bytes, path: str) -> Watermark:
+    """Return the watermark in the dataset file `path`.
+
+    Raises:
+        ValueError: `content` is not a watermark, or that of another writer.
+    """
+    try:
+        mark = msgspec.json.decode(content, type=_UntrustedWatermark)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if path != watermark_path(mark.writer):
+        raise ValueError(f"it is the watermark of {mark.writer!r}")
+    for name in (*mark.next, *mark.offsets):
+        name.encode()  # SQLite can't store half of a surrogate pair
+    return Watermark(mark.writer, mark.epoch, mark.next, mark.rows, mark.offsets)
 
 
 @dataclass(frozen=True, slots=True)

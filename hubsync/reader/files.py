@@ -16,15 +16,15 @@ from typing import IO, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync.destinations.hub import card
-from hubsync.destinations.hub.dataset import HubDataset, HubFile, watermark_of
+from hubsync.destinations.hub.dataset import HubDataset, HubFile
 from hubsync.encoding import formats
+from hubsync.encoding.rows import decode_row
 from hubsync.errors import RepoMissingError, TransientError
-from hubsync.model.commit import Watermark
+from hubsync.model.commit import Watermark, decode_watermark
 from hubsync.reader.cursor import fingerprint, fingerprint_of_bad
 from hubsync.reader.snapshot import patiently
 
@@ -99,8 +99,8 @@ class Files:
             if known is None or known[0] != file.oid:
                 content = await self._in_commit(self._hub.read, file.path, commit)
                 try:
-                    known = (file.oid, watermark_of(content or b"", file.path))
-                except (ValueError, RecursionError):
+                    known = (file.oid, decode_watermark(content or b"", file.path))
+                except ValueError:
                     known = (file.oid, None)
             found[file.path] = known
         self._marks = found
@@ -151,7 +151,7 @@ class Files:
         try:
             return await self._ask(partial(operation, *args))
         except RepoMissingError as error:
-            if "RevisionNotFound" not in error.reason:
+            if error.missing != "revision":
                 raise
             raise Moved(error) from None
 
@@ -193,15 +193,6 @@ class _Taken:
         return self._stream
 
 
-def row_of(line: bytes) -> dict[str, object] | str:
-    """The row that a line is; or why it is none."""
-    try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return str(error)
-    return row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
-
-
 def _lines(held: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:
     """The lines of a file as it is held: Parquet as lines already, all else as it came."""
     return held if path.endswith(".parquet") else formats.lines_of(held, path, close=close)
@@ -212,8 +203,10 @@ def marks_in(stream: IO[bytes], path: str) -> list[int]:
     marks = []
     for line in _lines(stream, path, close=False):
         if line.strip():
-            row = row_of(line)
-            marks.append(fingerprint(row) if isinstance(row, dict) else fingerprint_of_bad(line))
+            try:
+                marks.append(fingerprint(decode_row(line)))
+            except ValueError:
+                marks.append(fingerprint_of_bad(line))
     return marks
 
 

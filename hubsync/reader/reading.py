@@ -28,14 +28,15 @@ from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile, rows_told
-from hubsync.destinations.resolve import destination_of, target_of
+from hubsync.destinations.resolve import online_destination, target_of
 from hubsync.encoding.formats import Damaged
-from hubsync.errors import ConfigError, HubsyncError, UnreadableRow
+from hubsync.encoding.rows import decode_row
+from hubsync.errors import ConfigError, UnreadableRow
 from hubsync.model.target import default_directory
 from hubsync.policies import RetryPolicy
 from hubsync.reader.cursor import Cursor, fingerprint, fingerprint_of_bad
 from hubsync.reader.file_stream import FileStream, Opened
-from hubsync.reader.files import Files, Wanted, in_order, row_of, selected, shown
+from hubsync.reader.files import Files, Wanted, in_order, selected, shown
 from hubsync.reader.snapshot import DatasetSnapshot, patiently, series_of
 
 T = TypeVar("T")
@@ -197,9 +198,7 @@ class _Iterated(Generic[T]):
 
     def _open_hub(self) -> HubDataset:
         if self._hub is None:
-            self._hub = destination_of(self._target, self._secret, RetryPolicy())
-        if self._hub is None:
-            raise HubsyncError(f"HF_HUB_OFFLINE is set: {self._target.repo} can't be read. Unset it and try again.")
+            self._hub = online_destination(self._target, self._secret, RetryPolicy())
         return self._hub
 
     def __iter__(self) -> Self:
@@ -317,13 +316,17 @@ class Rows(_Iterated[Row]):
             if self._skip:
                 self._skip -= 1
                 continue
-            row = row_of(line)
-            mark = fingerprint(row) if isinstance(row, dict) else fingerprint_of_bad(line)
+            row, why = None, ""
+            try:
+                row = decode_row(line)
+                mark = fingerprint(row)
+            except ValueError as error:
+                mark, why = fingerprint_of_bad(line), str(error)
             opened.piece.add(mark)
             if self._cursor.again and self._cursor.passes(mark):
                 continue
-            if not isinstance(row, dict):
-                raise UnreadableRow(opened.path, self._number, row)
+            if row is None:
+                raise UnreadableRow(opened.path, self._number, why)
             self.line = line
             return row
         opened.piece.whole = opened.piece.whole or opened.is_whole

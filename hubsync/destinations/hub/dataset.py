@@ -36,7 +36,7 @@ from hubsync.errors import (
     UnreadableShard,
     one_line,
 )
-from hubsync.model.commit import BranchTip, Plan, SidecarFile, Watermark, watermark_path
+from hubsync.model.commit import BranchTip, Plan, SidecarFile, Watermark, decode_watermark
 from hubsync.model.hashing import git_blob_oid
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.model.target import Target
@@ -62,9 +62,7 @@ _LINK = 4096  # characters of a header that the pattern looks through, in millis
 _Sha = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 _Oid = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{40}|[0-9a-f]{64})\Z")]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-# What SQLite can hold; and for a number in a path room enough to go on from it.
-_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what SQLite can hold
 
 
 class _Info(msgspec.Struct):
@@ -105,16 +103,6 @@ class _Entry(msgspec.Struct, rename="camel"):
     size: _Size = 0
     lfs: _Large | None = None
     last_commit: Commit | None = None
-
-
-class _Mark(msgspec.Struct):
-    """A watermark as it may come: anybody who may write to the dataset may have edited it."""
-
-    writer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-    epoch: _Number
-    next: dict[str, _Number] = {}
-    rows: _Size = 0
-    offsets: dict[str, _Size] = {}
 
 
 class HubFile(NamedTuple):
@@ -158,7 +146,7 @@ class HubDataset:
         try:
             head = await self.head()
         except RepoMissingError as error:
-            if "RevisionNotFound" in str(error):
+            if error.missing == "revision":
                 raise RepoMissingError(
                     f"{self.target.repo} has no branch {self.target.revision!r}; create it first: HfApi()."
                     f"create_branch({self.target.repo!r}, branch={self.target.revision!r}, repo_type='dataset')",
@@ -317,8 +305,8 @@ class HubDataset:
                 async with limiter:
                     content = await self._content(file, at)
                 held += len(content)
-                marks.append(watermark_of(content, file.path))
-            except (ValueError, RecursionError, DefectError) as error:
+                marks.append(decode_watermark(content, file.path))
+            except (ValueError, DefectError) as error:
                 what, why = one_line(file.path), one_line(str(error))
                 _log.warning("%s of %s is no watermark (%s); passed over.", what, self.target.repo, why)
             if held > _MARKS_BYTES:
@@ -343,7 +331,7 @@ class HubDataset:
             try:
                 answer = await self._http.send(what, "GET", url)
             except RepoMissingError as error:
-                if _is_no_entry(error) and len(pages) == 1:
+                if error.missing == "file" and len(pages) == 1:
                     return []
                 raise
             page = answer.decode(what, list[_Entry])
@@ -374,7 +362,7 @@ class HubDataset:
         try:
             await self._http.download(what, f"datasets/{self.target.repo}/resolve/{at}/{quote(path)}", take)
         except RepoMissingError as error:
-            if _is_no_entry(error):
+            if error.missing == "file":
                 return False
             raise
         return True
@@ -399,23 +387,6 @@ def rows_told(description: str) -> dict[str, tuple[int, int]]:
     return {found["path"]: (int(found["rows"]), int(found["bytes"])) for found in _TOLD.finditer(description)}
 
 
-def watermark_of(content: bytes, path: str) -> Watermark:
-    """The watermark that stands at `path`. Raises `ValueError` or `RecursionError` where it is none to go on from."""
-    mark = msgspec.json.decode(content, type=_Mark)
-    if path != watermark_path(mark.writer):
-        raise ValueError(f"it says that it is {mark.writer!r}'s")
-    for name in (*mark.next, *mark.offsets):
-        name.encode()  # half a character can't be stored
-    return Watermark(mark.writer, mark.epoch, mark.next, mark.rows, mark.offsets)
-
-
-def _is_no_entry(error: RepoMissingError) -> bool:
-    """Whether the Hub said that only the path is missing. Any other 404 may be a proxy's, and would make a card that
-    stands there, or offsets, look as if they were not.
-    """
-    return error.status == 404 and error.reason.endswith("(EntryNotFound)")
-
-
 def _hub_file(what: str, folder: str, item: _Entry) -> HubFile:
     parts, below = item.path.split("/"), f"{folder}/" if folder else ""
     if any(part in ("", ".", "..") for part in parts) or "\0" in item.path or not item.path.startswith(below):
@@ -438,7 +409,7 @@ def _there() -> Iterator[None]:
     try:
         yield
     except RepoMissingError as error:
-        if "RevisionNotFound" not in error.reason:
+        if error.missing != "revision":
             raise
         raise StaleParentError(error.reason, status=error.status, request_id=error.request_id) from None
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import msgspec
 
@@ -24,10 +24,6 @@ from hubsync.errors import (
     WriteForbiddenError,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 _MAX_ERROR = 64 * 1024  # of a body that is looked into for the Hub's words
 # A server must not be able to stop the uploader for a year; and no wait that the Hub is known to ask for is longer than
 # an hour. Asking once a day too often harms nobody.
@@ -38,7 +34,13 @@ _SECONDS_TEXT = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _RATE_LIMIT = re.compile(r'"(\w+)"\s*;\s*r\s*=\s*([0-9]+)\s*;\s*t\s*=\s*([0-9]+)')
 _ADVICE = "The token is that of token=…, else of HF_TOKEN, else of hf auth login: give one there that may do this."
-_NO_ENTRY = (404, "EntryNotFound")
+_MISSING: dict[str, Literal["repo", "revision", "file"]] = {
+    "RepoNotFound": "repo",
+    "GatedRepo": "repo",
+    "DisabledRepo": "repo",
+    "RevisionNotFound": "revision",
+    "EntryNotFound": "file",
+}
 
 
 def classify(
@@ -63,9 +65,9 @@ def classify(
     if status in (409, 412, 423):
         kind = StaleParentError if status == 412 else TransientError
         return kind(message, status=status, request_id=request_id, retry_after_s=retry_after(headers, ""))
-    # "EntryNotFound" is what tells that a file is missing from a proxy's 404, which tells nothing.
-    if code in ("RepoNotFound", "RevisionNotFound", "GatedRepo", "DisabledRepo") or (status, code) == _NO_ENTRY:
-        return RepoMissingError(f"{message} ({code})", status=status, request_id=request_id)
+    # A 404 without a code may be a proxy's: it does not show that anything is missing.
+    if code in _MISSING and (status == 404 or code != "EntryNotFound"):
+        return RepoMissingError(f"{message} ({code})", status=status, request_id=request_id, missing=_MISSING[code])
     advised = f"{message.rstrip('.')}. {_ADVICE}" if ours else message
     if status == 401:
         return AuthenticationError(advised, status=status, request_id=request_id)
