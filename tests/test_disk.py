@@ -24,7 +24,7 @@ from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLo
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.inspect import spool_facts
 from hubsync.maintenance.quarantine import Quarantine
-from hubsync.spool.spool import writer
+from hubsync.spool import writer
 from hubsync.uploader.queue import Order
 from tests.conftest import Dataset
 
