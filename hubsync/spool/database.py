@@ -1,8 +1,8 @@
-"""The spool's SQLite database: segments and their states, plans, offsets, keys, the governor's memory.
+"""The spool's SQLite database, which we call its catalogue: segments, plans, offsets, keys, and the committer's memory.
 
-Promises that what a transaction wrote survives the process (WAL), and a power cut where durability is "fsync"
-(synchronous=FULL). Any number of processes may have it open. It knows nothing of files: `spool.py` keeps bytes and
-rows of the two in step. Its version is `PRAGMA user_version`; an older one is migrated, a newer one refused.
+What a transaction wrote survives the process (WAL), and with durability="fsync" also a power cut (synchronous=FULL).
+Any number of processes may have it open. Its version is `PRAGMA user_version`: an older catalogue is migrated, a newer
+one refused. The statements themselves belong to the modules that own the tables.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, one_line
 VERSION = 2
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
-_opened: weakref.WeakSet[Catalogue] = weakref.WeakSet()
-_alone = threading.Lock()  # a connection is being made, or one beside a catalogue's own is used: a fork waits for it
+_open_catalogues: weakref.WeakSet[Catalogue] = weakref.WeakSet()
+_connecting = threading.Lock()  # held while a connection is made, or a temporary one is used: a fork waits for it
 
-_BUSY_S = 60.0  # how long a thread waits for another process' transaction
-_PATIENCE_S = 0.2  # and an event loop
-_TURN_S = 5.0  # how long somebody else's opening is waited for
-_CHECKPOINT_BYTES = 16_000_000  # of write-ahead log; a thousand takes
-_TOO_LONG = 2  # times that: its writers leave no gap in which it could begin anew by itself
-_FRAME_BYTES = 4096 + 24  # a page of it, and its header
-_KEPT_BYTES = 1_000_000  # of its file, also on a full disk: room for a few commits that nobody else can take
+_BUSY_S = 60.0  # how long a thread waits for another process's transaction,
+_IMPATIENT_S = 0.2  # and how long an event loop does
+_TURN_S = 5.0  # how long one process waits while another opens a new catalogue
+_CHECKPOINT_BYTES = 16_000_000  # of write-ahead log, about a thousand takes
+_RESTART_FACTOR = 2  # times that: writers leave no gap in which the log could restart without making them wait
+_FRAME_BYTES = 4096 + 24  # a page of the log, and its header
+_KEPT_BYTES = 1_000_000  # of the log's file, also on a full disk: room for a few commits that no one else can take
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- `mark` is the writer's last committed watermark, as JSON.
+-- `mark`: the writer's last committed watermark, as JSON.
 CREATE TABLE writers (name TEXT PRIMARY KEY, epoch INTEGER NOT NULL, mark TEXT) WITHOUT ROWID;
 
 CREATE TABLE plans (
@@ -52,10 +52,10 @@ CREATE TABLE segments (
     config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sealed', 'staged', 'committed', 'dead')),
     bytes INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0, batches INTEGER NOT NULL DEFAULT 0,
-    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,  -- `sealed_at`: or when it was set aside
+    opened_at REAL NOT NULL, sealed_at REAL, committed_at REAL,  -- `sealed_at`: if dead, when it was quarantined
     series TEXT, seq INTEGER, path TEXT,            -- fixed when it is sealed
     sha256 TEXT, git_oid TEXT, mode TEXT,           -- known when it is staged
-    urgent INTEGER NOT NULL DEFAULT 0,              -- somebody waits for it: a flush
+    urgent INTEGER NOT NULL DEFAULT 0,              -- a flush waits for it
     plan INTEGER REFERENCES plans (id), sha TEXT, error TEXT
 );
 CREATE INDEX pending ON segments (state, id) WHERE state IN ('open', 'sealed', 'staged', 'dead');
@@ -68,38 +68,22 @@ CREATE TABLE segment_offsets (
     source TEXT NOT NULL, offset INTEGER NOT NULL, segment INTEGER NOT NULL, PRIMARY KEY (source, offset)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX offsets_of_segment ON segment_offsets (segment, source);
--- blake2b of the key, so that a key of any length costs the same.
+-- blake2b of the key, so that keys of any length cost the same.
 CREATE TABLE keys (digest BLOB PRIMARY KEY, segment INTEGER) WITHOUT ROWID;
--- The configs and splits that the dataset's card already shows.
+-- The configs and splits that the dataset's card shows already.
 CREATE TABLE cards (config TEXT NOT NULL, split TEXT NOT NULL, glob TEXT NOT NULL, PRIMARY KEY (config, split, glob))
     WITHOUT ROWID;
 """
 
 
-# To be said beside any narrower state: only so does SQLite use the index `pending`, and not read all that was ever
-# committed.
-PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
-
-# Of sealed segments: those that are lines yet, and become a shard of another format (`packer.py`).
-UNPACKED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
-# A shard that was discarded from the dead letter is still known, and with it its number, keys and offsets.
-DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
-BURIED = f"state = 'dead' AND NOT {DISCARDED}"
-# A row a state of what is not on the Hub yet, the dead letter among it; `oldest_at` is when the first row of it came.
-DEPTHS = (
-    "SELECT state, count(*) AS shards, sum(rows) AS rows, sum(bytes) AS bytes, "
-    "min(CASE WHEN rows > 0 THEN opened_at END) AS oldest_at, min(id) AS first_id "
-    f"FROM segments WHERE {PENDING} AND NOT {DISCARDED} GROUP BY state"
-)
-
-# `schema` is what a segment's columns hold, as JSON of `schema.StructOf`; NULL where nobody looked. By config: what was
-# accepted, what the card shows, and what becomes of conflicts ('off': nobody looks).
+# `segments.schema`: the types of a segment's columns, as JSON of a `StructOf`; NULL if nobody inspected them.
+# `schemas`, by config: what was accepted, what the card shows, and what happens on a conflict ('off': no check).
 _SCHEMA_GUARD = """
 ALTER TABLE segments ADD COLUMN schema TEXT;
 CREATE TABLE schemas (config TEXT PRIMARY KEY, known TEXT, published TEXT, policy TEXT) WITHOUT ROWID;
 """
 
-# What brings a catalogue of version n to n + 1, at index n; version 0 is a new one.
+# The script at index n migrates version n to n + 1; version 0 is a new catalogue.
 _MIGRATIONS = [_SCHEMA, _SCHEMA_GUARD]
 
 
@@ -110,19 +94,19 @@ class Catalogue:
         self.path = path
         self._log = f"{path}-wal"
         self._lock = threading.RLock()
-        self._refusals = _Refusals(path)
+        self._errors = _ErrorMapper(path)
         try:
-            # Made by hand first: SQLite would make it readable by all, and its -wal and -shm take after it. Only where
-            # it is not there: to close a file takes SQLite's locks from whoever has it open in this process.
+            # SQLite would create the file readable by everyone, and its -wal and -shm inherit the mode. Only if it is
+            # missing: closing a file releases SQLite's locks on it, for all connections of this process.
             with suppress(FileExistsError):
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            with _one_at_a_time(path.parent):
-                with _alone:
+            with _turn(path.parent):
+                with _connecting:
                     self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-                    _opened.add(self)
+                    _open_catalogues.add(self)
                 self._db.row_factory = sqlite3.Row
                 self._open(fsync)
-        except (*_REFUSED, OSError) as error:
+        except (*_SQLITE_ERRORS, OSError) as error:
             raise self._error(error, "can't be opened") from error
 
     def _open(self, fsync: bool) -> None:
@@ -134,42 +118,53 @@ class Catalogue:
             raise
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
-        # A checkpoint costs an fsync, so it is the worker's to do beside the hot path: see `checkpoint`.
+        # A checkpoint costs an fsync, so the engine makes it apart from the hot path: see `checkpoint`.
         self._db.execute("PRAGMA wal_autocheckpoint = 0")
         if version < VERSION:
             with self.transaction():
-                # Read again: another process may have been first.
+                # Read it again: another process may have been faster.
                 for migration in _MIGRATIONS[self.value("PRAGMA user_version") :]:
                     for statement in _statements(migration):
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return self._db.in_transaction
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing. Raises `SpoolError` where the disk or the database refuses; nothing is changed then."""
+        """Run the block in one transaction. On any exception nothing is changed.
+
+        Raises:
+            SpoolError: the disk or the database refuses.
+        """
         with self._lock:
             try:
-                with self._refusals:
+                with self._errors:
                     self._db.execute("BEGIN IMMEDIATE")
                     yield
                     self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                if self._db.in_transaction:  # on a full disk SQLite has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
 
     def run(self, sql: str, *values: Any) -> int:
-        """Executes one statement; answers the last row id."""
-        with self._lock, self._refusals:
+        """Execute one statement; return the last row id."""
+        with self._lock, self._errors:
             return self._db.execute(sql, values).lastrowid or 0
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock, self._refusals:
+        """Return all rows of a query."""
+        with self._lock, self._errors:
             return self._db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        with self._lock, self._refusals:
+        """Return the first row of a query; None if it has no rows."""
+        with self._lock, self._errors:
             found: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
             return found
 
@@ -177,15 +172,17 @@ class Catalogue:
         return _error_of(self.path, error, what)
 
     def value(self, sql: str, *values: Any) -> Any:
-        """The first column of the first row, or None."""
+        """Return the first column of the first row of a query; None if it has no rows."""
         found = self.row(sql, *values)
         return found[0] if found is not None else None
 
     def get(self, key: str) -> str | None:
+        """Return a named value of the spool; None if it is not set."""
         value: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
         return value
 
     def set(self, key: str, value: str | None) -> None:
+        """Set a named value of the spool, or delete it."""
         if value is None:
             self.run("DELETE FROM meta WHERE key = ?", key)
         else:
@@ -193,18 +190,22 @@ class Catalogue:
                 "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value
             )
 
-    def remember(self, key: str, value: str) -> None:
-        """As `set`, for what may be lost: on a full disk, or where it is busy, it is passed over."""
+    def set_if_idle(self, key: str, value: str) -> None:
+        """Set a named value that may be lost: on a full disk or in a busy catalogue, do nothing."""
         with suppress(SpoolError), self.impatient():
             self.set(key, value)
 
     @contextmanager
     def impatient(self) -> Iterator[None]:
-        """For who must not wait, such as an event loop: `SpoolError` where others hold the catalogue for long."""
-        if not self._lock.acquire(timeout=_PATIENCE_S):
+        """Wait only briefly within the block, as an event loop must.
+
+        Raises:
+            SpoolError: another thread or process holds the catalogue.
+        """
+        if not self._lock.acquire(timeout=_IMPATIENT_S):
             raise SpoolError(f"the spool's catalogue {self.path} is busy.")
         try:
-            self.run(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000:.0f}")
+            self.run(f"PRAGMA busy_timeout = {_IMPATIENT_S * 1000:.0f}")
             yield
         finally:
             with suppress(SpoolError):  # closed
@@ -212,7 +213,7 @@ class Catalogue:
             self._lock.release()
 
     def log_bytes(self) -> int:
-        """What the write-ahead log takes of the disk, beyond what it keeps."""
+        """Return the bytes of the write-ahead log that a checkpoint can free."""
         return max(0, self._log_size() - _KEPT_BYTES)
 
     def _log_size(self) -> int:
@@ -222,34 +223,36 @@ class Catalogue:
             return 0
 
     def checkpoint(self, *, shrink: bool = False) -> None:
-        """Moves the write-ahead log into the database, on a connection of its own so that nobody waits for it.
+        """Move the write-ahead log into the database, on a separate connection so that no one waits for it.
 
-        With `shrink`, at any size, and gives back most of its room on the disk.
+        Args:
+            shrink: do so at any size, and give most of the log's room back to the disk.
         """
         size = self._log_size()
         if size < (1 if shrink else _CHECKPOINT_BYTES):
             return
-        # Busy, the disk is full, or no file can be opened: the log keeps everything, and the next turn tries again.
-        with _alone, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=_PATIENCE_S)) as db:
+        # If it is busy, the disk is full, or no file can be opened, the log keeps all; the next call tries again.
+        with _connecting, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=_IMPATIENT_S)) as db:
             frames = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
             cut = shrink and size > _KEPT_BYTES
-            if cut or frames * _FRAME_BYTES >= _TOO_LONG * _CHECKPOINT_BYTES:
-                # Writers wait for what is done now: an fsync of what came since the one before, which took longer. The
-                # file is cut only where its room is needed: that takes longer still.
+            if cut or frames * _FRAME_BYTES >= _RESTART_FACTOR * _CHECKPOINT_BYTES:
+                # Writers wait for the second pass, so the first one takes most of the work. The file is truncated only
+                # if its room is needed, since that takes longer still.
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if cut else 'RESTART'})").fetchall()
 
     def close(self) -> None:
+        """Close the connection."""
         with self._lock:
             self._db.close()
 
 
-# SQLite's messages quote a broken catalogue, and are no UTF-8 then.
-_REFUSED = (sqlite3.Error, UnicodeDecodeError)
+# SQLite's messages quote a corrupt catalogue, and then are not UTF-8.
+_SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
-class _Refusals:
-    """What SQLite refuses becomes a `SpoolError`. No generator: this is entered several times for each batch."""
+class _ErrorMapper:
+    """Turn SQLite's errors into `SpoolError`. A class, since generators are slower and each batch enters this often."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -258,90 +261,118 @@ class _Refusals:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # An `IntegrityError` is a defect of the code, which no waiting mends.
-        if isinstance(error, _REFUSED) and not isinstance(error, sqlite3.IntegrityError):
+        # An `IntegrityError` is a bug of ours, which no retry fixes.
+        if isinstance(error, _SQLITE_ERRORS) and not isinstance(error, sqlite3.IntegrityError):
             raise _error_of(self._path, error, "refuses") from error
 
 
+class CatalogueReader:
+    """A read-only view of a catalogue, in one transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """Return all rows of a query."""
+        return self._db.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        """Return the first row of a query; None if it has no rows."""
+        found: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
+        return found
+
+    def value(self, sql: str, *values: Any) -> Any:
+        """Return the first column of the first row of a query; None if it has no rows."""
+        found = self.row(sql, *values)
+        return found[0] if found is not None else None
+
+    def get(self, key: str) -> str | None:
+        """Return a named value of the spool; None if it is not set."""
+        value: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
+        return value
+
+
 @contextmanager
-def look(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection for who only reads beside the jobs: one transaction, and a moment only, since no checkpoint passes
-    it. It changes nothing, not even an old version; and no job that opens the catalogue meets it halfway.
+def read_only(path: Path) -> Iterator[CatalogueReader]:
+    """Open a catalogue to look at it beside running jobs. It changes nothing, and does not migrate an old version.
+
+    Leave the block soon: no checkpoint passes an open reader.
 
     Raises:
-        SpoolError: there is none, it is not finished, or busy.
+        SpoolError: it does not exist, is not finished, or is busy.
         SpoolLost: it is corrupt.
         SpoolVersionError: a newer hubsync wrote it.
     """
     try:
         url = f"{path.absolute().as_uri()}?mode=ro"
         with (
-            _one_at_a_time(path.parent, fcntl.LOCK_SH),
-            _alone,
-            closing(sqlite3.connect(url, uri=True, timeout=_PATIENCE_S, isolation_level=None)) as db,
+            _turn(path.parent, fcntl.LOCK_SH),
+            _connecting,
+            closing(sqlite3.connect(url, uri=True, timeout=_IMPATIENT_S, isolation_level=None)) as db,
         ):
             db.row_factory = sqlite3.Row
             db.execute("BEGIN")
             _refuse_newer(path, db.execute("PRAGMA user_version").fetchone()[0])
-            yield db
-    except (*_REFUSED, OSError) as error:
+            yield CatalogueReader(db)
+    except (*_SQLITE_ERRORS, OSError) as error:
         raise _error_of(path, error, "can't be read") from error
 
 
 def _refuse_newer(path: Path, version: int) -> None:
     if version > VERSION:
         raise SpoolVersionError(
-            f"the spool {path.parent} was written by a newer hubsync (format {version}, this one reads "
-            f"{VERSION}). Nothing was touched. Upgrade hubsync here, or give this job another spool."
+            f"a newer hubsync wrote the spool {path.parent} (format {version}; this one reads up to {VERSION}). "
+            "Nothing was changed. Upgrade hubsync here, or use another spool for this job."
         )
 
 
 def corrupt(path: Path, error: Exception) -> SpoolLost:
-    """The error for a catalogue that can't be read, or whose words can't be."""
+    """Return the error for a catalogue that can't be read, or whose contents can't be."""
     return SpoolLost(
-        f"the spool's catalogue {path} is corrupt ({one_line(str(error))}). The rows beside it are untouched; end what "
-        f"uses the spool, and bring them up by: hubsync drain --rescue {path.parent}"
+        f"the spool's catalogue {path} is corrupt ({one_line(str(error))}). The rows' files are unharmed. End all jobs "
+        f"that use the spool, then upload the rows: hubsync drain --rescue {path.parent}"
     )
 
 
 def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
-    code = getattr(error, "sqlite_errorcode", None)  # None where a text is no UTF-8, which Python finds
+    code = getattr(error, "sqlite_errorcode", None)  # None if Python found text that is not UTF-8
     is_text = code is None and (isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in str(error))
     if is_text or (code or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return corrupt(path, error)
     if (code or 0) & 0xFF == sqlite3.SQLITE_FULL:
         return SpoolError(
-            f"the disk of the spool {path.parent} is full. What was accepted is safe there. Delete other things, never "
-            "the spool's: a job that runs goes on by itself, and another can start then."
+            f"the disk of the spool {path.parent} is full. All accepted rows are safe there. Free some space, but "
+            "delete nothing of the spool: running jobs then continue, and new ones can start."
         )
-    is_refused = (code or 0) & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-    is_refused = is_refused or getattr(error, "errno", None) in (errno.EROFS, errno.EACCES)
-    if is_refused and os.path.exists(path) and not all(os.access(at, os.W_OK) for at in (path.parent, path)):
+    is_denied = (code or 0) & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    is_denied = is_denied or getattr(error, "errno", None) in (errno.EROFS, errno.EACCES)
+    if is_denied and os.path.exists(path) and not all(os.access(at, os.W_OK) for at in (path.parent, path)):
         return SpoolError(
-            f"the spool {path.parent} is read-only here, and its catalogue needs to be written even to be read. "
-            "Nothing was touched. Make it writable for this user, or look at a copy of the whole directory."
+            f"the spool {path.parent} is read-only here, and even reading its catalogue needs write access. Nothing "
+            "was changed. Make it writable for this user, or copy the whole directory and look at the copy."
         )
     return SpoolError(f"the spool's catalogue {path} {what}: {error}.")
 
 
 @contextmanager
-def _one_at_a_time(directory: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Those who open a new catalogue at the same moment take turns: SQLite refuses to become WAL while another reads,
-    and waits for nobody.
+def _turn(directory: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Let processes that open a new catalogue at the same moment take turns.
+
+    SQLite does not switch to WAL while another process reads, and does not wait for it either.
     """
     fd = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without such locks: then they only must not come at the same moment
+        with suppress(OSError):  # a file system without such locks
             _wait_for_turn(fd, how)
         yield
     finally:
         with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the open file as well
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
         os.close(fd)
 
 
 def _wait_for_turn(fd: int, how: int) -> None:
-    """For a while: a turn takes milliseconds, and whoever was stopped in the middle of his holds nobody up for ever."""
+    """Wait for a bounded time: a turn takes milliseconds, and a stalled process must not block the others forever."""
     until = time.monotonic() + _TURN_S
     while True:
         try:
@@ -359,30 +390,29 @@ def _statements(script: str) -> list[str]:
     return [s for s in "\n".join(lines).split(";") if s.strip()]
 
 
-# SQLite keeps its locks by file for a whole process, and they are not inherited. So a child that opened a catalogue
-# beside its parent's connection would take locks for its own that nobody holds: when the parent closes, the log under
-# the child is deleted, and with it what it wrote. Therefore no fork falls into a transaction, and a child closes
-# what it was given before it opens anything.
-_held_at_fork: list[Catalogue] = []
+# SQLite keeps its file locks for the whole process, and a child does not inherit them. A child that used its parent's
+# connection would rely on locks that no one holds: once the parent closes, the log would be deleted under the child,
+# with everything in it. So no fork happens inside a transaction, and a child closes what it inherited first.
+_locked_for_fork: list[Catalogue] = []
 
 
-def _hold_at_fork() -> None:
-    _alone.acquire()
-    for catalogue in sorted(_opened, key=id):
+def _before_fork() -> None:
+    _connecting.acquire()
+    for catalogue in sorted(_open_catalogues, key=id):
         catalogue._lock.acquire()
-        _held_at_fork.append(catalogue)
+        _locked_for_fork.append(catalogue)
 
 
-def _go_on_in_parent() -> None:
-    while _held_at_fork:
-        _held_at_fork.pop()._lock.release()
-    _alone.release()
+def _after_fork_in_parent() -> None:
+    while _locked_for_fork:
+        _locked_for_fork.pop()._lock.release()
+    _connecting.release()
 
 
-def _let_go_in_child() -> None:
-    for catalogue in _held_at_fork:
+def _after_fork_in_child() -> None:
+    for catalogue in _locked_for_fork:
         catalogue._db.close()
-    _go_on_in_parent()
+    _after_fork_in_parent()
 
 
-os.register_at_fork(before=_hold_at_fork, after_in_parent=_go_on_in_parent, after_in_child=_let_go_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

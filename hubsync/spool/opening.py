@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 from pathlib import Path
@@ -21,70 +20,81 @@ from hubsync.spool.spool import Spool
 def open_spool(
     target: Target | None, where: str | Path | SpoolPolicy | None, clock: Clock, *, private: bool | None = None
 ) -> Spool:
-    """Opens (or makes) the spool at `where`; the target's own place where that is None.
+    """Open a spool, creating it if a target is given.
 
-    `private`, where it is chosen, is kept: whoever has to make the repo in the end, does it so.
+    Args:
+        target: the branch it belongs to; None for an existing spool, whatever it belongs to.
+        where: its directory, or a policy with it; None for the target's default directory.
+        clock: for its timestamps.
+        private: whether a repo that is created later is private. It is kept in the spool, so that any process that
+            creates the repo obeys it. None keeps what was chosen before.
+
+    Raises:
+        ConfigError: neither a target nor a directory is given.
+        SpoolError: the spool does not exist, can't be written, or is not safe to use.
+        SpoolMismatch: it belongs to another target.
+        SpoolVersionError: a newer hubsync wrote it.
+        SpoolLost: its catalogue is corrupt.
     """
     policy = where if isinstance(where, SpoolPolicy) else SpoolPolicy(directory=where)
     if policy.directory is not None:
         directory = Path(policy.directory).expanduser().absolute()
     elif target is not None:
         directory = default_directory(target)
-        with contextlib.suppress(OSError):  # what can't be made is told with the spool itself
+        with contextlib.suppress(OSError):  # opening the spool reports it
             directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     else:
         raise ConfigError("which spool? Give its directory.")
-    keep_to_its_owner(directory)
+    restrict_to_owner(directory)
     try:
         spool = Spool(directory, target=target, policy=policy, clock=clock)
     except msgspec.DecodeError as error:
         raise corrupt(directory / "catalogue.sqlite", error) from error
     if private is not None and private != spool.private:
-        spool.catalogue.set("private", json.dumps(private))
+        spool.private = private
     return spool
 
 
-def spool_of(target: Target, directory: Path, clock: Clock) -> Spool:
-    """Opens a spool that is there, to look at it.
+def open_existing(target: Target, directory: Path, clock: Clock) -> Spool:
+    """Open an existing spool of a target, to look at it.
 
     Raises:
-        SpoolError: there is none.
-        SpoolMismatch: it is not the target's.
+        SpoolError: it does not exist.
+        SpoolMismatch: it belongs to another target.
     """
-    spool = open_spool(None, directory, clock)  # without a target it is never made
-    its = spool.target
-    if its != target:
+    spool = open_spool(None, directory, clock)
+    found = spool.target
+    if found != target:
         spool.close()
         raise SpoolMismatch(
-            f"the spool {directory} belongs to another dataset: {its.repo} --revision {its.revision} --endpoint "
-            f"{its.endpoint}"
+            f"the spool {directory} belongs to another dataset: {found.repo} --revision {found.revision} --endpoint "
+            f"{found.endpoint}"
         )
     return spool
 
 
-def keep_to_its_owner(directory: Path) -> None:
-    """A spool is one user's alone: its rows are private, and its catalogue says where the token is sent.
+def restrict_to_owner(directory: Path) -> None:
+    """Make sure that only this user can use a spool: its rows are private, and its catalogue says where the token goes.
 
-    What others may read or enter is closed to them, and what is another's is refused. A directory that holds other
-    things is nobody's to close: where others may write to it, it is refused as well.
+    Parts of a spool that others may read or enter are closed to them; what belongs to another user is refused. A
+    directory that holds other things is not closed, and is refused if others may write to it.
 
     Raises:
         SpoolError: it is not safe to use.
     """
-    is_spool = os.path.exists(directory / "catalogue.sqlite")  # which another user's may not be asked: no, then
+    is_spool = os.path.exists(directory / "catalogue.sqlite")
     parts = [directory, *(directory / name for name in ("segments", "writers", "dead-letter", "catalogue.sqlite"))]
     for path in parts:
         try:
             found = path.stat() if path == directory else path.lstat()
         except OSError:
-            continue  # not there yet; or Spool says what is wrong with it
+            continue  # it does not exist yet; or opening the spool reports what is wrong
         if path == directory and not stat.S_ISDIR(found.st_mode):
-            raise SpoolError(f"{path} is a file, and a spool is a directory. Give another with spool=…")
+            raise SpoolError(f"{path} is a file, and a spool is a directory. Use another path: spool=…")
         if found.st_uid != os.geteuid():
             raise SpoolError(
                 f"{path} belongs to another user (uid {found.st_uid}, not {os.geteuid()}), who could read the rows and "
-                "send the token elsewhere. Nothing was touched. To use it, run this as that user; else give another "
-                "spool with spool=…"
+                "send the token elsewhere. Nothing was changed. Run this as that user, or use another spool: spool=…"
             )
         if not found.st_mode & 0o077 or stat.S_ISLNK(found.st_mode):
             continue
@@ -94,5 +104,5 @@ def keep_to_its_owner(directory: Path) -> None:
         elif found.st_mode & 0o022:
             raise SpoolError(
                 f"other users may write to {directory}, and it holds other things, so it can't be made private. "
-                f"Give a directory of its own: spool={str(directory / 'hubsync')!r}"
+                f"Use a directory inside it: spool={str(directory / 'hubsync')!r}"
             )

@@ -1,8 +1,8 @@
-"""A writer: this process's own segments of the spool, appended to in takes.
+"""A writer: the segments of one open uploader, appended to in takes.
 
-A take is one write and one transaction for all batches that waited (group commit). Bytes are written first and then
-counted in the catalogue, in one transaction with the keys and offsets that make a replay known; so after a crash
-either a batch is there with its key, or it never was.
+A take is everything that waited in the queue: one write and one transaction for all its batches (group commit). Bytes
+are written first and then counted in the catalogue, in the transaction that records the batches' keys and offsets. So
+after a crash a batch is either there with its key, or it never was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,11 +28,11 @@ from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, merge_rows
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
-_WRITEV = 512  # parts a system call; below every system's IOV_MAX
+_WRITEV = 512  # parts in one system call; below every system's IOV_MAX
 
 
 class Accepted(NamedTuple):
-    """What became of one batch: the segment that holds it (None for one without rows), and whether it was there."""
+    """What became of one batch: the segment that holds it (None if it has no rows), and whether it was known."""
 
     segment: int | None
     replayed: bool
@@ -41,9 +40,14 @@ class Accepted(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _OpenSegment:
-    """The segment being written: what the catalogue counts of it, and what this take adds.
+    """The segment that is being written.
 
-    `is_new`: this take began it, so that taking the take back is to delete it.
+    Attributes:
+        size, rows, batches: what the catalogue counts of it, and what this take adds.
+        schema: the types of its columns.
+        parts: bytes of this take that are not written yet.
+        sha256: of everything written, except for `unhashed`.
+        is_new: this take opened it, so undoing the take deletes it.
     """
 
     id: int
@@ -53,14 +57,14 @@ class _OpenSegment:
     rows: int = 0
     batches: int = 0
     opened_at: float = 0.0
-    schema: StructOf | None = None  # what its columns hold
+    schema: StructOf | None = None
     parts: list[bytes] = field(default_factory=list)
-    sha256: Any = field(default_factory=hashlib.sha256)  # of what was written, but for `unhashed`
+    sha256: Any = field(default_factory=hashlib.sha256)
     unhashed: list[bytes] = field(default_factory=list)
     is_new: bool = True
 
-    def as_it_is(self) -> _OpenSegment:
-        """For when the next take fails."""
+    def snapshot(self) -> _OpenSegment:
+        """Return a copy to go back to if the next take fails."""
         unhashed = list(self.unhashed)
         return _OpenSegment(
             self.id, self.file, self.fd, self.size, self.rows, self.batches, self.opened_at, self.schema,
@@ -68,217 +72,218 @@ class _OpenSegment:
         )  # fmt: skip
 
     def digest(self) -> str:
-        """The sha256 of all that was written. Changes nothing: the take may still fail."""
+        """Return the sha256 of everything written. It changes nothing, since the take may still fail."""
         whole = self.sha256.copy()
         for part in self.unhashed:
             whole.update(part)
         return str(whole.hexdigest())
 
     def close(self) -> None:
-        """Once. What the disk says only now (NFS tells of a quota here) comes too late to refuse rows that are counted:
-        told so, their job would bring them twice.
+        """Close the file, once.
+
+        An error that the disk reports only now (NFS reports a full quota here) comes too late to refuse rows that are
+        counted: their job would put them again, and they would be there twice.
         """
         fd, self.fd = self.fd, -1
         try:
             if fd >= 0:
                 os.close(fd)
         except OSError as error:
-            _log.warning("%s did not close well: %s. Its rows count as spooled.", self.file, error)
+            _log.warning("%s did not close cleanly: %s. Its rows count as spooled.", self.file, error)
+
+
+@dataclass(slots=True)
+class _Take:
+    """The effects of one take, to be completed after its transaction or undone if it fails.
+
+    Attributes:
+        touched: the segments that it wrote to, by id.
+        sealed: the segments that it sealed.
+        quarantined: files that are linked into the quarantine.
+    """
+
+    touched: dict[int, _OpenSegment] = field(default_factory=dict)
+    sealed: list[int] = field(default_factory=list)
+    quarantined: list[Path] = field(default_factory=list)
 
 
 class SpoolWriter:
-    """Appends batches to this process's own segments. Safe for several threads; the worker uses one."""
+    """Appends batches to the segments of one open uploader. Safe for several threads; the engine uses one.
+
+    It has many parts because a take may fail at any of them, and all of them must go back together.
+    """
 
     @classmethod
     def open(cls, spool: Spool, layout: Layout, policy: ShardPolicy) -> SpoolWriter:
-        """Becomes a writer: one whose process is dead, going on with its numbers, else a new one."""
-        for row in spool.catalogue.rows("SELECT name FROM writers ORDER BY name"):
-            lock = spool.writer_lock(row["name"])
-            if lock.acquire():
-                return cls._named(row["name"], lock, spool, layout, policy)
-        name = secrets.token_hex(4)
-        lock = spool.writer_lock(name)
-        if not lock.acquire():  # pragma: no cover  (32 random bits that are alive)
-            return cls.open(spool, layout, policy)
-        return cls._named(name, lock, spool, layout, policy)
+        """Become a writer: under the name of one that is dead, continuing its numbers, else under a new name.
 
-    @classmethod
-    def _named(cls, name: str, lock: FileLock, spool: Spool, layout: Layout, policy: ShardPolicy) -> SpoolWriter:
+        Raises:
+            SpoolError: the spool can't be written.
+        """
+        for name in spool.writers.candidates():
+            lock = spool.writers.lock(name)
+            if lock.acquire():
+                break
         try:
             failpoint(Failpoint.NAME_TAKEN)
-            spool.recover(name)
-            with spool.catalogue.transaction():
-                spool.catalogue.run(
-                    "INSERT INTO writers (name, epoch) VALUES (?, 1) "
-                    "ON CONFLICT (name) DO UPDATE SET epoch = epoch + 1", name,
-                )  # fmt: skip
-            spool.note_writer(name, layout)
+            spool.recovery.recover(name)
+            spool.writers.register(name, layout, spool.private)
             return cls(spool, name, lock, layout, policy)
         except BaseException as error:
-            lock.release()  # or nobody could ever take the name, as long as this process lives
+            lock.release()  # else no one could take the name as long as this process lives
             if isinstance(error, OSError):
-                raise SpoolError(f"the spool {spool.directory} can't be written: {error}.") from error
+                raise SpoolError(f"cannot write to the spool {spool.directory}: {error}.") from error
             raise
 
     def __init__(self, spool: Spool, name: str, lock: FileLock, layout: Layout, policy: ShardPolicy) -> None:
         self.name = name
         self._spool = spool
+        self._segments = spool.segments
+        self._offsets = spool.offsets
         self._lock = lock
         self._layout = layout
         self._policy = policy
         self._open: _OpenSegment | None = None
-        self._began: dict[str, int] = {}  # the highest offset of a source before this writer was given any
-        self._torn = False  # the open segment's file has a tail that a failed take could not take back
+        self._first_offsets: dict[str, int] = {}  # the highest offset of each source before this writer's first one
+        self._is_torn = False  # the open segment's file has a tail that a failed take could not remove
         self._guard = threading.Lock()
 
     @property
     def opened_at(self) -> float | None:
-        """When the oldest row of the open segment came; None where no segment is open."""
+        """When the oldest row of the open segment came; None if no segment is open."""
         segment = self._open
         return segment.opened_at if segment is not None else None
 
     def knows(self, key: str) -> bool:
-        """Whether a batch with this key was accepted, by whichever writer of the spool."""
-        return self._spool.catalogue.row("SELECT 1 FROM keys WHERE digest = ?", _digest(key)) is not None
+        """Return whether any writer of the spool accepted a batch with this key."""
+        return self._offsets.has_key(key)
 
     def append(self, batches: Sequence[Batch]) -> tuple[list[Accepted], list[int]]:
-        """Writes batches, all in one transaction; answers what became of each, and the segments this sealed.
+        """Write batches in one transaction.
+
+        Returns:
+            What became of each batch, and the segments that this sealed.
 
         Raises:
-            SpoolError: the disk or the catalogue refuses. Nothing was accepted; it may be tried again as it is.
+            SpoolError: the disk or the catalogue refuses. Nothing was accepted; the same call may be repeated.
         """
         with self._guard:
-            before = self._open.as_it_is() if self._open else None
-            touched: dict[int, _OpenSegment] = {}
-            aside: list[Path] = []
+            before = self._open.snapshot() if self._open else None
+            take = _Take()
             try:
                 with self._spool.catalogue.transaction():
                     failpoint(Failpoint.TAKE_BEGUN)
-                    self._pass_over_adopted(touched)
+                    self._drop_adopted(take)
                     self._cut_torn_tail()
-                    result = self._append(batches, touched, aside)
+                    accepted = [self._accept(batch, take) for batch in batches]
+                    if self._open is not None:
+                        self._write(self._open)
+                        if self._is_full(self._open):
+                            take.sealed.append(self._seal_open())
                     failpoint(Failpoint.COUNTED)
                 failpoint(Failpoint.SPOOLED)
             except (SpoolError, OSError) as error:
-                self._undo(before, touched)
+                self._undo(before, take)
                 if isinstance(error, OSError):
-                    raise SpoolError(f"the spool {self._spool.directory} can't be written: {error}.") from error
+                    raise SpoolError(f"cannot write to the spool {self._spool.directory}: {error}.") from error
                 raise
-            for segment in touched.values():
-                if segment is not self._open:
-                    segment.close()
-            if self._open is not None:
-                self._open.is_new = False
-            for file in aside:
-                with suppress(OSError):  # then it is swept
-                    file.unlink(missing_ok=True)  # it is in the dead letter, too
-            return result
+            self._complete(take)
+            return accepted, take.sealed
 
-    def _pass_over_adopted(self, touched: dict[int, _OpenSegment]) -> None:
-        """A writer that had stopped for long finds its open segment sealed by the committer, and begins another."""
+    def _complete(self, take: _Take) -> None:
+        for segment in take.touched.values():
+            if segment is not self._open:
+                segment.close()
+        if self._open is not None:
+            self._open.is_new = False
+        for file in take.quarantined:
+            with suppress(OSError):  # then a later start removes it
+                file.unlink(missing_ok=True)
+
+    def _drop_adopted(self, take: _Take) -> None:
+        """Let go of the open segment if the committer sealed it: this process had stalled for long."""
         segment = self._open
-        if segment is None:
-            return
-        state = self._spool.catalogue.value("SELECT state FROM segments WHERE id = ?", segment.id)
-        if state != "open":
-            touched[segment.id] = segment
+        if segment is not None and self._segments.state(segment.id) != "open":
+            take.touched[segment.id] = segment
             self._open = None
 
-    def _append(
-        self, batches: Sequence[Batch], touched: dict[int, _OpenSegment], aside: list[Path]
-    ) -> tuple[list[Accepted], list[int]]:
-        accepted: list[Accepted] = []
-        sealed: list[int] = []
-        for batch in batches:
-            replay = self._replay(batch)
-            if replay is not None:
-                accepted.append(replay)
-                continue
-            if batch.set_aside is not None:
-                dead = self._set_aside(batch, touched)
-                aside.append(dead.file)
-                sealed.append(dead.id)
-                self._remember(batch, dead.id)
-                accepted.append(Accepted(dead.id, False))
-                continue
-            segment = self._room_for(batch, sealed, touched) if batch.rows else None
-            self._remember(batch, segment.id if segment else None)
-            accepted.append(Accepted(segment.id if segment else None, False))
-            if segment is not None:
-                segment.parts.append(batch.lines)
-                segment.size += len(batch.lines)
-                segment.rows += batch.rows
-                segment.batches += 1
-                self._note_schema(segment, batch.schema)
-        if self._open is not None:
-            self._write(self._open)
-            if self._is_full(self._open):
-                sealed.append(self._seal_open())
-        return accepted, sealed
+    def _accept(self, batch: Batch, take: _Take) -> Accepted:
+        known = self._find_replay(batch)
+        if known is not None:
+            return known
+        if batch.set_aside is not None:
+            dead = self._quarantine(batch, take)
+            self._record(batch, dead)
+            return Accepted(dead, False)
+        segment = self._segment_for(batch, take) if batch.rows else None
+        self._record(batch, segment.id if segment else None)
+        if segment is not None:
+            segment.parts.append(batch.lines)
+            segment.size += len(batch.lines)
+            segment.rows += batch.rows
+            segment.batches += 1
+            self._merge_schema(segment, batch.schema)
+        return Accepted(segment.id if segment else None, False)
 
-    def _note_schema(self, segment: _OpenSegment, schema: StructOf | None) -> None:
-        """Nearly always the one that it has already: the same object."""
-        if schema is None or schema is segment.schema:
+    def _merge_schema(self, segment: _OpenSegment, schema: StructOf | None) -> None:
+        if schema is None or schema is segment.schema:  # nearly always the same object
             return
         merged = schema if segment.schema is None else merge_rows(segment.schema, schema)
         if merged is not segment.schema:
             segment.schema = merged
-            self._spool.catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", dumps(merged), segment.id)
-            self._spool.know_schema(self._layout.config, merged)
+            self._segments.set_schema(segment.id, dumps(merged))
+            self._spool.schemas.add(self._layout.config, merged)
 
-    def _set_aside(self, batch: Batch, touched: dict[int, _OpenSegment]) -> _OpenSegment:
-        """Into the dead letter, as durably as any row: a segment of its own that is dead from the beginning."""
+    def _quarantine(self, batch: Batch, take: _Take) -> int:
+        """Quarantine a batch, as durably as any row: in a segment of its own that is dead from the beginning."""
         segment = self._new_segment()
-        touched[segment.id] = segment
+        take.touched[segment.id] = segment
         segment.parts, segment.size, segment.rows, segment.batches = [batch.lines], len(batch.lines), batch.rows, 1
         self._write(segment)
-        self._spool.seal_segment(segment.id, segment.digest())
-        self._spool.set_aside(segment.id, segment.file, str(batch.set_aside))
+        self._segments.seal(segment.id, segment.digest())
+        self._spool.quarantine.add(segment.id, segment.file, str(batch.set_aside))
         segment.close()
-        return segment
+        take.quarantined.append(segment.file)
+        take.sealed.append(segment.id)
+        return segment.id
 
-    def _room_for(self, batch: Batch, sealed: list[int], touched: dict[int, _OpenSegment]) -> _OpenSegment:
+    def _segment_for(self, batch: Batch, take: _Take) -> _OpenSegment:
+        """Return the open segment if the batch fits, else a new one: a batch is never split."""
         segment = self._open
-        if segment is not None and self._would_burst(segment, batch):
-            touched[segment.id] = segment
+        if segment is not None and not self._fits(segment, batch):
+            take.touched[segment.id] = segment
             self._write(segment)
-            sealed.append(self._seal_open())
+            take.sealed.append(self._seal_open())
             if segment.is_new:
-                segment.close()  # a take may fill more segments than a process may hold files
+                segment.close()  # a take may fill more segments than a process may open files
         if self._open is None:
             self._open = self._new_segment()
-        touched[self._open.id] = self._open
+        take.touched[self._open.id] = self._open
         return self._open
 
     def _is_full(self, segment: _OpenSegment) -> bool:
         most = self._policy.max_rows
         return segment.size >= self._policy.max_bytes or (most is not None and segment.rows >= most)
 
-    def _would_burst(self, segment: _OpenSegment, batch: Batch) -> bool:
-        """A batch is never torn apart: where it does not fit, the segment ends before it."""
+    def _fits(self, segment: _OpenSegment, batch: Batch) -> bool:
         most = self._policy.max_rows
-        if batch.schema is not segment.schema and not _go_together(segment.schema, batch.schema):
-            return True  # what the dataset holds was learnt in between
-        return segment.size + len(batch.lines) > self._policy.max_bytes or (
-            most is not None and segment.rows + batch.rows > most
+        if batch.schema is not segment.schema and not _merge(segment.schema, batch.schema):
+            return False  # the dataset's schema became known in between
+        return segment.size + len(batch.lines) <= self._policy.max_bytes and (
+            most is None or segment.rows + batch.rows <= most
         )
 
     def _new_segment(self) -> _OpenSegment:
-        catalogue, layout, now = self._spool.catalogue, self._layout, self._spool.clock.time()
-        segment = catalogue.run(
-            "INSERT INTO segments (writer, file, config, split, template, opened_at) VALUES (?, '', ?, ?, ?, ?)",
-            self.name, layout.config, layout.split, layout.template, now,
-        )  # fmt: skip
-        file = self._spool.directory / "segments" / f"{self.name}-{segment:08d}.jsonl"
-        catalogue.run("UPDATE segments SET file = ? WHERE id = ?", file.name, segment)
+        segment, name = self._segments.open(self.name, self._layout)
+        file = self._spool.file(name)
         fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         if self._spool.policy.durability == "fsync":
             fsync_directory(file.parent)
         failpoint(Failpoint.SEGMENT_CREATED)
-        return _OpenSegment(segment, file, fd, opened_at=now)
+        return _OpenSegment(segment, file, fd, opened_at=self._spool.clock.time())
 
     def _write(self, segment: _OpenSegment) -> None:
-        """Bytes first, then the catalogue's count of them: so a torn tail is what the catalogue does not count."""
+        """Write the take's bytes, then count them in the catalogue: what it does not count is a torn tail."""
         parts, segment.parts = segment.parts, []
         if not parts:
             return
@@ -289,61 +294,55 @@ class SpoolWriter:
         if self._spool.policy.durability == "fsync":
             os.fdatasync(segment.fd)
         failpoint(Failpoint.WRITTEN)
-        self._spool.catalogue.run(
-            "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?",
-            segment.size, segment.rows, segment.batches, segment.id,
-        )  # fmt: skip
+        self._segments.append(segment.id, size=segment.size, rows=segment.rows, batches=segment.batches)
 
-    def _replay(self, batch: Batch) -> Accepted | None:
-        catalogue = self._spool.catalogue
-        if batch.key is not None:
-            row = catalogue.row("SELECT segment FROM keys WHERE digest = ?", _digest(batch.key))
-            if row is not None:
-                return Accepted(row["segment"], True)
+    # Keys and offsets.
+
+    def _find_replay(self, batch: Batch) -> Accepted | None:
+        """Return what became of a batch that was accepted before; None for a new one."""
+        if batch.key is not None and (found := self._offsets.find_key(batch.key)) is not None:
+            return Accepted(found[0], True)
         if batch.offset is not None:
-            known = self._spool.offset(batch.source)
-            began = self._began.setdefault(batch.source, -1 if known is None else known)
-            if known is not None and batch.offset <= known:
-                if began < batch.offset < known:
-                    self._warn_of_order(batch, known)
-                segment = catalogue.value(
-                    "SELECT segment FROM segment_offsets WHERE source = ? AND offset >= ? ORDER BY offset LIMIT 1",
-                    batch.source, batch.offset,
-                )  # fmt: skip
-                return Accepted(segment, True)
+            highest = self._offsets.highest(batch.source)
+            first = self._first_offsets.setdefault(batch.source, -1 if highest is None else highest)
+            if highest is not None and batch.offset <= highest:
+                if first < batch.offset < highest:
+                    self._warn_of_order(batch, highest)
+                return Accepted(self._offsets.segment_with(batch.source, batch.offset), True)
         return None
 
-    def _warn_of_order(self, batch: Batch, known: int) -> None:
-        """Once for a source: it may also be put again on purpose, after an error."""
-        self._began[batch.source] = 1 << 63  # above any offset
+    def _warn_of_order(self, batch: Batch, highest: int) -> None:
+        """Warn once per source: a batch may also be repeated on purpose, after an error."""
+        self._first_offsets[batch.source] = 1 << 63  # above any offset
         _log.warning(
-            "offset %d of source %r came behind %d in the same run, so it counts as accepted before and adds nothing. "
-            "If its rows are new, they are missing now: offsets must rise. Put them from one thread or task, or give "
-            "a key= instead.", batch.offset, batch.source, known,
+            "offset %d of source %r came after %d in the same run, so it counts as a replay and adds nothing. If its "
+            "rows are new, they are missing now: offsets must increase. Put each source from one thread or task, or "
+            "use key= instead.", batch.offset, batch.source, highest,
         )  # fmt: skip
 
-    def _remember(self, batch: Batch, segment: int | None) -> None:
-        catalogue = self._spool.catalogue
+    def _record(self, batch: Batch, segment: int | None) -> None:
         if batch.key is not None:
-            catalogue.run("INSERT INTO keys VALUES (?, ?)", _digest(batch.key), segment)
+            self._offsets.add_key(batch.key, segment)
         if batch.offset is not None:
-            self._spool.raise_offset(batch.source, batch.offset)
+            self._offsets.advance(batch.source, batch.offset)
             if segment is not None:
-                catalogue.run(
-                    "INSERT INTO segment_offsets VALUES (?, ?, ?) "
-                    "ON CONFLICT (segment, source) DO UPDATE SET offset = excluded.offset",
-                    batch.source, batch.offset, segment,
-                )  # fmt: skip
+                self._offsets.assign(batch.source, batch.offset, segment)
+
+    # Sealing.
 
     def seal(self) -> int | None:
-        """Closes the open segment, if any, and answers it: its path is fixed from now on."""
+        """Close the open segment and fix its path; return it, or None if no segment is open.
+
+        Raises:
+            SpoolError: the disk or the catalogue refuses; the segment is still open.
+        """
         with self._guard:
             segment = self._open
             if segment is None:
                 return None
             try:
                 with self._spool.catalogue.transaction():
-                    self._pass_over_adopted({})
+                    self._drop_adopted(_Take())
                     self._cut_torn_tail()
                     if self._open is not None:
                         self._seal_open()
@@ -351,7 +350,7 @@ class SpoolWriter:
             except (SpoolError, OSError) as error:
                 self._open = segment
                 if isinstance(error, OSError):
-                    raise SpoolError(f"{segment.file} can't be sealed: {error}.") from error
+                    raise SpoolError(f"cannot seal {segment.file}: {error}.") from error
                 raise
             segment.close()
             return segment.id
@@ -359,11 +358,11 @@ class SpoolWriter:
     def _seal_open(self) -> int:
         assert self._open is not None
         segment, self._open = self._open, None
-        self._spool.seal_segment(segment.id, segment.digest())
+        self._segments.seal(segment.id, segment.digest())
         return segment.id
 
-    def hash_on(self) -> None:
-        """Hashes what was written. To be done when nobody waits for it: sealing then has nothing left to hash."""
+    def hash_written(self) -> None:
+        """Hash what was written so far. Call it while no one waits: sealing then has nothing left to hash."""
         with self._guard:
             segment = self._open
             if segment is not None:
@@ -372,31 +371,31 @@ class SpoolWriter:
                 segment.unhashed = []
 
     def _cut_torn_tail(self) -> None:
-        """Before anything goes behind it, or it is sealed: a segment's file holds what the catalogue counts."""
-        if self._torn and self._open is not None:
+        """Cut the file to what the catalogue counts, before anything is appended or the segment is sealed."""
+        if self._is_torn and self._open is not None:
             os.ftruncate(self._open.fd, self._open.size)
-        self._torn = False
+        self._is_torn = False
 
-    def _undo(self, before: _OpenSegment | None, touched: dict[int, _OpenSegment]) -> None:
-        """Takes back what a failed take wrote: the catalogue already has, by its rollback."""
-        for segment in touched.values():
+    def _undo(self, before: _OpenSegment | None, take: _Take) -> None:
+        """Undo what a failed take wrote. The catalogue has rolled back already."""
+        for segment in take.touched.values():
             if before is not None and segment.id == before.id:
                 try:
                     os.ftruncate(segment.fd, before.size)
-                except OSError:  # the disk refuses that too
-                    self._torn = True
+                except OSError:  # the disk refuses that, too
+                    self._is_torn = True
             else:
                 segment.close()
-                with suppress(OSError):  # the catalogue does not know it: it is begun anew, or swept
+                with suppress(OSError):  # the catalogue does not know it: it is overwritten, or removed later
                     segment.file.unlink()
         self._open = before
 
-    def beat(self) -> None:
-        """Shows that this writer goes on: its open segment is its own."""
+    def refresh(self) -> None:
+        """Show the other processes that this writer works: its open segment is its own."""
         self._lock.refresh()
 
     def close(self) -> None:
-        """Lets the writer's name go. Its segments stay for the committer."""
+        """Let go of the writer's name. Its segments stay for the committer."""
         with self._guard:
             if self._open is not None:
                 self._open.close()
@@ -404,11 +403,8 @@ class SpoolWriter:
         self._lock.release()
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _go_together(one: StructOf | None, other: StructOf | None) -> bool:
+def _merge(one: StructOf | None, other: StructOf | None) -> bool:
+    """Return whether two schemas can be merged."""
     try:
         merge_rows(one or EMPTY, other or EMPTY)
     except Conflict:

@@ -1,0 +1,149 @@
+"""What a dead or stalled process left: torn tails, open segments, files that nobody needs.
+
+Bytes are written first and then counted in the catalogue, so the catalogue knows which bytes were accepted: whatever a
+file holds beyond them is a torn tail. A power cut may have taken accepted bytes as well, of which whole lines are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+from hubsync._runtime.clock import Clock
+from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.file_lock import HeartbeatMonitor, is_held_here
+from hubsync._runtime.files import is_all_there, size_of, whole_lines
+from hubsync.spool.database import Catalogue
+from hubsync.spool.disk import segment_id_of
+from hubsync.spool.lease import CommitterLease
+from hubsync.spool.offsets import Offsets
+from hubsync.spool.quarantine import Quarantine
+from hubsync.spool.segments import Segments
+from hubsync.spool.writers import Writers
+
+_log = logging.getLogger("hubsync")
+
+
+class Recovery:
+    """Takes over what other writers of a spool left behind."""
+
+    def __init__(
+        self,
+        directory: Path,
+        catalogue: Catalogue,
+        segments: Segments,
+        offsets: Offsets,
+        writers: Writers,
+        quarantine: Quarantine,
+        lease: CommitterLease,
+        clock: Clock,
+    ) -> None:
+        self._directory = directory
+        self._files = directory / "segments"
+        self._catalogue = catalogue
+        self._segments = segments
+        self._offsets = offsets
+        self._writers = writers
+        self._quarantine = quarantine
+        self._lease = lease
+        self._clock = clock
+        self._adopting = threading.Lock()
+        self._monitors: dict[Path, HeartbeatMonitor] = {}
+        self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
+        self._refused: set[int] = set()  # segments whose file the disk refuses
+
+    def adopt(self) -> None:
+        """Seal the open segments of writers that died or stalled, and remove what the dead had not counted.
+
+        Returns once that is done, even if another thread began it.
+        """
+        with self._adopting:
+            for name, epoch in self._writers.epochs().items():
+                if self._recovered.get(name) != epoch:  # else no process has used the name since
+                    self._adopt(name, epoch)
+
+    def _adopt(self, name: str, epoch: int) -> None:
+        lock = self._writers.lock(name)
+        if not lock.path.exists() and is_held_here(lock.path):
+            return  # it is alive: someone is deleting the spool, and deleted the lock's file first
+        if lock.acquire():
+            try:
+                self.recover(name)
+            finally:
+                lock.release()
+            self._recovered[name] = epoch
+        elif self._monitors.setdefault(lock.path, HeartbeatMonitor(lock.path, self._clock)).stalled():
+            # Its name stays its own: within its next transaction, a writer checks whether its segment is still open.
+            self._seal_open(name)
+
+    def recover(self, writer: str) -> None:
+        """Seal a dead writer's open segments and remove files that it does not need. Its lock must be held."""
+        self._seal_open(writer)
+        with self._catalogue.transaction():  # a resubmit links a file in the transaction that makes it known
+            for file in self._files.glob(f"{writer}-*"):
+                state = self._state_of(file)
+                # A compressed file that is not counted may be the committer's, which is writing it now.
+                if state in ("committed", "dead") or (state is None and file.suffix == ".jsonl"):
+                    file.unlink(missing_ok=True)
+
+    def _seal_open(self, writer: str) -> None:
+        for segment in self._segments.open_of(writer):
+            try:
+                with self._catalogue.transaction():
+                    self._seal(segment)
+            except OSError as error:  # its file cannot be read: it stays open and blocks nothing else
+                if segment not in self._refused:
+                    self._refused.add(segment)
+                    _log.error("Cannot read rows that writer %s left: %s. They wait for the next job or drain.",
+                               writer, error)  # fmt: skip
+            failpoint(Failpoint.ADOPTED)
+
+    def _seal(self, segment: int) -> None:
+        row = self._segments.get(segment)
+        if row.state != "open":
+            return  # its writer was alive after all, and faster
+        file = self._files / row.file
+        if (size_of(file) or 0) > row.bytes:
+            os.truncate(file, row.bytes)
+        if row.bytes and not is_all_there(file, row.bytes):
+            self.keep_whole_lines(segment, file, row.bytes)
+        failpoint(Failpoint.TAIL_CUT)
+        self._segments.seal(segment)
+
+    def keep_whole_lines(self, segment: int, file: Path, accepted: int) -> None:
+        """Keep what a power cut left of a segment's accepted bytes, as far as its lines are whole.
+
+        Within a transaction. Without durability="fsync", the kernel alone had those bytes.
+        """
+        rows, kept = 0, 0
+        if size_of(file) is not None and file.suffix == ".jsonl":  # a compressed file has no part that is whole
+            rows, kept = whole_lines(file, accepted)
+            os.truncate(file, kept)
+        lost = f"{accepted - kept:,} accepted bytes of {file.name} were lost by a power cut (durability='process')"
+        self._segments.truncate(segment, size=kept, rows=rows, why=lost)
+        if not rows:
+            self._offsets.forget_keys(segment)  # nothing of it is uploaded, so its batches may be put again
+        _log.error("%s. Its %d whole rows are uploaded.", lost, rows)
+
+    def sweep(self) -> None:
+        """Remove what a crash left: files of segments that are committed or dead, half-made links, old locks."""
+        for file in self._files.iterdir():
+            if self._state_of(file) in ("committed", "dead") or self._is_superseded(file):
+                file.unlink(missing_ok=True)
+        self._quarantine.sweep()
+        for file in self._directory.glob("committer.*"):
+            if file != self._lease.lock_file:
+                file.unlink(missing_ok=True)
+
+    def _is_superseded(self, file: Path) -> bool:
+        """Return whether the catalogue counts another file of the same segment, which is there."""
+        segment = self._segments.find(segment_id_of(file))
+        if segment is None or segment.file == file.name or size_of(self._files / segment.file) is None:
+            return False
+        # An id that was given twice belongs to another writer's file.
+        return segment.file.partition(".")[0] == file.name.partition(".")[0]
+
+    def _state_of(self, file: Path) -> str | None:
+        return self._segments.state_of_file(segment_id_of(file), file.name)

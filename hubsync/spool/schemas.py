@@ -1,0 +1,89 @@
+"""What the columns of each config hold: as accepted, as the card shows it, and what happens on a conflict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubsync.schema.features import to_features
+from hubsync.schema.types import Conflict, StructOf, dumps, loads, merge_rows
+from hubsync.spool.database import Catalogue
+
+
+class Schemas:
+    """The schemas of a spool, by config."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def known(self, config: str) -> StructOf | None:
+        """Return what the columns of a config hold; None if nothing is known."""
+        text = self.known_text(config)
+        return None if text is None else loads(text)
+
+    def known_text(self, config: str) -> str | None:
+        """Return the same as JSON, to be compared without decoding it."""
+        text: str | None = self._catalogue.value("SELECT known FROM schemas WHERE config = ?", config)
+        return text
+
+    def features(self, config: str) -> list[dict[str, Any]]:
+        """Return a config's schema as a card's `dataset_info.features`; empty if nothing is known."""
+        known = self.known(config)
+        return [] if known is None else to_features(known)
+
+    def add(self, config: str, schema: StructOf, *, wins: bool = False) -> None:
+        """Merge a schema into what is known of a config. Within a transaction.
+
+        Args:
+            config: the config.
+            schema: the types of rows that were accepted.
+            wins: the dataset contains such rows, so on a conflict it replaces what is known.
+        """
+        known = self.known(config)
+        try:
+            merged = schema if known is None else merge_rows(known, schema)
+        except Conflict:  # another process accepted something else at the same moment: the committer finds it
+            if not wins:
+                return
+            merged = schema
+        if merged is not known:
+            self._catalogue.run(
+                "INSERT INTO schemas (config, known) VALUES (?, ?) "
+                "ON CONFLICT (config) DO UPDATE SET known = excluded.known",
+                config, dumps(merged),
+            )  # fmt: skip
+
+    # What the card shows.
+
+    def published(self, config: str) -> StructOf | None:
+        """Return what the card says of a config; None if it says nothing."""
+        text = self._catalogue.value("SELECT published FROM schemas WHERE config = ?", config)
+        return None if text is None else loads(text)
+
+    def all_published(self) -> dict[str, StructOf]:
+        """Return what the card says, by config."""
+        rows = self._catalogue.rows("SELECT config, published FROM schemas WHERE published IS NOT NULL")
+        return {config: loads(text) for config, text in rows}
+
+    def publish(self, config: str, schema: StructOf) -> None:
+        """Record what the card says of a config. Within a transaction."""
+        self.add(config, schema, wins=True)
+        self._catalogue.run("UPDATE schemas SET published = ? WHERE config = ?", dumps(schema), config)
+
+    # What happens on a conflict.
+
+    def set_policy(self, config: str, policy: str) -> None:
+        """Record what happens on a conflict in a config: an `OnConflict`, or "off" for no check."""
+        if self._catalogue.value("SELECT policy FROM schemas WHERE config = ?", config) != policy:
+            with self._catalogue.transaction():
+                self._catalogue.run(
+                    "INSERT INTO schemas (config, policy) VALUES (?, ?) "
+                    "ON CONFLICT (config) DO UPDATE SET policy = excluded.policy",
+                    config, policy,
+                )  # fmt: skip
+
+    def policy(self, config: str) -> str:
+        """Return what happens on a conflict in a config."""
+        row = self._catalogue.row("SELECT policy, known FROM schemas WHERE config = ?", config)
+        if row is None or (row["policy"] is None and row["known"] is None):
+            return "off"  # an older hubsync wrote the spool, and no uploader has opened it since
+        return row["policy"] or "refuse"

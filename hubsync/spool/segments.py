@@ -1,0 +1,479 @@
+"""Every SQL statement on segments: queries, and the transitions between their states.
+
+    open --seal--> sealed --stage--> staged --settle--> committed
+                     |  compress        |
+                     +----quarantine----+--> dead --resubmit--> sealed
+                                             dead --discard--> dead, without rows
+
+A segment's bytes become its shard's bytes. `seal` fixes its path; `compress` replaces its file by one in the shard's
+format; `plan` and `unplan` tie it to a commit on its way. Transitions run inside the caller's transaction, so that a
+file operation and its record succeed or fail together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from hubsync._runtime.clock import Clock
+from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.model.layout import Layout
+from hubsync.model.shard import Mode, QuarantinedShard
+from hubsync.model.stats import SpoolDepth
+from hubsync.spool.database import Catalogue
+
+SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
+
+_PAGE = 500  # segments read at a time
+
+# Combine it with any narrower condition on the state: SQLite then uses the index `pending`, and does not read every
+# segment that was ever committed.
+_PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
+_WAITING = f"{_PENDING} AND state != 'dead'"
+# Sealed as JSON Lines, while the shard has another format.
+_UNCOMPRESSED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
+# A discarded shard keeps its number, keys and offsets.
+_DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
+_QUARANTINED = f"{_PENDING} AND state = 'dead' AND NOT {_DISCARDED}"
+
+
+class Segment(NamedTuple):
+    """One segment, as the catalogue knows it. Times are in seconds since the epoch.
+
+    Attributes:
+        file: the name of its file; empty once it was discarded.
+        template: the path template of its layout.
+        bytes, rows, batches: what was accepted into it.
+        sealed_at: when it was sealed or, if it is dead, quarantined.
+        series, seq: the run of sequence numbers it belongs to, and its number; fixed when it is sealed.
+        mode: how the Hub keeps its file; known once it is staged.
+        urgent: a flush waits for it.
+        plan: the commit on its way that contains it.
+        sha: the commit that contains it.
+        error: why it is dead, or which of its bytes were lost.
+        schema: the types of its columns, as JSON; None if nobody inspected them.
+    """
+
+    id: int
+    writer: str
+    file: str
+    config: str
+    split: str
+    template: str
+    state: SegmentState
+    bytes: int
+    rows: int
+    batches: int
+    opened_at: float
+    sealed_at: float | None
+    committed_at: float | None
+    series: str | None
+    seq: int | None
+    path: str | None
+    sha256: str | None
+    git_oid: str | None
+    mode: Mode | None
+    urgent: int
+    plan: int | None
+    sha: str | None
+    error: str | None
+    schema: str | None
+
+    @property
+    def layout(self) -> Layout:
+        """Where its rows belong in the dataset."""
+        return Layout(self.config, self.split, self.template)
+
+
+class Outcome(NamedTuple):
+    """What became of a segment: its state, the commit that contains it, why it is dead."""
+
+    state: SegmentState
+    sha: str | None
+    error: str | None
+
+
+class StateDepth(NamedTuple):
+    """The uncommitted segments of one state. `oldest_at` is when the oldest of their rows came."""
+
+    shards: int = 0
+    rows: int = 0
+    bytes: int = 0
+    oldest_at: float | None = None
+    first_id: int | None = None
+
+
+class RowSource(Protocol):
+    """A connection to the catalogue, for reading."""
+
+    def rows(self, sql: str, *values: Any) -> list[Any]: ...
+    def row(self, sql: str, *values: Any) -> Any: ...
+    def value(self, sql: str, *values: Any) -> Any: ...
+
+
+_COLUMNS = ", ".join(Segment._fields)
+
+
+class SegmentQueries:
+    """Read-only queries on the segments of one catalogue."""
+
+    def __init__(self, db: RowSource) -> None:
+        self._db = db
+
+    # One segment.
+
+    def get(self, segment: int) -> Segment:
+        """Return a segment that exists."""
+        row = self._db.row(f"SELECT {_COLUMNS} FROM segments WHERE id = ?", segment)
+        assert row is not None, segment
+        return Segment(*row)
+
+    def find(self, segment: int) -> Segment | None:
+        """Return a segment; None if the catalogue has no such segment."""
+        row = self._db.row(f"SELECT {_COLUMNS} FROM segments WHERE id = ?", segment)
+        return None if row is None else Segment(*row)
+
+    def state(self, segment: int) -> SegmentState | None:
+        """Return a segment's state; None if the catalogue has no such segment."""
+        state: SegmentState | None = self._db.value("SELECT state FROM segments WHERE id = ?", segment)
+        return state
+
+    def state_of_file(self, segment: int, file: str) -> SegmentState | None:
+        """Return the state of the segment with this id and file; None if there is no such segment.
+
+        The id of a transaction that was rolled back is given to another segment.
+        """
+        sql = "SELECT state FROM segments WHERE id = ? AND file = ?"
+        state: SegmentState | None = self._db.value(sql, segment, file)
+        return state
+
+    def outcome(self, segment: int) -> Outcome | None:
+        """Return what became of a segment; None if the catalogue has no such segment."""
+        row = self._db.row("SELECT state, sha, error FROM segments WHERE id = ?", segment)
+        return None if row is None else Outcome(*row)
+
+    def pending_file(self, segment: int) -> str | None:
+        """Return the file of a segment that is not committed yet; None if it is, or was discarded."""
+        file: str | None = self._db.value(f"SELECT file FROM segments WHERE {_PENDING} AND id = ?", segment)
+        return file or None
+
+    def is_path_taken(self, path: str) -> bool:
+        """Return whether a segment has this path in the dataset."""
+        return self._db.row("SELECT 1 FROM segments WHERE path = ?", path) is not None
+
+    # Many segments.
+
+    def newest(self) -> int:
+        """Return the id of the newest segment; 0 if there are no segments."""
+        return int(self._db.value("SELECT max(id) FROM segments") or 0)
+
+    def newest_sealed(self) -> int:
+        """Return the id of the newest segment that is sealed or staged; 0 if there is no such segment."""
+        sql = f"SELECT max(id) FROM segments WHERE {_PENDING} AND state IN ('sealed', 'staged')"
+        return int(self._db.value(sql) or 0)
+
+    def open_of(self, writer: str) -> list[int]:
+        """Return a writer's open segments."""
+        sql = f"SELECT id FROM segments WHERE {_PENDING} AND state = 'open' AND writer = ?"
+        return [row[0] for row in self._db.rows(sql, writer)]
+
+    def to_stage(self, limit: int) -> list[Segment]:
+        """Return the oldest sealed segments that need no compression."""
+        return self._where(f"{_PENDING} AND state = 'sealed' AND NOT {_UNCOMPRESSED} ORDER BY id LIMIT ?", limit)
+
+    def to_compress(self) -> Segment | None:
+        """Return the oldest sealed segment that must be compressed; None if there is no such segment."""
+        found = self._where(f"{_PENDING} AND state = 'sealed' AND {_UNCOMPRESSED} ORDER BY id LIMIT 1")
+        return found[0] if found else None
+
+    def staged_inline(self) -> list[Segment]:
+        """Return the staged segments whose bytes travel inside the commit."""
+        return self._where(f"{_PENDING} AND state = 'staged' AND mode = 'regular'")
+
+    def uploadable(self) -> list[Segment]:
+        """Return all sealed and staged segments that need no compression."""
+        return self._where(f"{_PENDING} AND state IN ('sealed', 'staged') AND NOT {_UNCOMPRESSED}")
+
+    def waiting(self, limit: int = -1) -> list[Segment]:
+        """Return the segments that are not on the Hub yet, without the dead ones, oldest first."""
+        return self._where(f"{_WAITING} ORDER BY id LIMIT ?", limit)
+
+    def waiting_with_sources(self, last: int) -> Iterator[tuple[Segment, list[str]]]:
+        """Yield the waiting segments up to the id `last`, oldest first, with the sources of their offsets."""
+        after = 0
+        while page := self._db.rows(
+            f"SELECT {_COLUMNS}, (SELECT json_group_array(source) FROM segment_offsets WHERE segment = id) "
+            f"FROM segments WHERE {_WAITING} AND id > ? AND id <= ? ORDER BY id LIMIT {_PAGE}",
+            after, last,
+        ):  # fmt: skip
+            for row in page:
+                *values, sources = row
+                yield Segment(*values), msgspec.json.decode(sources)
+            after = page[-1][0]
+
+    def planned(self, plan: int) -> list[int]:
+        """Return the segments of a plan."""
+        return [row[0] for row in self._db.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", plan)]
+
+    def with_path(self) -> list[Segment]:
+        """Return every segment that was ever sealed, oldest first."""
+        return self._where("path IS NOT NULL ORDER BY id")
+
+    def latest(self, limit: int, *, before: int | None = None) -> list[Segment]:
+        """Return the newest segments, newest first; with `before`, of those older than that segment."""
+        if before is None:
+            return self._where("1 ORDER BY id DESC LIMIT ?", limit)
+        return self._where("id < ? ORDER BY id DESC LIMIT ?", before, limit)
+
+    def newest_committed_paths(self) -> dict[Layout, str]:
+        """Return the path of the newest committed shard of each layout."""
+        rows = self._db.rows(
+            "SELECT config, split, template, path, max(id) FROM segments WHERE state = 'committed' "
+            "GROUP BY config, split, template"
+        )
+        return {Layout(config, split, template): path for config, split, template, path, _ in rows}
+
+    def committed_schemas(self) -> list[tuple[str, str]]:
+        """Return the distinct pairs of config and schema of the committed segments."""
+        sql = "SELECT DISTINCT config, schema FROM segments WHERE state = 'committed' AND schema IS NOT NULL"
+        return [(config, schema) for config, schema in self._db.rows(sql)]
+
+    def configs(self) -> list[str]:
+        """Return the configs of all segments."""
+        return [row[0] for row in self._db.rows("SELECT DISTINCT config FROM segments")]
+
+    def quarantined(self, limit: int = -1) -> list[QuarantinedShard]:
+        """Return the dead shards, oldest first, without the discarded ones."""
+        sql = f"SELECT id, path, rows, bytes, sealed_at, error FROM segments WHERE {_QUARANTINED} ORDER BY id LIMIT ?"
+        return [QuarantinedShard(*row) for row in self._db.rows(sql, limit)]
+
+    # Whether someone waits, and how much.
+
+    def has_urgent(self) -> bool:
+        """Return whether a flush waits for any segment."""
+        return self._db.row(f"SELECT 1 FROM segments WHERE {_WAITING} AND urgent LIMIT 1") is not None
+
+    def has_urgent_staged(self) -> bool:
+        """Return whether a flush waits for a staged segment."""
+        sql = f"SELECT 1 FROM segments WHERE {_PENDING} AND state = 'staged' AND urgent LIMIT 1"
+        return self._db.row(sql) is not None
+
+    def depths(self) -> dict[str, StateDepth]:
+        """Return how much each state holds, for those that hold anything. Committed and discarded ones do not count."""
+        rows = self._db.rows(
+            "SELECT state, count(*), sum(rows), sum(bytes), min(CASE WHEN rows > 0 THEN opened_at END), min(id) "
+            f"FROM segments WHERE {_PENDING} AND NOT {_DISCARDED} GROUP BY state"
+        )
+        return {state: StateDepth(*values) for state, *values in rows}
+
+    def _where(self, condition: str, *values: Any) -> list[Segment]:
+        return [Segment(*row) for row in self._db.rows(f"SELECT {_COLUMNS} FROM segments WHERE {condition}", *values)]
+
+
+class Segments(SegmentQueries):
+    """The segments of one spool. Transitions must run inside a transaction of the catalogue."""
+
+    def __init__(self, catalogue: Catalogue, clock: Clock) -> None:
+        super().__init__(catalogue)
+        self._catalogue = catalogue
+        self._clock = clock
+
+    # A writer's transitions.
+
+    def open(self, writer: str, layout: Layout) -> tuple[int, str]:
+        """Open a segment; return its id and the name of its file."""
+        segment = self._run(
+            "INSERT INTO segments (writer, file, config, split, template, opened_at) VALUES (?, '', ?, ?, ?, ?)",
+            writer, layout.config, layout.split, layout.template, self._clock.time(),
+        )  # fmt: skip
+        file = f"{writer}-{segment:08d}.jsonl"
+        self._run("UPDATE segments SET file = ? WHERE id = ?", file, segment)
+        return segment, file
+
+    def append(self, segment: int, *, size: int, rows: int, batches: int) -> None:
+        """Record what an open segment's file holds now."""
+        sql = "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?"
+        self._run(sql, size, rows, batches, segment)
+
+    def set_schema(self, segment: int, schema: str) -> None:
+        """Record the types of a segment's columns, as JSON."""
+        self._catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", schema, segment)
+
+    def truncate(self, segment: int, *, size: int, rows: int, why: str) -> None:
+        """Record that a power cut left fewer bytes of a segment than were accepted."""
+        self._run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", size, rows, why, segment)
+
+    def seal(self, segment: int, sha256: str | None = None) -> None:
+        """Fix a segment's number and path. Without rows it becomes dead: a power cut took them all.
+
+        Args:
+            segment: an open segment, or a dead one without a number.
+            sha256: of its content, if its writer knows it.
+        """
+        row = self.get(segment)
+        series = row.layout.series(row.writer)
+        self._assign_path(segment, row.layout, row.writer, series, self._next(series))
+        state = "sealed" if row.rows else "dead"
+        self._run("UPDATE segments SET state = ?, sha256 = ? WHERE id = ?", state, sha256, segment)
+        failpoint(Failpoint.SEAL_BEGUN)
+
+    def mark_urgent(self, writer: str | None) -> list[int]:
+        """Mark the sealed and staged segments of one writer, or of all, as urgent; return them."""
+        whose, who = ("", ()) if writer is None else ("AND writer = ?", (writer,))
+        condition = f"{_PENDING} AND state IN ('sealed', 'staged') {whose}"
+        self._run(f"UPDATE segments SET urgent = 1 WHERE {condition} AND NOT urgent", *who)
+        return [row[0] for row in self._db.rows(f"SELECT id FROM segments WHERE {condition}", *who)]
+
+    # The committer's transitions.
+
+    def set_hashes(self, segment: int, sha256: str, git_oid: str | None) -> None:
+        """Record the hashes of a sealed segment's file."""
+        self._catalogue.run("UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ?", sha256, git_oid, segment)
+
+    def reset_damaged(self, segment: int, *, is_dead: bool) -> None:
+        """Forget the hashes of a sealed segment whose file changed; it stays sealed, or becomes dead."""
+        state = "dead" if is_dead else "sealed"
+        self._run("UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment)
+
+    def compress(self, segment: int, *, file: str, size: int, sha256: str, git_oid: str | None) -> None:
+        """Replace a sealed segment's file by a compressed one."""
+        self._run(
+            "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
+            file, size, sha256, git_oid, segment,
+        )  # fmt: skip
+
+    def stage(self, modes: Mapping[int, Mode]) -> None:
+        """Record that the shards' bytes are on the Hub, and how it keeps them."""
+        for segment, mode in modes.items():
+            sql = "UPDATE segments SET state = 'staged', mode = ? WHERE id = ? AND state = 'sealed'"
+            self._run(sql, mode, segment)
+
+    def unstage(self, segments: Iterable[int]) -> None:
+        """Return staged segments to sealed: the Hub lost their blobs, or a disk their bytes."""
+        for segment in segments:
+            sql = "UPDATE segments SET state = 'sealed', mode = NULL WHERE id = ? AND state = 'staged'"
+            self._run(sql, segment)
+
+    def renumber(self, segment: int, at_least: int) -> None:
+        """Give a segment the next free number, at least `at_least`; it is staged again."""
+        row = self.get(segment)
+        assert row.series is not None
+        self._assign_path(segment, row.layout, row.writer, row.series, max(at_least, self._next(row.series)))
+
+    def move(self, segment: int, layout: Layout, schema: str) -> None:
+        """Move a segment to another config, under a new number; it is staged again."""
+        writer = self.get(segment).writer
+        series = layout.series(writer)
+        sql = "UPDATE segments SET config = ?, template = ?, schema = ? WHERE id = ?"
+        self._run(sql, layout.config, layout.template, schema, segment)
+        self._assign_path(segment, layout, writer, series, self._next(series))
+
+    def plan(self, plan: int, segments: Iterable[int]) -> None:
+        """Tie segments to a commit on its way."""
+        for segment in segments:
+            self._run("UPDATE segments SET plan = ? WHERE id = ?", plan, segment)
+
+    def unplan(self, plan: int) -> None:
+        """Release the segments of a commit that did not land."""
+        self._run("UPDATE segments SET plan = NULL WHERE plan = ?", plan)
+
+    def settle(self, landed: Mapping[int, str]) -> None:
+        """Record which commit contains each segment."""
+        now = self._clock.time()
+        for segment, sha in landed.items():
+            sql = "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL WHERE id = ?"
+            self._run(sql, sha, now, segment)
+
+    # Quarantine.
+
+    def quarantine(self, segment: int, why: str) -> None:
+        """Record that a segment is dead, and why. Its file must be in the quarantine by now."""
+        sql = "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?"
+        self._run(sql, why, self._clock.time(), segment)
+
+    def resubmit(
+        self, segment: Segment, *, file: str, size: int, rows: int, sha256: str, is_edited: bool, writer: str
+    ) -> None:
+        """Make a dead segment sealed again, with these rows, under its own number.
+
+        Args:
+            segment: a dead segment.
+            file: the name of the file that holds its rows now.
+            size: bytes of that file.
+            rows: rows in that file.
+            sha256: the hash of that file.
+            is_edited: an operator changed the rows, so their schema and age are new.
+            writer: whose watermark counts the rows, if a rebuild did not find the segment's own.
+        """
+        now = self._clock.time()
+        self._run(
+            "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
+            "error = NULL, opened_at = ?, schema = ? WHERE id = ?",
+            file, rows, size, sha256, now if is_edited else segment.opened_at,
+            None if is_edited else segment.schema, segment.id,
+        )  # fmt: skip
+        if segment.seq is not None:
+            self._run("UPDATE segments SET state = 'sealed', sealed_at = ? WHERE id = ?", now, segment.id)
+        else:
+            self._run("UPDATE segments SET writer = ? WHERE id = ?", writer, segment.id)
+            self.seal(segment.id, sha256)
+
+    def discard(self, segment: int, why: str) -> None:
+        """Record that a dead segment's rows were thrown away. Its number, keys and offsets stay known."""
+        self._run("UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ?", why, segment)
+
+    # Rebuilding a catalogue.
+
+    def insert(self, segment: Segment) -> None:
+        """Enter a segment that a rebuild found."""
+        self._run(f"INSERT INTO segments ({_COLUMNS}) VALUES ({', '.join('?' * len(segment))})", *segment)
+
+    # Sequence numbers.
+
+    def raise_next(self, series: str, following: int) -> None:
+        """Make the next number of a series at least `following`."""
+        self._run(
+            "INSERT INTO series VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = max(next, excluded.next)",
+            series, following,
+        )  # fmt: skip
+
+    def _next(self, series: str) -> int:
+        return int(self._db.value("SELECT next FROM series WHERE name = ?", series) or 0)
+
+    def _assign_path(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
+        """Give a segment the first free number from `seq`, and seal it under that path."""
+        # Two templates may meet in one path: "...1{seq}" and "...{seq}".
+        while self.is_path_taken(layout.path(writer, seq)):
+            seq += 1
+        self._run(
+            "INSERT INTO series VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next", series, seq + 1
+        )
+        self._run(
+            "UPDATE segments SET state = 'sealed', sealed_at = ?, series = ?, seq = ?, path = ?, plan = NULL "
+            "WHERE id = ?",
+            self._clock.time(), series, seq, layout.path(writer, seq), segment,
+        )  # fmt: skip
+
+    def _run(self, sql: str, *values: Any) -> int:
+        assert self._catalogue.in_transaction
+        return self._catalogue.run(sql, *values)
+
+
+def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> SpoolDepth:
+    """Return the depth of a spool from its segments and what it ever committed."""
+    waiting = [depths[state] for state in ("open", "sealed", "staged") if state in depths]
+    counts: dict[str, int] = {state: depth.shards for state, depth in depths.items()}
+    return SpoolDepth(
+        rows=sum(depth.rows for depth in waiting),
+        bytes=sum(depth.bytes for depth in waiting),
+        open=counts.get("open", 0),
+        sealed=counts.get("sealed", 0),
+        staged=counts.get("staged", 0),
+        dead=counts.get("dead", 0),
+        oldest_at=min((depth.oldest_at for depth in waiting if depth.oldest_at is not None), default=None),
+        committed_rows=committed["rows"],
+        committed_bytes=committed["bytes"],
+        committed_shards=committed["shards"],
+    )
