@@ -1,7 +1,7 @@
-"""Keeps the dataset's card true, so that the dataset loads at every commit: what the next one is to bring of it.
+"""Keep the dataset's card true, so that the dataset loads at every commit: what the next commit changes in it.
 
-A card is the dataset's own, and may be a person's: one that can't be read, or that the Hub refuses, holds no row up.
-The rows go on without, what the card owes them is remembered, and it is brought as soon as the card goes through.
+The card belongs to the dataset, and a person may edit it. A card that can't be read, or that the Hub rejects, holds up
+no row: the rows are committed without it, and the card is updated as soon as it goes through.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.threads import run_in_thread
+from hubsync.committer.branch_head import BranchHead
 from hubsync.committer.retry import Retrier
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
 from hubsync.destinations.base import Destination
@@ -24,118 +25,129 @@ from hubsync.errors import DefectError, StaleParentError
 from hubsync.model.commit import SidecarFile
 from hubsync.model.shard import Shard
 from hubsync.schema.types import StructOf
-from hubsync.spool.plans import Plans
+from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
 
-_TRIES = 3  # of one card: a refusal may be an odd answer
-_REST_S = 600.0  # until a card that was refused is tried again
+_TRIES = 3  # of one card: a proxy may have answered
+_REST_S = 600.0  # before a rejected card is tried again
 
 
 class CardUpdate(NamedTuple):
-    """What a commit brings of the card: its new text (None where it stays), and what it says then."""
+    """What a commit changes in the card.
 
-    note: SidecarFile | None = None
+    Attributes:
+        file: the card's new content; None if it stays as it is.
+        entries: the configs, splits and patterns that it contains then.
+        features: what it says of the columns then, by config.
+        is_first: the dataset had no card.
+    """
+
+    file: SidecarFile | None = None
     entries: Sequence[card.Entry] = ()
     features: Mapping[str, StructOf] = MappingProxyType({})
-    is_first: bool = False  # there was none
+    is_first: bool = False
 
 
 class CardUpdater:
-    """One committer's."""
+    """Merges what this spool commits into the card as it is at the head."""
 
     def __init__(
-        self, repo: str, plans: Plans, fitting: SchemaChecker, destination: Destination, patience: Retrier, clock: Clock
+        self,
+        spool: Spool,
+        schemas: SchemaChecker,
+        destination: Destination,
+        retrier: Retrier,
+        head: BranchHead,
+        clock: Clock,
     ) -> None:
-        self._repo = repo
-        self._plans = plans
-        self._fitting = fitting
+        self._spool = spool
+        self._schemas = schemas
         self._destination = destination
-        self._persist = patience.persist
-        self._on_disk = patience.on_disk
+        self._retrier = retrier
+        self._head = head
         self._clock = clock
-        self._refusals = 0
-        self._again_at = 0.0
-        self._may_be_another = True
-
-    def head_moved(self) -> None:
-        """Somebody else committed, perhaps another card."""
-        self._may_be_another = True
+        self._rejections = 0
+        self._retry_at = 0.0
+        self._read_at_move: int | None = None  # the head's `moves` when the card was last read
 
     def reconsider(self) -> None:
-        """It was not the card that was refused, or it is another by now."""
-        self._refusals = 0
+        """Try the card again: it was not at fault, or someone may have changed it."""
+        self._rejections = 0
 
-    async def next(self, shards: Sequence[Shard], head: str) -> CardUpdate | SchemaMismatch:
-        """The card as a commit of `shards` on `head` should leave it; or the shard that can't go into its config.
+    async def next(self, shards: Sequence[Shard], at: str) -> CardUpdate | SchemaMismatch:
+        """Return the card's update for a commit of `shards` on the commit `at`; or a shard that does not fit.
 
         Raises:
-            StaleParentError: the commit `head` is gone.
+            StaleParentError: the commit `at` is gone.
         """
-        entries = [card.Entry(*entry) for entry in await self._on_disk(self._plans.uncarded, shards)]
-        kinds = await self._on_disk(self._fitting.kinds, shards)
-        owed = await self._on_disk(self._plans.is_card_owed)
-        is_known = not (entries or owed or self._may_be_another)
-        if is_known and await self._on_disk(self._fitting.are_shown, kinds):
+        on_disk = self._retrier.on_disk
+        entries = [card.Entry(*entry) for entry in await on_disk(self._spool.cards.missing, shards)]
+        schemas = await on_disk(self._schemas.of, shards)
+        is_due = await on_disk(lambda: self._spool.cards.is_update_due)
+        is_unchanged = not (entries or is_due) and self._read_at_move == self._head.moves
+        if is_unchanged and await on_disk(self._schemas.are_published, schemas):
             return CardUpdate()
-        if self._refusals >= _TRIES and self._clock.time() < self._again_at:
-            await self._on_disk(self._plans.owe_card, True)
+        if self._rejections >= _TRIES and self._clock.time() < self._retry_at:
+            await on_disk(self._spool.cards.set_update_due, True)
             return CardUpdate()
-        asked = partial(self._destination.read, card.PATH, head)
+        moves = self._head.moves
+        ask = partial(self._destination.read, card.PATH, at)
         try:
-            existing = await self._persist("read", asked, lets_out=(StaleParentError, DefectError))
-            stands = await run_in_thread(card.Card, existing, self._repo)
-            shown = await run_in_thread(stands.features)
-            if is_all := owed or existing is None:
-                entries = await self._all_entries(shards, head)
-                shown = await self._on_disk(self._fitting.with_committed, shown)
-            features, misfit = await self._on_disk(self._fitting.fit, kinds, shown)
-            if misfit is not None:
-                return misfit
-            if clash := await run_in_thread(stands.clash, entries):
+            content = await self._retrier.until_success("read", ask, raises=(StaleParentError, DefectError))
+            current = await run_in_thread(card.Card, content, self._spool.target.repo)
+            shown = await run_in_thread(current.features)
+            is_complete = is_due or content is None
+            if is_complete:
+                entries = await self._all_entries(shards, at)
+                shown = await on_disk(self._schemas.with_committed, shown)
+            features, mismatch = await on_disk(self._schemas.merge, schemas, shown)
+            if mismatch is not None:
+                return mismatch
+            if clash := await run_in_thread(current.clash, entries):
                 _log.warning("%s", clash)
-            features = {**shown, **features} if is_all else features
-            merged = await run_in_thread(stands.add, entries, features)
+            features = {**shown, **features} if is_complete else features
+            merged = await run_in_thread(current.add, entries, features)
             failpoint(Failpoint.CARD_MERGED)
         except (card.CardError, DefectError) as error:
-            self._refusals, self._again_at = _TRIES, math.inf  # until somebody commits another one
-            await self._on_disk(self._plans.owe_card, True)
+            self._rejections, self._retry_at = _TRIES, math.inf  # until someone changes it
+            await on_disk(self._spool.cards.set_update_due, True)
             _log.warning(
-                "the dataset's card can't be read and was left alone (%s); rows go on. Mend its YAML so that "
-                "load_dataset finds them.",
-                error,
-            )
+                "Cannot read the card of %s, so it was not changed (%s). Rows are committed without it. Fix the YAML "
+                "in its README.md, so that load_dataset finds them.", self._spool.target.repo, error,
+            )  # fmt: skip
             return CardUpdate()
-        self._may_be_another = False
-        if merged is None and owed:
-            await self._on_disk(self._plans.owe_card, False)
-        note = None if merged is None else SidecarFile(card.PATH, merged)
-        return CardUpdate(note, entries, features, is_first=existing is None)
+        self._read_at_move = moves
+        if merged is None and is_due:
+            await on_disk(self._spool.cards.set_update_due, False)
+        file = None if merged is None else SidecarFile(card.PATH, merged)
+        return CardUpdate(file, entries, features, is_first=content is None)
 
-    async def _all_entries(self, shards: Sequence[Shard], head: str) -> list[card.Entry]:
-        """Those of `shards`, and of what was committed before as far as it stands in the dataset."""
-        newest = await self._on_disk(self._plans.carded)
-        asked = partial(self._destination.standing, list(newest.values()), head)
-        standing = await self._persist("read", asked, lets_out=(StaleParentError,))
-        entries = [*await self._on_disk(self._plans.entries, shards), *(e for e in newest if newest[e] in standing)]
+    async def _all_entries(self, shards: Sequence[Shard], at: str) -> list[card.Entry]:
+        """Return the entries of `shards`, and of everything committed before that is still in the dataset."""
+        newest = await self._retrier.on_disk(self._spool.cards.of_committed)
+        ask = partial(self._destination.standing, list(newest.values()), at)
+        found = await self._retrier.until_success("read", ask, raises=(StaleParentError,))
+        ours = await self._retrier.on_disk(self._spool.cards.of, shards)
+        entries = [*ours, *(entry for entry, path in newest.items() if path in found)]
         return [card.Entry(*entry) for entry in dict.fromkeys(entries)]
 
-    def refused(self, error: DefectError) -> bool:
-        """A commit with the card was refused. Whether the card is to be tried again: else the next goes without it."""
-        self._refusals += 1
-        if self._refusals < _TRIES:
+    def rejected(self, error: DefectError) -> bool:
+        """A commit with the card was rejected. Return whether to try the card again; else the next goes without it."""
+        self._rejections += 1
+        if self._rejections < _TRIES:
             return True
-        self._again_at = self._clock.time() + _REST_S
+        self._retry_at = self._clock.time() + _REST_S
         _log.warning(
-            "%s The commit goes without the card (%s) now, and load_dataset may not find or read all of it until the "
-            "card goes through: it is tried again in %.0f minutes.", error, card.PATH, _REST_S / 60,
+            "%s The next commits leave out the card (%s); load_dataset may not find all rows until it goes through. "
+            "It is tried again in %.0f minutes.", error, card.PATH, _REST_S / 60,
         )  # fmt: skip
         return False
 
-    async def landed(self, showing: CardUpdate) -> None:
-        """The dataset shows this now."""
-        await self._on_disk(partial(self._plans.mark_carded, showing.entries, no_others=showing.is_first))
-        await self._on_disk(self._fitting.mark_shown, showing.features)
-        if showing.note is not None:
-            self._refusals = 0
-            await self._on_disk(self._plans.owe_card, False)
+    async def committed(self, update: CardUpdate) -> None:
+        """Record what the card contains now."""
+        await self._retrier.on_disk(partial(self._spool.cards.add, update.entries, replace=update.is_first))
+        await self._retrier.on_disk(self._schemas.mark_published, update.features)
+        if update.file is not None:
+            self._rejections = 0
+            await self._retrier.on_disk(self._spool.cards.set_update_due, False)

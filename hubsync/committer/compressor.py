@@ -1,98 +1,104 @@
-"""Packs sealed segments whose shards are of another format than the lines they were written as.
+"""Compress sealed segments whose shards have another format than JSON Lines.
 
-The lines stay what counts until the packed shard is whole, on disk and in the catalogue, in one transaction; only then
-are they removed. So a crash at any instant packs again, and what is sent later never changes. For the committer.
+The lines stay until the compressed shard is whole, on disk and in the catalogue, in one transaction; only then are they
+removed. So after a crash at any instant the segment is compressed again, and what is sent never changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.committer.rejections import Rejections
+from hubsync.committer.retry import Retrier
+from hubsync.committer.stager import POLL_S
+from hubsync.committer.wakeups import Wakeups
 from hubsync.encoding import formats
 from hubsync.errors import BlockedError, ConfigError, DefectError, SpoolError
 from hubsync.model.hashing import hash_file
 from hubsync.model.layout import format_of
 from hubsync.model.shard import Shard
-from hubsync.spool.database import PENDING, UNPACKED
+from hubsync.spool.segments import Segment
+from hubsync.spool.shards import remove_file
 from hubsync.spool.spool import Spool
 
 
-class Compressor:
-    """Packs one segment after another. Python's lock is free while zlib, Zstandard and pyarrow work."""
-
-    def __init__(
-        self,
-        spool: Spool,
-        is_whole: Callable[[int], bool],
-        shard: Callable[[int], Shard],
-        features: Callable[[str], formats.Features] = lambda config: (),
-    ) -> None:
-        """`is_whole` looks whether a segment's file is there (and sorts it out where not), `shard` makes one of it;
-        `features` tells what the columns of a config hold.
-        """
-        self._features = features
-        self._spool = spool
-        self._is_whole = is_whole
-        self._shard = shard
-
-    def pack_next(self) -> bool | Incompressible:
-        """Packs the oldest sealed segment that is yet to be packed; False where there is none.
-
-        Raises:
-            SpoolError, OSError: the disk refuses; nothing is changed. `LeaseLost` where another commits now.
-            BlockedError: a package is missing here.
-        """
-        row = self._spool.catalogue.row(
-            f"SELECT * FROM segments WHERE {PENDING} AND state = 'sealed' AND {UNPACKED} ORDER BY id LIMIT 1"
-        )
-        if row is None:
-            return False
-        if self._is_whole(row["id"]):
-            return self._pack(self._spool.catalogue.row("SELECT * FROM segments WHERE id = ?", row["id"]))
-        return True
-
-    def _pack(self, row: Any) -> bool | Incompressible:
-        lines = self._spool.file(row["file"])
-        format = format_of(row["path"])
-        # Named by the committer's term: one that had stopped in the middle never writes over what its successor made.
-        packed = lines.with_name(f"{lines.name.removesuffix('.jsonl')}.{self._spool.term or 0}.{format}")
-        try:
-            formats.pack(lines, packed, row["rows"], self._features(row["config"]))
-        except ConfigError as error:
-            raise BlockedError(f"{row['path']} can't be packed here: {error}") from None
-        except DefectError as error:
-            return Incompressible(self._shard(row["id"]), error)
-        try:
-            failpoint(Failpoint.COMPRESSED)
-            self._count(row, packed)
-        except BaseException:
-            with suppress(OSError):
-                packed.unlink()
-            raise
-        failpoint(Failpoint.COMPRESSED_RECORDED)
-        with suppress(OSError):  # what stays is swept
-            lines.unlink()
-        return True
-
-    def _count(self, row: Any, packed: Path) -> None:
-        size = packed.stat().st_size
-        sha256, git_oid = hash_file(packed, size)
-        with self._spool.leased():
-            if self._spool.catalogue.value("SELECT file FROM segments WHERE id = ?", row["id"]) != row["file"]:
-                raise SpoolError(f"{row['file']} was packed by another process.")
-            self._spool.catalogue.run(
-                "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
-                packed.name, size, sha256, git_oid, row["id"],
-            )  # fmt: skip
-            failpoint(Failpoint.COMPRESSED_COUNTED)
-
-
 class Incompressible(NamedTuple):
-    """A shard whose lines can't become its format, and why."""
+    """A shard whose lines can't be written in its format, and why."""
 
     shard: Shard
     error: DefectError
+
+
+class Compressor:
+    """Compresses one segment after another: that costs a core, and the job needs the others.
+
+    zlib, Zstandard and pyarrow release Python's lock while they work.
+    """
+
+    def __init__(self, spool: Spool, retrier: Retrier, rejections: Rejections, wakeups: Wakeups) -> None:
+        self._spool = spool
+        self._retrier = retrier
+        self._rejections = rejections
+        self._wakeups = wakeups
+
+    async def run(self) -> None:
+        """Compress what is sealed, until cancelled."""
+        compress = partial(self._retrier.on_disk, self._compress_next)
+        while True:
+            outcome = await self._retrier.until_success("pack", compress)
+            if outcome == "idle":
+                await self._wakeups.compress.wait(POLL_S)
+                continue
+            if isinstance(outcome, Incompressible):
+                await self._rejections.quarantine(outcome.shard, outcome.error)
+            self._wakeups.stage.notify()
+
+    def _compress_next(self) -> Literal["idle", "done"] | Incompressible:
+        """Compress the oldest sealed segment that needs it. "idle" if there is no such segment.
+
+        Raises:
+            SpoolError: the disk refuses; nothing is changed.
+            OSError: the same.
+            LeaseLost: another process commits.
+            BlockedError: a package is missing here.
+        """
+        found = self._spool.segments.to_compress()
+        if found is None:
+            return "idle"
+        if not self._spool.shards.is_intact(found.id):
+            return "done"
+        row = self._spool.segments.get(found.id)
+        assert row.path is not None
+        lines = self._spool.file(row.file)
+        # The committer's term is in the name, so one that stalled never overwrites the file of its successor.
+        stem = lines.name.removesuffix(".jsonl")
+        target = lines.with_name(f"{stem}.{self._spool.lease.term or 0}.{format_of(row.path)}")
+        try:
+            formats.pack(lines, target, row.rows, self._spool.schemas.features(row.config))
+        except ConfigError as error:
+            raise BlockedError(f"{row.path} can't be compressed here: {error}") from None
+        except DefectError as error:
+            return Incompressible(self._spool.shards.get(row.id), error)
+        try:
+            failpoint(Failpoint.PACKED)
+            self._record(row, target)
+        except BaseException:
+            with suppress(OSError):
+                target.unlink()
+            raise
+        failpoint(Failpoint.PACK_KEPT)
+        remove_file(lines)
+        return "done"
+
+    def _record(self, row: Segment, file: Path) -> None:
+        size = file.stat().st_size
+        sha256, git_oid = hash_file(file, size)
+        with self._spool.lease.transaction():
+            if self._spool.segments.get(row.id).file != row.file:
+                raise SpoolError(f"{row.file} was compressed by another process.")
+            self._spool.segments.compress(row.id, file=file.name, size=size, sha256=sha256, git_oid=git_oid)
+            failpoint(Failpoint.PACK_COUNTED)

@@ -1,8 +1,7 @@
-"""When to try again, and when the next commit may go.
+"""Decide when the next commit may be sent.
 
-Commits are scarce: the Hub allows a user about 128 an hour, for all processes and hosts together, and says so only
-when it refuses. The governor spends them evenly, keeps a quarter as a burst for those who flush, and remembers across
-restarts. Nothing here waits: it says for how long, and the worker's clock does it.
+Commits are scarce: the Hub allows a user about 128 an hour, for all processes and hosts together, and says so only when
+it refuses one. The rate limiter spreads them evenly, keeps a quarter as a burst for flushes, and survives restarts.
 """
 
 from __future__ import annotations
@@ -15,75 +14,115 @@ from hubsync._runtime.clock import Clock
 from hubsync.policies import CommitPolicy
 
 _HOUR = 3600.0
-# What to wait where the commit quota refuses and names no time: it is counted by the hour.
-_QUOTA_REFUSED_S = 900.0
-# Others spend from the same quota, and nobody says how much: a refusal halves what this spool takes for its share, and
-# every hour without one gives an eighth back (additive increase, multiplicative decrease, as TCP shares a line).
+_REFUSED_S = 900.0  # the wait if the quota refuses and names no time: it is counted by the hour
+# Others spend from the same quota, and nobody says how much. A refusal halves this spool's share of it, and every hour
+# without a refusal gives an eighth back (additive increase, multiplicative decrease, as TCP shares a line).
 _LEAST_SHARE = 1 / 16
 _SHARE_AN_HOUR = 1 / 8
+_BURST = 4  # a flush may spend one part in so many at once
 
 
 class _State(msgspec.Struct):
-    per_hour: int = 0  # the policy's
-    spent: list[float] = []  # when commits went, the last hour's, in order
+    """What is kept in the catalogue. Times are in seconds since the epoch.
+
+    Attributes:
+        per_hour: the policy's.
+        spent: when commits were sent in the last hour, in order.
+        not_before: until when the Hub refuses.
+        refusals: in a row.
+        share: of the quota, for this spool.
+        share_at: when the share was last updated.
+    """
+
+    per_hour: int = 0
+    spent: list[float] = []
     not_before: float = 0.0
     refusals: int = 0
     share: float = 1.0
-    share_at: float = 0.0  # the clock when it was last looked at
+    share_at: float = 0.0
 
 
 def last_policy(stored: str | None) -> CommitPolicy:
-    """The policy of the job that last committed here, for who has none of its own."""
+    """Return the policy of the job that last committed for a spool, or the defaults."""
     per_hour = msgspec.json.decode(stored, type=_State).per_hour if stored else 0
     return CommitPolicy(per_hour=per_hour) if per_hour else CommitPolicy()
 
 
 class RateLimiter:
-    """Spends the commit quota: never more than it in any hour, a quarter at once where somebody waits, the rest evenly.
+    """Spends the commit quota: never more than it in any hour, a quarter at once for flushes, the rest evenly.
 
-    Where the Hub refuses all the same, others spend too, and this spool takes a smaller share.
+    If the Hub refuses all the same, others spend from the quota, too, and this spool takes a smaller share.
     """
 
     def __init__(
-        self, policy: CommitPolicy, clock: Clock, stored: str | None = None, save: Callable[[str], None] | None = None
+        self,
+        policy: CommitPolicy,
+        clock: Clock,
+        stored: str | None = None,
+        save: Callable[[str], None] = lambda state: None,
     ) -> None:
+        self._per_hour = policy.per_hour
         self._clock = clock
         self._save = save
-        self._per_hour = policy.per_hour
-        now = clock.time()
+        self._state = _State()
+        self.load(stored)
+
+    def load(self, stored: str | None) -> None:
+        """Continue from the state that an earlier committer saved; None for a new one."""
+        now = self._clock.time()
         self._state = msgspec.json.decode(stored, type=_State) if stored else _State(share_at=now)
-        self._state.per_hour = policy.per_hour
+        self._state.per_hour = self._per_hour
         self._follow_clock(now)
 
     def wait_s(self, *, urgent: bool) -> float:
-        """Seconds until the next commit may go; 0 where it may now."""
-        now, quota = self._look()
+        """Return the seconds until the next commit may be sent; 0 if it may be sent now."""
+        now, quota = self._update()
         spent = self._state.spent
         wait = max(0.0, self._state.not_before - now, self._until_free(now, quota))
-        if spent and not (urgent and len(spent) < max(1, quota // 4)):
+        if spent and not (urgent and len(spent) < max(1, quota // _BURST)):
             wait = max(wait, spent[-1] + self._distance(quota) - now)
         return wait if wait > 1e-6 else 0.0
 
     @property
     def is_refused(self) -> bool:
-        """Whether it is the Hub's word that no commit may go now, and not what this spool has spent."""
+        """Whether the Hub refuses commits now, rather than our own pace."""
         return self._state.not_before > self._clock.time()
 
     def last_hour(self) -> tuple[int, int]:
-        """Commits of the hour behind, and how many it may hold."""
-        _, quota = self._look()
+        """Return the commits of the last hour, and how many it may contain."""
+        _, quota = self._update()
         return len(self._state.spent), quota
 
+    def spent(self) -> None:
+        """Record that a commit landed, or may have landed."""
+        now, _ = self._update()
+        self._state.spent.append(now)
+        self._state.refusals = 0
+        self._store()
+
+    def refused(self, retry_after_s: float | None) -> float:
+        """Record that the Hub's quota refused a commit; return the seconds until the next attempt."""
+        now, _ = self._update()
+        state = self._state
+        state.refusals += 1
+        growth = 2.0 ** (state.refusals - 1)
+        # A clock that is wrong turns a date into no wait at all, so the wait grows with each refusal.
+        wait = min(_HOUR, _REFUSED_S * growth) if retry_after_s is None else max(retry_after_s, min(growth, 60.0))
+        state.not_before = now + wait
+        state.share = max(_LEAST_SHARE, state.share / 2)
+        self._store()
+        return wait
+
     def _until_free(self, now: float, quota: int) -> float:
-        """Seconds until the hour behind has room for one more."""
+        """Return the seconds until the last hour has room for one more commit."""
         spent = self._state.spent
         return spent[len(spent) - quota] + _HOUR - now if len(spent) >= quota else 0.0
 
     def _distance(self, quota: int) -> float:
-        """Seconds between commits that can go on evenly from the last one: they never meet a full hour.
+        """Return the shortest even distance between commits, in seconds, that never meets a full hour.
 
-        The i-th commit from now needs the hour behind it to have let go of all but `quota - 1` others; so after a burst
-        the distance is longer, until the burst is an hour old.
+        The i-th commit from now needs all but `quota - 1` others to be an hour old. So after a burst the distance is
+        longer, until the burst is an hour old.
         """
         spent = self._state.spent
         last = spent[-1]
@@ -91,28 +130,8 @@ class RateLimiter:
         needed = ((spent[n] + _HOUR - last) / (n + 1 + quota - len(spent)) for n in range(held, len(spent)))
         return max(_HOUR / quota, *needed)
 
-    def spent(self) -> None:
-        """A commit landed, or may have."""
-        now, _ = self._look()
-        self._state.spent.append(now)
-        self._state.refusals = 0
-        self._store()
-
-    def refused(self, retry_after_s: float | None) -> float:
-        """The quota is used up, by whomever. Answers the seconds that no commit goes now."""
-        now, _ = self._look()
-        state = self._state
-        state.refusals += 1
-        growth = 2.0 ** (state.refusals - 1)
-        # Its word counts; but a clock that is off makes nothing of a date, and then it is refused again and again.
-        wait = min(_HOUR, _QUOTA_REFUSED_S * growth) if retry_after_s is None else max(retry_after_s, min(growth, 60.0))
-        state.not_before = now + wait
-        state.share = max(_LEAST_SHARE, state.share / 2)
-        self._store()
-        return wait
-
-    def _look(self) -> tuple[float, int]:
-        """The time now, and what this spool may spend in an hour; forgets what is older."""
+    def _update(self) -> tuple[float, int]:
+        """Forget commits older than an hour; return the time and what this spool may spend in an hour."""
         state, now = self._state, self._clock.time()
         self._follow_clock(now)
         state.spent = [at for at in state.spent if at > now - _HOUR]
@@ -121,7 +140,7 @@ class RateLimiter:
         return now, max(1, int(self._per_hour * state.share))
 
     def _follow_clock(self, now: float) -> None:
-        """A clock that was set back must not stop commits for long: what was noted by it is moved as far."""
+        """Shift all times if the clock was set back: that must not stop commits for long."""
         state = self._state
         back = state.share_at - now
         if back > 0:
@@ -130,5 +149,4 @@ class RateLimiter:
             state.share_at = now
 
     def _store(self) -> None:
-        if self._save is not None:
-            self._save(msgspec.json.encode(self._state).decode())
+        self._save(msgspec.json.encode(self._state).decode())

@@ -1,8 +1,7 @@
-"""Does what is safe to repeat until it works: waits out what passes by itself, and for a person where one is needed.
+"""Retry idempotent operations: back off on transient errors, poll slowly while an operator must act.
 
-What holds the committer up is waited for here, and is seen in the status for as long as it lasts; its own pace is not.
-A commit whose answer was lost may not be repeated blindly: that is the committer's to reconcile, and only its waiting
-is for here.
+Whatever delays the committer is visible in the status as long as it lasts. A commit with an unknown outcome must not
+be repeated blindly; the reconciler decides about it, and only its waiting is done here.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from hubsync._runtime.clock import Clock
 from hubsync._runtime.notifiers import Notifier
 from hubsync._runtime.retry import Backoff
 from hubsync._runtime.threads import run_in_thread
+from hubsync.committer.events import DeliveryEvents
+from hubsync.committer.rate_limiter import RateLimiter
 from hubsync.errors import (
     BlockedError,
     DefectError,
@@ -32,68 +33,71 @@ from hubsync.telemetry.status import QUOTA, State, Status
 
 T = TypeVar("T")
 
-_WAITED_FOR_S = 10.0  # the longest backoff while somebody waits: the end of an outage is seen soon
+_URGENT_S = 10.0  # the longest backoff while a flush waits, so that it notices the end of an outage soon
+_QUIET_CONFLICTS = 3  # commits of others that are not worth a state: the next attempt usually succeeds
 
 
 class Retrier:
-    """One committer's. `part` names what waits: each part of the work has a state of its own in the status."""
+    """Retries for one committer. `part` names the work that waits: each part has a state of its own in the status."""
 
     def __init__(
         self,
         spool: Spool,
-        retry: RetryPolicy,
+        policy: RetryPolicy,
         clock: Clock,
         rng: random.Random,
         status: Status,
-        *,
-        is_waited_for: Callable[[], bool],
-        quota_refused: Callable[[float | None], float],
-        on_blocked: Callable[[HubError], None],
+        rate_limiter: RateLimiter,
+        events: DeliveryEvents,
     ) -> None:
-        """`is_waited_for` looks into the catalogue whether somebody waits for a shard; `quota_refused` is told what the
-        Hub asked for (seconds), and answers for how long no commit may go.
-        """
         self._spool = spool
-        self._retry = retry
+        self._policy = policy
         self._clock = clock
         self._rng = rng
         self._status = status
-        self._is_waited_for = is_waited_for
-        self._quota_refused = quota_refused
-        self._on_blocked = on_blocked
-        self._nudge_bell = Notifier(clock)
+        self._rate_limiter = rate_limiter
+        self._events = events
+        self._hurry = Notifier(clock)
 
-    def nudge(self) -> None:
-        """Somebody waits: try again now, even where a person is needed. From the event loop only."""
-        self._nudge_bell.ring()
+    def hurry(self) -> None:
+        """A flush waits: retry now, even if an operator must act. From the event loop only."""
+        self._hurry.notify()
 
     def backoff(self) -> Backoff:
-        return Backoff(self._retry.initial_s, self._retry.max_s, self._rng)
+        """Return a new backoff."""
+        return Backoff(self._policy.initial_s, self._policy.max_s, self._rng)
 
-    async def persist(
-        self, part: str, operation: Callable[[], Awaitable[T]], *, lets_out: tuple[type[HubError], ...] = ()
+    async def until_success(
+        self, part: str, operation: Callable[[], Awaitable[T]], *, raises: tuple[type[HubError], ...] = ()
     ) -> T:
-        """The result of `operation`, which is safe to repeat. Errors of the kinds in `lets_out` come out."""
+        """Return the result of an idempotent operation, retrying it forever.
+
+        Args:
+            part: what waits, in the status.
+            operation: called again for each attempt.
+            raises: kinds of errors that are raised instead.
+        """
         backoff = self.backoff()
         while True:
             try:
                 result = await operation()
-            except lets_out:
+            except raises:
                 raise
             except TransientError as error:
-                await self.wait_out(part, error, backoff)
+                await self.back_off(part, error, backoff)
             except (BlockedError, DefectError) as error:
-                await self.wait_for_a_person(part, error)
+                await self.wait_for_operator(part, error)
             else:
                 if self._status.troubled(part):
                     self._status.report(part, State())
                 return result
 
     async def on_disk(self, work: Callable[..., T], *args: object) -> T:
-        """Work on the spool, whose disk may be full or gone for a while; then nothing is sent, and nothing is lost.
+        """Return the result of work on the spool. While its disk is full or unreadable, nothing is sent or lost.
 
         Raises:
-            LeaseLost, SpoolLost: waiting would not help.
+            LeaseLost: another process commits.
+            SpoolLost: the spool is gone.
         """
         backoff = self.backoff()
         while True:
@@ -111,30 +115,30 @@ class Retrier:
                     self._status.report("spool", State())
                 return result
 
-    async def wait_out(self, part: str, error: TransientError, backoff: Backoff) -> None:
-        """Until `error` may have passed; less long where somebody waits."""
+    async def back_off(self, part: str, error: TransientError, backoff: Backoff) -> None:
+        """Sleep until `error` may have passed; less long while a flush waits."""
         self._status.counts.retries += 1
-        may_be_hurried = False
+        may_hurry = False
         if isinstance(error, RateLimitedError) and error.commit_quota:
-            wait = self._quota_refused(error.retry_after_s)
+            wait = self._rate_limiter.refused(error.retry_after_s)
             reason = QUOTA
         else:
             wait = backoff.after_failure(error.retry_after_s)
             reason = error.reason
             if error.retry_after_s is None:
-                may_be_hurried = wait > _WAITED_FOR_S
-                if may_be_hurried and await self.on_disk(self._is_waited_for):
-                    wait, may_be_hurried = _WAITED_FOR_S, False
-        if not isinstance(error, StaleParentError) or backoff.failures > 3:
+                may_hurry = wait > _URGENT_S
+                if may_hurry and await self.on_disk(self._spool.segments.has_urgent):
+                    wait, may_hurry = _URGENT_S, False
+        if not isinstance(error, StaleParentError) or backoff.failures > _QUIET_CONFLICTS:
             self._status.report(part, State("backing off", reason, self._clock.time() + wait))
-        if may_be_hurried:
-            await self._nudge_bell.wait(wait)
+        if may_hurry:
+            await self._hurry.wait(wait)
         else:
             await self._clock.sleep(wait)
 
-    async def wait_for_a_person(self, part: str, error: BlockedError | DefectError) -> None:
-        """For as long as is between two tries of what only a person can mend, or until somebody waits."""
-        until = self._clock.time() + self._retry.blocked_s
+    async def wait_for_operator(self, part: str, error: BlockedError | DefectError) -> None:
+        """Report that an operator must act, and sleep until the next attempt or until a flush waits."""
+        until = self._clock.time() + self._policy.blocked_s
         self._status.report(part, State("blocked", error.reason, until))
-        self._on_blocked(error)
-        await self._nudge_bell.wait(self._retry.blocked_s)
+        self._events.blocked(error)
+        await self._hurry.wait(self._policy.blocked_s)

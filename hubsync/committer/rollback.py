@@ -1,7 +1,7 @@
-"""Whether a spool was set back: a power cut took its catalogue's last seconds, or its disk was put back from a copy.
+"""Detect a spool that was rolled back: a power cut took its catalogue's last seconds, or its disk was restored.
 
-The dataset has what was committed since then, and its watermarks tell of whom. A job that is told its old offsets would
-bring those rows twice, and so would shards that the catalogue forgot, or knows as they were before they had grown.
+The dataset contains what was committed since then, and its watermarks tell by which writers. A job that got its old
+offsets would repeat those rows, and so would shards that the catalogue forgot, or knows as they were before they grew.
 """
 
 from __future__ import annotations
@@ -15,69 +15,66 @@ from hubsync.committer.retry import Retrier
 from hubsync.destinations.base import Destination
 from hubsync.model.commit import Watermark
 from hubsync.model.shard import Shard
-from hubsync.spool.plans import Plans
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
 
 
 class RollbackDetector:
-    """One committer's."""
+    """Compares the dataset's watermarks with the catalogue's, once at each start."""
 
-    def __init__(self, spool: Spool, plans: Plans, destination: Destination, patience: Retrier) -> None:
+    def __init__(self, spool: Spool, destination: Destination, retrier: Retrier) -> None:
         self._spool = spool
-        self._plans = plans
         self._destination = destination
-        self._persist = patience.persist
-        self._on_disk = patience.on_disk
-        self._ahead: list[Watermark] = []  # of our writers, where the dataset knows more of them than the catalogue
+        self._retrier = retrier
+        self._ahead: list[Watermark] = []  # of our writers, of whom the dataset contains more than the catalogue knows
 
-    def __bool__(self) -> bool:
-        """Whether the dataset has what the catalogue forgot."""
+    @property
+    def is_rolled_back(self) -> bool:
+        """Whether the dataset contains what the catalogue forgot."""
         return bool(self._ahead)
 
-    async def look(self, at: str) -> None:
-        """Compares the watermarks of the commit `at` with ours; numbers and offsets go on from there.
+    async def check(self, at: str) -> None:
+        """Compare the watermarks of the commit `at` with ours; numbers and offsets continue after both.
 
         Raises:
-            LeaseLost: another process commits now.
+            LeaseLost: another process commits.
         """
-        await self._on_disk(self._spool.adopt)  # what the dead left open gets the numbers that it had
-        ours = await self._on_disk(self._plans.marks)
-        standing = await self._destination.standing(list(ours), at)
-        if any(found.oid != ours[path] for path, found in standing.items()):
+        await self._retrier.on_disk(self._spool.recovery.adopt)  # segments of dead writers get the numbers they had
+        ours = await self._retrier.on_disk(self._spool.writers.watermark_oids)
+        found = await self._destination.standing(list(ours), at)
+        if any(file.oid != ours[path] for path, file in found.items()):
             marks = [mark for mark in await self._destination.watermarks(at) if mark.path in ours]
-            self._ahead = [mark for mark in marks if await self._on_disk(self._plans.is_behind, mark)]
-            await self._on_disk(self._spool.seed, self._ahead)
+            self._ahead = [mark for mark in marks if await self._retrier.on_disk(self._spool.writers.is_behind, mark)]
+            await self._retrier.on_disk(self._spool.seed, self._ahead)
 
     async def has_grown(self, shard: Shard, at: str) -> bool:
-        """Whether what stands at a shard's path in the commit `at` begins with it: more rows had come to it, before it
-        was sealed and committed.
-        """
+        """Return whether the file at a shard's path begins with it: it grew before it was sealed and committed."""
         if all(mark.writer != shard.writer for mark in self._ahead):
             return False
-        return await self._persist("read", partial(self._begins_with, shard, at))
+        return await self._retrier.until_success("read", partial(self._is_prefix, shard, at))
 
-    async def _begins_with(self, shard: Shard, at: str) -> bool:
+    async def _is_prefix(self, shard: Shard, at: str) -> bool:
         is_same = True
         ours: BinaryIO = await run_in_thread(lambda: shard.file.open("rb"))
         with ours:
 
-            def take(piece: bytes) -> None:
+            def compare(piece: bytes) -> None:
                 nonlocal is_same
                 is_same = is_same and piece.startswith(ours.read(len(piece)))
 
-            is_there = await self._destination.download(shard.path, at, take)
-            return is_there and is_same and not ours.read(1)
+            exists = await self._destination.download(shard.path, at, compare)
+            return exists and is_same and not ours.read(1)
 
-    async def make_good(self) -> None:
-        """What the dataset has was compared and settled: what it says of our writers is so."""
+    async def accept(self) -> None:
+        """Take over the dataset's watermarks, once its shards were compared and settled."""
         ahead, self._ahead = self._ahead, []
         for mark in ahead:
-            if await self._on_disk(self._plans.is_behind, mark):  # else it was a commit whose answer was lost
-                await self._on_disk(self._plans.accept_mark, mark)
+            if await self._retrier.on_disk(self._spool.writers.is_behind, mark):  # else its response was lost
+                await self._retrier.on_disk(self._spool.writers.accept_watermark, mark)
                 _log.warning(
-                    "the spool was set back (a power cut, or a copy of its disk): %s has %s rows of writer %s, more "
-                    "than it knows. Offsets and numbers go on from there; batches that are known by a key alone may "
-                    "be brought again.", self._spool.target.repo, f"{mark.rows:,}", mark.writer,
+                    "The spool %s was rolled back (a power cut, or a restored disk): %s contains %s rows of writer %s, "
+                    "more than the spool knows. Offsets and numbers continue after them; batches that are identified "
+                    "only by a key may be repeated.",
+                    self._spool.directory, self._spool.target.repo, f"{mark.rows:,}", mark.writer,
                 )  # fmt: skip

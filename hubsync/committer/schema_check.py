@@ -1,8 +1,8 @@
-"""Whether shards fit what the dataset's card says of their columns, and what it is to say with them: for the committer.
+"""Check shards against what the dataset's card says of their columns, and decide what it says with them.
 
-`put` has looked already (`guard`); here is found what nobody could see there: two machines that brought different
-things at the same moment, a card that a person changed, segments of an older hubsync. A shard is told by what its
-segment's writer noted, and by its file only where that is at odds with the card, or nothing was noted.
+`put` has checked already; here the committer finds what nobody could see there: two machines that committed different
+types at the same moment, a card that a person edited, segments of an older hubsync. A shard's types are what its writer
+recorded. Its file is read only if they conflict with the card, or if nothing was recorded.
 """
 
 from __future__ import annotations
@@ -24,180 +24,170 @@ from hubsync.schema.profiler import Opaque, RowProfiler
 from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_rows
 from hubsync.spool.spool import Spool
 
-_LINES = 500  # looked at in one go
+_LINES = 500  # inspected at once
 
 
 class Unreadable(ValueError):
-    """A file whose rows can't be told."""
+    """A file whose rows can't be inspected."""
 
 
 class ShardSchema(NamedTuple):
-    """A shard of a config that is guarded, and what its columns hold: at odds with itself, or None where nobody can
-    tell.
+    """The types of a shard's columns, if its config is checked.
+
+    Attributes:
+        schema: a `Conflict` if the shard contradicts itself, None if its rows can't be inspected.
     """
 
     shard: Shard
     config: str
-    kind: StructOf | Conflict | None
+    schema: StructOf | Conflict | None
 
 
 class SchemaMismatch(NamedTuple):
-    """A shard that can't stand in its config: why, and where else it could, with what its columns hold."""
+    """A shard that does not fit its config.
+
+    Attributes:
+        why: which column conflicts, and how.
+        layout: another config that it fits, with `schema`; None if there is no such config.
+    """
 
     shard: Shard
     why: str
     layout: Layout | None = None
-    kind: StructOf = EMPTY
+    schema: StructOf = EMPTY
 
 
 class SchemaChecker:
-    """The schemas of a spool's shards, against the card."""
+    """Compares the schemas of a spool's shards with the card."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._catalogue = spool.catalogue
+        self._segments = spool.segments
+        self._schemas = spool.schemas
 
-    def kinds(self, shards: Sequence[Shard]) -> list[ShardSchema]:
-        """What the columns of `shards` hold, as far as their configs are guarded."""
+    def of(self, shards: Sequence[Shard]) -> list[ShardSchema]:
+        """Return the schemas of `shards`, leaving out those whose config is not checked."""
         found = []
         for shard in shards:
-            row = self._catalogue.row("SELECT config, schema FROM segments WHERE id = ?", shard.segment)
-            assert row is not None
-            if self._policy(row["config"]) != "off":
-                kind = loads(row["schema"]) if row["schema"] is not None else self._told_by_file(shard)
-                found.append(ShardSchema(shard, row["config"], kind))
+            row = self._segments.get(shard.segment)
+            if self._schemas.policy(row.config) != "off":
+                schema = loads(row.schema) if row.schema is not None else self._scan(shard)
+                found.append(ShardSchema(shard, row.config, schema))
         return found
 
-    def _told_by_file(self, shard: Shard) -> StructOf | Conflict | None:
+    def _scan(self, shard: Shard) -> StructOf | Conflict | None:
         try:
-            kind = scan(shard.file)
+            schema = scan(shard.file)
         except Conflict as conflict:
             return conflict
         except Unreadable:
             return None
-        self._catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", dumps(kind), shard.segment)
-        return kind
+        self._segments.set_schema(shard.segment, dumps(schema))
+        return schema
 
-    def _policy(self, config: str) -> str:
-        row = self._catalogue.row("SELECT policy, known FROM schemas WHERE config = ?", config)
-        if row is None or (row["policy"] is None and row["known"] is None):
-            return "off"  # a spool of an older hubsync, and no uploader has come since
-        return row["policy"] or "refuse"
-
-    def _base(self, config: str) -> str | None:
-        """The config whose conflicts go to others, where that is chosen and this is it, or one of the others."""
-        for name in (config, config.rpartition("-")[0]):
-            if name and self._policy(name) == "new config":
-                return name
-        return None
-
-    def are_shown(self, kinded: Sequence[ShardSchema]) -> bool:
-        """Whether the card, as it was last seen, says all of this already."""
-        for item in kinded:
-            if isinstance(item.kind, Conflict):
+    def are_published(self, schemas: Sequence[ShardSchema]) -> bool:
+        """Return whether the card, as last read, says all of this already."""
+        for item in schemas:
+            if isinstance(item.schema, Conflict):
                 return False
-            if item.kind is not None and item.kind.fields:
-                text = self._catalogue.value("SELECT published FROM schemas WHERE config = ?", item.config)
-                published = EMPTY if text is None else loads(text)
+            if item.schema is not None and item.schema.fields:
+                published = self._schemas.published(item.config) or EMPTY
                 try:
-                    if merge_rows(published, item.kind) is not published:
+                    if merge_rows(published, item.schema) is not published:
                         return False
                 except Conflict:
                     return False
         return True
 
     def with_committed(self, shown: Mapping[str, StructOf]) -> dict[str, StructOf]:
-        """What the card is to say, by config, of all that was committed: where it was deleted, or left out a while."""
-        said = dict(shown)
-        for row in [
-            *self._catalogue.rows("SELECT config, published AS schema FROM schemas WHERE published IS NOT NULL"),
-            *self._catalogue.rows(
-                "SELECT DISTINCT config, schema FROM segments WHERE state = 'committed' AND schema IS NOT NULL"
-            ),
-        ]:
-            if self._policy(row["config"]) != "off":
+        """Return `shown` with everything this spool committed, by config: the card was deleted, or left out."""
+        merged = dict(shown)
+        committed = [(config, loads(text)) for config, text in self._segments.committed_schemas()]
+        for config, schema in [*self._schemas.all_published().items(), *committed]:
+            if self._schemas.policy(config) != "off":
                 with suppress(Conflict):
-                    said[row["config"]] = extend(said.get(row["config"], EMPTY), loads(row["schema"]))
-        return said
+                    merged[config] = extend(merged.get(config, EMPTY), schema)
+        return merged
 
-    def fit(
-        self, kinded: Sequence[ShardSchema], shown: Mapping[str, StructOf]
+    def merge(
+        self, schemas: Sequence[ShardSchema], shown: Mapping[str, StructOf]
     ) -> tuple[dict[str, StructOf], SchemaMismatch | None]:
-        """What the card is to say, by config, where it says `shown` now; or the first shard that can't go."""
+        """Merge the schemas of shards into what the card says.
+
+        Args:
+            schemas: of the shards of the next commit.
+            shown: what the card says now, by config.
+
+        Returns:
+            What the card must say, by config; or the first shard that does not fit.
+        """
         features: dict[str, StructOf] = {}
-        for item in kinded:
+        for item in schemas:
             known = features.get(item.config) or shown.get(item.config) or EMPTY
-            if item.kind is None:
+            if item.schema is None:
                 continue
             exact: StructOf | None = None
             try:
-                if isinstance(item.kind, Conflict):
-                    raise item.kind
-                features[item.config] = extend(known, item.kind)
-            except Conflict as told:
+                if isinstance(item.schema, Conflict):
+                    raise item.schema
+                features[item.config] = extend(known, item.schema)
+            except Conflict as recorded:
                 try:
-                    exact = scan(item.shard.file)  # its writer's note may say more than it holds
+                    exact = scan(item.shard.file)  # its writer may have recorded more than it holds
                     features[item.config] = extend(known, exact)
                 except (Conflict, Unreadable) as found:
                     self._learn(shown)
-                    conflict = found if isinstance(found, Conflict) else told
-                    return {}, self._misfit(item, exact, conflict, shown)
+                    conflict = found if isinstance(found, Conflict) else recorded
+                    return {}, self._mismatch(item, exact, conflict, shown)
         return features, None
 
-    def _misfit(
-        self, item: ShardSchema, kind: StructOf | None, conflict: Conflict, shown: Mapping[str, StructOf]
+    def _mismatch(
+        self, item: ShardSchema, schema: StructOf | None, conflict: Conflict, shown: Mapping[str, StructOf]
     ) -> SchemaMismatch:
-        why = conflict.told
-        if kind is not None and (base := self._base(item.config)) is not None:
-            row = self._catalogue.row("SELECT split, template FROM segments WHERE id = ?", item.shard.segment)
-            assert row is not None
-            for layout in Layout(base, row["split"], row["template"]).siblings():
-                text = self._spool.schema(layout.config)
+        base = None if schema is None else self._base(item.config)
+        if schema is not None and base is not None:
+            row = self._segments.get(item.shard.segment)
+            for layout in Layout(base, row.split, row.template).siblings():
                 try:
-                    extend(shown.get(layout.config, EMPTY), kind)
-                    extend(EMPTY if text is None else loads(text), kind)
+                    extend(shown.get(layout.config, EMPTY), schema)
+                    extend(self._schemas.known(layout.config) or EMPTY, schema)
                 except Conflict:
                     continue
                 if layout.config != item.config:
-                    return SchemaMismatch(item.shard, why, layout, kind)
-        return SchemaMismatch(item.shard, why)
+                    return SchemaMismatch(item.shard, conflict.told, layout, schema)
+        return SchemaMismatch(item.shard, conflict.told)
 
-    def move(self, shard: Shard, layout: Layout, kind: StructOf) -> None:
-        """Gives a shard its place in another config; it is staged anew."""
-        with self._spool.leased():
-            row = self._catalogue.row("SELECT writer FROM segments WHERE id = ?", shard.segment)
-            assert row is not None
-            series = layout.series(row["writer"])
-            following = self._catalogue.value("SELECT next FROM series WHERE name = ?", series) or 0
-            self._catalogue.run(
-                "UPDATE segments SET config = ?, template = ?, schema = ? WHERE id = ?",
-                layout.config, layout.template, dumps(kind), shard.segment,
-            )  # fmt: skip
-            self._spool.know_schema(layout.config, kind)
-            self._spool.number(shard.segment, layout, row["writer"], series, following)
-        failpoint(Failpoint.RENUMBERED)
+    def _base(self, config: str) -> str | None:
+        """Return the config whose conflicts go to new configs: this one, or the one it is a sibling of; else None."""
+        for name in (config, config.rpartition("-")[0]):
+            if name and self._schemas.policy(name) == "new config":
+                return name
+        return None
+
+    def move(self, shard: Shard, layout: Layout, schema: StructOf) -> None:
+        """Move a shard to another config; it is staged again."""
+        self._spool.shards.move(shard, layout, dumps(schema), also=lambda: self._schemas.add(layout.config, schema))
 
     def _learn(self, shown: Mapping[str, StructOf]) -> None:
-        with self._spool.leased():
-            for config, kind in shown.items():
-                self._spool.know_schema(config, kind, wins=True)
+        with self._spool.lease.transaction():
+            for config, schema in shown.items():
+                self._schemas.add(config, schema, wins=True)
 
-    def mark_shown(self, features: Mapping[str, StructOf]) -> None:
-        """The card says this now."""
+    def mark_published(self, features: Mapping[str, StructOf]) -> None:
+        """Record that the card says this now, by config."""
         if features:
-            with self._spool.leased():
-                for config, kind in features.items():
-                    self._spool.know_schema(config, kind, wins=True)
-                    self._catalogue.run("UPDATE schemas SET published = ? WHERE config = ?", dumps(kind), config)
-            failpoint(Failpoint.CARD_RECORDED)
+            with self._spool.lease.transaction():
+                for config, schema in features.items():
+                    self._schemas.publish(config, schema)
+            failpoint(Failpoint.CARDED)
 
 
 def scan(file: Path) -> StructOf:
-    """What the rows of a segment's file hold, packed or not, read line by line.
+    """Return the types of the columns in a segment's file, compressed or not, reading it line by line.
 
     Raises:
-        Conflict: it is at odds with itself, or holds more than a card can say.
-        Unreadable: it holds what is no row.
+        Conflict: it contradicts itself, or holds more than a card can say.
+        Unreadable: it holds something that is not a row.
     """
     try:
         return _scan(file)
@@ -206,11 +196,11 @@ def scan(file: Path) -> StructOf:
 
 
 def _scan(file: Path) -> StructOf:
-    decoder, shapes, kind = msgspec.json.Decoder(), RowProfiler(), EMPTY
+    decoder, profiler, schema = msgspec.json.Decoder(), RowProfiler(), EMPTY
     with lines_of(file.open("rb"), file.name) as stream:
         while lines := list(islice(stream, _LINES)):
             rows = decoder.decode_lines(b"".join(lines))
-            if fresh := shapes.look(rows):
-                kind = extend(kind, infer(rows))
-                shapes.learn(fresh)
-    return kind
+            if fresh := profiler.look(rows):
+                schema = extend(schema, infer(rows))
+                profiler.learn(fresh)
+    return schema

@@ -2,11 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from hubsync.errors import AmbiguousError, BlockedError, DefectError, StaleParentError, TransientError
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import RemoteFile, Shard, Staged
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The commit is in the branch, under this sha."""
+
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Nothing landed, and nothing is wrong with the commit: send it again later, or once an operator has acted."""
+
+    error: TransientError | BlockedError
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Nothing landed: the destination rejects the commit's content, and will again."""
+
+    error: DefectError
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The commit may have landed, or the branch moved: read what is at its paths before you decide."""
+
+    error: AmbiguousError | StaleParentError
+
+
+CommitOutcome = Landed | NotSent | Rejected | Unknown
+
+
+async def outcome_of(sending: Awaitable[str]) -> CommitOutcome:
+    """Await a request that answers with the new commit's sha; return its outcome, with an error as a value."""
+    try:
+        return Landed(await sending)
+    except (AmbiguousError, StaleParentError) as error:
+        return Unknown(error)
+    except (TransientError, BlockedError) as error:
+        return NotSent(error)
+    except DefectError as error:
+        return Rejected(error)
 
 
 class Destination(Protocol):
@@ -29,8 +74,8 @@ class Destination(Protocol):
         """Uploads what goes up as blobs; answers for each, in order. `regular` ones wait for the commit."""
         ...
 
-    async def commit(self, plan: Plan) -> str:
-        """Sends the plan as one commit on its parent; answers the new commit's sha."""
+    async def commit(self, plan: Plan) -> CommitOutcome:
+        """Send a plan as one commit on its parent, once."""
         ...
 
     async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hubsync.destinations.base import Destination
+from hubsync.destinations.base import CommitOutcome, Destination, Landed
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import RemoteFile, Shard, Staged
 
@@ -37,9 +37,12 @@ class _Instrumented:
         with span("hubsync.stage", self._about(shards), duration="hubsync.stage.duration", root=True):
             return await self._inner.stage(shards)
 
-    async def commit(self, plan: Plan) -> str:
-        with span("hubsync.commit", self._about(plan.shards), duration="hubsync.commit.duration", root=True):
-            return await self._inner.commit(plan)
+    async def commit(self, plan: Plan) -> CommitOutcome:
+        with span("hubsync.commit", self._about(plan.shards), duration="hubsync.commit.duration", root=True) as fail:
+            outcome = await self._inner.commit(plan)
+            if not isinstance(outcome, Landed):
+                fail(outcome.error)
+            return outcome
 
     async def check(self, *, private: bool | None) -> BranchTip:
         return await self._inner.check(private=private)

@@ -70,7 +70,7 @@ class Writers:
 
     def epochs(self) -> dict[str, int]:
         """Return how often each writer was opened, by name."""
-        return dict(self._catalogue.rows("SELECT name, epoch FROM writers"))
+        return {row["name"]: row["epoch"] for row in self._catalogue.rows("SELECT name, epoch FROM writers")}
 
     def lock(self, name: str) -> FileLock:
         """Return the lock that a living writer holds on its name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -48,26 +48,35 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 
 @contextmanager
-def span(name: str, attributes: Mapping[str, str | int], *, duration: str = "", root: bool = False) -> Iterator[None]:
-    """A span around something that takes time; `duration` names the histogram that is told as well.
+def span(
+    name: str, attributes: Mapping[str, str | int], *, duration: str = "", root: bool = False
+) -> Iterator[Callable[[BaseException], None]]:
+    """A span around something that takes time; `duration` names the histogram that is told as well. The block gets a
+    function for an error that it does not raise.
 
     An error is told by its type and message, which hold no secret, and without the stack, whose causes might.
     """
     found = _instruments()
     if found is None:
-        yield
+        yield lambda error: None
         return
     from opentelemetry.context import Context
     from opentelemetry.trace import StatusCode
 
     # A commit belongs to whoever put its rows, which is many: it is no child of what was going on when the job opened.
     context = Context() if root else None
-    began, failed = time.perf_counter(), None
+    began = time.perf_counter()
+    failed: BaseException | None = None
     with found.tracer.start_as_current_span(
         name, context, attributes=attributes, record_exception=False, set_status_on_exception=False
     ) as now:
+
+        def fail(error: BaseException) -> None:
+            nonlocal failed
+            failed = error
+
         try:
-            yield
+            yield fail
         except BaseException as error:
             failed = error
             raise

@@ -24,6 +24,7 @@ from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.threads import run_in_thread
+from hubsync.destinations.base import CommitOutcome, outcome_of
 from hubsync.destinations.hub.lfs import LfsStore, read_pieces
 from hubsync.destinations.hub.transport import MAX_BODY, HubHTTP
 from hubsync.destinations.hub.xet import XetStore, xet_available
@@ -222,8 +223,11 @@ class HubDataset:
         answer = await self._http.send(what, "POST", f"{self._api}/preupload/{self._rev}", json={"files": files})
         return answer.decode(what, _Modes).files
 
-    async def commit(self, plan: Plan) -> str:
-        """Sends the plan once. An `AmbiguousError` means that it may have landed."""
+    async def commit(self, plan: Plan) -> CommitOutcome:
+        """Send a plan as one commit on its parent, once."""
+        return await outcome_of(self._commit(plan))
+
+    async def _commit(self, plan: Plan) -> str:
         what = f"commit to {self.target.repo}"
         header: dict[str, Any] = {"summary": plan.summary, "description": describe(plan)}
         if plan.parent:

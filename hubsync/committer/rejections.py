@@ -1,0 +1,81 @@
+"""Shards that the Hub rejects: retried a few times, then quarantined alone, so that everything else continues."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from hubsync._runtime.clock import Clock
+from hubsync._runtime.retry import Backoff
+from hubsync.committer.card_updater import CardUpdater
+from hubsync.committer.events import DeliveryEvents
+from hubsync.committer.retry import Retrier
+from hubsync.errors import DefectError, HubError, ShardsRefused
+from hubsync.model.shard import Shard
+from hubsync.spool.spool import Spool
+from hubsync.telemetry.status import Status
+
+_log = logging.getLogger("hubsync")
+
+_BLOB_RETRIES = 5  # a store may claim to have a blob that it does not have, but not again and again
+_RETRIES = 3  # of any other shard: a proxy may have answered, and a quarantine is final
+_MOST_IN_A_ROW = 3  # with nothing committed in between; then the rows are not at fault
+
+
+class Rejections:
+    """Counts rejections by shard, and quarantines what is rejected again and again."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        retrier: Retrier,
+        cards: CardUpdater,
+        clock: Clock,
+        status: Status,
+        events: DeliveryEvents,
+    ) -> None:
+        self._spool = spool
+        self._retrier = retrier
+        self._cards = cards
+        self._clock = clock
+        self._status = status
+        self._events = events
+        self._backoffs: dict[int, Backoff] = {}  # by segment
+        self._in_a_row = 0  # quarantined since something was committed
+
+    async def may_retry(self, shard: Shard) -> bool:
+        """Sleep for the backoff; return True if a rejected shard should be retried."""
+        backoff = self._backoffs.setdefault(shard.segment, self._retrier.backoff())
+        if backoff.failures >= (_BLOB_RETRIES if shard.mode == "lfs" else _RETRIES):
+            return False
+        await self._clock.sleep(backoff.after_failure())
+        return True
+
+    async def give_up(self, part: str, shard: Shard, error: DefectError) -> None:
+        """Quarantine a shard; or, if nothing gets through at all, wait for an operator."""
+        if self._in_a_row < _MOST_IN_A_ROW:
+            self._in_a_row += 1
+            await self.quarantine(shard, error)
+        else:
+            await self._retrier.wait_for_operator(part, error)
+
+    async def quarantine(self, shard: Shard, error: HubError) -> None:
+        """Quarantine a shard that the Hub rejects, or that can't be compressed."""
+        kept = await self._retrier.on_disk(self._spool.shards.quarantine, shard, str(error))
+        self._backoffs.pop(shard.segment, None)
+        self._cards.reconsider()  # the card was not at fault
+        what = "The Hub rejects" if error.status is not None else "Cannot compress"
+        self.report(shard, f"{what} {shard.path} ({shard.rows} rows): {error} Its rows are in {kept}.")
+
+    def report(self, shard: Shard, message: str) -> None:
+        """Report a quarantined shard to the log and to the uploader."""
+        message += f" To look at them or to put them again: hubsync dead-letter list {self._spool.directory}"
+        _log.error("%s", message)
+        self._status.counts.refusals += 1
+        self._events.settled(shard.segment, None, ShardsRefused(message))
+
+    def committed(self, segments: Iterable[int]) -> None:
+        """Forget the rejections of these segments: they were committed after all."""
+        for segment in segments:
+            self._backoffs.pop(segment, None)
+            self._in_a_row = 0

@@ -1,0 +1,116 @@
+"""Stage shards: upload their bytes as blobs, several lots at a time. That uses no commit quota."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+
+from hubsync._runtime.clock import Clock
+from hubsync.committer.reconciler import Reconciler
+from hubsync.committer.rejections import Rejections
+from hubsync.committer.retry import Retrier
+from hubsync.committer.wakeups import Wakeups
+from hubsync.destinations.base import Destination
+from hubsync.errors import DefectError, HubError
+from hubsync.model.shard import Shard, Staged
+from hubsync.policies import MIB
+from hubsync.spool.spool import Spool
+from hubsync.telemetry.status import State, Status
+
+POLL_S = 0.5  # how soon segments that another process sealed are noticed
+_LOT_SHARDS = 100  # shards of a lot: one preupload call, one Xet session
+_LOT_BYTES = 256 * MIB
+_LOTS = 3  # at once, so that a large upload does not hold up what is sealed after it
+_SLOW_S = 30.0
+
+
+class Stager:
+    """Stages sealed shards."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        destination: Destination,
+        retrier: Retrier,
+        reconciler: Reconciler,
+        rejections: Rejections,
+        clock: Clock,
+        status: Status,
+        wakeups: Wakeups,
+    ) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._retrier = retrier
+        self._reconciler = reconciler
+        self._rejections = rejections
+        self._clock = clock
+        self._status = status
+        self._wakeups = wakeups
+        self._lots: list[frozenset[int]] = []  # the segments that are being uploaded
+
+    async def run(self) -> None:
+        """Stage what is sealed, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                shards = await self._retrier.on_disk(self._next_lot) if len(self._lots) < _LOTS else []
+                if shards:
+                    lot = frozenset(shard.segment for shard in shards)
+                    self._lots.append(lot)
+                    tasks.start_soon(self._stage_lot, lot, shards)
+                else:
+                    await self._wakeups.stage.wait(POLL_S)
+
+    def _next_lot(self) -> list[Shard]:
+        self._spool.recovery.adopt()
+        self._spool.catalogue.checkpoint(shrink=self._spool.disk.is_exhausted())
+        self._spool.disk.reserve()
+        return self._spool.shards.to_stage(_LOT_SHARDS, _LOT_BYTES, frozenset().union(*self._lots))
+
+    async def _stage_lot(self, lot: frozenset[int], shards: Sequence[Shard]) -> None:
+        try:
+            await self._stage(shards)
+        finally:
+            self._lots.remove(lot)
+        self._wakeups.stage.notify()
+
+    async def _stage(self, shards: Sequence[Shard]) -> None:
+        try:
+            staged = await self._retrier.until_success("stage", partial(self._upload, shards), raises=(DefectError,))
+        except DefectError as error:
+            if len(shards) > 1:
+                async with anyio.create_task_group() as tasks:  # alone, so that one bad shard holds up no other
+                    for shard in shards:
+                        tasks.start_soon(self._stage, [shard])
+            elif not await self._rejections.may_retry(shards[0]):
+                await self._rejections.give_up("stage", shards[0], error)
+            return
+        doubtful = [shard for shard, found in zip(shards, staged, strict=True) if found.standing]
+        done = await self._reconciler.compare_at_head("stage", doubtful) if doubtful else set()
+        modes = {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in done}
+        await self._retrier.on_disk(self._spool.shards.mark_staged, modes)
+        self._wakeups.all()
+
+    async def _upload(self, shards: Sequence[Shard]) -> Sequence[Staged]:
+        """Upload shards. If that takes long, say so: hf_xet retries for minutes and reports nothing."""
+        size = sum(shard.size for shard in shards)
+        slow = State("ok", f"uploading {len(shards)} shards ({size / 1e6:,.1f} MB) for over {_SLOW_S:g} s")
+
+        async def report_slow() -> None:
+            await self._clock.sleep(_SLOW_S)
+            self._status.report("upload", slow)
+
+        staged: Sequence[Staged] = ()
+        failed: HubError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(report_slow)
+            try:
+                staged = await self._destination.stage(shards)
+            except HubError as error:
+                failed = error
+            tasks.cancel_scope.cancel()
+        self._status.report("upload", State())
+        if failed is not None:
+            raise failed
+        return staged
