@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hubsync.destinations.base import CommitOutcome, outcome_of
 from hubsync.errors import AmbiguousError, RepoMissingError, StaleParentError
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
@@ -83,7 +84,10 @@ class SimulatedHub:
         self._call("stage")
         return [Staged(self.mode, self._oid(self.files.get(shard.path))) for shard in shards]
 
-    async def commit(self, plan: Plan) -> str:
+    async def commit(self, plan: Plan) -> CommitOutcome:
+        return await outcome_of(self._commit(plan))
+
+    async def _commit(self, plan: Plan) -> str:
         self._call("commit")
         if self.before_commit is not None:
             hook, self.before_commit = self.before_commit, None

@@ -136,7 +136,7 @@ def test_drain_makes_a_repo_as_private_as_the_job_asked_for(run: Commands, datas
     assert dataset.api.dataset_info("user/rows").private
     dataset.api.delete_repo("user/rows", repo_type="dataset")
     done = run("pipe", "user/rows", stdin=jsonl(5, 6))
-    assert "user/rows: 5 rows committed earlier are not in it: it was deleted" in done.stderr
+    assert "user/rows was deleted and is created again. 5 rows committed earlier are not in it" in done.stderr
     assert dataset.api.dataset_info("user/rows").private
 
 
@@ -290,7 +290,7 @@ def test_commands_on_no_spool_say_so(run: Commands, tmp_path: Path) -> None:
     assert "no spool" in run("drain").stderr
     done = run("status", tmp_path / "nowhere")
     assert done.returncode == 1
-    assert "there is no spool" in done.stderr
+    assert "no spool exists" in done.stderr
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -150,14 +150,14 @@ async def test_a_shard_that_stands_there_already_is_not_brought_again(simulated:
 async def test_the_one_bad_shard_of_many_is_set_aside_and_the_rest_goes_on(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = simulated.commit
+    commit = simulated._commit
 
     async def refusing(plan: Any) -> str:
         if any(b'"id":3}' in shard.file.read_bytes() for shard in plan.shards):
             raise DefectError("422, this one is bad", status=422)
         return await commit(plan)
 
-    monkeypatch.setattr(simulated, "commit", refusing)
+    monkeypatch.setattr(simulated, "_commit", refusing)
     up = open_uploader(tmp_path)
     with pytest.raises(ShardsRefused, match="422, this one is bad"):
         async with up:
@@ -285,14 +285,14 @@ def test_the_other_face_says_so_as_well(simulated: SimulatedHub, tmp_path: Path)
 async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = simulated.commit
+    commit = simulated._commit
 
     async def refusing(plan: Any) -> str:
         if any(note.path == "README.md" for note in plan.notes):
             raise DefectError("400, invalid metadata in README.md", status=400)
         return await commit(plan)
 
-    monkeypatch.setattr(simulated, "commit", refusing)
+    monkeypatch.setattr(simulated, "_commit", refusing)
     async with open_uploader(tmp_path) as up:
         for n in range(5):
             await up.put([{"id": n}])
@@ -320,7 +320,7 @@ async def test_a_file_that_came_while_a_commit_was_refused_is_not_overwritten(
             simulated.foreign_commit("data/train-00001.jsonl", b'{"id":1000}\n')
             raise refusal
 
-        monkeypatch.setattr(simulated, "commit", refuse)
+        monkeypatch.setattr(simulated, "_commit", refuse)
         await up.put([{"id": 1, "new": 1}])
         with contextlib.suppress(WriteForbiddenError):
             await up.flush()
@@ -403,7 +403,7 @@ async def test_watermarks_and_the_fence_are_of_the_same_commit(
             await up.put([{"id": n}], offset=n)
             await up.flush()
     asked: list[str] = []
-    watermarks, commit = simulated.watermarks, simulated.commit
+    watermarks, commit = simulated.watermarks, simulated._commit
 
     async def note(at: str) -> Any:
         asked.append(at)
@@ -414,7 +414,7 @@ async def test_watermarks_and_the_fence_are_of_the_same_commit(
         return await commit(plan)
 
     monkeypatch.setattr(simulated, "watermarks", note)
-    monkeypatch.setattr(simulated, "commit", claim)
+    monkeypatch.setattr(simulated, "_commit", claim)
     async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
         assert up.offset() == 2
     assert len(set(asked)) == 1

@@ -517,8 +517,8 @@ def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
 
     def recover() -> None:
         other = open_spool(None, spool, SystemClock())
-        other.adopt()
-        other.sweep()
+        other.recovery.adopt()
+        other.recovery.sweep()
         other.close()
 
     def listen(point: Failpoint) -> None:

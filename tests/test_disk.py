@@ -245,7 +245,7 @@ def test_a_spool_on_a_read_only_disk_says_so_to_who_looks_at_it_and_to_who_opens
         up.put([{"id": 1}])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for attempt in (lambda: spool_facts(spool), lambda: uploader(spool=spool).open()):
-        with pytest.raises(SpoolError, match=rf"{spool} is read-only here.* a copy"):
+        with pytest.raises(SpoolError, match=rf"{spool} is read-only here.* copy"):
             attempt()
     assert dataset.ids() == [1]
 
@@ -292,7 +292,7 @@ def test_a_lock_that_is_deleted_does_not_make_its_writer_a_dead_one(uploader: An
         up.put(rows(0, 2))
         for file in (tmp_path / "spool" / "writers").glob("*.lock"):
             file.unlink()
-        up._worker.spool.adopt()
+        up._worker.spool.recovery.adopt()
         assert up._worker.spool.depth().open == 1
 
 
@@ -325,7 +325,7 @@ def test_a_start_that_the_disk_refuses_leaves_its_name_to_the_next(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with uploader() as up:
-        monkeypatch.setattr("hubsync.spool.spool.spool.write_atomically", refuse)
+        monkeypatch.setattr("hubsync.spool.writers.write_atomically", refuse)
         for _ in range(3):
             with pytest.raises(SpoolError, match="No space left"):
                 uploader().open()
@@ -339,7 +339,7 @@ def test_a_start_waits_for_another_only_so_long(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A `hubsync dashboard` that was stopped by Ctrl-Z while it looked, say."""
-    monkeypatch.setattr("hubsync.spool.spool.database._TURN_S", 0.1)
+    monkeypatch.setattr("hubsync.spool.database._TURN_S", 0.1)
     (tmp_path / "spool").mkdir(0o700)
     stopped = os.open(tmp_path / "spool", os.O_RDONLY)
     fcntl.flock(stopped, fcntl.LOCK_SH)

@@ -116,7 +116,7 @@ def offset(source: str) -> int:
     """How far the spool has accepted `source`."""
     (directory,) = spools()
     with closing(open_spool(None, directory, SystemClock())) as spool:
-        known = spool.offset(source)
+        known = spool.offsets.highest(source)
     assert known is not None
     return known
 

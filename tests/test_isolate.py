@@ -11,7 +11,6 @@ from hubsync import CommitPolicy
 from hubsync.destinations.hub import card
 from hubsync.model.layout import Layout
 from hubsync.policies import ShardPolicy
-from hubsync.spool.plans import Plans
 from hubsync.spool.spool import Spool
 from hubsync.spool.writer import SpoolWriter
 from tests.test_model import _inline
@@ -56,18 +55,17 @@ def test_what_is_asked_all_the_time_does_not_read_what_was_ever_committed(tmp_pa
     writer.append([batch(1), batch(2)])
     asked: list[str] = []
     spool.catalogue._db.set_trace_callback(asked.append)
-    plans = Plans(spool)
     spool.depth()
-    spool.full()
-    spool.adopt()
-    spool.urge(None)
-    assert spool.become_committer()
-    shards = plans.sealed(10, 1000)
-    plans.mark_staged({shard.segment: "regular" for shard in shards})
-    plans.is_urgent()
-    plans.in_order(plans.ready(10, 1000))
-    spool._seal_open(writer.name)
-    spool.sweep()
+    spool.full_text()
+    spool.recovery.adopt()
+    spool.mark_urgent(None)
+    assert spool.lease.acquire()
+    shards = spool.shards.to_stage(10, 1000)
+    spool.shards.mark_staged({shard.segment: "regular" for shard in shards})
+    spool.segments.has_urgent_staged()
+    spool.shards.in_order(spool.shards.ready(10, 1000))
+    spool.recovery._seal_open(writer.name)
+    spool.recovery.sweep()
     spool.catalogue._db.set_trace_callback(None)
     for sql in asked:
         if "segments" in sql and sql.startswith(("SELECT", "UPDATE")):

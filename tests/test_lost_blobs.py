@@ -21,7 +21,7 @@ async def test_a_lost_blob_takes_the_card_with_it_for_one_commit_only(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated.mode = "lfs"
-    commit, left = simulated.commit, [2]  # with the card, and without
+    commit, left = simulated._commit, [2]  # with the card, and without
 
     async def refuse(plan: Plan) -> str:
         if plan.shards and left[0]:
@@ -29,7 +29,7 @@ async def test_a_lost_blob_takes_the_card_with_it_for_one_commit_only(
             raise DefectError("400, unknown blob", status=400)
         return await commit(plan)
 
-    monkeypatch.setattr(simulated, "commit", refuse)
+    monkeypatch.setattr(simulated, "_commit", refuse)
     async with open_uploader(tmp_path) as up:
         await up.put([{"id": 1}])
         await up.flush()
@@ -43,7 +43,7 @@ async def test_a_blob_that_a_store_only_says_to_have_goes_up_again_but_not_for_e
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: list[int]
 ) -> None:
     simulated.mode = "lfs"
-    commit, left = simulated.commit, [times]
+    commit, left = simulated._commit, [times]
 
     async def refuse(plan: Plan) -> str:
         if left[0] and any(shard.rows == 1 and shard.file.read_bytes() == b'{"id":1}\n' for shard in plan.shards):
@@ -51,7 +51,7 @@ async def test_a_blob_that_a_store_only_says_to_have_goes_up_again_but_not_for_e
             raise DefectError("400, an LFS pointer pointed to a file that does not exist", status=400)
         return await commit(plan)
 
-    monkeypatch.setattr(simulated, "commit", refuse)
+    monkeypatch.setattr(simulated, "_commit", refuse)
     with pytest.raises(ShardsRefused) if found == [2] else nullcontext():
         async with open_uploader(tmp_path) as up:
             await up.put([{"id": 1}])

@@ -107,9 +107,9 @@ class Jobs(RuleBasedStateMachine):
                 process = self.world.start(slot)
             except Dead:
                 continue
-            if not process.spool.seeded:
+            if not process.spool.is_seeded:
                 return
-            known = process.spool.offset(f"source-{slot}")
+            known = process.spool.offsets.highest(f"source-{slot}")
             offset = max(0, (-1 if known is None else known) + 1 - behind)
             self._put(slot, f"offset-{slot}-{offset}", offset=offset, source=f"source-{slot}")
 

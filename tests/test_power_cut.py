@@ -93,10 +93,10 @@ def test_a_catalogue_that_was_set_back_brings_no_row_twice(
         up.flush(timeout=20)
     assert dataset.ids() == [1, 2, 3, 4]
     assert [mark.rows for mark in marks(dataset)] == [4]
-    assert "the spool was set back" in caplog.text
+    assert "was rolled back" in caplog.text
     with uploader() as up:
         up.put([{"id": 5}], offset=5)
-    assert caplog.text.count("the spool was set back") == 1
+    assert caplog.text.count("was rolled back") == 1
     assert [mark.rows for mark in marks(dataset)] == [5]
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_was_changed_is_never_committed_and_never_thrown_away(
     with Quarantine(tmp_path / "spool") as letter:
         (dead,) = letter.shards()
         assert dead.rows == 2
-        assert "is not what was written" in dead.why
+        assert "does not have the sha256 that was written" in dead.why
         letter.resubmit(dead)
     drain(tmp_path / "spool", timeout=20)
     assert dataset.ids() == [0, 2, 3, 9]  # as a person said

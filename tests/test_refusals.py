@@ -100,7 +100,7 @@ def test_a_catalogue_that_refuses_to_be_read_for_a_while_ends_nothing(
         up.put([{"id": 0}])
         error = SpoolError("disk I/O error")
         monkeypatch.setattr(spool, "depth", failing(5, error, spool.depth))
-        monkeypatch.setattr(spool, "fate", failing(5, error, spool.fate))
+        monkeypatch.setattr(spool.segments, "outcome", failing(5, error, spool.segments.outcome))
         monkeypatch.setattr(up._worker.writer, "append", failing(2, error, up._worker.writer.append))
         assert up.put([{"id": 1}], timeout=30).state in ("spooled", "committed")
     assert dataset.ids() == [0, 1]
@@ -110,10 +110,10 @@ def test_a_process_that_follows_another_committer_lives_through_a_refusal(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with uploader() as commits, uploader() as follows:
-        while not commits._worker.spool.is_committer:
+        while not commits._worker.spool.lease.is_held:
             time.sleep(0.01)
         spool = follows._worker.spool
-        monkeypatch.setattr(spool, "fate", failing(3, SpoolError("disk I/O error"), spool.fate))
+        monkeypatch.setattr(spool.segments, "outcome", failing(3, SpoolError("disk I/O error"), spool.segments.outcome))
         receipt = follows.put([{"id": 1}])
         time.sleep(2)
         follows.flush(timeout=30)
@@ -287,7 +287,7 @@ def test_who_follows_another_committer_is_told_of_its_own_rows_and_the_other_is_
     uploader: Make, hub: LocalHub
 ) -> None:
     with uploader(shard=ONE) as commits, uploader(shard=ONE) as follows:
-        while not commits._worker.spool.is_committer:
+        while not commits._worker.spool.lease.is_held:
             time.sleep(0.01)
         refuse(hub, follows, 1)
         with pytest.raises(ShardsRefused):

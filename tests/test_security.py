@@ -561,4 +561,4 @@ def test_a_spool_that_may_not_be_read_is_told(uploader: Make, tmp_path: Path, mo
     monkeypatch.setattr(os, "stat", refused)
     shown = CliRunner().invoke(cli, ["status"], env={"COLUMNS": "400"})
     assert (shown.exit_code, bool(looked)) == (1, True)
-    assert "run this as that user" in shown.output
+    assert "Run this as that user" in shown.output

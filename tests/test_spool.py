@@ -28,6 +28,7 @@ from hubsync.model.shard import Shard
 from hubsync.model.target import Target
 from hubsync.spool.database import Catalogue
 from hubsync.spool.plans import Plans
+from hubsync.spool.shards import Shards
 from hubsync.spool.spool import Spool
 from hubsync.spool.writer import Accepted, SpoolWriter
 from hubsync.testing import ManualClock
@@ -64,12 +65,17 @@ def writer_of(spool: Spool, layout: Layout | None = None, **shard: Any) -> Spool
 
 
 def plans_of(spool: Spool) -> Plans:
-    assert spool.become_committer()
-    return Plans(spool)
+    assert spool.lease.acquire()
+    return spool.plans
+
+
+def shards_of(spool: Spool) -> Shards:
+    assert spool.lease.acquire()
+    return spool.shards
 
 
 def all_sealed(spool: Spool) -> list[Shard]:
-    return Plans(spool).sealed(1000, 1 << 40)
+    return spool.shards.to_stage(1000, 1 << 40)
 
 
 def die(writer: SpoolWriter) -> None:
@@ -133,7 +139,7 @@ def test_a_torn_tail_is_cut_back_to_what_was_accepted(open_spool: Callable[..., 
     with file.open("ab") as torn:
         torn.write(b'{"id":3}\n{"id"')
     die(writer)
-    spool.adopt()
+    spool.recovery.adopt()
     assert all_sealed(spool)[0].file.read_bytes() == b'{"id":1}\n{"id":2}\n'
 
 
@@ -145,15 +151,15 @@ def test_who_adopts_while_another_thread_does_has_all_adopted_as_well(
     writer.append([batch(1)])
     die(writer)
     begun, go_on = threading.Event(), threading.Event()
-    recover = spool.recover
+    recover = spool.recovery.recover
 
     def slowly(name: str) -> None:
         begun.set()
         go_on.wait()
         recover(name)
 
-    monkeypatch.setattr(spool, "recover", slowly)
-    first, second = threading.Thread(target=spool.adopt), threading.Thread(target=spool.adopt)
+    monkeypatch.setattr(spool.recovery, "recover", slowly)
+    first, second = threading.Thread(target=spool.recovery.adopt), threading.Thread(target=spool.recovery.adopt)
     first.start()
     begun.wait()
     second.start()
@@ -203,7 +209,7 @@ def test_a_writer_that_can_not_begin_lets_the_name_go(
         raise SpoolError("the disk is full")
 
     with monkeypatch.context() as patch, pytest.raises(SpoolError):
-        patch.setattr(spool, "recover", full)
+        patch.setattr(spool.recovery, "recover", full)
         writer_of(spool)
     assert writer_of(spool).name == writer.name
 
@@ -215,7 +221,7 @@ def test_bytes_that_a_power_cut_took_are_said_and_whole_lines_kept(open_spool: C
     (file,) = (spool.directory / "segments").iterdir()
     os.truncate(file, 14)
     die(writer)
-    spool.adopt()
+    spool.recovery.adopt()
     (shard,) = all_sealed(spool)
     assert (shard.rows, shard.file.read_bytes()) == (1, b'{"id":1}\n')
     assert "power cut" in spool.catalogue.value("SELECT error FROM segments")
@@ -237,7 +243,7 @@ def test_a_dead_writers_file_that_the_disk_refuses_stops_no_job_and_waits_for_th
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "truncate", refuse)
-        spool.adopt()
+        spool.recovery.adopt()
         writer = writer_of(spool)
         writer.append([batch(2)])
         writer.seal()
@@ -261,12 +267,18 @@ def test_a_batch_that_a_power_cut_took_wholly_is_told_and_may_be_put_again(
     os.truncate(file, 0)
     die(writer)
     writer = writer_of(spool)
-    assert spool.become_committer()
+    assert spool.lease.acquire()
     assert all_sealed(spool) == []
-    assert [(shard.id, shard.rows, "power cut" in shard.why) for shard in spool.dead()] == [(first.segment, 0, True)]
+    assert [(shard.id, shard.rows, "power cut" in shard.why) for shard in spool.quarantine.shards()] == [
+        (first.segment, 0, True)
+    ]
     by_key, by_offset = writer.append([batch(1, key="a"), batch(1, offset=1)])[0]
     assert (by_key.replayed, by_offset) == (False, Accepted(first.segment, True))
-    assert spool.fate(first.segment or 0) == ("dead", None, spool.dead()[0].why)  # so nobody waits for ever
+    assert spool.segments.outcome(first.segment or 0) == (
+        "dead",
+        None,
+        spool.quarantine.shards()[0].why,
+    )  # so nobody waits for ever
 
 
 def test_a_failed_write_accepts_nothing_and_can_be_tried_again(
@@ -340,7 +352,7 @@ def test_a_sealed_segment_has_the_hash_of_its_file_whatever_failed_before(
         with contextlib.suppress(SpoolError):
             writer.append([batch(*ids) for ids in rows])
         if rng.random() < 0.7:
-            writer.hash_on()
+            writer.hash_written()
         if rng.random() < 0.1:
             writer.seal()
     monkeypatch.setattr(spool.catalogue, "run", run)
@@ -361,9 +373,9 @@ def test_what_a_power_cut_has_made_of_a_sealed_file_is_seen_by_who_takes_over(
     file = next((spool.directory / "segments").iterdir())
     content = file.read_bytes()
     file.write_bytes(content[:18] + b"\0" * (len(content) - 18))  # a block that was never written
-    plans = plans_of(spool)
-    plans.take_over()
-    (shard,) = plans.sealed(10, 1 << 40)
+    plans_of(spool)
+    spool.shards.take_over()
+    (shard,) = spool.shards.to_stage(10, 1 << 40)
     assert (shard.rows, file.read_bytes()) == (2, b'{"id":1}\n{"id":2}\n')
     assert shard.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -384,7 +396,11 @@ def test_a_key_or_an_offset_seen_before_adds_nothing(open_spool: Callable[..., S
         ]
     )
     assert [a.replayed for a in accepted] == [True, True, True, False, True, False, True]
-    assert (spool.offset("default"), spool.offset("other"), spool.offset("none")) == (6, 0, None)
+    assert (spool.offsets.highest("default"), spool.offsets.highest("other"), spool.offsets.highest("none")) == (
+        6,
+        0,
+        None,
+    )
     writer.seal()
     assert all_sealed(spool)[0].rows == 5
 
@@ -404,7 +420,7 @@ def test_a_batch_without_rows_moves_the_offset_and_makes_no_shard(open_spool: Ca
     spool = open_spool()
     writer = writer_of(spool)
     (accepted,), _ = writer.append([batch(offset=7)])
-    assert (accepted.segment, accepted.replayed, spool.offset("default")) == (None, False, 7)
+    assert (accepted.segment, accepted.replayed, spool.offsets.highest("default")) == (None, False, 7)
     assert writer.seal() is None
 
 
@@ -439,19 +455,19 @@ def test_a_plan_stands_in_the_catalogue_before_it_is_sent(open_spool: Callable[.
     writer.append([batch(1, 2, offset=4)])
     writer.seal()
     shards = all_sealed(spool)
-    plans_of(spool).mark_staged({shards[0].segment: "regular"})
-    staged = plans_of(spool).ready(10, 1 << 30)
+    shards_of(spool).mark_staged({shards[0].segment: "regular"})
+    staged = shards_of(spool).ready(10, 1 << 30)
     plan = plans_of(spool).write(staged, None, "parent", "Add")
     spool.close()
     spool = open_spool()
-    found = plans_of(spool).unsettled()
+    found = plans_of(spool).open()
     assert found is not None
     assert (found.id, found.parent, found.shards, found.notes) == (plan.id, "parent", staged, plan.notes)
-    assert plans_of(spool).ready(10, 1 << 30) == []
+    assert shards_of(spool).ready(10, 1 << 30) == []
     assert b'"default": 4' in plan.notes[0].content
     plans_of(spool).settle(found, {staged[0].segment: "sha"})
-    assert spool.fate(staged[0].segment) == ("committed", "sha", None)
-    assert (plans_of(spool).unsettled(), spool.depth().rows, spool.depth().committed_rows) == (None, 0, 2)
+    assert spool.segments.outcome(staged[0].segment) == ("committed", "sha", None)
+    assert (plans_of(spool).open(), spool.depth().rows, spool.depth().committed_rows) == (None, 0, 2)
     assert not staged[0].file.exists()
 
 
@@ -460,10 +476,10 @@ def test_a_plan_that_did_not_land_frees_its_shards(open_spool: Callable[..., Spo
     writer = writer_of(spool)
     writer.append([batch(1)])
     writer.seal()
-    plans_of(spool).mark_staged({s.segment: "lfs" for s in all_sealed(spool)})
-    before = plans_of(spool).ready(10, 1)
+    shards_of(spool).mark_staged({s.segment: "lfs" for s in all_sealed(spool)})
+    before = shards_of(spool).ready(10, 1)
     plans_of(spool).settle(plans_of(spool).write(before, None, None, ""), {})
-    assert plans_of(spool).ready(10, 1) == before
+    assert shards_of(spool).ready(10, 1) == before
 
 
 def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spool]) -> None:
@@ -473,23 +489,23 @@ def test_a_committed_file_left_by_a_crash_is_swept(open_spool: Callable[..., Spo
     writer.seal()
     (shard,) = all_sealed(spool)
     content = shard.file.read_bytes()
-    plans_of(spool).mark_staged({shard.segment: "lfs"})
-    plans_of(spool).settle(plans_of(spool).write(plans_of(spool).ready(9, 9), None, None, ""), {shard.segment: "sha"})
+    shards_of(spool).mark_staged({shard.segment: "lfs"})
+    plans_of(spool).settle(plans_of(spool).write(shards_of(spool).ready(9, 9), None, None, ""), {shard.segment: "sha"})
     shard.file.write_bytes(content)
-    spool.sweep()
+    spool.recovery.sweep()
     assert not shard.file.exists()
 
 
 def test_a_new_spool_goes_on_from_what_the_dataset_tells(open_spool: Callable[..., Spool]) -> None:
     spool = open_spool()
     layout = Layout("default", "train", "data/{split}-{seq:05d}.jsonl")
-    assert not spool.seeded
-    assert spool.become_committer()
+    assert not spool.is_seeded
+    assert spool.lease.acquire()
     spool.seed([Watermark("dead", 3, {"data/train-*.jsonl": 12}, 90, {"default": 40, "b": 2}), Watermark("x", 1)])
     writer = writer_of(spool, layout)
     (replay, new), _ = writer.append([batch(1, offset=40), batch(2, offset=41)])
     writer.seal()
-    assert (replay.replayed, new.replayed, spool.seeded) == (True, False, True)
+    assert (replay.replayed, new.replayed, spool.is_seeded) == (True, False, True)
     assert all_sealed(spool)[0].path == "data/train-00012.jsonl"
 
 
@@ -561,18 +577,18 @@ def test_a_catalogue_that_is_no_database_is_a_clear_error(open_spool: Callable[.
     for file in directory.glob("catalogue.sqlite*"):
         file.unlink()
     (directory / "catalogue.sqlite").write_bytes(b"rubbish" * 1000)
-    with pytest.raises(SpoolError, match=r"rows beside it are untouched.*hubsync drain --rescue"):
+    with pytest.raises(SpoolError, match=r"rows' files are unharmed.*hubsync drain --rescue"):
         open_spool()
 
 
 def test_one_committer_at_a_time(open_spool: Callable[..., Spool]) -> None:
     first, second = open_spool(), open_spool()
-    assert first.become_committer()
-    assert not second.become_committer()
-    assert second.committer_pid == os.getpid()
-    first.resign()
-    assert second.committer_pid is None
-    assert second.become_committer()
+    assert first.lease.acquire()
+    assert not second.lease.acquire()
+    assert second.lease.holder_pid == os.getpid()
+    first.lease.release()
+    assert second.lease.holder_pid is None
+    assert second.lease.acquire()
 
 
 _BORN_AT_ONCE = """

@@ -28,7 +28,7 @@ def test_who_takes_over_learns_what_the_last_committer_settled_a_moment_before(
 
     for _ in range(20):
         answer_all(0.5)
-    assert first.spool.is_committer
+    assert first.spool.lease.is_held
     receipt = second.put(b'{"id":"b"}\n')
     flushed = second.worker.flush()
     second._spool()

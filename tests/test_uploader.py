@@ -168,7 +168,7 @@ def test_the_other_takes_over_when_the_committer_closes(uploader: Make, dataset:
 
 def test_words_of_another_version_stop_no_one_who_follows(uploader: Make, dataset: Dataset) -> None:
     with uploader() as one, uploader() as two:
-        follower = next(up._worker for up in (one, two) if not up._worker.spool.is_committer)
+        follower = next(up._worker for up in (one, two) if not up._worker.spool.lease.is_held)
         follower.spool.catalogue.set("status", '{"kind": "hibernating", "reason": "of a version to come"}')
         follower.see()
         follower._look_up()

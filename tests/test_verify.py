@@ -753,7 +753,7 @@ def test_errors_of_the_command_are_one_message_and_exit_code_1(
 ) -> None:
     for args, said in (
         (["user/nothing"], "user/nothing at main: 404"),
-        ([str(tmp_path / "nowhere"), REPO], "there is no spool at"),
+        ([str(tmp_path / "nowhere"), REPO], "no spool exists at"),
     ):
         done = verifying(*args)
         assert done.returncode == 1

@@ -154,7 +154,7 @@ def test_a_flush_that_can_open_no_file_for_a_moment_ends_nothing(
         return holder(self)
 
     with uploader() as commits, uploader() as follows:
-        while not commits._worker.spool.is_committer:
+        while not commits._worker.spool.lease.is_held:
             time.sleep(0.01)
         follows.put([{"id": 1}])
         monkeypatch.setattr(FileLock, "holder", refuse)
@@ -222,8 +222,8 @@ def test_a_put_that_waits_for_its_commit_looks_up_no_others_fate(
         for n in range(1, 20):
             up.put([{"id": n}])
         spool, asked = up._worker.spool, []
-        fate = spool.fate
-        monkeypatch.setattr(spool, "fate", lambda segment: asked.append(segment) or fate(segment))
+        look = spool.segments.outcome
+        monkeypatch.setattr(spool.segments, "outcome", lambda segment: asked.append(segment) or look(segment))
         with pytest.raises(TimeoutError):
             up.put([{"id": 20}], ack="committed", timeout=0)
         with pytest.raises(NotDrained):

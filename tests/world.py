@@ -20,6 +20,7 @@ from hubsync._runtime import failpoints
 from hubsync._runtime.failpoints import Failpoint
 from hubsync._runtime.notifiers import Notifier
 from hubsync.committer.committer import Committer
+from hubsync.destinations.base import CommitOutcome, outcome_of
 from hubsync.encoding.rows import Encoded
 from hubsync.errors import (
     AmbiguousError,
@@ -65,7 +66,7 @@ class Call:
 
 
 class Line:
-    """A process' connection to the Hub: implements `plan.Destination`."""
+    """A process' connection to the Hub: implements `Destination`."""
 
     def __init__(self, hub: SimulatedHub) -> None:
         self._hub = hub
@@ -103,7 +104,10 @@ class Line:
     async def watermarks(self, at: str) -> Sequence[Watermark]:
         return await self._do("watermarks", lambda: self._hub.watermarks(at))
 
-    async def commit(self, plan: Plan) -> str:
+    async def commit(self, plan: Plan) -> CommitOutcome:
+        return await outcome_of(self._commit(plan))
+
+    async def _commit(self, plan: Plan) -> str:
         """The effect takes place when it is answered, also where nobody waits for it any more: see `World.answer`."""
         try:
             body = self._hub.pack(plan)
@@ -148,7 +152,7 @@ class Process:
         retry = RetryPolicy(initial_s=0.5, max_s=4, blocked_s=10)
         spool = Spool(disk, target=TARGET, clock=world.clock)
         layout = Layout(template=template)
-        spool.guard_schema("default", "off" if schema is None else schema.on_conflict)
+        spool.schemas.set_policy("default", "off" if schema is None else schema.on_conflict)
         self.guard = None if schema is None else SchemaGuard(spool, layout, schema)
         self.worker = Engine(
             spool, self.line, layout=layout, queue=QueuePolicy(),
@@ -160,12 +164,11 @@ class Process:
             self.worker.on_misfit = self.guard.forget
         self.committer = Committer(
             spool, self.line, commit=commit, retry=retry, clock=world.clock, rng=random.Random(2),
-            status=self.worker.status, on_settled=self.worker._settled, on_blocked=self.worker._fates.block,
-            on_misfit=self.worker.on_misfit,
+            status=self.worker.status, events=self.worker,
         )  # fmt: skip
         self.loop = asyncio.new_event_loop()
         linger = Notifier(world.clock)
-        self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.nudge
+        self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.hurry
         self.worker._wake_linger = linger.ring
         self.tasks = [
             self.loop.create_task(part)
@@ -217,7 +220,7 @@ class Process:
         """SIGKILL: the locks go, the memory goes, what is on the disk stays."""
         for writer in self.worker._writers():
             writer.close()
-        self.spool._committer.release()
+        self.spool.lease.release()
         self.spool.catalogue.close()
         # What runs now is only Python's tidying up; it has no disk and no Hub any more.
         # A cancelled scope cancels again and again; a bare task is cancelled once, which a lost lease may cover.

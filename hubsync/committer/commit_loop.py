@@ -121,7 +121,7 @@ class CommitLoop:
                 await self._reconciler.settle(plan, {})
                 self._head.forget()
                 await self._retrier.wait_for_operator("commit", error)
-            case NotSent(error):
+            case NotSent(TransientError() as error):
                 await self._reconciler.settle(plan, {})
                 await self._not_sent(error, backoff)
             case Rejected(error):
@@ -133,7 +133,7 @@ class CommitLoop:
                     await self._clock.sleep(backoff.after_failure())
 
     async def _landed(self, plan: Plan, sha: str, card: CardUpdate, backoff: Backoff) -> None:
-        failpoint(Failpoint.ANSWERED)
+        failpoint(Failpoint.RESPONSE_READ)
         backoff.reset()
         self._rate_limiter.spent()
         failpoint(Failpoint.QUOTA_COUNTED)
@@ -144,7 +144,7 @@ class CommitLoop:
 
     async def _unknown(self, plan: Plan, error: AmbiguousError | StaleParentError, backoff: Backoff) -> None:
         if isinstance(error, AmbiguousError):
-            failpoint(Failpoint.ANSWER_LOST)
+            failpoint(Failpoint.RESPONSE_LOST)
             self._rate_limiter.spent()
         await self._retrier.back_off("commit", error, backoff)
         if await self._reconciler.reconcile(plan):
@@ -208,4 +208,4 @@ class CommitLoop:
             done = await self._reconciler.compare_at_head("read", damaged)
             left = [shard for shard in damaged if shard.segment not in done]
             await self._retrier.on_disk(self._spool.shards.unstage, left)
-            self._wakeups.stage.notify()
+            self._wakeups.stage.ring()

@@ -55,7 +55,7 @@ class Compressor:
                 continue
             if isinstance(outcome, Incompressible):
                 await self._rejections.quarantine(outcome.shard, outcome.error)
-            self._wakeups.stage.notify()
+            self._wakeups.stage.ring()
 
     def _compress_next(self) -> Literal["idle", "done"] | Incompressible:
         """Compress the oldest sealed segment that needs it. "idle" if there is no such segment.
@@ -84,13 +84,13 @@ class Compressor:
         except DefectError as error:
             return Incompressible(self._spool.shards.get(row.id), error)
         try:
-            failpoint(Failpoint.PACKED)
+            failpoint(Failpoint.COMPRESSED)
             self._record(row, target)
         except BaseException:
             with suppress(OSError):
                 target.unlink()
             raise
-        failpoint(Failpoint.PACK_KEPT)
+        failpoint(Failpoint.COMPRESSED_RECORDED)
         remove_file(lines)
         return "done"
 
@@ -101,4 +101,4 @@ class Compressor:
             if self._spool.segments.get(row.id).file != row.file:
                 raise SpoolError(f"{row.file} was compressed by another process.")
             self._spool.segments.compress(row.id, file=file.name, size=size, sha256=sha256, git_oid=git_oid)
-            failpoint(Failpoint.PACK_COUNTED)
+            failpoint(Failpoint.COMPRESSED_COUNTED)

@@ -179,7 +179,7 @@ class SchemaChecker:
             with self._spool.lease.transaction():
                 for config, schema in features.items():
                     self._schemas.publish(config, schema)
-            failpoint(Failpoint.CARDED)
+            failpoint(Failpoint.CARD_RECORDED)
 
 
 def scan(file: Path) -> StructOf:

@@ -73,7 +73,7 @@ class Stager:
             await self._stage(shards)
         finally:
             self._lots.remove(lot)
-        self._wakeups.stage.notify()
+        self._wakeups.stage.ring()
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
         try:

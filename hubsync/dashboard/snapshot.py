@@ -7,7 +7,6 @@ they tell of themselves, so no lock that a job may want is ever taken.
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,17 @@ from hubsync._runtime.formatting import count_text
 from hubsync.committer.rate_limiter import RateLimiter, last_policy
 from hubsync.errors import SpoolError
 from hubsync.model.target import Target
-from hubsync.spool.database import BURIED, DEPTHS, PENDING, look
+from hubsync.spool.database import CatalogueReader, read_only
+from hubsync.spool.segments import Segment, SegmentQueries, StateDepth
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats
 from hubsync.telemetry.status import QUOTA, State, Stored
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5
 _DEAD_SHOWN = 50
-_SEGMENT = "id, writer, state, rows, bytes, opened_at, sealed_at, committed_at, path, sha, plan"
+_SEGMENT = (
+    "id", "writer", "state", "rows", "bytes", "opened_at", "sealed_at", "committed_at", "path", "sha", "plan",
+)  # fmt: skip
 
 
 class Depth(NamedTuple):
@@ -113,61 +115,51 @@ def snapshot(directory: Path, newest: int) -> Snapshot:
     if not path.exists():
         raise SpoolError(f"there is no spool at {directory}.")
     try:
-        with look(path) as db:
+        with read_only(path) as db:
             return _read(db, directory, newest)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise SpoolError(f"what the catalogue {path} tells is not understood: {error}.") from error
 
 
-def _read(db: sqlite3.Connection, directory: Path, newest: int) -> Snapshot:
-    meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
-    if "target" not in meta:
+def _read(db: CatalogueReader, directory: Path, newest: int) -> Snapshot:
+    target = db.get("target")
+    if target is None:
         raise SpoolError(f"the spool {directory} was never used for a repo.")
-    grouped = db.execute(DEPTHS).fetchall()
-    depths = dict.fromkeys(("open", "sealed", "staged", "dead"), Depth()) | {
-        row["state"]: Depth(*(row[key] for key in Depth._fields)) for row in grouped
-    }
-    first_waiting = min((row["first_id"] for row in grouped if row["state"] != "dead"), default=None)
-    urgent = db.execute(f"SELECT 1 FROM segments WHERE {PENDING} AND urgent LIMIT 1").fetchone() is not None
-    sending = db.execute("SELECT min(created_at) FROM plans").fetchone()[0]
-    names = [row[0] for row in db.execute("SELECT name FROM writers ORDER BY name")]
+    segments = SegmentQueries(db)
+    grouped = segments.depths()
+    depths = {state: Depth(*grouped.get(state, StateDepth())[:4]) for state in ("open", "sealed", "staged", "dead")}
+    first_ids = [depth.first_id for state, depth in grouped.items() if state != "dead" and depth.first_id is not None]
+    status = db.get("status")
     return Snapshot(
         directory=directory,
         at=time.time(),
-        target=msgspec.json.decode(meta["target"], type=Target),
-        stored=msgspec.json.decode(meta["status"], type=Stored) if "status" in meta else Stored(),
+        target=msgspec.json.decode(target, type=Target),
+        stored=msgspec.json.decode(status, type=Stored) if status is not None else Stored(),
         depths=depths,
-        committed=Depth(*(int(meta.get(f"committed_{key}", 0)) for key in ("shards", "rows", "bytes"))),
-        urgent=urgent,
-        governor=meta.get("governor"),
-        sending_since=sending,
-        next_up=_rows(
-            db,
-            f"SELECT {_SEGMENT} FROM segments WHERE {PENDING} AND state != 'dead' ORDER BY id LIMIT {_WAITING_SHOWN}",
-        ),
-        recent=_recent(db, newest, first_waiting),
-        dead=_rows(
-            db,
-            f"SELECT path, rows, bytes, sealed_at AS at, error AS why FROM segments WHERE {PENDING} AND {BURIED} "
-            f"ORDER BY id DESC LIMIT {_DEAD_SHOWN}",
-        ),
-        processes=_processes(directory, names),
+        committed=Depth(*(int(db.get(f"committed_{key}") or 0) for key in ("shards", "rows", "bytes"))),
+        urgent=segments.has_urgent(),
+        governor=db.get("governor"),
+        sending_since=db.value("SELECT min(created_at) FROM plans"),
+        next_up=[_facts(segment) for segment in segments.waiting(_WAITING_SHOWN)],
+        recent=_recent(segments, newest, min(first_ids, default=None)),
+        dead=[
+            {"path": shard.path, "rows": shard.rows, "bytes": shard.bytes, "at": shard.at, "why": shard.why}
+            for shard in segments.quarantined(_DEAD_SHOWN, newest_first=True)
+        ],
+        processes=_processes(directory, [row[0] for row in db.rows("SELECT name FROM writers ORDER BY name")]),
     )
 
 
-def _recent(db: sqlite3.Connection, newest: int, first_waiting: int | None) -> list[dict[str, Any]]:
-    """By id, which needs no index of times: those that were made last, and those in front of all that wait."""
-    found = {row["id"]: row for row in _rows(db, f"SELECT {_SEGMENT} FROM segments ORDER BY id DESC LIMIT ?", newest)}
+def _recent(segments: SegmentQueries, newest: int, first_waiting: int | None) -> list[dict[str, Any]]:
+    """Return the newest segments, and those right before the first one that waits, by id: no index has their times."""
+    found = {segment.id: segment for segment in segments.latest(newest)}
     if first_waiting is not None and first_waiting < min(found, default=0):
-        before = _rows(
-            db, f"SELECT {_SEGMENT} FROM segments WHERE id < ? ORDER BY id DESC LIMIT ?", first_waiting, newest
-        )
-        found |= {row["id"]: row for row in before}
-    return list(found.values())
+        found |= {segment.id: segment for segment in segments.latest(newest, before=first_waiting)}
+    return [_facts(segment) for segment in found.values()]
 
 
-def _rows(db: sqlite3.Connection, sql: str, *values: object) -> list[dict[str, Any]]:
-    return [dict(row) for row in db.execute(sql, values)]
+def _facts(segment: Segment) -> dict[str, Any]:
+    return {name: getattr(segment, name) for name in _SEGMENT}
 
 
 def _processes(directory: Path, names: list[str]) -> list[Process]:

@@ -19,6 +19,7 @@ from hubsync._runtime.file_lock import HEARTBEAT_S
 from hubsync._runtime.formatting import count_text, seconds_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.committer import Committer
+from hubsync.committer.events import NoEvents
 from hubsync.committer.rate_limiter import last_policy
 from hubsync.destinations.resolve import online_destination
 from hubsync.errors import BlockedError, HubError, NotDrained, SpoolBusy
@@ -73,16 +74,18 @@ async def _drain(
     try:
         destination = online_destination(spool.target, None, retry)
         until = clock.time() + _STOPPED_S
-        while not spool.become_committer():  # asked again, since one that has stopped is taken over
+        while not spool.lease.acquire():  # asked again, since one that has stopped is taken over
             if clock.time() > until:
                 raise SpoolBusy(
-                    f"process {spool.committer_pid} commits for {directory} now; it brings everything up, also for "
+                    f"process {spool.lease.holder_pid} commits for {directory} now; it brings everything up, also for "
                     "others."
                 )
             await clock.sleep(HEARTBEAT_S)
-        await run_in_thread(spool.sweep)  # also where nothing is left to commit
+        await run_in_thread(spool.recovery.sweep)  # also where nothing is left to commit
         status = Status(
-            lambda text: spool.catalogue.remember("status", text), spool.waiting, stored=spool.catalogue.get("status")
+            lambda text: spool.catalogue.set_if_idle("status", text),
+            spool.waiting_text,
+            stored=spool.catalogue.get("status"),
         )
         blocked: list[HubError] = []
         committer = Committer(
@@ -93,8 +96,7 @@ async def _drain(
             clock=clock,
             rng=random.Random(),
             status=status,
-            on_settled=lambda segment, sha, error: None,
-            on_blocked=blocked.append,
+            events=_Events(blocked),
         )
         try:
             with anyio.move_on_after(timeout) as scope:
@@ -111,6 +113,16 @@ async def _drain(
         spool.close()
 
 
+class _Events(NoEvents):
+    """Keeps the errors that need an operator."""
+
+    def __init__(self, errors: list[HubError]) -> None:
+        self._errors = errors
+
+    def blocked(self, error: HubError) -> None:
+        self._errors.append(error)
+
+
 async def _until_empty(
     spool: Spool,
     committer: Committer,
@@ -121,8 +133,8 @@ async def _until_empty(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
         while True:
-            await run_in_thread(spool.adopt)
-            await run_in_thread(spool.urge, None)
+            await run_in_thread(spool.recovery.adopt)
+            await run_in_thread(spool.mark_urgent, None)
             committer.wake()
             depth = await run_in_thread(spool.depth)
             progress(depth, status)

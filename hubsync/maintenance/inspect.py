@@ -65,13 +65,13 @@ def _facts_of(spool: Spool) -> dict[str, Any]:
         "state": state.kind,
         "reason": state.reason,
         "next_try_at": state.until,
-        "committer_pid": spool.committer_pid,
+        "committer_pid": spool.lease.holder_pid,
         "writer_pids": sorted(_writers(spool)),
-        "dead_letter": [shard._asdict() for shard in spool.dead()],
+        "dead_letter": [shard._asdict() for shard in spool.quarantine.shards()],
     }
 
 
 def _writers(spool: Spool) -> set[int]:
     """The processes that have it open to write, the committer perhaps among them; one that is offline never is it."""
     names = [row["name"] for row in spool.catalogue.rows("SELECT name FROM writers")]
-    return {pid for pid in (spool.writer_lock(name).holder() for name in names) if pid is not None}
+    return {pid for pid in (spool.writers.lock(name).holder() for name in names) if pid is not None}

@@ -10,13 +10,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
@@ -30,6 +29,7 @@ from hubsync.model.layout import Format, format_of
 from hubsync.model.shard import QuarantinedShard
 from hubsync.policies import SpoolPolicy
 from hubsync.spool.opening import open_spool
+from hubsync.spool.segments import Segment
 
 _PIECE = 1 << 20  # bytes
 
@@ -55,6 +55,7 @@ class Quarantine:
         # "fsync": what is removed from the dead letter must be known to be elsewhere, also after a power cut.
         self._spool = open_spool(None, SpoolPolicy(directory=directory, durability="fsync"), SystemClock())
         self._catalogue = self._spool.catalogue
+        self._segments = self._spool.segments
         self.directory = self._spool.directory
 
     def __enter__(self) -> Self:
@@ -68,14 +69,14 @@ class Quarantine:
     @property
     def committer_pid(self) -> int | None:
         """The process that commits for this spool, and so brings up what is put again; None where there is none."""
-        return self._spool.committer_pid
+        return self._spool.lease.holder_pid
 
     def shards(self) -> list[QuarantinedShard]:
         """What is in it, the oldest first."""
         return [
             shard if shard.at is not None or grave is None else shard._replace(at=grave.stat().st_ctime)
-            for shard in self._spool.dead()
-            for grave in [self._spool.grave(shard.id)]
+            for shard in self._spool.quarantine.shards()
+            for grave in [self._spool.quarantine.file_of(shard.id)]
         ]
 
     def pick(self, ids: Sequence[int]) -> list[QuarantinedShard]:
@@ -152,7 +153,7 @@ class Quarantine:
         """The sha256 of its file; None where that is no longer what was set aside."""
         if grave.stat().st_size != shard.bytes:
             return None
-        known = self._catalogue.value("SELECT sha256 FROM segments WHERE id = ?", shard.id)
+        known = self._segments.get(shard.id).sha256
         sha256, _ = hash_file(grave, shard.bytes)
         return sha256 if known in (None, sha256) else None
 
@@ -167,7 +168,7 @@ class Quarantine:
             SpoolError: the file or the disk; or the shard is no longer there.
         """
         with self._alone():
-            grave = self._spool.grave(shard.id)
+            grave = self._spool.quarantine.file_of(shard.id)
             mended = self._read(shard, file)
             try:
                 agree(mended.rows)
@@ -183,14 +184,12 @@ class Quarantine:
             SpoolError: it is no longer there.
         """
         with self._alone():
-            grave = self._spool.grave(shard.id)
+            grave = self._spool.quarantine.file_of(shard.id)
             when = moment_text(self._spool.clock.time())
             why = f"discarded {when} ({shard.rows:,} rows, {shard.bytes:,} bytes). It was set aside: {shard.why}"
             with self._catalogue.transaction():
                 self._still_dead(shard)
-                self._catalogue.run(
-                    "UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ?", why, shard.id
-                )
+                self._segments.discard(shard.id, why)
             failpoint(Failpoint.DISCARDED)
             if grave is not None:
                 grave.unlink(missing_ok=True)
@@ -203,8 +202,8 @@ class Quarantine:
         """
         with self._catalogue.transaction():
             row = self._still_dead(shard)
-            writer = self._writer(row["writer"])
-            name = _next_name(row["file"], writer, shard.id, format_of(rows.file.name))
+            writer = self._spool.writers.ensure(row.writer)
+            name = _next_name(row.file, writer, shard.id, format_of(rows.file.name))
             file = self._spool.file(name)
             file.unlink(missing_ok=True)  # a link that a crash has left
             try:
@@ -213,39 +212,18 @@ class Quarantine:
                 raise SpoolError(f"{file} can't be made: {error}. Nothing was changed.") from error
             fsync_directory(file.parent)
             failpoint(Failpoint.RELINKED)
-            now = self._spool.clock.time()
-            self._catalogue.run(
-                "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
-                "error = NULL, opened_at = ?, schema = ? WHERE id = ?",
-                name, rows.rows, rows.bytes, rows.sha256, now if is_edited else row["opened_at"],
-                None if is_edited else row["schema"], shard.id,
-            )  # fmt: skip
-            if row["seq"] is not None:
-                self._catalogue.run(
-                    "UPDATE segments SET state = 'sealed', sealed_at = ? WHERE id = ?", now, shard.id
-                )  # fmt: skip
-            else:  # a rescue found it, and not its number
-                self._catalogue.run("UPDATE segments SET writer = ? WHERE id = ?", writer, shard.id)
-                self._spool.seal_segment(shard.id, rows.sha256)
+            self._segments.resubmit(
+                row, file=name, size=rows.bytes, rows=rows.rows, sha256=rows.sha256, is_edited=is_edited, writer=writer
+            )
         failpoint(Failpoint.RESUBMITTED)
         with self._catalogue.transaction():  # a committer may have buried it again by now
-            state = self._catalogue.value("SELECT state FROM segments WHERE id = ?", shard.id)
+            state = self._segments.state(shard.id)
             if grave is not None and state != "dead":
                 grave.unlink(missing_ok=True)
 
-    def _writer(self, name: str) -> str:
-        """The writer itself, or where a rescue did not find its name, another one: its watermark counts the rows."""
-        if self._catalogue.row("SELECT 1 FROM writers WHERE name = ?", name) is not None:
-            return name
-        other = self._catalogue.value("SELECT name FROM writers ORDER BY name LIMIT 1")
-        if other is None:
-            other = secrets.token_hex(4)
-            self._catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", other)
-        return str(other)
-
-    def _still_dead(self, shard: QuarantinedShard) -> Any:
-        row = self._catalogue.row("SELECT * FROM segments WHERE id = ? AND state = 'dead'", shard.id)
-        if row is None or row["rows"] != shard.rows:
+    def _still_dead(self, shard: QuarantinedShard) -> Segment:
+        row = self._segments.find(shard.id)
+        if row is None or row.state != "dead" or row.rows != shard.rows:
             raise SpoolError(f"{shard.path} is no longer in the dead letter: somebody else was faster.")
         return row
 
@@ -279,7 +257,7 @@ class Quarantine:
         return Mended(copy, rows, size, sha256.hexdigest())
 
     def _file(self, shard: QuarantinedShard) -> Path:
-        grave = self._spool.grave(shard.id)
+        grave = self._spool.quarantine.file_of(shard.id)
         if grave is None:
             raise SpoolError(f"the file of {shard.path} is gone from {self.directory / 'dead-letter'}.")
         return grave
@@ -293,7 +271,7 @@ class Quarantine:
             fcntl.flock(fd, fcntl.LOCK_EX)
             for file in directory.glob("*.new"):
                 file.unlink(missing_ok=True)
-            self._spool.sweep_graves()
+            self._spool.quarantine.sweep()
             yield
         finally:
             os.close(fd)

@@ -23,6 +23,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.file_lock import HEARTBEAT_S, FileLock
 from hubsync._runtime.files import whole_lines
 from hubsync.destinations.resolve import online_destination
@@ -36,8 +37,9 @@ from hubsync.policies import RetryPolicy
 from hubsync.schema.types import loads
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
-from hubsync.spool.opening import keep_to_its_owner
-from hubsync.spool.spool import WriterNote
+from hubsync.spool.opening import restrict_to_owner
+from hubsync.spool.segments import Segments
+from hubsync.spool.writers import WriterNote
 
 # Keys may be millions.
 _TABLES = ("meta", "writers", "segments", "series", "offsets", "segment_offsets", "cards", "schemas")
@@ -140,7 +142,7 @@ def rebuild(directory: Path, *, retry: RetryPolicy | None = None) -> Rebuilt | N
         SpoolError: nothing tells which repo it belongs to.
         HubError: the Hub, which is asked what it has already.
     """
-    keep_to_its_owner(directory)
+    restrict_to_owner(directory)
     with ExitStack() as stack:
         locks: list[FileLock] = []
         for path in [directory / "committer.lock", *(directory / "writers").glob("*.lock")]:
@@ -338,8 +340,8 @@ def _segments(
 def _keep_schema_policy(catalogue: Catalogue, old: _Old) -> None:
     """Where nothing tells what was chosen for conflicts: what is chosen by default, so that the dataset loads."""
     if "schemas" not in old.complete:
-        for row in catalogue.rows("SELECT DISTINCT config FROM segments"):
-            catalogue.run("INSERT OR IGNORE INTO schemas (config, policy) VALUES (?, 'refuse')", row["config"])
+        for config in Segments(catalogue, SystemClock()).configs():
+            catalogue.run("INSERT OR IGNORE INTO schemas (config, policy) VALUES (?, 'refuse')", config)
 
 
 def _stem(name: str) -> str:
@@ -407,13 +409,13 @@ def _count(file: Path) -> int:
 def _enter(catalogue: Catalogue, file: Path, row: Mapping[str, Any], rows: int) -> None:
     if catalogue.row("SELECT 1 FROM writers WHERE name = ?", row["writer"]) is None:
         catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", row["writer"])
-    fixed = row["path"] is not None and catalogue.row("SELECT 1 FROM segments WHERE path = ?", row["path"]) is None
-    catalogue.run(
-        "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, series, seq, "
-        "path) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row["id"], row["writer"], file.name, row["config"], row["split"], row["template"],
-        "sealed" if fixed else "open", file.stat().st_size, rows, row["opened_at"],
-        *((row["series"], row["seq"], row["path"]) if fixed else (None, None, None)),
+    segments = Segments(catalogue, SystemClock())
+    is_fixed = row["path"] is not None and not segments.is_path_taken(row["path"])
+    segments.insert(
+        id=row["id"], writer=row["writer"], file=file.name, config=row["config"], split=row["split"],
+        template=row["template"], state="sealed" if is_fixed else "open", bytes=file.stat().st_size, rows=rows,
+        opened_at=row["opened_at"], series=row["series"] if is_fixed else None, seq=row["seq"] if is_fixed else None,
+        path=row["path"] if is_fixed else None,
     )  # fmt: skip
 
 
@@ -435,16 +437,15 @@ def _graves(catalogue: Catalogue, directory: Path, old: _Old) -> None:
 def _bury(
     catalogue: Catalogue, number: int, path: str, held: tuple[int, int], opened_at: float, row: Mapping[str, Any]
 ) -> None:
-    if catalogue.row("SELECT 1 FROM segments WHERE id = ?", number) is not None:
+    segments = Segments(catalogue, SystemClock())
+    if segments.find(number) is not None:
         return
     rows, size = held
-    catalogue.run(
-        "INSERT INTO segments (id, writer, file, config, split, template, state, bytes, rows, opened_at, path, "
-        "error, series, seq, sealed_at) VALUES (?, ?, ?, ?, ?, ?, 'dead', ?, ?, ?, ?, ?, ?, ?, ?)",
-        number, row.get("writer", ""), row.get("file", ""), row.get("config", "default"),
-        row.get("split", "train"), row.get("template", ""), size, rows, opened_at, row.get("path", path),
-        row.get("error", "not known: found in the dead letter by a rescue"),
-        row.get("series"), row.get("seq"), row.get("sealed_at"),
+    segments.insert(
+        id=number, writer=row.get("writer", ""), file=row.get("file", ""), config=row.get("config", "default"),
+        split=row.get("split", "train"), template=row.get("template", ""), state="dead", bytes=size, rows=rows,
+        opened_at=opened_at, path=row.get("path", path), series=row.get("series"), seq=row.get("seq"),
+        sealed_at=row.get("sealed_at"), error=row.get("error", "not known: found in the dead letter by a rescue"),
     )  # fmt: skip
 
 

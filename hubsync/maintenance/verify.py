@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import anyio
-import msgspec
 
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.exceptions import unwrapped_hub_errors
@@ -28,8 +27,9 @@ from hubsync.model.commit import Watermark, watermark_path
 from hubsync.model.target import Target, default_directory
 from hubsync.policies import RetryPolicy
 from hubsync.reader.snapshot import Content, Dataset, DatasetSnapshot, Series, series_of
-from hubsync.spool.opening import spool_of
-from hubsync.spool.spool import SegmentState, Spool
+from hubsync.spool.opening import open_existing
+from hubsync.spool.segments import SegmentState
+from hubsync.spool.spool import Spool
 
 Kind = Literal["missing", "size", "oid", "watermark", "gap", "beyond", "repeat", "content", "rows"]
 
@@ -202,7 +202,7 @@ async def _head(
     hub: HubDataset, directory: Path | None, token: Secret | None, clock: Clock
 ) -> tuple[str, _Known, _Known]:
     """The branch's newest commit, and what the spool knew before and after that was asked."""
-    spool = spool_of(hub.target, directory, clock) if directory is not None else None
+    spool = open_existing(hub.target, directory, clock) if directory is not None else None
     try:
         before = _known(spool)
         commit = (await hub.head()).sha or ""
@@ -220,11 +220,9 @@ def _known(spool: Spool | None) -> _Known:
     if spool is None:
         return _Known()
     # No transaction, so that no job waits for it: what is committed stays so.
-    writers = spool.catalogue.rows("SELECT name, mark FROM writers WHERE mark IS NOT NULL")
-    marks = {row["name"]: msgspec.json.decode(row["mark"], type=Watermark) for row in writers}
-    columns = ", ".join(_Segment._fields)
-    rows = spool.catalogue.rows(f"SELECT {columns} FROM segments WHERE path IS NOT NULL ORDER BY id")
-    return _Known({row["path"]: _Segment(*row) for row in rows}, marks)
+    marks = spool.writers.committed_watermarks()
+    sealed = [_Segment(*(getattr(row, name) for name in _Segment._fields)) for row in spool.segments.with_path()]
+    return _Known({segment.path: segment for segment in sealed}, marks)
 
 
 # What is found.

@@ -26,8 +26,7 @@ from hubsync.model.target import Target
 from hubsync.reader.cursor import SEGMENT, Cursor, ReadRange, short
 from hubsync.reader.files import SUFFIXES, Files, Moved, Wanted, in_order, selected
 from hubsync.reader.rewrites import RewriteDetector
-from hubsync.spool.database import PENDING
-from hubsync.spool.opening import spool_of
+from hubsync.spool.opening import open_existing
 
 _log = logging.getLogger("hubsync")
 
@@ -143,23 +142,21 @@ class FileStream:
         Before the Hub is looked at: what is committed in between is then found again by its rows.
         """
         assert self._spool is not None
-        spool = spool_of(self._target, self._spool, self._clock)
+        spool = open_existing(self._target, self._spool, self._clock)
         try:
-            rows = spool.catalogue.rows(
-                f"SELECT * FROM segments WHERE {PENDING} AND state != 'dead' AND rows > 0 ORDER BY id"
-            )
-            there = {f"{SEGMENT}{row['id']}@{row['opened_at']}": row for row in rows}
+            rows = [row for row in spool.segments.waiting() if row.rows > 0]
+            there = {f"{SEGMENT}{row.id}@{row.opened_at}": row for row in rows}
             pieces = self.cursor.pieces
             for place in [place for place, piece in pieces.items() if piece.is_segment and piece.whole]:
                 if place not in there:
                     del pieces[place]
             return [
-                _Segment(place, row["id"], spool.file(row["file"]), row["bytes"], row["rows"])
+                _Segment(place, row.id, spool.file(row.file), row.bytes, row.rows)
                 for place, row in there.items()
-                if self._wanted.has(row["path"], row["config"], row["split"])
+                if self._wanted.has(row.path, row.config, row.split)
                 # Its commit may have landed, and the catalogue not know of it yet.
-                and row["path"] not in pieces
-                and (place not in pieces or (not pieces[place].whole and pieces[place].rows < row["rows"]))
+                and row.path not in pieces
+                and (place not in pieces or (not pieces[place].whole and pieces[place].rows < row.rows))
             ]
         finally:
             spool.close()
@@ -180,9 +177,9 @@ class FileStream:
             return lines_of(segment.file.open("rb"), segment.file.name)
         except FileNotFoundError:
             assert self._spool is not None
-            spool = spool_of(self._target, self._spool, self._clock)
+            spool = open_existing(self._target, self._spool, self._clock)
             try:
-                now = spool.catalogue.value(f"SELECT file FROM segments WHERE {PENDING} AND id = ?", segment.number)
+                now = spool.segments.pending_file(segment.number)
                 packed = None if now is None else spool.file(now)
             finally:
                 spool.close()

@@ -43,7 +43,7 @@ class CardEntries:
                 self._catalogue.run("DELETE FROM cards")
             for entry in entries:
                 self._catalogue.run("INSERT OR IGNORE INTO cards VALUES (?, ?, ?)", *entry)
-        failpoint(Failpoint.CARDED)
+        failpoint(Failpoint.CARD_RECORDED)
 
     @property
     def is_update_due(self) -> bool:

@@ -91,7 +91,7 @@ class Plans:
                 self._count(committed)
             self._segments.unplan(plan.id)
             self._catalogue.run("DELETE FROM plans WHERE id = ?", plan.id)
-            failpoint(Failpoint.MARKED)
+            failpoint(Failpoint.WATERMARK_RECORDED)
         failpoint(Failpoint.SETTLED)
         for shard in committed:
             remove_file(shard.file)

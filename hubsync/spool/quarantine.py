@@ -50,7 +50,7 @@ class Quarantine:
             os.replace(new, target)  # which may hold the rows as they were before an operator edited them
             if self._fsync:
                 fsync_directory(self.directory)
-        failpoint(Failpoint.GRAVE_LINKED)
+        failpoint(Failpoint.QUARANTINE_LINKED)
         self._segments.quarantine(segment, why)
         return target
 

@@ -244,9 +244,10 @@ class SegmentQueries:
         """Return the configs of all segments."""
         return [row[0] for row in self._db.rows("SELECT DISTINCT config FROM segments")]
 
-    def quarantined(self, limit: int = -1) -> list[QuarantinedShard]:
-        """Return the dead shards, oldest first, without the discarded ones."""
-        sql = f"SELECT id, path, rows, bytes, sealed_at, error FROM segments WHERE {_QUARANTINED} ORDER BY id LIMIT ?"
+    def quarantined(self, limit: int = -1, *, newest_first: bool = False) -> list[QuarantinedShard]:
+        """Return the dead shards, without the discarded ones."""
+        columns, order = "id, path, rows, bytes, sealed_at, error", "DESC" if newest_first else "ASC"
+        sql = f"SELECT {columns} FROM segments WHERE {_QUARANTINED} ORDER BY id {order} LIMIT ?"
         return [QuarantinedShard(*row) for row in self._db.rows(sql, limit)]
 
     # Whether someone waits, and how much.
@@ -426,9 +427,11 @@ class Segments(SegmentQueries):
 
     # Rebuilding a catalogue.
 
-    def insert(self, segment: Segment) -> None:
-        """Enter a segment that a rebuild found."""
-        self._run(f"INSERT INTO segments ({_COLUMNS}) VALUES ({', '.join('?' * len(segment))})", *segment)
+    def insert(self, **columns: object) -> None:
+        """Enter a segment that a rebuild found, by its columns."""
+        names = ", ".join(columns)
+        assert columns.keys() <= set(Segment._fields)
+        self._run(f"INSERT INTO segments ({names}) VALUES ({', '.join('?' * len(columns))})", *columns.values())
 
     # Sequence numbers.
 

@@ -184,7 +184,7 @@ class Shards:
         """Quarantine a shard that can't be committed; return its file there."""
         with self._lease.transaction():
             kept = self._quarantine.add(shard.segment, shard.file, why)
-        failpoint(Failpoint.BURIED)
+        failpoint(Failpoint.QUARANTINED)
         remove_file(shard.file)
         return kept
 

@@ -220,7 +220,7 @@ class AsyncUploader(BaseUploader):
     async def _drain_before_the_end(self, worker: Engine, why: str, seconds: float | None) -> None:
         """What can be brought up in time; a second signal ends it at once."""
         bound = "" if seconds is None else f" for up to {seconds:.0f} s"
-        _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting())
+        _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting_text())
         try:
             with (
                 anyio.CancelScope(shield=True) as self._draining,

@@ -208,7 +208,7 @@ class BaseUploader:
         """
         worker = self._ready()
         self._know_offsets(worker)
-        return worker.spool.offset(source)
+        return worker.spool.offsets.highest(source)
 
     def known(self, key: str) -> bool:
         """Return True if this spool accepted a batch with this key, so that it need not be generated again.
@@ -244,7 +244,7 @@ class BaseUploader:
 
         spool = open_spool(self._target, self._where, self._clock, private=self._private)
         try:
-            spool.guard_schema(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
+            spool.schemas.set_policy(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
             self._guard = None if self._schema is None else SchemaGuard(spool, self._layout, self._schema)
             worker = Engine(
                 spool,
@@ -320,7 +320,7 @@ class BaseUploader:
         return self._worker
 
     def _know_offsets(self, worker: Engine) -> None:
-        if not worker.offline and not worker.spool.seeded:
+        if not worker.offline and not worker.spool.is_seeded:
             raise OffsetUnknown(
                 f"the spool {worker.spool.directory} is new and {self._target.endpoint} can't be reached, so it can't "
                 f"be known which offsets {self.repo} holds already. Try again when the Hub answers, or put without "
@@ -399,14 +399,16 @@ class BaseUploader:
             return
         bound = "Ctrl-C" if timeout is None else f"{timeout:.0f} s, or Ctrl-C,"
         what, spool = type(error).__name__, worker.spool
-        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", what, spool.waiting(), bound)
+        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", what, spool.waiting_text(), bound)
         try:
             yield
         except HubsyncError as failed:
             _log.error("%s", failed)
             error.add_note(f"hubsync: {failed}")
         except (KeyboardInterrupt, SystemExit):
-            _log.error("told to end once more; %s. Bring it up: hubsync drain %s", spool.waiting(), spool.directory)
+            _log.error(
+                "told to end once more; %s. Bring it up: hubsync drain %s", spool.waiting_text(), spool.directory
+            )
             raise
         else:  # who was warned is told that it is over
             _log.warning("drained: all is in the spool" if worker.offline else "drained: all is on the Hub")

@@ -121,7 +121,7 @@ class Delivery:
             self.unsure = True
 
     def _settle_as(self, segment: int) -> str | None:
-        state, sha, error = self._spool.fate(segment) or (None, None, None)
+        state, sha, error = self._spool.segments.outcome(segment) or (None, None, None)
         if state == "committed":
             self.settle(segment, sha, None)
         elif state == "dead":

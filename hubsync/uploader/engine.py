@@ -34,7 +34,16 @@ from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.committer import Committer
 from hubsync.destinations.base import Destination
 from hubsync.destinations.instrumented import instrumented
-from hubsync.errors import BlockedError, ClosedError, HubsyncError, NotDrained, SpoolError, SpoolLost, TransientError
+from hubsync.errors import (
+    BlockedError,
+    ClosedError,
+    HubError,
+    HubsyncError,
+    NotDrained,
+    SpoolError,
+    SpoolLost,
+    TransientError,
+)
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.model.receipt import Receipt
@@ -83,7 +92,9 @@ class Engine:
         self.queue = BoundedQueue(queue, clock.time)
         self._seen = spool.depth(), Counts()
         self._committed_before = self._seen[0].committed_rows
-        self.status = Status(self._save_status, spool.waiting, stored=spool.catalogue.get("status"), now=clock.time)
+        self.status = Status(
+            self._save_status, spool.waiting_text, stored=spool.catalogue.get("status"), now=clock.time
+        )
         if layout.format != "jsonl":
             shard = replace(shard, max_bytes=min(shard.max_bytes, spool.disk.keep_room_for(shard.max_bytes)))
         self.writer = SpoolWriter.open(spool, layout, shard)
@@ -115,8 +126,8 @@ class Engine:
 
     def _save_status(self, text: str) -> None:
         """One of a spool's processes speaks for it: the one that commits."""
-        if self.spool.is_committer or self.offline:
-            self.spool.catalogue.remember("status", text)
+        if self.spool.lease.is_held or self.offline:
+            self.spool.catalogue.set_if_idle("status", text)
 
     @property
     def offline(self) -> bool:
@@ -136,11 +147,10 @@ class Engine:
                 commit, retry, rng = self._committing
                 self._committer = Committer(
                     self.spool, self._destination, commit=commit, retry=retry, clock=self._clock, rng=rng,
-                    status=self.status, on_settled=self._settled, on_blocked=self._fates.block,
-                    on_misfit=lambda: self.on_misfit(),
+                    status=self.status, events=self,
                 )  # fmt: skip
                 self._wake = threadsafe_callback(self._committer.wake)
-                self._nudge = threadsafe_callback(self._committer.nudge)
+                self._nudge = threadsafe_callback(self._committer.hurry)
                 async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
                     self._give_up = threadsafe_callback(tasks.cancel_scope.cancel)
                     if self._stopping.is_set():
@@ -183,7 +193,7 @@ class Engine:
                     return
                 except TransientError as error:
                     why = error.reason
-                    if error.status is None or self.spool.seeded:  # it is away, or nothing depends on it
+                    if error.status is None or self.spool.is_seeded:  # it is away, or nothing depends on it
                         break
                     await self._clock.sleep(backoff.after_failure(error.retry_after_s))
         self.status.report("read", State("backing off", why))
@@ -216,7 +226,7 @@ class Engine:
         self.queue.close()
         if self.offline and self._seen[0].rows:
             where = self.spool.directory
-            _log.info("offline: %s; bring them up with: hubsync drain %s", self.spool.waiting(), where)
+            _log.info("offline: %s; bring them up with: hubsync drain %s", self.spool.waiting_text(), where)
         ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         if isinstance(self.failure, SpoolLost):
             ended = self.failure
@@ -301,7 +311,7 @@ class Engine:
             if idle or sealed:
                 self._wake_linger()
             for writer in self._writers():
-                writer.hash_on()
+                writer.hash_written()
             self._bound_log()
         self.queue.release(batches)
 
@@ -317,7 +327,7 @@ class Engine:
             self.spool.disk.reserve(of_what_is_left=not self.spool.depth().rows)
         if self.spool.disk.is_exhausted():
             raise SpoolError(f"the disk of {self.spool.directory} is full; it takes more as soon as there is room.")
-        if self._unchecked >= _QUOTA_STEP and (why := self.spool.full()):
+        if self._unchecked >= _QUOTA_STEP and (why := self.spool.full_text()):
             raise SpoolError(why)
         accepted, sealed = self._writer_for(batches[0]).append(batches)
         self._count(batches, accepted)
@@ -378,7 +388,7 @@ class Engine:
         self.spool.catalogue.checkpoint(shrink=True)  # then it writes where its log has room already
         for writer in self._writers():
             writer.seal()
-            self.spool.urge(writer.name)
+            self.spool.mark_urgent(writer.name)
 
     def _bound_log(self) -> None:
         """The catalogue's log takes no more of the disk than it leaves."""
@@ -409,12 +419,12 @@ class Engine:
             self._fates.begin(flush, [])
             return
         # At the very start nobody may commit yet: then it is as much this process' to do as anybody's.
-        all_of_it = everything and self._until_it_works(lambda: self.spool.is_committed_by_others) is False
+        all_of_it = everything and self._until_it_works(lambda: self.spool.lease.is_held_by_others) is False
         if all_of_it:
-            self._until_it_works(self.spool.adopt)  # what the dead left open would not be waited for
+            self._until_it_works(self.spool.recovery.adopt)  # what the dead left open would not be waited for
         pending: list[int] | None = []
         for name in [None] if all_of_it else [writer.name for writer in self._writers()]:
-            urged = self._until_it_works(partial(self.spool.urge, name))
+            urged = self._until_it_works(partial(self.spool.mark_urgent, name))
             pending = None if pending is None or urged is None else pending + urged
         if pending is None:
             return  # closed while the spool took no writes: `_end` tells
@@ -449,7 +459,7 @@ class Engine:
     async def _beat(self) -> None:
         while True:
             for writer in self._writers():
-                writer.beat()
+                writer.refresh()
             write_heartbeat(self.spool.directory, self.writer.name, self._live())
             if not self.spool.disk.is_there():
                 raise self.spool.lost()
@@ -480,7 +490,7 @@ class Engine:
         """Reads how the spool stands, for who must not wait for the disk: the metrics, the bars, `AsyncUploader`."""
         with contextlib.suppress(SpoolError), self.spool.catalogue.impatient():
             self._seen = self.spool.depth(), copy.copy(self.status.counts)
-            stored = None if self.spool.is_committer else self.spool.catalogue.get("status")
+            stored = None if self.spool.lease.is_held else self.spool.catalogue.get("status")
             self._committers = read_stored(stored) if stored else None
 
     def depth(self) -> SpoolDepth:
@@ -512,7 +522,7 @@ class Engine:
         while True:
             await self._clock.sleep(_FOLLOW_S)
             # Once more after it has become the committer: the last one may have settled something just before.
-            alone, was_alone = self.spool.is_committer, alone
+            alone, was_alone = self.spool.lease.is_held, alone
             if self._fates and (self._fates.unsure or not (alone and was_alone)):
                 self._fates.unsure = False
                 try:
@@ -528,11 +538,19 @@ class Engine:
         self._room.set()
         state = read_stored(self.spool.catalogue.get("status"))
         is_old = state.until is not None and state.until < self._clock.time()  # the last job's: nobody tries again
-        if state.kind == "blocked" and not is_old and self.spool.is_committed_by_others:
+        if state.kind == "blocked" and not is_old and self.spool.lease.is_held_by_others:
             self._fates.block(
-                BlockedError(f"process {self.spool.committer_pid}, which commits here, can't: {state.reason}")
+                BlockedError(f"process {self.spool.lease.holder_pid}, which commits here, can't: {state.reason}")
             )
 
-    def _settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
+    # What the committer reports.
+
+    def blocked(self, error: HubError) -> None:
+        self._fates.block(error)
+
+    def schema_mismatch(self) -> None:
+        self.on_misfit()
+
+    def settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
         self._room.set()
         self._fates.settle(segment, sha, error)

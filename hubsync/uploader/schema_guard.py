@@ -87,7 +87,7 @@ class SchemaGuard:
 
     def _read(self, config: str) -> StructOf | None:
         """What was accepted by all of the spool's processes, and what the card shows."""
-        text = self._spool.schema(config)
+        text = self._spool.schemas.known_text(config)
         if text is None:
             return None
         was = self._stored.get(config)

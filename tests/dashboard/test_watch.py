@@ -23,7 +23,7 @@ from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, sn
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.target import Target
 from hubsync.spool import database
-from hubsync.spool.database import VERSION, look
+from hubsync.spool.database import VERSION
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
 from hubsync.telemetry.status import State, Status, Stored
@@ -180,15 +180,15 @@ def test_a_look_leaves_no_trace_and_takes_no_lock(left: Path) -> None:
         one(Watch([left]))
     assert traces() == before
     assert all(file.stat().st_size == 0 for file in left.glob("*-wal"))
-    with look(left / "catalogue.sqlite") as db, pytest.raises(sqlite3.OperationalError):
-        db.execute("DELETE FROM meta")
+    with read_only(left / "catalogue.sqlite") as db, pytest.raises(sqlite3.OperationalError):
+        db.rows("DELETE FROM meta")
 
 
 def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "_KEPT_BYTES", 0)
     spool = Spool(left, target=None)
-    with look(left / "catalogue.sqlite") as db:
-        db.execute("SELECT count(*) FROM segments").fetchone()
+    with read_only(left / "catalogue.sqlite") as db:
+        db.row("SELECT count(*) FROM segments")
         spool.catalogue.set("x", "1")
     spool.catalogue.checkpoint(shrink=True)
     assert (left / "catalogue.sqlite-wal").stat().st_size == 0
@@ -312,14 +312,14 @@ def test_no_job_stumbles_over_a_state_of_another_version(stored: str | None) -> 
 def test_no_look_but_the_first_reads_what_was_ever_committed(left: Path) -> None:
     """Each statement has an index, or a bound."""
     statements: list[str] = []
-    with look(left / "catalogue.sqlite") as db:
-        db.set_trace_callback(statements.append)
+    with read_only(left / "catalogue.sqlite") as db:
+        db._db.set_trace_callback(statements.append)
         snapshots._read(db, left, 400)
-        db.set_trace_callback(None)
+        db._db.set_trace_callback(None)
         about = [statement for statement in statements if "segments" in statement]
         assert len(about) >= 5
         for statement in about:
-            plan = " ".join(row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}"))
+            plan = " ".join(row["detail"] for row in db.rows(f"EXPLAIN QUERY PLAN {statement}"))
             assert "pending" in plan or ("ORDER BY id DESC LIMIT" in statement and "TEMP B-TREE" not in plan), statement
 
 
