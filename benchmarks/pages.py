@@ -68,19 +68,26 @@ def throughput() -> str:
     return "\n".join(lines) + "\n\n" + _where("throughput")
 
 
-def main_table() -> str:
-    """Ours and the peers' at 3 kB a row, in a few columns: what the README shows."""
-    speed = {f["subject"]: f for f in _figures("throughput") if f["row_kB"] == 3}
-    lines = ["| | MB/s | hubsync is | commits a GB | requests a GB | sent a byte |", "| --- " + "| ---: " * 5 + "|"]
-    for cost in _figures("cost"):
-        found = speed[cost["subject"]]
-        if cost["subject"].startswith("limit") and cost["subject"] != "limit: sum":
-            continue
-        ratio = f"{found['ratio']:.2f} times" if found.get("ratio") else ""
-        lines.append(
-            f"| {cost['subject']} | {found['MB_per_s']:.0f} | {ratio} | {cost['commits_per_GB']:,.0f} | "
-            f"{cost['requests_per_GB']:,.0f} | {cost['sent_per_byte']:.2f} |"
-        )
+def figures() -> str:
+    """Return the few figures that the README shows."""
+    puts = {(f["hub"], f["ack"]): f["p50"] for f in _figures("stall")}
+    kept = {(f["generator"], f["uploader"], f["hub"]): f["kept_percent"] for f in _figures("loss")}
+    speed = {f["subject"]: f["MB_per_s"] for f in _figures("throughput") if f["row_kB"] == 3}
+    chaos = _figures("chaos")
+    kills, rows, lost, twice = (sum(f[name] for f in chaos) for name in ("kills", "rows", "lost", "twice"))
+    slow = kept["computing", "upload_file", "slow"]
+    lines = [
+        "| what | hubsync | others |",
+        "| --- | --- | --- |",
+        f"| rows lost and duplicated, {kills} random kills with faults of the Hub | {lost} and {twice} of {rows:,} | |",
+        f"| `put` of 50 rows of 3 kB, median | {puts['healthy', 'spooled']:.1f} ms; Hub down: "
+        f"{puts['down', 'spooled']:.1f} ms | |",
+        f"| speed that a generator keeps while commits take 2 s | {kept['computing', 'hubsync', 'slow']:.1f}% | "
+        f"`upload_file` per batch: {slow:.1f}% |",
+        f"| first `put` to last commit, rows of 3 kB | {speed['hubsync']:.0f} MB/s | CommitScheduler "
+        f"{speed['CommitScheduler']:.0f}, `push_to_hub` {speed['Dataset.push_to_hub']:.0f}, finished files with "
+        f"`upload_folder` {speed['upload_folder']:.0f} |",
+    ]
     return "\n".join(lines)
 
 
@@ -107,7 +114,7 @@ _MADE = {
     "failpoints": failpoints,
     "loss": loss,
     "throughput": throughput,
-    "main table": main_table,
+    "figures": figures,
     "metrics": metrics,
 }
 
