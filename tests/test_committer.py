@@ -79,9 +79,9 @@ async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub,
         ("commit", [RateLimitedError("429", retry_after_s=0.0, commit_quota=True)]),
         ("commit", [AmbiguousError("reset")] * 3),
         ("head", [TransientError("503")]),
-        ("read", [TransientError("503")]),
-        ("check", [TransientError("refused")]),
-        ("watermarks", [TransientError("refused")]),
+        ("read_file", [TransientError("503")]),
+        ("ensure_repo", [TransientError("refused")]),
+        ("read_watermarks", [TransientError("refused")]),
     ],
 )
 async def test_trouble_that_passes_is_waited_out(
@@ -200,7 +200,7 @@ async def test_a_state_that_lasts_is_said_once(
 
 
 async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:
-    simulated.fail("check", WriteForbiddenError("403"))
+    simulated.fail("ensure_repo", WriteForbiddenError("403"))
     with pytest.raises(WriteForbiddenError):
         async with open_uploader(tmp_path):
             pytest.fail("not reached")
@@ -288,7 +288,7 @@ async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
     commit = simulated.commit
 
     async def refusing(plan: Any) -> str:
-        if any(note.path == "README.md" for note in plan.notes):
+        if any(note.path == "README.md" for note in plan.sidecars):
             raise DefectError("400, invalid metadata in README.md", status=400)
         return await commit(plan)
 
@@ -334,7 +334,7 @@ async def test_a_preupload_by_a_replica_that_is_behind_overwrites_nothing(
     stage = simulated.stage
 
     async def stale(shards: Any) -> Any:
-        return [replace(found, standing=None) for found in await stage(shards)]
+        return [replace(found, remote_oid=None) for found in await stage(shards)]
 
     async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
         await up.put([{"id": 0}])
@@ -403,7 +403,7 @@ async def test_watermarks_and_the_fence_are_of_the_same_commit(
             await up.put([{"id": n}], offset=n)
             await up.flush()
     asked: list[str] = []
-    watermarks, commit = simulated.watermarks, simulated.commit
+    watermarks, commit = simulated.read_watermarks, simulated.commit
 
     async def note(at: str) -> Any:
         asked.append(at)
@@ -413,7 +413,7 @@ async def test_watermarks_and_the_fence_are_of_the_same_commit(
         asked.append(plan.parent)
         return await commit(plan)
 
-    monkeypatch.setattr(simulated, "watermarks", note)
+    monkeypatch.setattr(simulated, "read_watermarks", note)
     monkeypatch.setattr(simulated, "commit", claim)
     async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
         assert up.offset() == 2

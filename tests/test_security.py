@@ -227,9 +227,10 @@ def test_what_a_server_sends_back_shows_in_no_error(
     signed = lfs_at(f"https://store.test/x?{SIGNATURE}", Authorization=f"Basic {BASIC}")
     cases = [
         outcome(FakeHub(replaced={"revision": answer}), lambda hub: hub.head()),
-        outcome(FakeHub(replaced={"preupload": answer}), lambda hub: hub.check(private=None)),
+        outcome(FakeHub(replaced={"preupload": answer}), lambda hub: hub.ensure_repo(private=None)),
         outcome(
-            FakeHub(replaced={"resolve": answer}, files={"README.md": b"#"}), lambda hub: hub.read("README.md", SHA)
+            FakeHub(replaced={"resolve": answer}, files={"README.md": b"#"}),
+            lambda hub: hub.read_file("README.md", SHA),
         ),
         outcome(FakeHub(lfs=signed, replaced={"batch": answer}), lambda hub: hub.stage([shard])),
     ]

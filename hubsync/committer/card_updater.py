@@ -81,7 +81,7 @@ class CardUpdater:
         if self._refusals >= _TRIES and self._clock.time() < self._again_at:
             await self._on_disk(self._plans.owe_card, True)
             return CardUpdate()
-        asked = partial(self._destination.read, card.PATH, head)
+        asked = partial(self._destination.read_file, card.PATH, head)
         try:
             existing = await self._persist("read", asked, lets_out=(StaleParentError, DefectError))
             stands = await run_in_thread(card.Card, existing, self._repo)
@@ -115,7 +115,7 @@ class CardUpdater:
     async def _all_entries(self, shards: Sequence[Shard], head: str) -> list[card.Entry]:
         """Those of `shards`, and of what was committed before as far as it stands in the dataset."""
         newest = await self._on_disk(self._plans.carded)
-        asked = partial(self._destination.standing, list(newest.values()), head)
+        asked = partial(self._destination.find_files, list(newest.values()), head)
         standing = await self._persist("read", asked, lets_out=(StaleParentError,))
         entries = [*await self._on_disk(self._plans.entries, shards), *(e for e in newest if newest[e] in standing)]
         return [card.Entry(*entry) for entry in dict.fromkeys(entries)]

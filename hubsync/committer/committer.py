@@ -48,7 +48,7 @@ from hubsync.errors import (
     TransientError,
     UnreadableShard,
 )
-from hubsync.model.commit import Plan, summary_of
+from hubsync.model.commit import Plan, commit_summary
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.policies import MIB, CommitPolicy, RetryPolicy
 from hubsync.schema.types import StructOf
@@ -148,7 +148,7 @@ class Committer:
         """
         await run_in_thread(card.load)
         private = await self._on_disk(lambda: self._spool.private)
-        head = await self._destination.check(private=private)
+        head = await self._destination.ensure_repo(private=private)
         self._head = head.sha
         gone = (await self._on_disk(self._spool.depth)).committed_rows if head.is_new else 0
         if gone:
@@ -179,7 +179,7 @@ class Committer:
         that a job goes on from. A small commit moves the head first, so that what names the old one is refused.
         """
         head = await self._destination.head()
-        marks = await self._destination.watermarks(head.sha) if head.sha else []
+        marks = await self._destination.read_watermarks(head.sha) if head.sha else []
         if any(mark.offsets for mark in marks):
             try:
                 self._head = await self._destination.commit(await self._on_disk(self._plans.claim, head.sha))
@@ -189,7 +189,7 @@ class Committer:
                 _log.warning("%s Offsets are taken as they stand; a commit still on its way could repeat rows.", error)
         shown: Mapping[str, StructOf] = {}
         with suppress(card.CardError, DefectError):
-            content = await self._destination.read(card.PATH, head.sha or "")
+            content = await self._destination.read_file(card.PATH, head.sha or "")
             stands = await run_in_thread(card.Card, content, self._spool.target.repo)
             shown = await run_in_thread(stands.features)
         await self._on_disk(self._spool.seed, marks, shown)
@@ -351,7 +351,7 @@ class Committer:
 
     async def _settle_standing(self, shards: Sequence[Shard], staged: Sequence[Staged]) -> set[int]:
         """Shards at whose path something stands: ours is committed already, and another's is never overwritten."""
-        doubtful = [s for s, found in zip(shards, staged, strict=True) if found.standing]
+        doubtful = [s for s, found in zip(shards, staged, strict=True) if found.remote_oid]
         if not doubtful:
             return set()
         return set(await self._at_head("stage", partial(self._compare, doubtful)))
@@ -369,7 +369,7 @@ class Committer:
             found = standing.get(shard.path)
             if found is None:
                 continue
-            if shard.is_at(found) or await self._hindsight.has_grown(shard, at):
+            if shard.matches(found) or await self._hindsight.has_grown(shard, at):
                 ours[shard.segment] = found.commit or at
             else:
                 await self._renumber(shard, at)
@@ -396,7 +396,7 @@ class Committer:
         self.wake()
 
     async def _standing(self, part: str, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        asked = partial(self._destination.standing, paths, at)
+        asked = partial(self._destination.find_files, paths, at)
         return await self._persist(part, asked, lets_out=(StaleParentError,))
 
     # Committing.
@@ -442,7 +442,7 @@ class Committer:
         if isinstance(showing, SchemaMismatch):
             await self._set_aside(showing)
             return
-        plan = await self._on_disk(self._plans.write, shards, showing.note, self._head, summary_of(shards))
+        plan = await self._on_disk(self._plans.write, shards, showing.note, self._head, commit_summary(shards))
         try:
             sha = await self._destination.commit(plan)
         except (AmbiguousError, StaleParentError) as error:
@@ -516,7 +516,7 @@ class Committer:
         landed = {
             s.segment: standing[s.path].commit or self._head or ""
             for s in plan.shards
-            if s.path in standing and s.is_at(standing[s.path])
+            if s.path in standing and s.matches(standing[s.path])
         }
         failpoint(Failpoint.RECONCILED)
         await self._settle(plan, landed)

@@ -44,9 +44,9 @@ class RollbackDetector:
         """
         await self._on_disk(self._spool.adopt)  # what the dead left open gets the numbers that it had
         ours = await self._on_disk(self._plans.marks)
-        standing = await self._destination.standing(list(ours), at)
+        standing = await self._destination.find_files(list(ours), at)
         if any(found.oid != ours[path] for path, found in standing.items()):
-            marks = [mark for mark in await self._destination.watermarks(at) if mark.path in ours]
+            marks = [mark for mark in await self._destination.read_watermarks(at) if mark.path in ours]
             self._ahead = [mark for mark in marks if await self._on_disk(self._plans.is_behind, mark)]
             await self._on_disk(self._spool.seed, self._ahead)
 
