@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anyio.lowlevel
 import pytest
 
 from hubsync import (
@@ -26,6 +25,7 @@ from hubsync import (
 from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
 from tests.simulated import SimulatedHub
+from tests.waiting import until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -65,8 +65,7 @@ async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub,
     async with open_uploader(tmp_path, retry=patient, rng=random.Random(2)) as up:
         simulated.fail("commit", TransientError("503", status=503))
         await up.put([{"id": 1}])
-        while up.stats().state.kind != "backing off":  # noqa: ASYNC110  (nobody tells)
-            await anyio.sleep(0.01)
+        await until_async(lambda: up.stats().state.kind == "backing off")
         await up.flush()
         assert ids(simulated) == [1]
 
@@ -181,8 +180,7 @@ async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: Sim
         assert up.stats().spool.rows == 2
         simulated.script["commit"].clear()
         # A try that was on its way meets the 403 still, and closing would tell of it.
-        while ids(simulated) != [1, 2]:  # noqa: ASYNC110  (nobody tells)
-            await anyio.sleep(0.001)
+        await until_async(lambda: ids(simulated) == [1, 2])
     assert ids(simulated) == [1, 2]
 
 
@@ -193,8 +191,7 @@ async def test_a_state_that_lasts_is_said_once(
         for n in range(5):
             simulated.fail("commit", WriteForbiddenError("403", request_id=f"request-{n}"))
         await up.put([{"id": 1}])  # max_rows=1: sealed at once
-        while not simulated.commits:
-            await anyio.lowlevel.checkpoint()
+        await until_async(lambda: simulated.commits)
     assert [r.levelname for r in caplog.records if "blocked" in r.message] == ["ERROR"]
     assert [r.levelname for r in caplog.records if "going on" in r.message] == ["WARNING"]
 
@@ -216,8 +213,7 @@ async def test_a_catalogue_that_cannot_grow_holds_everything_up_and_loses_nothin
         catalogue = up._worker.spool.catalogue
         catalogue.run(f"PRAGMA max_page_count = {catalogue.value('PRAGMA page_count')}")
         receipts = [await up.put([{"id": n}], key=f"{n}" * 500, ack="queued") for n in range(1, 300)]
-        while up.stats().state.kind != "spool full":
-            await anyio.lowlevel.checkpoint()
+        await until_async(lambda: up.stats().state.kind == "spool full")
         assert receipts[-1].state == "queued"
         catalogue.run("PRAGMA max_page_count = 1000000")
         await up.flush()
@@ -239,8 +235,7 @@ async def test_many_shards_travel_in_one_commit(simulated: SimulatedHub, tmp_pat
     async with open_uploader(tmp_path, commit=CommitPolicy(per_hour=4), retry=patient, rng=random.Random(2)) as up:
         for n in range(50):
             await up.put([{"id": n}], ack="queued")
-        while up.stats().state.kind != "backing off" or up.stats().spool.staged < 50:  # noqa: ASYNC110  (nobody tells)
-            await anyio.sleep(0.01)
+        await until_async(lambda: up.stats().state.kind == "backing off" and up.stats().spool.staged == 50)
         await up.flush()
     assert ids(simulated) == list(range(50))
     assert len(simulated.commits) == 1
