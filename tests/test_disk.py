@@ -316,7 +316,7 @@ def test_a_start_that_the_disk_refuses_leaves_its_name_to_the_next(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with uploader() as up:
-        monkeypatch.setattr("hubsync.spool.spool.spool.write_atomically", refuse)
+        monkeypatch.setattr("hubsync.spool.spool.write_atomically", refuse)
         for _ in range(3):
             with pytest.raises(SpoolError, match="No space left"):
                 uploader().open()
@@ -330,7 +330,7 @@ def test_a_start_waits_for_another_only_so_long(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A `hubsync dashboard` that was stopped by Ctrl-Z while it looked, say."""
-    monkeypatch.setattr("hubsync.spool.spool.database._TURN_S", 0.1)
+    monkeypatch.setattr("hubsync.spool.database._TURN_S", 0.1)
     (tmp_path / "spool").mkdir(0o700)
     stopped = os.open(tmp_path / "spool", os.O_RDONLY)
     fcntl.flock(stopped, fcntl.LOCK_SH)

@@ -25,7 +25,7 @@ def test_a_card_that_was_refused_a_few_times_is_brought_all_the_same(
     uploader: Make, hub: LocalHub, reader: Reader, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused thrice, the rows go on without; what the card owes them by then comes with the next one."""
-    monkeypatch.setattr("hubsync.committer.committer.card_updater._REST_S", 0.0)
+    monkeypatch.setattr("hubsync.committer.card_updater._REST_S", 0.0)
     rows = [{"id": 0}]
     with uploader() as up:
         up.put(rows, ack="committed")

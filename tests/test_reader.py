@@ -202,7 +202,7 @@ def test_without_a_card_every_file_of_rows_is_read(repo: Repo) -> None:
 
 
 def test_a_download_that_breaks_off_or_is_wrong_repeats_no_row(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hubsync.reader.reading.snapshot.RetryPolicy", partial(RetryPolicy, initial_s=0.01))
+    monkeypatch.setattr("hubsync.reader.snapshot.RetryPolicy", partial(RetryPolicy, initial_s=0.01))
     repo.bring(*range(40))
     repo.hub.faults.add(Fault.reset(when="after", on="resolve", times=3))
     repo.hub.faults.add(Fault.status(503, on="resolve", times=2))
@@ -421,7 +421,7 @@ def test_a_squash_under_a_reader_that_is_at_it_changes_nothing(repo: Repo) -> No
 
 def test_a_follower_waits_for_a_hub_that_is_down(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "hubsync.reader.reading.snapshot.RetryPolicy",
+        "hubsync.reader.snapshot.RetryPolicy",
         lambda: __import__("hubsync").RetryPolicy(initial_s=0.01, max_s=0.01),
     )
     repo.bring(*range(5))

@@ -73,7 +73,7 @@ def test_a_job_that_is_started_during_a_rescue(
     on_hub = rescuing._on_hub
     monkeypatch.setattr(rescuing, "_is_sound", lambda path, old: False)
     monkeypatch.setattr(rescuing, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(file_lock, "_STOPPED_S", 1.5)  # which passes twice
+    monkeypatch.setattr(file_lock, "_STALLED_S", 1.5)  # which passes twice
 
     async def slowly(*args: Any) -> Any:
         with monkeypatch.context() as offline:
