@@ -24,7 +24,7 @@ from hubsync.dashboard.snapshot import snapshot
 from hubsync.errors import ShardsRefused, SpoolError
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
-from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.inspect import inspect_spool
 from hubsync.maintenance.quarantine import Quarantine
 from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.verify import verify
@@ -97,7 +97,7 @@ def refused(hub: LocalHub, uploader: Make) -> list[int]:
         up.put([{"id": 3}], ack="committed", offset=3)
         refuse(hub, up, {"id": 4}, offset=4)
         up.put([{"id": 5}], ack="committed", offset=5)
-        return [shard["id"] for shard in spool_facts(up.spool)["dead_letter"]]
+        return [shard.id for shard in inspect_spool(up.spool).dead_letter]
 
 
 def graves(spool: Path) -> list[str]:
@@ -201,7 +201,7 @@ def test_wrong_usage_is_told(run: Commands, letter: Letter, refused: list[int], 
 def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Commands, hub: LocalHub, uploader: Make) -> None:
     with uploader(spool=None) as up:
         refuse(hub, up, {"id": 7})
-        number = spool_facts(up.spool)["dead_letter"][0]["id"]
+        number = inspect_spool(up.spool).dead_letter[0].id
     assert json.loads(run("dead-letter", "list", "--json").stdout)["id"] == number
     assert run("dead-letter", "export", number).stdout == '{"id":7}\n'
 
@@ -245,8 +245,8 @@ def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
     assert dataset.paths() == [f"data/train-{n:05d}.jsonl" for n in range(5)]
     assert check() == ()
     assert nothing_is_left(spool)
-    facts = spool_facts(spool)
-    assert (facts["rows_waiting"], facts["dead_letter"], facts["committed"]["rows"]) == (0, [], 6)
+    report = inspect_spool(spool)
+    assert (report.depth.rows, report.dead_letter, report.depth.committed_rows) == (0, (), 6)
     assert letter("resubmit", refused[0]).returncode == 1
 
 
@@ -417,7 +417,7 @@ def test_a_discard_asks_first_and_says_what_is_lost(
     assert letter("discard", refused[1], "--yes").returncode == 0
     assert letter("list").stderr == "The dead letter is empty.\n"
     assert nothing_is_left(spool)
-    assert (run("drain", spool).returncode, spool_facts(spool)["dead_letter"]) == (0, [])
+    assert (run("drain", spool).returncode, inspect_spool(spool).dead_letter) == (0, ())
     seen = snapshot(spool, 10)  # of the live page
     assert (list(seen.dead), seen.depths["dead"].rows) == ([], 0)
     with uploader(path=SHARED) as up:

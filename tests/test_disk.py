@@ -21,7 +21,7 @@ import pytest
 
 from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
-from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.inspect import inspect_spool
 from hubsync.maintenance.quarantine import Quarantine
 from hubsync.spool import writer
 from hubsync.uploader.queue import Order
@@ -235,7 +235,7 @@ def test_a_spool_on_a_read_only_disk_says_so_to_who_looks_at_it_and_to_who_opens
     with uploader(spool=spool) as up:
         up.put([{"id": 1}])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    for attempt in (lambda: spool_facts(spool), lambda: uploader(spool=spool).open()):
+    for attempt in (lambda: inspect_spool(spool), lambda: uploader(spool=spool).open()):
         with pytest.raises(SpoolError, match=rf"{spool} is read-only here.* a copy"):
             attempt()
     assert dataset.ids() == [1]
