@@ -166,7 +166,7 @@ class Process:
         self.loop = asyncio.new_event_loop()
         linger = Notifier(world.clock)
         self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.nudge
-        self.worker._wake_linger = linger.ring
+        self.worker._wake_linger = linger.notify
         self.tasks = [
             self.loop.create_task(part)
             for part in (

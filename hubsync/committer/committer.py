@@ -130,7 +130,7 @@ class Committer:
     def wake(self) -> None:
         """Something was sealed: look now. From the event loop only, as `nudge`."""
         for bell in (self._work_bell, self._pack_bell, self._commit_bell):
-            bell.ring()
+            bell.notify()
 
     def nudge(self) -> None:
         """Somebody waits: look now, and try again even where a person is needed."""
@@ -248,7 +248,7 @@ class Committer:
         if damaged:
             gone = await self._at_head("read", partial(self._compare, damaged))
             await self._on_disk(self._plans.unstage, [s for s in damaged if s.segment not in gone])
-            self._work_bell.ring()
+            self._work_bell.notify()
 
     async def _head_is_now(self, at: str) -> None:
         """The head is `at` now. Who moved it may have taken paths of what is staged by now, and changed the card."""
@@ -279,7 +279,7 @@ class Committer:
             if isinstance(packed, Incompressible):
                 await self._bury(packed.shard, packed.error)
             if packed:
-                self._work_bell.ring()
+                self._work_bell.notify()
             else:
                 await self._pack_bell.wait(_POLL_S)
 
@@ -300,7 +300,7 @@ class Committer:
             await self._stage(shards)
         finally:
             self._staging.remove(lot)
-        self._work_bell.ring()
+        self._work_bell.notify()
 
     def _look_for_sealed(self) -> list[Shard]:
         self._spool.adopt()

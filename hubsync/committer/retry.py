@@ -65,7 +65,7 @@ class Retrier:
 
     def nudge(self) -> None:
         """Somebody waits: try again now, even where a person is needed. From the event loop only."""
-        self._nudge_bell.ring()
+        self._nudge_bell.notify()
 
     def backoff(self) -> Backoff:
         return Backoff(self._retry.initial_s, self._retry.max_s, self._rng)

@@ -6,7 +6,6 @@ nothing: memory does not grow with the number of batches that wait for a commit.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 import anyio
 
 from hubsync._runtime.exceptions import fresh_copy
+from hubsync._runtime.fork import after_fork_in_child
 from hubsync._runtime.notifiers import OneShotEvent, threadsafe_callback
 from hubsync.errors import HubsyncError, WaitTimeout
 
@@ -243,10 +243,8 @@ class Receipt:
                 self._fate._waiters.pop(wake, None)
 
 
+@after_fork_in_child
 def _let_go_in_child() -> None:
     """Another thread of the parent may have held it."""
     global _lock
     _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)

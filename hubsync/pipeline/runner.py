@@ -164,7 +164,7 @@ class _Run:
                 await run_in_thread(step.load)
             start = await run_in_thread(self._start_mark) if self._tag is not None else -1
             async with anyio.create_task_group() as watching:
-                if signals.can_catch():
+                if signals.shutdown.can_handle_sigterm():
                     await watching.start(self._cancel_on_sigterm, watching.cancel_scope)
                 async with anyio.create_task_group() as tasks:
                     for work in self._connect(start):
@@ -184,7 +184,7 @@ class _Run:
         with anyio.open_signal_receiver(signal.SIGTERM) as received:
             task_status.started()
             async for _ in received:
-                signals.begin(_GRACE_S)
+                signals.shutdown.begin(_GRACE_S)
                 _log.warning("SIGTERM: stopping the pipeline %s; uploading for up to %.0f s.", self._name, _GRACE_S)
                 scope.cancel()
 

@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hubsync._runtime.fork import after_fork_in_child, after_fork_in_parent, before_fork
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, one_line
 
 VERSION = 2
@@ -366,6 +367,7 @@ def _statements(script: str) -> list[str]:
 _held_at_fork: list[Catalogue] = []
 
 
+@before_fork
 def _hold_at_fork() -> None:
     _alone.acquire()
     for catalogue in sorted(_opened, key=id):
@@ -373,16 +375,15 @@ def _hold_at_fork() -> None:
         _held_at_fork.append(catalogue)
 
 
+@after_fork_in_parent
 def _go_on_in_parent() -> None:
     while _held_at_fork:
         _held_at_fork.pop()._lock.release()
     _alone.release()
 
 
+@after_fork_in_child
 def _let_go_in_child() -> None:
     for catalogue in _held_at_fork:
         catalogue._db.close()
     _go_on_in_parent()
-
-
-os.register_at_fork(before=_hold_at_fork, after_in_parent=_go_on_in_parent, after_in_child=_let_go_in_child)

@@ -137,7 +137,7 @@ class AsyncUploader(BaseUploader):
         with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
         if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
-            await self._drain_before_the_end(worker, "SIGTERM", signals.left())
+            await self._drain_before_the_end(worker, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)
 
     async def _end(self, worker: Engine) -> None:
@@ -147,7 +147,7 @@ class AsyncUploader(BaseUploader):
             with anyio.CancelScope(shield=True):
                 await run_in_thread(self._join, worker)
         finally:
-            signals.let_go(self._at_exit)
+            signals.shutdown.unregister(self._at_exit)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -155,7 +155,7 @@ class AsyncUploader(BaseUploader):
         self._body.__enter__()
         self._wake = threadsafe_callback(self._end_block)
         if self._grace_s is not None:
-            signals.divert(self._wake)
+            signals.shutdown.add_loop_callback(self._wake)
         return self
 
     def _end_block(self) -> None:
@@ -183,12 +183,12 @@ class AsyncUploader(BaseUploader):
                 with self._behind(error, timeout):
                     await self.close(timeout)
         finally:
-            signals.rejoin(self._wake)
+            signals.shutdown.remove_loop_callback(self._wake)
 
     async def _leave_by_signal(self, worker: Engine) -> NoReturn:
         if not self._closed:
             try:
-                await self._drain_before_the_end(worker, "SIGTERM", signals.left())
+                await self._drain_before_the_end(worker, "SIGTERM", signals.shutdown.seconds_left())
             finally:
                 await self._end(worker)
         raise SystemExit(signals.EXIT_CODE)

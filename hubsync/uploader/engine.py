@@ -131,7 +131,7 @@ class Engine:
         unwatch = register_source(self.source)
         try:
             linger_bell = Notifier(self._clock)
-            self._wake_linger = threadsafe_callback(linger_bell.ring)
+            self._wake_linger = threadsafe_callback(linger_bell.notify)
             if self._destination is not None:
                 commit, retry, rng = self._committing
                 self._committer = Committer(
