@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from hubsync import AsyncUploader, AuthenticationError, ConfigError, HubError, ShardsRefused, SpoolError, Uploader
 from hubsync._runtime.secret import Secret
 from hubsync.cli.main import cli
-from hubsync.cli.stdin_reader import pipe
+from hubsync.cli.stdin_reader import read_stream
 from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.destinations.resolve import destination_of, target_of, token_source
@@ -416,7 +416,7 @@ def test_a_spool_is_its_owners_alone_whatever_the_umask(
         read, write = os.pipe()
         os.write(write, b'{"id": 3}\nno json\n')
         os.close(write)
-        pipe(read, up, bad_lines="set-aside")
+        read_stream(read, up, bad_lines="set-aside")
         os.close(read)
         found = modes(tmp_path / "spool")
     found |= modes(tmp_path / "spool")
