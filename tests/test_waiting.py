@@ -203,12 +203,12 @@ def test_who_waits_no_longer_is_not_kept(uploader: Any, hub: LocalHub) -> None:
         queued = up.put([{"id": 4}], ack="queued")
         with pytest.raises(TimeoutError):
             queued.wait(timeout=0)
-        assert not queued._waiters
+        assert not queued._callbacks
         go_on.set()
         queued.wait("spooled")
         fates = up._worker._fates
         assert not fates._flushes
-        assert [len(fate._waiters) for fate in fates._open.values()] == [0] * 4
+        assert [fate.subscribers() for fate in fates._open.values()] == [0] * 4
         hub.faults.clear()
 
 

@@ -23,7 +23,7 @@ from hubsync._runtime.notifiers import threadsafe_callback
 from hubsync._runtime.threads import run_in_thread
 from hubsync.encoding.rows import Rows
 from hubsync.errors import ClosedError, HubsyncError
-from hubsync.model.receipt import Receipt
+from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
@@ -92,14 +92,14 @@ class AsyncUploader(BaseUploader):
         if ack == "committed" and worker.offline:
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
-        watch = batch.receipt._watch(ack) if ack == "spooled" else None
+        waiter = ReceiptWaiter(batch.receipt, ack) if ack == "spooled" else None
         if not await worker.queue.put_async(batch, timeout):
-            batch.receipt._dropped(DROPPED)
+            mark_dropped(batch.receipt, DROPPED)
             return batch.receipt
         failpoint(Failpoint.QUEUED)
         left = None if until is None else max(0.0, until - time.monotonic())
-        if watch is not None:
-            await batch.receipt._wait_for(watch, "spooled", left)
+        if waiter is not None:
+            await waiter.wait(left)
         elif ack == "committed":
             with worker.hurry(batch.receipt) as told:
                 await told.wait_async(ack, left)
