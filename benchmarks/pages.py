@@ -30,10 +30,24 @@ def failpoints() -> str:
     return "\n".join(lines)
 
 
+# What the pages leave out of the tables in benchmarks/results/.
+_LEFT_OUT = {
+    "stall": {"puts", "p99.9, not preempted (ms)"},
+    "cost": {"MB of a run", "commits", "requests"},
+    "scale": {"rows", "commits"},
+    "chaos": {"took s"},
+}
+_MINOR = ("limit: encode", "limit: disk", "limit: hf_xet")
+
+
 def measured(name: str) -> str:
     """Return the table of a benchmark, its note, and where it was measured; without the title."""
-    text = (_RESULTS / f"{name}.md").read_text().partition("\n\n")[2]
-    return text.partition("Measured on:")[0] + _where(name)
+    text = (_RESULTS / f"{name}.md").read_text().partition("\n\n")[2].partition("Measured on:")[0]
+    table, _, note = text.partition("\n\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    kept = [n for n, title in enumerate(rows[0]) if title not in _LEFT_OUT.get(name, ())]
+    lines = ["| " + " | ".join(row[n] for n in kept) + " |" for row in rows if row[0] not in _MINOR]
+    return "\n\n".join(part for part in ("\n".join(lines), note.strip(), _where(name)) if part)
 
 
 def _where(name: str) -> str:
@@ -56,7 +70,7 @@ def loss() -> str:
 
 def throughput() -> str:
     """Return the throughput of each subject, and hubsync's over it: a column per size of the rows."""
-    figures = _figures("throughput")
+    figures = [f for f in _figures("throughput") if f["subject"] not in _MINOR]
     sizes = list(dict.fromkeys(f["row_kB"] for f in figures))
     columns = [f"MB/s, {size:g} kB" for size in sizes] + [f"hubsync over it, {size:g} kB" for size in sizes]
     lines = ["| subject | " + " | ".join(columns) + " |", "| --- " + "| ---: " * len(columns) + "|"]
