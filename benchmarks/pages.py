@@ -30,10 +30,24 @@ def failpoints() -> str:
     return "\n".join(lines)
 
 
+# What the pages leave out of the tables in benchmarks/results/.
+_LEFT_OUT = {
+    "stall": {"puts", "p99.9, not preempted (ms)"},
+    "cost": {"MB of a run", "commits", "requests"},
+    "scale": {"rows", "commits"},
+    "chaos": {"took s"},
+}
+_MINOR = ("limit: encode", "limit: disk", "limit: hf_xet")
+
+
 def measured(name: str) -> str:
     """Return the table of a benchmark, its note, and where it was measured; without the title."""
-    text = (_RESULTS / f"{name}.md").read_text().partition("\n\n")[2]
-    return text.partition("Measured on:")[0] + _where(name)
+    text = (_RESULTS / f"{name}.md").read_text().partition("\n\n")[2].partition("Measured on:")[0]
+    table, _, note = text.partition("\n\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    kept = [n for n, title in enumerate(rows[0]) if title not in _LEFT_OUT.get(name, ())]
+    lines = ["| " + " | ".join(row[n] for n in kept) + " |" for row in rows if row[0] not in _MINOR]
+    return "\n\n".join(part for part in ("\n".join(lines), note.strip(), _where(name)) if part)
 
 
 def _where(name: str) -> str:
@@ -56,7 +70,7 @@ def loss() -> str:
 
 def throughput() -> str:
     """Return the throughput of each subject, and hubsync's over it: a column per size of the rows."""
-    figures = _figures("throughput")
+    figures = [f for f in _figures("throughput") if f["subject"] not in _MINOR]
     sizes = list(dict.fromkeys(f["row_kB"] for f in figures))
     columns = [f"MB/s, {size:g} kB" for size in sizes] + [f"hubsync over it, {size:g} kB" for size in sizes]
     lines = ["| subject | " + " | ".join(columns) + " |", "| --- " + "| ---: " * len(columns) + "|"]
@@ -68,19 +82,26 @@ def throughput() -> str:
     return "\n".join(lines) + "\n\n" + _where("throughput")
 
 
-def main_table() -> str:
-    """Ours and the peers' at 3 kB a row, in a few columns: what the README shows."""
-    speed = {f["subject"]: f for f in _figures("throughput") if f["row_kB"] == 3}
-    lines = ["| | MB/s | hubsync is | commits a GB | requests a GB | sent a byte |", "| --- " + "| ---: " * 5 + "|"]
-    for cost in _figures("cost"):
-        found = speed[cost["subject"]]
-        if cost["subject"].startswith("limit") and cost["subject"] != "limit: sum":
-            continue
-        ratio = f"{found['ratio']:.2f} times" if found.get("ratio") else ""
-        lines.append(
-            f"| {cost['subject']} | {found['MB_per_s']:.0f} | {ratio} | {cost['commits_per_GB']:,.0f} | "
-            f"{cost['requests_per_GB']:,.0f} | {cost['sent_per_byte']:.2f} |"
-        )
+def figures() -> str:
+    """Return the few figures that the README shows."""
+    puts = {(f["hub"], f["ack"]): f["p50"] for f in _figures("stall")}
+    kept = {(f["generator"], f["uploader"], f["hub"]): f["kept_percent"] for f in _figures("loss")}
+    speed = {f["subject"]: f["MB_per_s"] for f in _figures("throughput") if f["row_kB"] == 3}
+    chaos = _figures("chaos")
+    kills, rows, lost, twice = (sum(f[name] for f in chaos) for name in ("kills", "rows", "lost", "twice"))
+    slow = kept["computing", "upload_file", "slow"]
+    lines = [
+        "| what | hubsync | others |",
+        "| --- | --- | --- |",
+        f"| rows lost and duplicated, {kills} random kills with faults of the Hub | {lost} and {twice} of {rows:,} | |",
+        f"| `put` of 50 rows of 3 kB, median | {puts['healthy', 'spooled']:.1f} ms; Hub down: "
+        f"{puts['down', 'spooled']:.1f} ms | |",
+        f"| speed that a generator keeps while commits take 2 s | {kept['computing', 'hubsync', 'slow']:.1f}% | "
+        f"`upload_file` per batch: {slow:.1f}% |",
+        f"| first `put` to last commit, rows of 3 kB | {speed['hubsync']:.0f} MB/s | CommitScheduler "
+        f"{speed['CommitScheduler']:.0f}, `push_to_hub` {speed['Dataset.push_to_hub']:.0f}, finished files with "
+        f"`upload_folder` {speed['upload_folder']:.0f} |",
+    ]
     return "\n".join(lines)
 
 
@@ -107,7 +128,7 @@ _MADE = {
     "failpoints": failpoints,
     "loss": loss,
     "throughput": throughput,
-    "main table": main_table,
+    "figures": figures,
     "metrics": metrics,
 }
 

@@ -31,8 +31,11 @@ INCLUDED = {
     "examples/*": "examples",
     "benchmarks/results/*.png": "benchmarks",
 }
-_LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
-_NOT_PROSE = re.compile(r"(<!--.*?-->\n?|^ *```.*?^ *``` *$|`[^`\n]+`)", re.M | re.S)
+_PART = re.compile(
+    r"(?P<comment><!--.*?-->\n?)|(?P<code>^ *```.*?^ *``` *$|`[^`\n]+`)"
+    r"|(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)",
+    re.M | re.S,
+)
 
 
 def included() -> dict[str, str]:
@@ -56,9 +59,11 @@ def in_the_site(markdown: str, page: str, paths: dict[str, str]) -> str:
     """
     here = paths.get(page, page.removeprefix("docs/"))
 
-    def link(found: re.Match[str]) -> str:
+    def part(found: re.Match[str]) -> str:
+        if found["comment"]:
+            return ""
         target, anchor = found["target"], found["anchor"] or ""
-        if re.match(r"[a-z]+:", target):
+        if found["code"] or re.match(r"[a-z]+:", target):
             return found[0]
         file = os.path.normpath(PurePosixPath(page).parent / target)
         if not (ROOT / file).exists():
@@ -71,18 +76,15 @@ def in_the_site(markdown: str, page: str, paths: dict[str, str]) -> str:
             return found["text"]
         return f"{found['image']}[{found['text']}]({os.path.relpath(there, PurePosixPath(here).parent)}{anchor})"
 
-    parts = _NOT_PROSE.split(markdown)  # prose, then code or a comment, then prose, …
-    parts[0::2] = [_LINK.sub(link, prose) for prose in parts[0::2]]
-    return "".join(part for part in parts if not part.startswith("<!--"))
+    return _PART.sub(part, markdown)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files outside `docs/`."""
-    from mkdocs.structure.files import File, InclusionLevel
+    from mkdocs.structure.files import File
 
     for path, there in included().items():
-        level = InclusionLevel.NOT_IN_NAV
-        files.append(File.generated(config, there, abs_src_path=str(ROOT / path), inclusion=level))
+        files.append(File.generated(config, there, abs_src_path=str(ROOT / path)))
     return files
 
 

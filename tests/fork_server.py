@@ -34,9 +34,10 @@ from typing import NoReturn, Self
 ROOT = Path(__file__).parents[1]
 # No package here may change what hubsync does merely because it is loaded, as opentelemetry or IPython would.
 THIRD_PARTY = (
-    "anyio._backends._asyncio", "click", "dill", "fsspec", "h11", "httpcore", "httpx", "lz4.frame", "msgspec",
-    "multiprocess", "numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "pytest", "rich.console", "rich.markdown",
-    "rich.progress", "starlette.applications", "tqdm.auto", "uvicorn", "xxhash", "yaml",
+    "anyio._backends._asyncio", "click", "dill", "fsspec", "h11", "httpcore", "httpx", "hypothesis.extra.pytestplugin",
+    "lz4.frame", "msgspec", "multiprocess", "numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "pytest",
+    "pytest_asyncio.plugin", "rich.console", "rich.markdown", "rich.progress", "starlette.applications", "tqdm.auto",
+    "uvicorn", "xdist.plugin", "xxhash", "yaml",
 )  # fmt: skip
 READ_THE_ENVIRONMENT = ("huggingface_hub.hf_api", "huggingface_hub.repocard", "datasets", "hubsync")
 SET_BY_THE_SHELL = {"PWD", "OLDPWD", "SHLVL", "_"}  # differ at every start, and no package reads them

@@ -134,19 +134,19 @@ def plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask_watermarks(hub: HubDataset) -> object:
-    return await hub.watermarks(SHA)
+    return await hub.read_watermarks(SHA)
 
 
 async def ask_card(hub: HubDataset) -> object:
-    return await hub.read("README.md", SHA)
+    return await hub.read_file("README.md", SHA)
 
 
 async def ask_check(hub: HubDataset) -> object:
-    return await hub.check(private=None)
+    return await hub.ensure_repo(private=None)
 
 
-async def ask_standing(hub: HubDataset) -> object:
-    return await hub.standing(["data/x.jsonl"], SHA)
+async def ask_files(hub: HubDataset) -> object:
+    return await hub.find_files(["data/x.jsonl"], SHA)
 
 
 async def ask_commit(hub: HubDataset) -> object:
@@ -157,7 +157,7 @@ OPERATIONS: dict[str, Callable[[HubDataset], Awaitable[object]]] = {
     "revision": ask_check,
     "preupload": ask_check,
     "commit": ask_commit,
-    "paths-info": ask_standing,
+    "paths-info": ask_files,
     "tree": ask_watermarks,
 }
 

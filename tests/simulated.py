@@ -72,8 +72,8 @@ class SimulatedHub:
         if self.script.get(operation):
             raise self.script[operation].popleft()
 
-    async def check(self, *, private: bool | None) -> BranchTip:
-        self._call("check")
+    async def ensure_repo(self, *, private: bool | None) -> BranchTip:
+        self._call("ensure_repo")
         return BranchTip(self.sha)
 
     async def head(self) -> BranchTip:
@@ -100,7 +100,7 @@ class SimulatedHub:
 
     def pack(self, plan: Plan) -> Body:
         """The bytes that are sent."""
-        files = {note.path: note.content for note in plan.notes}
+        files = {note.path: note.content for note in plan.sidecars}
         files.update({shard.path: shard.file.read_bytes() for shard in plan.shards})
         return Body(plan.parent, files, plan)
 
@@ -116,15 +116,15 @@ class SimulatedHub:
         self.commits.append(body.plan)
         return self._land(body.files)
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        self._call("standing")
+    async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+        self._call("find_files")
         files = self.history[int(at, 16) - 1]
         return {
             path: RemoteFile(path, self._oid(files[path]) or "", self.touched[path]) for path in paths if path in files
         }
 
-    async def read(self, path: str, at: str) -> bytes | None:
-        self._call("read")
+    async def read_file(self, path: str, at: str) -> bytes | None:
+        self._call("read_file")
         return self.history[int(at, 16) - 1].get(path)
 
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
@@ -133,8 +133,8 @@ class SimulatedHub:
             take(content)
         return content is not None
 
-    async def watermarks(self, at: str) -> Sequence[Watermark]:
-        self._call("watermarks")
+    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
+        self._call("read_watermarks")
         return self.marks()
 
     def marks(self) -> list[Watermark]:

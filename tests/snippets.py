@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from hubsync.cli.main import cli
+from hubsync.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -203,7 +203,7 @@ def _commands(text: str) -> None:
                 _known(path, (ROOT / path).exists())
             for word, after in itertools.pairwise(word for word in words if not word.startswith("-")):
                 if word == "hubsync":
-                    _known(f"hubsync {after}", after in cli.commands)
+                    _known(f"hubsync {after}", after in COMMANDS)
                 elif word == "benchmarks":
                     home = ROOT / "benchmarks"
                     _known(f"benchmark {after}", (home / f"{after}.py").exists() or (home / after).is_dir())

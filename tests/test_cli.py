@@ -44,7 +44,7 @@ def test_pipe_names_the_bad_line_and_keeps_those_before(run: Commands, dataset: 
     done = run("pipe", "user/rows", stdin=jsonl(0, 3) + "[1]\n" + jsonl(3, 5))
     assert done.returncode == 1
     assert "line 4: not a JSON object" in done.stderr
-    assert "lines before it are on the Hub in user/rows. Run again with what is from line 4 on" in done.stderr
+    assert "lines before it are on the Hub in user/rows. Run again from line 4 on" in done.stderr
     assert "--bad-lines set-aside" in done.stderr
     assert "Traceback" not in done.stderr
     assert dataset.ids() == [0, 1, 2]
@@ -62,14 +62,14 @@ def test_pipe_sets_bad_lines_aside_where_told(run: Commands, dataset: Dataset, t
 def test_pipe_with_a_source_goes_on_where_it_was(run: Commands, dataset: Dataset) -> None:
     run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 1_500))
     done = run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 2_100))
-    assert "600 rows are on the Hub in user/rows; 1,500 lines were there already." in done.stderr
+    assert "600 rows are on the Hub in user/rows; 1,500 lines were uploaded before." in done.stderr
     assert dataset.ids() == list(range(2_100))
 
 
 def test_one_row_is_said_as_one(run: Commands) -> None:
     assert run("pipe", "user/rows", "--source", "a", stdin=jsonl(0, 1)).stderr == "1 row is on the Hub in user/rows.\n"
     again = run("pipe", "user/rows", "--source", "a", stdin=jsonl(0, 1))
-    assert again.stderr == "0 rows are on the Hub in user/rows; 1 line was there already.\n"
+    assert again.stderr == "0 rows are on the Hub in user/rows; 1 line was uploaded before.\n"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_one_bad_spool_keeps_no_other_from_being_shown_and_brought_up(
     assert "is corrupt" in run("status").stdout
     done = run("drain")
     assert done.returncode == 1
-    assert f"{first}: not brought up: " in done.stderr
+    assert f"{first}: not uploaded: " in done.stderr
     assert f"{second}: all on the Hub." in done.stderr
     assert dataset.ids() == [0, 1, 2]
 
@@ -174,7 +174,7 @@ def test_a_spool_whose_hub_is_away_holds_no_other_up(
             draining.send_signal(signal.SIGINT)
             _, said = draining.communicate()
     assert draining.returncode == 130
-    assert "Interrupted: 1 row not yet on the Hub" in said
+    assert "Interrupted: 1 row not on the Hub yet" in said
     assert dataset.ids() == [0, 1]
 
 
@@ -203,7 +203,7 @@ def test_an_interrupted_drain_says_what_is_left_and_that_it_is_safe(
         process.send_signal(signal.SIGINT)
         said = process.communicate()[1]
     assert process.returncode == 130
-    assert f"3 rows not yet on the Hub, and safe in {tmp_path / 'spool'}." in said
+    assert f"3 rows not on the Hub yet, and safe in {tmp_path / 'spool'}." in said
 
 
 MISTAKES = [
@@ -275,7 +275,7 @@ def test_a_config_that_is_not_there_is_no_empty_one(run: Commands, command: str)
     run("pipe", "user/rows", stdin=jsonl(0, 3))
     assert run(command, "user/rows", "--config", "default").returncode == 0
     done = run(command, "user/rows", "--config", "typo")
-    assert (done.returncode, done.stderr) == (1, "hubsync: user/rows holds no shard of config 'typo'.\n")
+    assert (done.returncode, done.stderr) == (1, "hubsync: user/rows has no shard in config 'typo'.\n")
 
 
 def test_nothing_new_in_a_config_is_no_error(run: Commands, tmp_path: Path) -> None:

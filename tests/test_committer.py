@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anyio.lowlevel
 import pytest
 
 from hubsync import (
@@ -26,6 +25,7 @@ from hubsync import (
 from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
 from tests.simulated import SimulatedHub
+from tests.waiting import until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -65,8 +65,7 @@ async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub,
     async with open_uploader(tmp_path, retry=patient, rng=random.Random(2)) as up:
         simulated.fail("commit", TransientError("503", status=503))
         await up.put([{"id": 1}])
-        while up.stats().state.kind != "backing off":  # noqa: ASYNC110  (nobody tells)
-            await anyio.sleep(0.01)
+        await until_async(lambda: up.stats().state.kind == "backing off")
         await up.flush()
         assert ids(simulated) == [1]
 
@@ -79,9 +78,9 @@ async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub,
         ("commit", [RateLimitedError("429", retry_after_s=0.0, commit_quota=True)]),
         ("commit", [AmbiguousError("reset")] * 3),
         ("head", [TransientError("503")]),
-        ("read", [TransientError("503")]),
-        ("check", [TransientError("refused")]),
-        ("watermarks", [TransientError("refused")]),
+        ("read_file", [TransientError("503")]),
+        ("ensure_repo", [TransientError("refused")]),
+        ("read_watermarks", [TransientError("refused")]),
     ],
 )
 async def test_trouble_that_passes_is_waited_out(
@@ -181,8 +180,7 @@ async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: Sim
         assert up.stats().spool.rows == 2
         simulated.script["commit"].clear()
         # A try that was on its way meets the 403 still, and closing would tell of it.
-        while ids(simulated) != [1, 2]:  # noqa: ASYNC110  (nobody tells)
-            await anyio.sleep(0.001)
+        await until_async(lambda: ids(simulated) == [1, 2])
     assert ids(simulated) == [1, 2]
 
 
@@ -193,14 +191,13 @@ async def test_a_state_that_lasts_is_said_once(
         for n in range(5):
             simulated.fail("commit", WriteForbiddenError("403", request_id=f"request-{n}"))
         await up.put([{"id": 1}])  # max_rows=1: sealed at once
-        while not simulated.commits:
-            await anyio.lowlevel.checkpoint()
+        await until_async(lambda: simulated.commits)
     assert [r.levelname for r in caplog.records if "blocked" in r.message] == ["ERROR"]
     assert [r.levelname for r in caplog.records if "going on" in r.message] == ["WARNING"]
 
 
 async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:
-    simulated.fail("check", WriteForbiddenError("403"))
+    simulated.fail("ensure_repo", WriteForbiddenError("403"))
     with pytest.raises(WriteForbiddenError):
         async with open_uploader(tmp_path):
             pytest.fail("not reached")
@@ -216,8 +213,7 @@ async def test_a_catalogue_that_cannot_grow_holds_everything_up_and_loses_nothin
         catalogue = up._worker.spool.catalogue
         catalogue.run(f"PRAGMA max_page_count = {catalogue.value('PRAGMA page_count')}")
         receipts = [await up.put([{"id": n}], key=f"{n}" * 500, ack="queued") for n in range(1, 300)]
-        while up.stats().state.kind != "spool full":
-            await anyio.lowlevel.checkpoint()
+        await until_async(lambda: up.stats().state.kind == "spool full")
         assert receipts[-1].state == "queued"
         catalogue.run("PRAGMA max_page_count = 1000000")
         await up.flush()
@@ -239,8 +235,7 @@ async def test_many_shards_travel_in_one_commit(simulated: SimulatedHub, tmp_pat
     async with open_uploader(tmp_path, commit=CommitPolicy(per_hour=4), retry=patient, rng=random.Random(2)) as up:
         for n in range(50):
             await up.put([{"id": n}], ack="queued")
-        while up.stats().state.kind != "backing off" or up.stats().spool.staged < 50:  # noqa: ASYNC110  (nobody tells)
-            await anyio.sleep(0.01)
+        await until_async(lambda: up.stats().state.kind == "backing off" and up.stats().spool.staged == 50)
         await up.flush()
     assert ids(simulated) == list(range(50))
     assert len(simulated.commits) == 1
@@ -288,7 +283,7 @@ async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
     commit = simulated._commit
 
     async def refusing(plan: Any) -> str:
-        if any(note.path == "README.md" for note in plan.notes):
+        if any(note.path == "README.md" for note in plan.sidecars):
             raise DefectError("400, invalid metadata in README.md", status=400)
         return await commit(plan)
 
@@ -334,7 +329,7 @@ async def test_a_preupload_by_a_replica_that_is_behind_overwrites_nothing(
     stage = simulated.stage
 
     async def stale(shards: Any) -> Any:
-        return [replace(found, standing=None) for found in await stage(shards)]
+        return [replace(found, remote_oid=None) for found in await stage(shards)]
 
     async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
         await up.put([{"id": 0}])
@@ -403,7 +398,7 @@ async def test_watermarks_and_the_fence_are_of_the_same_commit(
             await up.put([{"id": n}], offset=n)
             await up.flush()
     asked: list[str] = []
-    watermarks, commit = simulated.watermarks, simulated._commit
+    watermarks, commit = simulated.read_watermarks, simulated._commit
 
     async def note(at: str) -> Any:
         asked.append(at)
@@ -413,7 +408,7 @@ async def test_watermarks_and_the_fence_are_of_the_same_commit(
         asked.append(plan.parent)
         return await commit(plan)
 
-    monkeypatch.setattr(simulated, "watermarks", note)
+    monkeypatch.setattr(simulated, "read_watermarks", note)
     monkeypatch.setattr(simulated, "_commit", claim)
     async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
         assert up.offset() == 2

@@ -24,7 +24,7 @@ from hubsync.dashboard.snapshot import snapshot
 from hubsync.errors import ShardsRefused, SpoolError
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
-from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.inspect import inspect_spool
 from hubsync.maintenance.quarantine import Quarantine
 from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.verify import verify
@@ -97,7 +97,7 @@ def refused(hub: LocalHub, uploader: Make) -> list[int]:
         up.put([{"id": 3}], ack="committed", offset=3)
         refuse(hub, up, {"id": 4}, offset=4)
         up.put([{"id": 5}], ack="committed", offset=5)
-        return [shard["id"] for shard in spool_facts(up.spool)["dead_letter"]]
+        return [shard.id for shard in inspect_spool(up.spool).dead_letter]
 
 
 def graves(spool: Path) -> list[str]:
@@ -150,7 +150,7 @@ def test_what_names_the_dead_letter_names_the_command(
     assert re.search(rf"^to do +{re.escape(command)}", run("status", spool).stdout, re.MULTILINE)
     done = run("drain", spool)
     assert done.returncode == 1
-    assert done.stderr.endswith(f"To look at them, or put them again: {command}\n")
+    assert done.stderr.endswith(f"Inspect or resubmit them: {command}\n")
 
 
 # To export it.
@@ -201,7 +201,7 @@ def test_wrong_usage_is_told(run: Commands, letter: Letter, refused: list[int], 
 def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Commands, hub: LocalHub, uploader: Make) -> None:
     with uploader(spool=None) as up:
         refuse(hub, up, {"id": 7})
-        number = spool_facts(up.spool)["dead_letter"][0]["id"]
+        number = inspect_spool(up.spool).dead_letter[0].id
     assert json.loads(run("dead-letter", "list", "--json").stdout)["id"] == number
     assert run("dead-letter", "export", number).stdout == '{"id":7}\n'
 
@@ -226,7 +226,7 @@ def test_a_spool_that_is_broken_hides_no_other(
         assert done.returncode == 1
         assert shown in done.stdout
         assert f"hubsync drain --rescue {home / 'broken'}" in done.stderr
-    assert "Put again: 2 shards" in done.stderr
+    assert "Resubmitted: 2 shards" in done.stderr
 
 
 def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
@@ -235,18 +235,18 @@ def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
     done = letter("resubmit", refused[0])
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "Put again: 1 shard (2 rows, 18 bytes).",
-        f"Nobody commits for this spool now. To bring them up: hubsync drain {spool}",
+        "Resubmitted: 1 shard (2 rows, 18 bytes).",
+        f"No job has this spool open. Upload them: hubsync drain {spool}",
     ]
     assert dataset.ids() == [0, 3, 5]
     done = letter("resubmit", "--all", "--drain")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "All of it is on the Hub.")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "All of them are on the Hub.")
     assert dataset.ids() == list(range(6))
     assert dataset.paths() == [f"data/train-{n:05d}.jsonl" for n in range(5)]
     assert check() == ()
     assert nothing_is_left(spool)
-    facts = spool_facts(spool)
-    assert (facts["rows_waiting"], facts["dead_letter"], facts["committed"]["rows"]) == (0, [], 6)
+    report = inspect_spool(spool)
+    assert (report.depth.rows, report.dead_letter, report.depth.committed_rows) == (0, (), 6)
     assert letter("resubmit", refused[0]).returncode == 1
 
 
@@ -259,7 +259,7 @@ def test_a_live_job_brings_it_up(
         up.put([{"id": 2}], ack="committed")
         done = letter("resubmit", "--all", "--drain")
         assert done.returncode == 0
-        assert f"Process {os.getpid()}, which commits for" in done.stderr
+        assert f"Process {os.getpid()}, which has" in done.stderr
         until(lambda: up.stats().spool.committed_rows == 3)
         assert up.stats().spool.dead == 0
     assert dataset.ids() == [0, 1, 2]
@@ -290,7 +290,7 @@ def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
     fault = hub.faults.add(Fault.status(413, on="commit"))
     for _ in range(2):
         done = letter("resubmit", "--all", "--drain")
-        assert (done.returncode, "Refused again: 2 shards (3 rows, 27 bytes). See: " in done.stderr) == (1, True)
+        assert (done.returncode, "Rejected again: 2 shards (3 rows, 27 bytes). See: " in done.stderr) == (1, True)
         assert {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)} == before
         assert "413" in letter("list").stdout
     hub.faults.remove(fault)
@@ -307,7 +307,7 @@ def test_an_edited_grave_is_told_and_not_put_by_mistake(
         grave.write_text(text)
         done = letter("export", refused[0])
         assert done.stdout == text
-        assert done.stderr.startswith(f"{grave} was changed after it was set aside, and is exported as it is now (")
+        assert done.stderr.startswith(f"{grave} was edited after the Hub rejected it; exporting its current content (")
         done = letter("resubmit", refused[0], "--drain")
         assert done.returncode == 1
         command = done.stderr.rpartition("To put what it holds now: ")[2].strip()
@@ -333,7 +333,7 @@ def test_mended_rows_take_the_place_of_what_was_refused(
     mended.write_bytes(lines)
     done = letter("resubmit", refused[0], "--from", mended, "--drain")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(f"Put as data/train-00001.jsonl: 3 rows, 76 bytes, of {mended}.\n")
+    assert done.stderr.startswith(f"Resubmitted as data/train-00001.jsonl: 3 rows (76 bytes) of {mended}.\n")
     # As they are, but for empty lines and white space around them.
     assert dataset.read("data/train-00001.jsonl") == b"".join(
         line.strip() + b"\n" for line in lines.splitlines() if line
@@ -395,7 +395,7 @@ def test_fewer_rows_than_were_refused_are_put_only_on_purpose(
     (tmp_path / "mended").write_text('{"id":1}\n')
     before = graves(spool)
     done = letter("resubmit", refused[0], "--from", tmp_path / "mended")
-    assert (done.returncode, "1 row in place of 2" in done.stderr, "--yes" in done.stderr) == (1, True, True)
+    assert (done.returncode, "1 row instead of 2" in done.stderr, "--yes" in done.stderr) == (1, True, True)
     assert (graves(spool), list((spool / "segments").iterdir())) == (before, [])
     assert letter("resubmit", refused[0], "--from", tmp_path / "mended", "--yes", "--drain").returncode == 0
     assert dataset.ids() == [0, 1, 3, 5]
@@ -411,13 +411,13 @@ def test_a_discard_asks_first_and_says_what_is_lost(
         done = letter("discard", refused[0], stdin=answer)
         assert done.returncode == 1
         assert f"{refused[0]}  data/train-00001.jsonl: 2 rows, 18 bytes" in done.stderr
-        assert "1 shard (2 rows, 18 bytes) will be lost. Throw them away?" in done.stderr
+        assert "1 shard (2 rows, 18 bytes) will be lost. Delete?" in done.stderr
         assert len(graves(spool)) == 2
     assert letter("discard", refused[0], stdin="y\n").returncode == 0
     assert letter("discard", refused[1], "--yes").returncode == 0
     assert letter("list").stderr == "The dead letter is empty.\n"
     assert nothing_is_left(spool)
-    assert (run("drain", spool).returncode, spool_facts(spool)["dead_letter"]) == (0, [])
+    assert (run("drain", spool).returncode, inspect_spool(spool).dead_letter) == (0, ())
     seen = snapshot(spool, 10)  # of the live page
     assert (list(seen.dead), seen.depths["dead"].rows) == ([], 0)
     with uploader(path=SHARED) as up:
@@ -441,7 +441,7 @@ def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded
     done = letter("resubmit", refused[0])
     assert (done.returncode, "nothing is left of data/train-00001.jsonl" in done.stderr) == (1, True)
     assert letter("export", "--all").stdout == '{"id":4}\n'
-    assert letter("resubmit", "--all").stderr.startswith("Put again: 1 shard (1 row, 9 bytes).\n")
+    assert letter("resubmit", "--all").stderr.startswith("Resubmitted: 1 shard (1 row, 9 bytes).\n")
     (tmp_path / "again").write_text('{"id":1}\n')
     assert letter("resubmit", refused[0], "--from", tmp_path / "again", "--drain").returncode == 0
     assert dataset.ids() == [0, 1, 3, 4, 5]

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +21,12 @@ import pytest
 
 from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
-from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.inspect import inspect_spool
 from hubsync.maintenance.quarantine import Quarantine
 from hubsync.spool import writer
 from hubsync.uploader.queue import Order
 from tests.conftest import Dataset
+from tests.waiting import until
 
 MIB = 1 << 20
 
@@ -44,13 +44,6 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
         yield where
     finally:
         subprocess.run(["umount", "-l", str(where)], check=True)
-
-
-def until(what: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def rows(start: int, count: int, size: int = 1000) -> list[dict[str, Any]]:
@@ -181,7 +174,6 @@ def test_a_disk_that_becomes_read_only_is_waited_for(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a kernel makes it after an error of the disk; a real remount is refused while files are open."""
-    accepted: list[int] = []
     write = writer._write_all
     read_only = threading.Event()
 
@@ -192,16 +184,15 @@ def test_a_disk_that_becomes_read_only_is_waited_for(
 
     monkeypatch.setattr(writer, "_write_all", refuse)
     with uploader(shard=ShardPolicy(max_rows=5, linger_s=0.1)) as up:
-        thread = producer(up, accepted, 100)
-        until(lambda: len(accepted) > 20)
+        for n in range(20):
+            up.put(rows(n, 1, 10_000))
         read_only.set()
         up._worker.spool.catalogue.run("PRAGMA query_only = ON")
+        waiting = up.put(rows(20, 80, 10_000), ack="queued")
         until(lambda: up.stats().state.kind == "spool full")
-        so_far = len(accepted)
+        assert waiting.state == "queued"
         up._worker.spool.catalogue.run("PRAGMA query_only = OFF")
         read_only.clear()
-        thread.join()
-    assert so_far < 100
     assert dataset.ids() == list(range(100))
 
 
@@ -244,7 +235,7 @@ def test_a_spool_on_a_read_only_disk_says_so_to_who_looks_at_it_and_to_who_opens
     with uploader(spool=spool) as up:
         up.put([{"id": 1}])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    for attempt in (lambda: spool_facts(spool), lambda: uploader(spool=spool).open()):
+    for attempt in (lambda: inspect_spool(spool), lambda: uploader(spool=spool).open()):
         with pytest.raises(SpoolError, match=rf"{spool} is read-only here.* copy"):
             attempt()
     assert dataset.ids() == [1]

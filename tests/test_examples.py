@@ -23,7 +23,7 @@ import pytest
 from hubsync import SpoolError
 from hubsync._runtime.clock import SystemClock
 from hubsync.localhub import LocalHub
-from hubsync.maintenance.inspect import spool_facts, spools
+from hubsync.maintenance.inspect import default_spools, inspect_spool
 from hubsync.spool.opening import open_spool
 from tests.conftest import Dataset
 
@@ -100,9 +100,9 @@ def kill(job: Job) -> None:
 def accepted() -> int:
     """Rows that the spool has accepted so far."""
     with suppress(SpoolError):  # it is just being made
-        for spool in spools():
-            facts = spool_facts(spool)
-            return int(facts["rows_waiting"]) + int(facts["committed"]["rows"])
+        for spool in default_spools():
+            depth = inspect_spool(spool).depth
+            return depth.rows + depth.committed_rows
     return 0
 
 
@@ -114,7 +114,7 @@ def until_accepted(rows: int, job: Job) -> None:
 
 def offset(source: str) -> int:
     """How far the spool has accepted `source`."""
-    (directory,) = spools()
+    (directory,) = default_spools()
     with closing(open_spool(None, directory, SystemClock())) as spool:
         known = spool.offsets.highest(source)
     assert known is not None
@@ -123,7 +123,7 @@ def offset(source: str) -> int:
 
 def kill_a_writer() -> None:
     """SIGKILL to one process that writes to the spool."""
-    (directory,) = spools()
+    (directory,) = default_spools()
     pids = [int(lock.read_text()) for lock in sorted((directory / "writers").glob("*.lock"))]
     os.kill(pids[0], signal.SIGKILL)
 
@@ -143,7 +143,7 @@ def check(dataset: Dataset, rows: Iterable[object]) -> None:
         row["id"] if "id" in row else (row["task"], row.get("sample")) for row in dataset.rows()
     )
     assert found == Counter(rows)
-    assert [spool_facts(spool)["rows_waiting"] for spool in spools()] == [0]
+    assert [inspect_spool(spool).depth.rows for spool in default_spools()] == [0]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_job_killed_once_some_rows_are_committed_goes_on_behind_them(start: St
     kill(job)
     first = accepted()
     job = start("plain_loop.py", "--rows", 8000)  # commits at once what the first one left
-    while not (job.process.poll() is not None or any(spool_facts(spool)["committed"]["rows"] for spool in spools())):
+    while job.process.poll() is None and not any(inspect_spool(at).depth.committed_rows for at in default_spools()):
         time.sleep(0.01)
     kill(job)
     second = accepted()

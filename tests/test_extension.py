@@ -74,7 +74,7 @@ def test_an_extension_from_github_is_left_alone(terminal: Terminal) -> None:
     manifest.write_text(json.dumps(theirs))
     done = terminal("hubsync hf-extension")
     assert done.returncode == 1
-    assert "someone/hf-hubsync already" in done.stderr
+    assert "hf already has the extension someone/hf-hubsync" in done.stderr
     assert json.loads(manifest.read_text()) == theirs
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,10 @@ from hubsync._runtime.file_lock import FileLock
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.receipt import Receipt
 from hubsync.spool.writer import SpoolWriter
+from hubsync.telemetry.status import State
 from tests.conftest import FAST, Dataset
+from tests.waiting import until, until_async
+from tests.zygote import Python
 
 
 def open_async(hub: LocalHub, tmp_path: Path) -> AsyncUploader:
@@ -32,16 +32,13 @@ def open_async(hub: LocalHub, tmp_path: Path) -> AsyncUploader:
     return AsyncUploader("user/rows", **given)
 
 
-class Busy:
-    """Another process that was stopped within a transaction."""
-
-    def __init__(self, spool: Path) -> None:
-        self._db = sqlite3.connect(spool / "catalogue.sqlite", isolation_level=None, check_same_thread=False)
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def end(self) -> None:
-        self._db.execute("ROLLBACK")
-        self._db.close()
+@contextlib.contextmanager
+def busy(spool: Path) -> Iterator[None]:
+    """Another process that was stopped within a transaction. What returns within the block has not waited for it."""
+    with contextlib.closing(sqlite3.connect(spool / "catalogue.sqlite", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
 
 
 def test_stats_of_tasks_do_not_wait_for_the_spools_thread(hub: LocalHub, tmp_path: Path) -> None:
@@ -95,42 +92,38 @@ def test_a_wait_that_means_nothing_is_refused_by_both_faces(
 
 @pytest.mark.parametrize("what", ["offset", "status"])
 def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_path: Path, what: str) -> None:
-    async def run() -> float:
+    async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}], offset=0)
-            busy = Busy(tmp_path / "spool")
-            threading.Timer(3, busy.end).start()
-            if what == "status":
-                await asyncio.sleep(0.1)
-                assert up._worker is not None
-                hub.faults.add(Fault.outage())
-                threading.Timer(3, hub.faults.clear).start()
-                started = time.monotonic()
-                up._worker.status.report("x", type(up._worker.status.state)("backing off", "why"))
-                return time.monotonic() - started
-            await up.put([{"id": 1}], ack="queued")
-            await asyncio.sleep(0.2)
-            started = time.monotonic()
-            await up.put([{"id": 2}], offset=2, ack="queued")
-            return time.monotonic() - started
+            assert up._worker is not None
+            with busy(tmp_path / "spool"):
+                if what == "status":
+                    up._worker.status.report("x", State("backing off", "why"))
+                else:
+                    await up.put([{"id": 1}], ack="queued")
+                    await taken(up)
+                    await up.put([{"id": 2}], offset=2, ack="queued")
 
-    assert asyncio.run(run()) < 1
+    asyncio.run(run())
+
+
+async def taken(up: AsyncUploader) -> None:
+    """Wait until the spool's thread has what was put, and waits for the other process."""
+    assert up._worker is not None
+    worker = up._worker
+    await until_async(lambda: worker._in_hand)
 
 
 def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub, tmp_path: Path) -> None:
-    over = threading.Event()
-
     async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}])
-            busy = Busy(tmp_path / "spool")
-            threading.Timer(3, lambda: (busy.end(), over.set())).start()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(up.put([{"id": 1}]))
-                await asyncio.sleep(0.2)  # the spool's thread has the catalogue, and waits for the other process
-                tasks.create_task(up.put([{"id": 2, "new": 1}]))
-                await asyncio.sleep(0.2)
-                assert not over.is_set()
+                with busy(tmp_path / "spool"):
+                    tasks.create_task(up.put([{"id": 1}]))
+                    await taken(up)
+                    tasks.create_task(up.put([{"id": 2, "new": 1}]))
+                    await asyncio.sleep(0.2)
 
     asyncio.run(run())
 
@@ -138,26 +131,17 @@ def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub,
 def test_a_flush_whose_time_is_over_does_not_wait_for_the_catalogue(
     hub: LocalHub, tmp_path: Path, uploader: Callable[..., Uploader]
 ) -> None:
-    def busy() -> threading.Event:
-        other, over = Busy(tmp_path / "spool"), threading.Event()
-        threading.Timer(3, lambda: (other.end(), over.set())).start()
-        return over
-
     async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}])
-            over = busy()
-            with pytest.raises(NotDrained, match="1 row "):
+            with busy(tmp_path / "spool"), pytest.raises(NotDrained, match="1 row "):
                 await up.flush(timeout=0.1)
-            assert not over.is_set()
 
     asyncio.run(run())
     with uploader() as up:
         up.put([{"id": 1}])
-        over = busy()
-        with pytest.raises(NotDrained, match="1 row "):
+        with busy(tmp_path / "spool"), pytest.raises(NotDrained, match="1 row "):
             up.flush(timeout=0.1)
-        assert not over.is_set()
 
 
 def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Path) -> None:
@@ -226,7 +210,7 @@ def test_an_open_that_is_cancelled_waits_for_no_hub(hub: LocalHub, tmp_path: Pat
     async def run() -> None:
         up = open_async(hub, tmp_path)
         with suppress(TimeoutError):
-            await asyncio.wait_for(up.open(), 0.5)
+            await asyncio.wait_for(up.open(), 0.1)
         assert up._thread is not None
         up._thread.join()  # else for ever
 
@@ -268,7 +252,7 @@ def test_two_threads_whose_close_runs_out_of_time_are_told_the_same(
             up.close(timeout)
         told.append(error.value)
 
-    threads = [threading.Thread(target=close, args=(timeout,)) for timeout in (0.5, 1)]
+    threads = [threading.Thread(target=close, args=(timeout,)) for timeout in (0.1, 0.2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -293,7 +277,7 @@ def test_put_racing_close_loses_nothing_that_was_accepted(uploader: Callable[...
     threads = [threading.Thread(target=produce, args=(k * 1_000_000,)) for k in range(3)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    until(lambda: len(accepted) > 100)
     up.close()
     for thread in threads:
         thread.join(30)
@@ -308,12 +292,13 @@ def test_no_batch_overtakes_another_where_every_task_is_cancelled(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     receipts: list[Receipt] = []
-    append, slow = SpoolWriter.append, threading.Event()
+    append, slow, held, go_on = SpoolWriter.append, threading.Event(), threading.Event(), threading.Event()
 
     def held_up(self: SpoolWriter, batches: Any) -> Any:
         if slow.is_set():
             slow.clear()
-            time.sleep(1)
+            held.set()
+            go_on.wait()
         return append(self, batches)
 
     monkeypatch.setattr(SpoolWriter, "append", held_up)
@@ -323,7 +308,8 @@ def test_no_batch_overtakes_another_where_every_task_is_cancelled(
             slow.set()
             for n in range(3):
                 receipts.append(await up.put([{"id": n}], offset=n, ack="queued"))
-                await asyncio.sleep(0.1)
+                await until_async(held.is_set)
+            threading.Timer(0.2, go_on.set).start()  # when the loop is ending
             for task in asyncio.all_tasks():
                 task.cancel()
             await asyncio.sleep(30)
@@ -344,12 +330,10 @@ up.put([{"id": 1}])
 
 
 def test_a_forgotten_uploader_drains_at_exit_also_where_the_hub_has_a_name(
-    hub: LocalHub, dataset: Dataset, tmp_path: Path
+    hub: LocalHub, dataset: Dataset, tmp_path: Path, python: Python
 ) -> None:
     """Whose address is asked for anew with each connection, in an executor: the interpreter must not end that first."""
     hub.faults.add(Fault.reset(on="preupload", times=5))
     endpoint = hub.endpoint.replace("127.0.0.1", "localhost")
-    done = subprocess.run(
-        [sys.executable, "-c", FORGOTTEN, endpoint, hub.token, tmp_path / "spool"], capture_output=True, text=True
-    )
+    done = python.run("-c", FORGOTTEN, endpoint, hub.token, tmp_path / "spool")
     assert dataset.ids() == [1], done.stderr

@@ -77,11 +77,22 @@ def test_a_fork_does_not_fall_into_a_transaction(tmp_path: Path) -> None:
     assert catalogue.get("child") == "was here"
 
 
-def test_a_receipts_lock_that_another_thread_held_is_free_in_the_child() -> None:
-    with receipt._lock:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if receipt._lock.acquire(timeout=1) else 1)
+def test_a_receipts_lock_that_another_thread_holds_is_free_in_the_child() -> None:
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with receipt._lock:
+            held.set()
+            forked.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if receipt._lock.acquire(timeout=1) else 1)
+    forked.set()
+    thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 

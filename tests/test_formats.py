@@ -36,8 +36,10 @@ from hubsync.model.layout import FORMATS, Format
 from hubsync.reader.cursor import fingerprint
 from hubsync.reader.reading import follow, rows, shards
 from tests.conftest import FAST, Dataset
-from tests.test_disk import small_disk, until  # noqa: F401  (a fixture)
+from tests.test_disk import small_disk  # noqa: F401  (a fixture)
 from tests.test_rows import TABLE
+from tests.waiting import until
+from tests.zygote import Python
 
 PACKED: list[Format] = [format for format in FORMATS if format != "jsonl"]
 
@@ -316,17 +318,18 @@ def test_a_reader_goes_on_with_a_segment_that_is_packed_while_it_is_read(
     local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
 ) -> None:
     local_hub.faults.add(Fault.outage(on="commit"))
-    up = made(format="jsonl.gz").open()
-    for n in range(4):
-        up.put([{"id": n}])
-    with rows("user/rows", spool=tmp_path / "spool") as reader:
-        segment = next((tmp_path / "spool" / "segments").glob("*.jsonl"))
-        seen = [next(reader)["id"]]
-        cursor = reader.cursor
-    with pytest.raises(NotDrained):
-        up.close(timeout=0.5)  # seals it
-    until(lambda: not segment.exists())
-    seen += [row["id"] for row in rows("user/rows", since=cursor, spool=tmp_path / "spool")]
+    with made(format="jsonl.gz") as up:
+        for n in range(4):
+            up.put([{"id": n}])
+        with rows("user/rows", spool=tmp_path / "spool") as reader:
+            segment = next((tmp_path / "spool" / "segments").glob("*.jsonl"))
+            seen = [next(reader)["id"]]
+            cursor = reader.cursor
+        with pytest.raises(NotDrained):
+            up.flush(timeout=0)  # seals it
+        until(lambda: not segment.exists())  # as soon as it is packed
+        seen += [row["id"] for row in rows("user/rows", since=cursor, spool=tmp_path / "spool")]
+        local_hub.faults.clear()
     assert seen == [0, 1, 2, 3]
 
 
@@ -420,7 +423,7 @@ def test_a_packed_shard_that_was_refused_is_exported_put_again_and_mended(
 
 
 def test_who_drains_without_the_package_is_told_what_to_install(
-    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path, python: Python
 ) -> None:
     local_hub.faults.add(Fault.outage())
     up = made(format="parquet").open()

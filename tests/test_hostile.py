@@ -316,7 +316,7 @@ def test_no_page_of_a_listing_is_asked_for_elsewhere(url: str) -> None:
         return httpx.Response(200, json=[ENTRY], headers=more)
 
     fake = FakeHub(replaced={"tree": first})
-    files = talk(fake, lambda hub: hub.files(SHA))
+    files = talk(fake, lambda hub: hub.list_files(SHA))
     assert len(files) == 2
     assert [str(request.url) for request in fake.seen] == [
         f"{HUB}/api/datasets/user/rows/tree/{SHA}?recursive=true",
@@ -333,13 +333,13 @@ def test_the_next_page_is_found_however_the_header_is_written(link: str) -> None
         more = {} if "cursor" in request.url.params else {"link": link.format(f"{HUB}/x?limit=2&cursor=a")}
         return httpx.Response(200, json=[ENTRY], headers=more)
 
-    assert len(talk(FakeHub(replaced={"tree": first}), lambda hub: hub.files(SHA))) == 2
+    assert len(talk(FakeHub(replaced={"tree": first}), lambda hub: hub.list_files(SHA))) == 2
 
 
 def test_a_next_page_without_a_cursor_is_not_taken_for_the_last() -> None:
     link = {"link": f'<{HUB}/x?page=2>; rel="next"'}
     fake = FakeHub(replaced={"tree": lambda request: httpx.Response(200, json=[ENTRY], headers=link)})
-    assert isinstance(talk(fake, lambda hub: hub.files(SHA)), TransientError)
+    assert isinstance(talk(fake, lambda hub: hub.list_files(SHA)), TransientError)
 
 
 def test_a_listing_without_end_is_given_up() -> None:

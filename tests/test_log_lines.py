@@ -16,6 +16,7 @@ from hubsync._runtime.formatting import clock_text
 from hubsync.localhub import Fault, LocalHub
 from hubsync.telemetry.status import State, Status
 from hubsync.testing import ManualClock
+from tests.waiting import until
 
 Make = Callable[..., Uploader]
 
@@ -30,12 +31,6 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
         return [re.sub(r"\d\d:\d\d:\d\d", "TIME", text) for text in found if start in text]
 
     return read
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Polls: nobody tells. The test's own time-out is its end."""
-    while not condition():
-        time.sleep(0.01)
 
 
 class Watched:
@@ -152,7 +147,7 @@ def test_the_hubs_commit_quota(uploader: Make, hub: LocalHub, lines: Any, tmp_pa
     with uploader(retry=RetryPolicy(request_timeout_s=5), grace_s=0) as up:
         up.put([{"id": n} for n in range(1_200)])
         with pytest.raises(NotDrained):
-            up.flush(timeout=1)
+            up.flush(timeout=0.2)
         until(lambda: up.stats().state.kind == "backing off")
         with pytest.raises(NotDrained):
             up.close(timeout=0.1)
@@ -171,6 +166,7 @@ def test_a_revoked_token_and_a_good_one_again(uploader: Make, hub: LocalHub, lin
             with pytest.raises(BlockedError):
                 up.flush()
         hub.faults.remove(fault)
+        until(lambda: up.stats().spool.rows == 0)  # a try on its way is refused still
         up.flush()
     (blocked, going) = lines()
     assert re.fullmatch(
@@ -254,7 +250,7 @@ def test_a_batch_that_is_not_committed_in_time_is_told_as_safe(uploader: Make, h
     with uploader() as up:
         hub.faults.add(Fault.outage())
         with pytest.raises(WaitTimeout, match="safe in the spool") as late:
-            up.put([{"id": 1}], ack="committed", timeout=1)
+            up.put([{"id": 1}], ack="committed", timeout=0.2)
         assert (late.value.receipt.rows, late.value.receipt.state) == (1, "spooled")
         hub.faults.clear()
     assert late.value.receipt.state == "committed"

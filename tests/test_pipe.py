@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hubsync import QueuePolicy, SpoolError, Uploader
-from hubsync.cli.stdin_reader import BadLine, pipe
+from hubsync.cli.stdin_reader import BadLine, read_stream
 
 Make = Callable[..., Uploader]
 MB = 1_000_000
@@ -76,13 +76,13 @@ def test_a_stream_that_never_pauses_is_in_the_spool_before_it_ends(make: Make, f
                     seen.append(n)
                     return
 
-        pipe(feed(trickle), up)
+        read_stream(feed(trickle), up)
         assert seen
 
 
 def test_long_lines_go_in_batches_that_the_queue_can_hold(make: Make, feed: Any) -> None:
     with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
-        done = pipe(feed(lambda fd: write_all(fd, b"".join(line(n, MB // 2) for n in range(12)))), up)
+        done = read_stream(feed(lambda fd: write_all(fd, b"".join(line(n, MB // 2) for n in range(12)))), up)
         assert done.rows == 12
         assert spooled(up.spool) == list(range(12))
 
@@ -91,8 +91,8 @@ def test_a_line_that_the_queue_can_never_hold_is_named(make: Make, feed: Any) ->
     lines = line(1) + line(2, 3 * MB) + line(3)
     with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
         with pytest.raises(BadLine, match=r"line 2: a batch of 1 rows? is 3,000,"):
-            pipe(feed(lambda fd: write_all(fd, lines)), up)
-        done = pipe(feed(lambda fd: write_all(fd, lines)), up, bad_lines="set-aside")
+            read_stream(feed(lambda fd: write_all(fd, lines)), up)
+        done = read_stream(feed(lambda fd: write_all(fd, lines)), up, bad_lines="set-aside")
         assert (done.rows, done.set_aside) == (2, 1)
         assert spooled(up.spool) == [1, 1, 3]
 
@@ -108,8 +108,8 @@ def test_a_line_without_an_end_ends_the_stream(make: Make, feed: Any) -> None:
 
     with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
         reading = feed(write)
-        with pytest.raises(BadLine, match=r"line 2: it is [6-7],\d+,\d+ bytes long and goes on"):
-            pipe(reading, up)
+        with pytest.raises(BadLine, match=r"line 2: it is longer than [6-7],\d+,\d+ bytes"):
+            read_stream(reading, up, max_row_bytes=2 * MB)
         os.close(reading)
         assert spooled(up.spool) == [1]
 
@@ -118,11 +118,11 @@ def test_a_long_line_is_searched_once(make: Make, monkeypatch: pytest.MonkeyPatc
     """A pipe gives a page at a time; what was searched for its end is not searched again."""
     from hubsync.cli import stdin_reader as module
 
-    monkeypatch.setattr(module, "_READ", 4_096)
+    monkeypatch.setattr(module, "_READ_BYTES", 4_096)
     (tmp_path / "lines").write_bytes(line(1, 20 * MB) + line(2))
     fd = os.open(tmp_path / "lines", os.O_RDONLY)
     with make() as up:
-        assert pipe(fd, up).rows == 2  # 5,000 reads of 20 MB would be 50 GB
+        assert read_stream(fd, up).rows == 2  # 5,000 reads of 20 MB would be 50 GB
         assert spooled(up.spool) == [1, 2]
     os.close(fd)
 
@@ -143,8 +143,8 @@ def test_a_bad_line_that_the_disk_does_not_take_is_not_said_to_be_kept(
     with make() as up:
         reading = feed(lambda fd: write_all(fd, line(1) + b"bad, all of it\n" + line(2)))
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(SpoolError, match=r"aside can't be written .*: line 2 is not set aside"):
-            pipe(reading, up, source="a", bad_lines="set-aside", aside=aside)
+        with pytest.raises(SpoolError, match=r"cannot write .*aside \(.*\), so line 2 is not set aside"):
+            read_stream(reading, up, source="a", bad_lines="set-aside", aside=aside)
         monkeypatch.undo()
         assert aside.read_bytes() == b""
         up.put([])  # behind all that was handed over
@@ -156,16 +156,16 @@ def test_a_row_that_does_not_go_with_the_columns_is_named_and_those_before_are_k
     lines = line(1) + line(2) + b'{"id": "three"}\n' + line(4)
     with make() as up:
         with pytest.raises(BadLine, match=r"line 3: field 'id'"):
-            pipe(feed(lambda fd: write_all(fd, lines)), up, source="a")
+            read_stream(feed(lambda fd: write_all(fd, lines)), up, source="a")
         assert up.offset("a") == 2
-        done = pipe(feed(lambda fd: write_all(fd, lines)), up, source="a", bad_lines="set-aside")
+        done = read_stream(feed(lambda fd: write_all(fd, lines)), up, source="a", bad_lines="set-aside")
         assert (done.skipped, done.rows, done.set_aside) == (2, 1, 1)
         assert spooled(up.spool) == [1, 2, 4]
 
 
 def test_a_mark_before_the_first_line_is_no_part_of_it(make: Make, feed: Any) -> None:
     with make() as up:
-        assert pipe(feed(lambda fd: write_all(fd, b"\xef\xbb\xbf" + line(1) + line(2))), up).rows == 2
+        assert read_stream(feed(lambda fd: write_all(fd, b"\xef\xbb\xbf" + line(1) + line(2))), up).rows == 2
 
 
 @pytest.mark.parametrize("source", [None, "a"])
@@ -192,7 +192,7 @@ def test_a_signal_anywhere_leaves_every_line_there_once(
             monkeypatch.setattr(module, "_parse", lambda *args: strike(parse(*args)))
         reading = feed(lambda fd: write_all(fd, b"".join(line(n, 100) for n in range(5_000))))
         with pytest.raises(KeyboardInterrupt):
-            pipe(reading, up, source=source)
+            read_stream(reading, up, source=source)
         while os.read(reading, MB):
             pass
         up.put([])  # behind all that was handed over

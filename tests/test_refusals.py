@@ -7,7 +7,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from hubsync.localhub import Fault, LocalHub
 from hubsync.model.batch import Batch
 from hubsync.model.receipt import Receipt
 from hubsync.spool import database, writer
+from hubsync.uploader import engine
 from hubsync.uploader.queue import Order
 from tests.conftest import FAST, Dataset
+from tests.waiting import until
 
 Make = Callable[..., Uploader]
 ONE = ShardPolicy(max_rows=1, linger_s=3600)
@@ -42,16 +45,20 @@ def batch(*ids: int) -> Batch:
     return Batch(lines, len(ids), Receipt(len(ids), len(lines)))
 
 
-def failing(times: int, error: Exception, work: Callable[..., Any]) -> Callable[..., Any]:
-    left = [times]
+class failing:
+    """`work`, which raises `error` the first `times`."""
 
-    def fail(*args: Any, **about: Any) -> Any:
-        if left[0] > 0:
-            left[0] -= 1
-            raise error
-        return work(*args, **about)
+    def __init__(self, times: int, error: Exception, work: Callable[..., Any]) -> None:
+        self.left, self._error, self._work = times, error, work
 
-    return fail
+    def __call__(self, *args: Any, **about: Any) -> Any:
+        if self.left > 0:
+            self.left -= 1
+            raise self._error
+        return self._work(*args, **about)
+
+    def is_over(self) -> bool:
+        return self.left == 0
 
 
 def test_a_defect_in_the_spools_thread_wakes_those_who_wait(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +75,9 @@ def test_all_of_a_take_hear_that_the_spool_is_lost(uploader: Make, monkeypatch: 
     worker = up._worker
     monkeypatch.setattr(worker.writer, "append", failing(9, SpoolLost("gone"), lambda *a: None))
     first, second = batch(1), batch(2)
-    go_on = threading.Event()
-    worker.queue.order(Order(go_on.wait))  # what comes now is taken in one go
-    time.sleep(0.2)
+    begun, go_on = threading.Event(), threading.Event()
+    worker.queue.order(Order(lambda: begun.set() or go_on.wait()))
+    begun.wait()  # what comes now is taken in one go
     worker.queue.put(first)
     asked = worker.flush()
     worker.queue.put(second)
@@ -106,16 +113,25 @@ def test_a_catalogue_that_refuses_to_be_read_for_a_while_ends_nothing(
     assert dataset.ids() == [0, 1]
 
 
+@contextmanager
+def committing_and_following(uploader: Make, **given: Any) -> Iterator[tuple[Any, Any]]:
+    """Two uploaders of one spool; the first one commits."""
+    with uploader(**given) as commits:
+        until(lambda: commits._worker.spool.lease.is_held)
+        with uploader(**given) as follows:
+            yield commits, follows
+
+
 def test_a_process_that_follows_another_committer_lives_through_a_refusal(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with uploader() as commits, uploader() as follows:
-        while not commits._worker.spool.lease.is_held:
-            time.sleep(0.01)
+    monkeypatch.setattr(engine, "_FOLLOW_S", 0.05)
+    with committing_and_following(uploader) as (_, follows):
         spool = follows._worker.spool
-        monkeypatch.setattr(spool.segments, "outcome", failing(3, SpoolError("disk I/O error"), spool.segments.outcome))
+        refuse = failing(3, SpoolError("disk I/O error"), spool.segments.outcome)
+        monkeypatch.setattr(spool.segments, "outcome", refuse)
         receipt = follows.put([{"id": 1}])
-        time.sleep(2)
+        until(refuse.is_over)
         follows.flush(timeout=30)
         assert receipt.state == "committed"
     assert dataset.ids() == [1]
@@ -124,12 +140,13 @@ def test_a_process_that_follows_another_committer_lives_through_a_refusal(
 def test_a_tail_that_could_not_be_cut_back_is_cut_before_anything_goes_behind_it(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = threading.Event()
+    broken, torn_once = threading.Event(), threading.Event()
     write, truncate = writer._write_all, os.ftruncate
 
     def torn(fd: int, parts: list[bytes]) -> None:
         write(fd, parts)
         if broken.is_set():
+            torn_once.set()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def refuse(fd: int, length: int) -> None:
@@ -143,7 +160,8 @@ def test_a_tail_that_could_not_be_cut_back_is_cut_before_anything_goes_behind_it
         monkeypatch.setattr(os, "ftruncate", refuse)
         broken.set()
         with pytest.raises(TimeoutError):
-            up.put([{"id": 1}], timeout=1)
+            up.put([{"id": 1}], timeout=0.1)
+        torn_once.wait()
         broken.clear()
         up.put([{"id": 2}], timeout=30)
     assert dataset.ids() == [0, 1, 2]
@@ -153,11 +171,12 @@ def test_a_checkpoint_for_which_no_file_can_be_opened_is_put_off(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(engine, "_LOOK_S", 0.05)
     with uploader() as up:
         up.put([{"id": 0}])
         fail = failing(3, sqlite3.OperationalError("unable to open database file"), sqlite3.connect)
         monkeypatch.setattr(database.sqlite3, "connect", fail)
-        time.sleep(2)
+        until(fail.is_over)
     assert dataset.ids() == [0]
 
 
@@ -166,14 +185,20 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(engine, "_LOOK_S", 0.05)
     log = tmp_path / "spool" / "catalogue.sqlite-wal"
+    looks: list[object] = []
     with uploader() as up:
+        catalogue = up._worker.spool.catalogue
+        checkpoint = catalogue.checkpoint
+        monkeypatch.setattr(catalogue, "checkpoint", lambda **how: looks.append(checkpoint(**how)))
         sizes = []
         for start in range(0, 1_200, 200):
             for n in range(start, start + 200):
                 up.put([{"id": n}], key=str(n))
             sizes.append(log.stat().st_size)
-            time.sleep(1.2)
+            before = len(looks)
+            until(lambda before=before: len(looks) > before + 1)  # one that began after the last put
         assert sizes[-1] < 3 * sizes[0], sizes
 
 
@@ -225,17 +250,22 @@ def test_an_odd_refusal_sets_no_shard_aside(uploader: Make, hub: LocalHub, datas
 def test_a_person_who_is_needed_is_needed_until_it_is_mended(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
     with pytest.raises(ShardsRefused), uploader(shard=ONE, retry=retry) as up:
-        hub.faults.add(Fault.status(400, on="preupload", body='{"error": "too many files"}'))
+        fault = hub.faults.add(Fault.status(400, on="preupload", body='{"error": "too many files"}'))
         for n in range(8):
             up.put([{"id": n}])
-        while up.stats().state.kind != "blocked":
-            time.sleep(0.01)
-        seen = set()
-        for _ in range(120):
+        until(lambda: up.stats().state.kind == "blocked")
+        seen, tries = set(), hub.faults.struck(fault)
+        while hub.faults.struck(fault) < tries + 5:
             seen.add(up.stats().state.kind)
             time.sleep(0.01)
-        hub.faults.clear()
         assert seen == {"blocked"}
+        mend(hub, up)
+
+
+def mend(hub: LocalHub, up: Any) -> None:
+    """End all faults and wait until that is seen: a try on its way meets them still, and a close would tell of it."""
+    hub.faults.clear()
+    until(lambda: up.stats().spool.rows == 0)
 
 
 def refuse(hub: LocalHub, up: Any, n: int) -> None:
@@ -243,8 +273,7 @@ def refuse(hub: LocalHub, up: Any, n: int) -> None:
     fault, spool = hub.faults.add(Fault.status(422, on="commit")), up._worker.spool
     dead = spool.depth().dead
     up._worker.queue.put(batch(n))
-    while spool.depth().dead == dead:
-        time.sleep(0.01)
+    until(lambda: spool.depth().dead > dead)
     hub.faults.remove(fault)
 
 
@@ -286,9 +315,7 @@ def test_what_was_refused_takes_no_errors_place(uploader: Make, hub: LocalHub) -
 def test_who_follows_another_committer_is_told_of_its_own_rows_and_the_other_is_not(
     uploader: Make, hub: LocalHub
 ) -> None:
-    with uploader(shard=ONE) as commits, uploader(shard=ONE) as follows:
-        while not commits._worker.spool.lease.is_held:
-            time.sleep(0.01)
+    with committing_and_following(uploader, shard=ONE) as (_, follows):
         refuse(hub, follows, 1)
         with pytest.raises(ShardsRefused):
             follows.flush()
@@ -304,8 +331,7 @@ def test_where_everything_is_refused_it_is_not_the_rows(uploader: Make, hub: Loc
             up.put([{"id": n}])
         with pytest.raises(HubsyncError, match="too many files"):
             up.flush(timeout=30)
-        while up.stats().state.kind != "blocked":
-            time.sleep(0.01)
+        until(lambda: up.stats().state.kind == "blocked")
         assert up.stats().spool.dead == 3
-        hub.faults.clear()
+        mend(hub, up)
     assert len(dataset.ids()) == 6

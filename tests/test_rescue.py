@@ -15,7 +15,7 @@ import pytest
 from hubsync import NotDrained, ShardPolicy, SpoolBusy, SpoolError, SpoolLost, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
-from hubsync.maintenance.inspect import spool_facts
+from hubsync.maintenance.inspect import inspect_spool
 from hubsync.maintenance.quarantine import Quarantine
 from hubsync.maintenance.rebuild import rebuild
 from tests.conftest import Dataset
@@ -232,7 +232,7 @@ def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
 ) -> None:
     fill(hub, uploader)
     flipped(spool, seed, flips)
-    for look in (spool_facts, lambda where: Quarantine(where).shards()):
+    for look in (inspect_spool, lambda where: Quarantine(where).shards()):
         with suppress(SpoolError):
             look(spool)
     rebuild(spool)

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from hubsync import SpoolBusy, Uploader
+from hubsync._runtime import file_lock
 from hubsync.localhub import LocalHub
 from hubsync.maintenance import rebuild as rescuing
 from hubsync.maintenance.drain import drain
@@ -71,6 +72,8 @@ def test_a_job_that_is_started_during_a_rescue(
     fill(hub, uploader)
     on_hub = rescuing._on_hub
     monkeypatch.setattr(rescuing, "_is_sound", lambda path, old: False)
+    monkeypatch.setattr(rescuing, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(file_lock, "_STALLED_S", 1.5)  # which passes twice
 
     async def slowly(*args: Any) -> Any:
         with monkeypatch.context() as offline:
@@ -81,7 +84,7 @@ def test_a_job_that_is_started_during_a_rescue(
         other = Spool(spool, target=None)
         for _ in range(10):
             assert not other.lease.acquire()
-            await anyio.sleep(0.5)
+            await anyio.sleep(0.3)
         other.close()
         return await on_hub(*args)
 

@@ -228,12 +228,12 @@ def test_arrow_tables_and_datasets_are_batches() -> None:
 keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(keys, inner),
-    max_leaves=20,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=10,
 )
 
 
-@given(st.lists(st.dictionaries(keys, values)))
+@given(st.lists(st.dictionaries(keys, values, max_size=4), max_size=4))
 def test_what_json_can_hold_comes_back_as_it_was(rows: list[dict[str, Any]]) -> None:
     def plain(value: Any) -> Any:
         if isinstance(value, float) and math.isnan(value):

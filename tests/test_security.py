@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from hubsync import AsyncUploader, AuthenticationError, ConfigError, HubError, ShardsRefused, SpoolError, Uploader
 from hubsync._runtime.secret import Secret
 from hubsync.cli.main import cli
-from hubsync.cli.stdin_reader import pipe
+from hubsync.cli.stdin_reader import read_stream
 from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.destinations.resolve import destination_of, target_of, token_source
@@ -89,11 +89,12 @@ def test_a_job_shows_its_token_nowhere_whatever_fails(
     (tmp_path / "TMPDIR").mkdir()
     loud = {"RUST_LOG": "trace", "HF_DEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONASYNCIODEBUG": "1"}
     given = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": str(int(store == "lfs"))}
-    job = subprocess.Popen(
-        [sys.executable, "-m", "tests.leaky_job", store],
-        env={**os.environ, **homes, **loud, **given, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(tmp_path / "stderr").open("wb"), text=True,
-    )  # fmt: skip
+    with (tmp_path / "stderr").open("wb") as stderr:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "tests.leaky_job", store],
+            env={**os.environ, **homes, **loud, **given, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
     assert job.stdout is not None
     said = job.stdout.readline()
     assert said == "revoke\n", (tmp_path / "stderr").read_text()[-3_000:]
@@ -227,9 +228,10 @@ def test_what_a_server_sends_back_shows_in_no_error(
     signed = lfs_at(f"https://store.test/x?{SIGNATURE}", Authorization=f"Basic {BASIC}")
     cases = [
         outcome(FakeHub(replaced={"revision": answer}), lambda hub: hub.head()),
-        outcome(FakeHub(replaced={"preupload": answer}), lambda hub: hub.check(private=None)),
+        outcome(FakeHub(replaced={"preupload": answer}), lambda hub: hub.ensure_repo(private=None)),
         outcome(
-            FakeHub(replaced={"resolve": answer}, files={"README.md": b"#"}), lambda hub: hub.read("README.md", SHA)
+            FakeHub(replaced={"resolve": answer}, files={"README.md": b"#"}),
+            lambda hub: hub.read_file("README.md", SHA),
         ),
         outcome(FakeHub(lfs=signed, replaced={"batch": answer}), lambda hub: hub.stage([shard])),
     ]
@@ -415,7 +417,7 @@ def test_a_spool_is_its_owners_alone_whatever_the_umask(
         read, write = os.pipe()
         os.write(write, b'{"id": 3}\nno json\n')
         os.close(write)
-        pipe(read, up, bad_lines="set-aside")
+        read_stream(read, up, bad_lines="set-aside")
         os.close(read)
         found = modes(tmp_path / "spool")
     found |= modes(tmp_path / "spool")

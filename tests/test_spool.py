@@ -462,9 +462,9 @@ def test_a_plan_stands_in_the_catalogue_before_it_is_sent(open_spool: Callable[.
     spool = open_spool()
     found = plans_of(spool).open()
     assert found is not None
-    assert (found.id, found.parent, found.shards, found.notes) == (plan.id, "parent", staged, plan.notes)
+    assert (found.id, found.parent, found.shards, found.sidecars) == (plan.id, "parent", staged, plan.sidecars)
     assert shards_of(spool).ready(10, 1 << 30) == []
-    assert b'"default": 4' in plan.notes[0].content
+    assert b'"default": 4' in plan.sidecars[0].content
     plans_of(spool).settle(found, {staged[0].segment: "sha"})
     assert spool.segments.outcome(staged[0].segment) == ("committed", "sha", None)
     assert (plans_of(spool).open(), spool.depth().rows, spool.depth().committed_rows) == (None, 0, 2)

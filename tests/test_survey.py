@@ -17,7 +17,7 @@ from hubsync.destinations.hub.dataset import HubDataset, HubFile
 from hubsync.model.commit import Watermark
 from hubsync.model.layout import Layout
 from hubsync.model.target import Target
-from hubsync.reader.reading import snapshot
+from hubsync.reader import snapshot
 from hubsync.reader.snapshot import Content, DatasetSnapshot, series_of
 
 

@@ -709,7 +709,7 @@ def test_the_command_says_what_it_compared_and_exits_0(
     done = verifying(spool, REPO)
     assert (done.returncode, done.stderr) == (0, "")
     commit = check().commit
-    assert done.stdout.startswith(f"{REPO} (main) at {commit}: all agrees. 3 shards, 15 rows, ")
+    assert done.stdout.startswith(f"{REPO} (main) at {commit}: everything agrees. 3 shards, 15 rows, ")
     assert "1 writer; content not read (--content); compared with" in done.stdout
     done = verifying(REPO, "--content", "--json")
     assert done.returncode == 0
@@ -765,11 +765,11 @@ def test_errors_of_the_command_are_one_message_and_exit_code_1(
 
 
 def test_a_path_can_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from hubsync.cli.main import _show_report
+    from hubsync.cli.verify import print_report
     from hubsync.maintenance.verify import Difference
 
     difference = Difference("gap", "a\x1b[2J\nb", "c", "d", "e")
-    _show_report(Report(REPO, "main", "0" * 40, None, 1, 1, 1, 1, False, (difference,), ()))
+    print_report(Report(REPO, "main", "0" * 40, None, 1, 1, 1, 1, False, (difference,), ()))
     assert capsys.readouterr().out.startswith("gap       a�[2J�b: expected c; found d. e\n")
 
 

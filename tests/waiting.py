@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import anyio
+
 PATIENCE_S = 60
 
 
@@ -19,3 +21,11 @@ def until(condition: Callable[[], object], why: Callable[[], str] = lambda: "it 
     while not condition():
         assert time.monotonic() < end, why()
         time.sleep(0.01)
+
+
+async def until_async(condition: Callable[[], object], why: Callable[[], str] = lambda: "it never came true") -> None:
+    """Poll in a task until `condition` is true; see `until` for what it may be."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, why()
+        await anyio.sleep(0.001)

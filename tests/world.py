@@ -86,8 +86,8 @@ class Line:
             raise error
         return await work()
 
-    async def check(self, *, private: bool | None) -> BranchTip:
-        return await self._do("check", lambda: self._hub.check(private=private))
+    async def ensure_repo(self, *, private: bool | None) -> BranchTip:
+        return await self._do("ensure_repo", lambda: self._hub.ensure_repo(private=private))
 
     async def head(self) -> BranchTip:
         return await self._do("head", self._hub.head)
@@ -95,14 +95,14 @@ class Line:
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         return await self._do("stage", lambda: self._hub.stage(shards))
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        return await self._do("standing", lambda: self._hub.standing(paths, at))
+    async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+        return await self._do("find_files", lambda: self._hub.find_files(paths, at))
 
-    async def read(self, path: str, at: str) -> bytes | None:
-        return await self._do("read", lambda: self._hub.read(path, at))
+    async def read_file(self, path: str, at: str) -> bytes | None:
+        return await self._do("read_file", lambda: self._hub.read_file(path, at))
 
-    async def watermarks(self, at: str) -> Sequence[Watermark]:
-        return await self._do("watermarks", lambda: self._hub.watermarks(at))
+    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
+        return await self._do("read_watermarks", lambda: self._hub.read_watermarks(at))
 
     async def commit(self, plan: Plan) -> CommitOutcome:
         return await outcome_of(self._commit(plan))
@@ -169,7 +169,7 @@ class Process:
         self.loop = asyncio.new_event_loop()
         linger = Notifier(world.clock)
         self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.hurry
-        self.worker._wake_linger = linger.ring
+        self.worker._wake_linger = linger.notify
         self.tasks = [
             self.loop.create_task(part)
             for part in (

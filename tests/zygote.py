@@ -272,18 +272,24 @@ def _report_ends(running: dict[int, socket.socket]) -> None:
 
 def _load() -> None:
     """Import what programs will need, but for pyarrow and datasets, which start threads or read the environment."""
+    import click
     import hf_xet  # noqa: F401
     import huggingface_hub.hf_api  # noqa: F401
+    import rich.live
+    import rich.table  # noqa: F401
 
-    import hubsync.cli.main
+    import hubsync.cli.jsonl_writer
     import hubsync.cli.stdin_reader
     import hubsync.destinations.hub.dataset
     import hubsync.destinations.hub.lfs
     import hubsync.maintenance.drain
     import hubsync.maintenance.quarantine
     import hubsync.maintenance.verify  # noqa: F401
+    from hubsync.cli.main import COMMANDS, cli
     from hubsync.destinations.hub import card
 
+    for name in COMMANDS:
+        cli.get_command(click.Context(cli), name)
     card.load()
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hubsync._runtime.clock import Clock
+from hubsync._runtime.fork import after_fork_in_child
 from hubsync.errors import SpoolError
 
 HEARTBEAT_S = 0.5  # how often a holder refreshes its lock
@@ -163,6 +164,7 @@ def is_held_here(path: Path) -> bool:
         return any(lock.path == path and lock.held for lock in _held)
 
 
+@after_fork_in_child
 def _close_in_child() -> None:
     """Close a forked child's copies of the open files: with them, the locks would outlive the parent."""
     global _guard
@@ -171,6 +173,3 @@ def _close_in_child() -> None:
         if lock._fd is not None:
             os.close(lock._fd)
             lock._fd = None
-
-
-os.register_at_fork(after_in_child=_close_in_child)

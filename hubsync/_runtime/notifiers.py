@@ -16,8 +16,10 @@ from hubsync._runtime.clock import Clock
 
 
 class OneShotEvent:
-    """As `threading.Event`, for one waiter, who finds it unset again. A signal's exception may fall into any
-    instruction of a wait: Event's is Python, and loses its lock then (RuntimeError: release unlocked lock).
+    """A `threading.Event` for one waiter, reset by each wait, that a signal handler may interrupt at any point.
+
+    `threading.Event` is written in Python: if a signal handler raises in its `wait`, its lock may be lost
+    (RuntimeError: release unlocked lock).
     """
 
     __slots__ = ("_lock",)
@@ -27,36 +29,38 @@ class OneShotEvent:
         self._lock.acquire()
 
     def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it is set
+        """Wake the waiter, or let the next wait return at once."""
+        with contextlib.suppress(RuntimeError):  # it is set already
             self._lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Whether it was set within `timeout` seconds."""
+        """Return whether it was set within `timeout` seconds."""
         return self._lock.acquire(timeout=-1 if timeout is None else max(0.0, min(timeout, threading.TIMEOUT_MAX)))
 
 
 class Notifier:
-    """Wakes its one listener, who otherwise sleeps by the clock. A ring while nobody listens is not lost."""
+    """Wakes one task that otherwise sleeps by the clock. A notification is kept until the task's next wait."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._rung = anyio.Event()
+        self._notified = anyio.Event()
 
-    def ring(self) -> None:
-        self._rung.set()
+    def notify(self) -> None:
+        """Wake the task. Call it in the event loop's thread: see `threadsafe_callback`."""
+        self._notified.set()
 
     async def wait(self, seconds: float) -> None:
-        """Until it rings, or for `seconds`."""
-        await self._clock.sleep(seconds, self._rung)
-        if self._rung.is_set():
-            self._rung = anyio.Event()
+        """Sleep until notified, for at most `seconds`."""
+        await self._clock.sleep(seconds, self._notified)
+        if self._notified.is_set():
+            self._notified = anyio.Event()
 
 
 def threadsafe_callback(callback: Callable[[], object]) -> Callable[[], None]:
-    """A function that any thread may call, at once and without waiting, to have `callback` run in this event loop.
+    """Return a function that schedules `callback` in the running event loop and that any thread may call.
 
-    anyio's own `from_thread.run_sync` waits for the loop's turn, and whoever wakes the worker must not. A loop that
-    has ended in the meantime is no error: nobody is left to be woken.
+    It returns at once, unlike anyio's `from_thread.run_sync`, which waits for the loop: a producer must not wait for
+    the worker. Once the loop has ended, it does nothing.
     """
     trio: Any = sys.modules.get("trio")
     token = None
@@ -65,18 +69,18 @@ def threadsafe_callback(callback: Callable[[], object]) -> Callable[[], None]:
             token = trio.lowlevel.current_trio_token()
     if token is not None:
 
-        def wake_trio() -> None:
+        def call_in_trio() -> None:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(callback)
 
-        return wake_trio
+        return call_in_trio
 
     import asyncio
 
     loop = asyncio.get_running_loop()
 
-    def wake_asyncio() -> None:
+    def call_in_asyncio() -> None:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(callback)
 
-    return wake_asyncio
+    return call_in_asyncio

@@ -1,15 +1,15 @@
-"""Ending in order: SIGTERM (from SLURM, Kubernetes, a spot machine) becomes `SystemExit(143)` in the main thread, so
-that blocks are left and uploaders drain, as long as the grace allows. What was forgotten drains at the interpreter's
-exit.
+"""Shut down in order when the process ends.
 
-Only where nobody else handles the signal, and only while an uploader is open. A second signal ends the drain at once.
+SIGTERM (from SLURM, Kubernetes, a spot instance) becomes `SystemExit(143)` in the main thread, so blocks are left and
+uploaders drain, within their grace period. A second signal ends the drain at once. Uploaders that nobody closed drain
+at interpreter exit. SIGTERM is handled only while an uploader is open, and only if nobody else handles it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401  (for its hook at the interpreter's exit: see the end)
+import concurrent.futures.thread  # noqa: F401  (for its hook at interpreter exit: see the end)
 import os
 import random
 import signal
@@ -21,176 +21,178 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from hubsync._runtime.fork import after_fork_in_child
+
 EXIT_CODE = 128 + signal.SIGTERM
 _CTRL_C_CODE = 128 + signal.SIGINT
 
-# `timeout`, `srun` and others send one signal to the process and to its group: that is no second one.
-_SAME_S = 0.3
+# `timeout`, `srun` and others signal both the process and its group. Two signals this close count as one.
+_SAME_SIGNAL_S = 0.3
 
-# What a forgotten uploader may take at the interpreter's exit, where no signal has set a grace.
+# How long an uploader that was not closed may drain at interpreter exit, if no signal has set a grace period.
 _AT_EXIT_S = 10.0
 
-Close = Callable[[float], object]  # of the seconds that it may take
-
-_open: dict[Close, float | None] = {}  # the uploaders that are open: what closes a forgotten one, and its grace
-_diverted: list[Callable[[], object]] = []  # what ends the blocks of those in an event loop
-_deadline: float | None = None
-_began_at = 0.0
-_exit: SystemExit | None = None  # what the last signal has raised
-_is_due = False  # whether that was dropped, and comes once more
-_hear = sys.unraisablehook  # who hears of exceptions that are dropped, beside us
-_hears = False  # whether we do
+Close = Callable[[float], object]  # takes the seconds that it may need
 
 
-def can_catch() -> bool:
-    """Whether SIGTERM is nobody else's, and this is the thread that may handle it."""
-    ours = (signal.SIG_DFL, _on_sigterm)
-    return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) in ours
+class _RepeatedExit:
+    """Raises `SystemExit`, and raises it again if Python drops it.
 
-
-def catch(close: Close, grace_s: float | None) -> None:
-    """An uploader is open: from now on SIGTERM gives it `grace_s` seconds to drain (None: it wants none of that), and
-    `close` is called at the interpreter's exit, with the seconds that it may take.
+    Python only reports an exception that is raised in a `__del__` or in a weak reference's callback, and the job would
+    continue until it is killed.
     """
-    _open[close] = grace_s
-    if grace_s is not None and can_catch():
-        signal.signal(signal.SIGTERM, _on_sigterm)
+
+    def __init__(self) -> None:
+        self.is_pending = False  # dropped, and about to be raised again
+        self._raised: SystemExit | None = None
+        self._previous_hook = sys.unraisablehook
+        self._is_hooked = False
+
+    def raise_exit(self) -> NoReturn:
+        if not self._is_hooked:
+            self._previous_hook, sys.unraisablehook, self._is_hooked = sys.unraisablehook, self._on_unraisable, True
+        self._raised = SystemExit(EXIT_CODE)
+        raise self._raised
+
+    def _on_unraisable(self, dropped: sys.UnraisableHookArgs) -> None:
+        if self._raised is None or dropped.exc_value is not self._raised:
+            self._previous_hook(dropped)
+            return
+        self.is_pending = True
+        # Raised here, it would be dropped again. A signal a little later also ends a blocking wait; the delay is random
+        # because a fixed one could hit the next `__del__` of a loop each time.
+        main_thread = threading.main_thread().ident
+        timer = threading.Timer(random.uniform(0.001, 0.05), signal.pthread_kill, [main_thread, signal.SIGTERM])
+        timer.daemon = True
+        timer.start()
+
+    def reset(self) -> None:
+        self._raised, self.is_pending = None, False
+        if sys.unraisablehook == self._on_unraisable:  # else another hook replaced it, and calls this one
+            sys.unraisablehook, self._is_hooked = self._previous_hook, False
 
 
-def let_go(close: Close) -> None:
-    """It is closed."""
-    _open.pop(close, None)
-    if not _graces() and can_catch():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _stop_hearing()
+class Shutdown:
+    """How this process ends: which uploaders are open, and how long they may still drain."""
 
+    def __init__(self) -> None:
+        self._open: dict[Close, float | None] = {}  # what closes each open uploader, and its grace period
+        self._loop_callbacks: list[Callable[[], object]] = []
+        self._deadline: float | None = None
+        self._began_at = 0.0
+        self._exit = _RepeatedExit()
 
-def _graces() -> list[float]:
-    return [grace_s for grace_s in _open.values() if grace_s is not None]
+    def can_handle_sigterm(self) -> bool:
+        """Return whether this is the main thread and nobody else handles SIGTERM."""
+        ours = (signal.SIG_DFL, self.on_sigterm)
+        return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) in ours
 
+    def register(self, close: Close, grace_s: float | None) -> None:
+        """Register an open uploader.
 
-def divert(wake: Callable[[], object]) -> None:
-    """From now on SIGTERM calls `wake`, from anywhere in the main thread, and whoever is woken raises `SystemExit`: an
-    event loop must not be left by an exception. Only where the signal is ours.
-    """
-    if can_catch() and _graces():
-        _diverted.append(wake)
+        Args:
+            close: Called at interpreter exit, with the seconds that it may take, unless it was unregistered before.
+            grace_s: Seconds that the uploader may drain after SIGTERM; None leaves SIGTERM alone.
+        """
+        self._open[close] = grace_s
+        if grace_s is not None and self.can_handle_sigterm():
+            signal.signal(signal.SIGTERM, self.on_sigterm)
 
+    def unregister(self, close: Close) -> None:
+        """Forget an uploader that is closed; after the last one, restore SIGTERM."""
+        self._open.pop(close, None)
+        if not self._grace_periods() and self.can_handle_sigterm():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._exit.reset()
 
-def rejoin(wake: Callable[[], object]) -> None:
-    """Its block is left."""
-    if wake in _diverted:
-        _diverted.remove(wake)
+    def add_loop_callback(self, callback: Callable[[], object]) -> None:
+        """On SIGTERM, call `callback` in the main thread instead of raising `SystemExit` there.
 
+        An exception must not tear down a running event loop: the callback cancels a scope in the loop, and whatever is
+        cancelled raises `SystemExit`. Ignored if somebody else handles SIGTERM.
+        """
+        if self.can_handle_sigterm() and self._grace_periods():
+            self._loop_callbacks.append(callback)
 
-def begin(grace_s: float) -> None:
-    """The end has begun: somebody has seen the signal."""
-    global _deadline, _began_at
-    now = time.monotonic()
-    if _deadline is None:
-        _began_at = now
-    _deadline = min(_deadline or float("inf"), now + grace_s)
+    def remove_loop_callback(self, callback: Callable[[], object]) -> None:
+        """Forget a callback; do nothing if it was not added."""
+        if callback in self._loop_callbacks:
+            self._loop_callbacks.remove(callback)
 
+    def begin(self, grace_s: float) -> None:
+        """Start the grace period, or shorten one that has started."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._began_at = now
+        self._deadline = min(self._deadline or float("inf"), now + grace_s)
 
-def left() -> float | None:
-    """Seconds of the grace that are left; None where no end has begun."""
-    return None if _deadline is None else max(0.0, _deadline - time.monotonic())
+    def seconds_left(self) -> float | None:
+        """Return the seconds left of the grace period; None if no shutdown has begun."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
+    def has_begun(self) -> bool:
+        """Return whether a shutdown has begun and its `SystemExit` was not dropped."""
+        return self._deadline is not None and not self._exit.is_pending
 
-def has_come() -> bool:
-    """Whether the end has begun, and whoever is in the main thread has been told."""
-    return _deadline is not None and not _is_due
+    def _grace_periods(self) -> list[float]:
+        return [grace_s for grace_s in self._open.values() if grace_s is not None]
+
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM."""
+        if not self._grace_periods():  # closed by another thread, which could not remove the handler
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        if not self._exit.is_pending:
+            if self._deadline is not None and time.monotonic() < self._began_at + _SAME_SIGNAL_S:
+                return
+            # A second signal ends the grace period, even before the first one's drain has started.
+            self.begin(min(self._grace_periods()) if self._deadline is None else 0.0)
+        self._exit.is_pending = False
+        if not self._loop_callbacks:
+            self._exit.raise_exit()
+        for callback in self._loop_callbacks:
+            callback()
+
+    def reset_in_child(self) -> None:
+        """In a forked child: forget the parent's uploaders and restore SIGTERM."""
+        self._open.clear()
+        self._loop_callbacks.clear()
+        self._deadline = None
+        self._exit.reset()
+        if signal.getsignal(signal.SIGTERM) == self.on_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def close_open(self) -> None:
+        """At interpreter exit: close every open uploader; then end the process if a signal asked for it.
+
+        Python drops what a signal raises here, so it would not end the process.
+        """
+        ended: KeyboardInterrupt | SystemExit | None = None
+        while self._open:
+            close = next(iter(self._open))
+            seconds = self.seconds_left()
+            try:
+                close(_AT_EXIT_S if seconds is None else seconds)
+            except (KeyboardInterrupt, SystemExit) as error:
+                if isinstance(error, KeyboardInterrupt):
+                    self.begin(0.0)  # for the other uploaders as well
+                ended = error
+                continue  # `close` may not have begun; if it has finished, calling it again does nothing
+            except Exception:  # noqa: BLE001  (the others are closed all the same)
+                sys.excepthook(*sys.exc_info())
+            self._open.pop(close, None)
+        if ended is not None:
+            _end_process(_CTRL_C_CODE if isinstance(ended, KeyboardInterrupt) else ended.code)
 
 
 def is_interrupted() -> bool:
-    """Whether a task is cancelled because of Ctrl-C: asyncio makes a cancellation of it, and says so to nobody."""
+    """Return whether the current cancellation comes from Ctrl-C, which asyncio turns into a plain cancellation."""
     runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
     return isinstance(runner, asyncio.Runner) and getattr(runner, "_interrupt_count", 0) > 0
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    if not _graces():  # closed by another thread, which could not take the handler away
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
-    global _is_due
-    if not _is_due:
-        if _deadline is not None and time.monotonic() < _began_at + _SAME_S:
-            return
-        # The second one wants it ended at once, wherever the first one's drain is, and be it not begun.
-        begin(min(_graces()) if _deadline is None else 0.0)
-    _is_due = False
-    if not _diverted:
-        _raise_exit()
-    for wake in _diverted:
-        wake()
-
-
-def _raise_exit() -> NoReturn:
-    """Python drops what is raised in a `__del__` or in the callback of a weak reference, with no more than a line on
-    stderr, and the job would go on until it is killed: whoever hears of that has it raised once more.
-    """
-    global _exit, _hear, _hears
-    if not _hears:
-        _hear, sys.unraisablehook, _hears = sys.unraisablehook, _hear_of_dropped, True
-    _exit = SystemExit(EXIT_CODE)
-    raise _exit
-
-
-def _hear_of_dropped(dropped: sys.UnraisableHookArgs) -> None:
-    if _exit is None or dropped.exc_value is not _exit:
-        _hear(dropped)
-        return
-    global _is_due
-    _is_due = True
-    # A little later, and not from here: it would be dropped again. By a signal, which also ends a wait.
-    delay = random.uniform(0.001, 0.05)  # or it might meet the next `__del__` of a loop again and again
-    again = threading.Timer(delay, signal.pthread_kill, [threading.main_thread().ident, signal.SIGTERM])
-    again.daemon = True
-    again.start()
-
-
-def _stop_hearing() -> None:
-    global _exit, _is_due, _hears
-    _exit, _is_due = None, False
-    if sys.unraisablehook is _hear_of_dropped:  # else somebody has it, and calls us
-        sys.unraisablehook, _hears = _hear, False
-
-
-def _forget_in_child() -> None:
-    global _deadline
-    _open.clear()
-    _diverted.clear()
-    _deadline = None
-    _stop_hearing()
-    if signal.getsignal(signal.SIGTERM) is _on_sigterm:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _close_forgotten() -> None:
-    """What a signal raises here ends no process by itself: Python would drop it."""
-    ended: KeyboardInterrupt | SystemExit | None = None
-    while _open:
-        close = next(iter(_open))
-        seconds = left()
-        try:
-            close(_AT_EXIT_S if seconds is None else seconds)
-        except (KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, KeyboardInterrupt):
-                begin(0.0)  # for the others as well
-            ended = error
-            continue  # it may not have begun; where it is closed by now, it does nothing
-        except Exception:  # noqa: BLE001  (the others are closed all the same)
-            sys.excepthook(*sys.exc_info())
-        _open.pop(close, None)
-    if ended is not None:
-        _end(_CTRL_C_CODE if isinstance(ended, KeyboardInterrupt) else ended.code)
-
-
-def _end(code: str | int | None) -> NoReturn:
-    """As the interpreter would, whose own exit code is settled by now."""
+def _end_process(code: str | int | None) -> NoReturn:
+    """End as the interpreter would; its own exit code can no longer be changed."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
@@ -198,7 +200,10 @@ def _end(code: str | int | None) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-# Before the interpreter ends its threads and executors, which the worker needs to drain: `atexit` is too late for
-# that. The function is private, and what concurrent.futures uses for the same purpose since Python 3.9. The last one
-# that was registered runs first, and asyncio asks for names in an executor, so that module is imported before.
-getattr(threading, "_register_atexit", atexit.register)(_close_forgotten)
+shutdown = Shutdown()
+after_fork_in_child(shutdown.reset_in_child)
+
+# Run before the interpreter ends its threads and executors, which the uploader needs to drain; `atexit` is too late.
+# The function is private; concurrent.futures has used it for the same purpose since Python 3.9. The last function
+# registered runs first, and asyncio resolves names in an executor, so that module is imported above.
+getattr(threading, "_register_atexit", atexit.register)(shutdown.close_open)

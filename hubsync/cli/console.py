@@ -1,7 +1,7 @@
-"""What all commands share: the standard streams, options that are seconds or files, and how an error is told.
+"""What the commands share: the standard streams, option types, tables, and how errors are printed.
 
-A stream that was closed, or that takes no more, is an ordinary mistake: one message and exit code 1. What is only
-said to a person never fails a command that has done its work.
+A standard stream that is closed or full is an ordinary mistake: one message, and exit code 1. A message for people that
+cannot be written does not fail a command that has done its work.
 """
 
 from __future__ import annotations
@@ -9,66 +9,117 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from hubsync.errors import HubsyncError, RepoMissingError
 
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
-def say(text: str, nl: bool = True) -> None:
-    """To standard error, for a person; where that takes nothing, nobody is told."""
+
+def message(text: str, nl: bool = True) -> None:
+    """Print a message for people to standard error; do nothing if it cannot be written."""
     with suppress(OSError):
         click.echo(text, err=True, nl=nl)
 
 
 def printable(text: str) -> str:
-    """Others' text: a terminal must not obey it."""
+    """Return untrusted text without control characters, which a terminal would obey."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def told(error: Exception) -> str:
-    """An error's message with its notes, and what to do where there is no such dataset."""
+def print_table(
+    columns: Iterable[str], rows: Iterable[Sequence[str]], *, title: str = "", width: int | None = None
+) -> None:
+    """Print a table of untrusted text to standard output.
+
+    Args:
+        columns: The column names. A name that ends with ">" is right-aligned.
+        rows: The cells, as many per row as there are columns.
+        title: A line above the table.
+        width: Its width in characters; None for the terminal's.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: square brackets are not markup
+    console = Console(width=width)
+    if title:
+        console.print(Text(title), style="bold")
+    console.print(table)
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's message and notes; for a repo that was not found, also what to check."""
     notes = [*getattr(error, "__notes__", ())]
     if isinstance(error, RepoMissingError) and error.missing == "revision":
-        notes.append("The repo is there; --revision names none of its branches, tags or commits.")
+        notes.append("The repo exists, but --revision names none of its branches, tags or commits.")
     elif isinstance(error, RepoMissingError) and "hf auth login" not in f"{error}{notes}":
-        notes.append("Is the name right? A private one needs a token. Log in (hf auth login), or set HF_TOKEN.")
+        notes.append("Check the name. A private repo needs a token: log in (hf auth login), or set HF_TOKEN.")
     return "\n  ".join([str(error), *notes])
 
 
+def exit_with_error(error: HubsyncError) -> NoReturn:
+    """Print an error and exit with code 1."""
+    message(f"hubsync: {error_text(error)}")
+    sys.exit(1)
+
+
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """Around a whole command: what went wrong as one message and exit code 1, not a traceback."""
-    _fill_closed_streams()
+def report_errors() -> Iterator[None]:
+    """Turn the errors of a command into one message and exit code 1, without a traceback."""
+    _open_closed_streams()
     try:
         yield
     except HubsyncError as error:
-        say(f"hubsync: {told(error)}")
-        sys.exit(1)
+        exit_with_error(error)
     except OSError as error:
-        say(f"hubsync: {'standard output: ' if error.filename is None else ''}{error}")
+        message(f"hubsync: {'standard output: ' if error.filename is None else ''}{error}")
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it has not taken fails the interpreter's exit no more
+            # What standard output has not accepted must not fail the interpreter's exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Turn an ImportError into a message that says what to install.
+
+    Raises:
+        click.ClickException: A package of the extra is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise click.ClickException(f"{error}: {what} needs `pip install 'hf-hubsync[{extra}]'`.") from None
 
 
 class Interruptible(click.Group):
-    """Ctrl-C ends every command with exit code 130, as a shell expects, and without a word of click's."""
+    """A group whose commands exit with code 130 on Ctrl-C, as a shell expects, without click's message."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(130)
 
 
-def _fill_closed_streams() -> None:
-    """The next file that is opened would take a closed one's place, and get what is written to standard output."""
-    for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):  # reading and writing still fail
+def _open_closed_streams() -> None:
+    """Open standard streams that are closed, so that no other file gets their descriptors.
+
+    Such a file would receive what is written to standard output. Reading and writing the streams still fails.
+    """
+    for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
@@ -78,22 +129,28 @@ def _fill_closed_streams() -> None:
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds that time can be waited for: from 0, no infinity and no NaN."""
+    """A finite number of seconds, from 0 on."""
 
     name = "seconds"
 
     def __init__(self, *, min_open: bool = False) -> None:
+        """Create the type; `min_open` excludes 0."""
         super().__init__(0, min_open=min_open)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; fail on infinity and NaN."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is no number of seconds.", param, ctx)
+            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
         return number
 
 
-def new_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """For an option's `callback`: a file that is written late is found to be no file before any work is done."""
+def writable_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Check, as an option's `callback`, that a file can be written before the command does any work.
+
+    Raises:
+        click.BadParameter: The file cannot be written, or its directory does not exist.
+    """
     if value is not None and not os.access(value if value.exists() else value.parent, os.W_OK):
-        raise click.BadParameter(f"{value} can't be written, or its directory is not there.")
+        raise click.BadParameter(f"{value} cannot be written, or its directory does not exist.")
     return value

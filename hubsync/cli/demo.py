@@ -6,23 +6,24 @@ the dataset is read back by `datasets` and `HfFileSystem`, and every row must be
 
 from __future__ import annotations
 
-import ast
 import json
 import os
-import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
+import click
+
+from hubsync.cli.console import Seconds, needs_extra
+from hubsync.cli.demo_job import corpus
 from hubsync.telemetry.progress import Figures, Progress
 from hubsync.telemetry.status import State
 
@@ -30,65 +31,25 @@ if TYPE_CHECKING:
     from hubsync.localhub import LocalHub
 
 _REPO = "user/standard-library"
-_BATCH = 20
-_THINK_S = 0.02  # what a call of a model would take, scaled down
 
 
-def corpus() -> Iterator[dict[str, Any]]:
-    """The documented functions and classes of the standard library, in a fixed order; over again when all were told."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(
-        file
-        for file in root.rglob("*.py")
-        if not {"site-packages", "test", "tests", "idle_test"} & set(file.relative_to(root).parts)
-    )
-    for lap in count():
-        for file in files:
-            try:
-                source = file.read_text(encoding="utf-8")
-                tree = ast.parse(source)
-            except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
-                continue
-            module = ".".join(file.relative_to(root).with_suffix("").parts)
-            lines = source.splitlines()
-            for node in ast.walk(tree):
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                    doc = ast.get_docstring(node)
-                    if doc:
-                        yield {
-                            "id": f"{module}:{node.name}:{node.lineno}" + (f"#{lap}" if lap else ""),
-                            "kind": "class" if isinstance(node, ast.ClassDef) else "function",
-                            "module": module,
-                            "name": node.name,
-                            "doc": doc,
-                            "source": "\n".join(lines[node.lineno - 1 : node.end_lineno]),
-                        }
+@click.command()
+@click.option("--rows", default=4_000, show_default=True, type=click.IntRange(1), help="Rows the job generates.")
+@click.option("--crash", is_flag=True, help="Kill the job with SIGKILL halfway, and restart it.")
+@click.option("--outage", "outage_s", default=3.0, show_default=True, type=Seconds(), help="How long the Hub is down.")
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path), help="Keep the Hub and the spool in this directory."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def demo(rows: int, crash: bool, outage_s: float, directory: Path | None, as_json: bool) -> None:
+    """Run a real job against an embedded Hub, offline.
 
-
-def job(repo: str, spool: str, rows: int) -> None:
-    """The job, as a user would write it: it asks where to go on, puts, and goes on at once."""
-    from hubsync import CommitPolicy, ShardPolicy, Uploader
-
-    with Uploader(
-        repo,
-        spool=spool,
-        shard=ShardPolicy(linger_s=0.5),
-        commit=CommitPolicy(per_hour=3_600),
-    ) as up:
-        done = up.offset()
-        start = 0 if done is None else done + 1
-        source = islice(corpus(), start, rows)
-        for position in range(start, rows, _BATCH):
-            batch = list(islice(source, _BATCH))
-            time.sleep(_THINK_S)
-            before = time.perf_counter()
-            up.put(batch, offset=position + len(batch) - 1)
-            stall = time.perf_counter() - before
-            print(json.dumps({"rows": position + len(batch), "stall_ms": stall * 1e3}), flush=True)
-        print(json.dumps({"draining": True}), flush=True)
-        up.flush()
-        counts = up.stats().counts
-        print(json.dumps({"commits": counts.commits, "retries": counts.retries}), flush=True)
+    The Hub goes down while the job runs; with --crash, the job is killed, too. At the end the dataset is read back with
+    `datasets` and huggingface_hub: every row must be in it exactly once.
+    """
+    with needs_extra("the demo", "demo"):
+        import hubsync.localhub.server  # noqa: F401
+    sys.exit(0 if run(rows=rows, crash=crash, outage_s=outage_s, directory=directory, as_json=as_json) else 1)
 
 
 @dataclass(slots=True)
@@ -108,8 +69,8 @@ class _Told:
             except ValueError:
                 continue  # cut off by SIGKILL
             self.rows = max(self.rows, fact.get("rows", 0))
-            if "stall_ms" in fact:
-                self.stalls_ms.append(fact["stall_ms"])
+            if "put_ms" in fact:
+                self.stalls_ms.append(fact["put_ms"])
             self.commits += fact.get("commits", 0)
             self.retries += fact.get("retries", 0)
             self.draining = self.draining or fact.get("draining", False)
@@ -203,7 +164,7 @@ class _Stage:
     def _start(self) -> subprocess.Popen[str]:
         self.starts += 1
         process = subprocess.Popen(
-            [sys.executable, "-m", "hubsync.cli.demo", _REPO, str(self.spool), str(self.rows)],
+            [sys.executable, "-m", "hubsync.cli.demo_job", _REPO, str(self.spool), str(self.rows)],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -349,8 +310,3 @@ def _report(stage: _Stage, checks: list[Check], kept: Path | None, as_json: bool
         )
     else:
         console.print("\n  Keep the Hub and the spool to look at: [bold]hubsync demo --dir demo[/]")
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    job(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,8 +1,8 @@
-"""JSON Lines from a file descriptor to a dataset, so that a job in any language can use hubsync.
+"""Upload JSON Lines from a file descriptor, so that a job in any language can use hubsync.
 
-Lines are put in small batches as they come: none waits for long, so that a slow job's rows are safe soon. A line that
-is no row is named by its number, and ends the stream or is set aside. A signal that ends the job is seen between two
-reads, so every line that was read is put, and once.
+Lines are put in small batches as they arrive, and none waits long, so a slow job's rows are in the spool soon. A line
+that is not a row is reported with its number; it ends the stream or is set aside. A signal takes effect only between
+two reads, so every line that was read is put, once.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ from typing import Any, Literal, NamedTuple, Self
 from hubsync.encoding.rows import decode_row
 from hubsync.errors import BatchTooLarge, HubsyncError, RowError, SpoolError
 from hubsync.model.receipt import Receipt
+from hubsync.policies import QueuePolicy
 from hubsync.uploader.sync import Uploader
 
-_READ = 1 << 20
+_READ_BYTES = 1 << 20
 _BATCH_ROWS = 1_000
-_BATCH_BYTES = 1 << 20  # of lines; a longer one goes alone
-_ESCAPED = 3  # times the bytes of a row its line may have, where it is written with escapes
-_WAIT_S = 0.2  # how long a line waits for others
-_MARK = b"\xef\xbb\xbf"  # which some editors put before UTF-8
+_BATCH_BYTES = 1 << 20  # of lines; a longer line is a batch of its own
+_ESCAPING = 3  # a row's line may be so many times as long as the row, if its producer escapes characters
+_MAX_WAIT_S = 0.2  # the longest a line waits for others
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it before UTF-8
 
 BadLines = Literal["fail", "set-aside"]
 
 
 class BadLine(HubsyncError, ValueError):
-    """A line that is no row. All lines before it are accepted."""
+    """A line that is not a row. All lines before it are accepted."""
 
     def __init__(self, number: int, why: str) -> None:
+        """Create the error; lines are counted from 1."""
         self.number, self.why = number, why
         super().__init__(f"line {number:,}: {why}")
 
 
 @dataclass(slots=True)
-class Piped:
-    """What came of a stream, in lines."""
+class StreamCounts:
+    """What became of the lines of a stream."""
 
     read: int = 0
     rows: int = 0
@@ -52,31 +54,46 @@ class Piped:
     set_aside: int = 0
 
 
-def pipe(
-    fd: int, up: Uploader, *, source: str | None = None, bad_lines: BadLines = "fail", aside: Path | None = None
-) -> Piped:
-    """Puts every line of `fd`. With `source`, lines that an earlier run brought already are passed over.
+def read_stream(
+    fd: int,
+    up: Uploader,
+    *,
+    source: str | None = None,
+    bad_lines: BadLines = "fail",
+    aside: Path | None = None,
+    max_row_bytes: int = QueuePolicy().max_bytes,
+) -> StreamCounts:
+    """Put every line of a file descriptor. Returns when it ends and all rows are in the spool.
+
+    Args:
+        fd: What to read.
+        up: An open uploader.
+        source: The stream's name: lines that an earlier run with this name has put are skipped.
+        bad_lines: Whether a line that is not a row ends the stream, or is written to `aside`.
+        aside: A file; None for `dead-letter/lines.txt` in the spool.
+        max_row_bytes: The uploader's `QueuePolicy.max_bytes`. No more of a line is kept in memory than a row of that
+            size may need.
 
     Raises:
-        BadLine: where `bad_lines` is "fail"; the lines before it are accepted.
-        SpoolError: a bad line can't be set aside; so are those before it.
+        BadLine: A line is not a row, and `bad_lines` is "fail". The lines before it are in the spool.
+        SpoolError: A bad line could not be set aside. The lines before it are in the spool.
     """
-    stream = _Stream(up, source, bad_lines, aside)
+    stream = _Stream(up, source, bad_lines, aside or up.spool / "dead-letter" / "lines.txt", max_row_bytes)
     bad: BadLine | None = None
-    with _Signals() as signals:
+    with _DeferredSignals() as signals:
         try:
             for line in _lines(fd, stream, signals):
-                stream.take(line)
+                stream.add(line)
             stream.put()
         except BadLine as error:
             bad = error
         finally:
-            stream.put()  # also where a signal ends it: what was read from the pipe is nowhere else
-        with signals.let_through():
-            stream.wait()
+            stream.put()  # even if a signal ends it: what was read from a pipe exists nowhere else
+        with signals.delivered():
+            stream.wait_until_spooled()
     if bad is not None:
         raise bad
-    return stream.done
+    return stream.counts
 
 
 class _Line(NamedTuple):
@@ -86,82 +103,87 @@ class _Line(NamedTuple):
 
 
 class _Stream:
-    """The lines that were read and are not put yet, and what became of the others."""
+    """Batches the lines of a stream, puts the batches, and counts what became of the lines."""
 
-    def __init__(self, up: Uploader, source: str | None, bad_lines: BadLines, aside: Path | None) -> None:
-        self.done = Piped()
+    def __init__(self, up: Uploader, source: str | None, bad_lines: BadLines, aside: Path, max_row_bytes: int) -> None:
+        self.counts = StreamCounts()
         self._up = up
         self._source = source
-        self._known = (up.offset(source) or 0) if source else 0
+        self._already_put = (up.offset(source) or 0) if source else 0
         self._fails = bad_lines == "fail"
-        self._longest = _ESCAPED * up._queue.max_bytes
-        self._aside = aside or up.spool / "dead-letter" / "lines.txt"
-        self._waiting: list[_Line] = []
-        self._bytes = 0
-        self._since = 0.0  # when the first of them came
+        self._max_line_bytes = _ESCAPING * max_row_bytes
+        self._aside = aside
+        self._batch: list[_Line] = []
+        self._batch_bytes = 0
+        self._batch_began = 0.0  # when its first line came, by time.monotonic
         self._receipt: Receipt | None = None
 
-    def check_growth(self, size: int) -> None:
-        """Whether a line that has no end yet can still be a row. One that is set aside is read to its end."""
-        if self._fails and self.done.read >= self._known and size > self._longest:
-            why = f"it is {size:,} bytes long and goes on, more than the queue may ever hold"
-            raise BadLine(self.done.read + 1, why)
+    def check_partial_line(self, size: int) -> None:
+        """Fail if a line whose end has not been read yet is too long to be a row.
 
-    def take(self, text: bytes) -> None:
-        number = self.done.read + 1
-        if len(self._waiting) >= _BATCH_ROWS or self._bytes + len(text) > _BATCH_BYTES:
+        Raises:
+            BadLine: It is too long, and bad lines end the stream. One that is set aside is read to its end.
+        """
+        if self._fails and self.counts.read >= self._already_put and size > self._max_line_bytes:
+            why = f"it is longer than {size:,} bytes, more than the queue can hold"
+            raise BadLine(self.counts.read + 1, why)
+
+    def add(self, text: bytes) -> None:
+        """Add the next line to the batch; put the batch first if it is full."""
+        number = self.counts.read + 1
+        if len(self._batch) >= _BATCH_ROWS or self._batch_bytes + len(text) > _BATCH_BYTES:
             self.put()
-        if number <= self._known:
-            self.done.skipped += 1
+        if number <= self._already_put:
+            self.counts.skipped += 1
         elif text.strip():
             try:
-                row = _parse(number, text.removeprefix(_MARK) if number == 1 else text)
+                row = _parse(number, text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text)
             except BadLine as bad:
-                self._refuse(bad, text)
+                self._reject(bad, text)
             else:
-                self._since = self._since if self._waiting else time.monotonic()
-                self._waiting.append(_Line(number, text, row))
-                self._bytes += len(text)
-        self.done.read = number
+                self._batch_began = self._batch_began if self._batch else time.monotonic()
+                self._batch.append(_Line(number, text, row))
+                self._batch_bytes += len(text)
+        self.counts.read = number
 
     def put(self) -> None:
-        """Hands over what waits; a row that the uploader refuses is a bad line as well."""
-        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        """Put the batch. A row that the uploader rejects is a bad line, too."""
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
         try:
-            self._hand_over(waiting, self.done.read)
+            self._put(batch, self.counts.read)
         except (RowError, BatchTooLarge):
-            for line in waiting:
+            for line in batch:
                 self._put_alone(line)
 
     def _put_alone(self, line: _Line) -> None:
         try:
-            self._hand_over([line], line.number)
+            self._put([line], line.number)
         except RowError as error:
             why = f"field {error.path!r}: {error.reason}" if error.path else error.reason
-            self._refuse(BadLine(line.number, why), line.text)
+            self._reject(BadLine(line.number, why), line.text)
         except BatchTooLarge as error:
-            self._refuse(BadLine(line.number, str(error)), line.text)
+            self._reject(BadLine(line.number, str(error)), line.text)
 
-    def _hand_over(self, lines: list[_Line], offset: int) -> None:
+    def _put(self, lines: list[_Line], offset: int) -> None:
         if lines:
-            place: dict[str, Any] = {"source": self._source, "offset": offset} if self._source else {}
-            self._receipt = self._up.put([line.row for line in lines], ack="queued", **place)
-            self.done.rows += len(lines)
+            position: dict[str, Any] = {"source": self._source, "offset": offset} if self._source else {}
+            self._receipt = self._up.put([line.row for line in lines], ack="queued", **position)
+            self.counts.rows += len(lines)
 
-    def _refuse(self, bad: BadLine, text: bytes) -> None:
+    def _reject(self, bad: BadLine, text: bytes) -> None:
         if self._fails:
             raise bad
-        _keep(self._aside, bad.number, text)
-        self.done.set_aside += 1
+        _append(self._aside, bad.number, text)
+        self.counts.set_aside += 1
 
-    def wait(self) -> None:
-        """Until what was handed over is in the spool."""
+    def wait_until_spooled(self) -> None:
+        """Wait until everything that was put is in the spool."""
         if self._receipt is not None:
             self._receipt.wait("spooled")
 
-    def left_s(self) -> float | None:
-        """Seconds until what waits is to be put; None where nothing waits."""
-        return max(0.0, self._since + _WAIT_S - time.monotonic()) if self._waiting else None
+    def put_due_in_s(self) -> float | None:
+        """Return the seconds until the batch must be put; None if it is empty."""
+        return max(0.0, self._batch_began + _MAX_WAIT_S - time.monotonic()) if self._batch else None
 
 
 def _parse(number: int, line: bytes) -> dict[str, Any]:
@@ -171,87 +193,92 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
         raise BadLine(number, f"{error}: {line[:60]!r}") from None
 
 
-def _keep(aside: Path, number: int, line: bytes) -> None:
-    """Whole, or it raises `SpoolError` and nothing of it is there."""
+def _append(aside: Path, number: int, line: bytes) -> None:
+    """Append a whole line to the file of bad lines, or nothing.
+
+    Raises:
+        SpoolError: The file cannot be written.
+    """
     with open(aside, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another stream may set its own aside
-        size, left = os.fstat(file.fileno()).st_size, b"%d\t%s\n" % (number, line.rstrip(b"\n"))
+        fcntl.flock(file, fcntl.LOCK_EX)  # another stream may use the same file
+        size, rest = os.fstat(file.fileno()).st_size, b"%d\t%s\n" % (number, line.rstrip(b"\n"))
         try:
-            while left:
-                left = left[os.write(file.fileno(), left) :]
+            while rest:
+                rest = rest[os.write(file.fileno(), rest) :]
         except OSError as error:
             with suppress(OSError):
                 file.truncate(size)
             raise SpoolError(
-                f"{aside} can't be written ({error.strerror}): line {number:,} is not set aside."
+                f"cannot write {aside} ({error.strerror}), so line {number:,} is not set aside."
             ) from error
 
 
-def _lines(fd: int, stream: _Stream, signals: _Signals) -> Iterator[bytes]:
-    """The lines of `fd`. Before it waits for more, what is old enough is put, and what was put is in the spool."""
-    rest = bytearray()  # searched once, however long a line is
+def _lines(fd: int, stream: _Stream, signals: _DeferredSignals) -> Iterator[bytes]:
+    """Yield the lines of `fd`. Before waiting for more, put a batch that is due, and wait until it is spooled."""
+    partial = bytearray()  # is searched for a newline once, however long it gets
     while True:
-        if stream.left_s() == 0:
+        if stream.put_due_in_s() == 0:
             stream.put()
-        with signals.let_through():
-            stream.wait()
-            ready, _, _ = select.select([fd], [], [], stream.left_s())
+        with signals.delivered():
+            stream.wait_until_spooled()
+            ready, _, _ = select.select([fd], [], [], stream.put_due_in_s())
         if not ready:
             continue
-        data = os.read(fd, _READ)
+        data = os.read(fd, _READ_BYTES)
         if not data:
             break
         first, *others = data.split(b"\n")
-        rest += first
+        partial += first
         if others:
-            yield bytes(rest)
+            yield bytes(partial)
             yield from others[:-1]
-            rest = bytearray(others[-1])
-        stream.check_growth(len(rest))
-    if rest:
-        yield bytes(rest)
+            partial = bytearray(others[-1])
+        stream.check_partial_line(len(partial))
+    if partial:
+        yield bytes(partial)
 
 
-class _Signals:
-    """Keeps SIGTERM and Ctrl-C, which raise wherever they fall, until they are let through; but no second one."""
+class _DeferredSignals:
+    """Holds back the first SIGTERM or Ctrl-C, whose handlers raise, until `delivered`. A second one takes effect."""
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
-        self._kept: int | None = None
-        self._open = False
+        self._pending: int | None = None
+        self._is_delivering = False
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
-            if callable(handler):  # neither ignored nor the system's
+            if callable(handler):  # neither ignored nor the system's default
                 self._handlers[number] = handler
-                with suppress(ValueError):  # not the main thread
+                with suppress(ValueError):  # not in the main thread
                     signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open = True
+        self._is_delivering = True
         with suppress(ValueError):
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-        self._pass_on()
+        self._deliver()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._open or self._kept is not None:
+        if self._is_delivering or self._pending is not None:
             self._handlers[number](number, frame)
         else:
-            self._kept = number
+            self._pending = number
 
-    def _pass_on(self) -> None:
-        if (number := self._kept) is not None:
-            self._kept = None
+    def _deliver(self) -> None:
+        if (number := self._pending) is not None:
+            self._pending = None
             self._handlers[number](number, None)
 
     @contextmanager
-    def let_through(self) -> Iterator[None]:
-        self._open = True
+    def delivered(self) -> Iterator[None]:
+        """Deliver signals at once within the block, and the pending one before it."""
+        self._is_delivering = True
         try:
-            self._pass_on()
+            self._deliver()
             yield
         finally:
-            self._open = False
+            self._is_delivering = False

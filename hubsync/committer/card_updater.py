@@ -92,7 +92,7 @@ class CardUpdater:
             await on_disk(self._spool.cards.set_update_due, True)
             return CardUpdate()
         moves = self._head.moves
-        ask = partial(self._destination.read, card.PATH, at)
+        ask = partial(self._destination.read_file, card.PATH, at)
         try:
             content = await self._retrier.until_success("read", ask, raises=(StaleParentError, DefectError))
             current = await run_in_thread(card.Card, content, self._spool.target.repo)
@@ -126,7 +126,7 @@ class CardUpdater:
     async def _all_entries(self, shards: Sequence[Shard], at: str) -> list[card.Entry]:
         """Return the entries of `shards`, and of everything committed before that is still in the dataset."""
         newest = await self._retrier.on_disk(self._spool.cards.of_committed)
-        ask = partial(self._destination.standing, list(newest.values()), at)
+        ask = partial(self._destination.find_files, list(newest.values()), at)
         found = await self._retrier.until_success("read", ask, raises=(StaleParentError,))
         ours = await self._retrier.on_disk(self._spool.cards.of, shards)
         entries = [*ours, *(entry for entry, path in newest.items() if path in found)]

@@ -20,7 +20,7 @@ from hubsync.committer.stager import POLL_S
 from hubsync.committer.wakeups import Wakeups
 from hubsync.destinations.base import Destination, Landed, NotSent, Rejected, Unknown
 from hubsync.errors import AmbiguousError, BlockedError, DefectError, StaleParentError, TransientError, UnreadableShard
-from hubsync.model.commit import Plan, summary_of
+from hubsync.model.commit import Plan, commit_summary
 from hubsync.model.shard import Shard
 from hubsync.policies import CommitPolicy
 from hubsync.spool.spool import Spool
@@ -111,7 +111,7 @@ class CommitLoop:
 
     async def _send(self, shards: Sequence[Shard], card: CardUpdate, backoff: Backoff) -> None:
         write = self._spool.plans.write
-        plan = await self._retrier.on_disk(write, shards, card.file, self._head.sha, summary_of(shards))
+        plan = await self._retrier.on_disk(write, shards, card.file, self._head.sha, commit_summary(shards))
         match await self._destination.commit(plan):
             case Landed(sha):
                 await self._landed(plan, sha, card, backoff)
@@ -208,4 +208,4 @@ class CommitLoop:
             done = await self._reconciler.compare_at_head("read", damaged)
             left = [shard for shard in damaged if shard.segment not in done]
             await self._retrier.on_disk(self._spool.shards.unstage, left)
-            self._wakeups.stage.ring()
+            self._wakeups.stage.notify()

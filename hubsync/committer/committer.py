@@ -114,7 +114,7 @@ class Committer:
         """
         await run_in_thread(card.load)
         private = await self._retrier.on_disk(lambda: self._spool.private)
-        head = await self._destination.check(private=private)
+        head = await self._destination.ensure_repo(private=private)
         self._head.sha = head.sha
         gone = (await self._retrier.on_disk(self._spool.depth)).committed_rows if head.is_new else 0
         if gone:
@@ -145,7 +145,7 @@ class Committer:
         from which a job resumes. A small commit moves the head first, so that such a commit is refused.
         """
         head = await self._destination.head()
-        marks = await self._destination.watermarks(head.sha) if head.sha else []
+        marks = await self._destination.read_watermarks(head.sha) if head.sha else []
         if any(mark.offsets for mark in marks):
             match await self._destination.commit(await self._retrier.on_disk(self._spool.plans.claim, head.sha)):
                 case Landed(sha):
@@ -157,7 +157,7 @@ class Committer:
                     raise outcome.error
         shown: Mapping[str, StructOf] = {}
         with suppress(card.CardError, DefectError):
-            content = await self._destination.read(card.PATH, head.sha or "")
+            content = await self._destination.read_file(card.PATH, head.sha or "")
             current = await run_in_thread(card.Card, content, self._spool.target.repo)
             shown = await run_in_thread(current.features)
         await self._retrier.on_disk(self._spool.seed, marks, shown)

@@ -55,7 +55,7 @@ class Compressor:
                 continue
             if isinstance(outcome, Incompressible):
                 await self._rejections.quarantine(outcome.shard, outcome.error)
-            self._wakeups.stage.ring()
+            self._wakeups.stage.notify()
 
     def _compress_next(self) -> Literal["idle", "done"] | Incompressible:
         """Compress the oldest sealed segment that needs it. "idle" if there is no such segment.

@@ -99,7 +99,7 @@ class Reconciler:
             file = found.get(shard.path)
             if file is None:
                 continue
-            if shard.is_at(file) or await self._rollback.has_grown(shard, at):
+            if shard.matches(file) or await self._rollback.has_grown(shard, at):
                 ours[shard.segment] = file.commit or at
             else:
                 await self._renumber(shard, at)
@@ -120,7 +120,7 @@ class Reconciler:
         landed = {
             shard.segment: found[shard.path].commit or self._head.sha or ""
             for shard in plan.shards
-            if shard.path in found and shard.is_at(found[shard.path])
+            if shard.path in found and shard.matches(found[shard.path])
         }
         failpoint(Failpoint.RECONCILED)
         await self.settle(plan, landed)
@@ -165,5 +165,5 @@ class Reconciler:
         self._wakeups.all()
 
     async def _files(self, part: str, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        ask = partial(self._destination.standing, paths, at)
+        ask = partial(self._destination.find_files, paths, at)
         return await self._retrier.until_success(part, ask, raises=(StaleParentError,))

@@ -61,7 +61,7 @@ class Retrier:
 
     def hurry(self) -> None:
         """A flush waits: retry now, even if an operator must act. From the event loop only."""
-        self._hurry.ring()
+        self._hurry.notify()
 
     def backoff(self) -> Backoff:
         """Return a new backoff."""

@@ -42,9 +42,9 @@ class RollbackDetector:
         """
         await self._retrier.on_disk(self._spool.recovery.adopt)  # segments of dead writers get the numbers they had
         ours = await self._retrier.on_disk(self._spool.writers.watermark_oids)
-        found = await self._destination.standing(list(ours), at)
+        found = await self._destination.find_files(list(ours), at)
         if any(file.oid != ours[path] for path, file in found.items()):
-            marks = [mark for mark in await self._destination.watermarks(at) if mark.path in ours]
+            marks = [mark for mark in await self._destination.read_watermarks(at) if mark.path in ours]
             self._ahead = [mark for mark in marks if await self._retrier.on_disk(self._spool.writers.is_behind, mark)]
             await self._retrier.on_disk(self._spool.seed, self._ahead)
 

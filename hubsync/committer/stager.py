@@ -73,7 +73,7 @@ class Stager:
             await self._stage(shards)
         finally:
             self._lots.remove(lot)
-        self._wakeups.stage.ring()
+        self._wakeups.stage.notify()
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
         try:
@@ -86,7 +86,7 @@ class Stager:
             elif not await self._rejections.may_retry(shards[0]):
                 await self._rejections.give_up("stage", shards[0], error)
             return
-        doubtful = [shard for shard, found in zip(shards, staged, strict=True) if found.standing]
+        doubtful = [shard for shard, found in zip(shards, staged, strict=True) if found.remote_oid]
         done = await self._reconciler.compare_at_head("stage", doubtful) if doubtful else set()
         modes = {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in done}
         await self._retrier.on_disk(self._spool.shards.mark_staged, modes)

@@ -23,4 +23,4 @@ class Wakeups:
     def all(self) -> None:
         """Wake every loop."""
         for notifier in (self.compress, self.stage, self.commit):
-            notifier.ring()
+            notifier.notify()

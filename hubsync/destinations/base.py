@@ -62,7 +62,7 @@ class Destination(Protocol):
     commit on that parent can't overwrite what it did not show.
     """
 
-    async def check(self, *, private: bool | None) -> BranchTip:
+    async def ensure_repo(self, *, private: bool | None) -> BranchTip:
         """Makes sure that the repo exists (creating it) and that the token may write there."""
         ...
 
@@ -78,11 +78,11 @@ class Destination(Protocol):
         """Send a plan as one commit on its parent, once."""
         ...
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+    async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         """What stands at `paths` in the commit `at`; a path where nothing stands is left out."""
         ...
 
-    async def read(self, path: str, at: str) -> bytes | None:
+    async def read_file(self, path: str, at: str) -> bytes | None:
         """A small file's content in the commit `at`; None where there is none."""
         ...
 
@@ -90,7 +90,7 @@ class Destination(Protocol):
         """Hands a file's content in the commit `at` to `take`, piece by piece; False where there is none."""
         ...
 
-    async def watermarks(self, at: str) -> Sequence[Watermark]:
+    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
         """The watermarks of all writers in the commit `at`."""
         ...
 

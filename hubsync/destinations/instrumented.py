@@ -44,23 +44,23 @@ class _Instrumented:
                 fail(outcome.error)
             return outcome
 
-    async def check(self, *, private: bool | None) -> BranchTip:
-        return await self._inner.check(private=private)
+    async def ensure_repo(self, *, private: bool | None) -> BranchTip:
+        return await self._inner.ensure_repo(private=private)
 
     async def head(self) -> BranchTip:
         return await self._inner.head()
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        return await self._inner.standing(paths, at)
+    async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+        return await self._inner.find_files(paths, at)
 
-    async def read(self, path: str, at: str) -> bytes | None:
-        return await self._inner.read(path, at)
+    async def read_file(self, path: str, at: str) -> bytes | None:
+        return await self._inner.read_file(path, at)
 
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
         return await self._inner.download(path, at, take)
 
-    async def watermarks(self, at: str) -> Sequence[Watermark]:
-        return await self._inner.watermarks(at)
+    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
+        return await self._inner.read_watermarks(at)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -1,1 +1,5 @@
-"""Checkpointers for frameworks that have a pipeline of their own: a module each, imported by its name."""
+"""Adapters for frameworks.
+
+``distilabel`` is a step of that framework. It writes rows through a ``row_writer`` per predecessor, which counts
+outcomes in ``summary`` and shares ``hubsync.pipeline.checkpoint_core`` with hubsync's own checkpointer.
+"""

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import NamedTuple
 
 import anyio
 import anyio.abc
@@ -27,24 +26,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from hubsync.localhub import control
 from hubsync.localhub.api import commits, discussions, files, lfs, refs, repos, xet
-from hubsync.localhub.call import Call, HubError, Operation, json_response
+from hubsync.localhub.call import Call, HubError, json_response
 from hubsync.localhub.control import RequestLog, Served
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import RequestWindows
-from hubsync.localhub.routing import Route, Router
+from hubsync.localhub.routing import Match, Router
 from hubsync.localhub.state import HubState
 
 _MAX_BODY_BYTES = 256 << 20
 _HUGE_BYTES = 64 << 20
 _logger = logging.getLogger("hubsync.localhub")
-
-
-class _Match(NamedTuple):
-    """What a request asks for; no route for an address that does not exist."""
-
-    operation: Operation
-    route: Route | None
-    params: dict[str, str]
 
 
 @dataclass
@@ -140,8 +131,7 @@ class App:
         ):
             await response(scope, exchange.receive, exchange.send)
             return
-        found = self._router.match(scope["method"], raw_path)
-        match = _Match(found[0].operation, *found) if found else _Match(Operation.OTHER, None, {})
+        match = self._router.match(scope["method"], raw_path)
         repo = match.params.get("repo") or self._repo_of_token(match, scope)
         drawn = self._faults.draw(match.operation, repo)
         exchange.bytes_per_s = drawn.bytes_per_s
@@ -164,7 +154,7 @@ class App:
         finally:
             exchange.end()
 
-    def _repo_of_token(self, match: _Match, scope: Scope) -> str | None:
+    def _repo_of_token(self, match: Match, scope: Scope) -> str | None:
         """Return the repo of a request that names it only in a signed token: to the CAS, or about a large object."""
         signed = match.params.get("ticket") or match.params.get("claims")
         if signed is None and "hub" in match.params:
@@ -173,7 +163,7 @@ class App:
         repo = self._hub.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
         return None if repo is None else repo.name
 
-    async def _answer(self, match: _Match, exchange: _Exchange, receive: Receive, send: Send) -> None:
+    async def _answer(self, match: Match, exchange: _Exchange, receive: Receive, send: Send) -> None:
         """Let the handler answer, without a fault."""
         request = Request(exchange.scope, receive)
         try:
@@ -190,7 +180,7 @@ class App:
             response = json_response({"error": error}, status=500)
         await response(exchange.scope, receive, send)
 
-    async def _run_handler(self, match: _Match, exchange: _Exchange, request: Request) -> Response:
+    async def _run_handler(self, match: Match, exchange: _Exchange, request: Request) -> Response:
         self._windows.check(exchange.headers, match.operation)
         if match.route is None:
             raise HubError(404, "Sorry, we can't find the page you are looking for.")
@@ -208,7 +198,7 @@ class App:
 
     # Faults
 
-    async def _apply(self, fault: Fault, match: _Match, exchange: _Exchange) -> None:
+    async def _apply(self, fault: Fault, match: Match, exchange: _Exchange) -> None:
         if fault.kind == "outage":
             await exchange.abort()
         elif fault.kind == "late":
@@ -240,7 +230,7 @@ class App:
             tasks.cancel_scope.cancel()
         await exchange.abort()
 
-    async def _answer_late(self, fault: Fault, match: _Match, exchange: _Exchange) -> None:
+    async def _answer_late(self, fault: Fault, match: Match, exchange: _Exchange) -> None:
         """Keep the whole request, answer at once, and let the handler see the request later."""
         assert self.tasks is not None
         kept = tempfile.SpooledTemporaryFile(max_size=8 << 20)  # noqa: SIM115 - the task closes it
@@ -268,7 +258,7 @@ class App:
         else:
             await _refusal(fault)(exchange.scope, exchange.receive, exchange.send)
 
-    async def _answer_half(self, match: _Match, exchange: _Exchange) -> None:
+    async def _answer_half(self, match: Match, exchange: _Exchange) -> None:
         """Send the head of the real response and half of its first piece, then reset the connection."""
         cut = False
 

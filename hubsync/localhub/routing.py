@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from starlette.responses import Response
@@ -52,6 +52,14 @@ class Route:
         object.__setattr__(self, "pattern", re.compile(re.sub(r"\{(\w+)\}", expand, self.path) + r"\Z"))
 
 
+class Match(NamedTuple):
+    """What a request asks for; an address that does not exist has no route."""
+
+    operation: Operation
+    route: Route | None
+    params: dict[str, str]
+
+
 class Router:
     """Finds the first route whose method and path match."""
 
@@ -60,9 +68,10 @@ class Router:
         for route in routes:
             self._routes.setdefault(route.method, []).append(route)
 
-    def match(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
-        """Return the route of a request and its decoded path parameters, or None."""
+    def match(self, method: str, raw_path: str) -> Match:
+        """Return what a request asks for, its path parameters decoded."""
         for route in self._routes.get("GET" if method == "HEAD" else method, ()):
             if found := route.pattern.match(raw_path):
-                return route, {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
-        return None
+                params = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
+                return Match(route.operation, route, params)
+        return Match(Operation.OTHER, None, {})

@@ -1,6 +1,6 @@
-"""Looking at spools from outside: which there are, and what each holds.
+"""Inspect spools from outside: which exist, and what each holds.
 
-A spool is opened for a moment only, beside the job that writes it.
+Each inspection opens the spool briefly; a job may be writing to it.
 """
 
 from __future__ import annotations
@@ -8,24 +8,77 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubsync._runtime.clock import SystemClock
-from hubsync.model.target import default_home
+from hubsync.model.shard import QuarantinedShard
+from hubsync.model.stats import SpoolDepth
+from hubsync.model.target import Target, default_home
 from hubsync.spool.database import corrupt
 from hubsync.spool.opening import open_spool
 from hubsync.spool.spool import Spool
-from hubsync.telemetry.status import read_stored
+from hubsync.telemetry.status import State, read_stored
 
 
-def spools() -> Iterator[Path]:
-    """The spools at the place where uploaders keep them by default; and what can't be looked at."""
+@dataclass(frozen=True, slots=True)
+class SpoolReport:
+    """What a spool holds and which processes use it, at one moment.
+
+    Attributes:
+        directory: where the spool is.
+        target: the branch of the dataset that its rows go to.
+        depth: rows, bytes and shards by state.
+        state: the state of the job that commits, or committed last.
+        oldest_age_s: how long the oldest uncommitted row has waited, in seconds; None if no row waits.
+        committer_pid: the process that commits for the spool; None if no process does.
+        writer_pids: the processes that have the spool open to write, in ascending order.
+        dead_letter: the rejected shards, oldest first.
+    """
+
+    directory: Path
+    target: Target
+    depth: SpoolDepth
+    state: State
+    oldest_age_s: float | None
+    committer_pid: int | None
+    writer_pids: tuple[int, ...]
+    dead_letter: tuple[QuarantinedShard, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values: one line of `hubsync status --json`."""
+        depth, state = self.depth, self.state
+        return {
+            "spool": str(self.directory),
+            "repo": self.target.repo,
+            "revision": self.target.revision,
+            "endpoint": self.target.endpoint,
+            "rows_waiting": depth.rows,
+            "bytes_waiting": depth.bytes,
+            "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
+            "oldest_age_s": None if self.oldest_age_s is None else round(self.oldest_age_s, 1),
+            "committed": {
+                "rows": depth.committed_rows,
+                "bytes": depth.committed_bytes,
+                "shards": depth.committed_shards,
+            },
+            "state": state.kind,
+            "reason": state.reason,
+            "next_try_at": state.until,
+            "committer_pid": self.committer_pid,
+            "writer_pids": list(self.writer_pids),
+            "dead_letter": [shard._asdict() for shard in self.dead_letter],
+        }
+
+
+def default_spools() -> Iterator[Path]:
+    """Yield the spools in the default home, and directories there that this user may not look into."""
     home = default_home()
     for directory in sorted(home.iterdir()) if home.is_dir() else ():
         try:
             os.stat(directory / "catalogue.sqlite")
-        except PermissionError:  # another user's: who opens it is told
+        except PermissionError:  # another user's spool: opening it explains the problem
             yield directory
         except OSError:
             continue
@@ -33,45 +86,40 @@ def spools() -> Iterator[Path]:
             yield directory
 
 
-def spool_facts(directory: Path) -> dict[str, Any]:
-    """What there is to say of one spool, in plain values. Raises `SpoolError` where there is none."""
+def inspect_spool(directory: Path) -> SpoolReport:
+    """Return what a spool holds.
+
+    Raises:
+        SpoolError: the directory is not a spool, or its catalogue cannot be read.
+    """
     spool = open_spool(None, directory, SystemClock())
     try:
-        return _facts_of(spool)
-    except TypeError as error:  # a number of the catalogue is none
+        depth = spool.depth()
+        return SpoolReport(
+            directory=spool.directory,
+            target=spool.target,
+            depth=depth,
+            state=read_stored(spool.catalogue.get("status")),
+            oldest_age_s=depth.oldest_age_s(time.time()),
+            committer_pid=spool.lease.holder_pid,
+            writer_pids=_writer_pids(spool),
+            dead_letter=tuple(spool.quarantine.shards()),
+        )
+    except TypeError as error:  # a column of a damaged catalogue holds text instead of a number
         raise corrupt(spool.catalogue.path, error) from error
     finally:
         spool.close()
 
 
-def _facts_of(spool: Spool) -> dict[str, Any]:
-    depth = spool.depth()
-    state = read_stored(spool.catalogue.get("status"))
-    age = depth.oldest_age_s(time.time())
-    return {
-        "spool": str(spool.directory),
-        "repo": spool.target.repo,
-        "revision": spool.target.revision,
-        "endpoint": spool.target.endpoint,
-        "rows_waiting": depth.rows,
-        "bytes_waiting": depth.bytes,
-        "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
-        "oldest_age_s": None if age is None else round(age, 1),
-        "committed": {
-            "rows": depth.committed_rows,
-            "bytes": depth.committed_bytes,
-            "shards": depth.committed_shards,
-        },
-        "state": state.kind,
-        "reason": state.reason,
-        "next_try_at": state.until,
-        "committer_pid": spool.lease.holder_pid,
-        "writer_pids": sorted(_writers(spool)),
-        "dead_letter": [shard._asdict() for shard in spool.quarantine.shards()],
-    }
+def _writer_pids(spool: Spool) -> tuple[int, ...]:
+    """Return the processes that hold a writer's lock; an offline process is one of them and never the committer."""
+    return tuple(sorted(spool.writers.pids()))
 
 
-def _writers(spool: Spool) -> set[int]:
-    """The processes that have it open to write, the committer perhaps among them; one that is offline never is it."""
-    names = [row["name"] for row in spool.catalogue.rows("SELECT name FROM writers")]
-    return {pid for pid in (spool.writers.lock(name).holder() for name in names) if pid is not None}
+# TODO(cli): the commands still call these names.
+spools = default_spools
+
+
+def spool_facts(directory: Path) -> dict[str, Any]:
+    """Return `inspect_spool` as JSON values."""
+    return inspect_spool(directory).as_dict()

@@ -246,9 +246,9 @@ async def _on_hub(target: Target, private: bool | None, retry: RetryPolicy) -> t
     """The contents that the dataset holds (git oids and sha256), and its watermarks."""
     destination = online_destination(target, None, retry)
     try:
-        head = await destination.check(private=private)
-        files = await destination.files(head.sha or "")
-        return {file.oid for file in files}, list(await destination.watermarks(head.sha or ""))
+        head = await destination.ensure_repo(private=private)
+        files = await destination.list_files(head.sha or "")
+        return {file.oid for file in files}, list(await destination.read_watermarks(head.sha or ""))
     finally:
         await destination.aclose()
 

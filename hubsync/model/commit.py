@@ -32,7 +32,7 @@ class Plan:
 
     id: int
     shards: Sequence[Shard]
-    notes: Sequence[SidecarFile] = ()
+    sidecars: Sequence[SidecarFile] = ()
     parent: str | None = None
     summary: str = ""
     term: int = 0
@@ -106,7 +106,7 @@ class BranchTip:
     is_new: bool = False
 
 
-def summary_of(shards: Sequence[Shard]) -> str:
+def commit_summary(shards: Sequence[Shard]) -> str:
     """The title of their commit."""
     rows = sum(shard.rows for shard in shards)
     return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"

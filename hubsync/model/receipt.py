@@ -1,12 +1,13 @@
-"""What `put` returns: how far a batch is on its way, for any thread and any event loop.
+"""Receipts: what `put` returns, to report on a batch to any thread and any event loop.
 
-A batch's fate after the spool is its segment's, so all receipts of a segment share one `Fate` and cost the worker
-nothing: memory does not grow with the number of batches that wait for a commit.
+Once a batch is spooled, its outcome is its segment's. All receipts of a segment share one `SegmentOutcome`, so the
+worker's cost and memory do not grow with the number of batches that wait for a commit.
+
+Users see `Receipt`. The uploader moves a receipt on with `mark_spooled` and `mark_dropped`.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -14,84 +15,112 @@ from typing import Literal
 import anyio
 
 from hubsync._runtime.exceptions import fresh_copy
+from hubsync._runtime.fork import after_fork_in_child
 from hubsync._runtime.notifiers import OneShotEvent, threadsafe_callback
 from hubsync.errors import HubsyncError, WaitTimeout
 
-Wake = Callable[[], object]
+Callback = Callable[[], object]
 Until = Literal["spooled", "committed"]
 ReceiptState = Literal["queued", "spooled", "committed", "dropped", "refused"]
 
-_lock = threading.Lock()  # guards every waiter list: taken only by those who wait, and once a segment or take
+# Guards every collection of callbacks. Taken only by waiters, and once per segment or take.
+_lock = threading.RLock()
 
 
 class SegmentOutcome:
-    """What becomes of one segment: committed with a sha, or set aside."""
+    """What happened to one segment: pending, committed, or rejected into the dead letter.
 
-    __slots__ = ("_waiters", "abandoned", "error", "rows", "settled", "sha")
+    Attributes:
+        settled: Whether it is committed or rejected.
+        sha: The commit that contains it.
+        error: Why it was rejected.
+        abandoned: Why this process can no longer observe the outcome; another process may commit it.
+        rows: Rows that this process put into it.
+    """
+
+    __slots__ = ("_callbacks", "abandoned", "error", "rows", "settled", "sha")
 
     def __init__(self, sha: str | None = None, settled: bool = False) -> None:
         self.sha = sha
         self.settled = settled
-        self.rows = 0  # that were put here, and are to be committed
+        self.rows = 0
         self.error: HubsyncError | None = None
-        self.abandoned: HubsyncError | None = None  # its uploader has ended before: another process settles it
-        self._waiters: dict[Wake, None] = {}
+        self.abandoned: HubsyncError | None = None
+        self._callbacks: dict[Callback, None] = {}
 
     def settle(self, sha: str | None, error: HubsyncError | None = None) -> None:
-        """Committed in `sha`, or set aside with `error`. Wakes all who wait."""
+        """Record that the segment is committed in `sha` or rejected with `error`, and notify all waiters.
+
+        Only the first call has an effect.
+        """
         with _lock:
             if self.settled:
                 return
             self.sha, self.error, self.settled = sha, error, True
-            waiters, self._waiters = self._waiters, {}
-        for wake in waiters:
-            wake()
+            callbacks, self._callbacks = self._callbacks, {}
+        for callback in callbacks:
+            callback()
 
     def abandon(self, error: HubsyncError) -> None:
-        """Nobody here will learn what becomes of it: wakes all who wait, with the reason."""
+        """Fail all waiters with `error`: this process can no longer observe the outcome."""
         with _lock:
             self.abandoned = error
-            waiters, self._waiters = self._waiters, {}
-        for wake in waiters:
-            wake()
+            callbacks, self._callbacks = self._callbacks, {}
+        for callback in callbacks:
+            callback()
 
-    def _keep(self, wake: Wake) -> bool:
-        """Under the lock: has `wake` called once when it is settled; False where it already is, or is abandoned."""
-        waits = not self.settled and self.abandoned is None
-        if waits:
-            self._waiters[wake] = None
-        return waits
+    def subscribe(self, callback: Callback) -> bool:
+        """Have `callback` called once, when the outcome is settled or abandoned.
+
+        Returns:
+            False if it already is: `callback` will not be called.
+        """
+        with _lock:
+            if self.settled or self.abandoned is not None:
+                return False
+            self._callbacks[callback] = None
+            return True
+
+    def unsubscribe(self, callback: Callback) -> None:
+        """Forget `callback`; do nothing if it is not subscribed."""
+        with _lock:
+            self._callbacks.pop(callback, None)
+
+    def subscribers(self) -> int:
+        """Return how many callbacks are subscribed."""
+        return len(self._callbacks)
 
 
 class OutcomeGroup(SegmentOutcome):
-    """Settled once all of `fates` are, with the first error among them. Waits for one after the other, so that it is as
-    soon taken off as put on.
+    """Settled once all its members are, with the first error among them.
+
+    It subscribes to one member at a time, so starting and cancelling take the same time however many there are.
     """
 
-    __slots__ = ("_fates", "_first", "_last")
+    __slots__ = ("_first_error", "_last_sha", "_pending")
 
-    def __init__(self, fates: Iterable[SegmentOutcome]) -> None:
+    def __init__(self, members: Iterable[SegmentOutcome]) -> None:
         super().__init__()
-        self._fates = list(fates)
-        self._last: str | None = self._fates[-1].sha if self._fates else None
-        self._first: HubsyncError | None = None
+        self._pending = list(members)
+        self._last_sha: str | None = self._pending[-1].sha if self._pending else None
+        self._first_error: HubsyncError | None = None
 
-    def go_on(self) -> None:
-        """Waits for the next that is not settled, or is settled."""
+    def start(self) -> None:
+        """Subscribe to the next member that is not settled; without one, settle the group."""
         with _lock:
-            while self._fates and not self._fates[-1]._keep(self.go_on):
-                fate = self._fates.pop()
-                self._last = self._last or fate.sha
-                self._first = fate.error or fate.abandoned or self._first
-            if self._fates:
+            while self._pending and not self._pending[-1].subscribe(self.start):
+                member = self._pending.pop()
+                self._last_sha = self._last_sha or member.sha
+                self._first_error = member.error or member.abandoned or self._first_error
+            if self._pending:
                 return
-        self.settle(self._last, self._first)
+        self.settle(self._last_sha, self._first_error)
 
-    def let_go(self) -> None:
-        """Nobody waits for it any more."""
+    def cancel(self) -> None:
+        """Unsubscribe from the members."""
         with _lock:
-            if self._fates:
-                self._fates[-1]._waiters.pop(self.go_on, None)
+            if self._pending:
+                self._pending[-1].unsubscribe(self.start)
 
 
 class Receipt:
@@ -102,41 +131,41 @@ class Receipt:
         bytes: Its encoded size, in bytes.
     """
 
-    __slots__ = ("_error", "_fate", "_replayed", "_waiters", "bytes", "rows")
+    __slots__ = ("_callbacks", "_error", "_outcome", "_replayed", "bytes", "rows")
 
     def __init__(self, rows: int, size: int) -> None:
         self.rows = rows
         self.bytes = size
-        self._fate: SegmentOutcome | None = None
+        self._outcome: SegmentOutcome | None = None
         self._replayed = False
         self._error: HubsyncError | None = None
-        self._waiters: dict[Wake, Until] = {}
+        self._callbacks: dict[Callback, Until] = {}
 
     @property
     def state(self) -> ReceiptState:
         """One of "queued", "spooled", "committed", "dropped" (by a full queue) and "refused" (in the dead letter)."""
         if self._error is not None:
             return "dropped"
-        if self._fate is None:
+        if self._outcome is None:
             return "queued"
-        if self._fate.error is not None:
+        if self._outcome.error is not None:
             return "refused"
-        return "committed" if self._fate.settled else "spooled"
+        return "committed" if self._outcome.settled else "spooled"
 
     @property
     def sha(self) -> str | None:
-        """The sha of the commit that holds the batch; None before that, and for a batch without rows."""
-        return self._fate.sha if self._fate is not None else None
+        """The sha of the commit that contains the batch; None until it is committed, and for a batch without rows."""
+        return self._outcome.sha if self._outcome is not None else None
 
     @property
     def replayed(self) -> bool:
-        """Whether the key or the offset was accepted before, so that nothing was added. Known once it is spooled."""
+        """Whether the key or the offset was accepted before, so nothing was added. Known once the batch is spooled."""
         return self._replayed
 
     @property
     def error(self) -> HubsyncError | None:
         """Why the batch was dropped or refused; None otherwise."""
-        return self._error or (self._fate.error if self._fate is not None else None)
+        return self._error or (self._outcome.error if self._outcome is not None else None)
 
     def wait(self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None) -> str | None:
         """Wait until the batch is spooled or committed. Blocks this thread.
@@ -156,97 +185,123 @@ class Receipt:
         if self._subscribe(until, done.set):
             try:
                 if not done.wait(timeout):
-                    raise self._late(timeout)
+                    raise self._timeout_error(timeout)
             finally:
                 self._unsubscribe(done.set)
-        return self._outcome(until)
+        return self._result(until)
 
     async def wait_async(
         self, until: Literal["spooled", "committed"] = "committed", timeout: float | None = None
     ) -> str | None:
         """Like `Receipt.wait`, without blocking the event loop."""
-        return await self._wait_for(self._watch(until), until, timeout)
-
-    def _watch(self, until: Until) -> tuple[anyio.Event, Wake]:
-        """What is set, in this event loop, once the batch is so far, or will never be; and what sets it."""
-        done = anyio.Event()
-        wake = threadsafe_callback(done.set)
-        if not self._subscribe(until, wake):
-            done.set()
-        return done, wake
-
-    async def _wait_for(self, watch: tuple[anyio.Event, Wake], until: Until, timeout: float | None) -> str | None:
-        done, wake = watch
-        try:
-            if timeout is None:
-                await done.wait()
-            else:
-                with anyio.move_on_after(timeout) as scope:
-                    await done.wait()
-                if scope.cancelled_caught:
-                    raise self._late(timeout)
-        finally:
-            self._unsubscribe(wake)
-        return self._outcome(until)
-
-    def _late(self, timeout: float | None) -> WaitTimeout:
-        is_queued = self._fate is None
-        where = "waits in memory for the spool's disk, and is not accepted yet" if is_queued else "is safe in the spool"
-        return WaitTimeout(
-            f"the batch is still {self.state} after {timeout or 0:,.1f} s: it {where}. It goes on.", self
-        )
+        return await ReceiptWaiter(self, until).wait(timeout)
 
     def __repr__(self) -> str:
         extra = f", sha={self.sha!r}" if self.sha else ""
         return f"Receipt(rows={self.rows}, state={self.state!r}{extra}{', replayed=True' if self._replayed else ''})"
 
-    def _outcome(self, until: Until) -> str | None:
+    def _result(self, until: Until) -> str | None:
+        """Return the sha, or raise what ended the wait."""
         if self._error is not None:
             raise fresh_copy(self._error)
-        if until == "committed" and self._fate is not None and self._fate.error is not None:
-            raise fresh_copy(self._fate.error)
-        if until == "committed" and self._fate is not None and not self._fate.settled and self._fate.abandoned:
-            raise fresh_copy(self._fate.abandoned)
+        outcome = self._outcome
+        if until == "committed" and outcome is not None:
+            error = outcome.error or (None if outcome.settled else outcome.abandoned)
+            if error is not None:
+                raise fresh_copy(error)
         return self.sha
 
-    # The worker's side.
+    def _timeout_error(self, timeout: float | None) -> WaitTimeout:
+        return wait_timeout(self, timeout)
 
-    def _spooled(self, fate: SegmentOutcome, replayed: bool) -> None:
+    def _subscribe(self, until: Until, callback: Callback) -> bool:
+        """Have `callback` called once the batch is as far as `until`, or never will be; return False if it is."""
         with _lock:
-            self._replayed = replayed
-            self._fate = fate
-            waiters, self._waiters = self._waiters, {}
-            due = [wake for wake, until in waiters.items() if until == "spooled" or not fate._keep(wake)]
-        for wake in due:
-            wake()
-
-    def _dropped(self, error: HubsyncError) -> None:
-        with _lock:
-            self._error = error
-            waiters, self._waiters = self._waiters, {}
-        for wake in waiters:
-            wake()
-
-    def _subscribe(self, until: Until, wake: Wake) -> bool:
-        """Has `wake` called once the batch is so far, or will never be; False where it already is."""
-        with _lock:
-            if self._fate is None and self._error is None:
-                self._waiters[wake] = until
+            if self._outcome is None and self._error is None:
+                self._callbacks[callback] = until
                 return True
-            return self._error is None and until == "committed" and self._fate is not None and self._fate._keep(wake)
+            return (
+                self._error is None
+                and until == "committed"
+                and self._outcome is not None
+                and self._outcome.subscribe(callback)
+            )
 
-    def _unsubscribe(self, wake: Wake) -> None:
-        """Who waits no longer, for whatever reason, is not kept."""
+    def _unsubscribe(self, callback: Callback) -> None:
         with _lock:
-            self._waiters.pop(wake, None)
-            if self._fate is not None:
-                self._fate._waiters.pop(wake, None)
+            self._callbacks.pop(callback, None)
+            if self._outcome is not None:
+                self._outcome.unsubscribe(callback)
 
 
-def _let_go_in_child() -> None:
-    """Another thread of the parent may have held it."""
+class ReceiptWaiter:
+    """One wait for a receipt in the running event loop. It is registered when constructed; `wait` must follow."""
+
+    __slots__ = ("_callback", "_done", "_receipt", "_until")
+
+    def __init__(self, receipt: Receipt, until: Until) -> None:
+        self._receipt = receipt
+        self._until = until
+        self._done = anyio.Event()
+        self._callback = threadsafe_callback(self._done.set)
+        if not receipt._subscribe(until, self._callback):
+            self._done.set()
+
+    async def wait(self, timeout: float | None) -> str | None:
+        """Wait as `Receipt.wait` does."""
+        try:
+            if timeout is None:
+                await self._done.wait()
+            else:
+                with anyio.move_on_after(timeout) as scope:
+                    await self._done.wait()
+                if scope.cancelled_caught:
+                    raise self._receipt._timeout_error(timeout)
+        finally:
+            self._receipt._unsubscribe(self._callback)
+        return self._receipt._result(self._until)
+
+
+def wait_timeout(receipt: Receipt, timeout: float | None) -> WaitTimeout:
+    """Return the error for a wait that timed out: how far the batch is and whether it is safe."""
+    is_queued = receipt.state == "queued"
+    where = "in memory, waits for the spool's disk and is not accepted yet" if is_queued else "safe in the spool"
+    return WaitTimeout(
+        f"the batch is still {receipt.state} after {timeout or 0:,.1f} s. It is {where}; its upload continues.", receipt
+    )
+
+
+# The uploader's side.
+
+
+def outcome_of(receipt: Receipt) -> SegmentOutcome | None:
+    """Return the outcome that the receipt shares with its segment; None until the batch is spooled."""
+    return receipt._outcome
+
+
+def mark_spooled(receipt: Receipt, outcome: SegmentOutcome, *, replayed: bool) -> None:
+    """Record that the batch is in the spool, in the segment that `outcome` describes, and notify its waiters."""
+    with _lock:
+        receipt._replayed = replayed
+        receipt._outcome = outcome
+        callbacks, receipt._callbacks = receipt._callbacks, {}
+        due = [
+            callback for callback, until in callbacks.items() if until == "spooled" or not outcome.subscribe(callback)
+        ]
+    for callback in due:
+        callback()
+
+
+def mark_dropped(receipt: Receipt, error: HubsyncError) -> None:
+    """Record that the batch was not accepted, and notify its waiters."""
+    with _lock:
+        receipt._error = error
+        callbacks, receipt._callbacks = receipt._callbacks, {}
+    for callback in callbacks:
+        callback()
+
+
+@after_fork_in_child
+def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
+    _lock = threading.RLock()  # another thread of the parent may have held it

@@ -28,28 +28,33 @@ class Shard:
     git_oid: str | None
     mode: Mode | None = None  # None until it is staged
 
-    def is_at(self, standing: RemoteFile) -> bool:
-        """Whether what stands at the path is this shard's content."""
-        if self.git_oid is None and len(standing.oid) == 40:
-            return standing.oid == git_oid_of_file(self.file, self.size)
-        return standing.oid in (self.sha256, self.git_oid)
+    def matches(self, remote: RemoteFile) -> bool:
+        """Return whether the file at the path has this shard's content."""
+        if self.git_oid is None and len(remote.oid) == 40:
+            return remote.oid == git_oid_of_file(self.file, self.size)
+        return remote.oid in (self.sha256, self.git_oid)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """What stands at a path of the repo: the git oid of a regular file, the sha256 of an LFS one."""
+    """A file in the repo: `oid` is the git oid of a regular file, the sha256 of an LFS file."""
 
     path: str
     oid: str
-    commit: str | None = None  # the commit that last touched it, where the Hub said so
+    commit: str | None = None  # the commit that last touched it, if the Hub reported it
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A shard is on the Hub as far as it can be before a commit; `standing` is the oid of what is at its path now."""
+    """A shard that is uploaded as far as it can be before a commit.
+
+    Attributes:
+        mode: How the Hub stores it: inside the commit, or as a blob.
+        remote_oid: The oid of the file that is at the shard's path now, if the Hub reported one.
+    """
 
     mode: Mode
-    standing: str | None = None
+    remote_oid: str | None = None
 
 
 class QuarantinedShard(NamedTuple):

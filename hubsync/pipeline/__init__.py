@@ -1,19 +1,22 @@
-"""A small pipeline: steps that run at the same time over bounded channels, and a checkpointer that brings what was
-generated so far to a dataset while the rest is being generated.
+"""A small pipeline whose steps run concurrently, with a checkpointer that uploads rows while later ones are generated.
 
     with Pipeline(name="rollouts") as pipeline:
         generate = Generate(input_batch_size=60)
         checkpoint = HuggingFaceHubCheckpointer(repo_id="user/rollouts", input_batch_size=50)
         generate >> checkpoint
     distiset = pipeline.run(dataset=dataset)
+
+``graph`` is the pipeline that users build from ``steps``. Its run is ``runner``: rows flow from step to step through
+``channels``, the calls of user code go through ``blocking``, a leaf's rows end up in ``collector`` and finally in
+``distiset``. ``durable`` is what the runner knows of the ``checkpointer``, which uploads through ``checkpoint_core``.
 """
 
 from hubsync.pipeline.checkpointer import HuggingFaceHubCheckpointer
 from hubsync.pipeline.distiset import Distiset
-from hubsync.pipeline.graph import (
+from hubsync.pipeline.graph import Pipeline
+from hubsync.pipeline.steps import (
     GeneratorStep,
     GlobalStep,
-    Pipeline,
     PipelineError,
     Step,
     StepError,

@@ -1,8 +1,8 @@
-"""What flows between steps: chunks of rows, and how far in the source each row is.
+"""The channels between steps: chunks of rows that carry their position in the source.
 
-A *mark* is an index in the source: once a row has raised the mark to m, all that the source's rows up to m became has
-passed. So a consumer that keeps its position can be served again from there after a crash, with nothing made twice.
-Positions go by rows alone, never by how they were cut into chunks: that is another way in each run.
+A *mark* is an index in the source. When a row raises its stream's mark to m, everything made from the source's rows up
+to m has passed. A consumer that stores its position can therefore resume there after a crash, and nothing is made
+twice. Positions count rows, never chunks: every run cuts the rows differently.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import NamedTuple
 from anyio import EndOfStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from hubsync.pipeline.graph import Row
+from hubsync.pipeline.steps import Row
 
-_SKIP_BITS = 24  # rows that may come of one mark
+_SKIP_BITS = 24  # of an offset: at most 2**24 rows per mark
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows with a mark each; `done` is the mark once all of them have passed, and what came to no row."""
+    """Rows, each with its mark. `done` is the stream's mark after them; it also covers source rows that gave no row."""
 
     rows: list[Row]
     marks: list[int]
@@ -30,34 +30,38 @@ class Chunk:
 
 
 class Position(NamedTuple):
-    """Where in its stream a consumer is: behind everything of `mark`, and `skip` rows further."""
+    """A position in a stream: after everything of `mark`, plus `skip` rows."""
 
     mark: int = -1
     skip: int = 0
 
     def offset(self) -> int:
-        """As an offset: an int that rises along the stream."""
+        """Return the position as an uploader's offset: an int that rises along the stream.
+
+        Raises:
+            OverflowError: More than 2**24 rows have the same mark.
+        """
         if self.skip >> _SKIP_BITS:
-            raise OverflowError(f"more than {1 << _SKIP_BITS:,} rows came of one batch of the source.")
+            raise OverflowError(f"one batch of the source became more than {1 << _SKIP_BITS:,} rows.")
         return (self.mark + 1) << _SKIP_BITS | self.skip
 
     @classmethod
-    def of(cls, offset: int | None) -> Position:
-        """The position that an offset stands for; the beginning for None."""
+    def from_offset(cls, offset: int | None) -> Position:
+        """Return the position of an offset; the beginning of the stream for None."""
         if offset is None:
             return cls()
         return cls((offset >> _SKIP_BITS) - 1, offset & ((1 << _SKIP_BITS) - 1))
 
 
-class Tracker:
-    """Follows a stream that was begun again at a mark, and passes over what its consumer has already."""
+class ReplayFilter:
+    """Follow a stream that restarted after the mark `start`, and drop the rows up to a `known` position."""
 
     def __init__(self, start: int, known: Position) -> None:
         self.position = Position(start)
         self._known = known
 
-    def fresh(self, chunk: Chunk) -> Chunk:
-        """What of a chunk is new to the consumer; moves the position behind the chunk."""
+    def new_rows(self, chunk: Chunk) -> Chunk:
+        """Return the rows of a chunk after the known position; move `position` to the chunk's end."""
         rows, marks = [], []
         for row, mark in zip(chunk.rows, chunk.marks, strict=True):
             here = self.position
@@ -69,31 +73,31 @@ class Tracker:
 
 
 class Inlet:
-    """One predecessor's stream, rebatched: order is kept, and the last batch is shorter."""
+    """The rows of one predecessor, in order, in batches of the size that the step wants."""
 
     def __init__(self, stream: MemoryObjectReceiveStream[Chunk], start: int) -> None:
         self._stream = stream
         self._rows: deque[Row] = deque()
         self._marks: deque[int] = deque()
         self._done = start
-        self._passed = start
+        self._taken = start
         self.ended = False
 
     async def take_any(self) -> Chunk:
-        """All that has come so far, and at least one chunk. Empty once it has ended."""
+        """Return all rows received so far, at least one chunk; an empty chunk at the end."""
         if not self._rows and not self.ended:
             await self._receive()
         return await self.take(len(self._rows))
 
     async def take(self, size: int | None) -> Chunk:
-        """The next `size` rows, or fewer at the end; with None all there ever are. Empty once it has ended."""
+        """Return the next `size` rows (None: all), fewer at the end, and then an empty chunk."""
         while not self.ended and (size is None or len(self._rows) < size):
             await self._receive()
         count = len(self._rows) if size is None else min(size, len(self._rows))
         rows = [self._rows.popleft() for _ in range(count)]
         marks = [self._marks.popleft() for _ in range(count)]
-        self._passed = max(self._passed, marks[-1] if marks else self._done)
-        return Chunk(rows, marks, self._passed)
+        self._taken = max(self._taken, marks[-1] if marks else self._done)
+        return Chunk(rows, marks, self._taken)
 
     async def _receive(self) -> None:
         try:
@@ -107,42 +111,44 @@ class Inlet:
 
 
 class Merge:
-    """Several streams as one, in an order that is the same in each run: by stretches of the source, and in each of them
-    stream after stream. So who follows the whole can be served again from a mark, whichever stream was quicker.
+    """Merge streams into one whose order is the same in every run.
+
+    The order is by windows of the source, and within a window by stream. A consumer can therefore resume at a mark,
+    whichever stream was faster.
     """
 
-    def __init__(self, streams: int, start: int, stretch: int) -> None:
-        self._ready: list[deque[tuple[Row, int]]] = [deque() for _ in range(streams)]  # rows, and the mark they end at
-        self._unended: list[list[Row]] = [[] for _ in range(streams)]
-        self._passed = [start] * streams
-        self._stretch = stretch
+    def __init__(self, streams: int, start: int, window: int) -> None:
+        self._ready: list[deque[tuple[Row, int]]] = [deque() for _ in range(streams)]  # rows and their final mark
+        self._unfinished: list[list[Row]] = [[] for _ in range(streams)]  # rows whose mark is not complete yet
+        self._marks = [start] * streams
+        self._window = window
         self._done = start
 
     def add(self, number: int, chunk: Chunk) -> list[Chunk]:
-        """A chunk of one stream; answers what may go on by now."""
+        """Add a chunk of stream `number`; return the windows that are now complete."""
         for row, mark in zip(chunk.rows, chunk.marks, strict=True):
-            self._unended[number].append(row)
-            self._pass(number, mark)
-        self._pass(number, chunk.done)
+            self._unfinished[number].append(row)
+            self._advance(number, mark)
+        self._advance(number, chunk.done)
         chunks = []
-        while (end := ((self._done + 1) // self._stretch + 1) * self._stretch - 1) <= min(self._passed):
-            chunks.append(self._up_to(end))
+        while (end := ((self._done + 1) // self._window + 1) * self._window - 1) <= min(self._marks):
+            chunks.append(self._take_until(end))
         return chunks
 
     def rest(self) -> Chunk:
-        """What is left once all streams have ended."""
-        last = max(self._passed)
-        for ready, unended in zip(self._ready, self._unended, strict=True):
-            ready.extend((row, last) for row in unended)
-        return self._up_to(last)
+        """Return the remaining rows, after all streams have ended."""
+        last = max(self._marks)
+        for ready, unfinished in zip(self._ready, self._unfinished, strict=True):
+            ready.extend((row, last) for row in unfinished)
+        return self._take_until(last)
 
-    def _pass(self, number: int, mark: int) -> None:
-        if mark > self._passed[number]:
-            self._passed[number] = mark
-            self._ready[number].extend((row, mark) for row in self._unended[number])
-            self._unended[number].clear()
+    def _advance(self, number: int, mark: int) -> None:
+        if mark > self._marks[number]:
+            self._marks[number] = mark
+            self._ready[number].extend((row, mark) for row in self._unfinished[number])
+            self._unfinished[number].clear()
 
-    def _up_to(self, end: int) -> Chunk:
+    def _take_until(self, end: int) -> Chunk:
         rows: list[Row] = []
         for ready in self._ready:
             while ready and ready[0][1] <= end:
@@ -152,19 +158,21 @@ class Merge:
 
 
 class Outlet:
-    """A step's output, to all of its successors; bounded, so that a slow one pushes back."""
+    """The output of a step, to all its successors. The channels are bounded: a slow successor slows the step down."""
 
     def __init__(self, streams: Iterable[MemoryObjectSendStream[Chunk]]) -> None:
         self._streams = list(streams)
         self.rows = 0
 
     async def send(self, chunk: Chunk) -> None:
+        """Send a chunk to every successor; wait while a channel is full."""
         self.rows += len(chunk.rows)
         for number, stream in enumerate(self._streams):
-            # Each successor has rows of its own: a step may change what it gets.
+            # A step may change its rows in place, so every successor gets its own.
             rows = chunk.rows if number == 0 else [dict(row) for row in chunk.rows]
             await stream.send(Chunk(rows, chunk.marks, chunk.done))
 
     def close(self) -> None:
+        """End the stream of every successor."""
         for stream in self._streams:
             stream.close()

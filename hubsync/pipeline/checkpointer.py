@@ -1,47 +1,50 @@
-"""The checkpointer: a step that brings what passes to a dataset on the Hub, and passes it on at once.
+"""The checkpointer: a step that uploads the rows passing through it and hands them on immediately.
 
-The pipeline never waits for the Hub: rows go to the uploader's spool, which is on local disk, and are committed while
-the pipeline runs, in shards of `input_batch_size` rows.
+The pipeline never waits for the Hub. Rows go to the uploader's spool on local disk and are committed while the
+pipeline runs, in shards of `input_batch_size` rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import Any
 
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.validation import check_repo_id
 from hubsync.encoding.transform import Transform, check_transform
-from hubsync.errors import BlockedError, HubsyncError
 from hubsync.model.layout import Format
 from hubsync.pipeline.channels import Position
-from hubsync.pipeline.graph import PipelineError, Row, Step
-from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
+from hubsync.pipeline.checkpoint_core import content_key, drain, uploader_for
+from hubsync.pipeline.durable import DurableStep
+from hubsync.pipeline.steps import PipelineError, Row
+from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SpoolPolicy
 from hubsync.uploader.sync import Uploader
 
 _log = logging.getLogger("hubsync")
 
 
-class HuggingFaceHubCheckpointer(Step):
-    """Each predecessor's rows go to a config of their own: `config-0/train-00000.jsonl`, `…-00001.jsonl`, …
+class HuggingFaceHubCheckpointer(DurableStep):
+    """Upload the rows of each predecessor as a config: `config-0/train-00000.jsonl`, `…-00001.jsonl`, …
+
+    `split`, `path`, `format`, `endpoint`, `revision`, `spool`, `queue`, `commit` and `retry` are as in
+    `hubsync.Uploader`.
 
     Attributes:
-        repo_id: the dataset; made where it does not exist.
-        private: whether a repo that is made now is private; None for the account's default.
-        token: None for what HF_TOKEN or `hf auth login` hold.
-        input_batch_size: rows of a shard.
-        split, format, path, endpoint, revision, spool, queue, linger_s, commit, retry: as `hubsync.Uploader` has them.
-        transform: as `hubsync.Uploader` has it, for what goes to the Hub; what goes downstream is as it was.
-        on_conflict: what becomes of a batch that does not go with the others, as `SchemaPolicy` has it, but by default
-            the dead letter: the run goes on. None: nobody looks.
-        drain_s: seconds that the end of the run may wait for the Hub; None for as long as it takes. What is left then
-            is in the spool, and the log says where.
+        repo_id: The dataset; created if it does not exist.
+        private: Whether to create the repo as a private one; None for the account's default.
+        token: None for the token of HF_TOKEN or `hf auth login`.
+        input_batch_size: Rows per shard.
+        linger_s: Seconds that a row waits at most before its shard is uploaded, even if it is not full.
+        transform: As in `hubsync.Uploader`, for the uploaded rows; the rows passed downstream stay unchanged.
+        on_conflict: What happens to a batch whose types conflict with the dataset; see `SchemaPolicy`. The default
+            keeps it as a dead letter and the run continues. None: types are not checked.
+        drain_s: Seconds that the end of the run may wait for the Hub; None for no limit. Rows that are not uploaded by
+            then stay in the spool, and the log says where.
     """
 
     repo_id: str
     private: bool | None = None
-    token: None = None  # given, it is kept as a secret
+    token: None = None  # a given token is kept as a secret
     split: str = "train"
     path: str | None = None
     format: Format = "jsonl"
@@ -57,73 +60,51 @@ class HuggingFaceHubCheckpointer(Step):
     drain_s: float | None = None
 
     def __init__(self, *, repo_id: str, **fields: Any) -> None:
-        """Raises `PipelineError` where another checkpointer of the pipeline has the same repo and branch."""
-        # Kept where no repr, no crash report and nobody who writes the step down finds it.
+        """Check the arguments and join the pipeline.
+
+        Raises:
+            ConfigError: An argument that can never work.
+            PipelineError: Another checkpointer of the pipeline has the same repo and branch.
+        """
+        # A Secret does not appear in reprs, crash reports or anything that serializes the step.
         self._secret = Secret(fields.pop("token")) if fields.get("token") is not None else None
         check_transform(fields.get("transform"))
         super().__init__(repo_id=check_repo_id(repo_id), **fields)
-        for other in self.pipeline.steps:
-            if other is not self and isinstance(other, HuggingFaceHubCheckpointer) and other._place == self._place:
-                self.pipeline.steps.remove(self)
+        for other in self.graph.steps:
+            if other is not self and isinstance(other, HuggingFaceHubCheckpointer) and other._branch == self._branch:
+                self.graph.remove(self)
                 raise PipelineError(
-                    f"two checkpointers bring rows to {repo_id} ({self.revision}): their configs would mix. Give one "
-                    "another repo_id, or let one checkpointer stand behind both steps."
+                    f"two checkpointers upload to {repo_id} ({self.revision}), which would mix their configs. Give one "
+                    "another repo_id, or connect both steps to one checkpointer."
                 )
         self._uploaders: list[Uploader] = []
 
     @property
-    def _place(self) -> tuple[str | None, str, str]:
+    def _branch(self) -> tuple[str | None, str, str]:
         return (self.endpoint, self.repo_id, self.revision)
 
     def load(self) -> None:
-        """Opens an uploader for each predecessor: a repo that the token can't write is an error now."""
+        """Open an uploader per predecessor, so that a token that can't write fails now."""
         for number in range(max(1, len(self.predecessors))):
-            uploader = Uploader(
-                self.repo_id,
-                config=f"config-{number}",
-                split=self.split,
-                path=self.path or f"{{config}}/{{split}}-{{seq:05d}}.{self.format}",
-                format=self.format,
-                private=self.private,
-                token=self._secret.reveal() if self._secret is not None else None,
-                endpoint=self.endpoint,
-                revision=self.revision,
-                spool=self.spool,
-                queue=self.queue,
-                shard=ShardPolicy(max_rows=self.input_batch_size, linger_s=self.linger_s),
-                commit=self.commit,
-                retry=self.retry,
-                transform=self.transform,
-                schema=SchemaPolicy(on_conflict=self.on_conflict) if self.on_conflict is not None else None,
-                grace_s=None,  # the pipeline's to handle
-            )
-            self._uploaders.append(uploader.open())
+            self._uploaders.append(uploader_for(self, number, self._secret, self.transform).open())
 
-    def known(self, number: int, source: str) -> Position:
-        """How far an earlier run has brought the rows of one predecessor."""
-        return Position.of(self._uploaders[number].offset(source))
+    def stored_position(self, number: int, source: str) -> Position:
+        """Return how far earlier runs have uploaded the rows of one predecessor."""
+        return Position.from_offset(self._uploaders[number].offset(source))
 
-    def put(self, number: int, rows: list[Row], source: str | None, place: str, position: Position) -> None:
-        """Brings one predecessor's rows, which end at `position` of its stream. What is there already adds nothing.
-
-        With a `source` it counts by position: a run goes on from there. Without, only what an earlier try of the same
-        run has put at the same place, and was the same, is there already.
-        """
+    def store(self, number: int, rows: list[Row], source: str | None, place: str, position: Position) -> None:
+        """Put the rows of one predecessor, by position if the run resumes, by content if it does not."""
         uploader = self._uploaders[number]
         if source is not None:
             uploader.put(rows, offset=position.offset(), source=source)
         else:
             encoded = uploader.encode(rows)
-            content = hashlib.sha256(encoded.lines).hexdigest()
-            uploader.put(encoded, key=f"{place}/{position.offset()}/{content}")
+            uploader.put(encoded, key=content_key(f"{place}/{position.offset()}", encoded))
 
-    def close(self, timeout: float | None) -> None:
-        """Drains. Never raises: what is left is in the spool, and is said."""
+    def drain(self, timeout: float | None) -> None:
+        """Upload what is left; log what could not be uploaded. It stays in the spool."""
         uploaders, self._uploaders = self._uploaders, []
-        for uploader in uploaders:
-            try:
-                uploader.close(timeout)
-            except HubsyncError as error:
-                _log.error("%s: %s", self.name, error)
-                for note in getattr(error, "__notes__", ()) if isinstance(error, BlockedError) else ():
-                    _log.error("%s", note)
+        for error in drain(uploaders, timeout):
+            _log.error("%s: %s", self.name, error)
+            for note in getattr(error, "__notes__", ()):
+                _log.error("%s", note)

@@ -1,4 +1,4 @@
-"""What a pipeline has made: a dataset for each leaf, as `datasets` knows them."""
+"""The result of a pipeline run: one dataset per leaf."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 class Distiset(dict[str, Any]):
-    """A `datasets.DatasetDict` for each leaf by its name; "default" where there is one leaf only.
+    """A `datasets.DatasetDict` per leaf, by the leaf's name; a single leaf is named "default".
 
-    `scratch` holds the files that the datasets read from, as long as this lives.
+    Attributes:
+        scratch: The directory that holds the datasets' files while this object lives; None if the run has a cache.
     """
 
     scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -18,21 +19,28 @@ class Distiset(dict[str, Any]):
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **options: Any
     ) -> None:
-        """Pushes every leaf, with all its rows, as a config of its own: `datasets.DatasetDict.push_to_hub`."""
+        """Push every leaf, with all its rows, as a config of its own.
+
+        Args:
+            repo_id: The dataset, "namespace/name".
+            private: Whether to create the repo as a private one; None for the account's default.
+            token: None for the token of HF_TOKEN or `hf auth login`.
+            options: Passed to `datasets.DatasetDict.push_to_hub`.
+        """
         for config, splits in self.items():
             splits.push_to_hub(repo_id, config_name=config, private=private, token=token, **options)
 
 
 def load(leaves: dict[str, Path], scratch: tempfile.TemporaryDirectory[str] | None, cache: Path) -> Distiset:
-    """The distiset of JSON Lines files, one for each leaf."""
+    """Return the distiset of JSON Lines files, one per leaf."""
     import datasets
 
-    made = Distiset()
-    made.scratch = scratch
+    distiset = Distiset()
+    distiset.scratch = scratch
     for name, file in leaves.items():
         if file.stat().st_size:
             rows = datasets.Dataset.from_json(str(file), cache_dir=str(cache))
         else:
             rows = datasets.Dataset.from_list([])
-        made[name] = datasets.DatasetDict({"train": rows})
-    return made
+        distiset[name] = datasets.DatasetDict({"train": rows})
+    return distiset

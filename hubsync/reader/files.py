@@ -77,7 +77,7 @@ class Files:
 
     async def listed(self, commit: str, folder: str = "") -> Sequence[HubFile]:
         """Every file of a commit, or below one of its folders."""
-        return await self._in_commit(self._hub.files, commit, folder)
+        return await self._in_commit(self._hub.list_files, commit, folder)
 
     async def entries(self, files: Iterable[HubFile], commit: str) -> Sequence[card.Entry]:
         """The configs that the card shows; read again only where it has changed."""
@@ -85,7 +85,7 @@ class Files:
         if listed is None:
             return ()
         if listed.oid != self._card[0]:
-            content = await self._in_commit(self._hub.read, card.PATH, commit)
+            content = await self._in_commit(self._hub.read_file, card.PATH, commit)
             self._card = (listed.oid, await anyio.to_thread.run_sync(shown, content or b"", self.repo))
         return self._card[1]
 
@@ -97,7 +97,7 @@ class Files:
                 continue
             known = self._marks.get(file.path)
             if known is None or known[0] != file.oid:
-                content = await self._in_commit(self._hub.read, file.path, commit)
+                content = await self._in_commit(self._hub.read_file, file.path, commit)
                 try:
                     known = (file.oid, decode_watermark(content or b"", file.path))
                 except ValueError:

@@ -27,7 +27,7 @@ import anyio.to_thread
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub import card
-from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile, rows_told
+from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile, parse_description
 from hubsync.destinations.resolve import online_destination, target_of
 from hubsync.encoding.formats import Damaged
 from hubsync.encoding.rows import decode_row
@@ -416,7 +416,7 @@ class Shards(_Iterated[Shard]):
 
 async def _survey(hub: HubDataset, commit: str, wanted: Wanted, clock: Clock) -> Sequence[Shard]:
     dataset = await DatasetSnapshot(hub, commit, clock).dataset()
-    content = await patiently(partial(hub.read, card.PATH, commit), clock)
+    content = await patiently(partial(hub.read_file, card.PATH, commit), clock)
     entries = await anyio.to_thread.run_sync(shown, content, hub.target.repo) if content is not None else ()
     chosen = selected(dataset.files.values(), entries, wanted)
     series, _ = series_of(dataset.marks, [file for file, _, _ in chosen])
@@ -446,10 +446,10 @@ async def _told(
     told: dict[str, tuple[int | None, Commit]] = {}
     page, more = 0, True
     while more and len(told) < len(wanted):
-        commits, more = await patiently(partial(hub.commits, at, page), clock)
+        commits, more = await patiently(partial(hub.list_commits, at, page), clock)
         page += 1
         for commit in commits:
-            for path, (rows, size) in rows_told(commit.message).items():
+            for path, (rows, size) in parse_description(commit.message).items():
                 if wanted.get(path) == size and path not in told:
                     told[path] = (rows, commit)
     rest = [path for path in wanted if path not in told]
@@ -464,7 +464,7 @@ async def _commit_before(hub: HubDataset, time: datetime, clock: Clock) -> str |
     head = (await patiently(hub.head, clock)).sha
     page, more = 0, head is not None
     while more and head is not None:
-        commits, more = await patiently(partial(hub.commits, head, page), clock)
+        commits, more = await patiently(partial(hub.list_commits, head, page), clock)
         page += 1
         for commit in commits:
             at = _time_of(commit.date)

@@ -120,12 +120,12 @@ class DatasetSnapshot:
         self._clock = clock
 
     async def dataset(self) -> Dataset:
-        files = {file.path: file for file in await self._patiently(partial(self._hub.files, self._commit))}
+        files = {file.path: file for file in await self._patiently(partial(self._hub.list_files, self._commit))}
         marks: dict[str, Watermark] = {}
         unreadable: dict[str, str] = {}
 
         async def read(path: str) -> None:
-            content = await self._patiently(partial(self._hub.read, path, self._commit))
+            content = await self._patiently(partial(self._hub.read_file, path, self._commit))
             try:
                 mark = msgspec.json.decode(content or b"", type=Watermark)
             except (ValueError, RecursionError) as error:
@@ -141,7 +141,7 @@ class DatasetSnapshot:
 
     async def shown(self, files: Iterable[HubFile]) -> list[HubFile]:
         """Those of `files` that the dataset's card shows as rows; none where it can't be read."""
-        content = await self._patiently(partial(self._hub.read, card.PATH, self._commit))
+        content = await self._patiently(partial(self._hub.read_file, card.PATH, self._commit))
         with contextlib.suppress(card.CardError):
             stands = await anyio.to_thread.run_sync(card.Card, content, self._hub.target.repo)
             patterns = [card.pattern(entry.glob) for entry in stands.entries()]

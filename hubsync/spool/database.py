@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hubsync._runtime.fork import after_fork_in_child, after_fork_in_parent, before_fork
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, one_line
 
 VERSION = 2
@@ -396,23 +397,23 @@ def _statements(script: str) -> list[str]:
 _locked_for_fork: list[Catalogue] = []
 
 
-def _before_fork() -> None:
+@before_fork
+def _lock_before_fork() -> None:
     _connecting.acquire()
     for catalogue in sorted(_open_catalogues, key=id):
         catalogue._lock.acquire()
         _locked_for_fork.append(catalogue)
 
 
-def _after_fork_in_parent() -> None:
+@after_fork_in_parent
+def _unlock_in_parent() -> None:
     while _locked_for_fork:
         _locked_for_fork.pop()._lock.release()
     _connecting.release()
 
 
-def _after_fork_in_child() -> None:
+@after_fork_in_child
+def _close_in_child() -> None:
     for catalogue in _locked_for_fork:
         catalogue._db.close()
-    _after_fork_in_parent()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    _unlock_in_parent()

@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from hubsync._runtime.fork import after_fork_in_child
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
@@ -285,6 +287,7 @@ def current() -> Screen:
     return _current
 
 
+@after_fork_in_child
 def _begin_anew() -> None:
     """A forked child has no thread that draws; what it prints goes where it always went."""
     global _current
@@ -293,6 +296,3 @@ def _begin_anew() -> None:
         for _, above in canvas._above:
             above._gate = False
     _current = Screen()
-
-
-os.register_at_fork(after_in_child=_begin_anew)

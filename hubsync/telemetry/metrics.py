@@ -8,13 +8,13 @@ A forked child begins with nothing.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from hubsync._runtime.fork import after_fork_in_child
 from hubsync.model.stats import QueueDepth, SpoolDepth
 from hubsync.telemetry.status import StateKind, Status
 
@@ -159,12 +159,10 @@ def _add(to: dict[tuple[tuple[str, str], ...], float], source: Source, metric: M
 _registry = _Registry()
 
 
+@after_fork_in_child
 def _begin_anew() -> None:
     global _registry
     _registry = _Registry()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
 
 
 class _Instruments(NamedTuple):

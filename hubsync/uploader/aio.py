@@ -23,7 +23,7 @@ from hubsync._runtime.notifiers import threadsafe_callback
 from hubsync._runtime.threads import run_in_thread
 from hubsync.encoding.rows import Rows
 from hubsync.errors import ClosedError, HubsyncError
-from hubsync.model.receipt import Receipt
+from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
@@ -92,14 +92,14 @@ class AsyncUploader(BaseUploader):
         if ack == "committed" and worker.offline:
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
-        watch = batch.receipt._watch(ack) if ack == "spooled" else None
+        waiter = ReceiptWaiter(batch.receipt, ack) if ack == "spooled" else None
         if not await worker.queue.put_async(batch, timeout):
-            batch.receipt._dropped(DROPPED)
+            mark_dropped(batch.receipt, DROPPED)
             return batch.receipt
         failpoint(Failpoint.QUEUED)
         left = None if until is None else max(0.0, until - time.monotonic())
-        if watch is not None:
-            await batch.receipt._wait_for(watch, "spooled", left)
+        if waiter is not None:
+            await waiter.wait(left)
         elif ack == "committed":
             with worker.hurry(batch.receipt) as told:
                 await told.wait_async(ack, left)
@@ -137,7 +137,7 @@ class AsyncUploader(BaseUploader):
         with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
         if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
-            await self._drain_before_the_end(worker, "SIGTERM", signals.left())
+            await self._drain_before_the_end(worker, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)
 
     async def _end(self, worker: Engine) -> None:
@@ -147,7 +147,7 @@ class AsyncUploader(BaseUploader):
             with anyio.CancelScope(shield=True):
                 await run_in_thread(self._join, worker)
         finally:
-            signals.let_go(self._at_exit)
+            signals.shutdown.unregister(self._at_exit)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -155,7 +155,7 @@ class AsyncUploader(BaseUploader):
         self._body.__enter__()
         self._wake = threadsafe_callback(self._end_block)
         if self._grace_s is not None:
-            signals.divert(self._wake)
+            signals.shutdown.add_loop_callback(self._wake)
         return self
 
     def _end_block(self) -> None:
@@ -183,12 +183,12 @@ class AsyncUploader(BaseUploader):
                 with self._behind(error, timeout):
                     await self.close(timeout)
         finally:
-            signals.rejoin(self._wake)
+            signals.shutdown.remove_loop_callback(self._wake)
 
     async def _leave_by_signal(self, worker: Engine) -> NoReturn:
         if not self._closed:
             try:
-                await self._drain_before_the_end(worker, "SIGTERM", signals.left())
+                await self._drain_before_the_end(worker, "SIGTERM", signals.shutdown.seconds_left())
             finally:
                 await self._end(worker)
         raise SystemExit(signals.EXIT_CODE)

@@ -288,7 +288,7 @@ class BaseUploader:
             opening.give_up()
             raise opening.error
         self._worker, self._pid = opening.worker, os.getpid()
-        signals.catch(self._at_exit, self._grace_s)
+        signals.shutdown.register(self._at_exit, self._grace_s)
 
     def _join(self, worker: Engine) -> None:
         if self._thread is not None:
@@ -386,7 +386,7 @@ class BaseUploader:
 
     def _may_take(self, error: BaseException) -> float | None:
         """Seconds that draining may take behind an error that has ended the job's block; None for no bound."""
-        if (left := signals.left()) is not None:
+        if (left := signals.shutdown.seconds_left()) is not None:
             return left
         return None if isinstance(error, (Exception, SystemExit)) else self._grace_s
 
@@ -425,7 +425,7 @@ class BaseUploader:
             self._closed = True
             worker.stop()
             self._join(worker)
-            signals.let_go(self._at_exit)
+            signals.shutdown.unregister(self._at_exit)
         self._raise_failure(worker)
 
     def _raise_failure(self, worker: Engine) -> None:
@@ -438,7 +438,7 @@ class BaseUploader:
             ) from worker.failure
 
     def _drain(self, worker: Engine, timeout: float | None) -> None:
-        is_second = signals.has_come()
+        is_second = signals.shutdown.has_begun()
         try:
             drained = worker.flush(everything=True)
         except ClosedError:  # another thread closes it just now
@@ -448,7 +448,7 @@ class BaseUploader:
                 drained.wait("committed", timeout)
             except SystemExit as ended:
                 # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
-                if not is_second and (left := signals.left()) is not None:
+                if not is_second and (left := signals.shutdown.seconds_left()) is not None:
                     with self._behind(ended, left), self._drained(worker, left):
                         drained.wait("committed", left if timeout is None else min(left, timeout))
                 raise

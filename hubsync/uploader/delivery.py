@@ -12,7 +12,7 @@ from typing import Self
 
 from hubsync._runtime.exceptions import fresh_copy
 from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, WaitTimeout
-from hubsync.model.receipt import OutcomeGroup, Receipt, SegmentOutcome, Until
+from hubsync.model.receipt import OutcomeGroup, Receipt, SegmentOutcome, Until, mark_dropped, mark_spooled, wait_timeout
 from hubsync.spool.spool import Spool
 
 
@@ -35,14 +35,14 @@ class Flush(Receipt):
     def __exit__(self, *_: object) -> None:
         self._leave(self)
 
-    def _late(self, timeout: float | None) -> WaitTimeout:
+    def _timeout_error(self, timeout: float | None) -> WaitTimeout:
         """Who waits for one batch is told how far that is."""
-        return super()._late(timeout) if self._of is None else self._of._late(timeout)
+        return wait_timeout(self if self._of is None else self._of, timeout)
 
-    def _outcome(self, until: Until) -> str | None:
+    def _result(self, until: Until) -> str | None:
         """What was refused before it began is told as well, by who still waits."""
         try:
-            sha = super()._outcome(until)
+            sha = super()._result(until)
         except ShardsRefused as error:
             raise (self._untold() or error) from None
         if (refused := self._untold()) is not None:
@@ -146,14 +146,14 @@ class Delivery:
             if flush not in self._flushes:
                 return
             self._flushes[flush] = whole
-        whole.go_on()
-        flush._spooled(whole, replayed=False)
+        whole.start()
+        mark_spooled(flush, whole, replayed=False)
 
     def _leave(self, flush: Flush) -> None:
         with self._lock:
             whole = self._flushes.pop(flush, None)
         if whole is not None:
-            whole.let_go()
+            whole.cancel()
 
     def block(self, error: HubsyncError) -> None:
         """Those who wait for a flush are told; everything accepted stays safe in the spool."""
@@ -168,7 +168,7 @@ class Delivery:
             flushes, fates = list(self._flushes.items()), list(self._open.values())
         for flush, whole in flushes:
             if whole is None:
-                flush._dropped(error)
+                mark_dropped(flush, error)
             else:
                 whole.settle(None, error)
         for fate in fates:

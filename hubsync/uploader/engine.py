@@ -46,7 +46,7 @@ from hubsync.errors import (
 )
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
-from hubsync.model.receipt import Receipt
+from hubsync.model.receipt import Receipt, mark_dropped, mark_spooled, outcome_of
 from hubsync.model.stats import Counts, SpoolDepth
 from hubsync.policies import MIB, CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.spool.spool import Spool
@@ -142,7 +142,7 @@ class Engine:
         unwatch = register_source(self.source)
         try:
             linger_bell = Notifier(self._clock)
-            self._wake_linger = threadsafe_callback(linger_bell.ring)
+            self._wake_linger = threadsafe_callback(linger_bell.notify)
             if self._destination is not None:
                 commit, retry, rng = self._committing
                 self._committer = Committer(
@@ -235,7 +235,7 @@ class Engine:
         # What has ended it may have struck in the middle of a take: who waits for that is told as well.
         for item in itertools.chain(self._in_hand, *iter(self.queue.take, [])):
             if isinstance(item, Batch) and item.receipt.state == "queued":
-                item.receipt._dropped(ended)
+                mark_dropped(item.receipt, ended)
         if not isinstance(ended, SpoolLost):  # those who wait for a commit have their rows in the spool
             left = self.depth()
             ended = NotDrained(self.spool.directory, left.rows, left.bytes, str(ended))
@@ -304,7 +304,7 @@ class Engine:
             for batch, (segment, replayed) in zip(batches, accepted, strict=True):
                 rows = 0 if replayed or batch.set_aside is not None else batch.rows
                 fate = self._fates.of(segment, rows, may_be_settled=replayed or segment in sealed)
-                batch.receipt._spooled(fate, replayed)
+                mark_spooled(batch.receipt, fate, replayed=replayed)
             failpoint(Failpoint.NOTIFIED)
             if sealed:
                 self._wake()
@@ -317,7 +317,7 @@ class Engine:
 
     def _drop(self, batches: list[Batch], error: HubsyncError) -> None:
         for batch in batches:
-            batch.receipt._dropped(error)
+            mark_dropped(batch.receipt, error)
 
     def _append(self, batches: list[Batch]) -> tuple[list[Accepted], list[int]]:
         if not self.spool.disk.is_there():
@@ -428,7 +428,7 @@ class Engine:
             pending = None if pending is None or urged is None else pending + urged
         if pending is None:
             return  # closed while the spool took no writes: `_end` tells
-        fate = None if of is None else of._fate
+        fate = None if of is None else outcome_of(of)
         self._fates.begin(flush, self._fates.pending(pending) if fate is None else [fate])
         self._nudge()
 

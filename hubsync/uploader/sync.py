@@ -10,7 +10,7 @@ from typing import Self
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync.encoding.rows import Rows
-from hubsync.model.receipt import Receipt
+from hubsync.model.receipt import Receipt, mark_dropped
 from hubsync.policies import (
     Ack,
     check_wait,
@@ -104,7 +104,7 @@ class Uploader(BaseUploader):
         batch = self._batch(encoded, self._place(worker, encoded, offset), offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
         if not worker.queue.put(batch, timeout):
-            batch.receipt._dropped(DROPPED)
+            mark_dropped(batch.receipt, DROPPED)
             return batch.receipt
         failpoint(Failpoint.QUEUED)
         if ack != "queued":

@@ -23,7 +23,7 @@ from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, sn
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.target import Target
 from hubsync.spool import database
-from hubsync.spool.database import VERSION
+from hubsync.spool.database import VERSION, read_only
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
 from hubsync.telemetry.status import State, Status, Stored

@@ -124,7 +124,7 @@ def at(point: Failpoint, nth: int, number: int) -> None:
             with ExitStack() as still:
                 if number == signal.SIGSTOP:
                     # No other thread is within a transaction: there a stopped process holds all up (guarantees.md).
-                    for opened in database._opened:
+                    for opened in database._open_catalogues:
                         still.enter_context(opened._lock)
                 os.kill(os.getpid(), number)
 

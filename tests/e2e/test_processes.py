@@ -27,7 +27,10 @@ def environ(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def start(environ: dict[str, str], *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.jobs", *map(str, args)], env=environ, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.e2e.jobs", json.dumps(args, default=str)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -92,7 +92,7 @@ def test_the_second_signal_ends_it_at_once(
     hub.faults.add(Fault.outage())
     jobs.kill(pid, first)
     until(lambda: "draining" in jobs.log, jobs)
-    time.sleep(signals._SAME_S)
+    time.sleep(signals._SAME_SIGNAL_S)
     jobs.kill(pid, first)
     assert jobs.end(pid) in (143, -signal.SIGINT), jobs.log
     hub.faults.clear()
@@ -103,8 +103,8 @@ def test_the_second_signal_ends_it_at_once(
 def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_deadline", None)
-    monkeypatch.setattr(signals, "_SAME_S", 0)
+    monkeypatch.setattr(signals.shutdown, "_deadline", None)
+    monkeypatch.setattr(signals, "_SAME_SIGNAL_S", 0)
 
     class Impatient(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -119,7 +119,7 @@ def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
             up.put([{"id": 1}])
             hub.faults.add(Fault.outage())
             signal.raise_signal(signal.SIGTERM)
-        assert signals.left() == 0  # what is drained at the interpreter's exit is drained no longer
+        assert signals.shutdown.seconds_left() == 0  # what is drained at the interpreter's exit is drained no longer
     finally:
         logging.getLogger("hubsync").removeHandler(impatient)
         hub.faults.clear()
@@ -142,7 +142,7 @@ class Unlucky:
 def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_the_same(
     uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_deadline", None)
+    monkeypatch.setattr(signals.shutdown, "_deadline", None)
     dropped: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     with pytest.raises(SystemExit, match="143"), uploader(grace_s=3600) as up:
@@ -150,7 +150,7 @@ def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_
         Unlucky()
         threading.Event().wait()  # for ever, if it were not for the signal
     assert dataset.ids() == [1]
-    assert (signals.left() or 0) > 0  # one signal, and its grace counts
+    assert (signals.shutdown.seconds_left() or 0) > 0  # one signal, and its grace counts
     assert not dropped
     assert sys.unraisablehook == dropped.append  # which is as it was
 
@@ -158,7 +158,7 @@ def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_
 def test_a_signal_that_was_dropped_as_the_block_ended_is_no_second_one(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_deadline", None)
+    monkeypatch.setattr(signals.shutdown, "_deadline", None)
     again = threading.Timer(1, hub.faults.clear)
     with pytest.raises(SystemExit), uploader(grace_s=3600) as up:
         hub.faults.add(Fault.outage())
@@ -171,8 +171,8 @@ def test_a_signal_that_was_dropped_as_the_block_ended_is_no_second_one(
 def test_whoever_chains_the_hook_between_two_signals_is_not_called_in_circles(
     uploader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_deadline", None)
-    monkeypatch.setattr(signals, "_SAME_S", 0)
+    monkeypatch.setattr(signals.shutdown, "_deadline", None)
+    monkeypatch.setattr(signals, "_SAME_SIGNAL_S", 0)
     dropped: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     with uploader(grace_s=3600):
@@ -183,7 +183,7 @@ def test_whoever_chains_the_hook_between_two_signals_is_not_called_in_circles(
         Unlucky(ValueError())
     assert len(dropped) == 1
     monkeypatch.undo()
-    signals._hears = False
+    signals.shutdown._exit._is_hooked = False
 
 
 def test_a_signal_to_the_process_and_to_its_group_is_one(
@@ -277,15 +277,15 @@ def test_sigterm_is_given_back_when_the_last_uploader_is_closed(hub: LocalHub, u
         with Uploader(
             "user/others", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "other", grace_s=5, **FAST
         ):
-            assert signal.getsignal(signal.SIGTERM) is signals._on_sigterm
-        assert signal.getsignal(signal.SIGTERM) is signals._on_sigterm
+            assert signal.getsignal(signal.SIGTERM) == signals.shutdown.on_sigterm
+        assert signal.getsignal(signal.SIGTERM) == signals.shutdown.on_sigterm
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_sigterm_drains_all_that_are_open_whatever_their_faces(
     hub: LocalHub, uploader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "_deadline", None)
+    monkeypatch.setattr(signals.shutdown, "_deadline", None)
 
     def within(name: str) -> AsyncUploader:
         return AsyncUploader(name, endpoint=hub.endpoint, token=hub.token, spool=tmp_path / name, **FAST)

@@ -118,9 +118,11 @@ def test_a_transform_reaches_the_steps_process_also_by_the_cache(start: Start, d
 def test_what_json_can_hold_is_written_and_what_it_cannot_takes_nothing_with_it(finished: Finished) -> None:
     assert finished.dataset.rows()[0]["when"] == "2026-01-01T12:00:00Z"
     assert finished.told["rows"] == [["first", n] for n in range(200)]  # downstream there is no row less
-    assert re.search(r"ERROR +Not checkpointed .*field 'score': inf has no JSON form", finished.job.log)
-    assert re.search(r"ERROR +Checkpoint incomplete: 199 rows were accepted and are in user/rows", finished.job.log)
-    assert re.search(r"ERROR +1 rows were never checkpointed: .*'score'", finished.job.log)
+    assert re.search(r"ERROR +Not uploaded .*field 'score': inf has no JSON form", finished.job.log)
+    assert re.search(
+        r"ERROR +Checkpoint incomplete: 199 rows accepted. Accepted rows are in user/rows", finished.job.log
+    )
+    assert re.search(r"ERROR +1 row never uploaded: .*'score'", finished.job.log)
 
 
 def test_the_token_is_nowhere(finished: Finished) -> None:
@@ -142,7 +144,7 @@ def test_the_run_waits_for_no_hub(hub: LocalHub, start: Start, dataset: Dataset)
     hub.start()
     assert len(job.end()["rows"]) == 400
     check(dataset, list(range(400)))
-    assert "Checkpoint complete: 400 rows were accepted" in job.log
+    assert "Checkpoint complete: 400 rows accepted" in job.log
 
 
 def test_the_dataset_loads_by_its_card(finished: Finished) -> None:
@@ -184,7 +186,7 @@ def test_a_named_run_goes_on_by_count_where_the_rows_are_others_each_time(start:
     kept = job.accepted()
     assert len(start(**plan).end()["rows"]) == 300
     check(dataset, list(range(300)))
-    assert f"{300 - kept} rows were accepted, {kept} were there from an earlier run" in job.log
+    assert f"{300 - kept} rows accepted, {kept} skipped because an earlier run has uploaded them" in job.log
 
 
 def test_a_run_that_has_ended_is_taken_from_the_cache_and_adds_nothing(finished: Finished) -> None:
@@ -204,8 +206,8 @@ def test_a_hub_that_stays_away_holds_the_end_up_no_longer_than_it_may(
     hub.stop()
     job = start(rows=200, checkpoint={"drain_s": 0.5})
     assert len(job.end()["rows"]) == 200
-    assert re.search(r"ERROR +Checkpoint incomplete: 200 rows were accepted", job.log)
-    assert re.search(r"ERROR +Not all is in user/rows: 200 rows .* run: hubsync drain \S+/job/spool", job.log)
+    assert re.search(r"ERROR +Checkpoint incomplete: 200 rows accepted", job.log)
+    assert re.search(r"ERROR +Not everything is in user/rows: 200 rows .* run: hubsync drain \S+/job/spool", job.log)
     hub.start()
     monkeypatch.setenv("HF_TOKEN", hub.token)
     drain(job.directory / "spool", timeout=60)
@@ -231,7 +233,7 @@ def test_behind_a_routing_function_all_rows_go_to_one_config(start: Start, datas
 def test_a_dry_run_checkpoints_nothing(start: Start, dataset: Dataset) -> None:
     job = start(rows=100, dry_run=True)
     job.end()
-    assert "A dry run: nothing was checkpointed" in job.log
+    assert "Dry run: nothing was checkpointed" in job.log
     check(dataset, list(range(100)))
 
 

@@ -34,8 +34,8 @@ def test_a_token_that_is_revoked_is_told_at_the_end_with_the_way_out(
     scene = alone("lives")
     assert scene["told"] == 50
     summary, left, note = errors(scene)
-    assert summary == "Checkpoint incomplete: 50 rows were accepted."
-    assert left.startswith("Not all is in user/rows: commit to user/rows: 403")
+    assert summary == "Checkpoint incomplete: 50 rows accepted."
+    assert left.startswith("Not everything is in user/rows: commit to user/rows: 403")
     assert "50 rows" in note
     assert "run: hubsync drain" in note
     hub.faults.clear()
@@ -47,7 +47,7 @@ def test_a_token_that_is_revoked_is_told_at_the_end_with_the_way_out(
 
 def test_without_a_network_the_rows_are_said_to_be_in_the_spool(alone: Alone) -> None:
     scene = alone("lives", HF_HUB_OFFLINE="1")
-    assert errors(scene)[0] == "Checkpoint incomplete: 50 rows were accepted."
+    assert errors(scene)[0] == "Checkpoint incomplete: 50 rows accepted."
     assert "50 rows" in errors(scene)[1]
     assert "HF_HUB_OFFLINE is set" in errors(scene)[1]
     assert "run: hubsync drain" in errors(scene)[1]
@@ -63,8 +63,8 @@ def test_a_shard_that_the_hub_refuses_is_told_at_the_end(hub: LocalHub, alone: A
 def test_a_batch_that_does_not_go_with_the_others_is_set_aside_and_told(alone: Alone, dataset: Dataset) -> None:
     scene = alone("conflicts")
     assert scene["told"] == 100
-    assert errors(scene)[-2] == "Checkpoint incomplete: 90 rows were accepted and are in user/rows."
-    assert re.match("10 rows were never checkpointed: .*dead letter: field 'text': it is int64", errors(scene)[-1])
+    assert errors(scene)[-2] == "Checkpoint incomplete: 90 rows accepted. Accepted rows are in user/rows."
+    assert re.match("10 rows never uploaded: .*dead letter: field 'text': it is int64", errors(scene)[-1])
     assert len(dataset.paths(".parquet")) == 2
     assert dataset.ids() == [*range(50), *range(60, 100)]
 
@@ -75,20 +75,20 @@ def test_what_is_checkpointed_is_transformed_and_what_goes_on_is_not(alone: Alon
     assert told["passed"] == ["secret"] * 50
     assert dataset.ids() == [n for n in range(50) if n % 3 and n != 31]
     assert {row["text"] for row in dataset.rows()} == {"*"}
-    assert errors(scene)[-2].endswith("17 were left out by transform and are in user/rows.")
-    assert errors(scene)[-1].startswith("1 rows were never checkpointed: TransformError: transform raised KeyError:")
+    assert errors(scene)[-2].endswith("17 left out by transform. Accepted rows are in user/rows.")
+    assert errors(scene)[-1].startswith("1 row never uploaded: TransformError: transform raised KeyError:")
     assert "secret" not in str(scene["log"])
     assert "mask" not in told["dumped"]
     assert len(told["refused"]) == 2
-    assert all("was written down with a transform" in refused for refused in told["refused"])
+    assert all("was saved with a transform" in refused for refused in told["refused"])
 
 
 def test_rows_go_on_downstream_when_the_spool_is_gone(alone: Alone) -> None:
     scene = alone("loses_its_spool")
     assert scene["told"] == 150
     said = errors(scene)
-    assert said[0].startswith("Not checkpointed (told once, and counted): SpoolLost:")
-    counted = [re.match(r"(\d+) rows were never checkpointed: ", line) for line in said]
+    assert said[0].startswith("Not uploaded (further rows with this error are counted): SpoolLost:")
+    counted = [re.match(r"(\d+) rows never uploaded: ", line) for line in said]
     assert sum(int(found[1]) for found in counted if found) == 100, said
 
 
@@ -96,7 +96,7 @@ def test_a_batch_too_large_for_the_queue_is_brought_in_parts(alone: Alone, datas
     scene = alone("large_rows")
     assert scene["told"] == 50
     assert dataset.ids() == [n for n in range(50) if n != 20]
-    assert any(line.startswith("1 rows were never checkpointed: BatchTooLarge:") for line in errors(scene))
+    assert any(line.startswith("1 row never uploaded: BatchTooLarge:") for line in errors(scene))
 
 
 def test_counting_goes_on_within_a_batch_and_where_the_spool_is_lost(alone: Alone, dataset: Dataset) -> None:
@@ -104,7 +104,7 @@ def test_counting_goes_on_within_a_batch_and_where_the_spool_is_lost(alone: Alon
     assert scene["told"] == 270
     assert dataset.ids() == list(range(150))
     assert [row["text"] for row in dataset.rows()] == ["a"] * 120 + ["b"] * 30
-    assert "120 were there from an earlier run" in scene["log"][-1]
+    assert "120 skipped because an earlier run has uploaded them" in scene["log"][-1]
 
 
 def test_a_named_run_does_not_begin_where_the_count_cannot_be_known(hub: LocalHub, alone: Alone) -> None:
@@ -116,12 +116,12 @@ def test_a_named_run_does_not_begin_where_the_count_cannot_be_known(hub: LocalHu
 def test_arguments_are_checked_when_the_step_is_made_and_this_machines_are_written_nowhere(alone: Alone) -> None:
     told = alone("arguments")["told"]
     refused = told["refused"]
-    assert "several replicas can't know" in refused["run and replicas"]
+    assert "several replicas can't do" in refused["run and replicas"]
     assert "repo id 'no/such/repo'" in refused["repo"]
     assert "needs {seq}" in refused["path"]
     assert "linger_s must be above 0" in refused["linger"]
     assert "lingers" in refused["typo"]
-    assert "their configs would mix" in refused["twin a"]
+    assert "would mix their configs" in refused["twin a"]
     assert "twin c" not in refused
     assert len(told["seen"]) > 10
     assert TOKEN not in str(told)

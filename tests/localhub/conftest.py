@@ -1,4 +1,4 @@
-"""What the tests of the embedded Hub share: the fixture `local_hub` itself, an HfApi on it, and a bare HTTP client."""
+"""Shared by the tests of the embedded Hub: an HfApi and a bare HTTP client for the fixture `local_hub`."""
 
 from __future__ import annotations
 

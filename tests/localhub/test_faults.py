@@ -1,4 +1,4 @@
-"""Each way of failing: what the client sees of it, and what took place behind it."""
+"""Each fault: what the client sees, and whether the effect took place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.Co
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.005)
 
 
@@ -28,9 +28,7 @@ def paths(api: HfApi, repo: str) -> set[str]:
     return set(api.list_repo_files(repo, repo_type="dataset")) - {".gitattributes"}
 
 
-def test_a_status_strikes_so_often_and_on_that_operation_only(
-    local_hub: LocalHub, repo: str, http: httpx.Client
-) -> None:
+def test_a_fault_strikes_its_operation_as_often_as_it_says(local_hub: LocalHub, repo: str, http: httpx.Client) -> None:
     number = local_hub.faults.add(Fault.status(503, on="commit", times=2, after=1))
     statuses = [commit(http, ndjson(file_line(str(turn)))).status_code for turn in range(4)]
     assert statuses == [200, 503, 503, 200]
@@ -38,7 +36,9 @@ def test_a_status_strikes_so_often_and_on_that_operation_only(
     assert http.get("/api/whoami-v2").status_code == 200
 
 
-def test_an_error_before_the_effect_did_nothing(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_an_error_before_the_effect_commits_nothing(
+    local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client
+) -> None:
     local_hub.faults.add(Fault.status(500, on="commit", times=1))
     assert commit(http, ndjson(file_line("a"))).status_code == 500
     assert paths(api, repo) == set()
@@ -94,7 +94,7 @@ def test_a_hang_ends_when_the_client_goes_away(local_hub: LocalHub, repo: str, h
 
 
 @pytest.mark.parametrize("code", [504, None])
-def test_a_late_commit_lands_after_its_client_was_told_that_it_failed(
+def test_a_late_commit_lands_after_its_client_got_an_error(
     local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client, code: int | None
 ) -> None:
     local_hub.faults.add(Fault.late(code=code, on="commit", times=1))
@@ -109,7 +109,7 @@ def test_a_late_commit_lands_after_its_client_was_told_that_it_failed(
     until(lambda: paths(api, repo) == {"a"})
 
 
-def test_in_an_outage_nobody_is_answered_and_afterwards_everybody(local_hub: LocalHub, http: httpx.Client) -> None:
+def test_an_outage_drops_every_request_until_it_ends(local_hub: LocalHub, http: httpx.Client) -> None:
     with local_hub.faults.outage():
         for _ in range(3):
             with pytest.raises(BROKEN):
@@ -130,7 +130,7 @@ def test_a_stopped_hub_refuses_connections_and_comes_back_on_its_port(
     assert http.get(f"/datasets/{repo}/resolve/main/a", follow_redirects=True).text == "x"
 
 
-def test_a_stop_ends_what_hangs(local_hub: LocalHub, http: httpx.Client) -> None:
+def test_a_stop_ends_hanging_requests(local_hub: LocalHub, http: httpx.Client) -> None:
     local_hub.faults.add(Fault.hang(on="whoami"))
     broken = threading.Event()
 
@@ -155,9 +155,7 @@ def test_the_api_429_says_in_its_headers_how_long_to_wait(local_hub: LocalHub, h
     assert "Retry-After" not in answer.headers
 
 
-def test_the_commit_429_says_it_in_its_body_and_its_headers_mislead(
-    local_hub: LocalHub, repo: str, http: httpx.Client
-) -> None:
+def test_the_commit_429_names_commits_only_in_its_body(local_hub: LocalHub, repo: str, http: httpx.Client) -> None:
     local_hub.faults.add(Fault.rate_limit("commits", on="commit"))
     answer = commit(http, ndjson(file_line("a")))
     assert answer.status_code == 429
@@ -171,7 +169,7 @@ def test_the_plain_429_has_a_retry_after(local_hub: LocalHub, http: httpx.Client
     assert http.get("/api/whoami-v2").headers["Retry-After"] == "5"
 
 
-def test_conflicts_and_stale_parents_can_be_played(local_hub: LocalHub, repo: str, http: httpx.Client) -> None:
+def test_conflicts_and_stale_parents_can_be_simulated(local_hub: LocalHub, repo: str, http: httpx.Client) -> None:
     local_hub.faults.add(Fault.conflict(on="commit", times=1))
     local_hub.faults.add(Fault.stale(on="commit", times=1))
     assert [commit(http, ndjson(file_line(name))).status_code for name in "abc"] == [409, 412, 200]
@@ -194,7 +192,7 @@ def test_hostile_answers_are_what_no_hub_would_send(local_hub: LocalHub, http: h
         get("truncated")
 
 
-def test_a_slow_hub_is_slow_and_right(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_a_slow_hub_serves_the_right_content(local_hub: LocalHub, api: HfApi, repo: str, http: httpx.Client) -> None:
     local_hub.faults.add(Fault.latency(0.01))
     local_hub.faults.add(Fault.bandwidth(1e6))
     assert commit(http, ndjson(file_line("a", "x" * 1000))).status_code == 200
@@ -217,9 +215,7 @@ def test_a_fault_can_be_for_one_repo(local_hub: LocalHub, api: HfApi, repo: str,
         Fault.hostile("truncated", on="xet-token", times=1),
     ],
 )
-def test_hf_xet_meets_the_faults_of_the_cas_and_tries_again(
-    local_hub: LocalHub, api: HfApi, repo: str, fault: Fault
-) -> None:
+def test_hf_xet_retries_after_faults_of_the_cas(local_hub: LocalHub, api: HfApi, repo: str, fault: Fault) -> None:
     number = local_hub.faults.add(fault)
     content = random.Random(repr(fault)).randbytes(100_000)
     api.upload_file(path_or_fileobj=content, path_in_repo="a.bin", repo_id=repo, repo_type="dataset")
@@ -227,7 +223,7 @@ def test_hf_xet_meets_the_faults_of_the_cas_and_tries_again(
     assert paths(api, repo) == {"a.bin"}
 
 
-def test_chance_is_repeatable_with_a_seeded_generator() -> None:
+def test_a_seeded_generator_makes_probabilities_repeatable() -> None:
     def draws(seed: int) -> list[bool]:
         faults = Faults(random.Random(seed))
         faults.add(Fault.status(500, probability=0.5))
@@ -260,7 +256,7 @@ def test_an_earlier_fault_that_ends_a_request_spares_the_later_ones() -> None:
         {"kind": "reset", "colour": "red"},
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused(http: httpx.Client, fields: dict[str, object]) -> None:
+def test_an_invalid_fault_is_refused(http: httpx.Client, fields: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         Fault.from_json(fields)
     assert http.post("/_localhub/faults", json=fields).status_code == 400
@@ -283,7 +279,7 @@ def test_another_process_controls_faults_over_http(local_hub: LocalHub, repo: st
     assert (seen["requests"][0]["status"], seen["requests"][0]["fault"]) == (429, "status")
 
 
-def test_what_was_served_is_counted(local_hub: LocalHub, repo: str, http: httpx.Client) -> None:
+def test_served_requests_are_logged_and_counted(local_hub: LocalHub, repo: str, http: httpx.Client) -> None:
     local_hub.clear_requests()
     body = ndjson(file_line("a"))
     commit(http, body)

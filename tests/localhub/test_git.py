@@ -31,7 +31,7 @@ def test_blobs_trees_and_commits_have_gits_ids(tmp_path: Path) -> None:
     inner = {"b": Entry(git.FILE, oid), "a": Entry(git.FILE, oid)}
     inner_oid = real_git(tmp_path, "mktree", stdin="".join(f"100644 blob {oid}\t{name}\n" for name in inner).encode())
     assert git.object_oid("tree", git.encode_tree(inner)) == inner_oid
-    # "a.txt" stands before "a" where "a" is a folder: git compares the folder as "a/".
+    # "a.txt" comes before the folder "a": git compares the folder as "a/".
     outer = {"a": Entry(git.DIRECTORY, inner_oid), "a.txt": Entry(git.FILE, oid), "a0": Entry(git.FILE, oid)}
     listing = f"040000 tree {inner_oid}\ta\n100644 blob {oid}\ta.txt\n100644 blob {oid}\ta0\n"
     outer_oid = real_git(tmp_path, "mktree", stdin=listing.encode())
@@ -65,7 +65,7 @@ def test_gitattributes_patterns_match_as_gits(pattern: str, path: str, tracked: 
     assert git.lfs_tracked(f"# comment\n{pattern} filter=lfs diff=lfs merge=lfs -text\n", path) is tracked
 
 
-def test_a_later_line_of_gitattributes_takes_back_an_earlier_one() -> None:
+def test_a_later_line_of_gitattributes_overrides_an_earlier_one() -> None:
     text = "*.json filter=lfs\nsmall/*.json -filter\n"
     assert git.lfs_tracked(text, "a.json")
     assert not git.lfs_tracked(text, "small/a.json")

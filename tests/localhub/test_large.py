@@ -1,4 +1,4 @@
-"""Large files: Xet with the real hf_xet, LFS without it, and what is refused on both ways."""
+"""Large files: Xet with the real hf_xet, LFS without it, and what both refuse."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Cas:
         return httpx.get(self.url + path, headers={**self.headers, **headers})
 
 
-def test_a_file_goes_up_and_comes_down_through_xet(local_hub: LocalHub, api: HfApi, repo: str) -> None:
+def test_a_file_is_uploaded_and_downloaded_through_xet(local_hub: LocalHub, api: HfApi, repo: str) -> None:
     content = noise(3_000_000) + b"text " * 500_000
     upload(api, "big.bin", content)
     (info,) = api.get_paths_info(repo, "big.bin", repo_type="dataset")
@@ -74,7 +74,7 @@ def test_a_file_goes_up_and_comes_down_through_xet(local_hub: LocalHub, api: HfA
     assert "lfs-batch" not in local_hub.counters()
 
 
-def test_a_file_grown_at_its_end_sends_only_what_is_new(local_hub: LocalHub, api: HfApi, repo: str) -> None:
+def test_a_file_grown_at_its_end_uploads_only_the_new_bytes(local_hub: LocalHub, api: HfApi, repo: str) -> None:
     content = noise(4_000_000)
     upload(api, "grows.bin", content)
     local_hub.clear_requests()
@@ -85,7 +85,7 @@ def test_a_file_grown_at_its_end_sends_only_what_is_new(local_hub: LocalHub, api
     assert Path(local).read_bytes() == content + noise(300_000, seed=1)
 
 
-def test_floats_that_xet_groups_by_byte_come_back_whole(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_floats_that_xet_groups_by_byte_are_downloaded_intact(api: HfApi, repo: str, http: httpx.Client) -> None:
     content = struct.pack("<200001f", *(1 + number / 1e6 for number in range(200_001))) + b"odd"
     upload(api, "floats.bin", content)
     plain = http.get(f"/datasets/{repo}/resolve/main/floats.bin", follow_redirects=True)
@@ -108,7 +108,7 @@ def test_a_xet_file_is_read_without_xet_and_in_ranges(api: HfApi, repo: str, htt
 
 
 @pytest.mark.usefixtures("no_xet")
-def test_a_file_goes_up_and_comes_down_through_lfs(local_hub: LocalHub, api: HfApi, repo: str) -> None:
+def test_a_file_is_uploaded_and_downloaded_through_lfs(local_hub: LocalHub, api: HfApi, repo: str) -> None:
     content = noise(200_000)
     upload(api, "a.bin", content)
     upload(api, "same.bin", content)
@@ -131,7 +131,7 @@ def test_lfs_uploads_in_parts(tmp_path: Path) -> None:
         assert Path(local).read_bytes() == content
 
 
-def test_an_lfs_upload_must_be_what_it_was_announced_as(repo: str, http: httpx.Client) -> None:
+def test_an_lfs_upload_must_have_the_announced_hash_and_size(repo: str, http: httpx.Client) -> None:
     oid = hashlib.sha256(b"announced").hexdigest()
     batch = {"operation": "upload", "objects": [{"oid": oid, "size": 9}], "hash_algo": "sha256"}
     answer = http.post(f"/datasets/{repo}.git/info/lfs/objects/batch", json=batch).json()
@@ -155,7 +155,7 @@ def test_a_shard_makes_a_blob_that_a_commit_may_refer_to(api: HfApi, repo: str, 
     assert http.get(f"/datasets/{repo}/resolve/main/a.bin", follow_redirects=True).content == content
 
 
-def test_a_shard_that_lies_is_refused(repo: str, http: httpx.Client) -> None:
+def test_a_shard_with_false_claims_is_refused(repo: str, http: httpx.Client) -> None:
     cas, content, xorb = Cas(http), b"content of one chunk", "2" * 64
     assert cas.post("/v1/shards", shard(xorb, content)).status_code == 400  # the xorb was never uploaded
     cas.post(f"/v1/xorbs/default/{xorb}", raw_chunk(content))
@@ -167,11 +167,11 @@ def test_a_shard_that_lies_is_refused(repo: str, http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\0\1", raw_chunk(b"cut off")[:-1], b"\7" + raw_chunk(b"version")[1:]])
-def test_a_xorb_that_is_none_is_refused(repo: str, http: httpx.Client, body: bytes) -> None:
+def test_a_malformed_xorb_is_refused(repo: str, http: httpx.Client, body: bytes) -> None:
     assert Cas(http).post(f"/v1/xorbs/default/{'2' * 64}", body).status_code == 400
 
 
-def test_the_cas_takes_no_token_but_its_own(repo: str, http: httpx.Client, local_hub: LocalHub) -> None:
+def test_the_cas_accepts_only_its_own_tokens(repo: str, http: httpx.Client, local_hub: LocalHub) -> None:
     path = f"/v1/xorbs/default/{'2' * 64}"
     assert Cas(http, "read").post(path, raw_chunk(b"x")).status_code == 403
     cas = Cas(http)
@@ -218,7 +218,7 @@ def test_chunks_are_unpacked_in_all_three_schemes() -> None:
         assert b"".join(unpack_chunks(record)) == content
 
 
-def test_hashes_are_spelled_in_little_endian_words() -> None:
+def test_hashes_are_written_in_little_endian_words() -> None:
     assert hash_text(bytes(range(32))) == "07060504030201000f0e0d0c0b0a090817161514131211101f1e1d1c1b1a1918"
 
 

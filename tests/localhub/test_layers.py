@@ -23,7 +23,7 @@ MODULES = [
 
 
 def imports(module: str) -> set[str]:
-    """The package's modules that one imports anywhere in its text, lazily or for its types as well."""
+    """Return the modules of the package that a module imports anywhere, also lazily or for its types."""
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hubsync.localhub"):

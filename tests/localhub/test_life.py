@@ -1,4 +1,4 @@
-"""The Hub as an object and as a command: directories, restarts, the pytest fixture, signals."""
+"""The embedded Hub as an object and as a command: directories, restarts, the pytest fixture, signals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_temporary_hub_leaves_nothing_behind() -> None:
     assert not directory.exists()
 
 
-def test_a_taken_port_is_an_error_at_once(local_hub: LocalHub, tmp_path: Path) -> None:
+def test_a_taken_port_is_refused_at_start(local_hub: LocalHub, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="in use"):
         LocalHub(tmp_path / "other", port=local_hub.port).start()
 
@@ -54,7 +54,7 @@ def test_the_fixture_points_the_library_and_its_children_at_the_hub(local_hub: L
     assert shown.stdout.strip() == "user"
 
 
-def test_what_the_fixture_sets_it_takes_back(tmp_path: Path) -> None:
+def test_the_fixture_restores_what_it_sets(tmp_path: Path) -> None:
     before = (constants.ENDPOINT, constants.HF_HUB_CACHE, os.environ.get("HF_TOKEN"))
     with LocalHub(tmp_path / "hub") as hub, pytest.MonkeyPatch.context() as monkeypatch:
         point_at(hub, monkeypatch, tmp_path / "home")
@@ -62,7 +62,7 @@ def test_what_the_fixture_sets_it_takes_back(tmp_path: Path) -> None:
     assert (constants.ENDPOINT, constants.HF_HUB_CACHE, os.environ.get("HF_TOKEN")) == before
 
 
-def test_the_plugin_costs_a_test_run_no_heavy_import() -> None:
+def test_the_plugin_imports_nothing_heavy() -> None:
     heavy = "('starlette', 'uvicorn', 'lz4', 'huggingface_hub')"
     code = (
         f"import sys, hubsync.localhub.pytest_plugin; sys.exit(str([name for name in {heavy} if name in sys.modules]))"
@@ -83,7 +83,7 @@ def test_serve_runs_until_a_signal_and_keeps_its_state(tmp_path: Path, number: s
         assert "the state is kept" in process.stdout.read()
 
 
-def test_a_killed_hub_comes_back_whole(tmp_path: Path) -> None:
+def test_a_killed_hub_restarts_with_its_commits(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "-c", SERVE, str(tmp_path / "hub"), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -97,7 +97,7 @@ def test_a_killed_hub_comes_back_whole(tmp_path: Path) -> None:
         assert HfApi(endpoint=hub.endpoint, token=hub.token).dataset_info(REPO).sha == sha
 
 
-def test_commits_from_many_threads_make_one_straight_line(local_hub: LocalHub, repo: str) -> None:
+def test_commits_from_many_threads_form_one_linear_history(local_hub: LocalHub, repo: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     def send(number: int) -> int:

@@ -1,4 +1,4 @@
-"""The commit quota and the request window, on a clock that the test turns."""
+"""The commit quota and the request window, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def statuses(http: httpx.Client, count: int) -> list[int]:
     return [commit(http, ndjson(file_line("a", str(number)))).status_code for number in range(count)]
 
 
-def test_the_quota_is_an_hour_that_slides(http: httpx.Client, clock: Clock) -> None:
+def test_the_quota_is_a_sliding_hour(http: httpx.Client, clock: Clock) -> None:
     assert statuses(http, 2) == [200, 200]
     clock.now += 1800
     assert statuses(http, 3) == [200, 429, 429]
@@ -71,7 +71,7 @@ def test_uploading_a_blob_costs_nothing(hub: LocalHub, http: httpx.Client) -> No
     assert statuses(http, 1) == [200]
 
 
-def test_each_user_has_a_quota_of_their_own(hub: LocalHub, http: httpx.Client) -> None:
+def test_each_user_has_a_separate_quota(hub: LocalHub, http: httpx.Client) -> None:
     statuses(http, 4)
     other = {"Authorization": f"Bearer {hub.add_user('other')}"}
     hub.add_org("lab", ["user", "other"])
@@ -88,7 +88,7 @@ def test_the_quota_survives_a_restart(tmp_path: Path, hub: LocalHub, http: httpx
         assert statuses(http, 1) == [429]
 
 
-def test_the_request_window_counts_down_and_refuses_where_told_to(tmp_path: Path, clock: Clock) -> None:
+def test_the_request_window_counts_down_and_refuses_with_a_limit(tmp_path: Path, clock: Clock) -> None:
     with LocalHub(tmp_path / "strict", requests_per_window=2, clock=clock) as hub:
         headers = {"Authorization": f"Bearer {hub.token}"}
         answers = [httpx.get(f"{hub.endpoint}/api/whoami-v2", headers=headers) for _ in range(3)]

@@ -26,7 +26,7 @@ def add(api: HfApi, path: str, content: bytes, **kwargs: object) -> str:
     return api.create_commit(REPO, operations, commit_message=f"add {path}", repo_type="dataset", **kwargs).oid
 
 
-def test_the_default_token_is_its_user(api: HfApi) -> None:
+def test_the_default_token_belongs_to_the_default_user(api: HfApi) -> None:
     me = api.whoami()
     assert (me["name"], me["auth"]["accessToken"]["role"]) == ("user", "write")
 
@@ -36,14 +36,14 @@ def test_a_new_repo_has_one_commit_with_the_default_gitattributes(api: HfApi, re
     assert api.list_repo_files(repo, repo_type="dataset") == [".gitattributes"]
 
 
-def test_creating_a_repo_twice_is_a_conflict_that_exist_ok_takes(api: HfApi, repo: str) -> None:
+def test_creating_a_repo_twice_is_a_conflict_unless_exist_ok(api: HfApi, repo: str) -> None:
     with pytest.raises(HfHubHTTPError) as refused:
         api.create_repo(repo, repo_type="dataset")
     assert refused.value.response.status_code == 409
     assert api.create_repo("USER/Rollouts", repo_type="dataset", exist_ok=True).repo_id == repo
 
 
-def test_a_commit_is_visible_with_gits_own_ids(api: HfApi, repo: str) -> None:
+def test_a_committed_file_has_the_id_that_git_gives_it(api: HfApi, repo: str) -> None:
     oid = add(api, "data/a.jsonl", b'{"a":1}\n')
     info = api.dataset_info(repo, files_metadata=True)
     assert info.sha == oid
@@ -51,7 +51,7 @@ def test_a_commit_is_visible_with_gits_own_ids(api: HfApi, repo: str) -> None:
     assert files["data/a.jsonl"].blob_id == object_oid("blob", b'{"a":1}\n')
 
 
-def test_small_text_is_regular_and_names_or_sizes_make_large(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_a_file_is_large_by_its_name_or_its_size(api: HfApi, repo: str, http: httpx.Client) -> None:
     sizes = {"a.jsonl": 10, "b.parquet": 10, "c.jsonl": 10 * 1024 * 1024, "d.jsonl": 10 * 1024 * 1024 - 1}
     files = [{"path": path, "size": size, "sample": ""} for path, size in sizes.items()]
     answer = http.post(f"/api/datasets/{repo}/preupload/main", json={"files": files}).json()
@@ -59,7 +59,7 @@ def test_small_text_is_regular_and_names_or_sizes_make_large(api: HfApi, repo: s
     assert modes == {"a.jsonl": "regular", "b.parquet": "lfs", "c.jsonl": "lfs", "d.jsonl": "regular"}
 
 
-def test_preupload_tells_what_stands_at_a_path_and_what_is_ignored(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_preupload_shows_existing_files_and_ignored_paths(api: HfApi, repo: str, http: httpx.Client) -> None:
     add(api, "a.txt", b"hello")
     files = [{"path": path, "size": 5, "sample": "aGVsbG8="} for path in ("a.txt", "cache/b.txt")]
     body = {"files": files, "gitIgnore": "cache/\n"}
@@ -68,7 +68,7 @@ def test_preupload_tells_what_stands_at_a_path_and_what_is_ignored(api: HfApi, r
     assert (first["shouldIgnore"], second["shouldIgnore"]) == (False, True)
 
 
-def test_a_tree_is_listed_page_by_page(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_a_tree_is_listed_in_pages(api: HfApi, repo: str, http: httpx.Client) -> None:
     operations = [CommitOperationAdd(f"data/{number:03}.txt", b"x") for number in range(120)]
     api.create_commit(repo, operations, commit_message="many", repo_type="dataset")
     page = http.get(f"/api/datasets/{repo}/tree/main", params={"recursive": "true", "limit": 50})
@@ -79,7 +79,7 @@ def test_a_tree_is_listed_page_by_page(api: HfApi, repo: str, http: httpx.Client
     assert {item.last_commit.title for item in expanded if item.last_commit} == {"many"}
 
 
-def test_the_last_commit_of_a_path_is_the_one_that_touched_it(api: HfApi, repo: str) -> None:
+def test_the_last_commit_of_a_path_is_the_one_that_changed_it(api: HfApi, repo: str) -> None:
     add(api, "a/one.txt", b"1")
     add(api, "b/two.txt", b"2")
     add(api, "a/one.txt", b"3")
@@ -148,7 +148,7 @@ def test_a_squash_leaves_one_commit_with_all_files(api: HfApi, repo: str) -> Non
     assert len(api.list_repo_files(repo, repo_type="dataset")) == 4
 
 
-def test_a_pull_request_is_opened_grows_and_is_merged(api: HfApi, repo: str) -> None:
+def test_a_pull_request_is_opened_extended_and_merged(api: HfApi, repo: str) -> None:
     made = api.create_commit(
         repo, [CommitOperationAdd("pr.txt", b"1")], commit_message="proposal", repo_type="dataset", create_pr=True
     )
@@ -157,10 +157,20 @@ def test_a_pull_request_is_opened_grows_and_is_merged(api: HfApi, repo: str) -> 
     add(api, "more.txt", b"2", revision="refs/pr/1")
     details = api.get_discussion_details(repo, 1, repo_type="dataset")
     assert [event.type for event in details.events] == ["comment", "commit", "commit"]
-    assert "+1" in (details.diff or "")
     api.merge_pull_request(repo, 1, repo_type="dataset")
     assert api.file_exists(repo, "pr.txt", repo_type="dataset")
     assert api.get_discussion_details(repo, 1, repo_type="dataset").status == "merged"
+
+
+def test_a_pull_request_that_conflicts_with_its_base_is_not_merged(api: HfApi, repo: str) -> None:
+    api.create_pull_request(repo, "A draft", repo_type="dataset")
+    for revision in ("main", "refs/pr/1"):
+        add(api, "same.txt", revision.encode(), revision=revision)
+        add(api, f"only-{revision[-1]}.txt", b"x", revision=revision)
+    api.change_discussion_status(repo, 1, "open", repo_type="dataset")
+    assert api.get_discussion_details(repo, 1, repo_type="dataset").conflicting_files == ["same.txt"]
+    with pytest.raises(HfHubHTTPError, match=r"conflicts: same\.txt"):
+        api.merge_pull_request(repo, 1, repo_type="dataset")
 
 
 def test_a_private_repo_looks_missing_to_everyone_else(local_hub: LocalHub, api: HfApi) -> None:
@@ -191,7 +201,7 @@ def test_a_deleted_repo_is_gone(api: HfApi, repo: str) -> None:
 
 
 @pytest.mark.parametrize("repo_type", ["model", "dataset", "space"])
-def test_every_type_of_repo_takes_and_gives_files(api: HfApi, repo_type: str) -> None:
+def test_every_type_of_repo_stores_files(api: HfApi, repo_type: str) -> None:
     api.create_repo("user/thing", repo_type=repo_type, space_sdk="static" if repo_type == "space" else None)
     api.upload_file(path_or_fileobj=b"x" * 100, path_in_repo="d/w.bin", repo_id="user/thing", repo_type=repo_type)
     local = api.hf_hub_download("user/thing", "d/w.bin", repo_type=repo_type)
@@ -219,7 +229,7 @@ def test_the_file_system_reads_lists_and_writes(local_hub: LocalHub, repo: str) 
     assert system.ls(f"datasets/{repo}/data", detail=False) == [f"datasets/{repo}/data/a.txt"]
 
 
-def test_readme_metadata_is_shown_and_judged(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_readme_metadata_is_shown_and_checked(api: HfApi, repo: str, http: httpx.Client) -> None:
     card = b"---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files: data/*\n---\n# Hello\n"
     add(api, "README.md", card)
     assert api.dataset_info(repo).card_data.license == "mit"
@@ -229,13 +239,13 @@ def test_readme_metadata_is_shown_and_judged(api: HfApi, repo: str, http: httpx.
 
 
 @pytest.mark.usefixtures("local_hub")
-def test_a_card_is_judged_in_words_before_it_is_pushed() -> None:
+def test_a_card_can_be_validated_before_it_is_pushed() -> None:
     DatasetCard("---\nlicense: mit\n---\n").validate("dataset")
     with pytest.raises(ValueError, match=r'^- Error: "license" must be one of'):
         DatasetCard("---\nlicense: asdf\n---\n").validate("dataset")
 
 
-def test_a_card_makes_tags_under_the_names_of_its_fields(api: HfApi, repo: str) -> None:
+def test_fields_of_a_card_become_tags(api: HfApi, repo: str) -> None:
     card = b"""---
 license: mit
 language: [en, fr]
@@ -258,7 +268,7 @@ tags: [synthetic]
     assert set(api.model_info(model).tags) == {"en", "dataset:user/rollouts", "region:us"}
 
 
-def test_a_listing_is_told_in_pages_and_none_is_left_out(api: HfApi, http: httpx.Client) -> None:
+def test_a_listing_in_pages_leaves_no_repo_out(api: HfApi, http: httpx.Client) -> None:
     names = {api.create_repo(f"user/d{number}", repo_type="dataset").repo_id for number in range(101)}
     assert {found.id for found in api.list_datasets(author="user")} == names
     assert http.get("/api/datasets", params={"cursor": "?"}).status_code == 400
@@ -291,7 +301,7 @@ def test_a_listing_is_filtered_and_sorted(api: HfApi, repo: str, http: httpx.Cli
     assert http.get("/api/datasets?sort=size").status_code == 400
 
 
-def test_a_listing_shows_the_card_and_the_files_only_where_asked(api: HfApi, repo: str) -> None:
+def test_a_listing_shows_card_and_files_only_on_request(api: HfApi, repo: str) -> None:
     add(api, "README.md", b"---\nlicense: mit\n---\n")
     (short,) = api.list_datasets()
     (full,) = api.list_datasets(full=True)
@@ -302,7 +312,7 @@ def test_a_listing_shows_the_card_and_the_files_only_where_asked(api: HfApi, rep
     assert (chosen.author, chosen.downloads_all_time, chosen.downloads, chosen.sha) == ("user", 0, None, None)
 
 
-def test_a_field_that_no_repo_has_can_not_be_asked_for(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_an_unknown_field_cannot_be_expanded(api: HfApi, repo: str, http: httpx.Client) -> None:
     assert api.dataset_info(repo, expand=["author"]).sha is None
     for path in (f"/api/datasets/{repo}?expand=author&expand=foo", "/api/datasets?expand[]=author&expand[]=foo"):
         refused = http.get(path)
@@ -311,7 +321,7 @@ def test_a_field_that_no_repo_has_can_not_be_asked_for(api: HfApi, repo: str, ht
         assert refused.json()["error"].endswith("at expand[1]")
 
 
-def test_a_small_public_file_is_found_one_address_further(api: HfApi, repo: str, http: httpx.Client) -> None:
+def test_a_small_public_file_is_served_after_a_redirect(api: HfApi, repo: str, http: httpx.Client) -> None:
     sha = add(api, "deep/ä b.txt", b"0123")
     for method in ("GET", "HEAD"):
         answer = http.request(method, f"/datasets/{repo}/resolve/main/deep/%C3%A4%20b.txt")

@@ -1,4 +1,4 @@
-"""What the Hub refuses, the embedded Hub refuses: with its statuses, headers and bodies."""
+"""The embedded Hub refuses what the Hub refuses, with its statuses, headers and bodies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ESCAPES = ["../a", "/a", "a/../b", "a//b", "./a", ".git/config", "a/.GIT/b", "..
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-def test_a_path_that_leads_out_is_refused(repo: str, http: httpx.Client, path: str) -> None:
+def test_a_path_outside_the_repo_is_refused(repo: str, http: httpx.Client, path: str) -> None:
     assert commit(http, ndjson(file_line(path))).status_code == 422
     files = [{"path": path, "size": 1, "sample": ""}]
     assert http.post(f"/api/datasets/{repo}/preupload/main", json={"files": files}).status_code == 422
@@ -45,7 +45,7 @@ def test_a_stale_parent_is_refused_and_nothing_is_visible(api: HfApi, repo: str,
         b'{"key":"header","value":{"summary":"x"}}\n{"key":"file","value":{"path":"a"}}\n',
     ],
 )
-def test_malformed_commits_are_refused_and_leave_nothing(
+def test_malformed_commits_are_refused_and_change_nothing(
     api: HfApi, repo: str, http: httpx.Client, body: bytes
 ) -> None:
     before = api.dataset_info(repo).sha
@@ -53,7 +53,7 @@ def test_malformed_commits_are_refused_and_leave_nothing(
     assert api.dataset_info(repo).sha == before
 
 
-def test_a_commit_is_ndjson_and_nothing_else(repo: str, http: httpx.Client) -> None:
+def test_a_commit_must_be_ndjson(repo: str, http: httpx.Client) -> None:
     assert http.post(f"/api/datasets/{repo}/commit/main", json={"summary": "x"}).status_code == 415
 
 
@@ -77,7 +77,7 @@ def test_a_large_file_cannot_be_inlined(repo: str, http: httpx.Client) -> None:
     assert "larger than 10 MiB" in refused.json()["error"]
 
 
-def test_a_file_cannot_stand_where_a_folder_stands(repo: str, http: httpx.Client) -> None:
+def test_a_file_cannot_replace_a_folder_nor_a_folder_a_file(repo: str, http: httpx.Client) -> None:
     assert commit(http, ndjson(file_line("a/b"))).status_code == 200
     assert commit(http, ndjson(file_line("a"))).status_code == 400
     assert commit(http, ndjson(file_line("a/b/c"))).status_code == 400
@@ -94,7 +94,7 @@ def test_repo_names_that_the_hub_refuses_are_refused(http: httpx.Client, local_h
     assert http.post("/api/repos/create", json={"name": name, "type": "dataset"}).status_code == 400
 
 
-def test_a_bad_token_is_refused_even_for_what_is_public(local_hub: LocalHub, repo: str) -> None:
+def test_a_bad_token_is_refused_even_for_a_public_repo(local_hub: LocalHub, repo: str) -> None:
     answer = httpx.get(f"{local_hub.endpoint}/api/datasets/{repo}", headers={"Authorization": "Bearer hf_wrong"})
     assert answer.status_code == 401
     assert answer.headers["X-Error-Message"] == "Invalid credentials in Authorization header"
@@ -108,7 +108,7 @@ def test_a_read_token_may_read_and_not_write(local_hub: LocalHub, repo: str) -> 
     assert refused.value.response.status_code == 403
 
 
-def test_a_stranger_may_not_write_but_may_propose(local_hub: LocalHub, repo: str) -> None:
+def test_a_stranger_may_not_write_but_may_open_a_pull_request(local_hub: LocalHub, repo: str) -> None:
     other = HfApi(endpoint=local_hub.endpoint, token=local_hub.add_user("mallory"))
     with pytest.raises(HfHubHTTPError, match="create_pr=1"):
         other.upload_file(path_or_fileobj=b"x", path_in_repo="a", repo_id=repo, repo_type="dataset")
@@ -118,7 +118,7 @@ def test_a_stranger_may_not_write_but_may_propose(local_hub: LocalHub, repo: str
         other.create_repo("user/mine", repo_type="dataset")
 
 
-def test_a_revoked_and_an_expired_token_are_worth_nothing(local_hub: LocalHub) -> None:
+def test_revoked_and_expired_tokens_are_refused(local_hub: LocalHub) -> None:
     gone, late = local_hub.add_user("gone"), local_hub.add_user("late", expires_at=1.0)
     local_hub.revoke(gone)
     for token in (gone, late):
@@ -126,7 +126,7 @@ def test_a_revoked_and_an_expired_token_are_worth_nothing(local_hub: LocalHub) -
         assert answer.status_code == 401
 
 
-def test_errors_say_what_is_missing_in_their_headers(repo: str, http: httpx.Client, local_hub: LocalHub) -> None:
+def test_the_error_code_header_names_what_is_missing(repo: str, http: httpx.Client, local_hub: LocalHub) -> None:
     missing = http.get("/api/datasets/user/nothing")
     assert (missing.status_code, missing.headers["X-Error-Code"]) == (404, "RepoNotFound")
     anonymous = httpx.get(f"{local_hub.endpoint}/api/datasets/user/nothing")
@@ -155,9 +155,7 @@ def test_a_gated_repo_shows_itself_but_not_its_files(local_hub: LocalHub, api: H
 
 
 @pytest.mark.parametrize("license", ["MIT", "asdf", "[mit, asdf]", "{name: mit}"])
-def test_a_card_with_a_license_that_the_hub_does_not_know_is_refused(
-    repo: str, http: httpx.Client, license: str
-) -> None:
+def test_a_card_with_an_unknown_license_is_refused(repo: str, http: httpx.Client, license: str) -> None:
     card = f"---\nlicense: {license}\n---\n"
     refused = commit(http, ndjson(file_line("README.md", card)))
     assert refused.status_code == 400
@@ -167,7 +165,7 @@ def test_a_card_with_a_license_that_the_hub_does_not_know_is_refused(
 
 
 @pytest.mark.parametrize("license", ["mit", "openrail++", "[cc-by-4.0, other]", ""])
-def test_a_card_with_licenses_of_the_hub_is_taken(repo: str, http: httpx.Client, license: str) -> None:
+def test_a_card_with_known_licenses_is_accepted(repo: str, http: httpx.Client, license: str) -> None:
     assert commit(http, ndjson(file_line("README.md", f"---\nlicense: {license}\nx: 1\n---\n"))).status_code == 200
 
 

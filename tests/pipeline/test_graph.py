@@ -54,7 +54,7 @@ def test_a_graph_that_can_not_work_is_refused_as_it_is_drawn() -> None:
             Same(input_batch_size=0)
         with pytest.raises(PipelineError, match="'same_0'"):
             Same(name="same_0")
-    with pytest.raises(PipelineError, match="stands in no pipeline"):
+    with pytest.raises(PipelineError, match="outside a pipeline"):
         Same()
     with Pipeline(), pytest.raises(PipelineError, match="both must be steps of this pipeline"):
         Same() >> a

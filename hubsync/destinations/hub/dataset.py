@@ -133,7 +133,7 @@ class HubDataset:
         self._xet = XetStore(self._http, f"{self._api}/xet-write-token/{self._rev}") if xet_available() else None
         self._lfs = LfsStore(self._http, f"datasets/{target.repo}.git/info/lfs/objects/batch", target.revision)
 
-    async def check(self, *, private: bool | None) -> BranchTip:
+    async def ensure_repo(self, *, private: bool | None) -> BranchTip:
         """Makes sure that the repo exists (creating it) and that the token may write there.
 
         Raises:
@@ -229,7 +229,7 @@ class HubDataset:
 
     async def _commit(self, plan: Plan) -> str:
         what = f"commit to {self.target.repo}"
-        header: dict[str, Any] = {"summary": plan.summary, "description": describe(plan)}
+        header: dict[str, Any] = {"summary": plan.summary, "description": describe_plan(plan)}
         if plan.parent:
             header["parentCommit"] = plan.parent
         with _readable():
@@ -243,7 +243,7 @@ class HubDataset:
             )
         return answer.decode(what, _Committed, effect=True).commit_oid
 
-    async def standing(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
+    async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         """What stands at `paths` in the commit `at`."""
         found: dict[str, RemoteFile] = {}
         with _there():
@@ -266,7 +266,7 @@ class HubDataset:
             found += answer.decode(what, list[_Entry])
         return found
 
-    async def read(self, path: str, at: str) -> bytes | None:
+    async def read_file(self, path: str, at: str) -> bytes | None:
         """A small file's content in the commit `at`; None where there is none.
 
         It is what the Hub lists there, or it is refused: what is written back must not be a proxy's page, nor come from
@@ -294,9 +294,9 @@ class HubDataset:
             raise TransientError(f"{what}: what came is not what the Hub lists there.")
         return content.getvalue()
 
-    async def watermarks(self, at: str) -> Sequence[Watermark]:
+    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
         """The watermarks of all writers in the commit `at`. One that can't be read is passed over, and said."""
-        found = [file for file in await self.files(at, ".hubsync") if file.path.endswith(".json")]
+        found = [file for file in await self.list_files(at, ".hubsync") if file.path.endswith(".json")]
         if len(found) > _MARKS:
             raise TransientError(f"{self.target.repo}: {len(found):,} watermarks; there can't be so many.")
         marks: list[Watermark] = []
@@ -321,7 +321,7 @@ class HubDataset:
                 tasks.start_soon(fetch, file)
         return marks
 
-    async def files(self, at: str, folder: str = "") -> Sequence[HubFile]:
+    async def list_files(self, at: str, folder: str = "") -> Sequence[HubFile]:
         """Every file in the commit `at`, or below a folder of it; none where there is no such folder."""
         found: list[HubFile] = []
         what = f"the files of {self.target.repo}"
@@ -348,7 +348,7 @@ class HubDataset:
             url = f"{first}&cursor={quote(unquote(cursor[1]), safe='')}" if cursor else None
         return found
 
-    async def commits(self, at: str, page: int) -> tuple[list[Commit], bool]:
+    async def list_commits(self, at: str, page: int) -> tuple[list[Commit], bool]:
         """A page of the history up to the commit `at`, the newest first; and whether there are more."""
         what = f"the commits of {self.target.repo}"
         answer = await self._http.send(
@@ -378,13 +378,13 @@ class HubDataset:
         await self._http.aclose()
 
 
-def describe(plan: Plan) -> str:
-    """A commit's description: what it brings, for people and for `rows_told`."""
+def describe_plan(plan: Plan) -> str:
+    """A commit's description: what it brings, for people and for `parse_description`."""
     shards = [f"{shard.rows} rows, {shard.size} bytes: {shard.path}" for shard in plan.shards]
     return "\n".join([f"hubsync plan {plan.id} of term {plan.term}", *([""] if shards else []), *shards])
 
 
-def rows_told(description: str) -> dict[str, tuple[int, int]]:
+def parse_description(description: str) -> dict[str, tuple[int, int]]:
     """The rows and bytes of each shard by path, as a commit's description tells them: anybody may write one."""
     if not description.startswith("hubsync plan "):
         return {}
@@ -441,7 +441,7 @@ def _samples(shards: Sequence[Shard]) -> list[dict[str, Any]]:
 async def _ndjson(header: Mapping[str, Any], plan: Plan) -> AsyncIterator[bytes]:
     """The commit's body, line by line: inlined files are read and made base64 piece by piece, never held whole."""
     yield _line("header", header)
-    for note in plan.notes:
+    for note in plan.sidecars:
         yield _line("file", _inline(note))
         failpoint(Failpoint.HALF_SENT)
     for shard in plan.shards:

@@ -7,12 +7,11 @@ its base. A path that both sides changed differently is a conflict, and the Hub 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import html
 import json
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
@@ -23,7 +22,6 @@ from hubsync.localhub.storage.history import Commit
 from hubsync.localhub.storage.store import Caller, Repo
 
 _PAGE = 10
-_DIFFED_BYTES = 1 << 20
 _STATUSES = {"open": ("open", "draft"), "closed": ("closed", "merged")}
 
 Document = dict[str, Any]
@@ -92,15 +90,13 @@ def create(hub: HubState, call: Call) -> Response:
 
 
 def details(hub: HubState, call: Call) -> Response:
-    """Show a discussion with its events and, of a pull request, its conflicts and its diff."""
+    """Show a discussion with its events and, of a pull request, its conflicts."""
     repo = hub.readable(call)
     document = _load(hub, repo, _number(call))
     body = {**document, "repo": _named(repo)}
     if document["isPullRequest"]:
-        pull = _PullRequest(hub, repo, document)
-        body["filesWithConflicts"] = pull.conflicts() if document["status"] in _STATUSES["open"] else []
-        if call.flag("diff"):
-            body["diff"] = pull.diff()
+        is_open = document["status"] in _STATUSES["open"]
+        body["filesWithConflicts"] = _changes(hub, repo, document).conflicts if is_open else []
     return json_response(body)
 
 
@@ -114,19 +110,6 @@ def comment(hub: HubState, call: Call) -> Response:
         event = _comment(hub, caller.name, text)
         document["events"].append(event)
     return json_response({"newMessage": event}, status=201)
-
-
-def retitle(hub: HubState, call: Call) -> Response:
-    """Change the title."""
-    repo, caller = hub.readable(call), _participant(hub, call)
-    title = str(call.json().get("title") or "").strip()
-    if len(title) < 3:
-        raise HubError(400, '"title" length must be at least 3 characters long')
-    with _edited(hub, repo, call, owner=caller) as document:
-        event = _event(hub, caller.name, "title-change", {"from": document["title"], "to": title})
-        document["title"] = title
-        document["events"].append(event)
-    return json_response({"newTitle": event})
 
 
 def change_status(hub: HubState, call: Call) -> Response:
@@ -155,12 +138,12 @@ def merge(hub: HubState, call: Call) -> Response:
             raise HubError(400, "Only an open pull request can be merged")
         if document["status"] == "draft":
             raise HubError(400, "Cannot merge a draft pull request: open it first")
-        pull = _PullRequest(hub, repo, document)
-        if conflicts := pull.conflicts():
+        base, changed, conflicts = _changes(hub, repo, document)
+        if conflicts:
             raise HubError(400, f"This pull request has conflicts: {', '.join(conflicts)}")
-        tree = hub.history.write_tree(pull.base.tree, {path: pull.head.get(path) for path in pull.changed})
+        tree = hub.history.write_tree(base.tree, changed)
         title, message = f"{document['title']} (#{document['num']})", str(call.json().get("comment") or "")
-        commit = hub.history.add_commit(repo, tree, pull.base.oid, caller.name, title, message)
+        commit = hub.history.add_commit(repo, tree, base.oid, caller.name, title, message)
         hub.history.set_ref(repo, document["changes"]["base"], commit.oid)
         document["status"] = "merged"
         document["changes"] |= {"mergeCommitId": commit.oid}
@@ -243,45 +226,25 @@ def _comment(hub: HubState, author: str, text: str) -> dict[str, Any]:
     return _event(hub, author, "comment", {"edited": False, "hidden": False, "latest": latest, "history": []})
 
 
-# The changes of a pull request
+class _Changes(NamedTuple):
+    """What a merge would do to the base: path -> new oid, None to remove it; and the paths that conflict."""
+
+    base: Commit
+    changed: dict[str, str | None]
+    conflicts: list[str]
 
 
-class _PullRequest:
-    """A pull request's files (path -> oid) where it began and at its head, and its base as it is now."""
+def _changes(hub: HubState, repo: Repo, document: Document) -> _Changes:
+    def files(commit: Commit) -> dict[str, str]:
+        return {path: content.oid for path, content in hub.history.files(commit.tree).items()}
 
-    def __init__(self, hub: HubState, repo: Repo, document: Document) -> None:
-        self._hub = hub
-        self.start = self._files(hub.history.commit(repo, document["changes"]["start"]))
-        self.head = self._files(hub.revision(repo, f"refs/pr/{document['num']}"))
-        self.base = hub.revision(repo, document["changes"]["base"])
-        self.changed = sorted(path for path in self.start | self.head if self.start.get(path) != self.head.get(path))
-
-    def _files(self, commit: Commit) -> dict[str, str]:
-        return {node.path: node.entry.oid for node in self._hub.history.files(commit.tree)}
-
-    def conflicts(self) -> list[str]:
-        """Return the paths that the pull request and its base have both changed, and differently."""
-        base = self._files(self.base)
-        return [path for path in self.changed if base.get(path) not in (self.start.get(path), self.head.get(path))]
-
-    def diff(self) -> str:
-        out: list[str] = []
-        for path in self.changed:
-            before, after = self._lines(self.start.get(path)), self._lines(self.head.get(path))
-            old, new = f"a/{path}", f"b/{path}"
-            out.append(f"diff --git {old} {new}\n")
-            names = (old if path in self.start else "/dev/null", new if path in self.head else "/dev/null")
-            diff = difflib.unified_diff(before, after, *names)
-            out.extend(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in diff)
-        return "".join(out)
-
-    def _lines(self, oid: str | None) -> list[str]:
-        if oid is None:
-            return []
-        content = self._hub.history.content(oid)
-        if content.sha256 is not None or content.size > _DIFFED_BYTES:
-            return [f"({content.size} bytes, {content.sha256 or oid})\n"]
-        return self._hub.text(content).splitlines(keepends=True)
+    start = files(hub.history.commit(repo, document["changes"]["start"]))
+    head = files(hub.revision(repo, f"refs/pr/{document['num']}"))
+    base = hub.revision(repo, document["changes"]["base"])
+    now = files(base)
+    changed = {path: head.get(path) for path in sorted(start | head) if start.get(path) != head.get(path)}
+    conflicts = [path for path, oid in changed.items() if now.get(path) not in (start.get(path), oid)]
+    return _Changes(base, changed, conflicts)
 
 
 _ONE = "/api/{type}/{repo}/discussions/{num}"
@@ -290,7 +253,6 @@ ROUTES = [
     Route(Operation.DISCUSSION, "POST", "/api/{type}/{repo}/discussions", create),
     Route(Operation.DISCUSSION, "GET", _ONE, details),
     Route(Operation.DISCUSSION, "POST", _ONE + "/comment", comment),
-    Route(Operation.DISCUSSION, "POST", _ONE + "/title", retitle),
     Route(Operation.DISCUSSION, "POST", _ONE + "/status", change_status),
     Route(Operation.DISCUSSION, "POST", _ONE + "/merge", merge),
 ]

@@ -1,4 +1,4 @@
-"""Git LFS: the batch endpoint, uploads in one PUT or in parts, their verification, and a repo's list of large objects.
+"""Git LFS: the batch endpoint, uploads in one PUT or in parts, and their verification.
 
 Upload addresses are signed and contain what the batch request announced; content with another sha256 or size is
 dropped. A repo's commits may only refer to content that was uploaded for this repo.
@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
+from hubsync.localhub.call import Call, HubError, Operation, json_response
 from hubsync.localhub.routing import Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage.blobs import Upload
@@ -147,55 +147,6 @@ def verify(hub: HubState, call: Call) -> Response:
     return json_response({"success": True}, headers=_MEDIA_TYPE)
 
 
-# The large objects of a repo, as its settings page lists them
-
-
-def listing(hub: HubState, call: Call) -> Response:
-    """List a repo's large objects, with a ref and a path where each is used."""
-    repo, _ = hub.writable(call)
-    sql = (
-        "SELECT g.sha256, g.created, l.size FROM granted g JOIN large l ON l.sha256 = g.sha256 "
-        "WHERE g.repo = ? ORDER BY g.created, g.sha256"
-    )
-    places = _places(hub, repo)
-    shown = []
-    for sha256, at, size in hub.store.rows(sql, repo.id):
-        ref, path = places.get(sha256, (None, sha256))
-        shown.append(
-            {"fileOid": sha256, "oid": sha256, "size": size, "filename": path, "pushedAt": iso(at), "ref": ref}
-        )
-    return json_response(shown)
-
-
-def _places(hub: HubState, repo: Repo) -> dict[str, tuple[str, str]]:
-    """Return a (ref, path) for each large object that a branch contains, `main` first."""
-    places: dict[str, tuple[str, str]] = {}
-    branches = hub.history.refs(repo, "refs/heads/")
-    for name, oid in sorted(branches.items(), key=lambda item: item[0] != "main"):
-        nodes = hub.history.files(hub.history.commit(repo, oid).tree)
-        contents = hub.history.contents(node.entry.oid for node in nodes)
-        for node in nodes:
-            sha256 = contents[node.entry.oid].sha256
-            if sha256 is not None:
-                places.setdefault(sha256, (f"refs/heads/{name}", node.path))
-    return places
-
-
-def purge(hub: HubState, call: Call) -> Response:
-    """Remove large objects from a repo; with `rewriteHistory`, from all its commits."""
-    repo, _ = hub.writable(call)
-    deletions = call.json().get("deletions")
-    if not isinstance(deletions, dict) or not isinstance(deletions.get("sha"), list):
-        raise HubError(400, '"deletions.sha" must be an array')
-    gone = {str(sha256) for sha256 in deletions["sha"]}
-    with hub.store.transaction():
-        for sha256 in gone:
-            hub.store.write("DELETE FROM granted WHERE repo = ? AND sha256 = ?", repo.id, sha256)
-        if deletions.get("rewriteHistory", True):
-            hub.history.rewrite(repo, lambda oid: hub.history.content(oid).sha256 not in gone)
-    return json_response({"success": True})
-
-
 def duplicate(hub: HubState, call: Call) -> Response:
     """Let commits of another repo of the caller refer to large objects of this one."""
     source = hub.downloadable(call)
@@ -225,7 +176,5 @@ ROUTES = [
     Route(Operation.LFS_UPLOAD, "PUT", _LFS, stream=put_object),
     Route(Operation.LFS_UPLOAD, "PUT", _LFS + "/(?P<number>[0-9]+)", stream=put_part),
     Route(Operation.LFS_UPLOAD, "POST", _LFS + "/complete", complete),
-    Route(Operation.LFS_FILES, "GET", "/api/{type}/{repo}/lfs-files", listing),
-    Route(Operation.LFS_FILES, "POST", "/api/{type}/{repo}/lfs-files/batch", purge),
     Route(Operation.LFS_FILES, "POST", "/api/{type}/{repo}/lfs-files/duplicate", duplicate),
 ]

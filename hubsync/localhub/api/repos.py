@@ -295,15 +295,12 @@ def _described(hub: HubState, repo: Repo, commit: Commit, *, blobs: bool = False
 
 
 def _siblings(hub: HubState, commit: Commit, *, blobs: bool) -> list[dict[str, Any]]:
-    nodes = hub.history.files(commit.tree)
-    if not blobs:
-        return [{"rfilename": node.path} for node in nodes]
-    contents = hub.history.contents(node.entry.oid for node in nodes)
     shown: list[dict[str, Any]] = []
-    for node in nodes:
-        content = contents[node.entry.oid]
-        item: dict[str, Any] = {"rfilename": node.path, "size": content.size, "blobId": content.oid}
-        if content.sha256 is not None:
+    for path, content in hub.history.files(commit.tree).items():
+        item: dict[str, Any] = {"rfilename": path}
+        if blobs:
+            item |= {"size": content.size, "blobId": content.oid}
+        if blobs and content.sha256 is not None:
             pointer_size = len(git.lfs_pointer(content.sha256, content.size))
             item["lfs"] = {"sha256": content.sha256, "size": content.size, "pointerSize": pointer_size}
         shown.append(item)

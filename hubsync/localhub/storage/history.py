@@ -110,19 +110,11 @@ class History:
         return Commit(*row)
 
     def add_commit(
-        self,
-        repo: Repo,
-        tree: str,
-        parent: str | None,
-        author: str,
-        title: str,
-        message: str = "",
-        *,
-        created: float | None = None,
+        self, repo: Repo, tree: str, parent: str | None, author: str, title: str, message: str = ""
     ) -> Commit:
-        """Write a commit, created now by default; no ref leads to it yet."""
+        """Write a commit; no ref leads to it yet."""
         text = f"{title}\n\n{message}" if message else title
-        created = self._clock() if created is None else created
+        created = self._clock()
         oid = git.commit_oid(tree, [parent] if parent else [], author, int(created), text)
         row = (oid, tree, parent, author, title, message, created)
         self._store.write("INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", repo.id, *row)
@@ -164,20 +156,6 @@ class History:
             newer = older
         return {**found, **dict.fromkeys(pending, newer)}
 
-    def rewrite(self, repo: Repo, keep: Callable[[str], bool]) -> None:
-        """Write the whole history anew without the files whose oid `keep` refuses, and move every ref to it."""
-        replaced: dict[str, str] = {}
-        for name, head in self.refs(repo, "refs/").items():
-            for old in reversed(list(self.log(repo, head))):
-                if old.oid in replaced:
-                    continue
-                removed = {node.path: None for node in self.files(old.tree) if not keep(node.entry.oid)}
-                tree = self.write_tree(old.tree, removed) if removed else old.tree
-                parent = replaced[old.parent] if old.parent else None
-                new = self.add_commit(repo, tree, parent, old.author, old.title, old.message, created=old.created)
-                replaced[old.oid] = new.oid
-            self.set_ref(repo, f"refs/{name}", replaced[head])
-
     # Trees
 
     def tree(self, oid: str) -> dict[str, Entry]:
@@ -215,9 +193,11 @@ class History:
             if recursive and entry.is_directory:
                 yield from self.walk(entry.oid, f"{prefix}{name}/", recursive=True)
 
-    def files(self, root: str) -> list[Node]:
-        """Return all files of a tree."""
-        return [node for node in self.walk(root, recursive=True) if not node.entry.is_directory]
+    def files(self, root: str) -> dict[str, Content]:
+        """Return path -> content of all files of a tree."""
+        nodes = [node for node in self.walk(root, recursive=True) if not node.entry.is_directory]
+        contents = self.contents(node.entry.oid for node in nodes)
+        return {node.path: contents[node.entry.oid] for node in nodes}
 
     def write_tree(self, root: str, changes: Mapping[str, str | None]) -> str:
         """Write a tree with changes to the one at `root`; empty folders vanish.

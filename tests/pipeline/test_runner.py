@@ -196,7 +196,7 @@ def test_a_step_that_fails_late_is_named_and_what_was_checkpointed_is_safe(datas
 
     with Pipeline() as pipeline:
         Breaks(input_batch_size=100) >> checkpointer(input_batch_size=100)
-    with pytest.raises(StepError, match=r"'breaks_0' has raised ZeroDivisionError: no more") as caught:
+    with pytest.raises(StepError, match=r"'breaks_0' raised ZeroDivisionError: no more") as caught:
         pipeline.run(dataset=rows(20_000))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     found = dataset.ids()
@@ -212,7 +212,7 @@ def test_a_step_that_yields_no_list_of_rows_is_named(made: Any, found: str) -> N
 
     with Pipeline() as pipeline:
         Wrong()
-    with pytest.raises(StepError, match=f"'wrong_0' yields lists of rows .*not {found}"):
+    with pytest.raises(StepError, match=f"'wrong_0' must yield lists of rows .*not {found}"):
         pipeline.run(dataset=rows(10))
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hubsync.pipeline.channels import Chunk, Merge, Position, Tracker
+from hubsync.pipeline.channels import Chunk, Merge, Position, ReplayFilter
 
 Rows = list[dict[str, str]]
 
@@ -48,9 +48,9 @@ def test_who_follows_several_streams_goes_on_behind_any_row_in_another_run(seed:
     known = Position()
     for count in range(len(whole) + 1):
         fresh: list[str] = []
-        tracker = Tracker(known.mark, known)
+        tracker = ReplayFilter(known.mark, known)
         for chunk in merged(known.mark, seed):
-            fresh += [row["id"] for row in tracker.fresh(chunk).rows]
+            fresh += [row["id"] for row in tracker.new_rows(chunk).rows]
         assert fresh == [id for id, _ in whole[count:]]
         if count < len(whole):
             mark = whole[count][1]
