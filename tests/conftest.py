@@ -83,6 +83,13 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def python_with_datasets() -> Iterator[Python]:
+    """As `python`, for programs that import datasets."""
+    with Python(imports="import datasets, hubsync.pipeline") as python:
+        yield python
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LocalHub]:
     with LocalHub(tmp_path / "hub") as hub:
@@ -106,9 +113,10 @@ class Commands:
     def __init__(self, python: Python, hub: LocalHub) -> None:
         self._python, self._hub = python, hub
 
-    def __call__(self, *args: object, stdin: str = "", **environ: str) -> Done:
-        """Run `hubsync ARGS` to its end."""
-        with self.start(*args, **environ) as program:
+    def __call__(self, *args: object, stdin: str = "", prelude: str = "", **environ: str) -> Done:
+        """Run `hubsync ARGS` to its end, in a process that has run the code of `prelude` before."""
+        how = ["-c", f"{prelude}\nfrom hubsync.cli import main\nmain()"] if prelude else ["-m", "hubsync"]
+        with self.python(*how, *args, **environ) as program:
             said, log = program.communicate(stdin)
         return Done(program.args, program.wait(), said, log)
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from tests.conftest import FAST, Dataset
 from tests.test_disk import small_disk  # noqa: F401  (a fixture)
 from tests.test_rows import TABLE
 from tests.waiting import until
+from tests.zygote import Python
 
 PACKED: list[Format] = [format for format in FORMATS if format != "jsonl"]
 
@@ -422,7 +422,7 @@ def test_a_packed_shard_that_was_refused_is_exported_put_again_and_mended(
 
 
 def test_who_drains_without_the_package_is_told_what_to_install(
-    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path
+    local_hub: LocalHub, made: Callable[..., Uploader], tmp_path: Path, python: Python
 ) -> None:
     local_hub.faults.add(Fault.outage())
     up = made(format="parquet").open()
@@ -440,7 +440,7 @@ def test_who_drains_without_the_package_is_told_what_to_install(
         "from hubsync.maintenance.drain import drain\n"
         f"drain(Path({str(tmp_path / 'spool')!r}), timeout=20)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python.run("-c", code)
     assert "BlockedError" in done.stderr
     assert "pip install 'hf-hubsync[parquet]'" in done.stderr
     drain(tmp_path / "spool", timeout=20)
@@ -477,23 +477,13 @@ def test_a_rescue_finds_packed_shards(
     assert list((spool / "segments").iterdir()) == []
 
 
-def test_a_pipe_writes_the_format_that_it_is_told(local_hub: LocalHub, tmp_path: Path) -> None:
-    lines = b"".join(b'{"id":%d}\n' % n for n in range(10))
-    command = [
-        sys.executable,
-        "-m",
-        "hubsync",
-        "pipe",
-        "user/rows",
-        "--format",
-        "parquet",
-        "--spool",
-        tmp_path / "spool",
-    ]
-    done = subprocess.run(command, input=lines, capture_output=True, check=False)
+def test_a_pipe_writes_the_format_that_it_is_told(local_hub: LocalHub, tmp_path: Path, python: Python) -> None:
+    lines = "".join(f'{{"id":{n}}}\n' for n in range(10))
+    args = ("pipe", "user/rows", "--format", "parquet", "--spool", tmp_path / "spool")
+    done = python.run("-m", "hubsync", *args, input=lines)
     assert done.returncode == 0, done.stderr
     assert datasets.load_dataset("user/rows", split="train")["id"][:] == list(range(10))
-    read = subprocess.run([sys.executable, "-m", "hubsync", "read", "user/rows"], capture_output=True, check=True)
+    read = python.run("-m", "hubsync", "read", "user/rows")
     assert [json.loads(line)["id"] for line in read.stdout.splitlines()] == list(range(10))
 
 

@@ -89,11 +89,12 @@ def test_a_job_shows_its_token_nowhere_whatever_fails(
     (tmp_path / "TMPDIR").mkdir()
     loud = {"RUST_LOG": "trace", "HF_DEBUG": "1", "PYTHONFAULTHANDLER": "1", "PYTHONASYNCIODEBUG": "1"}
     given = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": str(int(store == "lfs"))}
-    job = subprocess.Popen(
-        [sys.executable, "-m", "tests.leaky_job", store],
-        env={**os.environ, **homes, **loud, **given, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(tmp_path / "stderr").open("wb"), text=True,
-    )  # fmt: skip
+    with (tmp_path / "stderr").open("wb") as stderr:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "tests.leaky_job", store],
+            env={**os.environ, **homes, **loud, **given, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
     assert job.stdout is not None
     said = job.stdout.readline()
     assert said == "revoke\n", (tmp_path / "stderr").read_text()[-3_000:]

@@ -274,7 +274,7 @@ def _report_ends(running: dict[int, socket.socket]) -> None:
 
 
 def _load() -> None:
-    """Import what programs will need, but for pyarrow and datasets, which start threads or read the environment."""
+    """Import what programs need that do not import datasets, which is large: a fork of a large process takes longer."""
     import click
     import hf_xet  # noqa: F401
     import huggingface_hub.hf_api  # noqa: F401
@@ -381,6 +381,8 @@ def _end(run: Callable[[], None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+        except ValueError:  # it was closed
+            pass
         except OSError:
             code = 120
     if code == -signal.SIGINT:

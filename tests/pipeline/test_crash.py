@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ import pytest
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
+from tests.waiting import until
+from tests.zygote import Program, Python
 
 SCRIPT = """
 import json, os, sys, time
@@ -41,6 +42,21 @@ if __name__ == "__main__":
 """
 
 
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start(python_with_datasets: Python) -> Iterator[Start]:
+    """Start the script, perhaps with arguments."""
+    with ExitStack() as running:
+
+        def start(script: Path, *args: str) -> Program:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            return running.enter_context(python_with_datasets.start(script, *args, cwd=script.parent, **pipes))
+
+        yield start
+
+
 @pytest.fixture
 def script(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in hub.environ().items():
@@ -49,21 +65,13 @@ def script(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "job.py"
 
 
-def start(script: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=script.parent, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def made(script: Path) -> list[int]:
     file = script.parent / "made"
     return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def until_made(script: Path, count: int) -> None:
-    while len(made(script)) < count:
-        time.sleep(0.01)
+    until(lambda: len(made(script)) >= count)
 
 
 def accepted(script: Path) -> int:
@@ -74,7 +82,7 @@ def accepted(script: Path) -> int:
         return int(db.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0])
 
 
-def finish(script: Path, dataset: Dataset) -> None:
+def finish(start: Start, script: Path, dataset: Dataset) -> None:
     process = start(script)
     out, said = process.communicate()
     assert process.returncode == 0, said
@@ -84,7 +92,7 @@ def finish(script: Path, dataset: Dataset) -> None:
 
 
 def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
-    hub: LocalHub, script: Path, dataset: Dataset
+    hub: LocalHub, start: Start, script: Path, dataset: Dataset
 ) -> None:
     hub.faults.add(Fault.reset(when="after", on="commit", probability=0.3))
     safe = before = 0
@@ -97,7 +105,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
         assert min(now[before:]) == safe  # what was checkpointed is not made again
         safe, before = accepted(script), len(now)
     hub.faults.clear()
-    finish(script, dataset)
+    finish(start, script, dataset)
     assert min(made(script)[before:]) == safe
 
 
@@ -106,7 +114,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
     [(signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, 143, "SIGTERM")],
 )
 def test_a_signal_stops_in_order_and_the_next_run_goes_on(
-    script: Path, dataset: Dataset, number: int, code: int, words: str
+    start: Start, script: Path, dataset: Dataset, number: int, code: int, words: str
 ) -> None:
     process = start(script)
     until_made(script, 300)
@@ -115,17 +123,19 @@ def test_a_signal_stops_in_order_and_the_next_run_goes_on(
     assert process.returncode == code
     assert words in said
     assert len(dataset.rows()) >= 200  # drained before it ended
-    finish(script, dataset)
+    finish(start, script, dataset)
 
 
-def test_a_run_that_had_ended_is_not_run_again(script: Path, dataset: Dataset) -> None:
-    finish(script, dataset)
+def test_a_run_that_had_ended_is_not_run_again(start: Start, script: Path, dataset: Dataset) -> None:
+    finish(start, script, dataset)
     before = len(made(script))
-    finish(script, dataset)
+    finish(start, script, dataset)
     assert len(made(script)) == before
 
 
-def test_a_machine_that_was_lost_goes_on_from_the_dataset(script: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_machine_that_was_lost_goes_on_from_the_dataset(
+    start: Start, script: Path, dataset: Dataset, tmp_path: Path
+) -> None:
     import shutil
 
     process = start(script)
@@ -135,10 +145,12 @@ def test_a_machine_that_was_lost_goes_on_from_the_dataset(script: Path, dataset:
     drain(tmp_path / "spool", timeout=60)
     shutil.rmtree(tmp_path / "spool")
     shutil.rmtree(tmp_path / "state")
-    finish(script, dataset)
+    finish(start, script, dataset)
 
 
-def test_what_is_behind_several_streams_goes_on_too_whichever_was_quicker(script: Path, dataset: Dataset) -> None:
+def test_what_is_behind_several_streams_goes_on_too_whichever_was_quicker(
+    start: Start, script: Path, dataset: Dataset
+) -> None:
     script.write_text(
         """
 import os, sys, time
@@ -169,6 +181,7 @@ assert sorted(distiset["default"]["train"]["id"]) == list(range(600))
 """
     )
     for slow, ends in (("a", 9), ("b", 0)):
-        done = subprocess.run([sys.executable, str(script), slow], cwd=script.parent, capture_output=True, text=True)
-        assert done.returncode == ends, done.stderr
+        process = start(script, slow)
+        _, said = process.communicate()
+        assert process.returncode == ends, said
     assert dataset.ids() == list(range(600))
