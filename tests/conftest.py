@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
-from hubsync.encoding.formats import SUFFIXES, lines_of
+from hubsync.encoding.codecs import SUFFIXES, open_lines
 from hubsync.localhub import LocalHub
 from tests.zygote import Program, Python
 
@@ -161,7 +161,7 @@ class Dataset:
         found = []
         for path in self.paths(SUFFIXES):
             if path.startswith(under):
-                with lines_of(io.BytesIO(self.read(path)), path) as lines:
+                with open_lines(io.BytesIO(self.read(path)), path) as lines:
                     found += [json.loads(line) for line in lines]
         return found
 

@@ -219,7 +219,7 @@ def test_a_batch_that_is_set_aside_makes_no_good_one_new(uploader: Make) -> None
     with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
         up.put([{"a": "x"}])
         assert up.put([{"a": {"b": 1}}]).state == "refused"
-        assert not up.encode([{"a": "y"}]).fresh
+        assert not up.encode([{"a": "y"}]).discoveries
 
 
 def test_a_conflict_goes_to_a_new_config_and_both_load(uploader: Make, reader: Reader) -> None:

@@ -92,7 +92,7 @@ class Committer:
     ) -> None:
         self._spool = spool
         self._plans = Plans(spool)
-        self._packer = Compressor(spool, self._plans.is_whole, self._plans.shard, spool.features)
+        self._packer = Compressor(spool, self._plans.is_whole, self._plans.shard, spool.columns)
         self._fitting = SchemaChecker(spool)
         self._destination = destination
         self._policy = commit

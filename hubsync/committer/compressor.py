@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
 from hubsync.errors import BlockedError, ConfigError, DefectError, SpoolError
 from hubsync.model.hashing import hash_file
 from hubsync.model.layout import format_of
 from hubsync.model.shard import Shard
+from hubsync.schema.types import EMPTY, StructOf
 from hubsync.spool.database import PENDING, UNPACKED
 from hubsync.spool.spool import Spool
 
@@ -29,12 +30,12 @@ class Compressor:
         spool: Spool,
         is_whole: Callable[[int], bool],
         shard: Callable[[int], Shard],
-        features: Callable[[str], formats.Features] = lambda config: (),
+        columns: Callable[[str], StructOf] = lambda config: EMPTY,
     ) -> None:
         """`is_whole` looks whether a segment's file is there (and sorts it out where not), `shard` makes one of it;
-        `features` tells what the columns of a config hold.
+        `columns` tells what the columns of a config hold.
         """
-        self._features = features
+        self._columns = columns
         self._spool = spool
         self._is_whole = is_whole
         self._shard = shard
@@ -61,7 +62,7 @@ class Compressor:
         # Named by the committer's term: one that had stopped in the middle never writes over what its successor made.
         packed = lines.with_name(f"{lines.name.removesuffix('.jsonl')}.{self._spool.term or 0}.{format}")
         try:
-            formats.pack(lines, packed, row["rows"], self._features(row["config"]))
+            codecs.compress(lines, packed, row["rows"], self._columns(row["config"]))
         except ConfigError as error:
             raise BlockedError(f"{row['path']} can't be packed here: {error}") from None
         except DefectError as error:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync.encoding.formats import Damaged, lines_of
+from hubsync.encoding.codecs import DamagedShard, open_lines
 from hubsync.errors import ConfigError
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
-from hubsync.schema.profiler import Opaque, RowProfiler
-from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_rows
+from hubsync.schema.profiler import OpaqueType, RowProfiler
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_structs
 from hubsync.spool.spool import Spool
 
 _LINES = 500  # looked at in one go
@@ -100,7 +100,7 @@ class SchemaChecker:
                 text = self._catalogue.value("SELECT published FROM schemas WHERE config = ?", item.config)
                 published = EMPTY if text is None else loads(text)
                 try:
-                    if merge_rows(published, item.kind) is not published:
+                    if merge_structs(published, item.kind) is not published:
                         return False
                 except Conflict:
                     return False
@@ -147,7 +147,7 @@ class SchemaChecker:
     def _misfit(
         self, item: ShardSchema, kind: StructOf | None, conflict: Conflict, shown: Mapping[str, StructOf]
     ) -> SchemaMismatch:
-        why = conflict.told
+        why = conflict.message
         if kind is not None and (base := self._base(item.config)) is not None:
             row = self._catalogue.row("SELECT split, template FROM segments WHERE id = ?", item.shard.segment)
             assert row is not None
@@ -201,16 +201,16 @@ def scan(file: Path) -> StructOf:
     """
     try:
         return _scan(file)
-    except (Opaque, Damaged, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OpaqueType, DamagedShard, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(str(file)) from error
 
 
 def _scan(file: Path) -> StructOf:
-    decoder, shapes, kind = msgspec.json.Decoder(), RowProfiler(), EMPTY
-    with lines_of(file.open("rb"), file.name) as stream:
+    decoder, profiler, kind = msgspec.json.Decoder(), RowProfiler(), EMPTY
+    with open_lines(file.open("rb"), file.name) as stream:
         while lines := list(islice(stream, _LINES)):
             rows = decoder.decode_lines(b"".join(lines))
-            if fresh := shapes.look(rows):
+            if discoveries := profiler.profile(rows):
                 kind = extend(kind, infer(rows))
-                shapes.learn(fresh)
+                profiler.remember(discoveries)
     return kind

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import msgspec
 
@@ -41,8 +41,7 @@ from hubsync.model.shard import QuarantinedShard
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target
 from hubsync.policies import MIB, SpoolPolicy
-from hubsync.schema.features import to_features
-from hubsync.schema.types import Conflict, StructOf, dumps, loads, merge_rows
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, loads, merge_structs
 from hubsync.spool.database import BURIED, DEPTHS, PENDING, Catalogue
 from hubsync.spool.disk import Disk, make_room_to_open, segment_id_of
 
@@ -340,10 +339,10 @@ class Spool:
         known: str | None = self.catalogue.value("SELECT known FROM schemas WHERE config = ?", config)
         return known
 
-    def features(self, config: str) -> list[dict[str, Any]]:
-        """The same as a card's `dataset_info.features`; empty where nothing is known."""
+    def columns(self, config: str) -> StructOf:
+        """Return the types of a config's columns, as far as they are known."""
         known = self.schema(config)
-        return [] if known is None else to_features(loads(known))
+        return EMPTY if known is None else loads(known)
 
     def guard_schema(self, config: str, policy: str) -> None:
         """Notes what becomes of conflicts in a config: an `OnConflict`, or "off"."""
@@ -360,7 +359,7 @@ class Spool:
         text = self.schema(config)
         known = None if text is None else loads(text)
         try:
-            merged = kind if known is None else merge_rows(known, kind)
+            merged = kind if known is None else merge_structs(known, kind)
         except Conflict:  # with what another process brought at the same moment: the committer finds it
             if not wins:
                 return

@@ -25,7 +25,7 @@ from hubsync.errors import SpoolError
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.policies import ShardPolicy
-from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, merge_rows
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, merge_structs
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -220,7 +220,7 @@ class SpoolWriter:
         """Nearly always the one that it has already: the same object."""
         if schema is None or schema is segment.schema:
             return
-        merged = schema if segment.schema is None else merge_rows(segment.schema, schema)
+        merged = schema if segment.schema is None else merge_structs(segment.schema, schema)
         if merged is not segment.schema:
             segment.schema = merged
             self._spool.catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", dumps(merged), segment.id)
@@ -410,7 +410,7 @@ def _digest(key: str) -> bytes:
 
 def _go_together(one: StructOf | None, other: StructOf | None) -> bool:
     try:
-        merge_rows(one or EMPTY, other or EMPTY)
+        merge_structs(one or EMPTY, other or EMPTY)
     except Conflict:
         return False
     return True
