@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from hubsync import CommitPolicy, ShardPolicy, Uploader
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
 from hubsync.localhub import LocalHub
 from hubsync.model.layout import FORMATS, Format
 
@@ -56,7 +56,7 @@ def cost(lines: bytes, format: Format, where: Path) -> tuple[float, float]:
     source, target = where / "lines.jsonl", where / f"shard.{format}"
     source.write_bytes(lines)
     start = time.process_time()
-    formats.pack(source, target, ROWS)
+    codecs.compress(source, target, ROWS)
     return target.stat().st_size / len(lines), len(lines) / 1e6 / (time.process_time() - start)
 
 

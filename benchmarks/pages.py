@@ -1,5 +1,6 @@
-"""The tables in the pages that are made, not written: `python -m benchmarks.pages` puts them there, from the code and
-from what was measured (`benchmarks/results/`). A test fails where a page has drifted apart from these.
+"""Generate the tables in the pages, from the code and from `benchmarks/results/`: `python -m benchmarks.pages`.
+
+A test fails if a page differs from what this generates.
 """
 
 from __future__ import annotations
@@ -93,10 +94,10 @@ def figures() -> str:
     lines = [
         "| what | hubsync | others |",
         "| --- | --- | --- |",
-        f"| rows lost and duplicated, {kills} random kills with faults of the Hub | {lost} and {twice} of {rows:,} | |",
+        f"| rows lost / duplicated after {kills} random kills, with Hub faults | {lost} / {twice} of {rows:,} | |",
         f"| `put` of 50 rows of 3 kB, median | {puts['healthy', 'spooled']:.1f} ms; Hub down: "
         f"{puts['down', 'spooled']:.1f} ms | |",
-        f"| speed that a generator keeps while commits take 2 s | {kept['computing', 'hubsync', 'slow']:.1f}% | "
+        f"| speed that a generator keeps while a commit takes 2 s | {kept['computing', 'hubsync', 'slow']:.1f}% | "
         f"`upload_file` per batch: {slow:.1f}% |",
         f"| first `put` to last commit, rows of 3 kB | {speed['hubsync']:.0f} MB/s | CommitScheduler "
         f"{speed['CommitScheduler']:.0f}, `push_to_hub` {speed['Dataset.push_to_hub']:.0f}, finished files with "
@@ -111,7 +112,7 @@ def _figures(name: str) -> list[dict[str, Any]]:
 
 
 def metrics() -> str:
-    """Every instrument, by both of its names."""
+    """Return the table of metrics, with their names in OpenTelemetry and in Prometheus."""
     kinds = {"gauge": "gauge", "level": "up-down counter", "counter": "counter", "histogram": "histogram"}
     lines = ["| metric | in Prometheus | kind, unit | tells |", "| --- | --- | --- | --- |"]
     lines += [f"| `{m.name}` | `{_prometheus(m)}` | {kinds[m.kind]}, `{m.unit}` | {m.tells} |" for m in METRICS]
@@ -134,7 +135,7 @@ _MADE = {
 
 
 def filled(page: str) -> str:
-    """A page with each of its blocks as it should be now: one of `_MADE`, or `measured: NAME`."""
+    """Return a page with its blocks generated anew: each is one of `_MADE`, or `measured: NAME`."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
-from hubsync.encoding.formats import SUFFIXES, lines_of
+from hubsync.encoding.codecs import SUFFIXES, open_lines
 from hubsync.localhub import LocalHub
 from tests.zygote import Program, Python
 
@@ -83,6 +83,13 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def python_with_datasets() -> Iterator[Python]:
+    """As `python`, for programs that import datasets."""
+    with Python(imports="import datasets, hubsync.pipeline") as python:
+        yield python
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LocalHub]:
     with LocalHub(tmp_path / "hub") as hub:
@@ -106,9 +113,10 @@ class Commands:
     def __init__(self, python: Python, hub: LocalHub) -> None:
         self._python, self._hub = python, hub
 
-    def __call__(self, *args: object, stdin: str = "", **environ: str) -> Done:
-        """Run `hubsync ARGS` to its end."""
-        with self.start(*args, **environ) as program:
+    def __call__(self, *args: object, stdin: str = "", prelude: str = "", **environ: str) -> Done:
+        """Run `hubsync ARGS` to its end, in a process that has run the code of `prelude` before."""
+        how = ["-c", f"{prelude}\nfrom hubsync.cli import main\nmain()"] if prelude else ["-m", "hubsync"]
+        with self.python(*how, *args, **environ) as program:
             said, log = program.communicate(stdin)
         return Done(program.args, program.wait(), said, log)
 
@@ -153,7 +161,7 @@ class Dataset:
         found = []
         for path in self.paths(SUFFIXES):
             if path.startswith(under):
-                with lines_of(io.BytesIO(self.read(path)), path) as lines:
+                with open_lines(io.BytesIO(self.read(path)), path) as lines:
                     found += [json.loads(line) for line in lines]
         return found
 

@@ -1,7 +1,7 @@
-"""The fenced blocks of the pages, and what it takes to run each: the rules are told in CONTRIBUTING.md.
+"""Run the fenced blocks of the pages. CONTRIBUTING.md has the rules.
 
-A page's blocks run in their order, each in a process of its own, in one directory, with one home and against one
-embedded Hub that are the page's alone. So each can be pasted as it stands, and sees what those above it have made.
+The blocks of a page run in order, each in a separate process, in one directory, with an empty home and an empty
+embedded Hub. So each block can be pasted as it is, and finds the files and datasets that earlier blocks made.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from hubsync.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "README.md",
 ]
-PATIENCE_S = 180  # for what takes seconds
+TIMEOUT_S = 180  # of a block that should take seconds
 
 _FENCE = re.compile(
     r"^(?P<indent>[ ]*)(?P<ticks>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^[ ]*(?P=ticks)[ ]*$", re.M | re.S
@@ -44,7 +44,7 @@ _BARE = re.compile(r"<!--(?:(?!-->).)*-->|^ *(```+).*?^ *\1 *$", re.M | re.S)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins (a line of its page, from 1), its language, its text, and what it is marked."""
+    """A fenced block: the line of the page where it begins (from 1), its language and text, and its HTML comments."""
 
     line: int
     language: str
@@ -53,7 +53,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page, in their order."""
+    """Return the fenced blocks of a page, in order."""
     found = []
     for fence in _FENCE.finditer(page):
         before = page[: fence.start()]
@@ -65,27 +65,27 @@ def blocks(page: str) -> list[Block]:
 
 
 def prose(page: str) -> str:
-    """A page without its blocks and comments."""
+    """Return a page without its blocks and comments."""
     return _BARE.sub("", page)
 
 
 def problems(page: str, where: Path, environ: dict[str, str]) -> Iterator[str]:
-    """Runs the blocks of a page in the directory `where`; yields what is wrong with each that fails."""
+    """Run the blocks of a page in the directory `where`, and yield a message for each that fails."""
     before: Block | None = None
     all_of_them = blocks(page)
     for block, after in zip(all_of_them, [*all_of_them[1:], None], strict=False):
         above, before = before, block
         if block.language == "text" and above is not None and above.language == "python":
-            continue  # what the block above printed: it is compared there
+            continue  # the output of the block above, compared there
         shown = after.text if block.language == "python" and after is not None and after.language == "text" else None
         if "not run" in block.marks:
-            wrong = _read(block) if len(block.marks["not run"]) > 8 else "'not run' wants a reason"
+            wrong = _read(block) if len(block.marks["not run"]) > 8 else "'not run' needs a reason"
         elif block.language in _RUN:
             wrong = _RUN[block.language](block, shown, where, environ)
         elif block.language in _READ:
             wrong = _read(block)
         else:
-            wrong = f"{block.language or 'no language'}: it is neither run nor checked; mark it <!-- not run: why -->"
+            wrong = f"{block.language or 'no language'}: neither run nor checked; mark it <!-- not run: why -->"
         if wrong:
             yield f"line {block.line}: {wrong}"
 
@@ -94,8 +94,9 @@ def problems(page: str, where: Path, environ: dict[str, str]) -> Iterator[str]:
 
 
 def _python(block: Block, shown: str | None, where: Path, environ: dict[str, str]) -> str | None:
-    """Runs a block as a script of its own, or with pytest where it defines tests. It may write to stderr only where a
-    `text` block after it shows all that it prints.
+    """Run a block as a script, or with pytest if it defines tests.
+
+    It may write to stderr only if the `text` block after it shows its output.
     """
     code = block.marks.get("setup", "") + "\n" + block.text
     tests = re.search(r"^(async )?def test_", block.text, re.M) is not None
@@ -108,14 +109,14 @@ def _python(block: Block, shown: str | None, where: Path, environ: dict[str, str
         return f"exit code {done.returncode}\n{done.stdout}{done.stderr or ''}"
     if shown is not None:
         return _differs(shown, done.stdout)
-    return f"it says on stderr:\n{done.stderr}" if done.stderr and not tests else None
+    return f"stderr is not empty:\n{done.stderr}" if done.stderr and not tests else None
 
 
 def _console(block: Block, shown: str | None, where: Path, environ: dict[str, str]) -> str | None:
-    """Runs each `$ command`, and compares what it prints with the lines below it, where there are any."""
+    """Run each `$ command`, and compare its output with the lines below it, if any."""
     found = re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.M)
     if not block.text.startswith("$ ") or not found:
-        return "a console block is `$ command`, each with what it prints below it"
+        return "a console block has lines of `$ command`, each followed by its output"
     for number, (command, output) in enumerate(found):
         setup = block.marks.get("setup", "") if not number else ""
         done = _process(["bash", "-c", f"{setup}\n{command}"], block, where, environ, merge=True)
@@ -126,7 +127,7 @@ def _console(block: Block, shown: str | None, where: Path, environ: dict[str, st
 
 
 def _bash(block: Block, shown: str | None, where: Path, environ: dict[str, str]) -> str | None:
-    """Runs a block as one script that ends at the first failure."""
+    """Run a block as one script that ends at the first failure."""
     setup = block.marks.get("setup", "")
     done = _process(["bash", "-euo", "pipefail", "-c", f"{setup}\n{block.text}"], block, where, environ, merge=True)
     return f"exit code {done.returncode}\n{done.stdout}" if done.returncode else None
@@ -138,16 +139,16 @@ def _process(
     cwd = ROOT if block.marks.get("where") == "checkout" else where
     try:
         return subprocess.run(
-            command, cwd=cwd, env=environ, text=True, check=False, timeout=PATIENCE_S,
+            command, cwd=cwd, env=environ, text=True, check=False, timeout=TIMEOUT_S,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if merge else subprocess.PIPE,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         said = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout
-        return subprocess.CompletedProcess(command, -1, said or "", f"no end within {PATIENCE_S} s")
+        return subprocess.CompletedProcess(command, -1, said or "", f"no end within {TIMEOUT_S} s")
 
 
 def _differs(shown: str, printed: str) -> str | None:
-    """None where `printed` is what is shown; `...` stands for whatever varies, also over several lines."""
+    """Return None if `printed` matches the page, in which `...` matches any text, also over several lines."""
     shown, printed = (
         "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n" for text in (shown, printed)
     )
@@ -184,18 +185,18 @@ _READ: dict[str, Callable[[str], Any]] = {
 
 
 def _read(block: Block) -> str | None:
-    """Whether it is what its language says, as far as that can be told without running it."""
+    """Return None if the block is valid in its language, as far as parsing shows."""
     parsers = {**_READ, "python": ast.parse, "console": _commands, "bash": _syntax}
     try:
         if block.language in parsers:
             parsers[block.language](block.text)
     except (ValueError, SyntaxError, yaml.YAMLError) as error:
-        return f"it is no {block.language}: {error}"
+        return f"not valid {block.language}: {error}"
     return None
 
 
 def _commands(text: str) -> None:
-    """What a command that is not run names is there: files, commands of hubsync, benchmarks, targets of make."""
+    """Check that the files, hubsync commands, benchmarks and make targets exist that a command names."""
     for line in text.splitlines():
         if line.startswith("$ ") and not line.endswith("\\"):
             words = shlex.split(line[2:], comments=True)
@@ -211,9 +212,9 @@ def _commands(text: str) -> None:
                     _known(f"make {after}", re.search(rf"^{after}:", (ROOT / "Makefile").read_text(), re.M) is not None)
 
 
-def _known(name: str, is_there: bool) -> None:
-    if not is_there:
-        raise ValueError(f"there is no {name}")
+def _known(name: str, exists: bool) -> None:
+    if not exists:
+        raise ValueError(f"{name} does not exist")
 
 
 def _syntax(text: str) -> None:
@@ -224,7 +225,7 @@ def _syntax(text: str) -> None:
 
 def environ_of(hub: dict[str, str], home: Path, programs: Path) -> dict[str, str]:
     """Return the environment of a page's blocks: this Hub, this home, and the programs of a `ForkServer`."""
-    # `make test` runs this: a make of a page's own would say that it is within another.
+    # Under `make test`, a make in a page would print that it is a submake.
     strange = ("HF_", "HUBSYNC_", "XDG_", "PYTEST_", "COV_", "MAKE", "MFLAGS")
     given = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     return {

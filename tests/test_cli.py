@@ -95,7 +95,7 @@ def test_status_shows_a_spool_while_a_job_writes_it_and_drain_leaves_it_to_the_j
         assert fact["oldest_age_s"] >= 0
         plain = run("status", spool).stdout
         assert f"process {os.getpid()}" in plain
-        done = run("drain", spool)
+        done = run("drain", spool, prelude="from hubsync.maintenance import drain; drain._STOPPED_S = 0.5")
         assert done.returncode == 1
         assert f"process {os.getpid()} commits" in done.stderr
     assert "nothing waits" in run("status", spool).stdout

@@ -35,14 +35,17 @@ from tests.waiting import until
 Make = Callable[..., Uploader]
 Letter = Callable[..., Done]
 SHARED = "data/{split}-{seq:05d}.jsonl"
-# The command line itself, which a point of its way kills.
+# Run before a command: it dies at a point of its way,
 DYING = """
-import os, signal, sys
+import os, signal
 from hubsync._runtime import failpoints
-from hubsync.cli import main
-point = failpoints.Failpoint[sys.argv.pop(1)]
-failpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached is point else None
-main()
+failpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached.name == {!r} else None
+"""
+# or retries without long waits.
+QUICK = """
+from functools import partial
+from hubsync.maintenance import drain
+drain.RetryPolicy = partial(drain.RetryPolicy, initial_s=0.01, max_s=0.05)
 """
 
 
@@ -57,10 +60,8 @@ def letter(run: Commands, spool: Path) -> Letter:
     """`hubsync dead-letter WHAT SPOOL …`, perhaps killed on its way."""
 
     def letter(what: str, *args: object, stdin: str = "", dies_at: Failpoint | None = None) -> Done:
-        how = ["-m", "hubsync"] if dies_at is None else ["-c", DYING, dies_at.name]
-        with run.python(*how, "dead-letter", what, spool, *args, COLUMNS="400") as program:
-            said, log = program.communicate(stdin)
-        return Done(program.args, program.wait(), said, log)
+        prelude = QUICK if dies_at is None else DYING.format(dies_at.name)
+        return run("dead-letter", what, spool, *args, stdin=stdin, prelude=prelude, COLUMNS="400")
 
     return letter
 

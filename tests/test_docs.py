@@ -1,4 +1,4 @@
-"""The pages: every block runs, every link leads somewhere, and what is made from the code is what the code is."""
+"""The pages: every block runs as shown, every link has a target, and generated tables and lists match the code."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MADE, ids=name_of)
-def test_a_page_shows_what_the_code_is_and_what_was_measured(path: Path) -> None:
+def test_generated_tables_are_up_to_date(path: Path) -> None:
     page = path.read_text()
     assert filled(page) == page, "run python -m benchmarks.pages"
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_every_block_of_a_page_does_what_the_page_says(path: Path, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_every_block_of_a_page_runs_as_shown(path: Path, tmp_path: Path, environ: dict[str, str]) -> None:
     where = tmp_path / "here"
     where.mkdir()
     wrong = list(problems(path.read_text(), where, environ))
@@ -94,24 +94,24 @@ def test_the_readmes_first_block_uploads_all_its_rows(tmp_path: Path, environ: d
     [
         ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "it prints"),
         ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
-        ("```python\nimport sys; print('careful', file=sys.stderr)\n```\n", "it says on stderr"),
+        ("```python\nimport sys; print('careful', file=sys.stderr)\n```\n", "stderr is not empty"),
         ("```python\ndef test_one(local_hub):\n    assert local_hub.commits_served == 1\n```\n", "assert 0 == 1"),
         ("```console\n$ echo one\ntwo\n```\n", "it prints"),
         ("```console\n$ echo one\none\n$ false\n```\n", "exit code 1"),
-        ("```console\nhubsync status\n```\n", "a console block is"),
+        ("```console\nhubsync status\n```\n", "a console block has"),
         ("```bash\nfalse\ntrue\n```\n", "exit code 1"),
-        ("```json\n{'a': 1}\n```\n", "it is no json"),
+        ("```json\n{'a': 1}\n```\n", "not valid json"),
         ("```\nwhat is this\n```\n", "neither run nor checked"),
-        ("```text\nprinted by whom?\n```\n", "neither run nor checked"),
-        ("<!-- not run: -->\n```python\n1\n```\n", "wants a reason"),
-        ("<!-- not run: it needs a real Hub -->\n```python\nprint(\n```\n", "it is no python"),
-        ("<!-- not run: it takes hours -->\n```console\n$ python -m benchmarks everything\n```\n", "no benchmark"),
-        ("<!-- not run: it takes hours -->\n```console\n$ make test ARGS=tests/none.py\n```\n", "no tests/none.py"),
-        ("<!-- not run: it serves until Ctrl-C -->\n```console\n$ hubsync serve\n```\n", "no hubsync serve"),
+        ("```text\noutput of nothing\n```\n", "neither run nor checked"),
+        ("<!-- not run: -->\n```python\n1\n```\n", "needs a reason"),
+        ("<!-- not run: it needs a real Hub -->\n```python\nprint(\n```\n", "not valid python"),
+        ("<!-- not run: it takes hours -->\n```console\n$ python -m benchmarks everything\n```\n", "does not exist"),
+        ("<!-- not run: it takes hours -->\n```console\n$ make test ARGS=tests/none.py\n```\n", "none.py does not"),
+        ("<!-- not run: it serves until Ctrl-C -->\n```console\n$ hubsync serve\n```\n", "serve does not"),
         ("- in a list\n\n  ```console\n  $ exit 3\n  ```\n", "exit code 3"),
     ],
 )  # fmt: skip
-def test_a_block_that_is_wrong_is_found(page: str, wrong: str, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_a_block_that_fails_is_reported(page: str, wrong: str, tmp_path: Path, environ: dict[str, str]) -> None:
     (found,) = problems(page, tmp_path, environ)
     assert wrong in found
 
@@ -128,12 +128,12 @@ def test_a_block_that_is_wrong_is_found(page: str, wrong: str, tmp_path: Path, e
         "```python\ndef test_one(local_hub):\n    assert local_hub.commits_served == 0\n```\n",
     ],
 )
-def test_a_block_that_is_right_is_left_alone(page: str, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_a_block_that_works_is_not_reported(page: str, tmp_path: Path, environ: dict[str, str]) -> None:
     assert list(problems(page, tmp_path, environ)) == []
 
 
 def anchors(page: str) -> set[str]:
-    """The names that a page's headings have on GitHub."""
+    """Return the anchors that GitHub gives to a page's headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ +(.*?) *$", re.sub(r"^ *(```+).*?^ *\1 *$", "", page, flags=re.M | re.S), re.M):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -146,7 +146,7 @@ def anchors(page: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
+def test_every_link_of_a_page_has_a_target(path: Path) -> None:
     page = path.read_text()
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page))):
@@ -181,21 +181,21 @@ def test_a_block_needs_no_more_than_the_demos_extra_and_what_its_page_installs(p
 
 
 def test_every_environment_variable_is_in_the_table() -> None:
-    """What the code reads, and what it says that somebody else reads for it."""
+    """Those that hubsync reads, and those that its libraries read."""
     page = (ROOT / "docs" / "reference" / "environment.md").read_text()
-    told = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
     code = "\n".join(
         file.read_text() for file in sorted((ROOT / "hubsync").rglob("*.py")) if "localhub" not in file.parts
     )
     read = set(re.findall(r"""environ(?:\.get)?[\[(]\s*"([A-Z]\w+)""", code)) | set(
         re.findall(r"constants\.(HF_\w+)", code)
     )
-    assert read - told == set(), "read by hubsync, and not in the reference"
+    assert read - listed == set(), "read by hubsync, and not in the reference"
     theirs = ""
     for library in (huggingface_hub, httpx):
         theirs += "\n".join(file.read_text() for file in sorted(Path(str(library.__file__)).parent.rglob("*.py")))
     theirs += "\n".join(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL", "NO"))  # httpx asks urllib.request
-    assert {name for name in told - read if name not in theirs} == set(), "in the reference, and not read"
+    assert {name for name in listed - read if name not in theirs} == set(), "in the reference, and not read"
 
 
 def test_every_state_has_a_line_in_operate() -> None:
@@ -216,8 +216,8 @@ def test_every_public_error_has_a_line_in_the_reference() -> None:
 def test_the_log_lines_in_the_reference_are_those_of_the_code() -> None:
     table = (ROOT / "docs" / "reference" / "log-messages.md").read_text()
     code = "\n".join(file.read_text() for file in sorted((ROOT / "hubsync").rglob("*.py")))
-    said = re.sub(r"%s|%g s", "…", code)
+    logged = re.sub(r"%s|%g s", "…", code)
     lines = [re.sub(r"\b10 s\b|^SystemExit\b", "…", line) for line in re.findall(r"^\| `(.*?)` \|", table, re.M)]
     parts = [part.strip(" .,") for line in lines for part in line.split("…") if part.strip(" .,")]
     assert len(lines) > 3
-    assert [part for part in parts if part not in said] == []
+    assert [part for part in parts if part not in logged] == []

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from decimal import Decimal
@@ -24,6 +22,7 @@ from hubsync import AsyncUploader, SchemaConflict, SchemaPolicy, Uploader
 from hubsync.localhub import LocalHub
 from hubsync.localhub.pytest_plugin import point_at
 from tests.conftest import FAST, Dataset
+from tests.zygote import Python
 
 Make = Callable[..., Uploader]
 
@@ -220,7 +219,7 @@ def test_a_batch_that_is_set_aside_makes_no_good_one_new(uploader: Make) -> None
     with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
         up.put([{"a": "x"}])
         assert up.put([{"a": {"b": 1}}]).state == "refused"
-        assert not up.encode([{"a": "y"}]).fresh
+        assert not up.encode([{"a": "y"}]).discoveries
 
 
 def test_a_conflict_goes_to_a_new_config_and_both_load(uploader: Make, reader: Reader) -> None:
@@ -371,11 +370,10 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_batch_that_is_set_aside_is_there_once_wherever_the_process_dies(
-    hub: LocalHub, uploader: Make, tmp_path: Path, dataset: Dataset, point: str
+    hub: LocalHub, uploader: Make, tmp_path: Path, dataset: Dataset, point: str, python: Python
 ) -> None:
     spool = tmp_path / "spool"
-    env = {**os.environ, **hub.environ()}
-    died = subprocess.run([sys.executable, "-c", KILLED, str(spool), point], env=env, check=False)
+    died = python.run("-c", KILLED, spool, point, env={**os.environ, **hub.environ()})
     assert died.returncode == -signal.SIGKILL
     with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
         was_accepted = up.offset() == 1

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,8 @@ from hubsync.localhub import LocalHub
 from hubsync.maintenance.inspect import default_spools, inspect_spool
 from hubsync.spool.opening import open_spool
 from tests.conftest import Dataset
+from tests.waiting import until
+from tests.zygote import Program, Python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "examples" / "README.md").read_text()
@@ -35,7 +36,7 @@ ANSWERS_AHEAD = 4 * 8  # of asyncio_llm.py: MOST_AHEAD * --at-once
 
 @dataclass(frozen=True)
 class Job:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Program
     log: Path
 
     @property
@@ -47,7 +48,7 @@ Start = Callable[..., Job]
 
 
 @pytest.fixture
-def start(hub: LocalHub, tmp_path: Path) -> Iterator[Start]:
+def start(hub: LocalHub, tmp_path: Path, python_with_datasets: Python) -> Iterator[Start]:
     """Starts an example by the README's command, with more arguments; its processes are a group of their own."""
     jobs: list[Job] = []
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -55,11 +56,15 @@ def start(hub: LocalHub, tmp_path: Path) -> Iterator[Start]:
     def start(name: str, *args: object, server: str = "") -> Job:
         command = re.sub(r"http://\S+", server, re.sub(r"\buser/\w+", "user/rows", COMMANDS[name]))
         log = tmp_path / f"job-{len(jobs)}.log"
+        interpreter, *words = [*shlex.split(command), *map(str, args)]
+        given: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, **hub.environ(), "PATH": path}}
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                [*shlex.split(command), *map(str, args)], cwd=ROOT, env={**os.environ, **hub.environ(), "PATH": path},
-                stdout=file, stderr=file, start_new_session=True,
-            )  # fmt: skip
+            given |= {"stdout": file, "stderr": file}
+            process = (
+                python_with_datasets.start(*words, **given, new_session=True)
+                if interpreter == "python"
+                else subprocess.Popen([interpreter, *words], **given, start_new_session=True)
+            )
         jobs.append(Job(process, log))
         return jobs[-1]
 
@@ -72,9 +77,9 @@ def start(hub: LocalHub, tmp_path: Path) -> Iterator[Start]:
 def server(start: Start) -> str:
     """Where the stand-in for an OpenAI-compatible server listens."""
     job = start("openai_stand_in.py", "--port", 0)
-    while not (found := re.search(r"running on (http://[\d.:]+)", job.said)):
-        assert job.process.poll() is None, job.said
-        time.sleep(0.01)
+    until(lambda: "running on http" in job.said or job.process.poll() is not None)
+    found = re.search(r"running on (http://[\d.:]+)", job.said)
+    assert found is not None, job.said
     return found[1]
 
 
@@ -107,9 +112,8 @@ def accepted() -> int:
 
 
 def until_accepted(rows: int, job: Job) -> None:
-    while accepted() < rows:
-        assert job.process.poll() is None, job.said
-        time.sleep(0.01)
+    until(lambda: accepted() >= rows or job.process.poll() is not None)
+    assert job.process.poll() is None, job.said
 
 
 def offset(source: str) -> int:
@@ -196,8 +200,9 @@ def test_a_job_killed_once_some_rows_are_committed_goes_on_behind_them(start: St
     kill(job)
     first = accepted()
     job = start("plain_loop.py", "--rows", 8000)  # commits at once what the first one left
-    while job.process.poll() is None and not any(inspect_spool(at).depth.committed_rows for at in default_spools()):
-        time.sleep(0.01)
+    until(
+        lambda: job.process.poll() is not None or any(inspect_spool(at).depth.committed_rows for at in default_spools())
+    )
     kill(job)
     second = accepted()
     assert 100 <= first < second < 8000

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from hypothesis import strategies as st
 
 from hubsync import ConfigError, NotDrained, ShardPolicy, Uploader
 from hubsync.committer.schema_check import Unreadable, scan
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
+from hubsync.encoding.codecs import parquet
 from hubsync.encoding.rows import encode
 from hubsync.errors import DefectError, ShardsRefused
 from hubsync.localhub import Fault, LocalHub
@@ -35,6 +35,7 @@ from hubsync.maintenance.verify import verify
 from hubsync.model.layout import FORMATS, Format
 from hubsync.reader.cursor import fingerprint
 from hubsync.reader.reading import follow, rows, shards
+from hubsync.schema.features import from_features
 from tests.conftest import FAST, Dataset
 from tests.test_disk import small_disk  # noqa: F401  (a fixture)
 from tests.test_rows import TABLE
@@ -50,7 +51,7 @@ def packed(where: Path, given: list[dict[str, Any]], format: Format) -> Path:
     lines, target = where / "lines.jsonl", where / f"shard.{format}"
     lines.write_bytes(encoded.lines)
     if format != "jsonl":
-        formats.pack(lines, target, encoded.rows)
+        codecs.compress(lines, target, encoded.rows)
         return target
     return lines
 
@@ -88,7 +89,7 @@ def test_what_no_type_holds_is_kept_as_json(tmp_path: Path) -> None:
     values = ["text", 1, {"a": [1, "b"]}, None, True, {"a": "b"}]
     given = [{"id": n, "value": value} for n, value in enumerate(values)]
     shard = packed(tmp_path, given, "parquet")
-    assert [msgspec.json.decode(line) for line in formats.unpack(shard)] == given
+    assert [msgspec.json.decode(line) for line in codecs.read_lines(shard)] == given
     assert str(pyarrow.parquet.read_schema(shard).field("id").type) == "int64"
     assert [row["value"] for row in loaded(shard)] == values
 
@@ -113,7 +114,7 @@ def test_shards_of_a_config_are_alike_where_its_features_are_known(tmp_path: Pat
     for number, row in enumerate(given):
         source = tmp_path / "lines.jsonl"
         source.write_bytes(encode([row]).lines)
-        formats.pack(source, tmp_path / f"{number}.parquet", 1, features)
+        codecs.compress(source, tmp_path / f"{number}.parquet", 1, from_features(features))
     schemas = [pyarrow.parquet.read_schema(tmp_path / f"{number}.parquet") for number in (0, 1)]
     assert schemas[0].names == ["id", "text", "score", "tags", "meta"]
     assert schemas[0].equals(schemas[1].remove(5))
@@ -146,7 +147,7 @@ def test_a_reader_knows_a_row_by_its_content_in_every_format(
     given = [msgspec.json.decode(line) for line in lines]
     where = tmp_path_factory.mktemp("shard")
     for format in PACKED:
-        found = [msgspec.json.decode(line) for line in formats.unpack(packed(where, given, format))]
+        found = [msgspec.json.decode(line) for line in codecs.read_lines(packed(where, given, format))]
         assert len(found) == len(given)
         if format != "parquet":
             assert found == given
@@ -173,7 +174,7 @@ def test_the_same_lines_are_the_same_shard(format: Format, tmp_path: Path) -> No
 def test_parquet_is_written_in_groups_with_an_index_of_its_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "_CHUNK", 8 << 20)
+    monkeypatch.setattr(parquet, "_CHUNK", 8 << 20)
     text = random.Random(1).randbytes
     given = [{"id": n, "text": text(500_000).hex()} for n in range(25)]
     file = pyarrow.parquet.ParquetFile(packed(tmp_path, given, "parquet"))
@@ -195,8 +196,8 @@ def test_a_damaged_shard_is_said_to_be(format: Format, tmp_path: Path) -> None:
     content = shard.read_bytes()
     for damaged in (content[: len(content) // 2], b"{}\n" * 10):
         shard.write_bytes(damaged)
-        with pytest.raises(formats.Damaged):
-            list(formats.unpack(shard))
+        with pytest.raises(codecs.DamagedShard):
+            list(codecs.read_lines(shard))
         with pytest.raises(Unreadable):
             scan(shard)
 
@@ -346,7 +347,7 @@ def test_packing_waits_for_room_on_a_full_disk(
 ) -> None:
     spool, text = small_disk / "spool", random.Random(1).randbytes
     was_seen = threading.Event()
-    pack, tries = formats.pack, []
+    pack, tries = codecs.compress, []
 
     def pack_on_a_full_disk(*args: Any) -> None:
         """Each try finds the disk full, also once the reserve was given up, until the test has seen the state."""
@@ -358,7 +359,7 @@ def test_packing_waits_for_room_on_a_full_disk(
             leave(100_000, small_disk / f"others {len(tries)}")  # enough for the catalogue, too little for the shard
         pack(*args)
 
-    monkeypatch.setattr(formats, "pack", pack_on_a_full_disk)
+    monkeypatch.setattr(codecs, "compress", pack_on_a_full_disk)
     with made(spool=spool, format=format) as up, ThreadPoolExecutor(1) as pool:
         for n in range(50):
             up.put([{"id": n, "text": text(8_000).hex()}])  # half of it is left when it is packed
@@ -389,7 +390,7 @@ def test_a_shard_that_can_not_be_packed_is_set_aside_as_lines_and_the_rest_goes_
     assert Dataset(local_hub).ids() == [0, 2]
     (grave,) = (tmp_path / "spool" / "dead-letter").iterdir()
     assert grave.suffix == ".jsonl"
-    assert list(formats.unpack(grave)) == [b"{}\n"]
+    assert list(codecs.read_lines(grave)) == [b"{}\n"]
 
 
 @pytest.mark.parametrize("format", PACKED)
@@ -441,7 +442,7 @@ def test_who_drains_without_the_package_is_told_what_to_install(
         "from hubsync.maintenance.drain import drain\n"
         f"drain(Path({str(tmp_path / 'spool')!r}), timeout=20)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python.run("-c", code)
     assert "BlockedError" in done.stderr
     assert "pip install 'hf-hubsync[parquet]'" in done.stderr
     drain(tmp_path / "spool", timeout=20)
@@ -465,7 +466,7 @@ def test_a_rescue_finds_packed_shards(
     if lines_too:
         for file in list((spool / "segments").iterdir()):
             lines = file.with_name(f"{file.name.partition('.')[0]}.jsonl")
-            lines.write_bytes(b"".join(formats.unpack(file)))
+            lines.write_bytes(b"".join(codecs.read_lines(file)))
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()
     found = rebuild(spool)
@@ -474,27 +475,17 @@ def test_a_rescue_finds_packed_shards(
     drain(spool, timeout=20)
     dataset = Dataset(local_hub)
     assert dataset.ids() == list(range(6))
-    assert all(path.startswith("other/") and path.endswith(f".{format}") for path in dataset.paths(formats.SUFFIXES))
+    assert all(path.startswith("other/") and path.endswith(f".{format}") for path in dataset.paths(codecs.SUFFIXES))
     assert list((spool / "segments").iterdir()) == []
 
 
-def test_a_pipe_writes_the_format_that_it_is_told(local_hub: LocalHub, tmp_path: Path) -> None:
-    lines = b"".join(b'{"id":%d}\n' % n for n in range(10))
-    command = [
-        sys.executable,
-        "-m",
-        "hubsync",
-        "pipe",
-        "user/rows",
-        "--format",
-        "parquet",
-        "--spool",
-        tmp_path / "spool",
-    ]
-    done = subprocess.run(command, input=lines, capture_output=True, check=False)
+def test_a_pipe_writes_the_format_that_it_is_told(local_hub: LocalHub, tmp_path: Path, python: Python) -> None:
+    lines = "".join(f'{{"id":{n}}}\n' for n in range(10))
+    args = ("pipe", "user/rows", "--format", "parquet", "--spool", tmp_path / "spool")
+    done = python.run("-m", "hubsync", *args, input=lines)
     assert done.returncode == 0, done.stderr
     assert datasets.load_dataset("user/rows", split="train")["id"][:] == list(range(10))
-    read = subprocess.run([sys.executable, "-m", "hubsync", "read", "user/rows"], capture_output=True, check=True)
+    read = python.run("-m", "hubsync", "read", "user/rows")
     assert [json.loads(line)["id"] for line in read.stdout.splitlines()] == list(range(10))
 
 

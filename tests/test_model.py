@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hubsync import SchemaPolicy
 from hubsync.destinations.hub import card
-from hubsync.schema.types import infer, merge_rows
+from hubsync.schema.types import infer, merge_structs
 from tests.world import Dead, World
 
 SLOTS = st.sampled_from([0, 0, 1, 2])
@@ -245,7 +245,7 @@ class Jobs(RuleBasedStateMachine):
                 config = "default" if path.startswith("data/") else path.partition("/")[0]
                 kind = infer(json.loads(line) for line in content.splitlines())
                 if kind.fields:
-                    assert merge_rows(features[config], kind) is features[config], path
+                    assert merge_structs(features[config], kind) is features[config], path
 
     def teardown(self) -> None:
         try:

@@ -133,9 +133,9 @@ def cyclic() -> dict[str, Any]:
         ({"a": {"b": [1, math.inf]}}, "a.b[1]", "inf"),
         ({"a": np.float32("inf")}, "a", "infinity"),
         ({"a": np.array([1.0, np.inf])}, "a", "infinity"),
-        ({"a": {1: 2}}, "a", "no string"),
-        ({1: 2}, "", "no string"),
-        ({"a": {None: 2}}, "a", "no string"),
+        ({"a": {1: 2}}, "a", "not a string"),
+        ({1: 2}, "", "not a string"),
+        ({"a": {None: 2}}, "a", "not a string"),
         ({"a": "\ud83d"}, "a", "surrogate"),
         ({"\ud83d": 1}, "", "surrogate"),
         (cyclic(), "b[0]", "contains itself"),
@@ -144,7 +144,7 @@ def cyclic() -> dict[str, Any]:
         ({"a": np.array([1, {"b": object()}])}, "a[1].b", "object has no JSON form"),
         ({"a": [msgspec.Raw(b"1\n2")]}, "a[0]", "Raw"),
         (Model.model_construct(when=math.inf), "when", "inf"),
-        (Sample("p", [{1: 2}]), "scores[0]", "no string"),  # type: ignore[list-item]
+        (Sample("p", [{1: 2}]), "scores[0]", "not a string"),  # type: ignore[list-item]
         ([1, 2], "", "a row is a mapping"),
         ("text", "", "a row is a mapping"),
         (5, "", "a row is a mapping"),

@@ -27,23 +27,23 @@ from hubsync.model.target import Target
 from hubsync.schema.features import from_features, to_features
 from hubsync.schema.types import (
     EMPTY,
+    ColumnType,
     Conflict,
     Foreign,
-    Kind,
     ListOf,
     StructOf,
     dumps,
     infer,
     loads,
     merge,
-    merge_rows,
+    merge_structs,
 )
 from hubsync.spool.database import _MIGRATIONS, _SCHEMA
 from hubsync.spool.spool import Spool
 from hubsync.uploader.schema_guard import SchemaGuard
 
 NAMES = st.sampled_from(["a", "b", "list", "dtype", "name", "struct", "1", "null", "é", "x.y"])
-KINDS: st.SearchStrategy[Kind] = st.recursive(
+KINDS: st.SearchStrategy[ColumnType] = st.recursive(
     st.sampled_from(["null", "bool", "int", "wide", "float", "string"]),
     lambda below: below.map(ListOf) | st.dictionaries(NAMES, below, max_size=3).map(StructOf),
     max_leaves=6,
@@ -56,7 +56,7 @@ def join(*kinds: StructOf) -> StructOf | None:
     whole = EMPTY
     try:
         for kind in kinds:
-            whole = merge_rows(whole, kind)
+            whole = merge_structs(whole, kind)
     except Conflict:
         return None
     return whole
@@ -72,11 +72,11 @@ def test_a_merge_does_not_depend_on_the_order_in_which_rows_came(a: StructOf, b:
 @given(ROWS, ROWS)
 def test_what_is_known_already_changes_nothing(a: StructOf, b: StructOf) -> None:
     """And is seen by identity: that is how nobody writes a card in vain."""
-    assert merge_rows(a, loads(dumps(a))) is a
+    assert merge_structs(a, loads(dumps(a))) is a
     whole = join(a, b)
     if whole is not None:
-        assert merge_rows(whole, a) is whole
-        assert merge_rows(whole, b) is whole
+        assert merge_structs(whole, a) is whole
+        assert merge_structs(whole, b) is whole
 
 
 @given(ROWS)
@@ -96,20 +96,20 @@ def test_what_is_learnt_as_nothing_new_never_changes_the_schema(rows: list[dict[
     """The hot path looks at types by column, the schema at values: the one must never miss what the other sees."""
     from hubsync.schema.profiler import RowProfiler
 
-    shapes, known = RowProfiler(), EMPTY
+    profiler, known = RowProfiler(), EMPTY
     for row in rows:
-        encoded = encode([row], shapes)
-        if not encoded.fresh:
+        encoded = encode([row], profiler)
+        if not encoded.discoveries:
             try:
-                assert merge_rows(known, infer([row])) is known
+                assert merge_structs(known, infer([row])) is known
             except Conflict as conflict:  # beyond int64 the reader makes it a float: only its bounds are seen
                 raise AssertionError from conflict
-        elif isinstance(encoded.kind, StructOf):
+        elif isinstance(encoded.columns, StructOf):
             try:
-                known = merge_rows(known, encoded.kind)
+                known = merge_structs(known, encoded.columns)
             except Conflict:
                 continue
-            shapes.learn(encoded.fresh)
+            profiler.remember(encoded.discoveries)
 
 
 def test_values_are_told_by_what_their_json_is() -> None:
@@ -157,10 +157,10 @@ def test_a_persons_features_stay_and_are_only_added_to() -> None:
     known = Card(PERSONS.encode(), "u/r").features()["default"]
     assert isinstance(known.fields["label"], Foreign)
     fits = infer([{"label": "good", "small": 3, "at": "2026-01-01", "picture": {"bytes": None}, "old": ["x"]}])
-    assert merge_rows(known, fits) is known
+    assert merge_structs(known, fits) is known
     entry = [Entry("default", "train", "data/train-*.jsonl")]
     assert b"image" in (Card(PERSONS.encode(), "u/r").add(entry, {"default": known}) or b"")
-    new = Card(PERSONS.encode(), "u/r").add(entry, {"default": merge_rows(known, infer([{"more": 1.5}]))})
+    new = Card(PERSONS.encode(), "u/r").add(entry, {"default": merge_structs(known, infer([{"more": 1.5}]))})
     assert new is not None
     head = yaml.safe_load(new.decode().split("---")[1])
     was = yaml.safe_load(PERSONS.split("---")[1])["dataset_info"]
@@ -177,7 +177,7 @@ def test_a_persons_features_stay_and_are_only_added_to() -> None:
 )
 def test_what_does_not_fit_a_persons_features_is_a_conflict(bad: Any) -> None:
     with pytest.raises(Conflict):
-        merge_rows(Card(PERSONS.encode(), "u/r").features()["default"], infer([bad]))
+        merge_structs(Card(PERSONS.encode(), "u/r").features()["default"], infer([bad]))
 
 
 def test_features_that_nobody_understands_are_left_alone() -> None:
@@ -212,15 +212,15 @@ def test_what_no_card_can_say_is_refused_as_a_conflict(tmp_path: Path, rows: lis
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
     guard = SchemaGuard(spool, Layout(), SchemaPolicy())
     for n in range(4):
-        guard.admit(encode([{f"{n}-{m}": 1 for m in range(1_000)}], guard.shapes))
+        guard.admit(encode([{f"{n}-{m}": 1 for m in range(1_000)}], guard.profiler))
     with pytest.raises(
         SchemaConflict, match=r"row 96: with it the config has over 4,096 fields, or structs over 50 deep"
     ):
-        guard.admit(encode(rows, guard.shapes))
-    guard.admit(encode([{"0-1": 2}, {"one": 1}], guard.shapes))
+        guard.admit(encode(rows, guard.profiler))
+    guard.admit(encode([{"0-1": 2}, {"one": 1}], guard.profiler))
     aside = SchemaGuard(spool, Layout(), SchemaPolicy(on_conflict="dead letter"))
     aside._kinds = guard._kinds
-    assert str(aside.admit(encode(rows, aside.shapes)).set_aside).startswith("with it the config has over")
+    assert str(aside.admit(encode(rows, aside.profiler)).set_aside).startswith("with it the config has over")
     spool.close()
 
 
@@ -228,7 +228,7 @@ def test_a_text_that_was_made_a_columns_name_is_cut_where_it_is_told() -> None:
     long = "x" * 3_000
     with pytest.raises(Conflict) as told:
         merge(StructOf({long: "int"}), StructOf({long: StructOf({long: "int"})}))
-    assert told.value.told == f"field '{'x' * 200}…': it is a struct of {'x' * 200}…, and the column holds int64"
+    assert told.value.message == f"field '{'x' * 200}…': it is a struct of {'x' * 200}…, and the column holds int64"
 
 
 def test_batches_encoded_elsewhere_are_looked_at(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from hubsync.schema.profiler import RowProfiler
 CHAT = {"id": 1, "messages": [{"role": "user", "content": "hi"}], "usage": {"tokens": 3, "cost": 0.5}}
 
 
-def is_new(shapes: RowProfiler, *rows: Any) -> bool:
-    encoded = encode(list(rows), shapes)
-    shapes.learn(encoded.fresh)
-    return bool(encoded.fresh)
+def is_new(profiler: RowProfiler, *rows: Any) -> bool:
+    encoded = encode(list(rows), profiler)
+    profiler.remember(encoded.discoveries)
+    return bool(encoded.discoveries)
 
 
 @pytest.mark.parametrize(
@@ -39,31 +39,31 @@ def is_new(shapes: RowProfiler, *rows: Any) -> bool:
     ],
 )
 def test_a_change_of_type_at_any_depth_is_new_once(change: dict[str, Any]) -> None:
-    shapes = RowProfiler()
-    assert is_new(shapes, CHAT, CHAT)
-    assert not is_new(shapes, CHAT)
-    assert is_new(shapes, CHAT, CHAT | change)
-    assert not is_new(shapes, CHAT | change, CHAT)
+    profiler = RowProfiler()
+    assert is_new(profiler, CHAT, CHAT)
+    assert not is_new(profiler, CHAT)
+    assert is_new(profiler, CHAT, CHAT | change)
+    assert not is_new(profiler, CHAT | change, CHAT)
 
 
 def test_other_values_are_nothing_new() -> None:
-    shapes = RowProfiler()
-    is_new(shapes, CHAT, CHAT)
+    profiler = RowProfiler()
+    is_new(profiler, CHAT, CHAT)
     longer = {"id": 9, "messages": CHAT["messages"] * 3, "usage": {"tokens": 0, "cost": math.nan}}  # type: ignore[operator]
-    assert not is_new(shapes, longer)
+    assert not is_new(profiler, longer)
 
 
 def test_an_empty_list_tells_nothing_and_what_fills_it_does() -> None:
-    shapes = RowProfiler()
-    assert is_new(shapes, {"tags": []})
-    assert is_new(shapes, {"tags": ["a"]})
-    assert not is_new(shapes, {"tags": []}, {"tags": ["a"]})
+    profiler = RowProfiler()
+    assert is_new(profiler, {"tags": []})
+    assert is_new(profiler, {"tags": ["a"]})
+    assert not is_new(profiler, {"tags": []}, {"tags": ["a"]})
 
 
 def test_what_is_not_learnt_stays_new() -> None:
-    shapes = RowProfiler()
-    assert encode([CHAT], shapes).fresh
-    assert encode([CHAT], shapes).fresh
+    profiler = RowProfiler()
+    assert encode([CHAT], profiler).discoveries
+    assert encode([CHAT], profiler).discoveries
 
 
 def test_rows_whose_types_do_not_tell_their_json_are_seen_by_it() -> None:
@@ -72,20 +72,20 @@ def test_rows_whose_types_do_not_tell_their_json_are_seen_by_it() -> None:
         tokens: int | None
         at: datetime
 
-    shapes = RowProfiler()
+    profiler = RowProfiler()
     now = datetime.now(UTC)
-    assert is_new(shapes, Usage(1, now))
-    assert not is_new(shapes, {"tokens": 2, "at": "as text"})
-    assert is_new(shapes, Usage(None, now))
+    assert is_new(profiler, Usage(1, now))
+    assert not is_new(profiler, {"tokens": 2, "at": "as text"})
+    assert is_new(profiler, Usage(None, now))
     with pytest.raises(RowError):
-        encode([{"tokens": 1, "at": {math.inf}}], shapes)
+        encode([{"tokens": 1, "at": {math.inf}}], profiler)
 
 
 def test_keys_that_are_data_do_not_fill_the_memory() -> None:
-    shapes = RowProfiler()
+    profiler = RowProfiler()
     for n in range(10_000):
-        assert is_new(shapes, {str(n): 1})
-    assert len(shapes._root.columns) <= 4_096
+        assert is_new(profiler, {str(n): 1})
+    assert len(profiler._root.columns) <= 4_096
 
 
 def test_the_row_is_named_where_one_of_many_is_bad() -> None:
@@ -116,18 +116,18 @@ def test_the_row_is_named_where_one_of_many_is_bad() -> None:
     ],
 )
 def test_lists_of_numbers_are_looked_at_as_anything_else(known: Any, value: Any, new: bool) -> None:
-    shapes = RowProfiler()
-    assert is_new(shapes, {"ids": known})
-    assert is_new(shapes, {"ids": value}, {"ids": known}) is new
-    assert not is_new(shapes, {"ids": known}, {"ids": value})
+    profiler = RowProfiler()
+    assert is_new(profiler, {"ids": known})
+    assert is_new(profiler, {"ids": value}, {"ids": known}) is new
+    assert not is_new(profiler, {"ids": known}, {"ids": value})
 
 
 @pytest.mark.parametrize("known", [[1, 2], [0.5], [[0.5]]])
 def test_an_infinity_among_numbers_that_are_known_is_refused(known: Any) -> None:
-    shapes = RowProfiler()
-    is_new(shapes, {"ids": known})
+    profiler = RowProfiler()
+    is_new(profiler, {"ids": known})
     with pytest.raises(RowError, match=r"ids.*inf"):
-        encode([{"ids": [*known, math.inf] if not isinstance(known[0], list) else [[math.inf]]}], shapes)
+        encode([{"ids": [*known, math.inf] if not isinstance(known[0], list) else [[math.inf]]}], profiler)
 
 
 def test_a_signal_that_comes_while_numbers_are_looked_at_is_not_lost() -> None:
@@ -138,13 +138,13 @@ def test_a_signal_that_comes_while_numbers_are_looked_at_is_not_lost() -> None:
         if event == "call":
             seen.append(frame.f_code.co_qualname)
 
-    shapes = RowProfiler()
+    profiler = RowProfiler()
     rows = [{"n": 1, "ids": [1, 2], "floats": [0.5]}] * 3
-    shapes.learn(shapes.look(rows))
+    profiler.remember(profiler.profile(rows))
     sys.setprofile(trace)
     try:
-        shapes.look(rows)
+        profiler.profile(rows)
     finally:
         sys.setprofile(None)
-    assert "RowProfiler.look" in seen
+    assert "RowProfiler.profile" in seen
     assert not [name for name in seen if "hash" in name]

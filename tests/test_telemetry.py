@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from hubsync.telemetry.metrics import METRICS, Source
 from hubsync.telemetry.status import Status
 from hubsync.testing import ManualClock
 from tests.conftest import FAST
+from tests.zygote import Python
 
 Make = Callable[..., Uploader]
 Point = dict[str, Any]
@@ -165,7 +167,7 @@ def test_no_span_and_no_point_holds_the_token(told: Told, uploader: Make, hub: L
         echo = f'{{"error": "you sent Authorization: Bearer {token}"}}'
         hub.faults.add(Fault.status(500, on="commit", body=echo))
         with pytest.raises(NotDrained):
-            up.flush(timeout=1)
+            up.flush(timeout=0.2)
         hub.faults.clear()
         up.flush()
         hub.revoke(token)
@@ -245,10 +247,8 @@ with Uploader("user/rows") as up:
 """
 
 
-def test_prometheus_scrapes_it(hub: LocalHub) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRAPED], env={**os.environ, **hub.environ()}, capture_output=True, text=True, check=True
-    )
+def test_prometheus_scrapes_it(hub: LocalHub, python: Python) -> None:
+    done = python.run("-c", SCRAPED, env={**os.environ, **hub.environ()})
     page = (Path(__file__).parents[1] / "docs" / "reference" / "metrics.md").read_text()
     lines = [line for line in done.stdout.splitlines() if line.startswith("hubsync_")]
     assert any(re.match(r'hubsync_rows_oldest_age_seconds\{.*hubsync_repo="user/rows".*\} \d', line) for line in lines)
@@ -285,6 +285,7 @@ def test_reading_while_uploaders_come_and_go_is_safe(told: Told, uploader: Make,
         try:
             while not stop.is_set():
                 told.points("hubsync.spool.rows")
+                time.sleep(0.0005)
         except BaseException as error:
             failed.append(error)
 

@@ -277,9 +277,9 @@ class AsyncCall:
     ids=lambda wrong: getattr(wrong, "__name__", type(wrong).__name__),
 )
 def test_what_is_no_plain_function_is_refused_at_once(uploader: Make, wrong: Any) -> None:
-    with pytest.raises(ConfigError, match="transform is a function of one row"):
+    with pytest.raises(ConfigError, match="transform must be a function of one row"):
         uploader(transform=wrong)
-    with Pipeline(), pytest.raises(ConfigError, match="transform is a function of one row"):
+    with Pipeline(), pytest.raises(ConfigError, match="transform must be a function of one row"):
         HuggingFaceHubCheckpointer(repo_id="user/rows", transform=wrong)
 
 
@@ -287,7 +287,7 @@ def test_a_function_that_hides_that_it_is_async_is_refused_with_its_first_row(up
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with uploader(transform=lambda row: a_coroutine(row)) as up:
-            with pytest.raises(TransformError, match="transform answered a coroutine; it must be no async function"):
+            with pytest.raises(TransformError, match="transform returned a coroutine: it must not be async"):
                 up.put([{"id": 0}])
             assert up.stats().counts.spooled_rows == 0
         gc.collect()

@@ -6,8 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_dataset
 
 from hubsync import (
     AsyncUploader,
@@ -36,13 +35,15 @@ from hubsync import (
 )
 from hubsync._runtime.file_lock import FileLock
 from hubsync.localhub import Fault, LocalHub
+from hubsync.localhub.pytest_plugin import point_at
 from hubsync.maintenance.drain import drain
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.model.receipt import Receipt
 from hubsync.spool.spool import Spool
 from hubsync.spool.writer import SpoolWriter
-from tests.conftest import FAST, Dataset
+from tests.conftest import FAST, Commands, Dataset
+from tests.waiting import until
 
 Make = Callable[..., Uploader]
 
@@ -61,21 +62,18 @@ def test_rows_are_there_once_the_block_is_left(uploader: Make, dataset: Dataset)
     assert dataset.paths() == [f"data/train-{up._worker.writer.name}-00000.jsonl"]  # type: ignore[union-attr]
 
 
-def test_the_first_commit_loads_with_datasets(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+def test_the_first_commit_loads_with_datasets(
+    uploader: Make, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with uploader(config="default") as train, uploader(config="other", split="test") as test:
         train.put(numbered(0, 5))
         train.flush()
         test.put(numbered(5, 7))
-
-    code = """
-from datasets import load_dataset
-print(load_dataset("user/rows", split="train")["id"][:], load_dataset("user/rows", "other", split="test")["id"][:])
-print([r["id"] for r in load_dataset("user/rows", split="train", streaming=True)])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **hub.environ()}, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "[0, 1, 2, 3, 4] [5, 6]\n[0, 1, 2, 3, 4]\n", done.stderr
+    point_at(hub, monkeypatch, tmp_path / "hf")
+    assert load_dataset("user/rows", split="train")["id"][:] == [0, 1, 2, 3, 4]
+    assert load_dataset("user/rows", "other", split="test")["id"][:] == [5, 6]
+    streamed = load_dataset("user/rows", split="train", streaming=True)
+    assert [row["id"] for row in streamed] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("store", ["xet", "lfs"])
@@ -178,11 +176,10 @@ def test_words_of_another_version_stop_no_one_who_follows(uploader: Make, datase
 
 
 def test_who_looks_at_the_spool_takes_nothing_from_two_uploaders_of_one_process(
-    uploader: Make, dataset: Dataset
+    uploader: Make, dataset: Dataset, run: Commands
 ) -> None:
     def waiting() -> int:
-        command = [sys.executable, "-m", "hubsync", "status", "--json", str(one.spool)]
-        return int(json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["rows_waiting"])
+        return int(json.loads(run("status", "--json", one.spool).stdout)["rows_waiting"])
 
     with uploader() as one, uploader() as other:
         assert waiting() == 0  # SQLite removes the log when the last one closes: here it is not the last
@@ -247,10 +244,10 @@ def test_a_hub_that_is_gone_delays_nothing_but_the_commit(uploader: Make, hub: L
         with pytest.raises(NotDrained, match="hubsync drain") as left:
             up.flush(timeout=0.2)
         assert (left.value.rows, receipt.state) == (1, "spooled")
-        assert up.stats().state.kind == "backing off"
+        until(lambda: up.stats().state.kind == "backing off")
         hub.start()
         up.flush()
-        assert up.stats().state.kind == "ok"
+        until(lambda: up.stats().state.kind == "ok")
     assert dataset.ids() == [0, 1]
 
 
@@ -432,12 +429,12 @@ def test_a_full_spool_holds_the_producer_and_loses_nothing(uploader: Make, hub: 
         def put_until_full() -> None:
             nonlocal accepted
             for _ in range(1_000):
-                up.put([{"id": accepted, "text": "x" * 1_000_000}], ack="queued", timeout=1)
+                up.put([{"id": accepted, "text": "x" * 1_000_000}], ack="queued", timeout=0.5)
                 accepted += 1
 
         with pytest.raises(QueueFull, match="not accepted"):
             put_until_full()
-        assert up.stats().state.kind == "spool full"
+        until(lambda: up.stats().state.kind == "spool full")
         assert up.stats().spool.bytes < 20_000_000
         hub.start()
     assert dataset.ids() == list(range(accepted))

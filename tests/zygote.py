@@ -2,8 +2,9 @@
 
 `python.start("-m", "hubsync", "status", env=...)` stands for `subprocess.Popen([sys.executable, "-m", "hubsync",
 "status"], env=...)`: a process of its own, with its arguments, environment, directory and standard streams, which gets
-signals and ends as the interpreter ends any program. Only the imports are done already. Tests that are about the
-start itself (which modules it imports, a closed standard stream) use `subprocess`.
+signals and ends as the interpreter ends any program. Only the imports are done already. Tests that are about the start
+or the end of the interpreter itself (which modules it imports, a closed standard stream, a signal while it is
+finalizing) use `subprocess`.
 
 The other side runs as `python -m tests.zygote`. A request is JSON with four file descriptors: the program's standard
 streams, and a socket on which its pid and then its end are reported.
@@ -11,6 +12,7 @@ streams, and a socket on which its pid and then its end are reported.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -22,11 +24,12 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
@@ -271,7 +274,7 @@ def _report_ends(running: dict[int, socket.socket]) -> None:
 
 
 def _load() -> None:
-    """Import what programs will need, but for pyarrow and datasets, which start threads or read the environment."""
+    """Import what programs need that do not import datasets, which is large: a fork of a large process takes longer."""
     import click
     import hf_xet  # noqa: F401
     import huggingface_hub.hf_api  # noqa: F401
@@ -340,7 +343,7 @@ def _open_streams() -> None:
 
 
 def _run(args: list[str]) -> None:
-    """Run `python ARGS` in this process. It ends as the interpreter ends it: an error goes up to its top level."""
+    """Run `python ARGS` in this process."""
     kind, *rest = args
     if kind == "-m":
         sys.argv = [rest[0], *rest[1:]]
@@ -358,6 +361,36 @@ def _run(args: list[str]) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
+def _end(run: Callable[[], None]) -> NoReturn:
+    """Run a program and end it as the interpreter would, but for the modules, which take longer to tear down."""
+    code = 0
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = 0 if end.code is None else end.code if isinstance(end.code, int) else 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        try:
+            step()
+        except BaseException:
+            traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except ValueError:  # it was closed
+            pass
+        except OSError:
+            code = 120
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
 def main() -> None:
     sys.path.remove(str(ROOT))  # of `-m`; PYTHONPATH has it too
     if sys.argv[2]:
@@ -372,7 +405,7 @@ def main() -> None:
     os.chdir(directory)
     _set_environment(environ)
     _open_streams()
-    _run(args)
+    _end(lambda: _run(args))
 
 
 if __name__ == "__main__":

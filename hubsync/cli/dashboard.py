@@ -20,7 +20,7 @@ def dashboard(directories: tuple[Path, ...], port: int, browse: bool) -> None:
     It shows SPOOL, or all your spools, and only reads them. To open it from another machine, forward the port:
 
     \b
-    ssh -L 7870:127.0.0.1:7870 HOST, then http://127.0.0.1:7870
+        ssh -L 7870:127.0.0.1:7870 HOST, then http://127.0.0.1:7870
     """
     with needs_extra("the page", "dashboard"):
         from hubsync.dashboard.server import serve

@@ -28,9 +28,9 @@ def dead_letter() -> None:
     The Hub rejected these shards, and would reject them again. Their rows are kept in the spool.
 
     \b
-    hubsync dead-letter list
-    hubsync dead-letter export 12 --out rows.jsonl
-    hubsync dead-letter resubmit 12 --from rows.jsonl
+        hubsync dead-letter list
+        hubsync dead-letter export 12 --out rows.jsonl
+        hubsync dead-letter resubmit 12 --from rows.jsonl
 
     ID is the number of a shard in its spool. SPOOL can be omitted if only one of your spools has a dead letter.
     """

@@ -74,7 +74,7 @@ def pipe(
     """Upload JSON Lines from standard input to a dataset.
 
     \b
-    my-job | hubsync pipe user/rollouts
+        my-job | hubsync pipe user/rollouts
     """
     from hubsync.cli.stdin_reader import BadLine, read_stream
     from hubsync.errors import HubsyncError, ShardsRefused

@@ -16,7 +16,7 @@ from hubsync.committer.rejections import Rejections
 from hubsync.committer.retry import Retrier
 from hubsync.committer.stager import POLL_S
 from hubsync.committer.wakeups import Wakeups
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
 from hubsync.errors import BlockedError, ConfigError, DefectError, SpoolError
 from hubsync.model.hashing import hash_file
 from hubsync.model.layout import format_of
@@ -78,7 +78,7 @@ class Compressor:
         stem = lines.name.removesuffix(".jsonl")
         target = lines.with_name(f"{stem}.{self._spool.lease.term or 0}.{format_of(row.path)}")
         try:
-            formats.pack(lines, target, row.rows, self._spool.schemas.features(row.config))
+            codecs.compress(lines, target, row.rows, self._spool.schemas.columns(row.config))
         except ConfigError as error:
             raise BlockedError(f"{row.path} can't be compressed here: {error}") from None
         except DefectError as error:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync.encoding.formats import Damaged, lines_of
+from hubsync.encoding.codecs import DamagedShard, open_lines
 from hubsync.errors import ConfigError
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
-from hubsync.schema.profiler import Opaque, RowProfiler
-from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_rows
+from hubsync.schema.profiler import OpaqueType, RowProfiler
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_structs
 from hubsync.spool.spool import Spool
 
 _LINES = 500  # inspected at once
@@ -93,7 +93,7 @@ class SchemaChecker:
             if item.schema is not None and item.schema.fields:
                 published = self._schemas.published(item.config) or EMPTY
                 try:
-                    if merge_rows(published, item.schema) is not published:
+                    if merge_structs(published, item.schema) is not published:
                         return False
                 except Conflict:
                     return False
@@ -154,8 +154,8 @@ class SchemaChecker:
                 except Conflict:
                     continue
                 if layout.config != item.config:
-                    return SchemaMismatch(item.shard, conflict.told, layout, schema)
-        return SchemaMismatch(item.shard, conflict.told)
+                    return SchemaMismatch(item.shard, conflict.message, layout, schema)
+        return SchemaMismatch(item.shard, conflict.message)
 
     def _base(self, config: str) -> str | None:
         """Return the config whose conflicts go to new configs: this one, or the one it is a sibling of; else None."""
@@ -191,16 +191,16 @@ def scan(file: Path) -> StructOf:
     """
     try:
         return _scan(file)
-    except (Opaque, Damaged, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OpaqueType, DamagedShard, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unreadable(str(file)) from error
 
 
 def _scan(file: Path) -> StructOf:
     decoder, profiler, schema = msgspec.json.Decoder(), RowProfiler(), EMPTY
-    with lines_of(file.open("rb"), file.name) as stream:
+    with open_lines(file.open("rb"), file.name) as stream:
         while lines := list(islice(stream, _LINES)):
             rows = decoder.decode_lines(b"".join(lines))
-            if fresh := profiler.look(rows):
+            if discoveries := profiler.profile(rows):
                 schema = extend(schema, infer(rows))
-                profiler.learn(fresh)
+                profiler.remember(discoveries)
     return schema

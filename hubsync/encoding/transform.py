@@ -1,6 +1,6 @@
-"""A function over each row before it is encoded: what `transform=` is, and how it is called.
+"""The user's function that changes or drops rows before they are encoded.
 
-It runs at the caller, so what it masks or leaves out is never on a disk. Nothing that is said here shows a row.
+It runs in the caller's thread, so what it masks or leaves out never reaches a disk. No message here shows a row.
 """
 
 from __future__ import annotations
@@ -11,33 +11,46 @@ from typing import Any
 
 from hubsync.errors import ConfigError, RowError, TransformError
 
-# The row to write in a row's place, or None to leave it out.
+# Returns the row to write instead of the given one, or None to leave it out.
 Transform = Callable[[Any], Any]
 
 _CONTAINERS = frozenset({dict, list, tuple})
-_NO_TRANSFORM = "transform is a function of one row that returns the row to write, or None to leave it out, not {}."
+_NOT_A_TRANSFORM = (
+    "transform must be a function of one row that returns the row to write, or None to leave it out, not {}."
+)
 
 
 def check_transform(transform: object) -> None:
-    """Raises `ConfigError` for what is neither None nor a plain function of a row."""
+    """Check that `transform` is None or a plain function.
+
+    Raises:
+        ConfigError: It is not callable, or it is async or a generator.
+    """
     if transform is None:
         return
     if not callable(transform):
-        raise ConfigError(_NO_TRANSFORM.format(f"a {type(transform).__name__}"))
+        raise ConfigError(_NOT_A_TRANSFORM.format(f"a {type(transform).__name__}"))
     for function in (transform, type(transform).__call__):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigError(_NO_TRANSFORM.format("an async one: rows are encoded at the caller, where nothing waits"))
+            raise ConfigError(_NOT_A_TRANSFORM.format("an async one: rows are encoded in the caller's thread"))
         if inspect.isgeneratorfunction(function):
-            raise ConfigError(_NO_TRANSFORM.format("a generator"))
+            raise ConfigError(_NOT_A_TRANSFORM.format("a generator"))
 
 
 def transformed(row: Any, transform: Transform, index: int) -> Any:
-    """What `transform` makes of a row, the batch's `index`th. It is given a copy where the row is made of plain dicts,
-    lists and tuples: so a masker that writes into its row does not change the producer's.
+    """Return what `transform` makes of a row.
+
+    A row of plain dicts, lists and tuples is copied first, so that a function that writes into its row does not change
+    the caller's.
+
+    Args:
+        row: The row.
+        transform: The function.
+        index: The row's index in its batch, for messages.
 
     Raises:
-        TransformError: it raised, or answered something to be awaited.
-        RowError: the row contains itself.
+        TransformError: The function raised, or returned an awaitable.
+        RowError: The row contains itself.
     """
     try:
         own = _copy(row)
@@ -50,8 +63,8 @@ def transformed(row: Any, transform: Transform, index: int) -> Any:
         raise TransformError(index, "", what) from error
     if type(new) is not dict and inspect.isawaitable(new):
         if inspect.iscoroutine(new):
-            new.close()  # else Python warns that nobody awaited it
-        raise TransformError(index, "", f"transform answered a {type(new).__name__}; it must be no async function.")
+            new.close()  # otherwise Python warns that it was never awaited
+        raise TransformError(index, "", f"transform returned a {type(new).__name__}: it must not be async.")
     return new
 
 

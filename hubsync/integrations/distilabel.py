@@ -51,7 +51,7 @@ class _Place:
 
 
 class HuggingFaceHubCheckpointer(Step):
-    """Upload the rows of each predecessor as a config: `config-0/train-00000.jsonl`, `…-00001.jsonl`, …
+    """Upload the rows of each predecessor as a config: `config-0/train-00000.jsonl` and so on.
 
     Configs are numbered in the order in which the pipeline's steps were created. After a routing function, all rows go
     to `config-0`, because distilabel does not say which predecessor a batch comes from.
@@ -187,7 +187,7 @@ class HuggingFaceHubCheckpointer(Step):
         yield [row for batch in inputs for row in batch]
 
     def unload(self) -> None:
-        """Upload what is left and log a summary. Never raises, even if `load` failed halfway."""
+        """Upload the remaining rows and log a summary. Never raises, even if `load` failed halfway."""
         writers, self._writers = self._writers, []
         summary, self._summary = self._summary, None
         logger = self._logger or logging.getLogger(f"distilabel.step.{self.name}")

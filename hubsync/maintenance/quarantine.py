@@ -21,7 +21,7 @@ from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_directory
 from hubsync._runtime.formatting import moment_text
-from hubsync.encoding.formats import Damaged, lines_of
+from hubsync.encoding.codecs import DamagedShard, open_lines
 from hubsync.encoding.rows import decode_row, encode
 from hubsync.errors import ConfigError, RowError, SpoolError, UnreadableRow
 from hubsync.model.hashing import hash_file
@@ -101,10 +101,10 @@ class Quarantine:
             return
         grave = self._file(shard)
         try:
-            with lines_of(grave.open("rb"), grave.name) as file:
+            with open_lines(grave.open("rb"), grave.name) as file:
                 while piece := file.read(_PIECE):
                     yield piece
-        except (Damaged, ConfigError) as error:
+        except (DamagedShard, ConfigError) as error:
             raise SpoolError(f"{grave} can't be unpacked: {error}") from error
 
     def export(self, shards: Sequence[QuarantinedShard], out: Path, *, force: bool = False) -> list[Path]:

@@ -27,7 +27,7 @@ from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.file_lock import HEARTBEAT_S, FileLock
 from hubsync._runtime.files import whole_lines
 from hubsync.destinations.resolve import online_destination
-from hubsync.encoding.formats import Damaged, unpack
+from hubsync.encoding.codecs import DamagedShard, read_lines
 from hubsync.errors import ConfigError, SpoolBusy, SpoolError
 from hubsync.model.commit import Watermark
 from hubsync.model.hashing import hash_file
@@ -399,8 +399,8 @@ def _cut(file: Path, accepted: int | None, found: Rebuilt) -> int:
 def _count(file: Path) -> int:
     """The rows of a packed file. It is whole, or nothing of it can be read: then it stays for a person to look at."""
     try:
-        return sum(1 for _ in unpack(file))
-    except (Damaged, ConfigError) as error:
+        return sum(1 for _ in read_lines(file))
+    except (DamagedShard, ConfigError) as error:
         raise SpoolError(
             f"{file} can't be read ({error}). Nothing was changed; move it elsewhere, and rescue again."
         ) from None

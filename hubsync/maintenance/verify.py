@@ -21,7 +21,7 @@ from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
 from hubsync.destinations.resolve import online_destination, target_of, token_source
-from hubsync.encoding.formats import SUFFIXES
+from hubsync.encoding.codecs import SUFFIXES
 from hubsync.errors import BlockedError
 from hubsync.model.commit import Watermark, watermark_path
 from hubsync.model.target import Target, default_directory

@@ -24,7 +24,7 @@ _log = logging.getLogger("hubsync")
 
 
 class HuggingFaceHubCheckpointer(DurableStep):
-    """Upload the rows of each predecessor as a config: `config-0/train-00000.jsonl`, `…-00001.jsonl`, …
+    """Upload the rows of each predecessor as a config: `config-0/train-00000.jsonl` and so on.
 
     `split`, `path`, `format`, `endpoint`, `revision`, `spool`, `queue`, `commit` and `retry` are as in
     `hubsync.Uploader`.
@@ -102,7 +102,7 @@ class HuggingFaceHubCheckpointer(DurableStep):
             uploader.put(encoded, key=content_key(f"{place}/{position.offset()}", encoded))
 
     def drain(self, timeout: float | None) -> None:
-        """Upload what is left; log what could not be uploaded. It stays in the spool."""
+        """Upload the remaining rows. Rows that could not be uploaded stay in the spool; log why."""
         uploaders, self._uploaders = self._uploaders, []
         for error in drain(uploaders, timeout):
             _log.error("%s: %s", self.name, error)

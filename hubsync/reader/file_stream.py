@@ -20,7 +20,7 @@ import anyio.to_thread
 from hubsync._runtime.clock import Clock
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubFile
-from hubsync.encoding.formats import lines_of
+from hubsync.encoding.codecs import open_lines
 from hubsync.errors import TransientError, one_line
 from hubsync.model.target import Target
 from hubsync.reader.cursor import SEGMENT, Cursor, ReadRange, short
@@ -174,7 +174,7 @@ class FileStream:
             if segment.file.suffix == ".jsonl":
                 with segment.file.open("rb") as file:
                     return io.BytesIO(file.read(segment.bytes))
-            return lines_of(segment.file.open("rb"), segment.file.name)
+            return open_lines(segment.file.open("rb"), segment.file.name)
         except FileNotFoundError:
             assert self._spool is not None
             spool = open_existing(self._target, self._spool, self._clock)

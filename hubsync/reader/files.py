@@ -21,7 +21,7 @@ from hubsync._runtime.clock import Clock
 from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
 from hubsync.encoding.rows import decode_row
 from hubsync.errors import RepoMissingError, TransientError
 from hubsync.model.commit import Watermark, decode_watermark
@@ -32,7 +32,7 @@ _log = logging.getLogger("hubsync")
 T = TypeVar("T")
 
 _IN_MEMORY = 8 << 20  # bytes of a file
-SUFFIXES = (*formats.SUFFIXES, ".ndjson")  # of files whose rows are read
+SUFFIXES = (*codecs.SUFFIXES, ".ndjson")  # of files whose rows are read
 
 
 class Wanted(NamedTuple):
@@ -164,7 +164,7 @@ class Files:
 
         stream = await self._in_commit(download)
         if file.path.endswith(".parquet"):  # the only one that is not read from its beginning
-            stream = await anyio.to_thread.run_sync(formats.lines_of, stream, file.path)
+            stream = await anyio.to_thread.run_sync(codecs.open_lines, stream, file.path)
         return stream
 
 
@@ -195,7 +195,7 @@ class _Taken:
 
 def _lines(held: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:
     """The lines of a file as it is held: Parquet as lines already, all else as it came."""
-    return held if path.endswith(".parquet") else formats.lines_of(held, path, close=close)
+    return held if path.endswith(".parquet") else codecs.open_lines(held, path, close=close)
 
 
 def marks_in(stream: IO[bytes], path: str) -> list[int]:

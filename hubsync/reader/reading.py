@@ -29,7 +29,7 @@ from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile, parse_description
 from hubsync.destinations.resolve import online_destination, target_of
-from hubsync.encoding.formats import Damaged
+from hubsync.encoding.codecs import DamagedShard
 from hubsync.encoding.rows import decode_row
 from hubsync.errors import ConfigError, UnreadableRow
 from hubsync.model.target import default_directory
@@ -337,7 +337,7 @@ class Rows(_Iterated[Row]):
     def _line_of(self, opened: Opened) -> bytes:
         try:
             return opened.stream.readline()
-        except Damaged as error:
+        except DamagedShard as error:
             self._opened = None
             opened.piece.whole = opened.piece.whole or opened.is_whole
             opened.stream.close()

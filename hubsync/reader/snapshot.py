@@ -26,7 +26,7 @@ from hubsync._runtime.clock import Clock
 from hubsync._runtime.retry import Backoff
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
 from hubsync.errors import RateLimitedError, TransientError, one_line
 from hubsync.model.commit import Watermark, watermark_path
 from hubsync.policies import MIB, RetryPolicy
@@ -273,10 +273,10 @@ class _Lines:
         if self._packed is not None:
             try:
                 self._packed.seek(0)
-                with contextlib.closing(formats.lines_of(self._packed, self._path)) as lines:
+                with contextlib.closing(codecs.open_lines(self._packed, self._path)) as lines:
                     while piece := lines.read(1 << 20):
                         self._look_at(piece)
-            except formats.Damaged as error:
+            except codecs.DamagedShard as error:
                 return one_line(f"what can't be unpacked: {error}")
         if self._line_bytes:
             self._end_line()

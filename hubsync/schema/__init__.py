@@ -1,4 +1,5 @@
-"""What the columns of a dataset hold.
+"""The types of a dataset's columns.
 
-``profiler`` spots what is new in a batch, ``types`` infers and merges column types, ``features`` maps them to a card.
+``profiler`` finds out whether a batch is new, ``types`` infers and merges the types of what is, ``features`` converts
+them to and from a dataset card.
 """

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hubsync.schema.types import DTYPES, Foreign, Kind, ListOf, Scalar, StructOf
+from hubsync.schema.types import DTYPES, ColumnType, Foreign, ListOf, Scalar, StructOf
 
-_NAMES: dict[str, Scalar] = {
-    "null": "null", "bool": "bool", "int64": "int", "float64": "float", "string": "string",
-}  # fmt: skip
+_SCALARS: dict[str, Scalar] = {DTYPES[scalar]: scalar for scalar in DTYPES if scalar != "wide"}
 
 
 def to_features(kind: StructOf) -> list[dict[str, Any]]:
-    """As `dataset_info.features` has it in a card's YAML: what `datasets`' own `Features._to_yaml_list` gives."""
+    """Return the value of `dataset_info.features`, equal to what `datasets.Features` writes."""
     return [{"name": name, **_entry(field)} for name, field in kind.fields.items()]
 
 
-def _entry(kind: Kind) -> dict[str, Any]:
+def _entry(kind: ColumnType) -> dict[str, Any]:
     if isinstance(kind, StructOf):
         return {"struct": to_features(kind)}
     if isinstance(kind, Foreign):
@@ -28,37 +26,37 @@ def _entry(kind: Kind) -> dict[str, Any]:
     return {"dtype": DTYPES[kind]}
 
 
-def from_features(features: Any) -> StructOf:
-    """What a card says of a config, also a person's. An int64 is taken for one of ints that a float may hold.
+def from_features(features: Iterable[Any]) -> StructOf:
+    """Return the type that a card describes, whoever wrote it. An int64 is read as ints that a float can hold.
 
     Raises:
-        ValueError: it can't be understood.
+        ValueError: The features are not in a form that `datasets` writes.
     """
     try:
-        return StructOf({str(entry["name"]): _kind_of(_without_name(entry)) for entry in features})
+        return StructOf({str(entry["name"]): _type_of(_without_name(entry)) for entry in features})
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"its features can't be understood ({type(error).__name__}: {error})") from error
+        raise ValueError(f"invalid features ({type(error).__name__}: {error})") from error
 
 
 def _without_name(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "name"}
 
 
-def _kind_of(entry: dict[str, Any]) -> Kind:
+def _type_of(entry: dict[str, Any]) -> ColumnType:
     (key, value), *more = entry.items()
-    if not more and key == "dtype" and isinstance(value, str) and value in _NAMES:
-        return _NAMES[value]
+    if not more and key == "dtype" and isinstance(value, str) and value in _SCALARS:
+        return _SCALARS[value]
     if not more and key == "struct":
         return from_features(value)
     if not more and (key == "list" or (key == "sequence" and isinstance(value, str))):
         if isinstance(value, str):
-            return ListOf(_kind_of({"dtype": value}))
-        return ListOf(from_features(value) if isinstance(value, list) else _kind_of(value))
-    return Foreign(entry, _taken(entry))
+            return ListOf(_type_of({"dtype": value}))
+        return ListOf(from_features(value) if isinstance(value, list) else _type_of(value))
+    return Foreign(entry, _scalars_for(entry))
 
 
-def _taken(entry: Mapping[str, Any]) -> list[str] | None:
-    """Of which scalars `datasets` makes a type that is not ours."""
+def _scalars_for(entry: Mapping[str, Any]) -> list[str] | None:
+    """Return the scalars that `datasets` converts to a foreign type; None if only `datasets` knows."""
     dtype = entry.get("dtype")
     if isinstance(dtype, Mapping):
         return ["int", "string"] if "class_label" in dtype else None

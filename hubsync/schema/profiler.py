@@ -1,8 +1,7 @@
-"""Shapes: what the rows of a batch look like but for their values, column by column.
+"""The row profiler: find out whether a batch holds a kind of row that earlier batches did not.
 
-Refuses what JSON would hide, and sees a kind of row that was never there, without a look at each value in Python:
-rows of one job are nearly all alike, so a column's types are one set, built in C. A walk would cost more, and this is
-the hot path. Knows nothing of encoding and has no words for people: `rows` has.
+It also spots values that JSON would hide, such as infinities. `put` calls it for every batch, so it must not look at
+each value in Python: the rows of a job are nearly all alike, and the types of one column are one set, built in C.
 """
 
 from __future__ import annotations
@@ -19,26 +18,27 @@ from uuid import UUID
 
 import msgspec
 
+from hubsync.schema.types import EXACT_FLOAT, INT64
+
 LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
 INFINITIES = frozenset({math.inf, -math.inf})
-BEYOND_FLOATS = 1 << 1024  # readers make a float of an int beyond int64, and of this an infinity
+BEYOND_FLOATS = (1 << 1024) - (1 << 970)  # readers make an int beyond int64 a float, and from here on an infinity
 
 _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
 _FLOAT = frozenset({float})
 _INTS = frozenset({int, bool})
-_EXACT, _INT64 = 1 << 53, 1 << 63  # what a float holds exactly, and what a column of ints does
-_SmallInt = Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)]
+_SmallInt = Annotated[int, msgspec.Meta(ge=-EXACT_FLOAT, le=EXACT_FLOAT)]
 _Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 
-class _Small(msgspec.Struct):
-    """Looked at as a Struct's: a generic type's hash is Python, within which msgspec loses a signal's exception."""
-
+# Structs, because msgspec hashes the type that it converts to. The hash of a generic type is Python code, and msgspec
+# would swallow an exception that a signal handler raises there.
+class _SmallInts(msgspec.Struct):
     values: list[_SmallInt]
 
 
-class _SmallLists(msgspec.Struct):
+class _SmallIntLists(msgspec.Struct):
     values: list[list[_SmallInt]]
 
 
@@ -46,58 +46,60 @@ class _NumberLists(msgspec.Struct):
     values: list[list[_SmallInt | _Finite]]
 
 
-# What lists that hold ints alone, or numbers, may hold without being new: by the types that their elements had.
-_LISTS_OF_INTS = {frozenset[type](), frozenset({int})}, _SmallLists
-_LISTS_OF_NUMBERS = {*_LISTS_OF_INTS[0], _FLOAT, frozenset({int, float})}, _NumberLists
-_MOST = 4_096  # things learnt; a job whose keys are data has no end of them
+# If the lists of a column had elements of these types so far, then lists of this form are nothing new.
+_INT_LISTS = {frozenset[type](), frozenset({int})}, _SmallIntLists
+_ANY_NUMBER_LISTS = {*_INT_LISTS[0], _FLOAT, frozenset({int, float})}, _NumberLists
+_MAX_KNOWN = 4_096  # things to remember: keys that are data would never end
 
-# What a batch has that was never learnt: a set, and what is to be added to it.
-Fresh = list[tuple[set[Any], Any]]
-
-
-class Suspicious(Exception):
-    """An infinity, an int beyond the floats, or a key that no column can have for a name."""
+Discoveries = list[tuple[set[Any], Any]]
+"""What no earlier batch had: pairs of a profiler's set, and the item to add to it."""
 
 
-class Opaque(Exception):
-    """A value whose type does not tell what its JSON is: a model, an array, a subclass."""
+class SuspiciousValue(Exception):
+    """The batch holds an infinity, an int beyond the floats, or a key that can't name a column."""
+
+
+class OpaqueType(Exception):
+    """The batch holds a value whose type does not determine its JSON: a model, an array, a subclass."""
 
 
 class RowProfiler:
-    """What one uploader's rows were like so far. Not safe for several threads at once; what is lost in a race is seen
-    as new once more.
+    """Remember what the rows of one uploader looked like.
+
+    Threads that use it at the same time may lose a discovery; it is then discovered again.
     """
 
     def __init__(self) -> None:
         self._root = _Node()
-        self._learnt = 0
+        self._known = 0
 
-    def look(self, rows: Collection[Any]) -> Fresh:
-        """What of these rows was never learnt; empty where they are as those before.
+    def profile(self, rows: Collection[Any]) -> Discoveries:
+        """Return what `remember` has not seen yet; empty if the rows are like earlier ones.
 
         Raises:
-            Suspicious, Opaque: see there.
-            RecursionError: they are nested too deep.
+            SuspiciousValue: A value must be checked one by one.
+            OpaqueType: The rows must be converted to plain values first.
+            RecursionError: The rows are nested too deeply.
         """
-        fresh: Fresh = []
+        found: Discoveries = []
         if rows:
             if set(map(type, rows)) != {dict}:
-                raise Opaque
-            _look(rows, self._root, fresh)
-        return fresh
+                raise OpaqueType
+            _profile(rows, self._root, found)
+        return found
 
-    def learn(self, fresh: Fresh) -> None:
-        """From now on this is nothing new."""
-        self._learnt += len(fresh)
-        if self._learnt > _MOST:
-            self._root, self._learnt = _Node(), 0
+    def remember(self, found: Discoveries) -> None:
+        """Count these discoveries as known from now on."""
+        self._known += len(found)
+        if self._known > _MAX_KNOWN:
+            self._root, self._known = _Node(), 0
             return
-        for known, item in fresh:
+        for known, item in found:
             known.add(item)
 
 
 class _Node:
-    """One place in the rows: the rows themselves, a column, the elements of lists."""
+    """One place in the rows: the rows themselves, a column, or the elements of a list column."""
 
     __slots__ = ("columns", "elements", "keys", "kinds", "sizes")
 
@@ -109,55 +111,57 @@ class _Node:
         self.elements: _Node | None = None
 
 
-def _look(dicts: Collection[dict[Any, Any]], node: _Node, fresh: Fresh) -> None:
+def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries) -> None:
     signatures = set(map(tuple, dicts))
     for keys in signatures:
         alike = dicts if len(signatures) == 1 else [item for item in dicts if tuple(item) == keys]
         if keys not in node.keys:
             if not all(isinstance(key, str) and "\0" not in key for key in keys):
-                raise Suspicious
-            fresh.append((node.keys, keys))
+                raise SuspiciousValue
+            found.append((node.keys, keys))
         for key, column in zip(keys, zip(*map(dict.values, alike), strict=True), strict=True):
             if (below := node.columns.get(key)) is None:
                 below = node.columns[key] = _Node()
-            _look_at_values(column, below, fresh)
+            _profile_values(column, below, found)
 
 
-def _look_at_values(values: Sequence[Any], node: _Node, fresh: Fresh) -> None:
+def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> None:
     kinds = frozenset(map(type, values))
     if kinds not in node.kinds:
         if not kinds <= _PLAIN:
-            raise Opaque
-        fresh.append((node.kinds, kinds))
+            raise OpaqueType
+        found.append((node.kinds, kinds))
     if int in kinds:
         ints = values if kinds <= _INTS else list(_of(_INTS, values))
         try:
-            msgspec.convert({"values": ints}, _Small)  # the quickest look at all of them that there is
+            msgspec.convert({"values": ints}, _SmallInts)  # the fastest way to look at all of them
         except msgspec.ValidationError:
-            fresh += ((node.sizes, size) for size in _sizes(ints) - node.sizes)
+            found += ((node.sizes, size) for size in _sizes(ints) - node.sizes)
     if kinds <= LEAVES:
         return
     if float in kinds and not INFINITIES.isdisjoint(values if kinds == _FLOAT else _of(_FLOAT, values)):
-        raise Suspicious
+        raise SuspiciousValue
     if dict in kinds:
-        _look(values if len(kinds) == 1 else list(_of({dict}, values)), node, fresh)
+        _profile(values if len(kinds) == 1 else list(_of({dict}, values)), node, found)
     if not _LISTS.isdisjoint(kinds):
         lists = values if kinds <= _LISTS else list(_of(_LISTS, values))
         if node.elements is None:
             node.elements = _Node()
         elif _are_known_numbers(lists, node.elements):
             return
-        _look_at_values(list(chain.from_iterable(lists)), node.elements, fresh)
+        _profile_values(list(chain.from_iterable(lists)), node.elements, found)
 
 
 def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
-    """Token ids, log-probabilities, embeddings: so many that even a look at each one's type costs more than encoding.
-    Where it says no, they are looked at as anything else: a NaN is nothing new, either.
+    """Return whether lists of numbers are nothing new, without a look at each type.
+
+    Token ids, log-probabilities and embeddings are so many that even that would cost more than encoding them. False
+    only means that they must be looked at: a NaN is nothing new, either.
     """
-    for kinds, all_such in (_LISTS_OF_INTS, _LISTS_OF_NUMBERS):
+    for kinds, form in (_INT_LISTS, _ANY_NUMBER_LISTS):
         if elements.kinds and elements.kinds <= kinds:
             try:
-                msgspec.convert({"values": lists}, all_such)
+                msgspec.convert({"values": lists}, form)
             except msgspec.ValidationError:
                 return False
             return True
@@ -165,11 +169,11 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
 
 
 def _sizes(ints: Sequence[int]) -> set[int]:
-    """Which of the bounds, that make a reader's column another, are passed."""
-    most = max(max(ints), -1 - min(ints))
-    if most >= BEYOND_FLOATS:
-        raise Suspicious
-    return {bound for bound in (_EXACT, _INT64) if most >= bound}
+    """Return which bounds the ints exceed; beyond each, a reader's column has another type."""
+    most, least = max(ints), min(ints)
+    if max(most, -least) >= BEYOND_FLOATS:
+        raise SuspiciousValue
+    return {bound for bound in (EXACT_FLOAT, INT64) if max(most, -1 - least) >= bound}
 
 
 def _of(kinds: Collection[type], values: Iterable[Any]) -> Iterable[Any]:

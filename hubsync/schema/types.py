@@ -1,9 +1,9 @@
-"""What the columns of a config hold: a small algebra of types, how two of them merge, and what `datasets` calls them.
+"""Column types: infer them from rows, merge two of them, describe them.
 
-Promises that files whose types merge are read by `load_dataset` under the merged one, as `datasets`' JSON reader does
-it (found by experiment, kept by tests/test_drift.py): null and the empty list go with all that may come, an int with
-a float as long as a float holds it exactly, a struct with another by all of their fields, every one nullable.
-Anything else is a `Conflict`. Imports neither pyarrow nor `datasets`.
+`load_dataset` reads files whose types merge, and reads them as the merged type: null and the empty list merge with
+anything, an int with a float if a float holds it exactly, a struct with a struct field by field (every field is
+nullable). Anything else is a `Conflict`. The rules were found by experiments with `datasets`' JSON reader; the tests
+repeat them. Imports neither pyarrow nor `datasets`.
 """
 
 from __future__ import annotations
@@ -18,76 +18,91 @@ from uuid import UUID
 
 import msgspec
 
-# `int` fits a float exactly (up to 2**53), `wide` does not but fits int64. What is beyond, the reader makes a float.
+EXACT_FLOAT = 1 << 53  # a float holds ints up to here exactly; beyond, the reader refuses to make a float of them
+INT64 = 1 << 63
+
+# A float holds an `int` exactly (up to 2**53), but not a `wide` one, which fits int64. Beyond, the reader uses a float.
 Scalar = Literal["null", "bool", "int", "wide", "float", "string"]
 
 
 class ListOf(msgspec.Struct, frozen=True, tag="list"):
-    """A list; one that was always empty is `ListOf("null")`."""
+    """A list; `ListOf("null")` if only empty lists were seen."""
 
-    item: Kind
+    item: ColumnType
 
 
 class StructOf(msgspec.Struct, frozen=True, tag="struct"):
-    """An object, or a whole row: its fields in the order in which they came."""
+    """An object or a whole row, with its fields in order of appearance."""
 
-    fields: dict[str, Kind]
+    fields: dict[str, ColumnType]
 
 
 class Foreign(msgspec.Struct, frozen=True, tag="foreign"):
-    """A type that a person gave in the card, such as a class label: kept as it stands there.
+    """A type that a person wrote into the card, such as a class label. It is kept as written.
 
-    `takes` are the scalars that `datasets` makes it of; None where that is theirs to know.
+    Attributes:
+        entry: The type as the card has it.
+        takes: The scalars that `datasets` converts to this type; None if only `datasets` knows.
     """
 
     entry: dict[str, Any]
     takes: list[str] | None
 
 
-Kind = Scalar | ListOf | StructOf | Foreign
+ColumnType = Scalar | ListOf | StructOf | Foreign
 EMPTY = StructOf({})
-MOST_FIELDS, MOST_DEEP = 4_096, 50  # of a config, in all; of a field
+DTYPES: dict[Scalar, str] = {
+    "null": "null", "bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "string": "string",
+}  # fmt: skip
+MAX_FIELDS, MAX_DEPTH = 4_096, 50  # fields of a config in total; nesting of one column
 _JOINS: dict[frozenset[str], Scalar] = {frozenset(("int", "wide")): "wide", frozenset(("int", "float")): "float"}
 _SCALARS: dict[type, Scalar] = {
     NoneType: "null", bool: "bool", float: "float", str: "string", datetime: "string", date: "string", UUID: "string",
     Decimal: "string", bytes: "string",
 }  # fmt: skip
-_LONG_NAME = 200  # characters
-_EXACT = 1 << 53  # ints up to here, a float holds exactly; the reader refuses to make one of a greater one
-_INT64 = 1 << 63
+_LISTS = frozenset({list, tuple})
+_MAX_NAME = 200  # characters of a column name in a message
 
 
 class Conflict(Exception):
-    """Two types that no column can hold both of. `row` is the index in its batch, where it is known."""
+    """Two types that no column can hold together.
 
-    def __init__(self, path: str, known: Kind, given: Kind, row: int | None = None) -> None:
+    Attributes:
+        path: The column, such as `messages[].content`; empty for the whole row.
+        known: The type that the column has.
+        given: The type that does not fit.
+        row: Index of the row in its batch; None if unknown.
+    """
+
+    def __init__(self, path: str, known: ColumnType, given: ColumnType, row: int | None = None) -> None:
         self.path, self.known, self.given, self.row = path, known, given, row
         super().__init__(f"{path or 'the row'}: {self.reason}")
 
     @property
     def reason(self) -> str:
-        """What is wrong, in words."""
+        """What conflicts, without the column."""
         return f"it is {describe(self.given)}, and the column holds {describe(self.known)}"
 
     @property
-    def told(self) -> str:
-        """The reason, and the column where there is one."""
-        return f"field {_cut(self.path)!r}: {self.reason}" if self.path else self.reason
+    def message(self) -> str:
+        """The reason and, if there is one, the column."""
+        return f"field {_shorten(self.path)!r}: {self.reason}" if self.path else self.reason
 
 
 class OutOfBounds(Conflict):
-    """Two types that make one which no card can say. Which field it is, nobody asks: there are too many."""
+    """The merged type has more fields, or deeper ones, than a card can describe."""
 
     @property
     def reason(self) -> str:
-        return f"with it the config has over {MOST_FIELDS:,} fields, or structs over {MOST_DEEP} deep"
+        """What is out of bounds."""
+        return f"with it the config has over {MAX_FIELDS:,} fields, or structs over {MAX_DEPTH} deep"
 
 
-def merge(known: Kind, given: Kind, path: str = "") -> Kind:
-    """The type that holds both; `known` itself, the same object, where it does so already.
+def merge(known: ColumnType, given: ColumnType, path: str = "") -> ColumnType:
+    """Return the type that holds both; the same object as `known` if that holds `given` already.
 
     Raises:
-        Conflict: there is none.
+        Conflict: No column can hold both.
     """
     if given is known or given == "null":
         return known
@@ -101,7 +116,7 @@ def merge(known: Kind, given: Kind, path: str = "") -> Kind:
         item = merge(known.item, given.item, f"{path}[]")
         return known if item is known.item else ListOf(item)
     elif isinstance(known, StructOf) and isinstance(given, StructOf):
-        return merge_rows(known, given, path)
+        return merge_structs(known, given, path)
     elif isinstance(known, Foreign):
         if known == given or _takes(known, given):
             return known
@@ -110,9 +125,13 @@ def merge(known: Kind, given: Kind, path: str = "") -> Kind:
     raise Conflict(path, known, given)
 
 
-def merge_rows(known: StructOf, given: StructOf, path: str = "") -> StructOf:
-    """As `merge`, for the types of two batches or files."""
-    fields: dict[str, Kind] | None = None
+def merge_structs(known: StructOf, given: StructOf, path: str = "") -> StructOf:
+    """Like `merge`, for two structs, such as the types of two batches or files.
+
+    Raises:
+        Conflict: No column can hold both.
+    """
+    fields: dict[str, ColumnType] | None = None
     for name, kind in given.fields.items():
         was = known.fields.get(name)
         now = kind if was is None else merge(was, kind, f"{path}.{name}" if path else name)
@@ -123,88 +142,94 @@ def merge_rows(known: StructOf, given: StructOf, path: str = "") -> StructOf:
 
 
 def extend(known: StructOf, given: StructOf) -> StructOf:
-    """As `merge_rows`, within what a card can say: keys that are data have no end of them, and no reader wants them as
-    columns.
+    """Like `merge_structs`, but only to a size that a card can describe: keys that are data would never end.
 
     Raises:
-        Conflict, OutOfBounds: there is no such type.
+        Conflict: No column can hold both.
+        OutOfBounds: The merged type is too large.
     """
-    merged = merge_rows(known, given)
+    merged = merge_structs(known, given)
     if merged is not known:
         fields, depth = _measure(merged)
-        if fields > MOST_FIELDS or depth > MOST_DEEP:
+        if fields > MAX_FIELDS or depth > MAX_DEPTH:
             raise OutOfBounds("", known, given)
     return merged
 
 
-def _takes(foreign: Foreign, kind: Kind) -> bool:
+def _takes(foreign: Foreign, kind: ColumnType) -> bool:
     return not isinstance(kind, Foreign) and (foreign.takes is None or kind in foreign.takes)
 
 
 def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0) -> StructOf:
-    """What the rows of a batch hold: plain values, as `json` would have them or as `rows` takes them.
+    """Return the type of a batch of plain values, as `json` returns them or `encode` accepts them.
 
-    A NaN counts as the float that it was, and not as the null that it becomes.
+    A NaN counts as a float, although it is written as null.
+
+    Args:
+        rows: The batch.
+        first_row: The index to report for the first row.
 
     Raises:
-        Conflict: the batch is at odds with itself. It names the row.
+        Conflict: Two rows of the batch conflict; names the second one.
     """
     kind = EMPTY
     for index, row in enumerate(rows):
         try:
-            found = _of(row, "")
+            found = type_of(row)
             assert isinstance(found, StructOf)
-            kind = merge_rows(kind, found)
+            kind = merge_structs(kind, found)
         except Conflict as conflict:
             conflict.row = first_row + index
             raise
     return kind
 
 
-def _of(value: Any, path: str) -> Kind:
+def type_of(value: Any, path: str = "") -> ColumnType:
+    """Return the type of one plain value.
+
+    Raises:
+        Conflict: The elements of a list conflict.
+    """
     kind = type(value)
     if kind is int:
-        return _size(value, value)
+        return _int_type(value, value)
     if (scalar := _SCALARS.get(kind)) is not None:
         return scalar
     if kind is dict:
-        return StructOf({key: _of(item, f"{path}.{key}" if path else key) for key, item in value.items()})
-    if kind is list or kind is tuple:
-        return ListOf(_of_all(value, f"{path}[]"))
+        return StructOf({key: type_of(item, f"{path}.{key}" if path else key) for key, item in value.items()})
+    if kind in _LISTS:
+        return ListOf(_item_type(value, f"{path}[]"))
     return "string"
 
 
-def _of_all(values: Sequence[Any], path: str) -> Kind:
+def _item_type(values: Sequence[Any], path: str) -> ColumnType:
     kinds = set(map(type, values))
-    item: Kind = "null"
+    item: ColumnType = "null"
     for kind in kinds:
         if (scalar := _SCALARS.get(kind)) is not None:
             item = merge(item, scalar, path)
     if int in kinds:
         ints = values if len(kinds) == 1 else [value for value in values if type(value) is int]
-        item = merge(item, _size(min(ints), max(ints)), path)
+        item = merge(item, _int_type(min(ints), max(ints)), path)
     if not _LISTS.isdisjoint(kinds):
         inner = [value for value in values if type(value) in _LISTS]
-        item = merge(item, ListOf(_of_all(list(chain.from_iterable(inner)), f"{path}[]")), path)
+        item = merge(item, ListOf(_item_type(list(chain.from_iterable(inner)), f"{path}[]")), path)
     if dict in kinds:
         for value in values:
             if type(value) is dict:
-                item = merge(item, _of(value, path), path)
+                item = merge(item, type_of(value, path), path)
     return item
 
 
-_LISTS = frozenset({list, tuple})
-
-
-def _size(least: int, greatest: int) -> Scalar:
-    if least >= -_EXACT and greatest <= _EXACT:
+def _int_type(least: int, greatest: int) -> Scalar:
+    if least >= -EXACT_FLOAT and greatest <= EXACT_FLOAT:
         return "int"
-    # One beyond int64 makes the reader read floats, and then the others must fit one.
-    return "wide" if least >= -_INT64 and greatest < _INT64 else "float"
+    # A single int beyond int64 makes the reader read floats, which the others must then fit.
+    return "wide" if least >= -INT64 and greatest < INT64 else "float"
 
 
-def _measure(kind: Kind) -> tuple[int, int]:
-    """Its fields in all, and how deep they are."""
+def _measure(kind: ColumnType) -> tuple[int, int]:
+    """Return the number of fields in total, and the depth."""
     if isinstance(kind, ListOf):
         fields, depth = _measure(kind.item)
         return fields, depth + 1
@@ -214,15 +239,10 @@ def _measure(kind: Kind) -> tuple[int, int]:
     return 0, 0
 
 
-def _cut(name: str) -> str:
-    """A column's name, which may be a whole text that somebody made a key, as a message may have it."""
-    return name if len(name) <= _LONG_NAME else f"{name[:_LONG_NAME]}…"
-
-
-def describe(kind: Kind) -> str:
-    """For people."""
+def describe(kind: ColumnType) -> str:
+    """Return a type in words, for a message."""
     if isinstance(kind, StructOf):
-        names = [_cut(name) for name in kind.fields]
+        names = [_shorten(name) for name in kind.fields]
         return f"a struct of {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "an empty struct"
     if isinstance(kind, ListOf):
         return "an empty list" if kind.item == "null" else f"a list: {describe(kind.item)}"
@@ -231,18 +251,20 @@ def describe(kind: Kind) -> str:
     return "int64 beyond 2**53" if kind == "wide" else DTYPES[kind]
 
 
+def _shorten(name: str) -> str:
+    """Shorten a column name, which may be a whole text that somebody used as a key."""
+    return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
+
+
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[StructOf] = msgspec.json.Decoder(StructOf)
 
 
 def dumps(kind: StructOf) -> str:
+    """Return a type as JSON, as the catalogue stores it."""
     return _encoder.encode(kind).decode()
 
 
 def loads(text: str) -> StructOf:
+    """Return the type that `dumps` wrote."""
     return _decoder.decode(text)
-
-
-DTYPES: dict[Scalar, str] = {
-    "null": "null", "bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "string": "string",
-}  # fmt: skip

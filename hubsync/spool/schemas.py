@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from hubsync.schema.features import to_features
-from hubsync.schema.types import Conflict, StructOf, dumps, loads, merge_rows
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, loads, merge_structs
 from hubsync.spool.database import Catalogue
 
 
@@ -25,10 +22,9 @@ class Schemas:
         text: str | None = self._catalogue.value("SELECT known FROM schemas WHERE config = ?", config)
         return text
 
-    def features(self, config: str) -> list[dict[str, Any]]:
-        """Return a config's schema as a card's `dataset_info.features`; empty if nothing is known."""
-        known = self.known(config)
-        return [] if known is None else to_features(known)
+    def columns(self, config: str) -> StructOf:
+        """Return the types of a config's columns, as far as they are known."""
+        return self.known(config) or EMPTY
 
     def add(self, config: str, schema: StructOf, *, wins: bool = False) -> None:
         """Merge a schema into what is known of a config. Within a transaction.
@@ -40,7 +36,7 @@ class Schemas:
         """
         known = self.known(config)
         try:
-            merged = schema if known is None else merge_rows(known, schema)
+            merged = schema if known is None else merge_structs(known, schema)
         except Conflict:  # another process accepted something else at the same moment: the committer finds it
             if not wins:
                 return

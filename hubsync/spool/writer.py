@@ -24,7 +24,7 @@ from hubsync.errors import SpoolError
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.policies import ShardPolicy
-from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, merge_rows
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, merge_structs
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -228,7 +228,7 @@ class SpoolWriter:
     def _merge_schema(self, segment: _OpenSegment, schema: StructOf | None) -> None:
         if schema is None or schema is segment.schema:  # nearly always the same object
             return
-        merged = schema if segment.schema is None else merge_rows(segment.schema, schema)
+        merged = schema if segment.schema is None else merge_structs(segment.schema, schema)
         if merged is not segment.schema:
             segment.schema = merged
             self._segments.set_schema(segment.id, dumps(merged))
@@ -406,7 +406,7 @@ class SpoolWriter:
 def _merge(one: StructOf | None, other: StructOf | None) -> bool:
     """Return whether two schemas can be merged."""
     try:
-        merge_rows(one or EMPTY, other or EMPTY)
+        merge_structs(one or EMPTY, other or EMPTY)
     except Conflict:
         return False
     return True

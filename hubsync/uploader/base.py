@@ -26,7 +26,7 @@ from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.formatting import count_text, seconds_text
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.validation import check_seconds, check_type, is_encodable
-from hubsync.encoding import formats
+from hubsync.encoding import codecs
 from hubsync.encoding.rows import Encoded, Rows, encode
 from hubsync.encoding.transform import Transform, check_transform
 from hubsync.errors import (
@@ -159,7 +159,7 @@ class BaseUploader:
         self.repo = repo
         self._target = target_of(repo, endpoint, revision)
         self._layout = Layout.of(config, split, path, format)
-        formats.check(format)
+        codecs.check_installed(format)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
         self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
         check_transform(transform)
@@ -363,8 +363,8 @@ class BaseUploader:
             RowError: A row has no JSON form.
             TransformError: The uploader's `transform` raised.
         """
-        shapes = self._guard.shapes if self._guard is not None else None
-        return encode(rows, shapes, transform=self._transform)
+        profiler = self._guard.profiler if self._guard is not None else None
+        return encode(rows, profiler, transform=self._transform)
 
     @contextmanager
     def _drained(self, worker: Engine, timeout: float | None) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The schema guard at `put`: follows what the columns of each config hold, and says where a batch may go.
 
-Costs the hot path nothing while rows are as those before: `Shapes` sees what is new, and only that is looked at here.
+Costs the hot path nothing while rows are as those before: `RowProfiler` finds what is new, and only that is checked.
 What two processes bring at the same moment is found out by the committer (`fitting`).
 """
 
@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import NamedTuple
 
-from hubsync.encoding.rows import Encoded, look
+from hubsync.encoding.rows import Encoded, profile
 from hubsync.errors import SchemaConflict
 from hubsync.model.layout import Layout
 from hubsync.policies import SchemaPolicy
@@ -35,7 +35,7 @@ class SchemaGuard:
     """One uploader's. Safe for several threads."""
 
     def __init__(self, spool: Spool, layout: Layout, policy: SchemaPolicy) -> None:
-        self.shapes = RowProfiler()
+        self.profiler = RowProfiler()
         self._spool = spool
         self._layout = layout
         self._policy = policy
@@ -46,7 +46,7 @@ class SchemaGuard:
 
     def is_familiar(self, encoded: Encoded) -> bool:
         """Whether `admit` finds nothing new in it, and does not ask the catalogue."""
-        return encoded.looked_by is self.shapes and not encoded.fresh
+        return encoded.profiler is self.profiler and not encoded.discoveries
 
     def admit(self, encoded: Encoded) -> Admission:
         """Where a batch may go.
@@ -54,31 +54,31 @@ class SchemaGuard:
         Raises:
             SchemaConflict: it may go nowhere, and is refused.
         """
-        if encoded.looked_by is not self.shapes:
-            encoded = look(encoded, self.shapes)
-        if not encoded.fresh:
+        if encoded.profiler is not self.profiler:
+            encoded = profile(encoded, self.profiler)
+        if not encoded.discoveries:
             return self._same
         with self._lock:
             try:
-                if isinstance(encoded.kind, Conflict):
-                    raise encoded.kind
-                self._same = Admission(self._with(self._layout.config, encoded.kind or EMPTY))
+                if isinstance(encoded.columns, Conflict):
+                    raise encoded.columns
+                self._same = Admission(self._with(self._layout.config, encoded.columns or EMPTY))
             except Conflict as conflict:
                 return self._conflict(encoded, conflict)
-            self.shapes.learn(encoded.fresh)  # only now: who meets it as nothing new goes by `_same`
+            self.profiler.remember(encoded.discoveries)  # only now: who meets it as nothing new goes by `_same`
             return self._same
 
     def forget(self) -> None:
         """The dataset holds something else than was known here: from now on all is looked at anew."""
         with self._lock:
-            self.shapes, self._kinds, self._same = RowProfiler(), {}, Admission(EMPTY)
+            self.profiler, self._kinds, self._same = RowProfiler(), {}, Admission(EMPTY)
 
     def _with(self, config: str, kind: StructOf) -> StructOf:
         """What the columns of a config hold with these; kept."""
         known = self._kinds.get(config, EMPTY)
         if (stored := self._read(config)) is not None:
             try:
-                known = types.merge_rows(known, stored)
+                known = types.merge_structs(known, stored)
             except Conflict:  # another process was faster: what it brought is the dataset's, ours is judged at commit
                 known = stored
         self._kinds[config] = known
@@ -98,11 +98,11 @@ class SchemaGuard:
     def _conflict(self, encoded: Encoded, conflict: Conflict) -> Admission:
         error = self._error(encoded, conflict)
         if self._policy.on_conflict == "dead letter":
-            return Admission(set_aside=f"{conflict.told} (line {error.row + 1})")
-        if self._policy.on_conflict == "new config" and isinstance(encoded.kind, StructOf):
+            return Admission(set_aside=f"{conflict.message} (line {error.row + 1})")
+        if self._policy.on_conflict == "new config" and isinstance(encoded.columns, StructOf):
             for layout in self._layout.siblings():
                 try:
-                    return Admission(self._with(layout.config, encoded.kind), layout)
+                    return Admission(self._with(layout.config, encoded.columns), layout)
                 except Conflict:
                     continue
         raise error from None
@@ -115,7 +115,7 @@ class SchemaGuard:
         known_as, given, why = describe(conflict.known), describe(conflict.given), None
         if isinstance(conflict, OutOfBounds):
             why = _TOO_MANY.format(conflict.reason)
-        elif isinstance(encoded.kind, Conflict):
+        elif isinstance(encoded.columns, Conflict):
             why = _WITHIN.format(given, known_as, _APART if self._policy.on_conflict == "new config" else _ONE_TYPE)
         return SchemaConflict(row or 0, conflict.path, known_as, given, why)
 

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd
 
 from hubsync._runtime.failpoints import Failpoint
-from hubsync.encoding.formats import SUFFIXES, pack, unpack
+from hubsync.encoding.codecs import SUFFIXES, compress, read_lines
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.verify import verify
 from hubsync.model.layout import Format
@@ -71,7 +71,7 @@ def other(n: int, format: Format) -> bytes:
         lines, packed = Path(scratch, "lines.jsonl"), Path(scratch, f"other.{format}")
         lines.write_bytes(b'{"id":-%d}\n' % (n + 1))
         if format != "jsonl":
-            pack(lines, packed, 1)
+            compress(lines, packed, 1)
         return (lines if format == "jsonl" else packed).read_bytes()
 
 
@@ -111,7 +111,7 @@ def test_a_process_killed_at(
 
 
 def refused(spool: Path) -> list[int]:
-    return [json.loads(line)["id"] for file in (spool / "dead-letter").iterdir() for line in unpack(file)]
+    return [json.loads(line)["id"] for file in (spool / "dead-letter").iterdir() for line in read_lines(file)]
 
 
 def shards_ever_changed(dataset: Dataset) -> list[str]:

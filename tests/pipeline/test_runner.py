@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,6 +14,7 @@ import pytest
 
 from hubsync import AuthenticationError, ConfigError, HubsyncError
 from hubsync.localhub import Fault, LocalHub
+from hubsync.localhub.pytest_plugin import point_at
 from hubsync.pipeline import GeneratorStep, GlobalStep, HuggingFaceHubCheckpointer, Pipeline, Step, StepError, StepInput
 from tests.conftest import FAST, Dataset
 
@@ -126,22 +124,17 @@ def test_a_step_may_drop_rows_make_more_or_wait_for_all() -> None:
     assert ids(distiset, "all") == [40]
 
 
-def loaded(hub: LocalHub, config: str) -> list[int]:
-    """What `load_dataset` finds, in a process that has this Hub in its environment from the start."""
-    code = f"import datasets; print(datasets.load_dataset('user/rows', {config!r}, split='train')['id'][:])"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True, check=True)
-    found: list[int] = json.loads(done.stdout)
-    return found
-
-
-def test_several_predecessors_of_one_checkpointer_have_a_config_each(hub: LocalHub, dataset: Dataset) -> None:
+def test_several_predecessors_of_one_checkpointer_have_a_config_each(
+    hub: LocalHub, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with Pipeline() as pipeline:
         first = Same(input_batch_size=10)
         first >> [Even(), Twice()] >> checkpointer(input_batch_size=20) >> Same(name="after")
     distiset = pipeline.run(dataset=rows(100))
     assert Counter(ids(distiset)) == Counter([*range(0, 100, 2), *range(200)])
+    point_at(hub, monkeypatch, tmp_path / "hf")
     for config, expected in (("config-0", range(0, 100, 2)), ("config-1", range(200))):
-        assert sorted(loaded(hub, config)) == list(expected)
+        assert sorted(datasets.load_dataset("user/rows", config, split="train")["id"][:]) == list(expected)
     assert sum(path.startswith("config-0/") for path in dataset.paths()) == 3
     assert sum(path.startswith("config-1/") for path in dataset.paths()) == 10
 

@@ -10,7 +10,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 
 from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
+from tests.zygote import Python
 
 SCRIPT = """\
 from datasets import Dataset
@@ -69,14 +69,9 @@ def environ(hub: LocalHub, tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **hub.environ(), "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf-home")}
 
 
-def start(tmp_path: Path, environ: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True)
-
-
-def run(tmp_path: Path, environ: dict[str, str]) -> None:
-    process = start(tmp_path, environ)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+def run(python: Python, tmp_path: Path, environ: dict[str, str]) -> None:
+    done = python.run("script.py", cwd=tmp_path, env=environ)
+    assert done.returncode == 0, done.stderr
 
 
 def accepted(tmp_path: Path) -> int:
@@ -91,11 +86,11 @@ def checkpoint(hub: LocalHub, environ: dict[str, str]) -> Dataset:
     return Dataset(hub, "username/streaming_test_1", environ["HF_TOKEN"])
 
 
-def test_the_script_makes_what_it_says(hub: LocalHub, tmp_path: Path, environ: dict[str, str]) -> None:
-    run(tmp_path, environ)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_BACK], env=environ, capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+def test_the_script_makes_what_it_says(
+    hub: LocalHub, tmp_path: Path, environ: dict[str, str], python_with_datasets: Python
+) -> None:
+    run(python_with_datasets, tmp_path, environ)
+    done = python_with_datasets.run("-c", READ_BACK, env=environ, cwd=tmp_path)
     names, lines, checkpointed, pushed = json.loads(done.stdout)
     columns = [[row[c] for row in ROWS] for c in "ab"]
     assert names == [f"datasets/username/streaming_test_1/config-0/train-{n:05d}.jsonl" for n in range(4)]
@@ -106,7 +101,7 @@ def test_the_script_makes_what_it_says(hub: LocalHub, tmp_path: Path, environ: d
 
 
 def test_killed_in_the_middle_and_run_again_it_brings_every_row_once(
-    hub: LocalHub, tmp_path: Path, environ: dict[str, str]
+    hub: LocalHub, tmp_path: Path, environ: dict[str, str], python_with_datasets: Python
 ) -> None:
     rng = random.Random(1)
     # The script's last line is datasets' own push, which has no retries: the faults are the checkpointer's alone.
@@ -115,13 +110,13 @@ def test_killed_in_the_middle_and_run_again_it_brings_every_row_once(
     hub.faults.add(Fault.latency(0.5, on="commit", repo=repo))
     before = kills = 0
     while True:
-        process = start(tmp_path, environ)
-        while kills < 5 and process.poll() is None and accepted(tmp_path) <= before:
-            time.sleep(0.005)
-        if kills < 5:
-            time.sleep(rng.random() * 0.5)
-            process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
+        with python_with_datasets.start("script.py", cwd=tmp_path, env=environ, stderr=subprocess.PIPE) as process:
+            while kills < 5 and process.poll() is None and accepted(tmp_path) <= before:
+                time.sleep(0.005)
+            if kills < 5:
+                time.sleep(rng.random() * 0.5)
+                process.kill()
+            _, said = process.communicate()
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, said
@@ -132,7 +127,9 @@ def test_killed_in_the_middle_and_run_again_it_brings_every_row_once(
     assert dataset.paths() == [f"config-0/train-{n:05d}.jsonl" for n in range(4)]
 
 
-def test_a_run_that_had_ended_is_followed_by_another(hub: LocalHub, tmp_path: Path, environ: dict[str, str]) -> None:
-    run(tmp_path, environ)
-    run(tmp_path, environ)
+def test_a_run_that_had_ended_is_followed_by_another(
+    hub: LocalHub, tmp_path: Path, environ: dict[str, str], python_with_datasets: Python
+) -> None:
+    run(python_with_datasets, tmp_path, environ)
+    run(python_with_datasets, tmp_path, environ)
     assert checkpoint(hub, environ).rows() == [*ROWS, *ROWS]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from hubsync.errors import one_line
 from hubsync.schema.features import from_features, to_features
-from hubsync.schema.types import Conflict, StructOf, merge_rows
+from hubsync.schema.types import Conflict, StructOf, merge_structs
 
 PATH = "README.md"
 _MOST = 1 << 20  # bytes: YAML is read in Python, and the job's threads wait meanwhile
@@ -170,7 +170,7 @@ def _tell(infos: list[Any], config: str, kind: StructOf) -> bool:
         return True
     try:
         known = from_features(info.get("features") or [])
-        merged = merge_rows(known, kind)
+        merged = merge_structs(known, kind)
     except (ValueError, Conflict):  # a person's: it stays as it is
         return False
     if merged is known:

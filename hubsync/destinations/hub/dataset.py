@@ -239,9 +239,9 @@ class HubDataset:
                 f"{self._api}/commit/{self._rev}",
                 content=partial(_ndjson, header, plan),
                 headers={"content-type": "application/x-ndjson"},
-                effect=True,
+                has_effect=True,
             )
-        return answer.decode(what, _Committed, effect=True).commit_oid
+        return answer.decode(what, _Committed, has_effect=True).commit_oid
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         """What stands at `paths` in the commit `at`."""

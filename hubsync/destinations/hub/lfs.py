@@ -111,7 +111,7 @@ class LfsStore:
                     verify.href,
                     json={"oid": shard.sha256, "size": shard.size},
                     headers=verify.header,
-                    abroad=True,
+                    any_host=True,
                 )
 
     async def _multipart(self, shard: Shard, upload: _Action) -> None:
@@ -132,7 +132,7 @@ class LfsStore:
                 upload.href,
                 json={"oid": shard.sha256, "parts": parts},
                 headers=_LFS,
-                abroad=True,
+                any_host=True,
             )
 
     async def _put(self, shard: Shard, url: Secret, start: int, size: int, headers: Mapping[str, Secret]) -> str:
@@ -143,7 +143,7 @@ class LfsStore:
                 url,
                 content=partial(read_pieces, shard.file, start, size),
                 headers={**headers, "content-length": str(size)},
-                abroad=True,
+                any_host=True,
             )
         return answer.headers.get("etag", "")
 

@@ -1,9 +1,9 @@
-"""One request to the Hub, and what its answer means.
+"""One HTTP request to the Hub, and its response.
 
-Sends a request once, never retries, and turns whatever comes back (or doesn't) into bytes or a typed error: that is
-where *transient*, *blocked* and *defect* are told apart. Trusts no server: bodies are bounded, unpacked and in time;
-redirects are followed on the Hub's own origin only; and the token goes nowhere else, into no message and no log, also
-where a server sends it back.
+`HubHTTP` sends a request once and never retries. It returns the response, or raises the typed error that says what to
+do next (see `responses`). It trusts no server: a response is bounded in time and in unpacked size, and redirects are
+followed only within the Hub's origin. The token is sent to the Hub only, and never appears in a message or a log, even
+if a server sends it back.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 import ssl
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -20,33 +21,33 @@ import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret, hide, in_use, quieten_logs
-from hubsync.errors import (
-    AmbiguousError,
-    AuthenticationError,
-    BlockedError,
-    ConfigError,
-    HubError,
-    TransientError,
-)
+from hubsync.destinations.hub.responses import classify
+from hubsync.errors import AmbiguousError, AuthenticationError, BlockedError, ConfigError, HubError, TransientError
 
 if TYPE_CHECKING:
     import httpx
-from hubsync.destinations.hub.responses import classify
+
+    Read = Callable[[httpx.Response, anyio.CancelScope], Awaitable["Response | HubError"]]
 
 T = TypeVar("T")
-Body = Callable[[], AsyncIterable[bytes]]  # of a request: begun anew where the Hub sends it on
-MAX_BODY = 8 * 1024 * 1024  # of an answer, unpacked; a page of a tree with 1,000 files is a fraction of one MiB
+Body = Callable[[], AsyncIterable[bytes]]  # the body of a request, started again after a redirect
+MAX_BODY = 8 * 1024 * 1024  # unpacked bytes of a response; a page of a tree with 1,000 files is less than 1 MiB
 _PIECE = 1 << 20
 _MAX_REDIRECTS = 5
 _CONNECT_S = 10.0
-_PATIENCE = 10  # times the time-out of one read: what a whole answer may take, however it drips
-_STEP = 64 * 1024  # bytes of a download that earn it as much time again
+# A whole response may take this many times the timeout of one read, however slowly its bytes arrive.
+_RESPONSE_TIMEOUTS = 10
+_PROGRESS = 64 * 1024  # bytes of a download that restart this timeout
+_CERTIFICATE_ADVICE = (
+    " A wrong clock or a network that requires a login can be the cause. Behind a company proxy, or with a Hub of your "
+    "own, set SSL_CERT_FILE to the certificate of its authority."
+)
 _HOST = re.compile(rb"[A-Za-z0-9_.:-]+")
-_SAME_BODY = (307, 308)  # a redirect that keeps method and body, as the Hub's where a repo was renamed
+_KEEPS_BODY = (307, 308)  # redirects that keep the method and the body, like the Hub's after a repo was renamed
 
 
-class _Link:
-    """An absolute URL. Only its origin shows: what follows may be a signature that lets everybody in."""
+class _Address:
+    """An absolute URL. Its repr shows only the origin: the rest may be a signature that gives access to anyone."""
 
     __slots__ = ("origin", "secrets", "url")
 
@@ -60,8 +61,26 @@ class _Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, read to its end, in which nothing that was kept secret stands. Header names are in lower case."""
+class _Request:
+    """What to send, whatever its address. `lost` is raised if no whole response arrives."""
+
+    what: str
+    method: str = "GET"
+    headers: Mapping[str, str | Secret] = field(default_factory=dict, repr=False)
+    content: Body | bytes | None = field(default=None, repr=False)
+    form: Mapping[str, Any] | None = field(default=None, repr=False)
+    lost: type[TransientError] = TransientError
+
+    def failed(
+        self, kind: type[HubError], why: str, error: Exception, *, status: int | None = None, advice: str = ""
+    ) -> HubError:
+        brief = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return kind(hide(f"{self.what}: {why} ({brief}).{advice}"), status=status)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response that was read to its end. Contains no secrets. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -69,33 +88,40 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
+        """Whether the status is 2xx."""
         return 200 <= self.status < 300
 
-    def decode(self, what: str, shape: type[T], *, effect: bool = False) -> T:
-        """The body as JSON of this shape. Another comes from a proxy, not from the Hub, and may be right next time."""
+    def decode(self, what: str, shape: type[T], *, has_effect: bool = False) -> T:
+        """Decode the JSON body.
+
+        Args:
+            what: The name of the request in messages.
+            shape: The type to decode.
+            has_effect: Whether the request took effect although its response cannot be read.
+
+        Raises:
+            TransientError: The body is not JSON of this shape. It is a proxy's, not the Hub's, and a retry may succeed.
+            AmbiguousError: The same, with `has_effect`.
+        """
         try:
-            return msgspec.json.decode(self.body, type=shape, dec_hook=_secret)
+            return msgspec.json.decode(self.body, type=shape, dec_hook=_decode_secret)
         except msgspec.ValidationError as error:
-            why = f"an answer that can't be read ({error})"
+            why = f"unexpected response ({error})"
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            kind = self.headers.get("content-type", "of no type")
-            why = f"the answer is no JSON ({len(self.body):,} bytes, {kind})"
-        # Not within the `except`: the context of this error would be one that holds the body.
-        raise (AmbiguousError if effect else TransientError)(f"{what}: {why}.", status=self.status)
-
-    def json(self, what: str, *, effect: bool = False) -> Any:
-        """The body as any JSON."""
-        return self.decode(what, Any, effect=effect)
+            kind = self.headers.get("content-type", "no content type")
+            why = f"the response is not JSON ({len(self.body):,} bytes, {kind})"
+        # Outside of the `except`: otherwise the error's context would hold the body.
+        raise (AmbiguousError if has_effect else TransientError)(f"{what}: {why}.", status=self.status)
 
 
-def _secret(kind: type, value: object) -> object:
-    if kind is Secret and isinstance(value, str | int):  # a number among headers
+def _decode_secret(kind: type, value: object) -> object:
+    if kind is Secret and isinstance(value, str | int):  # a header's value may be a number
         return Secret(str(value))
     raise ValueError("Expected `str`")
 
 
 class HubHTTP:
-    """A connection pool to one Hub. Used by the tasks of one event loop."""
+    """A connection pool to one Hub, for the tasks of one event loop."""
 
     def __init__(
         self,
@@ -105,39 +131,49 @@ class HubHTTP:
         timeout_s: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Raises `ConfigError` where the environment (proxies, certificates) can't work. There is no way to switch the
-        verification of certificates off: SSL_CERT_FILE names those of a private authority.
+        """Create the pool, without connecting.
+
+        Certificates are always verified. SSL_CERT_FILE names those of a private authority.
+
+        Args:
+            endpoint: URL of the Hub.
+            token: Returns the current token.
+            timeout_s: Timeout of one read or write, in seconds.
+            transport: Replaces the network in tests.
+
+        Raises:
+            ConfigError: The environment's proxies or certificates are invalid.
         """
         import httpx
 
         self.endpoint = endpoint.rstrip("/")
-        self._base = _Link(httpx.URL(self.endpoint + "/"), signed=False)
+        self._hub = _Address(httpx.URL(self.endpoint + "/"), signed=False)
         self._token = token
-        self._patience_s = _PATIENCE * timeout_s
+        self._response_timeout_s = _RESPONSE_TIMEOUTS * timeout_s
         self._client = _client(timeout_s, transport)
-        self.sender = {"user-agent": self._client.headers["user-agent"]}  # for what others send on our behalf
+        self.sender = {"user-agent": self._client.headers["user-agent"]}  # for hf_xet's requests
         quieten_logs()
 
     def token(self) -> Secret | None:
-        """The token, read anew each time: it may have been renewed.
+        """Return the token. It is read anew each time, because it may have been renewed.
 
         Raises:
-            AuthenticationError: it is none that a header can hold.
+            AuthenticationError: The token cannot be sent in a header.
         """
         token = Secret.of(self._token())
         if token is not None and not token.fits_a_header:
             raise AuthenticationError(
-                "the token holds a character that no token has, such as a space or a line break: copy it anew "
+                "the token contains a character that no token has, such as a space or a line break: copy it again "
                 "(to token=…, HF_TOKEN or hf auth login)."
             )
         return token
 
     def authorization(self) -> dict[str, str]:
-        """The header with the token; empty without one. For the call that needs it, never for a variable."""
+        """Return the header with the token; empty without one. Never keep it in a variable."""
         return _bearer(self.token())
 
     def is_safe(self, url: str) -> bool:
-        """Whether rows may go there: by HTTPS, or as plainly as to the Hub itself."""
+        """Return whether rows may be sent to `url`: by HTTPS, or by HTTP if the Hub itself uses HTTP."""
         import httpx
 
         try:
@@ -146,7 +182,7 @@ class HubHTTP:
             return False
 
     def _is_safe(self, url: httpx.URL) -> bool:
-        return _is_address(url) and url.scheme in ("https", self._base.url.scheme)
+        return _is_plain(url) and url.scheme in ("https", self._hub.url.scheme)
 
     async def send(
         self,
@@ -158,194 +194,178 @@ class HubHTTP:
         form: Mapping[str, Any] | None = None,
         content: Body | bytes | None = None,
         headers: Mapping[str, str | Secret] | None = None,
-        effect: bool = False,
+        has_effect: bool = False,
         max_body: int = MAX_BODY,
-        abroad: bool = False,
-    ) -> Answer:
-        """Sends one request; `url` may be a path on the Hub. `what` names it in messages.
+        any_host: bool = False,
+    ) -> Response:
+        """Send one request and read its response.
 
-        With `effect`, an answer that is lost, cut or a 5xx raises `AmbiguousError`: it may have taken effect. Only with
-        `abroad` may the URL be another server's, which does not get the token.
+        Args:
+            what: The name of the request in messages.
+            method: The HTTP method.
+            url: A path on the Hub, or an absolute URL.
+            json, form, content: The body, in one of three forms.
+            headers: Added to the default headers.
+            has_effect: Whether the request changes the repo: if its response is lost, truncated or a 5xx, it raises
+                `AmbiguousError`.
+            max_body: The most unpacked bytes to read.
+            any_host: Whether `url` may be on another server, which does not get the token.
 
         Raises:
-            HubError: of the kind that says what to do next.
+            HubError: The request failed; the type says what to do next.
         """
-        link = self._link(what, url)
-        if link.origin != self._base.origin and not (abroad and self._is_safe(link.url)):
-            raise TransientError(f"{what}: sent to {link.origin}, which is not the Hub or not safe; not followed.")
+        address = self._address(what, url)
+        if address.origin != self._hub.origin and not (any_host and self._is_safe(address.url)):
+            raise TransientError(f"{what}: not sent to {address.origin}, which is not the Hub or not safe.")
         sent = {name.lower(): value for name, value in (headers or {}).items()}
         if json is not None:
             content = msgspec.json.encode(json)
             sent["content-type"] = "application/json"
-        lost = AmbiguousError if effect else TransientError
-        for _ in range(_MAX_REDIRECTS):
-            answer = _given(await self._exchange(what, method, link, lost, sent, max_body, content=content, data=form))
-            if answer.is_success:
-                return answer
-            location = Secret.of(answer.headers.get("location"))
-            if not (300 <= answer.status < 400 and location):
-                raise classify(what, answer.status, answer.headers, answer.body, effect=effect, ours=not abroad)
-            origin, link = link.origin, self._link(what, location, link)
-            if {origin, link.origin} != {self._base.origin}:
-                raise TransientError(f"{what}: sent on to {link.origin}, which is not the Hub; not followed.")
-            if callable(content) and answer.status not in _SAME_BODY:
-                raise TransientError(f"{what}: sent on by {answer.status}, which leaves the body behind; not followed.")
-        raise TransientError(f"{what}: redirected in a circle.")
+        request = _Request(what, method, sent, content, form, AmbiguousError if has_effect else TransientError)
+        response, _ = await self._follow(request, address, partial(self._read, request, max_body))
+        if not response.is_success:
+            raise classify(
+                what, response.status, response.headers, response.body, has_effect=has_effect, token_sent=not any_host
+            )
+        return response
 
-    async def download(self, what: str, url: str, take: Callable[[bytes], object]) -> None:
-        """GETs `url` and hands the body to `take`, piece by piece, however large it is.
+    async def download(self, what: str, url: str, write: Callable[[bytes], object]) -> None:
+        """GET `url` and pass the body to `write`, piece by piece, however large it is.
 
-        Unlike `send` it follows redirects to other origins, where the Hub keeps large files; the token stays behind.
-        Whether what comes has the oid that the Hub lists is the caller's to check: it may come from anywhere.
+        Unlike `send`, this follows redirects to other hosts, where the Hub keeps large files; they do not get the
+        token. The caller must check the content against the oid that the Hub lists.
 
         Raises:
-            HubError: as `send`. What another origin refuses is transient: the Hub's signed URL may have run out.
+            HubError: The request failed; the type says what to do next. An error of another host is transient: the
+                Hub's signed URL may have expired.
         """
-        link = self._link(what, url)
+        request, address = _Request(what), self._address(what, url)
+        response, address = await self._follow(request, address, partial(self._save, request, write), any_host=True)
+        if not response.is_success:
+            from_hub = address.origin == self._hub.origin
+            error = classify(what, response.status, response.headers, response.body, token_sent=from_hub)
+            if from_hub or isinstance(error, TransientError):
+                raise error
+            raise TransientError(str(error), status=error.status)
+
+    def _address(self, what: str, url: str | Secret, base: _Address | None = None) -> _Address:
+        """Resolve `url` relative to `base`, by default the Hub. A signed URL must be absolute."""
+        address = _address_of(url, base or (None if isinstance(url, Secret) else self._hub))
+        if address is None:
+            raise TransientError(f"{what}: invalid URL; not followed.")
+        return address
+
+    async def _follow(
+        self, request: _Request, address: _Address, read: Read, *, any_host: bool = False
+    ) -> tuple[Response, _Address]:
+        """Send `request` and follow redirects; return the response that is not a redirect, and its address."""
         for _ in range(_MAX_REDIRECTS):
-            ours = link.origin == self._base.origin
-            if not self._is_safe(link.url):
-                raise TransientError(f"{what}: sent on to {link.origin}, which is not safe; not followed.")
-            answer = _given(await self._take(what, link, take))
-            if answer.is_success:
-                return
-            location = Secret.of(answer.headers.get("location"))
-            if not (300 <= answer.status < 400 and location):
-                refusal = classify(what, answer.status, answer.headers, answer.body, ours=ours)
-                if ours or isinstance(refusal, TransientError):
-                    raise refusal
-                raise TransientError(str(refusal), status=refusal.status)
-            link = self._link(what, location, link)
-        raise TransientError(f"{what}: redirected in a circle.")
+            if any_host and not self._is_safe(address.url):
+                raise TransientError(
+                    f"{request.what}: redirected to {address.origin}, which is not safe; not followed."
+                )
+            response = await self._exchange(request, address, read)
+            if isinstance(response, HubError):
+                raise response
+            location = Secret.of(response.headers.get("location"))
+            if not (300 <= response.status < 400 and location):
+                return response, address
+            previous, address = address, self._address(request.what, location, address)
+            if not any_host and {previous.origin, address.origin} != {self._hub.origin}:
+                why = f"redirected to {address.origin}, which is not the Hub"
+            elif callable(request.content) and response.status not in _KEEPS_BODY:
+                why = f"redirected by {response.status}, which drops the body"
+            else:
+                continue
+            raise TransientError(f"{request.what}: {why}; not followed.")
+        raise TransientError(f"{request.what}: redirected in a circle.")
 
-    def _link(self, what: str, url: str | Secret, base: _Link | None = None) -> _Link:
-        """`url` as seen from `base`; a signed one must be whole by itself."""
-        link = _link_of(url, base or (None if isinstance(url, Secret) else self._base))
-        if link is None:
-            raise TransientError(f"{what}: sent to something that is no URL; not followed.")
-        return link
-
-    async def _exchange(
-        self,
-        what: str,
-        method: str,
-        link: _Link,
-        lost: type[TransientError],
-        headers: Mapping[str, str | Secret],
-        max_body: int,
-        **body: Any,
-    ) -> Answer | HubError:
-        """One question and its whole answer."""
-        with anyio.move_on_after(self._patience_s) as scope:
-            if callable(content := body.get("content")):
-                body["content"] = _renewing(content(), scope, self._patience_s)
-            answer = await self._ask(what, method, link, lost, headers, **body)
-            if isinstance(answer, HubError):
-                return answer
-            if lost is AmbiguousError:
-                failpoint(Failpoint.LANDED)
-            return await self._hear(what, answer, lost, max_body)
-        return self._no_end(lost, what)
-
-    def _no_end(self, lost: type[TransientError], what: str) -> HubError:
-        return lost(f"{what}: no whole answer in {self._patience_s:g} s.")
-
-    async def _take(self, what: str, link: _Link, take: Callable[[bytes], object]) -> Answer | HubError:
-        """GETs `link`; a success goes to `take`, and only its head comes back."""
+    async def _exchange(self, request: _Request, address: _Address, read: Read) -> Response | HubError:
+        """Send a request to one address and read the whole response."""
         import httpx
 
-        with anyio.move_on_after(self._patience_s) as scope:
-            answer = await self._ask(what, "GET", link, TransientError, {})
-            if isinstance(answer, HubError):
-                return answer
-            if not answer.is_success:
-                return await self._hear(what, answer, TransientError, MAX_BODY)
-            fresh = 0
+        with anyio.move_on_after(self._response_timeout_s) as scope:
+            response = await self._send(request, address, scope)
+            if isinstance(response, HubError):
+                return response
+            if request.lost is AmbiguousError:
+                failpoint(Failpoint.LANDED)
             try:
-                async for piece in _pieces(answer):
-                    take(piece)
-                    fresh += len(piece)
-                    if fresh >= _STEP:
-                        fresh, scope.deadline = 0, anyio.current_time() + self._patience_s
-                return self._answer(answer, b"")
+                return await read(response, scope)
             except HubError as error:
-                return error.with_traceback(None)  # whose frames hold what came, unlike an `Answer`
+                return error.with_traceback(None)  # its frames hold what was received
             except (httpx.HTTPError, _BadBody) as error:
-                return self._failed(TransientError, f"{what}: the answer broke off", error, answer.status_code)
+                return request.failed(request.lost, "the response broke off", error, status=response.status_code)
             finally:
-                await answer.aclose()
-        return self._no_end(TransientError, what)
+                await response.aclose()
+        return request.lost(f"{request.what}: no complete response in {self._response_timeout_s:g} s.")
 
-    async def _ask(
-        self,
-        what: str,
-        method: str,
-        link: _Link,
-        lost: type[TransientError],
-        headers: Mapping[str, str | Secret],
-        **body: Any,
-    ) -> httpx.Response | HubError:
-        """Sends a request, with the token where it goes to the Hub itself; the answer's body is still to be read.
+    async def _send(self, request: _Request, address: _Address, scope: anyio.CancelScope) -> httpx.Response | HubError:
+        """Send a request, with the token if it goes to the Hub; the response's body is not read yet.
 
-        An error is returned and not raised here: the frames below hold the token, and an error raised in an `except`
-        would keep them as its context, for crash reports to show.
+        Errors are returned, not raised: the frames below hold the token, and an error raised in an `except` would keep
+        them as its context, where crash reports show them.
         """
         import httpx
 
         token = self.token()
-        given = tuple(value for value in headers.values() if isinstance(value, Secret))
-        in_use.set((*((token,) if token else ()), *given, *link.secrets))
+        given = [value for value in request.headers.values() if isinstance(value, Secret)]
+        in_use.set((*((token,) if token else ()), *given, *address.secrets))
         try:
-            return await self._client.send(
-                self._client.build_request(method, link.url, headers=self._shown(link, token, headers), **body),
-                stream=True,
-            )
-        except (HubError, OSError) as error:  # what was to be sent can't be read
+            return await self._client.send(self._built(request, address, token, scope), stream=True)
+        except (HubError, OSError) as error:  # the content to send cannot be read
             raise error.with_traceback(None) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             if _is_about_certificates(error):
-                return BlockedError(
-                    f"{what}: the certificate of {link.origin} can't be trusted ({_brief(error)}), and nothing was "
-                    "sent. Behind a company's proxy, or with a Hub of your own, name its authority in SSL_CERT_FILE; a "
-                    "wrong clock does this too, and so does a network that first wants you to log in."
-                )
-            return self._failed(TransientError, f"{what}: {link.origin} can't be reached", error)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: headers that are none
-            return self._failed(lost, f"{what}: no answer", error)
+                why = f"nothing was sent, because the certificate of {address.origin} cannot be verified"
+                return request.failed(BlockedError, why, error, advice=_CERTIFICATE_ADVICE)
+            return request.failed(TransientError, f"{address.origin} is unreachable", error)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: invalid headers
+            return request.failed(request.lost, "no response", error)
 
-    def _shown(self, link: _Link, token: Secret | None, given: Mapping[str, str | Secret]) -> dict[str, str]:
-        shown = {name: value.reveal() if isinstance(value, Secret) else value for name, value in given.items()}
-        return {**_bearer(token), **shown} if link.origin == self._base.origin else shown
+    def _built(
+        self, request: _Request, address: _Address, token: Secret | None, scope: anyio.CancelScope
+    ) -> httpx.Request:
+        headers = _bearer(token) if address.origin == self._hub.origin else {}
+        for name, value in request.headers.items():
+            headers[name] = value.reveal() if isinstance(value, Secret) else value
+        content = request.content
+        return self._client.build_request(
+            request.method,
+            address.url,
+            headers=headers,
+            content=_extending(content(), scope, self._response_timeout_s) if callable(content) else content,
+            data=request.form,
+        )
 
-    async def _hear(
-        self, what: str, answer: httpx.Response, lost: type[TransientError], max_body: int
-    ) -> Answer | HubError:
-        """The whole answer, up to a bound."""
-        import httpx
-
+    async def _read(
+        self, request: _Request, max_body: int, response: httpx.Response, scope: anyio.CancelScope
+    ) -> Response | HubError:
+        """Read a response of at most `max_body` bytes."""
         body = bytearray()
-        try:
-            async for piece in _pieces(answer):
-                body += piece
-                if len(body) > max_body:
-                    return lost(f"{what}: the answer is larger than {max_body:,} bytes.", status=answer.status_code)
-            return self._answer(answer, bytes(body))
-        except (httpx.HTTPError, _BadBody) as error:
-            return self._failed(lost, f"{what}: the answer broke off", error, answer.status_code)
-        finally:
-            await answer.aclose()
+        async for piece in _pieces(response):
+            body += piece
+            if len(body) > max_body:
+                why = f"the response is larger than {max_body:,} bytes"
+                return request.lost(f"{request.what}: {why}.", status=response.status_code)
+        return _without_secrets(response, bytes(body))
 
-    def _answer(self, answer: httpx.Response, body: bytes) -> Answer:
-        """What was answered, without the secrets that a server may have sent back: nothing that is made of it can hold
-        one, be it a message, the catalogue or a commit.
-        """
-        headers = {name.lower(): hide(value) for name, value in answer.headers.items()}
-        return Answer(answer.status_code, headers, hide(body.decode("latin-1")).encode("latin-1"))
-
-    def _failed(self, kind: type[TransientError], what: str, error: Exception, status: int | None = None) -> HubError:
-        return kind(hide(f"{what} ({_brief(error)})."), status=status)
+    async def _save(
+        self, request: _Request, write: Callable[[bytes], object], response: httpx.Response, scope: anyio.CancelScope
+    ) -> Response | HubError:
+        """Pass the body of a successful response to `write`; return its head."""
+        if not response.is_success:
+            return await self._read(request, MAX_BODY, response, scope)
+        received = 0
+        async for piece in _pieces(response):
+            write(piece)
+            received += len(piece)
+            if received >= _PROGRESS:
+                received, scope.deadline = 0, anyio.current_time() + self._response_timeout_s
+        return _without_secrets(response, b"")
 
     async def aclose(self) -> None:
+        """Close the connections."""
         await self._client.aclose()
 
 
@@ -356,7 +376,7 @@ def _client(timeout_s: float, transport: httpx.AsyncBaseTransport | None) -> htt
 
     from hubsync import __version__
 
-    # No server gets to keep something here and have it sent back, more and more of it.
+    # No server may store anything here and have it sent back.
     no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
     try:
         return httpx.AsyncClient(
@@ -369,36 +389,38 @@ def _client(timeout_s: float, transport: httpx.AsyncBaseTransport | None) -> htt
         )
     except OSError as error:
         why = f"SSL_CERT_FILE or SSL_CERT_DIR: {error}"
-    except (ImportError, ValueError, httpx.InvalidURL) as error:  # whose text may show the proxy's password
-        why = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY ({type(error).__name__})"
-    raise ConfigError(f"no connection can be made with what the environment says: {why}.")
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # its text may show the proxy's password
+        why = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {type(error).__name__}"
+    raise ConfigError(f"the environment does not allow a connection. Check {why}.")
+
+
+def user_agent(version: str) -> str:
+    """Return the User-Agent header, in the form that huggingface_hub uses."""
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    headers = build_hf_headers(token=False, library_name="hubsync", library_version=version)
+    return headers.get("user-agent", f"hubsync/{version}")
 
 
 def _bearer(token: Secret | None) -> dict[str, str]:
     return {} if token is None else {"authorization": f"Bearer {token.reveal()}"}
 
 
-def _given(answer: Answer | HubError) -> Answer:
-    if isinstance(answer, HubError):
-        raise answer
-    return answer
-
-
-def _link_of(url: str | Secret, base: _Link | None) -> _Link | None:
-    """httpx alone reads an address, and httpx sends to it: two readers could see two hosts. None where it is none."""
+def _address_of(url: str | Secret, base: _Address | None) -> _Address | None:
+    """Parse a URL; None if it is invalid. Only httpx parses it: two parsers could see two different hosts."""
     import httpx
 
     try:
         found = httpx.URL(url.reveal() if isinstance(url, Secret) else url)
         if base is not None and not found.is_absolute_url:
             found = base.url.join(found)
-        return _Link(found, signed=isinstance(url, Secret)) if _is_address(found) else None
+        return _Address(found, signed=isinstance(url, Secret)) if _is_plain(found) else None
     except (httpx.InvalidURL, ValueError):
         return None
 
 
-def _is_address(url: httpx.URL) -> bool:
-    """Whether it can be connected to, and says plainly where it leads: no user, no host that is none."""
+def _is_plain(url: httpx.URL) -> bool:
+    """Whether it is an HTTP URL that shows clearly where it leads: no user, a valid host and port."""
     host = _HOST.fullmatch(url.raw_host)
     return url.scheme in ("http", "https") and host is not None and not url.userinfo and (url.port or 1) < 2**16
 
@@ -409,53 +431,47 @@ def _is_about_certificates(error: BaseException | None) -> bool:
     return error is not None
 
 
-def user_agent(version: str) -> str:
-    """What the Hub sees of this library, in the form that huggingface_hub builds."""
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    headers = build_hf_headers(token=False, library_name="hubsync", library_version=version)
-    return headers.get("user-agent", f"hubsync/{version}")
+def _without_secrets(response: httpx.Response, body: bytes) -> Response:
+    """Remove secrets that a server sent back: what is made from a response goes into messages and commits."""
+    headers = {name.lower(): hide(value) for name, value in response.headers.items()}
+    return Response(response.status_code, headers, hide(body.decode("latin-1")).encode("latin-1"))
 
 
 class _BadBody(Exception):
-    """A body that can't be unpacked, or is packed in a way that was not asked for."""
+    """The body cannot be unpacked, or has an encoding that was not requested."""
 
 
-async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The body, in pieces of at most one MiB.
+async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the unpacked body, in pieces of at most 1 MiB.
 
-    Not by httpx's own unpacking, which does a piece whole and layer upon layer, so that kilobytes become gigabytes.
-    Nothing packed was asked for; one layer of gzip is understood all the same, since stores may keep files so.
+    httpx would unpack each piece at once, and several layers, so kilobytes could become gigabytes. No encoding was
+    requested; one layer of gzip is accepted because a store may serve a file that was stored compressed.
     """
     import httpx
 
-    packed = answer.headers.get("content-encoding", "identity").strip().lower()
-    if packed not in ("identity", "gzip"):
-        raise _BadBody(f"it is packed by {packed[:40]!r}")
-    unpack = zlib.decompressobj(31) if packed == "gzip" else None
-    assert isinstance(answer.stream, httpx.AsyncByteStream)
-    async for raw in answer.stream:
-        if unpack is None:
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip"):
+        raise _BadBody(f"its encoding is {encoding[:40]!r}")
+    gzip = zlib.decompressobj(31) if encoding == "gzip" else None
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async for raw in response.stream:
+        if gzip is None:
             yield raw
             continue
         while raw:
             try:
-                yield unpack.decompress(raw, _PIECE)
+                yield gzip.decompress(raw, _PIECE)
             except zlib.error as error:
                 raise _BadBody(str(error)) from None
-            raw = unpack.unconsumed_tail
-    if unpack is not None:
-        yield unpack.flush()
-        if not unpack.eof:
-            raise _BadBody("its packing has no end")
+            raw = gzip.unconsumed_tail
+    if gzip is not None:
+        yield gzip.flush()
+        if not gzip.eof:
+            raise _BadBody("its gzip data is truncated")
 
 
-async def _renewing(content: AsyncIterable[bytes], scope: anyio.CancelScope, patience_s: float) -> AsyncIterator[bytes]:
-    """What is sent, for as long as it moves."""
+async def _extending(content: AsyncIterable[bytes], scope: anyio.CancelScope, seconds: float) -> AsyncIterator[bytes]:
+    """Yield the content, and extend the scope's deadline while it makes progress."""
     async for piece in content:
-        scope.deadline = anyio.current_time() + patience_s
+        scope.deadline = anyio.current_time() + seconds
         yield piece
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

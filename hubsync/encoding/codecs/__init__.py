@@ -1,0 +1,110 @@
+"""Codecs: the formats of a shard. A shard is written as JSON Lines and may be compressed when it is sealed.
+
+Every format keeps the rows and their order, and every value as it was: text that looks like a date stays text. Memory
+is bounded by a few chunks of lines. docs/how-to/choose-a-format.md compares the formats.
+
+``base`` defines a codec, ``jsonl``, ``gzip``, ``zstd`` and ``parquet`` are one each (``arrow_types`` and
+``json_columns`` are parts of the last). Here they are chosen by the name of a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import IO
+
+from hubsync._runtime.files import fsync_directory
+from hubsync.encoding.codecs.base import Codec, DamagedShard
+from hubsync.encoding.codecs.gzip import GzipCodec
+from hubsync.encoding.codecs.jsonl import JsonlCodec
+from hubsync.encoding.codecs.parquet import ParquetCodec
+from hubsync.encoding.codecs.zstd import ZstdCodec
+from hubsync.model.layout import FORMATS, Format, format_of
+from hubsync.schema.types import EMPTY, StructOf
+
+__all__ = ["SUFFIXES", "DamagedShard", "check_installed", "compress", "open_lines", "read_lines"]
+
+SUFFIXES = tuple(f".{format}" for format in FORMATS)
+_CODECS: dict[Format, Codec] = {
+    "jsonl": JsonlCodec(),
+    "jsonl.gz": GzipCodec(),
+    "jsonl.zst": ZstdCodec(),
+    "parquet": ParquetCodec(),
+}
+
+
+def check_installed(format: Format) -> None:
+    """Import what a format needs.
+
+    Raises:
+        ConfigError: A package is missing or too old.
+    """
+    _CODECS[format].check_installed()
+
+
+def compress(source: Path, target: Path, rows: int, columns: StructOf = EMPTY) -> None:
+    """Write the lines of `source` to `target`, in the format of its name, completely or not at all.
+
+    The file is on disk before it gets its name, whatever the spool's durability: the lines are removed after this.
+
+    Args:
+        source: A file of JSON Lines.
+        target: The file to create.
+        rows: The number of lines.
+        columns: The types of the config's columns. Parquet files have at least these columns, so that all are alike.
+
+    Raises:
+        OSError: The disk failed, or `source` does not exist. `target` is not created.
+        DefectError: The format can't hold these rows.
+        ConfigError: The format's package is not installed.
+    """
+    codec = _CODECS[format_of(target.name)]
+    codec.check_installed()
+    new = target.with_name(target.name + ".new")
+    try:
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            codec.compress(source, file, rows, columns)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, target)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
+    fsync_directory(target.parent)
+
+
+def open_lines(stream: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:
+    """Return a shard's rows as JSON Lines.
+
+    Args:
+        stream: The shard, from its beginning.
+        path: Its path, which ends in its format.
+        close: Whether closing the result closes `stream`.
+
+    Raises:
+        DamagedShard: The shard is not in this format; reading the result may raise it, too.
+        ConfigError: The format's package is not installed.
+    """
+    codec = _CODECS[format_of(path)]
+    codec.check_installed()
+    try:
+        return codec.open_lines(stream, close)
+    except Exception as error:  # pyarrow raises builtins of many kinds
+        if close:
+            stream.close()
+        raise DamagedShard(f"{type(error).__name__}: {error}") from error
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the rows of a shard on disk as JSON, each with its newline.
+
+    Raises:
+        OSError: The disk failed.
+        DamagedShard: The shard is not in the format of its name.
+        ConfigError: The format's package is not installed.
+    """
+    with closing(open_lines(path.open("rb"), path.name)) as lines:
+        yield from lines

@@ -1,0 +1,83 @@
+"""What a codec is, and what the codecs share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.errors import ConfigError
+from hubsync.schema.types import StructOf
+
+_PIECE = 1 << 20
+
+
+class Codec(Protocol):
+    """One format of shards."""
+
+    def check_installed(self) -> None:
+        """Import what the format needs.
+
+        Raises:
+            ConfigError: A package is missing or too old.
+        """
+
+    def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
+        """Write the lines of `source` to `target`. See `hubsync.encoding.codecs.compress`.
+
+        Raises:
+            OSError: The disk failed.
+            DefectError: The format can't hold these rows.
+        """
+
+    def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
+        """Return the lines of `stream`; if `close`, closing them closes it.
+
+        Raises:
+            Exception: The stream is not in this format. `stream` is open then.
+        """
+        ...
+
+
+class DamagedShard(ValueError):
+    """A shard is incomplete, damaged, or not in the format of its name."""
+
+
+def missing_package(extra: str, format: str, package: str, why: object) -> ConfigError:
+    """Return the error for a package that a format needs."""
+    return ConfigError(f"format={format!r} needs {package} ({why}). Install it with: pip install 'hf-hubsync[{extra}]'")
+
+
+def read_pieces(source: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file in pieces of 1 MiB."""
+    with source.open("rb", buffering=0) as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
+            failpoint(Failpoint.PARTLY_COMPRESSED)
+
+
+def decompressed(decompressor: Any, stream: IO[bytes], close: bool) -> IO[bytes]:
+    """Return a file that reads through `decompressor`, whose errors become `DamagedShard`."""
+    return io.BufferedReader(_Decompressed(decompressor, stream if close else None), _PIECE)
+
+
+class _Decompressed(io.RawIOBase):
+    def __init__(self, decompressor: Any, stream: IO[bytes] | None) -> None:
+        self._decompressor = decompressor
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return int(self._decompressor.readinto(buffer))
+        except Exception as error:  # each library has its own
+            raise DamagedShard(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        super().close()
+        if self._stream is not None:
+            self._stream.close()

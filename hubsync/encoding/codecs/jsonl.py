@@ -1,0 +1,24 @@
+"""JSON Lines, as the spool writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from hubsync.encoding.codecs.base import read_pieces
+from hubsync.schema.types import StructOf
+
+
+class JsonlCodec:
+    """The identity: a segment's bytes are the shard's bytes."""
+
+    def check_installed(self) -> None:
+        """Needs nothing."""
+
+    def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
+        """Copy the lines."""
+        target.writelines(read_pieces(source))
+
+    def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
+        """Return the stream itself."""
+        return stream

@@ -1,0 +1,312 @@
+"""Parquet, by pyarrow.
+
+pyarrow reads JSON without the GIL. It is asked once for the types that it infers, and then told the types of the whole
+shard: they are merged by the rules of `hubsync.schema.types`, and text that looks like a date stays text. Columns whose
+values have no common type are stored as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.encoding.codecs.arrow_types import arrow_schema, arrow_type, columns_of
+from hubsync.encoding.codecs.base import missing_package
+from hubsync.encoding.codecs.zstd import LEVEL
+from hubsync.encoding.rows import encode
+from hubsync.errors import DefectError
+from hubsync.policies import MIB
+from hubsync.schema.types import EMPTY, ColumnType, Conflict, StructOf, merge, merge_structs, type_of
+
+_CHUNK = 32 * MIB  # of lines in memory at once, and per row group; Xet deduplicates larger groups better
+_IN_MEMORY = 8 * MIB  # of lines when reading; more go to a temporary file
+_MIN_PYARROW = 21  # the first with content-defined chunking
+
+
+class ParquetCodec:
+    """Parquet with Zstandard, pages cut by content, and a page index."""
+
+    def check_installed(self) -> None:
+        """Import pyarrow now: it takes long, and must not do so while rows arrive.
+
+        Raises:
+            ConfigError: pyarrow is missing or too old.
+        """
+        needed = f"pyarrow>={_MIN_PYARROW}"
+        try:
+            import pyarrow.json
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise missing_package("parquet", "parquet", needed, error) from None
+        installed = metadata.version("pyarrow")
+        if int(installed.partition(".")[0]) < _MIN_PYARROW:
+            raise missing_package("parquet", "parquet", needed, f"this is {installed}")
+
+    def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
+        """Write the lines as Parquet: with typed columns if possible, else with some or all columns as JSON.
+
+        Raises:
+            OSError: The disk failed.
+            DefectError: The rows have no fields, or pyarrow can't read them.
+        """
+        import pyarrow
+
+        reason = ""
+        for choose in (_no_columns, _mixed_columns, _all_columns):
+            try:
+                target.seek(0)
+                target.truncate()
+                _write(source, target, rows, choose(source), columns)
+                return
+            except (pyarrow.ArrowException, RecursionError, Conflict, _Unfit) as error:
+                if isinstance(error, OSError):
+                    raise
+                reason = str(error)
+        raise DefectError(f"{rows:,} rows can't become Parquet: {reason}")
+
+    def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
+        """Return all rows of the file as JSON Lines, in memory or in a temporary file."""
+        from pyarrow import parquet
+
+        lines: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (returned)
+        file = parquet.ParquetFile(stream)
+        as_json = [field.name for field in file.schema_arrow if str(field.type).startswith("extension<arrow.json")]
+        for batch in file.iter_batches():
+            if not as_json:
+                lines.write(encode(batch).lines)
+                continue
+            rows = batch.to_pylist()
+            for row in rows:
+                for name in as_json:
+                    row[name] = None if row[name] is None else msgspec.json.decode(row[name])
+            lines.write(encode(rows).lines)
+        lines.seek(0)
+        if close:
+            stream.close()
+        return lines
+
+
+class _Unfit(Exception):
+    """pyarrow read fewer rows than there are, or changed a value."""
+
+
+class _ErrorKeeper(io.RawIOBase):
+    """A file for pyarrow to write to. It keeps the error of a failed write, and raises it in `check` and at the end.
+
+    pyarrow aborts the process if a write raises while it cuts pages by content.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._size += size
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return size
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:
+            self.check()
+            self._file.flush()
+
+
+def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], known: StructOf) -> None:
+    from pyarrow import parquet
+
+    columns = _with_known(known, _infer(source, as_json), as_json)
+    if not columns.fields:
+        raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
+    schema, stored = arrow_schema(columns), arrow_schema(columns, stored=True)
+    written = 0
+    with (
+        _ErrorKeeper(target) as sink,
+        parquet.ParquetWriter(
+            sink,
+            _with_json_type(stored, as_json),
+            compression="zstd",
+            compression_level=LEVEL,
+            use_content_defined_chunking=True,
+            write_page_index=True,
+        ) as writer,
+    ):
+        for chunk in _chunks(source):
+            table = _read_json(_encode_columns(chunk, as_json), schema)
+            if not all(map(_is_finite, table.itercolumns())):
+                raise _Unfit("a number is too large for a float")
+            table = _to_stored(table, stored)
+            written += table.num_rows
+            if as_json:
+                table = table.cast(_with_json_type(table.schema, as_json))
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+            sink.check()
+            failpoint(Failpoint.PARTLY_COMPRESSED)
+    if written != rows:
+        raise _Unfit(f"{written:,} rows were read of {rows:,}")
+
+
+def _chunks(source: Path) -> Iterator[bytes]:
+    """Yield whole lines, about `_CHUNK` bytes at a time."""
+    with source.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk if chunk.endswith(b"\n") else chunk + stream.readline()
+
+
+def _read_json(lines: bytes, schema: Any = None) -> Any:
+    import pyarrow.json
+
+    read = pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    parse = pyarrow.json.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "error"
+    )
+    return pyarrow.json.read_json(io.BytesIO(lines), read_options=read, parse_options=parse)
+
+
+# The types of the columns.
+
+
+def _infer(source: Path, as_json: frozenset[str]) -> StructOf:
+    """Return the columns of all lines of a file.
+
+    Raises:
+        Conflict: A column has no type that holds all its values.
+        pyarrow.ArrowException: The same, within one chunk.
+    """
+    columns = EMPTY
+    for chunk in _chunks(source):
+        columns = merge_structs(columns, columns_of(_read_json(_encode_columns(chunk, as_json)).schema))
+        failpoint(Failpoint.PARTLY_COMPRESSED)
+    return columns
+
+
+def _with_known(known: StructOf, found: StructOf, as_json: frozenset[str]) -> StructOf:
+    """Return the columns of a shard, with what is known of its config: a column of nulls gets its known type."""
+    fields: dict[str, ColumnType] = {}
+    for name, kind in known.fields.items():
+        if name not in as_json and arrow_type(kind) is not None:
+            try:
+                fields[name] = merge(kind, found.fields.get(name, "null"))
+            except Conflict:
+                continue  # the rows stay as they are
+    return StructOf({**fields, **{name: kind for name, kind in found.fields.items() if name not in fields}})
+
+
+def _is_finite(column: Any) -> bool:
+    """Return whether there is no infinity. JSON has none: pyarrow makes it of a number with hundreds of digits."""
+    import pyarrow
+    from pyarrow import compute
+
+    if pyarrow.types.is_floating(column.type):
+        return not compute.any(compute.is_inf(column)).as_py()
+    if not pyarrow.types.is_nested(column.type):
+        return True
+    chunks = column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]
+    is_struct = pyarrow.types.is_struct(column.type)
+    return all(_is_finite(part) for chunk in chunks for part in (chunk.flatten() if is_struct else [chunk.flatten()]))
+
+
+def _to_stored(table: Any, stored: Any) -> Any:
+    """Return the table in the schema of the file, with nulls for objects without fields."""
+    import pyarrow
+
+    if table.schema.equals(stored):
+        return table
+    columns = [
+        column
+        if column.type.equals(field.type)
+        else pyarrow.chunked_array([_with_nulls(column, field.type)], field.type)
+        for column, field in zip(table.columns, stored, strict=True)
+    ]
+    return pyarrow.table(columns, schema=stored)
+
+
+def _with_nulls(column: Any, kind: Any) -> Any:
+    """Convert through Python objects: this is rare, and pyarrow can't cast a struct to null."""
+    import pyarrow
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return [convert(item) for item in value]
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()} or None
+        return value
+
+    return pyarrow.array([convert(value) for value in column.to_pylist()], type=kind)
+
+
+# Columns that are stored as JSON.
+
+
+def _no_columns(source: Path) -> frozenset[str]:
+    return frozenset()
+
+
+def _mixed_columns(source: Path) -> frozenset[str]:
+    """Return the columns whose values have no common type."""
+    known: dict[str, ColumnType] = {}
+    mixed: set[str] = set()
+    for row in _rows(source):
+        for name, value in row.items():
+            try:
+                known[name] = merge(known.get(name, "null"), type_of(value))
+            except (Conflict, RecursionError):
+                mixed.add(name)
+    return frozenset(mixed)
+
+
+def _all_columns(source: Path) -> frozenset[str]:
+    return frozenset(name for row in _rows(source) for name in row)
+
+
+def _rows(source: Path) -> Iterator[dict[str, Any]]:
+    with source.open("rb") as stream:
+        for line in stream:
+            yield msgspec.json.decode(line)
+
+
+def _encode_columns(lines: bytes, as_json: frozenset[str]) -> bytes:
+    """Return the lines with the columns of `as_json` as JSON in a string."""
+    if not as_json:
+        return lines
+    return msgspec.json.Encoder().encode_lines(list(_encoded_columns(lines.splitlines(), as_json)))
+
+
+def _encoded_columns(lines: Iterable[bytes], as_json: frozenset[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        row = msgspec.json.decode(line)
+        for name in as_json & row.keys():
+            if row[name] is not None:
+                row[name] = msgspec.json.encode(row[name]).decode()
+        yield row
+
+
+def _with_json_type(schema: Any, as_json: frozenset[str]) -> Any:
+    """Return the schema of the file, in which a string that holds JSON says so."""
+    import pyarrow
+
+    return pyarrow.schema(
+        [(f.name, pyarrow.json_() if f.name in as_json and pyarrow.types.is_string(f.type) else f.type) for f in schema]
+    )

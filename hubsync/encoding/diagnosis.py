@@ -1,0 +1,192 @@
+"""Find the value for which a batch is refused, and say what is wrong with it.
+
+This looks at each value in Python. It runs only if a batch is refused, or holds something that the profiler does not
+know yet and can't judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+import msgspec
+
+from hubsync.encoding.values import INFINITE, encoder
+from hubsync.errors import RowError
+from hubsync.schema.profiler import BEYOND_FLOATS, INFINITIES, LEAVES
+
+_TOO_LARGE = "the int is too large for a float: it would be an infinity to readers. Use a string."
+_NOT_TEXT = "the key {!r} is not a string, but column names are. Use str(key)."
+_NUL = "the key {!r} contains a NUL, where readers cut off a column's name. Remove it."
+_RAW = "msgspec.Raw is written unchecked and may not be JSON. Decode it before put."
+_TOO_DEEP = "the value is nested too deep for readers."
+_NOT_A_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
+_SURROGATE = (
+    "{} holds a lone surrogate (half of a character), which UTF-8 can't encode and readers refuse. "
+    "Use text.encode('utf-8', 'replace').decode()."
+)
+_FLOAT = frozenset({float})
+_HARMLESS = LEAVES - {int}
+_MAX_DEPTH = 500
+
+
+def check_rows(rows: Sequence[Any], first_row: int) -> None:
+    """Refuse what msgspec would write although readers can't use it.
+
+    That is: rows whose lines would not be objects; keys that are not strings (`1` and `"1"` would become one column) or
+    contain a NUL; infinities, also those that a reader makes of a long int. NaN is a missing value, as in pandas.
+
+    Args:
+        rows: The batch.
+        first_row: The index to report for the first row.
+
+    Raises:
+        RowError: A value is refused.
+        RecursionError: A value is nested too deep.
+    """
+    for index, row in enumerate(rows):
+        if type(row) is not dict:
+            _check_is_row(row, first_row + index)
+        _check(row, first_row + index, "")
+
+
+def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowError | None:
+    """Return the error of the first value that can't be encoded; None if all can be.
+
+    Args:
+        rows: The batch.
+        plain: The same as plain values, as far as they could be converted.
+        first_row: The index to report for the first row.
+    """
+    for index, row in enumerate(rows):
+        try:
+            encoder.encode(row)
+        except Exception as error:  # noqa: BLE001
+            path, reason = _innermost(row, "", error, ())
+            return RowError(first_row + index, path, reason)
+    try:
+        check_rows(rows, first_row)
+        check_rows(plain, first_row)
+    except RecursionError:
+        return RowError(first_row, "", _TOO_DEEP)
+    except RowError as error:
+        return error
+    return None
+
+
+def _check_is_row(value: Any, row: int) -> None:
+    kind = type(value).__name__
+    if isinstance(value, msgspec.Struct):
+        if value.__struct_config__.array_like:
+            raise RowError(row, "", _NOT_A_ROW.format(f"an array_like {kind}"))
+    elif not (isinstance(value, Mapping) or is_dataclass(value) or hasattr(value, "model_dump")):
+        raise RowError(row, "", _NOT_A_ROW.format(kind))
+
+
+def _check(value: Any, row: int, path: str) -> None:
+    kind = type(value)
+    if kind is dict or isinstance(value, Mapping):
+        _check_mapping(value, row, path)
+    elif isinstance(value, list | tuple | set | frozenset):
+        _check_list(value, row, path)
+    elif kind is msgspec.Raw:
+        raise RowError(row, path, _RAW)
+    elif kind is float:
+        if value in INFINITIES:
+            raise RowError(row, path, INFINITE.format(value))
+    elif kind is int:
+        if abs(value) >= BEYOND_FLOATS:
+            raise RowError(row, path, _TOO_LARGE)
+    else:
+        for name, item in _fields(value):
+            _check(item, row, _join(path, name))
+
+
+def _check_mapping(value: Mapping[Any, Any], row: int, path: str) -> None:
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise RowError(row, path, _NOT_TEXT.format(key))
+        if "\0" in key:
+            raise RowError(row, path, _NUL.format(key))
+        if not _is_harmless(item):
+            _check(item, row, _join(path, str(key)))
+
+
+def _check_list(value: Any, row: int, path: str) -> None:
+    kinds = set(map(type, value))
+    if kinds == _FLOAT:  # an embedding
+        if not INFINITIES.isdisjoint(value):
+            raise RowError(row, path, INFINITE.format("an infinity"))
+    elif not kinds <= _HARMLESS:
+        for index, item in enumerate(value):
+            if not _is_harmless(item):
+                _check(item, row, f"{path}[{index}]")
+
+
+def _is_harmless(value: Any) -> bool:
+    kind = type(value)
+    return (
+        kind in _HARMLESS or (kind is int and abs(value) < BEYOND_FLOATS) or (kind is float and value not in INFINITIES)
+    )
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a Struct or a dataclass; nothing for any other value."""
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield name, getattr(value, name)
+    elif is_dataclass(value):
+        for name in value.__dataclass_fields__:
+            yield name, getattr(value, name, None)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _innermost(value: Any, path: str, error: Exception, above: tuple[int, ...]) -> tuple[str, str]:
+    """Return the path of the innermost value that can't be encoded, and what is wrong with it."""
+    if id(value) in above:
+        return path, "the value contains itself."
+    if len(above) > _MAX_DEPTH:
+        return path[:100] + "…", _TOO_DEEP
+    for step, child in _children(value):
+        try:
+            encoder.encode(child)
+        except Exception as inner:  # noqa: BLE001
+            return _innermost(
+                child, path + step if step[0] == "[" else _join(path, step[1:]), inner, (*above, id(value))
+            )
+    return path, _reason(value, error)
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a value contains, each with its step in the path: `.name` or `[0]`."""
+    if not isinstance(value, Mapping) and hasattr(value, "model_dump"):
+        value = dict(value)
+    elif getattr(getattr(value, "dtype", None), "kind", None) == "O":  # numpy's array of Python objects
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield "." + str(key).encode("utf-8", "backslashreplace").decode(), item
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(value):
+            yield f"[{index}]", item
+    else:
+        for name, item in _fields(value):
+            yield f".{name}", item
+
+
+def _reason(value: Any, error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return _SURROGATE.format("the text" if isinstance(value, str) else "a key")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                return _NOT_TEXT.format(key)
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    if isinstance(error, TypeError):
+        return f"{type(value).__module__}.{type(value).__qualname__} has no JSON form. Convert it before put."
+    return error.reason if isinstance(error, RowError) else str(error)
