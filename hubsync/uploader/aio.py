@@ -1,4 +1,4 @@
-"""The uploader's face for tasks, on asyncio or trio. The worker runs in a thread, as that of `Uploader` does.
+"""The uploader's face for tasks, on asyncio or trio. The engine runs in a thread, as that of `Uploader` does.
 
 Names, arguments and errors are those of `Uploader`. No awaited method holds the event loop up: what touches the disk
 does so in another thread.
@@ -27,6 +27,7 @@ from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
+from hubsync.uploader.closing import draining, raise_failure, seconds_after
 from hubsync.uploader.engine import Engine
 
 _log = logging.getLogger("hubsync")
@@ -54,13 +55,13 @@ class AsyncUploader(BaseUploader):
         """
         self._opens = self._opens or anyio.Lock()
         async with self._opens:
-            if self._worker is None and not self._closed:
+            if self._engine is None and not self._closed:
                 done = anyio.Event()
                 opening = self._begin(threadsafe_callback(done.set))
                 try:
                     await done.wait()
                 except BaseException:
-                    opening.give_up()
+                    opening.abandon()
                     raise
                 self._opened(opening)
         self._ready()
@@ -80,20 +81,20 @@ class AsyncUploader(BaseUploader):
 
         If it is cancelled, the batch may or may not have been accepted.
         """
-        worker = self._ready()
+        engine = self._ready()
         check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
-        if self._is_familiar(worker, encoded, offset):
-            place = self._place(worker, encoded, offset)
+        if self._is_familiar(engine, encoded, offset):
+            place = self._admit(engine, encoded, offset)
         else:
-            place = await run_in_thread(self._place, worker, encoded, offset)
+            place = await run_in_thread(self._admit, engine, encoded, offset)
         batch = self._batch(encoded, place, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
-        if ack == "committed" and worker.offline:
+        if ack == "committed" and engine.is_offline:
             ack = "spooled"  # as far as it can be
         # Before it is handed over: the spool's thread then finds Python's lock free.
         waiter = ReceiptWaiter(batch.receipt, ack) if ack == "spooled" else None
-        if not await worker.queue.put_async(batch, timeout):
+        if not await engine.queue.put_async(batch, timeout):
             mark_dropped(batch.receipt, DROPPED)
             return batch.receipt
         failpoint(Failpoint.QUEUED)
@@ -101,51 +102,51 @@ class AsyncUploader(BaseUploader):
         if waiter is not None:
             await waiter.wait(left)
         elif ack == "committed":
-            with worker.hurry(batch.receipt) as told:
+            with engine.flush_batch(batch.receipt) as told:
                 await told.wait_async(ack, left)
         return batch.receipt
 
     async def flush(self, timeout: float | None = None) -> None:
         """Like `Uploader.flush`, without blocking the event loop."""
-        worker = self._ready()
-        with self._drained(worker, timeout), worker.flush() as flushed:
+        engine = self._ready()
+        with draining(engine, timeout), engine.flush() as flushed:
             await flushed.wait_async("committed", timeout)
-        await run_in_thread(worker.see)
+        await run_in_thread(engine.monitor.refresh)
 
-    def _depth(self, worker: Engine) -> SpoolDepth:
+    def _depth(self, engine: Engine) -> SpoolDepth:
         """Half a second old at most, but for a flush's end: to ask the disk could hold the event loop up."""
-        return worker.depth()
+        return engine.monitor.depth()
 
     async def close(self, timeout: float | None = None) -> None:
         """Like `Uploader.close`, from any task. If it is cancelled, the uploader ends all the same."""
-        if (worker := self._to_close()) is None:
+        if (engine := self._begin_close()) is None:
             return
         try:
-            with self._drained(worker, timeout):
-                if worker.failure is None:
-                    await self._drain_async(worker, timeout)
+            with draining(engine, timeout):
+                if engine.failure is None:
+                    await self._drain_async(engine, timeout)
                     failpoint(Failpoint.DRAINED)
         finally:
-            await self._end(worker)
-        self._raise_failure(worker)
+            await self._end(engine)
+        raise_failure(engine, self.repo)
 
-    async def _drain_async(self, worker: Engine, timeout: float | None) -> None:
+    async def _drain_async(self, engine: Engine, timeout: float | None) -> None:
         try:
-            drained = worker.flush(everything=True)
+            drained = engine.flush(everything=True)
         except ClosedError:  # another task, or thread, closes it just now
             return
         with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
         if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
-            await self._drain_before_the_end(worker, "SIGTERM", signals.shutdown.seconds_left())
+            await self._drain_before_the_end(engine, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)
 
-    async def _end(self, worker: Engine) -> None:
+    async def _end(self, engine: Engine) -> None:
         self._closed = True
-        worker.stop()
+        engine.stop()
         try:
             with anyio.CancelScope(shield=True):
-                await run_in_thread(self._join, worker)
+                await run_in_thread(self._join, engine)
         finally:
             signals.shutdown.unregister(self._at_exit)
 
@@ -166,43 +167,43 @@ class AsyncUploader(BaseUploader):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        worker, body, self._body = self._worker, self._body, None
-        if worker is None or body is None:
+        engine, body, self._body = self._engine, self._body, None
+        if engine is None or body is None:
             return
         with suppress(RuntimeError):  # another task leaves the block than has entered it, as pytest's fixtures do
             body.__exit__(kind, error, trace)
         try:
             if body.cancel_called:
-                await self._leave_by_signal(worker)
+                await self._leave_by_signal(engine)
             elif error is None:
                 await self.close()
             elif isinstance(error, anyio.get_cancelled_exc_class()):
-                await self._leave_cancelled(worker)
+                await self._leave_cancelled(engine)
             else:
-                timeout = self._may_take(error)
-                with self._behind(error, timeout):
+                timeout = seconds_after(error, self._grace_s)
+                with self._after_error(error, timeout):
                     await self.close(timeout)
         finally:
             signals.shutdown.remove_loop_callback(self._wake)
 
-    async def _leave_by_signal(self, worker: Engine) -> NoReturn:
+    async def _leave_by_signal(self, engine: Engine) -> NoReturn:
         if not self._closed:
             try:
-                await self._drain_before_the_end(worker, "SIGTERM", signals.shutdown.seconds_left())
+                await self._drain_before_the_end(engine, "SIGTERM", signals.shutdown.seconds_left())
             finally:
-                await self._end(worker)
+                await self._end(engine)
         raise SystemExit(signals.EXIT_CODE)
 
-    async def _leave_cancelled(self, worker: Engine) -> None:
+    async def _leave_cancelled(self, engine: Engine) -> None:
         if self._closed:
             return
         try:
             if signals.is_interrupted():
-                await self._drain_after_interrupt(worker)
+                await self._drain_after_interrupt(engine)
         finally:
-            await self._end(worker)
+            await self._end(engine)
 
-    async def _drain_after_interrupt(self, worker: Engine) -> None:
+    async def _drain_after_interrupt(self, engine: Engine) -> None:
         """The next Ctrl-C is ours as well: asyncio would raise `KeyboardInterrupt` wherever the loop is just then."""
 
         async def watch(*, task_status: TaskStatus[None]) -> None:
@@ -214,18 +215,18 @@ class AsyncUploader(BaseUploader):
 
         async with anyio.create_task_group() as tasks:
             await tasks.start(watch)
-            await self._drain_before_the_end(worker, "Ctrl-C", self._grace_s)
+            await self._drain_before_the_end(engine, "Ctrl-C", self._grace_s)
             tasks.cancel_scope.cancel()
 
-    async def _drain_before_the_end(self, worker: Engine, why: str, seconds: float | None) -> None:
+    async def _drain_before_the_end(self, engine: Engine, why: str, seconds: float | None) -> None:
         """What can be brought up in time; a second signal ends it at once."""
         bound = "" if seconds is None else f" for up to {seconds:.0f} s"
-        _log.warning("%s: draining%s; %s.", why, bound, worker.spool.waiting_text())
+        _log.warning("%s: draining%s; %s.", why, bound, engine.spool.waiting_text())
         try:
             with (
                 anyio.CancelScope(shield=True) as self._draining,
-                self._drained(worker, seconds),
-                worker.flush(everything=True) as drained,
+                draining(engine, seconds),
+                engine.flush(everything=True) as drained,
             ):
                 await drained.wait_async("committed", seconds)
         except HubsyncError as error:

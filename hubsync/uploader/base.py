@@ -1,6 +1,6 @@
 """The uploader's face for threads, and what it shares with the one for tasks (`async_uploader`).
 
-`Uploader` runs the worker in a thread with an event loop of its own. `put` encodes at the caller, hands the bytes over
+`Uploader` runs the engine in a thread with an event loop of its own. `put` encodes at the caller, hands the bytes over
 and waits as far as `ack` says, which is never for the network.
 """
 
@@ -11,8 +11,8 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,24 +21,19 @@ import anyio
 
 from hubsync._runtime import signals
 from hubsync._runtime.clock import Clock, SystemClock
-from hubsync._runtime.exceptions import fresh_copy
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.formatting import count_text, seconds_text
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.validation import check_seconds, check_type, is_encodable
 from hubsync.encoding import codecs
 from hubsync.encoding.rows import Encoded, Rows, encode
 from hubsync.encoding.transform import Transform, check_transform
 from hubsync.errors import (
-    BlockedError,
     ClosedError,
     ConfigError,
     ForkedError,
     HubsyncError,
-    NotDrained,
     OffsetUnknown,
     QueueFull,
-    SpoolLost,
 )
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Format, Layout
@@ -54,8 +49,9 @@ from hubsync.policies import (
     policies,
 )
 from hubsync.telemetry.status import State
-from hubsync.telemetry.tracing import span
+from hubsync.uploader.closing import after_error, drain, draining, raise_failure
 from hubsync.uploader.engine import Engine
+from hubsync.uploader.opening import Opening
 from hubsync.uploader.schema_guard import Admission, SchemaGuard
 
 _log = logging.getLogger("hubsync")
@@ -65,7 +61,7 @@ class Stats(NamedTuple):
     """A snapshot of one uploader and its spool.
 
     Attributes:
-        state: What the worker does now, and why.
+        state: What the engine does now, and why.
         queue: Batches, rows and bytes in memory, and how often a full queue blocked, raised or dropped.
         spool: Rows and bytes on disk that are not committed yet, of all writers; shards by state; totals committed.
         counts: What this uploader did: batches spooled and replayed, commits, retries, refusals.
@@ -83,15 +79,15 @@ class BaseUploader:
     """What the two faces share."""
 
     repo = "?"  # until its arguments are checked
-    _worker: Engine | None = None
+    _engine: Engine | None = None
     _guard: SchemaGuard | None = None
-    _thread: threading.Thread | None = None  # the worker's
+    _thread: threading.Thread | None = None  # the engine's
     _closed = False
     _knows_offsets = False
 
     def __init__(
         self,
-        repo: str,
+        repo_id: str,
         *,
         config: str = "default",
         split: str = "train",
@@ -116,7 +112,7 @@ class BaseUploader:
         """Check the arguments. The disk and the network are used by `open` only.
 
         Args:
-            repo: The dataset, "namespace/name". It is created if it does not exist.
+            repo_id: The dataset, "namespace/name". It is created if it does not exist.
             config: The config that the rows belong to.
             split: The split that the rows belong to.
             path: Template of the shards' paths, with the fields {config}, {split}, {writer} and {seq:05d}. None for
@@ -155,9 +151,9 @@ class BaseUploader:
         has_token = token is None or self._secret is not None
         del token  # a crash report of what is raised below would show it
         if not has_token:
-            raise ConfigError("the token given is empty, or no string. None is for the one that huggingface_hub finds.")
-        self.repo = repo
-        self._target = target_of(repo, endpoint, revision)
+            raise ConfigError("token must be a non-empty string, or None for the token that huggingface_hub finds.")
+        self.repo = repo_id
+        self._target = target_of(repo_id, endpoint, revision)
         self._layout = Layout.of(config, split, path, format)
         codecs.check_installed(format)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
@@ -177,18 +173,18 @@ class BaseUploader:
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._worker is not None else "not opened"
+        state = "closed" if self._closed else "open" if self._engine is not None else "not opened"
         return f"<{type(self).__name__} {self.repo} {state}>"
 
     @property
     def spool(self) -> Path:
         """The spool's directory. It can be read after `close` as well."""
-        return (self._worker or self._ready()).spool.directory
+        return (self._engine or self._ready()).spool.directory
 
     @property
     def writer(self) -> str:
         """This uploader's name among the dataset's writers."""
-        return self._ready().writer.name
+        return self._ready().writer_name
 
     def offset(self, source: str = "default") -> int | None:
         """Return the highest offset that is accepted and durable, here or in the dataset.
@@ -206,9 +202,9 @@ class BaseUploader:
             OffsetUnknown: The spool is new and the Hub has not answered yet.
             ClosedError: The uploader is not open.
         """
-        worker = self._ready()
-        self._know_offsets(worker)
-        return worker.spool.offsets.highest(source)
+        engine = self._ready()
+        self._know_offsets(engine)
+        return engine.spool.offsets.highest(source)
 
     def known(self, key: str) -> bool:
         """Return True if this spool accepted a batch with this key, so that it need not be generated again.
@@ -222,21 +218,23 @@ class BaseUploader:
             ClosedError: The uploader is not open.
         """
         check_type(str, "a string", key=key)
-        return self._ready().writer.knows(key)
+        return self._ready().spool_thread.writer.knows(key)
 
     def stats(self) -> Stats:
-        """Return a snapshot of the queue, the spool, the worker's state and its counters.
+        """Return a snapshot of the queue, the spool, the engine's state and its counters.
 
         Raises:
             ClosedError: The uploader is not open.
         """
-        worker = self._ready()
-        queue, depth = worker.queue.depth(), self._depth(worker)
+        engine = self._ready()
+        queue, depth = engine.queue.depth(), self._depth(engine)
         age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
-        return Stats(worker.status.state, queue, depth, copy.copy(worker.status.counts), age)
+        return Stats(engine.status.state, queue, depth, copy.copy(engine.status.counts), age)
 
-    def _depth(self, worker: Engine) -> SpoolDepth:
-        return worker.spool.depth()
+    def _depth(self, engine: Engine) -> SpoolDepth:
+        return engine.spool.depth()
+
+    # Opening.
 
     def _build(self) -> Engine:
         from hubsync.destinations.resolve import destination_of
@@ -246,7 +244,7 @@ class BaseUploader:
         try:
             spool.schemas.set_policy(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
             self._guard = None if self._schema is None else SchemaGuard(spool, self._layout, self._schema)
-            worker = Engine(
+            return Engine(
                 spool,
                 destination_of(self._target, self._secret, self._retry),
                 layout=self._layout,
@@ -257,101 +255,53 @@ class BaseUploader:
                 clock=self._clock,
                 rng=self._rng,
                 progress=self._progress,
+                on_schema_mismatch=self._guard.forget if self._guard is not None else lambda: None,
             )
-            if self._guard is not None:
-                worker.on_misfit = self._guard.forget
-            return worker
         except BaseException:
             spool.close()
             raise
 
-    def _begin(self, wake: Callable[[], object]) -> _Opening:
-        """Opens in the thread that is the worker's from then on; `wake` is called there once it is open, or failed."""
-        opening = _Opening(wake)
+    def _begin(self, wake: Callable[[], object]) -> Opening:
+        """Build and run the engine in a new thread; `wake` is called there once it is open, or has failed."""
+        opening = Opening(wake)
         name = f"hubsync {self.repo}"
         self._thread = threading.Thread(target=self._run, args=(opening,), name=name, daemon=True)
         self._thread.start()
         return opening
 
-    def _run(self, opening: _Opening) -> None:
+    def _run(self, opening: Opening) -> None:
         try:
-            worker = opening.built(self._build())
-            anyio.run(partial(worker.run, task_status=opening))
-        except BaseException as error:  # noqa: BLE001  (raised by `open`, or kept in worker.failure for the next call)
+            engine = opening.built(self._build())
+            anyio.run(partial(engine.run, task_status=opening))
+        except BaseException as error:  # noqa: BLE001  (raised by `open`, or kept in engine.failure for the next call)
             opening.failed(error)
-            _log.debug("the worker ended", exc_info=True)
+            _log.debug("the engine ended", exc_info=True)
         finally:
-            opening.end()
+            opening.ended()
 
-    def _opened(self, opening: _Opening) -> None:
+    def _opened(self, opening: Opening) -> None:
         if opening.error is not None:
-            opening.give_up()
+            opening.abandon()
             raise opening.error
-        self._worker, self._pid = opening.worker, os.getpid()
+        self._engine, self._pid = opening.engine, os.getpid()
         signals.shutdown.register(self._at_exit, self._grace_s)
 
-    def _join(self, worker: Engine) -> None:
-        if self._thread is not None:
-            self._thread.join()
-        worker.spool.close()
-
     def _ready(self) -> Engine:
-        worker = self._worker
+        """Return the engine of an open uploader, or raise an error that says why it can't be used."""
+        engine = self._engine
         if os.getpid() != self._pid:
             raise ForkedError(
                 f"this process was forked from the one that opened the uploader of {self.repo}; its rows were not "
-                "accepted. Open an Uploader here: any number may share the repo and the spool."
+                "accepted. Open an Uploader here: any number of processes may share the repo and the spool."
             )
         if self._closed:
-            raise ClosedError(f"the uploader of {self.repo} is closed and accepts nothing more: open another.")
-        if worker is None:
+            raise ClosedError(f"the uploader of {self.repo} is closed and accepts nothing more. Open another one.")
+        if engine is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
-        self._raise_failure(worker)
-        return worker
+        raise_failure(engine, self.repo)
+        return engine
 
-    def _to_close(self) -> Engine | None:
-        """The worker that is to be closed, and takes no more from now on: what came behind the last flush would stay in
-        the spool. None where there is none, or it is closed, or the parent's of this fork.
-        """
-        if self._worker is None or self._closed or os.getpid() != self._pid:
-            self._closed = True
-            return None
-        self._worker.queue.refuse()
-        return self._worker
-
-    def _know_offsets(self, worker: Engine) -> None:
-        if not worker.offline and not worker.spool.is_seeded:
-            raise OffsetUnknown(
-                f"the spool {worker.spool.directory} is new and {self._target.endpoint} can't be reached, so it can't "
-                f"be known which offsets {self.repo} holds already. Try again when the Hub answers, or put without "
-                "offset."
-            )
-
-    def _checked(self, rows: Rows, offset: int | None, source: str, key: str | None) -> Encoded:
-        if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):
-            raise ConfigError(f"an offset is an int from 0, not {offset!r}.")
-        if not (isinstance(source, str) and is_encodable(source)):
-            raise ConfigError(f"a source is a name, in text that UTF-8 can carry, not {source!r}.")
-        if key is not None and not (isinstance(key, str) and key):
-            raise ConfigError(f"a key is a non-empty string, not {key!r}.")
-        # A step that knows its batches by their content has transformed and encoded them already.
-        return rows if isinstance(rows, Encoded) else self.encode(rows)
-
-    def _is_familiar(self, worker: Engine, encoded: Encoded, offset: int | None) -> bool:
-        """Whether nothing of it is to be looked up in the catalogue, so that `_place` does not wait."""
-        knows_offsets = offset is None or worker.offline or self._knows_offsets
-        return knows_offsets and (self._guard is None or self._guard.is_familiar(encoded))
-
-    def _place(self, worker: Engine, encoded: Encoded, offset: int | None) -> Admission:
-        if offset is not None:
-            self._know_offsets(worker)
-            self._knows_offsets = True
-        return _ANYWHERE if self._guard is None else self._guard.admit(encoded)
-
-    def _batch(self, encoded: Encoded, place: Admission, offset: int | None, source: str, key: str | None) -> Batch:
-        failpoint(Failpoint.ENCODED)
-        receipt = Receipt(encoded.rows, len(encoded.lines))
-        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place)
+    # Putting.
 
     def encode(self, rows: Rows) -> Encoded:
         """Encode a batch without accepting it, to learn its content first. `put` takes the result.
@@ -366,151 +316,87 @@ class BaseUploader:
         profiler = self._guard.profiler if self._guard is not None else None
         return encode(rows, profiler, transform=self._transform)
 
-    @contextmanager
-    def _drained(self, worker: Engine, timeout: float | None) -> Iterator[None]:
-        """Turns what can end a wait for commits into errors that say what is left, and how to bring it up."""
-        check_seconds(timeout=timeout)
-        try:
-            with worker.progress.draining(), span("hubsync.drain", worker.source.attributes):
-                yield
-        except (TimeoutError, BlockedError, KeyboardInterrupt) as error:
-            worker.see()  # waits for nobody
-            left = worker.depth()
-            if isinstance(error, TimeoutError):
-                why = f"{seconds_text(timeout or 0)} were not enough ({worker.status.state})."
-                raise NotDrained(worker.spool.directory, left.rows, left.bytes, why) from None
-            what = f"Safe in {worker.spool.directory}: {count_text(left.rows, 'row')} ({left.bytes:,} bytes)."
-            once = "Once this is mended, the" if isinstance(error, BlockedError) else "The"
-            error.add_note(f"{what} {once} next job brings that up, or run: hubsync drain {worker.spool.directory}")
-            raise
+    def _checked(self, rows: Rows, offset: int | None, source: str, key: str | None) -> Encoded:
+        if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):
+            raise ConfigError(f"offset must be an int from 0, not {offset!r}.")
+        if not (isinstance(source, str) and is_encodable(source)):
+            raise ConfigError(f"source must be a string that UTF-8 can encode, not {source!r}.")
+        if key is not None and not (isinstance(key, str) and key):
+            raise ConfigError(f"key must be a non-empty string, not {key!r}.")
+        # A step that identifies its batches by their content has transformed and encoded them already.
+        return rows if isinstance(rows, Encoded) else self.encode(rows)
 
-    def _may_take(self, error: BaseException) -> float | None:
-        """Seconds that draining may take behind an error that has ended the job's block; None for no bound."""
-        if (left := signals.shutdown.seconds_left()) is not None:
-            return left
-        return None if isinstance(error, (Exception, SystemExit)) else self._grace_s
+    def _is_familiar(self, engine: Engine, encoded: Encoded, offset: int | None) -> bool:
+        """Return whether `_admit` needs nothing from the catalogue, so that it does not block."""
+        knows_offsets = offset is None or engine.is_offline or self._knows_offsets
+        return knows_offsets and (self._guard is None or self._guard.is_familiar(encoded))
 
-    @contextmanager
-    def _behind(self, error: BaseException, timeout: float | None) -> Iterator[None]:
-        """Draining must not hide what has ended the job: that goes on, whatever comes of the rows."""
-        worker = self._worker
-        if worker is None or self._closed:
-            yield
-            return
-        bound = "Ctrl-C" if timeout is None else f"{timeout:.0f} s, or Ctrl-C,"
-        what, spool = type(error).__name__, worker.spool
-        _log.warning("%s ended the job; draining first, %s. %s leaves it there.", what, spool.waiting_text(), bound)
-        try:
-            yield
-        except HubsyncError as failed:
-            _log.error("%s", failed)
-            error.add_note(f"hubsync: {failed}")
-        except (KeyboardInterrupt, SystemExit):
-            _log.error(
-                "told to end once more; %s. Bring it up: hubsync drain %s", spool.waiting_text(), spool.directory
+    def _admit(self, engine: Engine, encoded: Encoded, offset: int | None) -> Admission:
+        if offset is not None:
+            self._know_offsets(engine)
+            self._knows_offsets = True
+        return ANYWHERE if self._guard is None else self._guard.admit(encoded)
+
+    def _know_offsets(self, engine: Engine) -> None:
+        if not engine.is_offline and not engine.spool.is_seeded:
+            raise OffsetUnknown(
+                f"the spool {engine.spool.directory} is new and {self._target.endpoint} can't be reached, so the "
+                f"offsets that {self.repo} contains are unknown. Try again when the Hub answers, or put without an offset."
             )
-            raise
-        else:  # who was warned is told that it is over
-            _log.warning("drained: all is in the spool" if worker.offline else "drained: all is on the Hub")
+
+    def _batch(self, encoded: Encoded, place: Admission, offset: int | None, source: str, key: str | None) -> Batch:
+        failpoint(Failpoint.ENCODED)
+        receipt = Receipt(encoded.rows, len(encoded.lines))
+        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place)
+
+    # Closing.
+
+    def _begin_close(self) -> Engine | None:
+        """Accept no more batches: after the last flush they would stay in the spool. Return the engine to close.
+
+        None if the uploader was not opened, is closed, or belongs to the parent of this fork.
+        """
+        if self._engine is None or self._closed or os.getpid() != self._pid:
+            self._closed = True
+            return None
+        self._engine.queue.refuse()
+        return self._engine
 
     def _close(self, timeout: float | None) -> None:
-        if (worker := self._to_close()) is None:
+        if (engine := self._begin_close()) is None:
             return
         try:
-            with self._drained(worker, timeout):
-                if worker.failure is None:
-                    self._drain(worker, timeout)
+            with draining(engine, timeout):
+                if engine.failure is None:
+                    drain(engine, timeout)
                     failpoint(Failpoint.DRAINED)
         finally:
             self._closed = True
-            worker.stop()
-            self._join(worker)
+            engine.stop()
+            self._join(engine)
             signals.shutdown.unregister(self._at_exit)
-        self._raise_failure(worker)
+        raise_failure(engine, self.repo)
 
-    def _raise_failure(self, worker: Engine) -> None:
-        if isinstance(worker.failure, SpoolLost):
-            raise fresh_copy(worker.failure)
-        if worker.failure is not None:
-            raise ClosedError(
-                f"the uploader of {self.repo} has failed ({worker.failure!r}). What was accepted is safe in "
-                f"{worker.spool.directory}; the next job brings it up, or run: hubsync drain {worker.spool.directory}"
-            ) from worker.failure
+    def _join(self, engine: Engine) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        engine.spool.close()
 
-    def _drain(self, worker: Engine, timeout: float | None) -> None:
-        is_second = signals.shutdown.has_begun()
-        try:
-            drained = worker.flush(everything=True)
-        except ClosedError:  # another thread closes it just now
-            return
-        with drained:
-            try:
-                drained.wait("committed", timeout)
-            except SystemExit as ended:
-                # SIGTERM while it drains: from now on the grace counts. The next signal ends it at once.
-                if not is_second and (left := signals.shutdown.seconds_left()) is not None:
-                    with self._behind(ended, left), self._drained(worker, left):
-                        drained.wait("committed", left if timeout is None else min(left, timeout))
-                raise
+    def _after_error(self, error: BaseException, timeout: float | None) -> AbstractContextManager[None]:
+        return after_error(None if self._closed else self._engine, error, timeout)
 
     def _at_exit(self, seconds: float) -> None:
         if self._closed or os.getpid() != self._pid:
             return
-        _log.warning("the uploader of %s was not closed; draining for up to %g s.", self.repo, seconds)
+        _log.warning("The uploader of %s was not closed. Uploading what is left, for up to %g s.", self.repo, seconds)
         try:
             self._close(seconds)
         except HubsyncError as error:
             _log.error("%s", error)
         except KeyboardInterrupt as error:
-            _log.error("Ctrl-C ended the drain. %s", " ".join(getattr(error, "__notes__", ())))
+            _log.error("Ctrl-C ended the upload. %s", " ".join(getattr(error, "__notes__", ())))
             raise
 
 
-class _Opening:
-    """What becomes of an `open`, between who waits for it and the worker's thread. A `TaskStatus` besides."""
-
-    def __init__(self, wake: Callable[[], object]) -> None:
-        self.worker: Engine | None = None
-        self.error: BaseException | None = None
-        self._wake = wake
-        self._given_up = self._ended = False
-        self._lock = threading.Lock()
-
-    def built(self, worker: Engine) -> Engine:
-        with self._lock:
-            self.worker = worker
-            if self._given_up:
-                worker.stop()
-        return worker
-
-    def started(self, value: object = None) -> None:
-        self._wake()
-
-    def failed(self, error: BaseException) -> None:
-        if self.worker is not None:
-            self.worker.failure = error = self.worker.failure or error
-        self.error = error
-
-    def end(self) -> None:
-        """The thread has come to its end."""
-        with self._lock:
-            self._ended = True
-            self._discard()
-        self._wake()
-
-    def give_up(self) -> None:
-        """Nobody waits any more: what the thread opens, it closes."""
-        with self._lock:
-            self._given_up = True
-            if self.worker is not None:
-                self.worker.stop()
-            self._discard()
-
-    def _discard(self) -> None:
-        if self._given_up and self._ended and self.worker is not None:
-            self.worker.writer.close()  # where the event loop could not even begin
-            self.worker.spool.close()
-
-
-_ANYWHERE = Admission()
+ANYWHERE = Admission()
 DROPPED = QueueFull("the queue was full and its policy is 'drop': the batch was not accepted.")

@@ -1,7 +1,7 @@
-"""What becomes of the segments that this process has rows in, and who waits for that.
+"""Outcomes of segments, and the receipts and flushes that wait for them.
 
-A fate is settled by the committer where that is in this process, else by what the catalogue says. What was refused is
-kept until a flush, or the close, has told it. Safe for several threads.
+The committer settles them if it is in this process; otherwise the catalogue tells. Rejected shards are remembered until
+a flush or the close has raised them. Safe for several threads.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from hubsync.spool.spool import Spool
 
 
 class Flush(Receipt):
-    """Committed once all that it waits for is. However its block is left, nothing of it is kept then."""
+    """Committed once everything that it waits for is. Leaving its block ends the wait."""
 
-    __slots__ = ("_leave", "_of", "_untold")
+    __slots__ = ("_leave", "_of", "_take_refused")
 
     def __init__(
-        self, leave: Callable[[Flush], object], untold: Callable[[], ShardsRefused | None], of: Receipt | None
+        self, leave: Callable[[Flush], object], take_refused: Callable[[], ShardsRefused | None], of: Receipt | None
     ) -> None:
         super().__init__(0, 0)
         self._leave = leave
-        self._untold = untold
+        self._take_refused = take_refused
         self._of = of
 
     def __enter__(self) -> Self:
@@ -36,140 +36,150 @@ class Flush(Receipt):
         self._leave(self)
 
     def _timeout_error(self, timeout: float | None) -> WaitTimeout:
-        """Who waits for one batch is told how far that is."""
         return wait_timeout(self if self._of is None else self._of, timeout)
 
     def _result(self, until: Until) -> str | None:
-        """What was refused before it began is told as well, by who still waits."""
+        """Return the sha, or raise; also for shards that were rejected before the flush began."""
         try:
             sha = super()._result(until)
         except ShardsRefused as error:
-            raise (self._untold() or error) from None
-        if (refused := self._untold()) is not None:
+            raise (self._take_refused() or error) from None
+        if (refused := self._take_refused()) is not None:
             raise refused
         return sha
 
 
 class Delivery:
-    """One worker's."""
+    """What one uploader waits for.
+
+    Attributes:
+        is_unsure: an outcome could not be read, and must be read again.
+    """
 
     def __init__(self, spool: Spool) -> None:
-        self.unsure = False  # one could not be read: to be looked up again
+        self.is_unsure = False
         self._spool = spool
         self._lock = threading.Lock()
-        self._open: dict[int, SegmentOutcome] = {}  # by segment
+        self._pending: dict[int, SegmentOutcome] = {}  # by segment
         self._flushes: dict[Flush, OutcomeGroup | None] = {}  # None: still an order in the queue
-        self._refused: ShardsRefused | None = None  # the first that no flush has told; counts those behind it
+        self._refused: ShardsRefused | None = None  # since the last flush; it counts all of them
 
-    def __len__(self) -> int:
-        """How many are not settled."""
-        return len(self._open)
+    @property
+    def pending_segments(self) -> int:
+        """How many segments with rows of this uploader are not settled."""
+        return len(self._pending)
 
-    def of(self, segment: int | None, rows: int, *, may_be_settled: bool) -> SegmentOutcome:
-        """The fate of a segment, to which so many rows came. One that may be sealed may have been committed before its
-        fate was known here.
+    def outcome(self, segment: int | None, rows: int, *, may_be_settled: bool) -> SegmentOutcome:
+        """Return the outcome of a segment that a batch went to.
+
+        Args:
+            segment: None for a batch without rows, which has nothing to wait for.
+            rows: rows of the batch.
+            may_be_settled: the segment was sealed, so another process may have committed it already.
         """
         if segment is None:
             return SegmentOutcome(settled=True)
         with self._lock:
-            fate = self._open.setdefault(segment, SegmentOutcome())
-            fate.rows += rows
+            outcome = self._pending.setdefault(segment, SegmentOutcome())
+            outcome.rows += rows
         if may_be_settled:
             self._read([segment])
-        return fate
+        return outcome
 
     def pending(self, segments: Sequence[int]) -> list[SegmentOutcome]:
-        """The fates of what the catalogue says is to be committed still. Reads it for what is news to either side."""
+        """Return the outcomes of segments that the catalogue says are not committed, and settle those it dropped."""
         with self._lock:
-            news = self._open.keys() ^ segments
-            fates = [self._open.setdefault(segment, SegmentOutcome()) for segment in segments]
-        self._read(news)
-        return fates
+            changed = self._pending.keys() ^ segments
+            outcomes = [self._pending.setdefault(segment, SegmentOutcome()) for segment in segments]
+        self._read(changed)
+        return outcomes
 
-    def look_up(self) -> bool:
-        """Sees in the catalogue what another process has settled; whether it set any aside. Raises `SpoolError`."""
+    def read_outcomes(self) -> bool:
+        """Read from the catalogue what another process settled; return whether it quarantined anything.
+
+        Raises:
+            SpoolError: the catalogue can't be read now.
+        """
         with self._lock:
-            segments = list(self._open)
-        return "dead" in {self._settle_as(segment) for segment in segments}
+            segments = list(self._pending)
+        return "dead" in {self._read_one(segment) for segment in segments}
 
     def settle(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
-        """Committed in `sha`, or set aside with `error`."""
+        """Settle a segment: it is committed in `sha`, or was quarantined with `error`."""
         with self._lock:
-            fate = self._open.pop(segment, None)
-            if fate is not None and fate.rows and isinstance(error, ShardsRefused):
+            outcome = self._pending.pop(segment, None)
+            if outcome is not None and outcome.rows and isinstance(error, ShardsRefused):
                 self._refused = self._refused or fresh_copy(error)
                 self._refused.shards += 1
-                self._refused.rows += fate.rows
-        if fate is not None:
-            fate.settle(sha, error)
+                self._refused.rows += outcome.rows
+        if outcome is not None:
+            outcome.settle(sha, error)
 
-    def _untold(self) -> ShardsRefused | None:
-        """What was refused since this was asked before."""
+    def _take_refused(self) -> ShardsRefused | None:
+        """Return the shards that were rejected since the last call."""
         with self._lock:
             refused, self._refused = self._refused, None
         if refused is not None and refused.shards > 1:
-            refused.add_note(
-                f"That is the first of {refused.shards:,} shards ({refused.rows:,} rows) that were refused."
-            )
+            refused.add_note(f"It is the first of {refused.shards:,} rejected shards ({refused.rows:,} rows).")
         return refused
 
     def _read(self, segments: Iterable[int]) -> None:
         try:
             for segment in segments:
-                self._settle_as(segment)
+                self._read_one(segment)
         except SpoolError:  # the rows are accepted, whatever can be read now
-            self.unsure = True
+            self.is_unsure = True
 
-    def _settle_as(self, segment: int) -> str | None:
+    def _read_one(self, segment: int) -> str | None:
         state, sha, error = self._spool.segments.outcome(segment) or (None, None, None)
         if state == "committed":
             self.settle(segment, sha, None)
         elif state == "dead":
-            where = self._spool.directory
-            why = f"it was set aside in the dead letter: {error}. See: hubsync dead-letter list {where}"
+            directory = self._spool.directory
+            why = f"the shard was rejected: {error}. To look at its rows: hubsync dead-letter list {directory}"
             self.settle(segment, None, ShardsRefused(why))
         return state
 
-    # Who waits for many.
+    # Flushes.
 
     def flush(self, of: Receipt | None) -> Flush:
-        """A wait that is to `begin` in its turn; for all that was put, or the batch `of`."""
-        flush = Flush(self._leave, self._untold if of is None else lambda: None, of)
+        """Return a wait for everything, or for one batch. `begin` starts it, in its turn."""
+        flush = Flush(self._leave, self._take_refused if of is None else lambda: None, of)
         with self._lock:
             self._flushes[flush] = None
         return flush
 
-    def begin(self, flush: Flush, fates: Iterable[SegmentOutcome]) -> None:
-        """From now on it waits for these."""
-        whole = OutcomeGroup(fates)
+    def begin(self, flush: Flush, outcomes: Iterable[SegmentOutcome]) -> None:
+        """Let a flush wait for these outcomes."""
+        group = OutcomeGroup(outcomes)
         with self._lock:
             if flush not in self._flushes:
                 return
-            self._flushes[flush] = whole
-        whole.start()
-        mark_spooled(flush, whole, replayed=False)
+            self._flushes[flush] = group
+        group.start()
+        mark_spooled(flush, group, replayed=False)
 
     def _leave(self, flush: Flush) -> None:
         with self._lock:
-            whole = self._flushes.pop(flush, None)
-        if whole is not None:
-            whole.cancel()
+            group = self._flushes.pop(flush, None)
+        if group is not None:
+            group.cancel()
 
     def block(self, error: HubsyncError) -> None:
-        """Those who wait for a flush are told; everything accepted stays safe in the spool."""
+        """Raise `error` from every flush that has begun. Everything accepted stays safe in the spool."""
         with self._lock:
-            begun = [whole for whole in self._flushes.values() if whole is not None]
-        for whole in begun:
-            whole.settle(None, error)
+            begun = [group for group in self._flushes.values() if group is not None]
+        for group in begun:
+            group.settle(None, error)
 
     def end(self, error: HubsyncError) -> None:
-        """Nobody here will learn any more: all who wait are told why."""
+        """Fail all pending waiters: this process can no longer observe the outcomes."""
         with self._lock:
-            flushes, fates = list(self._flushes.items()), list(self._open.values())
-        for flush, whole in flushes:
-            if whole is None:
+            flushes, outcomes = list(self._flushes.items()), list(self._pending.values())
+        for flush, group in flushes:
+            if group is None:
                 mark_dropped(flush, error)
             else:
-                whole.settle(None, error)
-        for fate in fates:
-            fate.abandon(error)
+                group.settle(None, error)
+        for outcome in outcomes:
+            outcome.abandon(error)

@@ -16,6 +16,7 @@ from hubsync.policies import (
     check_wait,
 )
 from hubsync.uploader.base import DROPPED, BaseUploader
+from hubsync.uploader.closing import draining, seconds_after
 
 
 class Uploader(BaseUploader):
@@ -29,7 +30,7 @@ class Uploader(BaseUploader):
     """
 
     def open(self) -> Self:
-        """Open the spool and start the worker. `with` calls this.
+        """Open the spool and start the engine. `with` calls this.
 
         The token and the repo are checked now, so that a job with a bad token fails in its first second.
 
@@ -41,13 +42,13 @@ class Uploader(BaseUploader):
             BlockedError: The token may not write, or the repo cannot be created.
         """
         with self._opening:
-            if self._worker is None and not self._closed:
+            if self._engine is None and not self._closed:
                 done = threading.Event()
                 opening = self._begin(done.set)
                 try:
                     done.wait()
                 except BaseException:
-                    opening.give_up()
+                    opening.abandon()
                     raise
                 self._opened(opening)
             self._ready()
@@ -98,19 +99,19 @@ class Uploader(BaseUploader):
                 in the spool.
             ShardsRefused: With `ack="committed"`: the Hub rejected the batch's shard. The rows are in the dead letter.
         """
-        worker = self._ready()
+        engine = self._ready()
         check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
-        batch = self._batch(encoded, self._place(worker, encoded, offset), offset, source, key)
+        batch = self._batch(encoded, self._admit(engine, encoded, offset), offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
-        if not worker.queue.put(batch, timeout):
+        if not engine.queue.put(batch, timeout):
             mark_dropped(batch.receipt, DROPPED)
             return batch.receipt
         failpoint(Failpoint.QUEUED)
         if ack != "queued":
-            if ack == "committed" and worker.offline:
+            if ack == "committed" and engine.is_offline:
                 ack = "spooled"  # as far as it can be
-            with worker.hurry(batch.receipt) if ack == "committed" else nullcontext(batch.receipt) as told:
+            with engine.flush_batch(batch.receipt) if ack == "committed" else nullcontext(batch.receipt) as told:
                 told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 
@@ -126,8 +127,8 @@ class Uploader(BaseUploader):
             ShardsRefused: The Hub rejected shards, now or since the last flush. The rows are in the dead letter.
             ClosedError: The uploader is not open.
         """
-        worker = self._ready()
-        with self._drained(worker, timeout), worker.flush() as flushed:
+        engine = self._ready()
+        with draining(engine, timeout), engine.flush() as flushed:
             flushed.wait("committed", timeout)
 
     def close(self, timeout: float | None = None) -> None:
@@ -154,6 +155,6 @@ class Uploader(BaseUploader):
         if error is None:
             self.close()
             return
-        timeout = self._may_take(error)
-        with self._behind(error, timeout):
+        timeout = seconds_after(error, self._grace_s)
+        with self._after_error(error, timeout):
             self.close(timeout)

@@ -1,0 +1,110 @@
+"""What an uploader knows about itself without waiting for the disk, and what it shows to other processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from hubsync._runtime.clock import Clock
+from hubsync._runtime.threads import run_in_thread
+from hubsync.errors import SpoolError
+from hubsync.model.stats import Counts, SpoolDepth
+from hubsync.policies import QueuePolicy, ShardPolicy
+from hubsync.spool.spool import Spool
+from hubsync.telemetry.heartbeat import Heartbeat, remove_heartbeat, write_heartbeat
+from hubsync.telemetry.metrics import Source
+from hubsync.telemetry.progress import Figures, Progress
+from hubsync.telemetry.status import State, Status, read_stored
+from hubsync.uploader.queue import BoundedQueue
+
+_REFRESH_S = 0.5  # how old the spool's depth may be
+
+
+class Monitor:
+    """Refreshes the spool's depth, writes the heartbeat file, and feeds metrics and progress."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        queue: BoundedQueue,
+        writer: str,
+        status: Status,
+        opened_at: Callable[[], float | None],
+        queue_policy: QueuePolicy,
+        shard_policy: ShardPolicy,
+        clock: Clock,
+        progress: bool | None,
+    ) -> None:
+        self._spool = spool
+        self._queue = queue
+        self._writer = writer
+        self._status = status
+        self._opened_at = opened_at
+        self._queue_policy = queue_policy
+        self._shard_policy = shard_policy
+        self._clock = clock
+        self._since = clock.time()
+        self._last = spool.depth(), Counts()  # read together
+        self._committed_before = self._last[0].committed_rows
+        self._committer_state: State | None = None  # another process's, while that commits for this uploader
+        self.source = Source(spool.target.repo, writer, status, queue.depth, self.depth, clock.time)
+        self.progress = Progress(self.figures, progress, clock.time)
+
+    async def run(self) -> None:
+        """Refresh until cancelled, also while the committer waits for the Hub or does not exist."""
+        while True:
+            await self._clock.sleep(_REFRESH_S)
+            await run_in_thread(self._tick)
+
+    def _tick(self) -> None:
+        self._spool.catalogue.checkpoint()
+        self.refresh()
+        self.progress.tick()
+
+    def refresh(self) -> None:
+        """Read the spool's depth. If the catalogue is busy, keep the last one."""
+        with suppress(SpoolError), self._spool.catalogue.impatient():
+            self._last = self._spool.depth(), copy.copy(self._status.counts)
+            stored = None if self._spool.lease.is_held else self._spool.catalogue.get("status")
+            self._committer_state = read_stored(stored) if stored else None
+
+    def depth(self) -> SpoolDepth:
+        """Return the spool's depth half a second ago, with what this uploader has spooled since. From memory."""
+        (last, then), now = self._last, self._status.counts
+        if now.spooled_rows == then.spooled_rows:
+            return last
+        return last._replace(
+            rows=last.rows + now.spooled_rows - then.spooled_rows,
+            bytes=last.bytes + now.spooled_bytes - then.spooled_bytes,
+            oldest_at=self._opened_at() if last.oldest_at is None else last.oldest_at,
+        )
+
+    def figures(self) -> Figures:
+        """Return what progress shows. From memory."""
+        depth, state = self.depth(), self._status.state
+        if state.kind == "ok" and self._committer_state is not None:
+            state = self._committer_state
+        done = depth.committed_rows - self._committed_before
+        age = depth.oldest_age_s(self._clock.time(), self._queue.depth().oldest_at)
+        return Figures(
+            self._spool.target.repo, str(self._spool.directory), state,
+            done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,
+        )  # fmt: skip
+
+    def write_heartbeat(self) -> None:
+        """Write this uploader's heartbeat file, for other processes."""
+        queue = self._queue.depth()
+        heartbeat = Heartbeat(
+            pid=os.getpid(), at=self._clock.time(), since=self._since, state=self._status.state,
+            counts=self._status.counts, queue_batches=queue.batches, queue_oldest_at=queue.oldest_at,
+            queue_rows=queue.rows, queue_bytes=queue.bytes, queue_max_bytes=self._queue_policy.max_bytes,
+            blocked=queue.blocked, raised=queue.raised, dropped=queue.dropped, linger_s=self._shard_policy.linger_s,
+            shard_max_bytes=self._shard_policy.max_bytes, spool_max_bytes=self._spool.policy.max_bytes,
+        )  # fmt: skip
+        write_heartbeat(self._spool.directory, self._writer, heartbeat)
+
+    def remove_heartbeat(self) -> None:
+        """Remove the heartbeat file: the uploader ends in order."""
+        remove_heartbeat(self._spool.directory, self._writer)
