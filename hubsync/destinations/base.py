@@ -1,4 +1,4 @@
-"""The contract of a destination: stage blobs, commit atomically on a named parent, read what is there."""
+"""The contract of a destination: stage blobs, commit them atomically on a named parent, read what is there."""
 
 from __future__ import annotations
 
@@ -55,45 +55,66 @@ async def outcome_of(sending: Awaitable[str]) -> CommitOutcome:
 
 
 class Destination(Protocol):
-    """Where shards go. Every method raises a `HubError` of the kind that tells the worker what to do next.
+    """Where shards go.
 
-    Contracts: `stage` is idempotent and makes nothing visible. `commit` is atomic, sends once and never retries: an
-    `AmbiguousError` means that it may have landed, and only then. `standing` reads at the given commit, so that a
-    commit on that parent can't overwrite what it did not show.
+    Every method may raise a `HubError`, whose type says what to do next: retry (`TransientError`), read the remote
+    state before anything else (`AmbiguousError`), wait for an operator (`BlockedError`), or give this content up
+    (`DefectError`). No method retries.
+
+    The committer relies on these capabilities:
+
+    - *Atomic commits.* All files of a plan become visible together, or none does.
+    - *Preconditions.* A commit names its parent and is rejected if the branch has moved, so it cannot overwrite a file
+      that the parent's listing did not show.
+    - *Reads at a commit.* Files are listed and read at a given commit, not at a moving branch.
     """
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
-        """Makes sure that the repo exists (creating it) and that the token may write there."""
+        """Create the repo if it does not exist, and check that the token may write to it.
+
+        Args:
+            private: Whether a new repo is private; None for the account's default.
+
+        Returns:
+            The branch's newest commit.
+        """
         ...
 
     async def head(self) -> BranchTip:
-        """The branch's newest commit."""
+        """Return the branch's newest commit."""
         ...
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
-        """Uploads what goes up as blobs; answers for each, in order. `regular` ones wait for the commit."""
+        """Upload shards as blobs. Idempotent; nothing becomes visible, and no commit quota is used.
+
+        Returns:
+            One item for each shard, in order. Shards whose mode is "regular" are not uploaded: `commit` sends them.
+        """
         ...
 
     async def commit(self, plan: Plan) -> CommitOutcome:
-        """Send a plan as one commit on its parent, once."""
+        """Send the plan once, as one atomic commit on its parent. Its outcome is returned, not raised.
+
+        The outcome must be `Unknown` if the commit may have landed, or if the branch's newest commit is not its parent.
+        """
         ...
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        """What stands at `paths` in the commit `at`; a path where nothing stands is left out."""
+        """Return the files that exist at `paths` in the commit `at`, by path."""
         ...
 
     async def read_file(self, path: str, at: str) -> bytes | None:
-        """A small file's content in the commit `at`; None where there is none."""
+        """Return the content of a small file in the commit `at`; None if it does not exist."""
         ...
 
-    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
-        """Hands a file's content in the commit `at` to `take`, piece by piece; False where there is none."""
+    async def download(self, path: str, at: str, write: Callable[[bytes], object]) -> bool:
+        """Pass a file's content in the commit `at` to `write`, piece by piece; return False if it does not exist."""
         ...
 
     async def read_watermarks(self, at: str) -> Sequence[Watermark]:
-        """The watermarks of all writers in the commit `at`."""
+        """Return the watermarks of all writers in the commit `at`."""
         ...
 
     async def aclose(self) -> None:
-        """Lets go of its connections."""
+        """Close the connections."""
         ...

@@ -1,6 +1,6 @@
-"""From a repo id to the parts that serve it: endpoint, token, spool and destination, as huggingface_hub resolves them.
+"""Resolve a repo id to its target and destination, with the endpoint and token that huggingface_hub would use.
 
-The one place that reads the environment.
+Only this module reads the environment's endpoint and token.
 """
 
 from __future__ import annotations
@@ -12,40 +12,39 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from hubsync._runtime.secret import Secret
-from hubsync._runtime.validation import check_repo_id, check_type
+from hubsync._runtime.validation import check_repo_id, check_type, is_set
 from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.errors import AuthenticationError, ConfigError, HubsyncError
 from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
 
 _log = logging.getLogger("hubsync")
-_TRUE = ("1", "ON", "YES", "TRUE")
 
 
 def target_of(repo: str, endpoint: str | None, revision: str) -> Target:
-    """The branch that is meant.
+    """Return the branch of the dataset `repo`; `endpoint` defaults to HF_ENDPOINT, then to the Hugging Face Hub.
 
     Raises:
-        ConfigError: no repo id, or no URL.
+        ConfigError: The repo id, the endpoint or the revision is invalid.
     """
     from huggingface_hub import constants
 
-    # One variable, which a crash report may show: a password in it is gone before anything is raised.
+    # One variable, which a crash report may show: a password in it is removed before anything is raised.
     url, endpoint = str(endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), None
     if not _is_endpoint(url):
         url = url.rpartition("@")[2].partition("?")[0]
         raise ConfigError(
-            f"endpoint {url!r} is none: it is a URL such as https://hub.example, without a user, a password or a "
-            "query. The token is given by token=…, HF_TOKEN or hf auth login."
+            f"invalid endpoint {url!r}: expected an http(s) URL such as https://hub.example, without a user, a "
+            "password or a query. Pass the token as token=…, set HF_TOKEN, or run hf auth login."
         )
     check_type(str, "a branch", revision=revision)
     if not revision or any(c in revision for c in "\0 \n\\"):
-        raise ConfigError(f"revision {revision!r} is no branch.")
+        raise ConfigError(f"invalid revision {revision!r}: expected the name of a branch.")
     return Target(url, check_repo_id(repo), revision)
 
 
 def _is_endpoint(url: str) -> bool:
-    """Whether it has a host, and nothing that may be secret: an endpoint is stored, logged and told."""
+    """Whether `url` has a host and nothing that may be secret: an endpoint is stored, logged and displayed."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
@@ -55,45 +54,45 @@ def _is_endpoint(url: str) -> bool:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE asks for no network at all."""
+    """Return whether HF_HUB_OFFLINE forbids all requests."""
     from huggingface_hub import constants
 
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE or bool(constants.HF_HUB_OFFLINE)
+    return is_set("HF_HUB_OFFLINE") or bool(constants.HF_HUB_OFFLINE)
 
 
 def token_source(token: Secret | str | None) -> Callable[[], Secret | None]:
-    """The token as it is now: given, or what HF_TOKEN or `hf auth login` hold at the moment it is needed."""
+    """Return a function that returns the current token: `token`, else that of HF_TOKEN or `hf auth login`."""
     given, is_given = Secret.of(token), token is not None
     del token
 
     def current() -> Secret | None:
-        if is_given:  # and be it empty: nobody is to find himself with another account's
+        if is_given:  # even an empty one: it must not fall back to another account's token
             return given
         from huggingface_hub import get_token
 
         try:
             return Secret.of(get_token())
-        except Exception as error:  # noqa: BLE001  (its file, or how a CI exchanges it for another)
+        except Exception as error:  # noqa: BLE001  (reading the file, or a CI's token exchange)
             why = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else type(error).__name__
-        # Not within the `except`: an error of decoding holds what could not be decoded.
-        raise AuthenticationError(f"huggingface_hub finds no token ({why}): hf auth login, or set HF_TOKEN.")
+        # Outside of the `except`: a decoding error holds the bytes that it could not decode.
+        raise AuthenticationError(f"huggingface_hub finds no token ({why}). Run hf auth login, or set HF_TOKEN.")
 
     return current
 
 
 def destination_of(target: Target, token: Secret | str | None, retry: RetryPolicy) -> HubDataset | None:
-    """The Hub behind `target`; None where HF_HUB_OFFLINE forbids it."""
+    """Return the destination of `target`; None if HF_HUB_OFFLINE is set."""
     source = token_source(token)
     del token
     if is_offline():
         return None
-    if target.endpoint.startswith("http:") and not _is_this_machine(target.endpoint):
-        _log.warning("%s is plain HTTP: the token and the rows can be read on the way. Use https://", target.endpoint)
+    if target.endpoint.startswith("http:") and not _is_loopback(target.endpoint):
+        _log.warning("%s is plain HTTP: others can read the token and the rows. Use https://", target.endpoint)
     return HubDataset(target, source, timeout_s=retry.request_timeout_s)
 
 
 def online_destination(target: Target, token: Secret | str | None, retry: RetryPolicy) -> HubDataset:
-    """Return the Hub behind `target`, for work that needs it.
+    """Return the destination of `target`, for work that needs it.
 
     Raises:
         HubsyncError: HF_HUB_OFFLINE is set.
@@ -104,7 +103,7 @@ def online_destination(target: Target, token: Secret | str | None, retry: RetryP
     return found
 
 
-def _is_this_machine(endpoint: str) -> bool:
+def _is_loopback(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
-from tests.conftest import Dataset
+from tests.conftest import Commands, Dataset
+from tests.e2e.conftest import Jobs
+from tests.zygote import Program
+
+Start = Callable[..., Program]
 
 
 @pytest.fixture
-def environ(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name, value in hub.environ().items():
-        monkeypatch.setenv(name, value)
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+def start(jobs: Jobs) -> Iterator[Start]:
+    """Start a job, whose standard output tells what it has put."""
+    with ExitStack() as running:
+        yield lambda *args: running.enter_context(jobs.open(*args, stdout=subprocess.PIPE))
 
 
-def start(environ: dict[str, str], *args: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.jobs", json.dumps(args, default=str)],
-        env=environ,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def lines(process: subprocess.Popen[str], most: int) -> list[str]:
+def lines(process: Program, most: int) -> list[str]:
     """Reads up to `most` whole lines of what a job tells."""
     assert process.stdout is not None
     found = []
@@ -46,7 +41,7 @@ def lines(process: subprocess.Popen[str], most: int) -> list[str]:
     return found
 
 
-def kill(process: subprocess.Popen[str]) -> list[str]:
+def kill(process: Program) -> list[str]:
     """SIGKILL; answers what it had told and nobody had read yet."""
     process.kill()
     assert process.stdout is not None
@@ -60,30 +55,30 @@ def ids(dataset: Dataset) -> Counter[str]:
 
 
 def test_a_job_that_is_killed_again_and_again_brings_every_row_once(
-    hub: LocalHub, environ: dict[str, str], dataset: Dataset, tmp_path: Path
+    hub: LocalHub, start: Start, dataset: Dataset, tmp_path: Path
 ) -> None:
     rng = random.Random(7)
     spool, rows = tmp_path / "spool", 600
     hub.faults.add(Fault.reset(when="after", on="commit", probability=0.2))
     hub.faults.add(Fault.status(503, on="*", probability=0.1))
     for _ in range(6):
-        job = start(environ, "resuming", spool, "a", rows)
+        job = start("resuming", spool, "a", rows)
         lines(job, rng.randint(1, 90))
         kill(job)
     hub.faults.clear()
-    job = start(environ, "resuming", spool, "a", rows)
+    job = start("resuming", spool, "a", rows)
     lines(job, rows)
-    assert job.wait(60) == 0
+    assert job.wait() == 0
     assert ids(dataset) == Counter(f"a-{n}" for n in range(rows))
     assert list((spool / "segments").iterdir()) == []
 
 
 def test_many_processes_share_a_spool_while_the_committer_is_killed(
-    hub: LocalHub, environ: dict[str, str], dataset: Dataset, tmp_path: Path
+    hub: LocalHub, start: Start, dataset: Dataset, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
     accepted: list[str] = []
-    jobs = [start(environ, "endless", spool) for _ in range(4)]
+    jobs = [start("endless", spool) for _ in range(4)]
     for job in jobs:
         accepted += lines(job, 30)
     while jobs:
@@ -100,31 +95,26 @@ def test_many_processes_share_a_spool_while_the_committer_is_killed(
 
 
 @pytest.mark.parametrize("how", ["exit", "SIGTERM", "SIGINT"])
-def test_a_job_that_ends_in_any_way_loses_nothing(
-    environ: dict[str, str], dataset: Dataset, tmp_path: Path, how: str
-) -> None:
+def test_a_job_that_ends_in_any_way_loses_nothing(start: Start, dataset: Dataset, tmp_path: Path, how: str) -> None:
     spool = tmp_path / "spool"
     if how == "exit":
-        job = start(environ, "forgetful", spool, 200)
-        assert job.wait(60) == 0
+        job = start("forgetful", spool, 200)
+        assert job.wait() == 0
         assert ids(dataset) == Counter(range(200))
         return
-    job = start(environ, "endless", spool)
+    job = start("endless", spool)
     accepted = lines(job, 50)
     job.send_signal(getattr(signal, how))
     assert job.stdout is not None
     accepted += [line for line in job.stdout.read().splitlines() if line]
-    assert job.wait(60) != 0
+    assert job.wait() != 0
     drain(spool, timeout=60)
     assert set(accepted) <= set(ids(dataset))
     assert max(ids(dataset).values()) == 1
 
 
-def test_the_demo_passes_all_its_checks(environ: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hubsync", "demo", "--rows", "600", "--crash", "--outage", "0.5", "--json"],
-        env=environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_the_demo_passes_all_its_checks(run: Commands) -> None:
+    done = run("demo", "--rows", 600, "--crash", "--outage", 0.5, "--json")
     told = json.loads(done.stdout)
     assert told["passed"], (told, done.stderr)
     assert done.returncode == 0

@@ -117,9 +117,9 @@ def test_arguments_are_checked_when_the_step_is_made_and_this_machines_are_writt
     told = alone("arguments")["told"]
     refused = told["refused"]
     assert "several replicas can't do" in refused["run and replicas"]
-    assert "repo id 'no/such/repo'" in refused["repo"]
+    assert "invalid repo id 'no/such/repo'" in refused["repo"]
     assert "needs {seq}" in refused["path"]
-    assert "linger_s must be above 0" in refused["linger"]
+    assert "linger_s must be a number above 0" in refused["linger"]
     assert "lingers" in refused["typo"]
     assert "would mix their configs" in refused["twin a"]
     assert "twin c" not in refused

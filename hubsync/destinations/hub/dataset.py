@@ -1,14 +1,14 @@
-"""The destination for dataset repos: the Hub's own upload protocol, in async.
+"""The destination for dataset repos: the Hub's upload protocol.
 
-check, preupload, stage (Xet or LFS), one atomic commit on a named parent, and reading back what stands. Sends each
-request once; what to do about an error is the committer's business. The protocol as seen is in `shared/hub-facts.md`.
+`HubDataset` sends each request once; the committer decides what to do about an error. A shard is uploaded in three
+steps: preupload asks how the Hub stores it, Xet or LFS uploads it as a blob, and one atomic commit on a named parent
+makes it visible. Small files are sent inside the commit.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import io
 import logging
 import re
@@ -26,7 +26,7 @@ from hubsync._runtime.secret import Secret
 from hubsync._runtime.threads import run_in_thread
 from hubsync.destinations.base import CommitOutcome, outcome_of
 from hubsync.destinations.hub.lfs import LfsStore, read_pieces
-from hubsync.destinations.hub.transport import MAX_BODY, HubHTTP
+from hubsync.destinations.hub.transport import MAX_BODY, HubHTTP, Response
 from hubsync.destinations.hub.xet import XetStore, xet_available
 from hubsync.errors import (
     AuthenticationError,
@@ -37,8 +37,8 @@ from hubsync.errors import (
     UnreadableShard,
     one_line,
 )
-from hubsync.model.commit import BranchTip, Plan, SidecarFile, Watermark, decode_watermark
-from hubsync.model.hashing import git_blob_oid
+from hubsync.model.commit import BranchTip, Plan, Watermark, decode_watermark
+from hubsync.model.hashing import oid_hash
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.model.target import Target
 
@@ -46,27 +46,27 @@ if TYPE_CHECKING:
     import httpx
 
 _log = logging.getLogger("hubsync")
-_PREUPLOAD = 256  # files in one preupload call, the Hub's bound
-_PATHS = 100  # paths in one paths-info call
-_SAMPLE = 512  # bytes of a file that preupload looks at
-_PIECE = 3 << 17  # bytes made base64 at a time: a multiple of 3, and short work under the GIL
-_COMMITS = 100  # in one page of the history
-_PAGES = 20_000  # of a tree: 1,000 files each
-_MARKS = 10_000  # writers of one dataset, the Hub's own bound for a folder
-_MARKS_BYTES = 64 << 20  # of all their watermarks
-_NEXT = re.compile(r"""<([^<>]*)>(?:\s*;[^,<>]*?)?;\s*rel\s*=\s*["']?next\b""", re.IGNORECASE)
+_PREUPLOAD_FILES = 256  # files in one preupload request, the Hub's limit
+_SAMPLE_BYTES = 512  # of a file, which preupload looks at
+_PATHS = 100  # paths in one paths-info request
+_BASE64_BYTES = 3 << 17  # encoded at a time: a multiple of 3, and a short hold of the GIL
+_COMMITS_PER_PAGE = 100
+_MAX_PAGES = 20_000  # of a tree: 1,000 files each
+_MAX_WATERMARKS = 10_000  # writers of one dataset; the Hub's limit for the files of a folder
+_MAX_WATERMARK_BYTES = 64 << 20  # of all of them
+_NEXT_PAGE = re.compile(r"""<([^<>]*)>(?:\s*;[^,<>]*?)?;\s*rel\s*=\s*["']?next\b""", re.IGNORECASE)
 _CURSOR = re.compile(r"[?&]cursor=([^&]+)")
-_TOLD = re.compile(r"^(?P<rows>[0-9]{1,15}) rows, (?P<bytes>[0-9]{1,15}) bytes: (?P<path>.+)$", re.MULTILINE)
-_LINK = 4096  # characters of a header that the pattern looks through, in milliseconds at worst
+_MAX_LINK = 4096  # characters of a header that the pattern searches, in milliseconds at worst
+_DESCRIBED = re.compile(r"^(?P<rows>[0-9]{1,15}) rows, (?P<bytes>[0-9]{1,15}) bytes: (?P<path>.+)$", re.MULTILINE)
 
-# The shapes of the Hub's answers. What is not so is refused as a whole, before anything is done with it.
+# The shapes of the Hub's responses. A response of another shape is rejected as a whole, before any of it is used.
 _Sha = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 _Oid = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{40}|[0-9a-f]{64})\Z")]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what SQLite can hold
 
 
-class _Info(msgspec.Struct):
+class _Revision(msgspec.Struct):
     sha: _Sha
 
 
@@ -74,23 +74,23 @@ class _Committed(msgspec.Struct, rename="camel"):
     commit_oid: _Sha
 
 
-class _Mode(msgspec.Struct, rename="camel"):
+class _UploadMode(msgspec.Struct, rename="camel"):
     path: _Path
     upload_mode: Literal["regular", "lfs"]
     oid: _Oid | None = None
 
 
-class _Modes(msgspec.Struct):
-    files: list[_Mode]
+class _Preupload(msgspec.Struct):
+    files: list[_UploadMode]
 
 
-class _Large(msgspec.Struct):
+class _LfsPointer(msgspec.Struct):
     oid: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     size: _Size
 
 
 class Commit(msgspec.Struct):
-    """A commit as the Hub lists it: `date` is ISO 8601, `message` its description."""
+    """A commit in the Hub's history: `date` is ISO 8601, `message` its description."""
 
     id: _Sha
     date: Annotated[str, msgspec.Meta(max_length=100)] = ""
@@ -102,12 +102,12 @@ class _Entry(msgspec.Struct, rename="camel"):
     oid: _Oid
     type: str = "file"
     size: _Size = 0
-    lfs: _Large | None = None
+    lfs: _LfsPointer | None = None
     last_commit: Commit | None = None
 
 
 class HubFile(NamedTuple):
-    """A file as the Hub lists it: `oid` is the git blob's of a regular file, the content's sha256 of a large one."""
+    """A file in the Hub's listing: `oid` is the git oid of a regular file, the sha256 of a large one."""
 
     path: str
     size: int
@@ -116,7 +116,7 @@ class HubFile(NamedTuple):
 
 
 class HubDataset:
-    """One branch of one dataset repo. Implements `plan.Destination`."""
+    """One branch of a dataset repo. Implements `Destination`."""
 
     def __init__(
         self,
@@ -134,30 +134,31 @@ class HubDataset:
         self._lfs = LfsStore(self._http, f"datasets/{target.repo}.git/info/lfs/objects/batch", target.revision)
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
-        """Makes sure that the repo exists (creating it) and that the token may write there.
+        """Create the repo if it does not exist, and check that the token may write to it.
 
         Raises:
-            AuthenticationError, WriteForbiddenError, RepoMissingError: a person is needed.
-            TransientError: the Hub can't be asked now.
+            AuthenticationError: There is no valid token.
+            WriteForbiddenError: The token may not write to the repo.
+            RepoMissingError: The branch does not exist, or the repo cannot be created.
+            TransientError: The Hub is unreachable.
         """
+        repo, branch = self.target.repo, self.target.revision
         if self._http.token() is None:
-            raise AuthenticationError(
-                f"no token to write to {self.target.repo} with: log in (hf auth login), set HF_TOKEN, or give token=…"
-            )
+            raise AuthenticationError(f"no token to write to {repo}. Run hf auth login, set HF_TOKEN, or pass token=….")
         try:
-            head = await self.head()
+            tip = await self.head()
         except RepoMissingError as error:
             if error.missing == "revision":
                 raise RepoMissingError(
-                    f"{self.target.repo} has no branch {self.target.revision!r}; create it first: HfApi()."
-                    f"create_branch({self.target.repo!r}, branch={self.target.revision!r}, repo_type='dataset')",
+                    f"{repo} has no branch {branch!r}. Create it first: "
+                    f"HfApi().create_branch({repo!r}, branch={branch!r}, repo_type='dataset')",
                     status=error.status,
                 ) from None
             await self._create(private)
-            head = await self._head_of_new()
-        # Asking for an upload mode changes nothing, and is refused to a token that may not write.
+            tip = await self._tip_of_new_repo()
+        # Asking for an upload mode changes nothing, and fails if the token may not write.
         await self._preupload([{"path": ".hubsync/probe.json", "size": 2, "sample": "e30="}])
-        return head
+        return tip
 
     async def _create(self, private: bool | None) -> None:
         namespace, name = self.target.repo.split("/")
@@ -168,72 +169,66 @@ class HubDataset:
         try:
             await self._http.send(f"creating {self.target.repo}", "POST", "api/repos/create", json=body)
         except TransientError as error:
-            if error.status != 409 or "conflicting operation" in error.reason:  # else somebody was faster
+            if error.status != 409 or "conflicting operation" in error.reason:  # else another process created it
                 raise
         except DefectError as error:
             raise RepoMissingError(str(error), status=error.status) from None
         failpoint(Failpoint.REPO_CREATED)
 
-    async def _head_of_new(self) -> BranchTip:
-        """A repo that was made a moment ago may not be everywhere yet."""
+    async def _tip_of_new_repo(self) -> BranchTip:
         try:
             return BranchTip((await self.head()).sha, is_new=True)
-        except RepoMissingError as error:
+        except RepoMissingError as error:  # a repo that was just created may not be on all servers yet
             raise TransientError(str(error), status=error.status) from None
 
     async def head(self) -> BranchTip:
-        """The branch's newest commit."""
+        """Return the branch's newest commit."""
         what = f"{self.target.repo} at {self.target.revision}"
-        answer = await self._http.send(what, "GET", f"{self._api}/revision/{self._rev}?expand=sha")
-        return BranchTip(answer.decode(what, _Info).sha)
+        response = await self._http.send(what, "GET", f"{self._api}/revision/{self._rev}?expand=sha")
+        return BranchTip(response.decode(what, _Revision).sha)
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
-        """Asks for each shard's mode and uploads what goes up as a blob. Idempotent."""
-        with _readable():
-            return await self._stage(shards)
-
-    async def _stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
-        staged: list[Staged] = []
-        for start in range(0, len(shards), _PREUPLOAD):
-            part = shards[start : start + _PREUPLOAD]
-            files = await run_in_thread(_samples, part)
-            answer = await self._preupload(files)
-            by_path = {item.path: Staged(item.upload_mode, item.oid) for item in answer}
-            for shard in part:
-                if shard.path not in by_path:
-                    raise TransientError(f"preupload: no mode for {shard.path}.")
-                staged.append(by_path[shard.path])
-        blobs = [shard for shard, found in zip(shards, staged, strict=True) if found.mode == "lfs"]
-        failpoint(Failpoint.PREUPLOADED)
-        if blobs:
-            await self._upload(blobs)
-        return staged
+        """Ask how the Hub stores each shard, and upload those that it stores as blobs. Idempotent."""
+        with _reading_shards():
+            staged: list[Staged] = []
+            for start in range(0, len(shards), _PREUPLOAD_FILES):
+                part = shards[start : start + _PREUPLOAD_FILES]
+                modes = await self._preupload(await run_in_thread(_samples, part))
+                by_path = {file.path: Staged(file.upload_mode, file.oid) for file in modes}
+                for shard in part:
+                    if shard.path not in by_path:
+                        raise TransientError(f"preupload: the response does not mention {shard.path}.")
+                    staged.append(by_path[shard.path])
+            failpoint(Failpoint.PREUPLOADED)
+            if blobs := [shard for shard, found in zip(shards, staged, strict=True) if found.mode == "lfs"]:
+                await self._upload(blobs)
+            return staged
 
     async def _upload(self, blobs: Sequence[Shard]) -> None:
         if self._xet is not None:
             try:
                 await self._xet.upload(blobs)
                 return
-            except RepoMissingError as error:  # a Hub without Xet, or it is the repo: then LFS says so as well
-                _log.info("%s; going on by LFS.", error)
+            except RepoMissingError as error:  # a Hub without Xet, or no repo: then LFS reports that, too
+                _log.info("%s; using LFS instead.", error)
         await self._lfs.upload(blobs)
 
-    async def _preupload(self, files: Sequence[Mapping[str, Any]]) -> list[_Mode]:
+    async def _preupload(self, files: Sequence[Mapping[str, Any]]) -> list[_UploadMode]:
         what = f"preupload to {self.target.repo}"
-        answer = await self._http.send(what, "POST", f"{self._api}/preupload/{self._rev}", json={"files": files})
-        return answer.decode(what, _Modes).files
+        response = await self._http.send(what, "POST", f"{self._api}/preupload/{self._rev}", json={"files": files})
+        return response.decode(what, _Preupload).files
 
     async def commit(self, plan: Plan) -> CommitOutcome:
-        """Send a plan as one commit on its parent, once."""
+        """Send the plan once, as one commit on its parent."""
         return await outcome_of(self._commit(plan))
 
     async def _commit(self, plan: Plan) -> str:
         what = f"commit to {self.target.repo}"
-        header: dict[str, Any] = {"summary": plan.summary, "description": describe_plan(plan)}
+        header = {"summary": plan.summary, "description": describe_plan(plan)}
         if plan.parent:
             header["parentCommit"] = plan.parent
-        with _readable():
-            answer = await self._http.send(
+        with _reading_shards():
+            response = await self._http.send(
                 what,
                 "POST",
                 f"{self._api}/commit/{self._rev}",
@@ -241,130 +236,128 @@ class HubDataset:
                 headers={"content-type": "application/x-ndjson"},
                 has_effect=True,
             )
-        return answer.decode(what, _Committed, has_effect=True).commit_oid
+        return response.decode(what, _Committed, has_effect=True).commit_oid
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        """What stands at `paths` in the commit `at`."""
-        found: dict[str, RemoteFile] = {}
-        with _there():
-            listed = await self._listed(paths, at)
-        for item in listed:
-            last = item.last_commit.id if item.last_commit else None
-            found[item.path] = RemoteFile(item.path, item.lfs.oid if item.lfs else item.oid, last)
-        return found
+        """Return the files that exist at `paths` in the commit `at`, by path."""
+        with _commit_exists():
+            found = await self._paths_info(paths, at)
+        return {
+            file.path: RemoteFile(
+                file.path, file.lfs.oid if file.lfs else file.oid, file.last_commit.id if file.last_commit else None
+            )
+            for file in found
+        }
 
-    async def _listed(self, paths: Sequence[str], at: str) -> list[_Entry]:
+    async def _paths_info(self, paths: Sequence[str], at: str) -> list[_Entry]:
+        what = f"paths-info of {self.target.repo}"
         found: list[_Entry] = []
         for start in range(0, len(paths), _PATHS):
-            what = f"paths-info of {self.target.repo}"
-            answer = await self._http.send(
-                what,
-                "POST",
-                f"{self._api}/paths-info/{at}",
-                form={"paths": list(paths[start : start + _PATHS]), "expand": "true"},
-            )
-            found += answer.decode(what, list[_Entry])
+            form = {"paths": list(paths[start : start + _PATHS]), "expand": "true"}
+            response = await self._http.send(what, "POST", f"{self._api}/paths-info/{at}", form=form)
+            found += response.decode(what, list[_Entry])
         return found
 
     async def read_file(self, path: str, at: str) -> bytes | None:
-        """A small file's content in the commit `at`; None where there is none.
+        """Return the content of a small file in the commit `at`; None if it does not exist.
 
-        It is what the Hub lists there, or it is refused: what is written back must not be a proxy's page, nor come from
-        wherever a server points to.
+        The content is checked against the oid that the Hub lists. hubsync commits it again, so it must not be a
+        proxy's page, nor come from an arbitrary server that a redirect named.
 
         Raises:
-            DefectError: it is larger than such a file ever is.
+            DefectError: The file is larger than 8 MiB.
         """
-        with _there():
-            listed = next((item for item in await self._listed([path], at) if item.path == path), None)
-            return None if listed is None else await self._content(_hub_file("paths-info", "", listed), at)
+        with _commit_exists():
+            found = next((file for file in await self._paths_info([path], at) if file.path == path), None)
+            return None if found is None else await self._read(_hub_file("paths-info", "", found), at)
 
-    async def _content(self, file: HubFile, at: str) -> bytes:
+    async def _read(self, file: HubFile, at: str) -> bytes:
         what = f"{file.path} of {self.target.repo}"
         if file.size > MAX_BODY:
             raise DefectError(f"{what} has {file.size:,} bytes; more than {MAX_BODY:,} are not read.")
-        content = io.BytesIO()  # which shows nothing of what a server may have sent back
+        content = io.BytesIO()  # its repr does not show what a server may have sent back
+        oid = oid_hash(file.oid, file.size)
 
-        def take(piece: bytes) -> None:
+        def write(piece: bytes) -> None:
             content.write(piece)
+            oid.update(piece)
             if content.tell() > file.size:
-                raise TransientError(f"{what}: what came is larger than what the Hub lists there.")
+                raise TransientError(f"{what}: the content is larger than the size that the Hub lists.")
 
-        if not await self.download(file.path, at, take) or _oid_of(content.getvalue(), file.oid) != file.oid:
-            raise TransientError(f"{what}: what came is not what the Hub lists there.")
+        if not await self.download(file.path, at, write) or oid.hexdigest() != file.oid:
+            raise TransientError(f"{what}: the content does not match the oid that the Hub lists.")
         return content.getvalue()
 
     async def read_watermarks(self, at: str) -> Sequence[Watermark]:
-        """The watermarks of all writers in the commit `at`. One that can't be read is passed over, and said."""
-        found = [file for file in await self.list_files(at, ".hubsync") if file.path.endswith(".json")]
-        if len(found) > _MARKS:
-            raise TransientError(f"{self.target.repo}: {len(found):,} watermarks; there can't be so many.")
-        marks: list[Watermark] = []
-        held = 0
+        """Return the watermarks of all writers in the commit `at`. Log and skip those that are invalid."""
+        files = [file for file in await self.list_files(at, ".hubsync") if file.path.endswith(".json")]
+        if len(files) > _MAX_WATERMARKS:
+            raise TransientError(f"{self.target.repo} lists {len(files):,} watermarks; that cannot be right.")
+        watermarks: list[Watermark] = []
+        size = 0
         limiter = anyio.CapacityLimiter(8)
 
-        async def fetch(file: HubFile) -> None:
-            nonlocal held
+        async def read(file: HubFile) -> None:
+            nonlocal size
             try:
                 async with limiter:
-                    content = await self._content(file, at)
-                held += len(content)
-                marks.append(decode_watermark(content, file.path))
+                    content = await self._read(file, at)
+                size += len(content)
+                watermarks.append(decode_watermark(content, file.path))
             except (ValueError, DefectError) as error:
                 what, why = one_line(file.path), one_line(str(error))
-                _log.warning("%s of %s is no watermark (%s); passed over.", what, self.target.repo, why)
-            if held > _MARKS_BYTES:
-                raise TransientError(f"{self.target.repo}: the watermarks are more than {_MARKS_BYTES:,} bytes.")
+                _log.warning("%s of %s is not a watermark (%s); skipped.", what, self.target.repo, why)
+            if size > _MAX_WATERMARK_BYTES:
+                raise TransientError(f"{self.target.repo}: the watermarks have over {_MAX_WATERMARK_BYTES:,} bytes.")
 
         async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
-            for file in found:
-                tasks.start_soon(fetch, file)
-        return marks
+            for file in files:
+                tasks.start_soon(read, file)
+        return watermarks
 
     async def list_files(self, at: str, folder: str = "") -> Sequence[HubFile]:
-        """Every file in the commit `at`, or below a folder of it; none where there is no such folder."""
-        found: list[HubFile] = []
+        """Return every file in the commit `at`, or below one of its folders; empty if the folder does not exist."""
+        files: list[HubFile] = []
         what = f"the files of {self.target.repo}"
         first = f"{self._api}/tree/{at}{'/' if folder else ''}{quote(folder)}?recursive=true"
         url: str | None = first
-        pages: set[str] = set()
+        seen: set[str] = set()
         while url:
-            if url in pages or len(pages) == _PAGES:
-                raise TransientError(f"{what}: the pages have no end.")
-            pages.add(url)
+            if url in seen or len(seen) == _MAX_PAGES:
+                raise TransientError(f"{what}: the pages never end.")
+            seen.add(url)
             try:
-                answer = await self._http.send(what, "GET", url)
+                response = await self._http.send(what, "GET", url)
             except RepoMissingError as error:
-                if error.missing == "file" and len(pages) == 1:
+                if error.missing == "file" and len(seen) == 1:
                     return []
                 raise
-            page = answer.decode(what, list[_Entry])
-            found += [_hub_file(what, folder, item) for item in page if item.type == "file"]
-            # Of the next page's address only its mark counts: it is asked for where the first one was.
-            following = _NEXT.search(answer.headers.get("link", "")[:_LINK])
-            cursor = _CURSOR.search(following[1]) if following else None
-            if following and not cursor:  # or what is missing would look as if it were not there
+            entries = response.decode(what, list[_Entry])
+            files += [_hub_file(what, folder, entry) for entry in entries if entry.type == "file"]
+            # Of the next page's URL only the cursor is used, on the first page's address.
+            link = _next_page(response)
+            cursor = _CURSOR.search(link) if link is not None else None
+            if link is not None and cursor is None:  # else the files of the other pages would seem not to exist
                 raise TransientError(f"{what}: the next page has no cursor.")
             url = f"{first}&cursor={quote(unquote(cursor[1]), safe='')}" if cursor else None
-        return found
+        return files
 
     async def list_commits(self, at: str, page: int) -> tuple[list[Commit], bool]:
-        """A page of the history up to the commit `at`, the newest first; and whether there are more."""
+        """Return a page of the history up to the commit `at`, newest first, and whether there are more pages."""
         what = f"the commits of {self.target.repo}"
-        answer = await self._http.send(
-            what, "GET", f"{self._api}/commits/{at}?limit={_COMMITS}{f'&p={page}' if page else ''}"
-        )
-        return answer.decode(what, list[Commit]), _NEXT.search(answer.headers.get("link", "")[:_LINK]) is not None
+        query = f"limit={_COMMITS_PER_PAGE}{f'&p={page}' if page else ''}"
+        response = await self._http.send(what, "GET", f"{self._api}/commits/{at}?{query}")
+        return response.decode(what, list[Commit]), _next_page(response) is not None
 
     async def last_commits(self, paths: Sequence[str], at: str) -> Mapping[str, Commit]:
-        """The commit that last touched each of `paths`, as far as the Hub says."""
-        return {item.path: item.last_commit for item in await self._listed(paths, at) if item.last_commit}
+        """Return the commit that last changed each of `paths`, where the Hub reports it."""
+        return {file.path: file.last_commit for file in await self._paths_info(paths, at) if file.last_commit}
 
-    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
-        """Hands a file's content in the commit `at` to `take`, piece by piece; False where the Hub has none."""
+    async def download(self, path: str, at: str, write: Callable[[bytes], object]) -> bool:
+        """Pass a file's content in the commit `at` to `write`, piece by piece; return False if it does not exist."""
         what = f"{path} of {self.target.repo}"
         try:
-            await self._http.download(what, f"datasets/{self.target.repo}/resolve/{at}/{quote(path)}", take)
+            await self._http.download(what, f"datasets/{self.target.repo}/resolve/{at}/{quote(path)}", write)
         except RepoMissingError as error:
             if error.missing == "file":
                 return False
@@ -372,44 +365,42 @@ class HubDataset:
         return True
 
     async def aclose(self) -> None:
-        """Lets go of its connections and of uploads under way."""
+        """Stop uploads and close the connections."""
         if self._xet is not None:
             self._xet.abort()
         await self._http.aclose()
 
 
 def describe_plan(plan: Plan) -> str:
-    """A commit's description: what it brings, for people and for `parse_description`."""
+    """Return a commit's description: its shards, for people and for `parse_description`."""
     shards = [f"{shard.rows} rows, {shard.size} bytes: {shard.path}" for shard in plan.shards]
     return "\n".join([f"hubsync plan {plan.id} of term {plan.term}", *([""] if shards else []), *shards])
 
 
 def parse_description(description: str) -> dict[str, tuple[int, int]]:
-    """The rows and bytes of each shard by path, as a commit's description tells them: anybody may write one."""
+    """Return the rows and bytes of each shard by path. Do not trust them: anyone may write such a description."""
     if not description.startswith("hubsync plan "):
         return {}
-    return {found["path"]: (int(found["rows"]), int(found["bytes"])) for found in _TOLD.finditer(description)}
+    return {found["path"]: (int(found["rows"]), int(found["bytes"])) for found in _DESCRIBED.finditer(description)}
 
 
-def _hub_file(what: str, folder: str, item: _Entry) -> HubFile:
-    parts, below = item.path.split("/"), f"{folder}/" if folder else ""
-    if any(part in ("", ".", "..") for part in parts) or "\0" in item.path or not item.path.startswith(below):
-        raise TransientError(f"{what}: {item.path!r} is no path below {folder!r}.")
-    if item.lfs:
-        return HubFile(item.path, item.lfs.size, item.lfs.oid, is_large=True)
-    return HubFile(item.path, item.size, item.oid, is_large=False)
+def _next_page(response: Response) -> str | None:
+    found = _NEXT_PAGE.search(response.headers.get("link", "")[:_MAX_LINK])
+    return found[1] if found else None
 
 
-def _oid_of(content: bytes, like: str) -> str:
-    """The sha256 or the git oid, whichever `like` is."""
-    if len(like) == 64:
-        return hashlib.sha256(content).hexdigest()
-    return git_blob_oid(content)
+def _hub_file(what: str, folder: str, entry: _Entry) -> HubFile:
+    parts, below = entry.path.split("/"), f"{folder}/" if folder else ""
+    if any(part in ("", ".", "..") for part in parts) or "\0" in entry.path or not entry.path.startswith(below):
+        raise TransientError(f"{what}: {entry.path!r} is not a path below {folder!r}.")
+    if entry.lfs:
+        return HubFile(entry.path, entry.lfs.size, entry.lfs.oid, is_large=True)
+    return HubFile(entry.path, entry.size, entry.oid, is_large=False)
 
 
 @contextlib.contextmanager
-def _there() -> Iterator[None]:
-    """A commit that the Hub no longer knows: history was squashed, or the repo made anew, and the head is another."""
+def _commit_exists() -> Iterator[None]:
+    """Report a commit that no longer exists as a stale parent: history was squashed, or the repo created again."""
     try:
         yield
     except RepoMissingError as error:
@@ -419,44 +410,42 @@ def _there() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    """A shard's file that can't be read (its disk; or another process has committed and removed it) stops nothing for
-    good. What was sent of a commit then is cut off, so it has not landed.
+def _reading_shards() -> Iterator[None]:
+    """Report a file that cannot be read: a bad disk, or another process has committed and removed it.
+
+    A commit that was being sent is cut off, so it has not landed.
     """
     try:
         yield
     except OSError as error:
-        raise UnreadableShard(f"a shard can't be read: {error}.") from error
+        raise UnreadableShard(f"a shard cannot be read: {error}.") from error
 
 
 def _samples(shards: Sequence[Shard]) -> list[dict[str, Any]]:
     files = []
     for shard in shards:
         with shard.file.open("rb") as stream:
-            sample = base64.b64encode(stream.read(_SAMPLE)).decode()
+            sample = base64.b64encode(stream.read(_SAMPLE_BYTES)).decode()
         files.append({"path": shard.path, "size": shard.size, "sample": sample})
     return files
 
 
-async def _ndjson(header: Mapping[str, Any], plan: Plan) -> AsyncIterator[bytes]:
-    """The commit's body, line by line: inlined files are read and made base64 piece by piece, never held whole."""
+async def _ndjson(header: Mapping[str, str], plan: Plan) -> AsyncIterator[bytes]:
+    """Yield the commit's body, line by line. Shards inside it are read and encoded in pieces, never held whole."""
     yield _line("header", header)
-    for note in plan.sidecars:
-        yield _line("file", _inline(note))
+    for sidecar in plan.sidecars:
+        content = base64.b64encode(sidecar.content).decode()
+        yield _line("file", {"path": sidecar.path, "encoding": "base64", "content": content})
         failpoint(Failpoint.HALF_SENT)
     for shard in plan.shards:
         if shard.mode == "lfs":
             yield _line("lfsFile", {"path": shard.path, "algo": "sha256", "oid": shard.sha256, "size": shard.size})
             continue
         yield b'{"key":"file","value":{"path":' + msgspec.json.encode(shard.path) + b',"encoding":"base64","content":"'
-        async for piece in read_pieces(shard.file, 0, shard.size, _PIECE):
+        async for piece in read_pieces(shard.file, 0, shard.size, _BASE64_BYTES):
             yield base64.b64encode(piece)
         yield b'"}}\n'
 
 
-def _inline(note: SidecarFile) -> dict[str, str]:
-    return {"path": note.path, "encoding": "base64", "content": base64.b64encode(note.content).decode()}
-
-
-def _line(key: str, value: Mapping[str, Any]) -> bytes:
+def _line(key: str, value: Mapping[str, str | int]) -> bytes:
     return msgspec.json.encode({"key": key, "value": value}) + b"\n"

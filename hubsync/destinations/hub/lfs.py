@@ -1,8 +1,4 @@
-"""Staging: a shard's bytes become a blob on the Hub, through Xet, or through LFS where there is no hf_xet.
-
-Costs nothing of the commit quota, makes nothing visible, and is idempotent: both stores are addressed by content.
-hf_xet works in Rust without the GIL; it is called in a worker thread that a cancelled scope leaves behind.
-"""
+"""Upload blobs through git-LFS, for a Hub or a machine without Xet."""
 
 from __future__ import annotations
 
@@ -25,12 +21,12 @@ from hubsync.errors import BlockedError, DefectError, TransientError
 from hubsync.model.shard import Shard
 
 _LFS = {"accept": "application/vnd.git-lfs+json", "content-type": "application/vnd.git-lfs+json"}
-_BATCH = 100  # objects in one LFS batch call
+_BATCH = 100  # objects in one batch request
 _PIECE = 1 << 20
 
 
 class _Action(msgspec.Struct):
-    """Where to send something, and with what: both may be signed."""
+    """Where to send a request, and its headers. Both may contain a signature."""
 
     href: Secret
     header: dict[str, Secret] | None = None
@@ -41,7 +37,7 @@ class _Actions(msgspec.Struct):
     verify: _Action | None = None
 
 
-class _Refusal(msgspec.Struct):
+class _ObjectError(msgspec.Struct):
     code: Annotated[int, msgspec.Meta(ge=0, le=999)]
     message: str = ""
 
@@ -49,15 +45,15 @@ class _Refusal(msgspec.Struct):
 class _Object(msgspec.Struct):
     oid: str
     actions: _Actions | None = None
-    error: _Refusal | None = None
+    error: _ObjectError | None = None
 
 
-class _Batch(msgspec.Struct):
+class _BatchResponse(msgspec.Struct):
     objects: list[_Object]
 
 
 class LfsStore:
-    """Uploads by git-LFS' batch API: one PUT, or parts where the Hub asks for them, then verify."""
+    """Uploads with git-LFS' batch API: one PUT, or several parts if the Hub requests them, then verify."""
 
     def __init__(self, http: HubHTTP, batch_url: str, revision: str) -> None:
         self._http = http
@@ -65,15 +61,16 @@ class LfsStore:
         self._revision = revision
 
     async def upload(self, shards: Sequence[Shard]) -> None:
-        """Uploads those that the Hub does not have yet.
+        """Upload the shards that the Hub does not have yet. Idempotent.
 
         Raises:
-            HubError: as `HubHTTP.send`; a shard that the Hub refuses is a `DefectError`.
+            DefectError: The Hub rejected a shard.
+            HubError: A request failed; the type says what to do next.
         """
         by_oid = {shard.sha256: shard for shard in shards}
         oids = list(by_oid)
         for start in range(0, len(oids), _BATCH):
-            answer = await self._http.send(
+            response = await self._http.send(
                 "lfs batch",
                 "POST",
                 self._batch_url,
@@ -86,10 +83,10 @@ class LfsStore:
                 },
                 headers=_LFS,
             )
-            found = {item.oid: item for item in answer.decode("lfs batch", _Batch).objects}
+            found = {item.oid: item for item in response.decode("lfs batch", _BatchResponse).objects}
             for oid in oids[start : start + _BATCH]:
                 if oid not in found:
-                    raise TransientError(f"lfs batch: no word on {by_oid[oid].path}.")
+                    raise TransientError(f"lfs batch: the response does not mention {by_oid[oid].path}.")
                 await self._object(by_oid[oid], found[oid])
                 failpoint(Failpoint.BLOB_STAGED)
 
@@ -97,14 +94,14 @@ class LfsStore:
         if item.error is not None:
             raise classify(f"lfs {shard.path}", item.error.code, {"x-error-message": item.error.message}, b"")
         if item.actions is None or item.actions.upload is None:
-            return  # it is there already
+            return  # the Hub has it
         upload, verify = item.actions.upload, item.actions.verify
         if "chunk_size" in (upload.header or {}):
             await self._multipart(shard, upload)
         else:
             await self._put(shard, upload.href, 0, shard.size, upload.header or {})
         if verify is not None:
-            with _never_arrived():
+            with _as_transient():
                 await self._http.send(
                     f"lfs verify {shard.path}",
                     "POST",
@@ -125,7 +122,7 @@ class LfsStore:
             start = number * size
             etag = await self._put(shard, url, start, min(size, shard.size - start), {})
             parts.append({"partNumber": number + 1, "etag": etag})
-        with _never_arrived():
+        with _as_transient():
             await self._http.send(
                 f"lfs complete {shard.path}",
                 "POST",
@@ -136,8 +133,8 @@ class LfsStore:
             )
 
     async def _put(self, shard: Shard, url: Secret, start: int, size: int, headers: Mapping[str, Secret]) -> str:
-        with _never_arrived():
-            answer = await self._http.send(
+        with _as_transient():
+            response = await self._http.send(
                 f"lfs upload {shard.path}",
                 "PUT",
                 url,
@@ -145,29 +142,30 @@ class LfsStore:
                 headers={**headers, "content-length": str(size)},
                 any_host=True,
             )
-        return answer.headers.get("etag", "")
+        return response.headers.get("etag", "")
 
 
 @contextlib.contextmanager
-def _never_arrived() -> Iterator[None]:
-    """A store's errors are not the Hub's: its signed URL has run out, or a PUT was answered on the way and did not
-    arrive. No person can mend that; another PUT does.
+def _as_transient() -> Iterator[None]:
+    """Report a store's errors as transient: its signed URL has expired, or a proxy answered the PUT.
+
+    An operator cannot fix that; another PUT can succeed.
     """
     try:
         yield
     except (BlockedError, DefectError) as error:
-        if error.status is None:  # a certificate, or the token: a person can
+        if error.status is None:  # a certificate or the token: an operator can fix that
             raise
         raise TransientError(str(error), status=error.status) from None
 
 
 def _number(text: str) -> int:
-    """A number that a part or its size can have, else 0."""
+    """Return the number of a part, or its size; 0 if `text` is not one."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else 0
 
 
 async def read_pieces(file: Path, start: int, size: int, piece: int = _PIECE) -> AsyncIterator[bytes]:
-    """`size` bytes of a file from `start`, piece by piece; the disk is read in worker threads."""
+    """Yield `size` bytes of a file from `start`, piece by piece. The disk is read in worker threads."""
     async with await anyio.open_file(file, "rb") as stream:
         await stream.seek(start)
         while size > 0:

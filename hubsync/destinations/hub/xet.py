@@ -1,4 +1,4 @@
-"""Upload blobs through hf_xet. One session serves a process."""
+"""Upload blobs through hf_xet, which deduplicates them by chunks. It works in Rust, without the GIL."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret, hide
+from hubsync._runtime.validation import is_set
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.errors import TransientError
 from hubsync.model.shard import Shard
 
-_XET_NICE = 10
+_NICE = 10  # how much lower the priority of hf_xet's threads is
 
 
 class _Grant(msgspec.Struct, rename="camel"):
@@ -29,10 +30,10 @@ class _Grant(msgspec.Struct, rename="camel"):
 
 
 def xet_available() -> bool:
-    """Whether hf_xet is installed in a version with sessions, and not switched off by HF_HUB_DISABLE_XET."""
+    """Return whether a version of hf_xet with sessions is installed, and HF_HUB_DISABLE_XET does not disable it."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_DISABLE_XET or _is_true(os.environ.get("HF_HUB_DISABLE_XET")):
+    if constants.HF_HUB_DISABLE_XET or is_set("HF_HUB_DISABLE_XET"):
         return False
     try:
         import hf_xet
@@ -41,12 +42,8 @@ def xet_available() -> bool:
     return hasattr(hf_xet, "XetSession")
 
 
-def _is_true(value: str | None) -> bool:
-    return value is not None and value.upper() in ("1", "ON", "YES", "TRUE")
-
-
 class XetStore:
-    """Uploads through hf_xet. One session serves a process; a forked child makes its own."""
+    """Uploads blobs in one hf_xet session per process; a forked child creates its own."""
 
     def __init__(self, http: HubHTTP, token_url: str) -> None:
         self._http = http
@@ -56,17 +53,19 @@ class XetStore:
         self._pid = 0
 
     async def upload(self, shards: Sequence[Shard]) -> None:
-        """Uploads all of them in one go, deduplicated against each other and the store.
+        """Upload all shards in one hf_xet commit, which is not a commit of the repo. Idempotent.
 
         Raises:
-            TransientError: the store could not be reached or refused; hf_xet has already retried for minutes.
-            BlockedError: no write token is to be had.
+            TransientError: The store is unreachable or rejected them; hf_xet has already retried for minutes.
+            BlockedError: The Hub gives no write token.
         """
-        answer = await self._http.send("xet-write-token", "GET", self._token_url)
-        grant = answer.decode("xet-write-token", _Grant)
+        response = await self._http.send("xet-write-token", "GET", self._token_url)
+        grant = response.decode("xet-write-token", _Grant)
         if not self._http.is_safe(grant.cas_url):
-            # hf_xet would also take `local:///some/where`, and write there.
-            raise TransientError(f"xet-write-token: sent to a store that is not safe ({grant.cas_url[:80]!r}).")
+            # hf_xet accepts `local:///some/where`, too, and would write there.
+            raise TransientError(
+                f"xet-write-token: the store's URL is not safe ({grant.cas_url[:80]!r}); not followed."
+            )
         session = await anyio.to_thread.run_sync(self._get_session)
         try:
             await anyio.to_thread.run_sync(
@@ -90,34 +89,36 @@ class XetStore:
                 for file, sha256 in files:
                     commit.start_upload_file(file, sha256=sha256)
             return
-        except Exception as error:  # noqa: BLE001  (hf_xet raises builtins of every kind)
+        except Exception as error:  # noqa: BLE001  (hf_xet raises many builtin exceptions)
             why = grant.access_token.hide_in(hide(f"{type(error).__name__}: {error}"))
-        # Not within the `except`: the context of this error would be one whose text nobody has gone through.
+        # Outside of the `except`: otherwise the error's context would be one whose text may contain secrets.
         raise TransientError(f"uploading {len(files)} shards to Xet: {why}")
 
     def _get_session(self) -> Any:
         with self._lock:
             if self._session is None or self._pid != os.getpid():
-                maker = threading.Thread(target=self._make_session, name="hubsync xet")
-                maker.start()
-                maker.join()
+                thread = threading.Thread(target=self._create_session, name="hubsync xet")
+                thread.start()
+                thread.join()
                 self._pid = os.getpid()
             return self._session
 
-    def _make_session(self) -> None:
-        """In a thread of its own, whose lower priority hf_xet's threads take over: chunking and compressing use every
-        core, and the job must not feel it.
+    def _create_session(self) -> None:
+        """Create the session in its own thread, whose lower priority hf_xet's threads inherit.
+
+        Chunking and compression use every core; they must not slow the job down.
         """
         import hf_xet
 
-        if sys.platform == "linux":  # where a priority is a thread's own
+        if sys.platform == "linux":  # where each thread has its own priority
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _XET_NICE)
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # this thread; it wakes up behind others
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+                # 0: this thread. It does not preempt others when it wakes up.
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._session = hf_xet.XetSession()
 
     def abort(self) -> None:
-        """Stops what is under way; the next upload makes a new session."""
+        """Abort running uploads. The next upload creates a new session."""
         with self._lock:
             session, self._session = self._session, None
         if session is not None and self._pid == os.getpid():
