@@ -60,7 +60,7 @@ def main() -> None:
     flush(up)
     up.put(blob())
     flush(up)
-    print(up, up.stats(), vars(up), vars(up._worker), file=sys.stderr)
+    print(up, up.stats(), vars(up), vars(up._engine), file=sys.stderr)
     revoke()
     up.put([{"id": -2}])
     up.close()

@@ -209,8 +209,8 @@ async def test_a_catalogue_that_cannot_grow_holds_everything_up_and_loses_nothin
     async with open_uploader(tmp_path) as up:
         await up.put([{"id": 0}], key="0")
         await up.flush()
-        assert up._worker is not None
-        catalogue = up._worker.spool.catalogue
+        assert up._engine is not None
+        catalogue = up._engine.spool.catalogue
         catalogue.run(f"PRAGMA max_page_count = {catalogue.value('PRAGMA page_count')}")
         receipts = [await up.put([{"id": n}], key=f"{n}" * 500, ack="queued") for n in range(1, 300)]
         await until_async(lambda: up.stats().state.kind == "spool full")
@@ -251,7 +251,7 @@ async def test_a_lost_spool_goes_on_from_the_dataset(simulated: SimulatedHub, tm
     assert ids(simulated) == list(range(6))
 
 
-async def test_a_worker_that_fails_says_so_and_hangs_nobody(
+async def test_a_engine_that_fails_says_so_and_hangs_nobody(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated.fail("commit", ZeroDivisionError("a bug"))

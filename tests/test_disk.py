@@ -82,7 +82,7 @@ def test_a_full_disk_holds_the_producer_up_and_what_is_committed_makes_room(
         thread = producer(up, accepted, 900)  # more than twice what the disk holds
         # Others that take what the reserve gives up, before the catalogue has it, stop the commits until there is room.
         # This is about those that come a moment later, when the spool's thread waits for room.
-        room = up._worker._room
+        room = up._engine.spool_thread._has_room
         room.set()
         until(lambda: up.stats().state.kind == "spool full" and not room.is_set())
         before = len(accepted)
@@ -129,7 +129,7 @@ def test_what_is_sealed_because_the_disk_is_full_does_not_wait_for_its_turn(
         hub.faults.add(Fault.outage())
         thread = producer(up, [], 500)
         until(lambda: up.stats().state.kind == "spool full" and up.stats().spool.open == 0)
-        until(lambda: up._worker.spool.catalogue.value("SELECT min(urgent) FROM segments WHERE state = 'sealed'"))
+        until(lambda: up._engine.spool.catalogue.value("SELECT min(urgent) FROM segments WHERE state = 'sealed'"))
         hub.faults.clear()
         thread.join()
     assert dataset.ids() == list(range(500))
@@ -187,11 +187,11 @@ def test_a_disk_that_becomes_read_only_is_waited_for(
         for n in range(20):
             up.put(rows(n, 1, 10_000))
         read_only.set()
-        up._worker.spool.catalogue.run("PRAGMA query_only = ON")
+        up._engine.spool.catalogue.run("PRAGMA query_only = ON")
         waiting = up.put(rows(20, 80, 10_000), ack="queued")
         until(lambda: up.stats().state.kind == "spool full")
         assert waiting.state == "queued"
-        up._worker.spool.catalogue.run("PRAGMA query_only = OFF")
+        up._engine.spool.catalogue.run("PRAGMA query_only = OFF")
         read_only.clear()
     assert dataset.ids() == list(range(100))
 
@@ -271,7 +271,7 @@ def test_a_spool_that_is_deleted_under_a_job_is_an_error_at_once(
     with pytest.raises(SpoolLost), uploader() as up:
         up.put(rows(0, 1))
         delete(tmp_path / "spool")
-        until(lambda: up._worker.failure is not None)
+        until(lambda: up._engine.failure is not None)
         up.put(rows(1, 1))
     with uploader() as up:
         up.put(rows(7, 1))
@@ -283,14 +283,14 @@ def test_a_lock_that_is_deleted_does_not_make_its_writer_a_dead_one(uploader: An
         up.put(rows(0, 2))
         for file in (tmp_path / "spool" / "writers").glob("*.lock"):
             file.unlink()
-        up._worker.spool.recovery.adopt()
-        assert up._worker.spool.depth().open == 1
+        up._engine.spool.recovery.adopt()
+        assert up._engine.spool.depth().open == 1
 
 
 def test_rows_that_were_on_their_way_to_a_deleted_spool_are_told(uploader: Any, tmp_path: Path) -> None:
     deleted = threading.Event()
     with pytest.raises(SpoolLost, match="3 rows were in memory"), uploader() as up:
-        up._worker.queue.order(Order(deleted.wait))
+        up._engine.queue.order(Order(deleted.wait))
         receipt = up.put(rows(0, 3), ack="queued")
         delete(tmp_path / "spool")
         deleted.set()

@@ -48,8 +48,8 @@ def test_stats_of_tasks_do_not_wait_for_the_spools_thread(hub: LocalHub, tmp_pat
     async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}, {"id": 1}])
-            assert up._worker is not None
-            catalogue = up._worker.spool.catalogue
+            assert up._engine is not None
+            catalogue = up._engine.spool.catalogue
 
             def hold() -> None:
                 with catalogue._lock:
@@ -95,10 +95,10 @@ def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_pat
     async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}], offset=0)
-            assert up._worker is not None
+            assert up._engine is not None
             with busy(tmp_path / "spool"):
                 if what == "status":
-                    up._worker.status.report("x", State("backing off", "why"))
+                    up._engine.status.report("x", State("backing off", "why"))
                 else:
                     await up.put([{"id": 1}], ack="queued")
                     await taken(up)
@@ -109,9 +109,9 @@ def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_pat
 
 async def taken(up: AsyncUploader) -> None:
     """Wait until the spool's thread has what was put, and waits for the other process."""
-    assert up._worker is not None
-    worker = up._worker
-    await until_async(lambda: worker._in_hand)
+    assert up._engine is not None
+    worker = up._engine
+    await until_async(lambda: worker.spool_thread._in_hand)
 
 
 def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub, tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ def test_halving_a_refused_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch: 
 
     for n in range(16):
         process.put(b'{"id":"%s"}\n' % (b"bad" if n == 5 else b"%d" % n))
-        process.order(process.worker.writer.seal)
+        process.order(process.engine.spool_thread.seal_all)
     pass_time(20, 0.5)
-    process.worker.flush()
+    process.engine.flush()
     process._spool()
     pass_time(4 * 3600, 10)
     assert sum(world.hub.ids.values()) == 15

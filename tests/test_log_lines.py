@@ -212,7 +212,7 @@ def test_offline_says_where_the_rows_are(
         up.put([{"id": 1}, {"id": 2}])
     assert lines() == [
         f"INFO offline: HF_HUB_OFFLINE is set; rows are only spooled; nothing waits in {tmp_path / 'spool'}",
-        f"INFO offline: 2 rows (18 bytes) wait in {tmp_path / 'spool'}; bring them up with: hubsync drain "
+        f"INFO Offline: 2 rows (18 bytes) wait in {tmp_path / 'spool'}. To upload them: hubsync drain "
         f"{tmp_path / 'spool'}",
     ]
 
@@ -229,7 +229,7 @@ def test_an_offset_that_comes_behind_a_higher_one_of_the_same_run_is_told_once(u
         up.put([{"id": 5}], offset=5)
         up.put([{"id": 6}], offset=6)
     (said,) = lines("offset")
-    assert said.startswith("WARNING offset 5 of source 'default' came behind 9 in the same run")
+    assert said.startswith("WARNING offset 5 of source 'default' came after 9 in the same run")
 
 
 def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
@@ -261,5 +261,5 @@ def test_a_job_that_was_ended_is_told_how_its_draining_went(uploader: Make, line
         up.put([{"id": 1}])
         1 / 0  # noqa: B018
     began, ended = lines("WARNING")
-    assert began.startswith("WARNING ZeroDivisionError ended the job; draining first, 1 row")
-    assert ended == "WARNING drained: all is on the Hub"
+    assert began.startswith("WARNING ZeroDivisionError ended the job. Uploading what is left: 1 row")
+    assert ended == "WARNING Done: all rows are on the Hub."

@@ -118,7 +118,7 @@ class Jobs(RuleBasedStateMachine):
         process = self.world.processes[slot]
         if process is not None and not process.paused:
             try:
-                process.worker.flush(everything=True)
+                process.engine.flush(everything=True)
                 process._spool()
             except Dead:
                 self.world.kill(slot)

@@ -364,7 +364,7 @@ import sys
 clock = ManualClock()
 with Uploader("user/rows", progress=True, clock=clock, shard=ShardPolicy(linger_s=1e9)) as up:
     up.put([{"id": 1}])
-    while up._worker.progress._told is None:
+    while up._engine.monitor.progress._told is None:
         clock.advance(1)
     clock.advance(4000)
 """

@@ -54,7 +54,7 @@ def put_and_flush(world: World, quota: Quota, seconds: float) -> float:
     """One round of a job; answers the age of its oldest row that is not committed after `seconds` have passed."""
     process = world.start(0)
     process.put(b'{"id":"row at %d"}\n' % world.clock.time())
-    process.worker.flush()
+    process.engine.flush()
     process._spool()
     world.run()
     while calls := world.calls():

@@ -31,7 +31,7 @@ from hubsync.localhub import Fault, LocalHub
 from hubsync.model.batch import Batch
 from hubsync.model.receipt import Receipt
 from hubsync.spool import database, writer
-from hubsync.uploader import engine
+from hubsync.uploader import engine, monitor
 from hubsync.uploader.queue import Order
 from tests.conftest import FAST, Dataset
 from tests.waiting import until
@@ -63,7 +63,9 @@ class failing:
 
 def test_a_defect_in_the_spools_thread_wakes_those_who_wait(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     up = uploader().open()
-    monkeypatch.setattr(up._worker.writer, "append", failing(9, sqlite3.IntegrityError("UNIQUE"), lambda *a: None))
+    monkeypatch.setattr(
+        up._engine.spool_thread.writer, "append", failing(9, sqlite3.IntegrityError("UNIQUE"), lambda *a: None)
+    )
     with pytest.raises(HubsyncError):
         up.put([{"id": 1}], timeout=10)
     with pytest.raises(ClosedError):
@@ -72,8 +74,8 @@ def test_a_defect_in_the_spools_thread_wakes_those_who_wait(uploader: Make, monk
 
 def test_all_of_a_take_hear_that_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     up = uploader().open()
-    worker = up._worker
-    monkeypatch.setattr(worker.writer, "append", failing(9, SpoolLost("gone"), lambda *a: None))
+    worker = up._engine
+    monkeypatch.setattr(worker.spool_thread.writer, "append", failing(9, SpoolLost("gone"), lambda *a: None))
     first, second = batch(1), batch(2)
     begun, go_on = threading.Event(), threading.Event()
     worker.queue.order(Order(lambda: begun.set() or go_on.wait()))
@@ -91,7 +93,7 @@ def test_all_of_a_take_hear_that_the_spool_is_lost(uploader: Make, monkeypatch: 
 
 def test_a_flush_hears_that_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     up = uploader().open()
-    monkeypatch.setattr(up._worker.writer, "seal", failing(9, SpoolLost("gone"), lambda: None))
+    monkeypatch.setattr(up._engine.spool_thread.writer, "seal", failing(9, SpoolLost("gone"), lambda: None))
     with pytest.raises(SpoolLost):
         up.flush(timeout=10)
     with pytest.raises(SpoolLost):
@@ -103,12 +105,14 @@ def test_a_catalogue_that_refuses_to_be_read_for_a_while_ends_nothing(
 ) -> None:
     """As a disk does that answers EIO now and then: what tells how it stands must not be what ends it."""
     with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
-        spool = up._worker.spool
+        spool = up._engine.spool
         up.put([{"id": 0}])
         error = SpoolError("disk I/O error")
         monkeypatch.setattr(spool, "depth", failing(5, error, spool.depth))
         monkeypatch.setattr(spool.segments, "outcome", failing(5, error, spool.segments.outcome))
-        monkeypatch.setattr(up._worker.writer, "append", failing(2, error, up._worker.writer.append))
+        monkeypatch.setattr(
+            up._engine.spool_thread.writer, "append", failing(2, error, up._engine.spool_thread.writer.append)
+        )
         assert up.put([{"id": 1}], timeout=30).state in ("spooled", "committed")
     assert dataset.ids() == [0, 1]
 
@@ -117,7 +121,7 @@ def test_a_catalogue_that_refuses_to_be_read_for_a_while_ends_nothing(
 def committing_and_following(uploader: Make, **given: Any) -> Iterator[tuple[Any, Any]]:
     """Two uploaders of one spool; the first one commits."""
     with uploader(**given) as commits:
-        until(lambda: commits._worker.spool.lease.is_held)
+        until(lambda: commits._engine.spool.lease.is_held)
         with uploader(**given) as follows:
             yield commits, follows
 
@@ -127,7 +131,7 @@ def test_a_process_that_follows_another_committer_lives_through_a_refusal(
 ) -> None:
     monkeypatch.setattr(engine, "_FOLLOW_S", 0.05)
     with committing_and_following(uploader) as (_, follows):
-        spool = follows._worker.spool
+        spool = follows._engine.spool
         refuse = failing(3, SpoolError("disk I/O error"), spool.segments.outcome)
         monkeypatch.setattr(spool.segments, "outcome", refuse)
         receipt = follows.put([{"id": 1}])
@@ -171,7 +175,7 @@ def test_a_checkpoint_for_which_no_file_can_be_opened_is_put_off(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(engine, "_LOOK_S", 0.05)
+    monkeypatch.setattr(monitor, "_REFRESH_S", 0.05)
     with uploader() as up:
         up.put([{"id": 0}])
         fail = failing(3, sqlite3.OperationalError("unable to open database file"), sqlite3.connect)
@@ -185,11 +189,11 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 100_000)
-    monkeypatch.setattr(engine, "_LOOK_S", 0.05)
+    monkeypatch.setattr(monitor, "_REFRESH_S", 0.05)
     log = tmp_path / "spool" / "catalogue.sqlite-wal"
     looks: list[object] = []
     with uploader() as up:
-        catalogue = up._worker.spool.catalogue
+        catalogue = up._engine.spool.catalogue
         checkpoint = catalogue.checkpoint
         monkeypatch.setattr(catalogue, "checkpoint", lambda **how: looks.append(checkpoint(**how)))
         sizes = []
@@ -228,7 +232,7 @@ def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     up = uploader().open()
-    monkeypatch.setattr(up._worker.writer, "append", failing(999, SpoolError("full"), lambda *a: None))
+    monkeypatch.setattr(up._engine.spool_thread.writer, "append", failing(999, SpoolError("full"), lambda *a: None))
     receipt = up.put([{"id": 0}, {"id": 1}], ack="queued")
     with pytest.raises(HubsyncError):
         up.close(timeout=0.5)
@@ -270,9 +274,9 @@ def mend(hub: LocalHub, up: Any) -> None:
 
 def refuse(hub: LocalHub, up: Any, n: int) -> None:
     """A row that is refused before anybody waits for it."""
-    fault, spool = hub.faults.add(Fault.status(422, on="commit")), up._worker.spool
+    fault, spool = hub.faults.add(Fault.status(422, on="commit")), up._engine.spool
     dead = spool.depth().dead
-    up._worker.queue.put(batch(n))
+    up._engine.queue.put(batch(n))
     until(lambda: spool.depth().dead > dead)
     hub.faults.remove(fault)
 

@@ -310,7 +310,7 @@ def test_an_empty_token_is_none_and_not_another_accounts(monkeypatch: pytest.Mon
         hub = destination_of(target, token, RetryPolicy())
         assert (token_source(token)(), hub and hub._http.token()) == (None, None)
     assert token_source(None)() is not None
-    with pytest.raises(ConfigError, match="token given is empty"):
+    with pytest.raises(ConfigError, match="token must be a non-empty string"):
         Uploader("user/rows", token="")
 
 

@@ -30,7 +30,7 @@ def test_who_takes_over_learns_what_the_last_committer_settled_a_moment_before(
         answer_all(0.5)
     assert first.spool.lease.is_held
     receipt = second.put(b'{"id":"b"}\n')
-    flushed = second.worker.flush()
+    flushed = second.engine.flush()
     second._spool()
     second.paused = True  # it does not look while the other one settles its shard
     while first.spool.depth().rows:

@@ -85,8 +85,8 @@ def test_a_put_that_waits_for_its_commit_is_told_when_another_thread_closes(hub:
 
 def test_a_put_that_meets_a_close_is_not_said_to_be_refused_where_it_was_not(uploader: Any, dataset: Dataset) -> None:
     up: Uploader = uploader().open()
-    assert up._worker is not None
-    queue, put = up._worker.queue, up._worker.queue.put
+    assert up._engine is not None
+    queue, put = up._engine.queue, up._engine.queue.put
 
     def then_close(*args: Any) -> bool:
         accepted = put(*args)
@@ -133,8 +133,8 @@ def test_what_blocked_the_last_job_ends_no_flush_of_this_one(uploader: Any, hub:
 def test_a_flush_is_not_told_that_all_is_committed_where_the_spool_took_no_writes(uploader: Any) -> None:
     up: Uploader = uploader(retry=RetryPolicy(initial_s=0.01, max_s=0.05)).open()
     up.put([{"id": 1}])
-    assert up._worker is not None
-    up._worker.spool.catalogue.run("PRAGMA query_only = ON")
+    assert up._engine is not None
+    up._engine.spool.catalogue.run("PRAGMA query_only = ON")
     flushing = in_thread(up.flush)
     with pytest.raises(NotDrained):
         up.close(timeout=0.2)
@@ -154,10 +154,10 @@ def test_a_flush_that_can_open_no_file_for_a_moment_ends_nothing(
         return holder(self)
 
     with uploader() as commits, uploader() as follows:
-        until(lambda: commits._worker.spool.lease.is_held)
+        until(lambda: commits._engine.spool.lease.is_held)
         follows.put([{"id": 1}])
         monkeypatch.setattr(FileLock, "holder", refuse)
-        in_thread(lambda: follows._worker.flush(everything=True).wait())()
+        in_thread(lambda: follows._engine.flush(everything=True).wait())()
         assert refused.is_set()
         follows.put([{"id": 2}])
     assert dataset.ids() == [1, 2]
@@ -182,7 +182,7 @@ def test_flushes_that_had_nothing_to_do_are_not_kept(uploader: Any) -> None:
     with uploader() as up:
         for _ in range(50):
             up.flush()
-        assert len(up._worker._fates._flushes) == 0
+        assert len(up._engine.delivery._flushes) == 0
 
 
 def test_who_waits_no_longer_is_not_kept(uploader: Any, hub: LocalHub) -> None:
@@ -199,16 +199,16 @@ def test_who_waits_no_longer_is_not_kept(uploader: Any, hub: LocalHub) -> None:
         with pytest.raises(TimeoutError):
             anyio.run(lambda: receipts[1].wait_async(timeout=0))
         go_on = threading.Event()
-        up._worker.queue.order(Order(go_on.wait))
+        up._engine.queue.order(Order(go_on.wait))
         queued = up.put([{"id": 4}], ack="queued")
         with pytest.raises(TimeoutError):
             queued.wait(timeout=0)
         assert not queued._callbacks
         go_on.set()
         queued.wait("spooled")
-        fates = up._worker._fates
+        fates = up._engine.delivery
         assert not fates._flushes
-        assert [fate.subscribers() for fate in fates._open.values()] == [0] * 4
+        assert [fate.subscribers() for fate in fates._pending.values()] == [0] * 4
         hub.faults.clear()
 
 
@@ -220,7 +220,7 @@ def test_a_put_that_waits_for_its_commit_looks_up_no_others_fate(
         hub.faults.add(Fault.outage())
         for n in range(1, 20):
             up.put([{"id": n}])
-        spool, asked = up._worker.spool, []
+        spool, asked = up._engine.spool, []
         look = spool.segments.outcome
         monkeypatch.setattr(spool.segments, "outcome", lambda segment: asked.append(segment) or look(segment))
         with pytest.raises(TimeoutError):
@@ -266,9 +266,9 @@ def test_an_error_that_is_told_to_many_keeps_nobodys_rows(uploader: Any, why: st
     with contextlib.suppress(SpoolLost), uploader(queue=QueuePolicy(max_batches=1, when_full="drop")) as up:
         if why == "lost":
             shutil.rmtree(up.spool)
-            until(lambda: up._worker.failure is not None)
+            until(lambda: up._engine.failure is not None)
         else:
-            up._worker.queue.order(Order(go_on.wait))
+            up._engine.queue.order(Order(go_on.wait))
         for n in range(20):
             put(up, n)
         gc.collect()

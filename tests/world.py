@@ -18,8 +18,6 @@ from typing import Any
 
 from hubsync._runtime import failpoints
 from hubsync._runtime.failpoints import Failpoint
-from hubsync._runtime.notifiers import Notifier
-from hubsync.committer.committer import Committer
 from hubsync.destinations.base import CommitOutcome, outcome_of
 from hubsync.encoding.rows import Encoded
 from hubsync.errors import (
@@ -154,52 +152,36 @@ class Process:
         layout = Layout(template=template)
         spool.schemas.set_policy("default", "off" if schema is None else schema.on_conflict)
         self.guard = None if schema is None else SchemaGuard(spool, layout, schema)
-        self.worker = Engine(
+        self.engine = Engine(
             spool, self.line, layout=layout, queue=QueuePolicy(),
             shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
-            rng=random.Random(1),
+            rng=random.Random(1), on_schema_mismatch=self.guard.forget if self.guard is not None else lambda: None,
         )  # fmt: skip
         self.spool = spool
-        if self.guard is not None:
-            self.worker.on_misfit = self.guard.forget
-        self.committer = Committer(
-            spool, self.line, commit=commit, retry=retry, clock=world.clock, rng=random.Random(2),
-            status=self.worker.status, events=self.worker,
-        )  # fmt: skip
         self.loop = asyncio.new_event_loop()
-        linger = Notifier(world.clock)
-        self.worker._wake, self.worker._nudge = self.committer.wake, self.committer.hurry
-        self.worker._wake_linger = linger.notify
-        self.tasks = [
-            self.loop.create_task(part)
-            for part in (
-                self.committer.run(),
-                self.worker._follow(),
-                self.worker._beat(),
-                self.worker._linger(linger),
-            )
-        ]
+        self.engine.bind(lambda callback: callback)
+        self.tasks = [self.loop.create_task(service()) for service in self.engine.services()]
 
     def run(self) -> bool:
         """Until there is nothing left to do; whether there was anything. Raises `Dead` where it died of it."""
         moved = False
-        while self.loop._ready or self.worker.queue._items:  # type: ignore[attr-defined]
+        while self.loop._ready or self.engine.queue._items:  # type: ignore[attr-defined]
             moved = True
             self.loop.call_soon(self.loop.stop)
             self.loop.run_forever()
-            if self.worker.queue._items:
+            if self.engine.queue._items:
                 self._spool()
         for task in self.tasks:
             if task.done():
                 error = task.exception()
                 if error is None or not _is_crash(error):
-                    raise AssertionError("a part of the worker ended") from error
+                    raise AssertionError("a part of the engine ended") from error
                 raise Dead
         return moved
 
     def _spool(self) -> None:
         try:
-            self.worker.spool_items(self.worker.queue.take())
+            self.engine.spool_thread.process(self.engine.queue.take())
         except Crash:
             raise Dead from None
 
@@ -207,18 +189,18 @@ class Process:
         """As `Uploader.put` with ack="spooled"."""
         receipt = Receipt(1, len(row))
         place = Admission() if self.guard is None else self.guard.admit(Encoded(row, 1))
-        assert self.worker.queue.put(Batch(row, 1, receipt, source, offset, key, *place))
+        assert self.engine.queue.put(Batch(row, 1, receipt, source, offset, key, *place))
         self._spool()
         assert receipt.state != "queued"
         return receipt
 
     def order(self, work: Callable[[], object]) -> None:
-        self.worker.queue.order(Order(work))
+        self.engine.queue.order(Order(work))
         self._spool()
 
     def die(self) -> None:
         """SIGKILL: the locks go, the memory goes, what is on the disk stays."""
-        for writer in self.worker._writers():
+        for writer in self.engine.spool_thread.writers:
             writer.close()
         self.spool.lease.release()
         self.spool.catalogue.close()

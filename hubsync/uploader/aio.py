@@ -220,8 +220,8 @@ class AsyncUploader(BaseUploader):
 
     async def _drain_before_the_end(self, engine: Engine, why: str, seconds: float | None) -> None:
         """What can be brought up in time; a second signal ends it at once."""
-        bound = "" if seconds is None else f" for up to {seconds:.0f} s"
-        _log.warning("%s: draining%s; %s.", why, bound, engine.spool.waiting_text())
+        bound = "" if seconds is None else f", for up to {seconds:.0f} s"
+        _log.warning("%s ended the job. Uploading what is left%s: %s.", why, bound, engine.spool.waiting_text())
         try:
             with (
                 anyio.CancelScope(shield=True) as self._draining,

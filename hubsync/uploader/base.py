@@ -341,7 +341,8 @@ class BaseUploader:
         if not engine.is_offline and not engine.spool.is_seeded:
             raise OffsetUnknown(
                 f"the spool {engine.spool.directory} is new and {self._target.endpoint} can't be reached, so the "
-                f"offsets that {self.repo} contains are unknown. Try again when the Hub answers, or put without an offset."
+                f"offsets that {self.repo} contains are unknown. Try again when the Hub answers, or put "
+                "without an offset."
             )
 
     def _batch(self, encoded: Encoded, place: Admission, offset: int | None, source: str, key: str | None) -> Batch:

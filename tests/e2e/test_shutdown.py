@@ -77,7 +77,7 @@ def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
     (tmp_path / "go on").touch()
     until(lambda: "leaving" in accepted(tmp_path / "told") and "backing off" in jobs.log, jobs)
     jobs.kill(pid, signal.SIGTERM)
-    until(lambda: "draining" in jobs.log, jobs)
+    until(lambda: "Uploading what is left" in jobs.log, jobs)
     hub.faults.clear()
     assert jobs.end(pid) == 143, jobs.log
     assert Counter(row["id"] for row in dataset.rows()) == rows()
@@ -91,7 +91,7 @@ def test_the_second_signal_ends_it_at_once(
     pid = start(jobs, face, tmp_path, 3600)
     hub.faults.add(Fault.outage())
     jobs.kill(pid, first)
-    until(lambda: "draining" in jobs.log, jobs)
+    until(lambda: "Uploading what is left" in jobs.log, jobs)
     time.sleep(signals._SAME_SIGNAL_S)
     jobs.kill(pid, first)
     assert jobs.end(pid) in (143, -signal.SIGINT), jobs.log
@@ -108,7 +108,7 @@ def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
 
     class Impatient(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "draining first" in record.getMessage():
+            if "Uploading what is left" in record.getMessage():
                 signal.raise_signal(signal.SIGTERM)
 
     impatient = Impatient()
@@ -359,7 +359,7 @@ def test_sigterm_at_the_interpreters_exit_has_its_grace_and_says_so_in_the_exit_
     hub: LocalHub, dataset: Dataset, forgetful: subprocess.Popen[str]
 ) -> None:
     forgetful.send_signal(signal.SIGTERM)
-    read_until("draining", forgetful)
+    read_until("Uploading what is left", forgetful)
     hub.faults.clear()
     said, log = forgetful.communicate()
     assert (forgetful.returncode, said) == (143, "the end of all\n"), log
