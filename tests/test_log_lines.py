@@ -229,7 +229,7 @@ def test_an_offset_that_comes_behind_a_higher_one_of_the_same_run_is_told_once(u
         up.put([{"id": 5}], offset=5)
         up.put([{"id": 6}], offset=6)
     (said,) = lines("offset")
-    assert said.startswith("WARNING offset 5 of source 'default' came behind 9 in the same run")
+    assert said.startswith("WARNING offset 5 of source 'default' came after 9 in the same run")
 
 
 def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
