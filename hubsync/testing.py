@@ -1,4 +1,4 @@
-"""A clock for tests of jobs: it stands still until you advance it."""
+"""Help for tests of your job: a clock that moves only when you advance it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from hubsync._runtime.notifiers import threadsafe_callback
 
 
 class ManualClock:
-    """A clock that stands still until `advance` is called, from any thread."""
+    """A clock that moves only when `advance` is called, from any thread.
+
+    Args:
+        now: The time at the start, in seconds since the epoch.
+    """
 
     def __init__(self, now: float = 1_000_000_000.0) -> None:
         self._now = now
@@ -24,10 +27,11 @@ class ManualClock:
         self._ids = itertools.count()
 
     def time(self) -> float:
+        """Return the clock's time, in seconds since the epoch."""
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Moves on by `seconds` and wakes all who slept until then."""
+        """Move the clock forward and wake every sleeper whose time has come."""
         with self._lock:
             self._now += seconds
             due: list[Callable[[], None]] = []
@@ -37,20 +41,19 @@ class ManualClock:
             wake()
 
     def sleepers(self) -> int:
-        """How many are asleep now."""
+        """Return how many tasks sleep."""
         with self._lock:
             return len(self._sleepers)
 
     async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
-        """When its time has come, it sets `until` itself."""
+        """Sleep until `advance` has moved the clock by `seconds`, or until the event `until` is set."""
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
         event = until or anyio.Event()
         wake = threadsafe_callback(event.set)
-        entry = (0.0, next(self._ids), wake)
         with self._lock:
-            entry = (self._now + seconds, entry[1], wake)
+            entry = (self._now + seconds, next(self._ids), wake)
             heapq.heappush(self._sleepers, entry)
         try:
             await event.wait()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from hubsync import HubError
+from hubsync.destinations.base import Landed
 from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.model.commit import Plan, SidecarFile
@@ -150,7 +151,8 @@ async def ask_files(hub: HubDataset) -> object:
 
 
 async def ask_commit(hub: HubDataset) -> object:
-    return await hub.commit(Plan(1, [], [SidecarFile("a", b"b")], SHA, "s"))
+    outcome = await hub.commit(Plan(1, [], [SidecarFile("a", b"b")], SHA, "s"))
+    return outcome.sha if isinstance(outcome, Landed) else outcome.error
 
 
 OPERATIONS: dict[str, Callable[[HubDataset], Awaitable[object]]] = {

@@ -34,17 +34,17 @@ def configs(card: bytes | None) -> Any:
 
 
 def test_a_new_card_shows_every_config_and_split() -> None:
-    new = Card(None, "user/rows").add([TRAIN, Entry("other", "test", "other/test-*.jsonl")])
+    new = Card(None, "user/rows").merge([TRAIN, Entry("other", "test", "other/test-*.jsonl")])
     assert configs(new) == [
         {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.jsonl"}]},
         {"config_name": "other", "data_files": [{"split": "test", "path": "other/test-*.jsonl"}]},
     ]
     assert b'load_dataset("user/rows")' in (new or b"")
-    assert Card(new, "user/rows").add([TRAIN]) is None
+    assert Card(new, "user/rows").merge([TRAIN]) is None
 
 
 def test_a_persons_card_keeps_every_word() -> None:
-    new = Card(PERSONS.encode(), "user/rows").add([TRAIN])
+    new = Card(PERSONS.encode(), "user/rows").merge([TRAIN])
     assert new is not None
     assert new.decode().endswith("# My words\n\nstay --- as they are.\n")
     head = yaml.safe_load(new.decode().split("---")[1])
@@ -57,7 +57,7 @@ def test_a_persons_card_keeps_every_word() -> None:
 
 @pytest.mark.parametrize("text", ["# Only words\n", "", "no yaml --- here"])
 def test_a_card_without_yaml_gets_some_and_keeps_its_text(text: str) -> None:
-    new = Card(text.encode(), "user/rows").add([TRAIN])
+    new = Card(text.encode(), "user/rows").merge([TRAIN])
     assert configs(new)[0]["config_name"] == "default"
     assert (new or b"").decode().rstrip().endswith(text.strip())
 
@@ -72,22 +72,22 @@ def test_a_card_without_yaml_gets_some_and_keeps_its_text(text: str) -> None:
 )
 def test_the_shorter_ways_to_write_data_files_are_understood(files: Any, expected: Any) -> None:
     card = "---\n" + yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}) + "---\n"
-    assert configs(Card(card.encode(), "user/rows").add([TRAIN]))[0]["data_files"] == expected
+    assert configs(Card(card.encode(), "user/rows").merge([TRAIN]))[0]["data_files"] == expected
 
 
 def test_a_pattern_that_finds_our_shards_already_is_enough() -> None:
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.jsonl\n---\n"
-    assert Card(card.encode(), "user/rows").add([TRAIN]) is None
+    assert Card(card.encode(), "user/rows").merge([TRAIN]) is None
 
 
 def test_a_card_that_cannot_be_read_is_left_alone() -> None:
     with pytest.raises(CardError):
-        Card(b"---\na: [unclosed\n---\n", "user/rows").add([TRAIN])
+        Card(b"---\na: [unclosed\n---\n", "user/rows").merge([TRAIN])
 
 
 def test_a_name_that_yaml_would_take_for_the_end_of_a_line_is_written_escaped() -> None:
     existing = "---\npretty_name: Größe\n---\n# a \x85 in the text\n".encode()
-    made = Card(existing, "u/r").add([], {"default": infer([{"a\x85b": 1, "\x85": {"\x85": "x"}}])})
+    made = Card(existing, "u/r").merge([], {"default": infer([{"a\x85b": 1, "\x85": {"\x85": "x"}}])})
     assert made is not None
     assert Card(made, "u/r").features() == {"default": infer([{"a\x85b": 1, "\x85": {"\x85": "x"}}])}
     assert made.endswith("---\n# a \x85 in the text\n".encode())

@@ -17,7 +17,7 @@ from tests.world import World
 
 
 def test_rows_are_sealed_in_time_where_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card.load()
+    card.preload()
     monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
     world = World(tmp_path)
     world.start(0)

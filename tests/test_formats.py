@@ -293,7 +293,7 @@ def test_it_is_said_where_a_dataset_can_no_longer_be_loaded(
         assert "load_dataset reads one kind" not in caplog.text
         with made(format=format) as up:
             up.put([{"id": 0}])
-    assert "holds data/train-*.jsonl already, and now data/train-*.parquet: load_dataset reads one kind" in caplog.text
+    assert "contains data/train-*.jsonl, and now data/train-*.parquet: load_dataset reads one kind" in caplog.text
 
 
 @pytest.mark.parametrize("format", PACKED)

@@ -193,7 +193,7 @@ def test_there_can_not_be_any_number_of_watermarks_or_pages(monkeypatch: pytest.
 )
 def test_a_card_that_no_person_would_write_is_left_alone(text: bytes) -> None:
     with pytest.raises(card.CardError) as caught:
-        card.Card(text, "user/rows").add([card.Entry("default", "train", "data/*.jsonl")])
+        card.Card(text, "user/rows").merge([card.Entry("default", "train", "data/*.jsonl")])
     assert str(caught.value).isprintable()
 
 

@@ -19,7 +19,7 @@ from tests.world import World
 
 
 def test_halving_a_refused_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card.load()
+    card.preload()
     monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
     world = World(tmp_path)
     world.commit = CommitPolicy(per_hour=3, max_files=16)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hubsync import BlockedError, NotDrained, RetryPolicy, SpoolPolicy, Uploader, WaitTimeout
-from hubsync._runtime.formatting import clock_text
+from hubsync._runtime.formatting import time_text
 from hubsync.localhub import Fault, LocalHub
 from hubsync.telemetry.status import State, Status
 from hubsync.testing import ManualClock
@@ -67,7 +67,7 @@ def test_the_commit_quota_is_a_warning_at_once_and_so_is_its_end(lines: Any) -> 
 
 
 def _day(after_s: float) -> str:
-    return re.sub(r"\d\d:\d\d:\d\d$", "", clock_text(ManualClock().time() + after_s))
+    return re.sub(r"\d\d:\d\d:\d\d$", "", time_text(ManualClock().time() + after_s))
 
 
 def test_what_passes_within_seconds_is_no_warning(lines: Any) -> None:
@@ -135,8 +135,8 @@ def test_another_cause_is_news(lines: Any) -> None:
 
 
 def test_a_time_of_another_day_names_the_day() -> None:
-    assert re.fullmatch(r"\d\d:\d\d:\d\d", clock_text(time.time()))
-    assert re.fullmatch(r"[A-Z]\w\w \d\d \d\d:\d\d:\d\d", clock_text(time.time() + 48 * 3600))
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", time_text(time.time()))
+    assert re.fullmatch(r"[A-Z]\w\w \d\d \d\d:\d\d:\d\d", time_text(time.time() + 48 * 3600))
 
 
 # Real jobs.

@@ -43,7 +43,7 @@ class Jobs(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        card.load()
+        card.preload()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(anyio.to_thread, "run_sync", _inline)
         shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

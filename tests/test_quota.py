@@ -43,7 +43,7 @@ class Quota:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    card.load()
+    card.preload()
     monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
     world = World(tmp_path)
     world.commit = CommitPolicy()

@@ -159,8 +159,8 @@ def test_a_persons_features_stay_and_are_only_added_to() -> None:
     fits = infer([{"label": "good", "small": 3, "at": "2026-01-01", "picture": {"bytes": None}, "old": ["x"]}])
     assert merge_structs(known, fits) is known
     entry = [Entry("default", "train", "data/train-*.jsonl")]
-    assert b"image" in (Card(PERSONS.encode(), "u/r").add(entry, {"default": known}) or b"")
-    new = Card(PERSONS.encode(), "u/r").add(entry, {"default": merge_structs(known, infer([{"more": 1.5}]))})
+    assert b"image" in (Card(PERSONS.encode(), "u/r").merge(entry, {"default": known}) or b"")
+    new = Card(PERSONS.encode(), "u/r").merge(entry, {"default": merge_structs(known, infer([{"more": 1.5}]))})
     assert new is not None
     head = yaml.safe_load(new.decode().split("---")[1])
     was = yaml.safe_load(PERSONS.split("---")[1])["dataset_info"]
@@ -183,12 +183,12 @@ def test_what_does_not_fit_a_persons_features_is_a_conflict(bad: Any) -> None:
 def test_features_that_nobody_understands_are_left_alone() -> None:
     card = b"---\ndataset_info:\n- config_name: default\n  features: what?\n---\n"
     assert Card(card, "u/r").features() == {}
-    assert Card(card, "u/r").add([], {"default": infer([{"a": 1}])}) is None
+    assert Card(card, "u/r").merge([], {"default": infer([{"a": 1}])}) is None
 
 
 def test_a_second_config_gets_its_own_place() -> None:
     card = Card(b"---\ndataset_info:\n  features:\n  - name: a\n    dtype: int64\n---\n", "u/r")
-    one = card.add([], {"b": infer([{"x": "y"}])})
+    one = card.merge([], {"b": infer([{"x": "y"}])})
     assert one is not None
     assert Card(one, "u/r").features() == {"default": StructOf({"a": "int"}), "b": StructOf({"x": "string"})}
 

@@ -15,7 +15,7 @@ from tests.world import World
 def test_who_takes_over_learns_what_the_last_committer_settled_a_moment_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card.load()
+    card.preload()
     monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
     world = World(tmp_path)
     first, second = world.start(0), world.start(1)

@@ -10,7 +10,9 @@ import anyio
 PATIENCE_S = 60
 
 
-def until(condition: Callable[[], object], why: Callable[[], str] = lambda: "it never came true") -> None:
+def until(
+    condition: Callable[[], object], why: Callable[[], str] = lambda: "it never came true", *, every_s: float = 0.01
+) -> None:
     """Poll until `condition` is true.
 
     A condition that comes and goes may be over before anyone looks. So wait for one that, once true, stays true: a
@@ -20,7 +22,7 @@ def until(condition: Callable[[], object], why: Callable[[], str] = lambda: "it 
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, why()
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 async def until_async(condition: Callable[[], object], why: Callable[[], str] = lambda: "it never came true") -> None:

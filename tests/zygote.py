@@ -293,7 +293,7 @@ def _load() -> None:
 
     for name in COMMANDS:
         cli.get_command(click.Context(cli), name)
-    card.load()
+    card.preload()
 
 
 def _set_environment(environ: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ from hubsync.destinations.hub import card
 from hubsync.errors import BlockedError, OffsetUnknown
 
 # Not hf_xet: it has a thread of its own from its import on, and a fork would lose it.
-_PRELOADED = (anyio, httpx, huggingface_hub, hubsync, sqlite3, card.load())
+_PRELOADED = (anyio, httpx, huggingface_hub, hubsync, sqlite3, card.preload())
 
 REPO = "user/chaos"
 _log = logging.getLogger("chaos")

@@ -1,7 +1,7 @@
-"""Time as a dependency: the system's clock, and one that tests turn by hand.
+"""Time as a dependency, so that a test of an hour's outage takes no time.
 
-Every wait of the worker goes through a `Clock`, so that a test of an hour's outage takes no time at all. The
-time-outs that a caller gives (`put(timeout=…)`) and those of HTTP are real: they bound somebody's real waiting.
+Every wait of the worker goes through a `Clock`. Timeouts that a caller gives (`put(timeout=…)`) and HTTP timeouts use
+real time, because somebody really waits.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import time
 from typing import Protocol
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 
 
 class Clock(Protocol):
-    """What the worker needs of time."""
+    """What the worker needs of time. `hubsync.testing.ManualClock` implements it for tests."""
 
     def time(self) -> float:
-        """Seconds since the epoch."""
+        """Return the seconds since the epoch."""
         ...
 
     async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
-        """Returns after `seconds`, or once `until` is set; may be cancelled."""
+        """Sleep for `seconds`, or until the event `until` is set."""
         ...
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The system's clock."""
 
     def time(self) -> float:
+        """Return the seconds since the epoch."""
         return time.time()
 
     async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
+        """Sleep for `seconds`, or until the event `until` is set."""
         if until is None:
             await anyio.sleep(seconds)
         else:

@@ -1,4 +1,4 @@
-"""Work with exceptions: find the cause in a group, raise one error to many waiters."""
+"""Find the cause in an exception group; raise one error in several waiters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ E = TypeVar("E", bound=BaseException)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What went wrong first, of several tasks that ended with it."""
+    """Return the error in a task group's exception group that explains it best."""
     while isinstance(error, BaseExceptionGroup):
         error = (error.subgroup(SpoolLost) or error.subgroup(HubsyncError) or error).exceptions[0]
     return error
 
 
 def fresh_copy(error: E) -> E:
-    """A copy, for an error that is told to many: raised again and again, one and the same would hold the frames of all
-    who ever caught it, and their rows.
+    """Return a copy of an error that several waiters raise.
+
+    If all raised the same object, it would keep every waiter's frames, and the rows in them, alive.
     """
     again = copy.copy(error)
     if notes := getattr(error, "__notes__", None):
@@ -30,16 +31,16 @@ def fresh_copy(error: E) -> E:
 
 
 class unwrapped_hub_errors:
-    """Raises a task group's first `HubError` as itself: the committer tells errors apart by type."""
+    """Raises the first `HubError` of a task group without its group, so that callers can catch it by type."""
 
     async def __aenter__(self) -> None:
         return None
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         while isinstance(error, BaseExceptionGroup):
-            ours, _ = error.split(HubError)
-            if ours is None:
+            hub_errors, _ = error.split(HubError)
+            if hub_errors is None:
                 return
-            error = ours.exceptions[0]
+            error = hub_errors.exceptions[0]
             if isinstance(error, HubError):
                 raise error

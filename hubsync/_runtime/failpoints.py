@@ -15,7 +15,7 @@ class Failpoint(Enum):
     """A point between two steps: the state at that instant, and how the next start recovers."""
 
     # From `put` to the disk.
-    ENCODED = "`put` has encoded the rows", "not accepted: the job must put it again"
+    ENCODED = "`put` has encoded the rows", "not accepted: the job must repeat the put"
     QUEUED = "the batch is in the queue", "only in memory: `put` with ack='spooled' has not returned"
     TAKEN = "the spool thread has taken the batch", "as above"
     TAKE_BEGUN = "the catalogue's transaction is open", "SQLite rolls it back"

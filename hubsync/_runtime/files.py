@@ -8,6 +8,7 @@ from pathlib import Path
 
 
 def fsync_directory(directory: Path) -> None:
+    """Write a directory's entries to the disk."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -16,18 +17,20 @@ def fsync_directory(directory: Path) -> None:
 
 
 def fsync_with_parents(directory: Path) -> None:
-    """A new directory is on the disk once the one that holds it is. Up to where a disk begins: who has made them may
-    have been killed before they were synced.
+    """Sync a directory and its parents, up to the mount point.
+
+    A new directory survives a power cut once its parent is synced. Another process may have created the parents, and
+    may have been killed before it synced them.
     """
     for folder in (directory, *directory.absolute().parents):
-        with suppress(PermissionError):  # what we may not read, we have not made
+        with suppress(PermissionError):  # hubsync has not created what it may not read
             fsync_directory(folder)
         if folder.is_mount():
             break
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A small file, as a whole or not at all."""
+    """Replace a small file: after a crash it has the old content or the new, never a part."""
     new = path.with_suffix(".new")
     fd = os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     try:
@@ -38,9 +41,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(new, path)
 
 
-def size_of(file: Path) -> int | None:
-    """Bytes of a file, None where there is none. What can't be looked at raises `OSError`, and has lost nothing:
-    `Path.exists` answers False there from Python 3.14 on.
+def file_size(file: Path) -> int | None:
+    """Return a file's size in bytes; None if it does not exist.
+
+    Raises:
+        OSError: The file's state is unknown. `Path.exists` would return False for it from Python 3.14 on.
     """
     try:
         return os.stat(file).st_size
@@ -48,24 +53,25 @@ def size_of(file: Path) -> int | None:
         return None
 
 
-def whole_lines(file: Path, most: int) -> tuple[int, int]:
-    """How many whole lines a file begins with, and their bytes; of its first `most` bytes. Zeros, which a power cut
-    leaves where it took a block, are no line.
+def whole_lines(file: Path, limit: int) -> tuple[int, int]:
+    """Return how many whole lines the first `limit` bytes of a file begin with, and the size of these lines.
+
+    A line with zeros does not count: a power cut can leave zeros where a block was lost.
     """
     rows = kept = seen = 0
     with file.open("rb") as stream:
         for line in stream:
             seen += len(line)
-            if seen > most or not line.endswith(b"\n") or b"\0" in line:
+            if seen > limit or not line.endswith(b"\n") or b"\0" in line:
                 break
             rows += 1
             kept = seen
     return rows, kept
 
 
-def is_all_there(file: Path, accepted: int) -> bool:
-    """Whether no accepted bytes are missing, nor zeros in their place, as after a power cut."""
-    size = size_of(file)
+def is_complete(file: Path, accepted: int) -> bool:
+    """Return whether a file has all of its `accepted` bytes, without zeros in their place."""
+    size = file_size(file)
     if size is None or size < accepted:
         return False
     return file.suffix != ".jsonl" or whole_lines(file, accepted)[1] == accepted

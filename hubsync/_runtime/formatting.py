@@ -1,4 +1,4 @@
-"""Numbers, sizes and times as people read them."""
+"""Numbers, sizes and times as text for people."""
 
 from __future__ import annotations
 
@@ -6,30 +6,38 @@ import time as _time
 from pathlib import Path
 
 
-def clock_text(at: float) -> str:
-    """A time for people: 14:05:30 in local time, with the day where it is not today's."""
+def time_text(at: float) -> str:
+    """Return a local time: 14:05:30, or Nov 25 14:05:30 if it is not today."""
     then = _time.localtime(at)
     is_today = then[:3] == _time.localtime()[:3]
     return _time.strftime("%H:%M:%S" if is_today else "%b %d %H:%M:%S", then)
 
 
-def moment_text(at: float) -> str:
-    """A day and time for people: 2026-11-25 14:05:30, in local time."""
+def datetime_text(at: float) -> str:
+    """Return a local date and time: 2026-11-25 14:05:30."""
     return _time.strftime("%Y-%m-%d %H:%M:%S", _time.localtime(at))
 
 
 def count_text(number: int, what: str) -> str:
-    """1 row, 12,400 rows."""
+    """Return a count: 1 row, 12,400 rows."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def seconds_text(seconds: float) -> str:
-    """0.2 s, 25 s, 3,600 s."""
+    """Return seconds: 0.2 s, 25 s, 3,600 s."""
     return f"{max(0.0, round(seconds, 1)):,.10g} s"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a rounded duration: 14 s, 3 min, 2 h 5 min."""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 3:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"
+
+
 def size_text(size: float) -> str:
-    """Bytes for people: 38.0 MB."""
+    """Return a number of bytes: 38.0 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1_000 or unit == "GB":
             break
@@ -38,24 +46,15 @@ def size_text(size: float) -> str:
 
 
 def waiting_text(rows: int, size: float) -> str:
-    """12,400 rows (38.0 MB) wait."""
+    """Return what is not committed yet: 12,400 rows (38.0 MB) wait."""
     return f"{count_text(rows, 'row')} ({size_text(size)}) {'waits' if rows == 1 else 'wait'}"
 
 
-def full_text(spool: Path, most: int, dead: int) -> str:
-    """A spool that holds all it may, `most` bytes; `dead` of them only a person can move."""
+def spool_full_text(spool: Path, max_bytes: int, dead_bytes: int) -> str:
+    """Return why a full spool takes no more rows, and what an operator can do about the bytes in its dead letter."""
+    dead = f", {size_text(dead_bytes)} of them in the dead letter" if dead_bytes else ""
+    or_dead = f", or resubmitted or discarded (hubsync dead-letter list {spool})" if dead_bytes else ""
     return (
-        f"the spool {spool} holds its {most:,} bytes"
-        + (f", {size_text(dead)} of them in the dead letter" if dead else "")
-        + "; it takes more as soon as some are committed"
-        + (f", or put again or discarded (hubsync dead-letter list {spool})" if dead else "")
-        + ". Raise SpoolPolicy(max_bytes=…) if the disk has room."
+        f"the spool {spool} holds its {max_bytes:,} bytes{dead}; it takes more as soon as some are committed{or_dead}. "
+        "Raise SpoolPolicy(max_bytes=…) if the disk has room."
     )
-
-
-def age_text(seconds: float) -> str:
-    """A time span for people: 14 s, 3 min, 2 h 5 min."""
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    if minutes < 3:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"

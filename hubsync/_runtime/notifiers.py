@@ -9,8 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 
 from hubsync._runtime.clock import Clock
 

@@ -24,15 +24,16 @@ class Backoff:
         self.failures = 0
 
     def after_failure(self, retry_after_s: float | None = None) -> float:
-        """Seconds to wait now; never less than the Hub asked for."""
+        """Count a failure and return the seconds to wait, at least `retry_after_s`."""
         ceiling = min(self._max_s, self._initial_s * 2.0 ** min(self.failures, 40))
         self.failures += 1
         wait = self._rng.random() * ceiling
-        # A little more than asked: clocks differ, and a whole fleet was told the same second. Asked for 0 s, or by a
-        # date that is over, it is the Hub that does not know.
+        # A little more than requested: clocks differ, and a whole fleet may have received the same second. A request
+        # for 0 s, or for a time that has passed, contains no information.
         return retry_after_s + min(wait, 0.1 * retry_after_s + 1) if retry_after_s else wait
 
     def reset(self) -> None:
+        """Start again with the shortest wait."""
         self.failures = 0
 
 
@@ -42,10 +43,13 @@ async def retry_transient(
     """Run an idempotent `operation` until it succeeds, and log that it is retried.
 
     Args:
-        max_tries: how often it may fail; None retries forever, and then only the first failure is a warning.
+        operation: Called again for each attempt.
+        backoff: Decides how long to wait between attempts.
+        clock: The clock to wait by.
+        max_tries: How often it may fail. None retries forever, and logs only the first failure as a warning.
 
     Raises:
-        TransientError: the last of `max_tries` failures.
+        TransientError: The last of `max_tries` failures.
     """
     while True:
         try:

@@ -1,7 +1,7 @@
-"""What nobody may see: the token, the keys of a blob store, signed addresses.
+"""Secrets: the token, the keys of a blob store, signed URLs.
 
-A `Secret` is unwrapped in the one call that needs it, so no variable, repr or pickle holds it; and what comes from
-outside (an answer, an error's text, the log of httpx) is gone through for the secrets of the request in use.
+A `Secret` is revealed only inside the call that needs it, so no variable, repr or pickle contains it. Text from outside
+(a response, an error, httpx's log) is searched for the secrets of the current request.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import logging
 import re
 from typing import NoReturn
 
-_SECRET_LENGTH = 16  # a real token has 37 characters; a shorter one is a test's, and may be a word of any text
+_SECRET_LENGTH = 16  # a real token has 37 characters; a shorter text may be an ordinary word
 
 
 class Secret:
-    """A text that nobody may see: it shows as `***`, and can't be pickled.
+    """A secret text. Its repr is `***`, and it cannot be pickled.
 
-    `reveal` it within the call that needs it, never into a variable: a crash report shows the variables of every frame.
+    Call `reveal` only inside the call that needs the text, and never keep the result in a variable: crash reports show
+    the variables of every frame.
     """
 
     __slots__ = ("_text",)
@@ -27,12 +28,13 @@ class Secret:
 
     @classmethod
     def of(cls, text: str | Secret | None) -> Secret | None:
-        """`text` as a secret; None where there is none, or nothing but space."""
+        """Return `text` as a secret; None if it is None or blank."""
         if isinstance(text, str):
             return cls.of(cls(text))
         return text if text is not None and text._text else None
 
     def reveal(self) -> str:
+        """Return the text."""
         return self._text
 
     @property
@@ -41,7 +43,7 @@ class Secret:
         return self._text.isascii() and self._text.isprintable() and " " not in self._text
 
     def hide_in(self, text: str) -> str:
-        """`text` without this secret. Of "Bearer …" and "Basic …" only what follows is one."""
+        """Replace this secret in `text`. Of "Bearer …" and "Basic …", only the second word is secret."""
         key = len(self._text) - len(self._text.split(" ")[-1])
         return text.replace(self._text[key:], "***") if len(self._text) - key >= _SECRET_LENGTH else text
 
@@ -51,22 +53,22 @@ class Secret:
     __str__ = __repr__
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not pickled: let the other process read its token itself (HF_TOKEN).")
+        raise TypeError("a secret is not pickled: let the other process read its own token (HF_TOKEN).")
 
 
-# What the request that this task sends keeps secret; None in a task that sends none of ours.
+# The secrets of the request that this task sends; None in a task that sends none of hubsync's requests.
 in_use: contextvars.ContextVar[tuple[Secret, ...] | None] = contextvars.ContextVar("hubsync_secrets", default=None)
 
 
 def hide(text: str) -> str:
-    """`text` without the secrets in use."""
+    """Replace the secrets of the current request in `text`."""
     for secret in in_use.get() or ():
         text = secret.hide_in(text)
     return text
 
 
 class _QuietLog(logging.Filter):
-    """httpx logs every URL, signed ones too, and httpcore the headers of every answer, whatever they send back."""
+    """Hides secrets in log records: httpx logs every URL, and httpcore the headers of every response."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if in_use.get() is not None:
@@ -79,8 +81,6 @@ _quiet_log = _QuietLog()
 
 
 def quieten_logs() -> None:
-    """Keeps the secrets in use out of the logs of httpx and httpcore, at every level; other clients' logs stay as they
-    are. Calling it again changes nothing.
-    """
+    """Hide the secrets of hubsync's requests in the logs of httpx and httpcore. Idempotent."""
     for name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy", "httpcore.socks"):
         logging.getLogger(name).addFilter(_quiet_log)

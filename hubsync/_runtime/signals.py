@@ -2,7 +2,7 @@
 
 SIGTERM (from SLURM, Kubernetes, a spot instance) becomes `SystemExit(143)` in the main thread, so blocks are left and
 uploaders drain, within their grace period. A second signal ends the drain at once. Uploaders that nobody closed drain
-at interpreter exit. SIGTERM is handled only while an uploader is open, and only if nobody else handles it.
+at interpreter exit. SIGTERM is handled only while an uploader is open, and only if no other code handles it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Shutdown:
         self._exit = _RepeatedExit()
 
     def can_handle_sigterm(self) -> bool:
-        """Return whether this is the main thread and nobody else handles SIGTERM."""
+        """Return whether this is the main thread and no other code handles SIGTERM."""
         ours = (signal.SIG_DFL, self.on_sigterm)
         return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) in ours
 
@@ -109,7 +109,7 @@ class Shutdown:
         """On SIGTERM, call `callback` in the main thread instead of raising `SystemExit` there.
 
         An exception must not tear down a running event loop: the callback cancels a scope in the loop, and whatever is
-        cancelled raises `SystemExit`. Ignored if somebody else handles SIGTERM.
+        cancelled raises `SystemExit`. Ignored if other code handles SIGTERM.
         """
         if self.can_handle_sigterm() and self._grace_periods():
             self._loop_callbacks.append(callback)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hubsync._runtime.formatting import count_text, moment_text, size_text
+from hubsync._runtime.formatting import count_text, datetime_text, size_text
 from hubsync.cli.console import error_text, message, print_table
 from hubsync.errors import HubsyncError, one_line
 
@@ -71,7 +71,7 @@ def list_(spool: Path | None, as_json: bool) -> None:
                 ("id>", "path", "rows>", "size>", "when", "why"),
                 (
                     (str(shard.id), shard.path, f"{shard.rows:,}", size_text(shard.bytes),
-                     "" if shard.at is None else moment_text(shard.at), one_line(shard.why))
+                     "" if shard.at is None else datetime_text(shard.at), one_line(shard.why))
                     for shard in shards
                 ),
                 title=f"{directory}:", width=None if sys.stdout.isatty() else 160,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hubsync._runtime.formatting import clock_text, count_text, size_text
+from hubsync._runtime.formatting import count_text, size_text, time_text
 from hubsync.cli.console import DIRECTORY, Seconds, printable
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _lines(fact: Facts) -> list[tuple[str, str]]:
         ("state", _state(fact, is_open)),
     ]
     if fact["next_try_at"] and fact["next_try_at"] > time.time():
-        lines.append(("next try", clock_text(fact["next_try_at"])))
+        lines.append(("next try", time_text(fact["next_try_at"])))
     lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
     if fact["rows_waiting"] and not is_open:
         lines.append(("to do", f"hubsync drain {fact['spool']}"))

@@ -104,10 +104,10 @@ class CardUpdater:
             features, mismatch = await on_disk(self._schemas.merge, schemas, shown)
             if mismatch is not None:
                 return mismatch
-            if clash := await run_in_thread(current.clash, entries):
+            if clash := await run_in_thread(current.format_conflict, entries):
                 _log.warning("%s", clash)
             features = {**shown, **features} if is_complete else features
-            merged = await run_in_thread(current.add, entries, features)
+            merged = await run_in_thread(current.merge, entries, features)
             failpoint(Failpoint.CARD_MERGED)
         except (card.CardError, DefectError) as error:
             self._rejections, self._retry_at = _TRIES, math.inf  # until someone changes it

@@ -112,7 +112,7 @@ class Committer:
             BlockedError: the token or the repo needs an operator.
             TransientError: the Hub can't be reached now; `run` keeps trying.
         """
-        await run_in_thread(card.load)
+        await run_in_thread(card.preload)
         private = await self._retrier.on_disk(lambda: self._spool.private)
         head = await self._destination.ensure_repo(private=private)
         self._head.sha = head.sha

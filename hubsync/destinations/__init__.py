@@ -1,1 +1,6 @@
-"""Where shards go: the contract (``base``), how to find one (``resolve``), spans around it, and the Hub."""
+"""Where shards go.
+
+``base`` defines the contract: stage shards as blobs, commit a plan, read files. ``resolve`` turns a repo id into a
+destination. ``instrumented`` wraps one with tracing. ``hub`` implements the contract for dataset repos on the Hub. Only
+this package knows about the Hub's revisions, cards and requests.
+"""

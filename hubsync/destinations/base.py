@@ -1,4 +1,4 @@
-"""The contract of a destination: stage blobs, commit them atomically on a named parent, read what is there."""
+"""The contract of a destination: stage blobs, commit them atomically on a named parent, read the repo."""
 
 from __future__ import annotations
 

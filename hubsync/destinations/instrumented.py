@@ -1,22 +1,18 @@
-"""A destination that records a span for each upload and commit."""
+"""A destination with an OpenTelemetry span around each upload and commit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from hubsync.destinations.base import CommitOutcome, Destination, Landed
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import RemoteFile, Shard, Staged
-
-if TYPE_CHECKING:
-    pass
 from hubsync.telemetry.metrics import _instruments
 from hubsync.telemetry.tracing import span
 
 
 def instrumented(destination: Destination, attributes: Mapping[str, str]) -> Destination:
-    """`destination`, with a span around what takes time; itself where there is no OpenTelemetry."""
+    """Return `destination` with spans; unchanged if OpenTelemetry is not installed."""
     return destination if _instruments() is None else _Instrumented(destination, attributes)
 
 

@@ -26,7 +26,6 @@ _SURROGATE = (
     "{} holds a lone surrogate (half of a character), which UTF-8 can't encode and readers refuse. "
     "Use text.encode('utf-8', 'replace').decode()."
 )
-_FLOAT = frozenset({float})
 _HARMLESS = LEAVES - {int}
 _MAX_DEPTH = 500
 
@@ -37,12 +36,8 @@ def check_rows(rows: Sequence[Any], first_row: int) -> None:
     That is: rows whose lines would not be objects; keys that are not strings (`1` and `"1"` would become one column) or
     contain a NUL; infinities, also those that a reader makes of a long int. NaN is a missing value, as in pandas.
 
-    Args:
-        rows: The batch.
-        first_row: The index to report for the first row.
-
     Raises:
-        RowError: A value is refused.
+        RowError: A value is refused; the batch's first row has the index `first_row`.
         RecursionError: A value is nested too deep.
     """
     for index, row in enumerate(rows):
@@ -54,10 +49,7 @@ def check_rows(rows: Sequence[Any], first_row: int) -> None:
 def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowError | None:
     """Return the error of the first value that can't be encoded; None if all can be.
 
-    Args:
-        rows: The batch.
-        plain: The same as plain values, as far as they could be converted.
-        first_row: The index to report for the first row.
+    `plain` are the rows as plain values, as far as they could be converted.
     """
     for index, row in enumerate(rows):
         try:
@@ -85,80 +77,24 @@ def _check_is_row(value: Any, row: int) -> None:
 
 
 def _check(value: Any, row: int, path: str) -> None:
-    kind = type(value)
-    if kind is dict or isinstance(value, Mapping):
-        _check_mapping(value, row, path)
-    elif isinstance(value, list | tuple | set | frozenset):
-        _check_list(value, row, path)
-    elif kind is msgspec.Raw:
+    if type(value) is msgspec.Raw:
         raise RowError(row, path, _RAW)
-    elif kind is float:
-        if value in INFINITIES:
-            raise RowError(row, path, INFINITE.format(value))
-    elif kind is int:
-        if abs(value) >= BEYOND_FLOATS:
-            raise RowError(row, path, _TOO_LARGE)
-    else:
-        for name, item in _fields(value):
-            _check(item, row, _join(path, name))
-
-
-def _check_mapping(value: Mapping[Any, Any], row: int, path: str) -> None:
-    for key, item in value.items():
+    if type(value) is float and value in INFINITIES:
+        raise RowError(row, path, INFINITE.format(value))
+    if type(value) is int and abs(value) >= BEYOND_FLOATS:
+        raise RowError(row, path, _TOO_LARGE)
+    for key in value if isinstance(value, Mapping) else ():
         if not isinstance(key, str):
             raise RowError(row, path, _NOT_TEXT.format(key))
         if "\0" in key:
             raise RowError(row, path, _NUL.format(key))
-        if not _is_harmless(item):
-            _check(item, row, _join(path, str(key)))
-
-
-def _check_list(value: Any, row: int, path: str) -> None:
-    kinds = set(map(type, value))
-    if kinds == _FLOAT:  # an embedding
+    if isinstance(value, list | tuple | set | frozenset) and set(map(type, value)) == {float}:  # an embedding
         if not INFINITIES.isdisjoint(value):
             raise RowError(row, path, INFINITE.format("an infinity"))
-    elif not kinds <= _HARMLESS:
-        for index, item in enumerate(value):
-            if not _is_harmless(item):
-                _check(item, row, f"{path}[{index}]")
-
-
-def _is_harmless(value: Any) -> bool:
-    kind = type(value)
-    return (
-        kind in _HARMLESS or (kind is int and abs(value) < BEYOND_FLOATS) or (kind is float and value not in INFINITIES)
-    )
-
-
-def _fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a Struct or a dataclass; nothing for any other value."""
-    if isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield name, getattr(value, name)
-    elif is_dataclass(value):
-        for name in value.__dataclass_fields__:
-            yield name, getattr(value, name, None)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _innermost(value: Any, path: str, error: Exception, above: tuple[int, ...]) -> tuple[str, str]:
-    """Return the path of the innermost value that can't be encoded, and what is wrong with it."""
-    if id(value) in above:
-        return path, "the value contains itself."
-    if len(above) > _MAX_DEPTH:
-        return path[:100] + "…", _TOO_DEEP
-    for step, child in _children(value):
-        try:
-            encoder.encode(child)
-        except Exception as inner:  # noqa: BLE001
-            return _innermost(
-                child, path + step if step[0] == "[" else _join(path, step[1:]), inner, (*above, id(value))
-            )
-    return path, _reason(value, error)
+        return
+    for step, item in _children(value):
+        if type(item) not in _HARMLESS:
+            _check(item, row, _join(path, step))
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -173,9 +109,30 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple | set | frozenset):
         for index, item in enumerate(value):
             yield f"[{index}]", item
-    else:
-        for name, item in _fields(value):
-            yield f".{name}", item
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield f".{name}", getattr(value, name)
+    elif is_dataclass(value):
+        for name in value.__dataclass_fields__:
+            yield f".{name}", getattr(value, name, None)
+
+
+def _join(path: str, step: str) -> str:
+    return path + step if path else step.removeprefix(".")
+
+
+def _innermost(value: Any, path: str, error: Exception, above: tuple[int, ...]) -> tuple[str, str]:
+    """Return the path of the innermost value that can't be encoded, and what is wrong with it."""
+    if id(value) in above:
+        return path, "the value contains itself."
+    if len(above) > _MAX_DEPTH:
+        return path[:100] + "…", _TOO_DEEP
+    for step, child in _children(value):
+        try:
+            encoder.encode(child)
+        except Exception as inner:  # noqa: BLE001
+            return _innermost(child, _join(path, step), inner, (*above, id(value)))
+    return path, _reason(value, error)
 
 
 def _reason(value: Any, error: Exception) -> str:

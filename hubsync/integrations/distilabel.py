@@ -25,8 +25,7 @@ except ImportError as error:
 from hubsync._runtime.secret import Secret
 from hubsync.encoding.transform import check_transform
 from hubsync.errors import ConfigError
-from hubsync.integrations.row_writer import Row, RowWriter
-from hubsync.integrations.summary import RunSummary
+from hubsync.integrations.row_writer import Row, RowWriter, RunSummary
 from hubsync.model.layout import Format
 from hubsync.pipeline.checkpoint_core import drain, uploader_for
 from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SpoolPolicy

@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_directory
-from hubsync._runtime.formatting import moment_text
+from hubsync._runtime.formatting import datetime_text
 from hubsync.encoding.codecs import DamagedShard, open_lines
 from hubsync.encoding.rows import decode_row, encode
 from hubsync.errors import ConfigError, RowError, SpoolError, UnreadableRow
@@ -185,7 +185,7 @@ class Quarantine:
         """
         with self._alone():
             grave = self._spool.quarantine.file_of(shard.id)
-            when = moment_text(self._spool.clock.time())
+            when = datetime_text(self._spool.clock.time())
             why = f"discarded {when} ({shard.rows:,} rows, {shard.bytes:,} bytes). It was set aside: {shard.why}"
             with self._catalogue.transaction():
                 self._still_dead(shard)

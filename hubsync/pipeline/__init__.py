@@ -6,9 +6,9 @@
         generate >> checkpoint
     distiset = pipeline.run(dataset=dataset)
 
-``graph`` is the pipeline that users build from ``steps``. Its run is ``runner``: rows flow from step to step through
-``channels``, the calls of user code go through ``blocking``, a leaf's rows end up in ``collector`` and finally in
-``distiset``. ``durable`` is what the runner knows of the ``checkpointer``, which uploads through ``checkpoint_core``.
+``graph`` is the pipeline that users build from ``steps``. ``runner`` runs it: rows flow from step to step through
+``channels``, ``blocking`` calls user code in threads, and the last steps' rows end up in ``distiset``. ``durable`` is
+what the runner knows of the ``checkpointer``, which uploads through ``checkpoint_core``.
 """
 
 from hubsync.pipeline.checkpointer import HuggingFaceHubCheckpointer

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from anyio import EndOfStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from hubsync.pipeline.durable import Position
 from hubsync.pipeline.steps import Row
-
-_SKIP_BITS = 24  # of an offset: at most 2**24 rows per mark
 
 
 @dataclass(slots=True)
@@ -27,30 +25,6 @@ class Chunk:
     rows: list[Row]
     marks: list[int]
     done: int
-
-
-class Position(NamedTuple):
-    """A position in a stream: after everything of `mark`, plus `skip` rows."""
-
-    mark: int = -1
-    skip: int = 0
-
-    def offset(self) -> int:
-        """Return the position as an uploader's offset: an int that rises along the stream.
-
-        Raises:
-            OverflowError: More than 2**24 rows have the same mark.
-        """
-        if self.skip >> _SKIP_BITS:
-            raise OverflowError(f"one batch of the source became more than {1 << _SKIP_BITS:,} rows.")
-        return (self.mark + 1) << _SKIP_BITS | self.skip
-
-    @classmethod
-    def from_offset(cls, offset: int | None) -> Position:
-        """Return the position of an offset; the beginning of the stream for None."""
-        if offset is None:
-            return cls()
-        return cls((offset >> _SKIP_BITS) - 1, offset & ((1 << _SKIP_BITS) - 1))
 
 
 class ReplayFilter:

@@ -13,9 +13,8 @@ from hubsync._runtime.secret import Secret
 from hubsync._runtime.validation import check_repo_id
 from hubsync.encoding.transform import Transform, check_transform
 from hubsync.model.layout import Format
-from hubsync.pipeline.channels import Position
 from hubsync.pipeline.checkpoint_core import content_key, drain, uploader_for
-from hubsync.pipeline.durable import DurableStep
+from hubsync.pipeline.durable import DurableStep, Position
 from hubsync.pipeline.steps import PipelineError, Row
 from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SpoolPolicy
 from hubsync.uploader.sync import Uploader

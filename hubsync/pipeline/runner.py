@@ -11,8 +11,8 @@ import logging
 import secrets
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,9 @@ from hubsync._runtime.file_lock import FileLock
 from hubsync.errors import HubsyncError
 from hubsync.model.target import default_home
 from hubsync.pipeline.blocking import batches, iterate_in_threads, outputs, run_in_thread
-from hubsync.pipeline.channels import Chunk, Inlet, Merge, Outlet, Position, ReplayFilter
-from hubsync.pipeline.collector import Collector
-from hubsync.pipeline.distiset import Distiset, load
-from hubsync.pipeline.durable import DurableStep
+from hubsync.pipeline.channels import Chunk, Inlet, Merge, Outlet, ReplayFilter
+from hubsync.pipeline.distiset import Collector, Distiset, load
+from hubsync.pipeline.durable import DurableStep, Position
 from hubsync.pipeline.steps import GeneratorStep, GlobalStep, PipelineError, Row, Step, StepError, StepGraph
 
 _log = logging.getLogger("hubsync")
@@ -109,19 +108,11 @@ def _run_event_loop(main: Callable[[], Any]) -> None:
     except RuntimeError:
         _run_flat(main)
         return
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            _run_flat(main)
-        except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="hubsync pipeline")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    executor = ThreadPoolExecutor(1, "hubsync pipeline")
+    try:
+        executor.submit(_run_flat, main).result()
+    finally:
+        executor.shutdown(wait=False)
 
 
 def _run_flat(main: Callable[[], Any]) -> None:
@@ -137,13 +128,7 @@ class _Run:
     """One run of a graph."""
 
     def __init__(
-        self,
-        name: str,
-        graph: StepGraph,
-        dataset: Iterable[Row] | None,
-        directory: Path,
-        tag: str | None,
-        attempt: str,
+        self, name: str, graph: StepGraph, dataset: Iterable[Row] | None, directory: Path, tag: str | None, attempt: str
     ) -> None:
         """With a `tag`, the run resumes where the last one with the same tag ended; without, it starts anew."""
         self._name = name

@@ -224,7 +224,7 @@ def selected(files: Iterable[HubFile], entries: Sequence[card.Entry], wanted: Wa
 
     Without a card that shows any, every file of rows that `datasets` would not pass over is of default/train.
     """
-    patterns = [(entry.config, entry.split, card.pattern(entry.glob)) for entry in entries]
+    patterns = [(entry.config, entry.split, card.glob_pattern(entry.glob)) for entry in entries]
     found = []
     for file in files:
         hidden = any(part.startswith((".", "__")) for part in file.path.split("/"))

@@ -144,7 +144,7 @@ class DatasetSnapshot:
         content = await self._patiently(partial(self._hub.read_file, card.PATH, self._commit))
         with contextlib.suppress(card.CardError):
             stands = await anyio.to_thread.run_sync(card.Card, content, self._hub.target.repo)
-            patterns = [card.pattern(entry.glob) for entry in stands.entries()]
+            patterns = [card.glob_pattern(entry.glob) for entry in stands.entries()]
             return [file for file in files if any(pattern.fullmatch(file.path) for pattern in patterns)]
         return []
 

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from hubsync._runtime.files import size_of
+from hubsync._runtime.files import file_size
 from hubsync.policies import MIB
 
 _RESERVE = 8 * MIB
@@ -57,7 +57,7 @@ class Disk:
             about = os.statvfs(self._reserve.parent)
             free = about.f_bavail * about.f_frsize
             spare = min(_RESERVE, about.f_blocks * about.f_frsize // _SHARE)
-            size, held = spare + self._room, size_of(self._reserve)
+            size, held = spare + self._room, file_size(self._reserve)
             if held is None or of_what_is_left:
                 size, spare = min(size, free // 3), min(spare, free // 3)
             if size < _LEAST or (held or 0) >= size or free < size + spare:

@@ -14,7 +14,7 @@ from pathlib import Path
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.file_lock import HeartbeatMonitor, is_held_here
-from hubsync._runtime.files import is_all_there, size_of, whole_lines
+from hubsync._runtime.files import file_size, is_complete, whole_lines
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
 from hubsync.spool.lease import CommitterLease
@@ -105,9 +105,9 @@ class Recovery:
         if row.state != "open":
             return  # its writer was alive after all, and faster
         file = self._files / row.file
-        if (size_of(file) or 0) > row.bytes:
+        if (file_size(file) or 0) > row.bytes:
             os.truncate(file, row.bytes)
-        if row.bytes and not is_all_there(file, row.bytes):
+        if row.bytes and not is_complete(file, row.bytes):
             self.keep_whole_lines(segment, file, row.bytes)
         failpoint(Failpoint.TAIL_CUT)
         self._segments.seal(segment)
@@ -118,7 +118,7 @@ class Recovery:
         Within a transaction. Without durability="fsync", the kernel alone had those bytes.
         """
         rows, kept = 0, 0
-        if size_of(file) is not None and file.suffix == ".jsonl":  # a compressed file has no part that is whole
+        if file_size(file) is not None and file.suffix == ".jsonl":  # a compressed file has no part that is whole
             rows, kept = whole_lines(file, accepted)
             os.truncate(file, kept)
         lost = f"{accepted - kept:,} accepted bytes of {file.name} were lost by a power cut (durability='process')"
@@ -140,7 +140,7 @@ class Recovery:
     def _is_superseded(self, file: Path) -> bool:
         """Return whether the catalogue counts another file of the same segment, which is there."""
         segment = self._segments.find(segment_id_of(file))
-        if segment is None or segment.file == file.name or size_of(self._files / segment.file) is None:
+        if segment is None or segment.file == file.name or file_size(self._files / segment.file) is None:
             return False
         # An id that was given twice belongs to another writer's file.
         return segment.file.partition(".")[0] == file.name.partition(".")[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.files import is_all_there, size_of
+from hubsync._runtime.files import file_size, is_complete
 from hubsync.model.hashing import git_oid_of_file, hash_file
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Mode, Shard
@@ -76,7 +76,7 @@ class Shards:
         with self._lease.transaction():
             if self._segments.state(segment) != "sealed":
                 return False
-            if is_all_there(file, row.bytes):
+            if is_complete(file, row.bytes):
                 why = (
                     f"{file.name} does not have the sha256 that was written: the disk or someone changed it after its "
                     "rows were accepted"
@@ -98,7 +98,7 @@ class Shards:
         Its size tells for our own. A file that another process left is also read, once: what that process read may
         have been in memory only, and not on the disk.
         """
-        size = size_of(file)
+        size = file_size(file)
         if size is None or size < row.bytes:
             return False
         if row.id > self._inherited or row.sha256 is None or row.id in self._checked:
@@ -117,7 +117,7 @@ class Shards:
 
     def present(self) -> list[Shard]:
         """Return all sealed and staged shards whose file exists."""
-        return [self.get(row.id) for row in self._segments.uploadable() if size_of(self.file(row.file)) is not None]
+        return [self.get(row.id) for row in self._segments.uploadable() if file_size(self.file(row.file)) is not None]
 
     # Staging.
 

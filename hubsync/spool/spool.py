@@ -23,7 +23,7 @@ import msgspec
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_with_parents
-from hubsync._runtime.formatting import full_text, waiting_text
+from hubsync._runtime.formatting import spool_full_text, waiting_text
 from hubsync.errors import SpoolError, SpoolLost, SpoolMismatch
 from hubsync.model.commit import Watermark
 from hubsync.model.stats import SpoolDepth
@@ -189,7 +189,7 @@ class Spool:
         if sum(depth.bytes for depth in depths.values()) < self.policy.max_bytes:
             return None
         dead = depths["dead"].bytes if "dead" in depths else 0
-        return full_text(self.directory, self.policy.max_bytes, dead)
+        return spool_full_text(self.directory, self.policy.max_bytes, dead)
 
     def lost(self) -> SpoolLost:
         """Return the error for a spool that no longer exists."""

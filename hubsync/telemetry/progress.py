@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from hubsync._runtime.formatting import age_text, clock_text, count_text, waiting_text
+from hubsync._runtime.formatting import count_text, duration_text, time_text, waiting_text
 from hubsync.telemetry import live_display
 from hubsync.telemetry.status import State
 
@@ -64,10 +64,10 @@ def waiting(now: Figures) -> str:
     if not now.waiting:
         parts = ["nothing waits"]
     else:
-        age = f", the oldest for {age_text(now.oldest_age_s)}" if now.oldest_age_s is not None else ""
+        age = f", the oldest for {duration_text(now.oldest_age_s)}" if now.oldest_age_s is not None else ""
         parts = [waiting_text(now.waiting, now.waiting_bytes) + age]
     if now.state.kind == "ok" and now.state.until is not None:
-        parts.append(f"next commit {clock_text(now.state.until)}")
+        parts.append(f"next commit {time_text(now.state.until)}")
     elif now.state.kind == "ok" and now.state.reason:
         parts.append(now.state.reason)
     if now.dead:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from hubsync._runtime.formatting import age_text, clock_text
+from hubsync._runtime.formatting import duration_text, time_text
 from hubsync.model.stats import Counts
 
 _log = logging.getLogger("hubsync")
@@ -51,7 +51,7 @@ class State(msgspec.Struct, frozen=True):
         return self.reason.partition(": ")[2] or self.reason
 
     def __str__(self) -> str:
-        return self.what if self.until is None else f"{self.what}; next try {clock_text(self.until)}"
+        return self.what if self.until is None else f"{self.what}; next try {time_text(self.until)}"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -135,7 +135,7 @@ class Status:
         at, trouble = self._now(), self._trouble
         if now.kind == "ok":
             if before.kind != "ok":
-                took = age_text(max(0.0, at - trouble.since))
+                took = duration_text(max(0.0, at - trouble.since))
                 _log.log(min(trouble.level, logging.WARNING), "going on after %s; %s", took, self._waiting())
                 trouble.level = logging.INFO
             return

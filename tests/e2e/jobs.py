@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader
-from hubsync._runtime import failpoints
+from hubsync._runtime import failpoints, file_lock
 from hubsync._runtime.failpoints import Failpoint
 from hubsync.model.layout import format_of
 from hubsync.spool import database
@@ -42,10 +42,16 @@ def endless(spool: str) -> None:
             print(f"{os.getpid()}-{n}", flush=True)
 
 
-def telling(spool: str, told: str, pause_s: float, path: str | None = None) -> None:
-    """As `endless`; writes to the file `told` what was accepted, so that it outlives every reader."""
+def telling(
+    spool: str, told: str, pause_s: float, path: str | None = None, stalled_s: float = file_lock._STALLED_S
+) -> None:
+    """As `endless`; writes to the file `told` what was accepted, so that it outlives every reader.
+
+    Takes over from a committer that has shown no sign of life for `stalled_s`.
+    """
     import time
 
+    file_lock._STALLED_S = stalled_s
     fd = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     with Uploader("user/rows", spool=spool, path=path, **QUICK) as up:
         for n in count():

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
+from tests import waiting
 from tests.conftest import Dataset
 from tests.e2e.conftest import Jobs
 from tests.e2e.test_failpoints import shards_ever_changed
@@ -27,12 +27,9 @@ def accepted(told: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].split()
 
 
-def until(what: Callable[[], object], jobs: Jobs, seconds: float = 60) -> None:
-    """Waits for something that a healthy system brings about; fails where it never comes."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, jobs.log
-        time.sleep(0.01)
+def until(what: Callable[[], object], jobs: Jobs, every_s: float = 0.01) -> None:
+    """Wait for something that a healthy system brings about; see `tests.waiting.until`."""
+    waiting.until(what, lambda: jobs.log, every_s=every_s)
 
 
 def committer_of(spool: Path) -> int:
@@ -93,11 +90,12 @@ def test_a_process_that_stops_is_taken_over_and_brings_nothing_twice_when_it_goe
     spool, told = tmp_path / "spool", tmp_path / "told"
     zombie = jobs.start("stopping", spool, told, point)
     jobs.wait_until_it_stops(zombie)
-    other = jobs.start("telling", spool, told, 0.005)
+    other = jobs.start("telling", spool, told, 0.005, None, 1.0)
     mine = lambda pid: [row for row in accepted(told) if row.startswith(f"{pid}-")]  # noqa: E731
     before = mine(zombie)
+    until(lambda: committer_of(spool) == other, jobs)
     # What the stopped one had accepted is brought up by the other, its open segment included.
-    until(lambda: committer_of(spool) == other and set(before) <= {r["id"] for r in dataset.rows()}, jobs)
+    until(lambda: set(before) <= {r["id"] for r in dataset.rows()}, jobs, every_s=0.2)
     jobs.kill(zombie, signal.SIGCONT)
     until(lambda: len(mine(zombie)) > len(before) + 20, jobs)
     for pid in (zombie, other):

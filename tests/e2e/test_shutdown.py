@@ -73,9 +73,9 @@ def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
 ) -> None:
     pid = jobs.start("ending", tmp_path / "spool", tmp_path / "told", tmp_path / "go on")
     until(lambda: len(accepted(tmp_path / "told")) == 50, jobs)
-    hub.faults.add(Fault.outage())
+    outage = hub.faults.add(Fault.outage())
     (tmp_path / "go on").touch()
-    until(lambda: "leaving" in accepted(tmp_path / "told") and "backing off" in jobs.log, jobs)
+    until(lambda: "leaving" in accepted(tmp_path / "told") and hub.faults.struck(outage), jobs)
     jobs.kill(pid, signal.SIGTERM)
     until(lambda: "Uploading what is left" in jobs.log, jobs)
     hub.faults.clear()

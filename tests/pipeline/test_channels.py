@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from hubsync.pipeline.channels import Chunk, Merge, Position, ReplayFilter
+from hubsync.pipeline.channels import Chunk, Merge, ReplayFilter
+from hubsync.pipeline.durable import Position
 
 Rows = list[dict[str, str]]
 

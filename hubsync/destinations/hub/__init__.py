@@ -1,5 +1,5 @@
 """The Hugging Face Hub.
 
-``dataset`` implements the destination for dataset repos. It uploads blobs through ``xet`` or ``lfs``, edits the README
-through ``card``, and sends every request through ``transport``; ``responses`` turns answers into typed errors.
+``dataset`` implements the contract. It uploads blobs through ``xet`` or ``lfs`` and sends every request through
+``transport``; ``responses`` turns failures into typed errors. ``card`` reads and edits the README.
 """

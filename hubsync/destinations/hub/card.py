@@ -1,7 +1,7 @@
-"""The dataset card: so that `datasets.load_dataset` finds every config and split from the first commit on.
+"""The dataset card, which makes `datasets.load_dataset` find every config and split from the first commit on.
 
-A card that a person wrote keeps every word and every key; only what is missing in its `configs:` is added. The YAML
-is huggingface_hub's to read and write.
+hubsync adds what is missing to the card's `configs:` and `dataset_info:`, and keeps every word and key that people
+wrote. huggingface_hub reads and writes the YAML.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hubsync.schema.features import from_features, to_features
 from hubsync.schema.types import Conflict, StructOf, merge_structs
 
 PATH = "README.md"
-_MOST = 1 << 20  # bytes: YAML is read in Python, and the job's threads wait meanwhile
+_MAX_BYTES = 1 << 20  # YAML is parsed in Python, which blocks the job's threads
 
 
 class Entry(NamedTuple):
@@ -30,12 +30,13 @@ class Entry(NamedTuple):
 
 
 class CardError(ValueError):
-    """The card that stands there can't be read, so it is left alone."""
+    """The existing card cannot be read, so hubsync does not change it."""
 
 
-def load() -> Any:
-    """huggingface_hub's card. Imported late, since it is slow to; but not for the first time at a process' end, when
-    Python no longer lets it.
+def preload() -> Any:
+    """Import huggingface_hub's card class and return it.
+
+    The import is slow, so it happens late; but it must not happen first at interpreter exit, when Python refuses it.
     """
     from huggingface_hub import DatasetCard
 
@@ -43,16 +44,16 @@ def load() -> Any:
 
 
 class Card:
-    """One dataset's card, its YAML read once: huggingface_hub does that in Python, and the job waits meanwhile."""
+    """A dataset's card. Its YAML is parsed once, because parsing blocks the job's threads."""
 
     def __init__(self, existing: bytes | None, repo: str) -> None:
-        """`existing` is the card that stands there; None where there is none.
+        """Parse the card that exists in the dataset; None creates a new one.
 
         Raises:
-            CardError: its YAML can't be read.
+            CardError: Its YAML is invalid.
         """
-        if existing is not None and len(existing) > _MOST:
-            raise CardError(f"{PATH} has {len(existing):,} bytes; one of more than {_MOST:,} is left alone.")
+        if existing is not None and len(existing) > _MAX_BYTES:
+            raise CardError(f"{PATH} has {len(existing):,} bytes; hubsync does not change one over {_MAX_BYTES:,}.")
         self._repo = repo
         self._is_new = existing is None
         if existing is None:
@@ -60,73 +61,72 @@ class Card:
         else:
             text = existing.decode("utf-8", "surrogateescape")
         with _as_card_error():
-            self._card = load()(text, ignore_metadata_errors=False)
+            self._card = preload()(text, ignore_metadata_errors=False)
 
     def entries(self) -> list[Entry]:
-        """The patterns that it gives for its configs and splits, each for itself; none where it gives none.
+        """Return the card's patterns for configs and splits, one entry each.
 
         Raises:
-            CardError: what it says there can't be understood.
+            CardError: The card's `configs:` are invalid.
         """
         with _as_card_error():
             return [
-                Entry(str(config.get("config_name", "default")), split, pattern)
+                Entry(_name(config), split, pattern)
                 for config in self._configs()
                 for split, pattern in _patterns(config.get("data_files") or [])
             ]
 
     def features(self) -> dict[str, StructOf]:
-        """What it says of the columns, by config. Features that can't be understood are left out.
+        """Return the column types that the card declares, by config. Features that hubsync does not know are left out.
 
         Raises:
-            CardError: what it says there can't be understood.
+            CardError: The card's `dataset_info:` is invalid.
         """
         found = {}
         with _as_card_error():
             for info in self._infos():
                 with suppress(ValueError):
-                    found[str(info.get("config_name", "default"))] = from_features(info.get("features") or [])
+                    found[_name(info)] = from_features(info.get("features") or [])
         return found
 
-    def clash(self, ours: Sequence[Entry]) -> str | None:
-        """What is wrong where it shows files that `datasets` reads otherwise than ours: it reads one kind a repo.
+    def format_conflict(self, ours: Sequence[Entry]) -> str | None:
+        """Return what is wrong if the card shows files of another kind than `ours`; `datasets` reads one kind per repo.
 
         Raises:
-            CardError: what it says there can't be understood.
+            CardError: The card's `configs:` are invalid.
         """
-        kinds = {_kind(entry.glob) for entry in ours}
-        other = next((e.glob for e in self.entries() if (kind := _kind(e.glob)) and kind not in kinds), None)
+        kinds = {_file_kind(entry.glob) for entry in ours}
+        other = next((e.glob for e in self.entries() if (kind := _file_kind(e.glob)) and kind not in kinds), None)
         if other is None or not ours:
             return None
         return (
-            f"{self._repo} holds {other} already, and now {ours[0].glob}: load_dataset reads one kind of file a repo, "
-            "so it can not read this one any more. Go on in the old format, or in another repo."
+            f"{self._repo} contains {other}, and now {ours[0].glob}: load_dataset reads one kind of file per repo, so "
+            "it can no longer load this one. Use the old format, or another repo."
         )
 
-    def add(self, ours: Sequence[Entry], features: Mapping[str, StructOf] = MappingProxyType({})) -> bytes | None:
-        """The card with `ours` in its `configs:`, and `features` (by config) in its `dataset_info:`; None where it
-        already shows all of them.
+    def merge(self, entries: Sequence[Entry], features: Mapping[str, StructOf] = MappingProxyType({})) -> bytes | None:
+        """Add `entries` to the card's `configs:` and `features`, by config, to its `dataset_info:`.
+
+        Returns:
+            The new card; None if it already contains all of them.
 
         Raises:
-            CardError: what it says there can't be understood.
+            CardError: The card's `configs:` or `dataset_info:` are invalid.
         """
         with _as_card_error():
-            configs = self._configs()
-            changed = self._is_new
-            for entry in ours:
-                changed = _add(configs, entry) or changed
-            infos = self._infos()
-            told = [_tell(infos, config, kind) for config, kind in features.items() if kind.fields]
-            if any(told):
+            configs, infos = self._configs(), self._infos()
+            new_entries = [entry for entry in entries if _add_entry(configs, entry)]
+            new_features = [c for c, columns in features.items() if columns.fields and _add_features(infos, c, columns)]
+            if new_features:
                 self._card.data["dataset_info"] = infos
-            elif not changed:
+            elif not (new_entries or self._is_new):
                 return None
             self._card.data["configs"] = configs
             return self._text().encode("utf-8", "surrogateescape")
 
     def _text(self) -> str:
         text = str(self._card)
-        if "\x85" in text:  # a column's name perhaps: PyYAML takes it for the end of a line, and writes it all the same
+        if "\x85" in text:  # perhaps a column's name: PyYAML reads it as a line break, but does not escape it
             from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
             end = "\r\n" if "\r\n" in text else "\n"
@@ -135,43 +135,47 @@ class Card:
         return text
 
     def _configs(self) -> list[Any]:
-        return _listed(self._card.data.get("configs"))
+        return _as_list(self._card.data.get("configs"))
 
     def _infos(self) -> list[Any]:
-        return _listed(self._card.data.get("dataset_info"))
+        return _as_list(self._card.data.get("dataset_info"))
 
 
 @contextmanager
 def _as_card_error() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a stranger's YAML leads to
+    except Exception as error:  # the YAML can have any shape
         raise CardError(one_line(f"{PATH}: {type(error).__name__}: {error}")) from error
 
 
-def _listed(said: Any) -> list[Any]:
-    """What may be said of one alone, or of a list of them."""
-    return [said] if isinstance(said, dict) else list(said or [])
+def _as_list(value: Any) -> list[Any]:
+    """Return the items of a key that may hold one of them or a list."""
+    return [value] if isinstance(value, dict) else list(value or [])
 
 
-def _kind(glob: str) -> str | None:
+def _name(item: Any) -> str:
+    return str(item.get("config_name", "default"))
+
+
+def _file_kind(glob: str) -> str | None:
     if re.search(r"\.(jsonl|ndjson|json)(\.\w+)?$", glob):
         return "json"
     return "parquet" if glob.endswith(".parquet") else None
 
 
-def _tell(infos: list[Any], config: str, kind: StructOf) -> bool:
-    """Adds what a config's columns hold; answers whether anything was to be added."""
-    info = next((i for i in infos if i.get("config_name", "default") == config), None)
+def _add_features(infos: list[Any], config: str, columns: StructOf) -> bool:
+    """Add a config's column types; return whether that changes anything."""
+    info = next((info for info in infos if info.get("config_name", "default") == config), None)
     if info is None:
         for other in infos:
-            other.setdefault("config_name", "default")  # one alone needs no name
-        infos.append({"config_name": config, "features": to_features(kind)})
+            other.setdefault("config_name", "default")  # optional only while there is one config
+        infos.append({"config_name": config, "features": to_features(columns)})
         return True
     try:
         known = from_features(info.get("features") or [])
-        merged = merge_structs(known, kind)
-    except (ValueError, Conflict):  # a person's: it stays as it is
+        merged = merge_structs(known, columns)
+    except (ValueError, Conflict):  # somebody else declared them: keep them
         return False
     if merged is known:
         return False
@@ -180,29 +184,18 @@ def _tell(infos: list[Any], config: str, kind: StructOf) -> bool:
 
 
 def _patterns(files: Any) -> list[tuple[str, str]]:
+    """Return each split and pattern in a config's `data_files`."""
     found = []
     for item in files if isinstance(files, list) else [files]:
-        # A bare pattern stands for the split `train`.
+        # A bare pattern belongs to the split `train`.
         split, paths = (item.get("split", "train"), item["path"]) if isinstance(item, dict) else ("train", item)
         found += [(str(split), str(path)) for path in (paths if isinstance(paths, list) else [paths])]
     return found
 
 
-def pattern(glob: str) -> re.Pattern[str]:
-    """What finds the paths that `datasets` finds by a glob: `*` stays within a folder, `**` does not."""
-    made = ""
-    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob.removeprefix("./")):
-        if part.startswith("["):
-            inside = part[1:-1].replace("\\", r"\\")
-            made += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
-        else:
-            made += {"**/": r"(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
-    return re.compile(made)
-
-
-def _add(configs: list[Any], entry: Entry) -> bool:
-    """Adds what is missing; answers whether anything was."""
-    config = next((c for c in configs if c.get("config_name", "default") == entry.config), None)
+def _add_entry(configs: list[Any], entry: Entry) -> bool:
+    """Add an entry; return whether that changes anything."""
+    config = next((config for config in configs if config.get("config_name", "default") == entry.config), None)
     ours = {"split": entry.split, "path": entry.glob}
     if config is None:
         configs.append({"config_name": entry.config, "data_files": [ours]})
@@ -211,10 +204,10 @@ def _add(configs: list[Any], entry: Entry) -> bool:
     if files is None:
         config["data_files"] = [ours]
         return True
-    if isinstance(files, str) or not any(isinstance(f, dict) for f in files):
-        # A bare pattern, or a list of them, stands for the split `train`.
+    if isinstance(files, str) or not any(isinstance(file, dict) for file in files):
+        # A bare pattern, or a list of them, belongs to the split `train`.
         files = [{"split": "train", "path": files}]
-    split = next((f for f in files if isinstance(f, dict) and f.get("split") == entry.split), None)
+    split = next((file for file in files if isinstance(file, dict) and file.get("split") == entry.split), None)
     if split is None:
         config["data_files"] = [*files, ours]
         return True
@@ -226,10 +219,22 @@ def _add(configs: list[Any], entry: Entry) -> bool:
     return True
 
 
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """Return a pattern for the paths that `datasets` finds by `glob`: `*` stays within a folder, `**` does not."""
+    regex = ""
+    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob.removeprefix("./")):
+        if part.startswith("["):
+            inside = part[1:-1].replace("\\", r"\\")
+            regex += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+        else:
+            regex += {"**/": r"(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
+    return re.compile(regex)
+
+
 _BODY = """
 # {name}
 
-This dataset grows while a job runs: its rows are brought here by hubsync, shard by shard.
+This dataset grows while a job runs: hubsync uploads its rows, shard by shard.
 
 ```python
 from datasets import load_dataset

@@ -204,7 +204,9 @@ class HubHTTP:
             what: The name of the request in messages.
             method: The HTTP method.
             url: A path on the Hub, or an absolute URL.
-            json, form, content: The body, in one of three forms.
+            json: The body, to encode as JSON.
+            form: The body, to encode as a form.
+            content: The body.
             headers: Added to the default headers.
             has_effect: Whether the request changes the repo: if its response is lost, truncated or a 5xx, it raises
                 `AmbiguousError`.

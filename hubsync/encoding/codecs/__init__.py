@@ -1,10 +1,10 @@
-"""Codecs: the formats of a shard. A shard is written as JSON Lines and may be compressed when it is sealed.
+"""Codecs: the formats of a shard. A segment of JSON Lines is compressed to one of them after it is sealed.
 
-Every format keeps the rows and their order, and every value as it was: text that looks like a date stays text. Memory
-is bounded by a few chunks of lines. docs/how-to/choose-a-format.md compares the formats.
+Every format keeps the rows, their order, and every value as it was: text that looks like a date stays text. Memory is
+bounded by a few chunks of lines. docs/how-to/choose-a-format.md compares the formats.
 
-``base`` defines a codec, ``jsonl``, ``gzip``, ``zstd`` and ``parquet`` are one each (``arrow_types`` and
-``json_columns`` are parts of the last). Here they are chosen by the name of a file.
+``base`` defines a codec; ``jsonl``, ``gzip``, ``zstd`` and ``parquet`` are one each. A file's name decides which one
+the functions here use.
 """
 
 from __future__ import annotations
@@ -47,13 +47,8 @@ def check_installed(format: Format) -> None:
 def compress(source: Path, target: Path, rows: int, columns: StructOf = EMPTY) -> None:
     """Write the lines of `source` to `target`, in the format of its name, completely or not at all.
 
-    The file is on disk before it gets its name, whatever the spool's durability: the lines are removed after this.
-
-    Args:
-        source: A file of JSON Lines.
-        target: The file to create.
-        rows: The number of lines.
-        columns: The types of the config's columns. Parquet files have at least these columns, so that all are alike.
+    The file is on disk before it gets its name, whatever the spool's durability, because the lines are removed next.
+    A Parquet file has at least the given columns of its config, so that all files are alike.
 
     Raises:
         OSError: The disk failed, or `source` does not exist. `target` is not created.

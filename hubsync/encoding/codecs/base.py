@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync.errors import ConfigError
 from hubsync.schema.types import StructOf
 
-_PIECE = 1 << 20
-
-
-class Codec(Protocol):
-    """One format of shards."""
-
-    def check_installed(self) -> None:
-        """Import what the format needs.
-
-        Raises:
-            ConfigError: A package is missing or too old.
-        """
-
-    def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
-        """Write the lines of `source` to `target`. See `hubsync.encoding.codecs.compress`.
-
-        Raises:
-            OSError: The disk failed.
-            DefectError: The format can't hold these rows.
-        """
-
-    def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
-        """Return the lines of `stream`; if `close`, closing them closes it.
-
-        Raises:
-            Exception: The stream is not in this format. `stream` is open then.
-        """
-        ...
+_PIECE = 1 << 20  # bytes read at a time
 
 
 class DamagedShard(ValueError):
     """A shard is incomplete, damaged, or not in the format of its name."""
+
+
+class Codec(ABC):
+    """One format of shards. The functions of `hubsync.encoding.codecs` describe the methods."""
+
+    def check_installed(self) -> None:  # noqa: B027  (most formats need nothing)
+        """Import what the format needs, or raise a `ConfigError`."""
+
+    @abstractmethod
+    def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
+        """Write the lines of `source` to `target`."""
+
+    @abstractmethod
+    def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
+        """Return the lines of `stream`. Any exception means a damaged shard."""
 
 
 def missing_package(extra: str, format: str, package: str, why: object) -> ConfigError:
@@ -59,7 +48,7 @@ def read_pieces(source: Path) -> Iterator[bytes]:
 
 
 def decompressed(decompressor: Any, stream: IO[bytes], close: bool) -> IO[bytes]:
-    """Return a file that reads through `decompressor`, whose errors become `DamagedShard`."""
+    """Return a file that reads through `decompressor`; if `close`, closing it closes `stream`."""
     return io.BufferedReader(_Decompressed(decompressor, stream if close else None), _PIECE)
 
 

@@ -1,19 +1,16 @@
-"""JSON Lines, as the spool writes them."""
+"""JSON Lines, as the spool writes them: a segment's bytes are the shard's bytes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import IO
 
-from hubsync.encoding.codecs.base import read_pieces
+from hubsync.encoding.codecs.base import Codec, read_pieces
 from hubsync.schema.types import StructOf
 
 
-class JsonlCodec:
-    """The identity: a segment's bytes are the shard's bytes."""
-
-    def check_installed(self) -> None:
-        """Needs nothing."""
+class JsonlCodec(Codec):
+    """No compression."""
 
     def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
         """Copy the lines."""

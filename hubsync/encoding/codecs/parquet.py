@@ -17,12 +17,12 @@ from typing import IO, Any
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync.encoding.codecs.arrow_types import arrow_schema, arrow_type, columns_of
-from hubsync.encoding.codecs.base import missing_package
+from hubsync.encoding.codecs.base import Codec, missing_package
 from hubsync.encoding.codecs.zstd import LEVEL
 from hubsync.encoding.rows import encode
 from hubsync.errors import DefectError
 from hubsync.policies import MIB
+from hubsync.schema.arrow import arrow_schema, arrow_type, columns_of
 from hubsync.schema.types import EMPTY, ColumnType, Conflict, StructOf, merge, merge_structs, type_of
 
 _CHUNK = 32 * MIB  # of lines in memory at once, and per row group; Xet deduplicates larger groups better
@@ -30,15 +30,11 @@ _IN_MEMORY = 8 * MIB  # of lines when reading; more go to a temporary file
 _MIN_PYARROW = 21  # the first with content-defined chunking
 
 
-class ParquetCodec:
+class ParquetCodec(Codec):
     """Parquet with Zstandard, pages cut by content, and a page index."""
 
     def check_installed(self) -> None:
-        """Import pyarrow now: it takes long, and must not do so while rows arrive.
-
-        Raises:
-            ConfigError: pyarrow is missing or too old.
-        """
+        """Import pyarrow now: it takes long, and must not do so while rows arrive."""
         needed = f"pyarrow>={_MIN_PYARROW}"
         try:
             import pyarrow.json
@@ -50,12 +46,7 @@ class ParquetCodec:
             raise missing_package("parquet", "parquet", needed, f"this is {installed}")
 
     def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
-        """Write the lines as Parquet: with typed columns if possible, else with some or all columns as JSON.
-
-        Raises:
-            OSError: The disk failed.
-            DefectError: The rows have no fields, or pyarrow can't read them.
-        """
+        """Write typed columns if possible; otherwise some or all columns as JSON."""
         import pyarrow
 
         reason = ""
@@ -72,7 +63,7 @@ class ParquetCodec:
         raise DefectError(f"{rows:,} rows can't become Parquet: {reason}")
 
     def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
-        """Return all rows of the file as JSON Lines, in memory or in a temporary file."""
+        """Read the whole file now, into memory or a temporary file. The result can seek."""
         from pyarrow import parquet
 
         lines: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (returned)
@@ -189,12 +180,7 @@ def _read_json(lines: bytes, schema: Any = None) -> Any:
 
 
 def _infer(source: Path, as_json: frozenset[str]) -> StructOf:
-    """Return the columns of all lines of a file.
-
-    Raises:
-        Conflict: A column has no type that holds all its values.
-        pyarrow.ArrowException: The same, within one chunk.
-    """
+    """Return the columns of all lines of a file. A column without a common type raises, in pyarrow or in the merge."""
     columns = EMPTY
     for chunk in _chunks(source):
         columns = merge_structs(columns, columns_of(_read_json(_encode_columns(chunk, as_json)).schema))

@@ -6,21 +6,17 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from hubsync.encoding.codecs.base import decompressed, missing_package, read_pieces
+from hubsync.encoding.codecs.base import Codec, decompressed, missing_package, read_pieces
 from hubsync.schema.types import StructOf
 
 LEVEL = 3  # a higher one saves a few per cent and takes twice the time: docs/how-to/choose-a-format.md
 
 
-class ZstdCodec:
+class ZstdCodec(Codec):
     """Zstandard, with the size and a checksum in the file."""
 
     def check_installed(self) -> None:
-        """Import the library.
-
-        Raises:
-            ConfigError: Python is older than 3.14 and `zstandard` is missing.
-        """
+        """Import the package that Python needs before 3.14."""
         if sys.version_info < (3, 14):
             _zstandard()
 
@@ -32,8 +28,16 @@ class ZstdCodec:
         target.write(compressor.flush())
 
     def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
-        """Return the decompressed stream."""
-        return decompressed(_decompressor(stream), stream, close)
+        """Return a file that decompresses as it is read."""
+        if sys.version_info >= (3, 14):  # pragma: no cover  (depends on the Python that runs the tests)
+            from compression import zstd
+
+            return decompressed(zstd.ZstdFile(stream), stream, close)
+        zstandard, start = _zstandard(), stream.tell()
+        size = zstandard.frame_content_size(stream.read(32))
+        stream.seek(start)
+        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
+        return decompressed(_CompleteReader(reader, size), stream, close)
 
 
 def _zstandard() -> Any:
@@ -45,7 +49,7 @@ def _zstandard() -> Any:
 
 
 def _compressor(size: int) -> Any:
-    if sys.version_info >= (3, 14):  # pragma: no cover  (depends on the Python that runs the tests)
+    if sys.version_info >= (3, 14):  # pragma: no cover
         from compression import zstd
 
         options = {zstd.CompressionParameter.compression_level: LEVEL, zstd.CompressionParameter.checksum_flag: 1}
@@ -55,23 +59,10 @@ def _compressor(size: int) -> Any:
     return _zstandard().ZstdCompressor(level=LEVEL, write_checksum=True).compressobj(size=size)
 
 
-def _decompressor(stream: IO[bytes]) -> Any:
-    if sys.version_info >= (3, 14):  # pragma: no cover
-        from compression import zstd
-
-        return zstd.ZstdFile(stream)
-    zstandard, start = _zstandard(), stream.tell()
-    size = zstandard.frame_content_size(stream.read(32))
-    stream.seek(start)
-    reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
-    return _CompleteReader(reader, size)
-
-
 class _CompleteReader:
-    """Refuse a file that ends early, which zstandard takes for a complete one."""
+    """Refuse a file that ends early, which zstandard takes for a complete one. A negative `size` is unknown."""
 
     def __init__(self, reader: Any, size: int) -> None:
-        """Expect at least `size` bytes; a negative size is unknown."""
         self._reader = reader
         self._missing = size
 

@@ -1,4 +1,4 @@
-"""Arrow types to column types and back. The merge is that of `hubsync.schema.types`; pyarrow only reads and writes."""
+"""Column types as Arrow types, and back."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ def _column_type(kind: Any) -> ColumnType:
 
 
 def arrow_type(kind: ColumnType, *, stored: bool = False) -> Any:
-    """Return the Arrow type of a column; None if it contains a type that is not made of JSON's, such as a class label.
+    """Return the Arrow type of a column; None if a part of it is not made of JSON's types, such as a class label.
 
-    Args:
-        kind: The column type.
-        stored: Whether the type is for a file. Parquet has no struct without fields, so there it is a null.
+    With `stored`, the type is for a Parquet file, which holds nulls instead of structs without fields.
     """
     import pyarrow
 
