@@ -170,7 +170,7 @@ def test_words_of_another_version_stop_no_one_who_follows(uploader: Make, datase
         follower.spool.catalogue.set("status", '{"kind": "hibernating", "reason": "of a version to come"}')
         follower.monitor.refresh()
         follower._read_outcomes()
-        assert follower.figures().state.kind == "ok"
+        assert follower.monitor.figures().state.kind == "ok"
         two.put(numbered(0, 1))
     assert dataset.ids() == [0]
 

@@ -78,7 +78,7 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
                    spool.waiting_text(), spool.directory)  # fmt: skip
         raise
     else:
-        _log.warning("Done: all rows are %s.", "in the spool" if engine.is_offline else "on the Hub")
+        _log.warning("Done: all rows are in the spool." if engine.is_offline else "Done: all rows are on the Hub.")
 
 
 def drain(engine: Engine, timeout: float | None) -> None:
