@@ -33,8 +33,8 @@ from hubsync.maintenance.quarantine import Quarantine
 from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.verify import verify
 from hubsync.model.layout import FORMATS, Format
+from hubsync.reader import follow, rows, shards
 from hubsync.reader.cursor import fingerprint
-from hubsync.reader.reading import follow, rows, shards
 from hubsync.schema.features import from_features
 from tests.conftest import FAST, Dataset
 from tests.test_disk import small_disk  # noqa: F401  (a fixture)
