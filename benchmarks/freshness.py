@@ -106,7 +106,7 @@ def _write(repo: str, way: str, pace: int, seconds: float) -> None:
 
 
 def _read(repo: str) -> None:
-    from hubsync.reader.reading import follow
+    from hubsync.reader import follow
 
     ages: list[float] = []
     with follow(repo, poll_s=_LOOK_S) as reader:

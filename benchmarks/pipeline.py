@@ -84,7 +84,7 @@ def _one(ground: Ground, kind: str, case: str, count: int) -> float:
 
 
 def _rows_of(ground: Ground, repo: str) -> int:
-    from hubsync.reader.reading import shards
+    from hubsync.reader import shards
 
     return sum(shard.rows or 0 for shard in shards(repo, endpoint=ground.endpoint, token=ground.token))
 

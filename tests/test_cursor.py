@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from hubsync.errors import ConfigError, DatasetRewritten
 from hubsync.localhub import LocalHub
-from hubsync.reader.cursor import Cursor, RangeMatcher, ReadRange, are_the_same, fingerprint
-from hubsync.reader.reading import rows
+from hubsync.reader import rows
+from hubsync.reader.cursor import Cursor, ReadRange, fingerprint
+from hubsync.reader.rewrites import RangeMatcher, have_same_rows
 
 EXAMPLES = int(os.environ.get("HUBSYNC_READER_EXAMPLES", "25"))
 
@@ -36,7 +37,7 @@ def test_a_fingerprint_counts_what_a_row_says_and_not_how_it_is_written() -> Non
 def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, bool]], again: dict[int, int]) -> None:
     made = [ReadRange(place, "ab" * 8, 3, total, total // 2, whole) for place, total, whole in pieces]
     again = {key % 2**64: value for key, value in again.items()}
-    cursor = Cursor("user/rows", "f" * 40, {piece.place: piece for piece in made}, made[:1], again)
+    cursor = Cursor("user/rows", "f" * 40, {piece.path: piece for piece in made}, made[:1], again)
     assert Cursor.decode(cursor.encode(), "user/rows") == cursor
     with pytest.raises(ConfigError):
         Cursor.decode(cursor.encode(), "user/other")
@@ -56,7 +57,7 @@ def test_pieces_are_found_in_whatever_order_they_were_joined(parts: list[list[in
     found, known, others = RangeMatcher(made).find(marks)
     assert Counter(known) + Counter(others) == Counter(marks)
     assert {100, 101} <= set(others)
-    assert are_the_same(found, known)
+    assert have_same_rows(found, known)
     if len({tuple(part) for part in parts}) == len({part[0] for part in parts}):  # nothing begins alike
         assert len(others) == 2
 
@@ -98,8 +99,8 @@ class World:
     def compact(self, numbers: list[int], rng: random.Random | None, more: list[int]) -> None:
         """Some files, and some rows that nobody has seen, become one."""
         paths = {sorted(self._files)[number % len(self._files)] for number in numbers}
-        pieces = Cursor.decode(self.cursor, self._repo).pieces.values() if self.cursor else ()
-        known = {piece.place for piece in pieces if piece.rows}
+        pieces = Cursor.decode(self.cursor, self._repo).ranges.values() if self.cursor else ()
+        known = {piece.path for piece in pieces if piece.rows}
         if known and not known & paths:
             return  # by chance it may hold just the same rows as another shard that stands: nobody can tell
         more = self._rows(more)

@@ -427,7 +427,7 @@ def test_a_discard_asks_first_and_says_what_is_lost(
         assert "discarded 20" in str(replay.error)
     report = verify("user/rows", spool=spool, endpoint=hub.endpoint, token=hub.token)
     assert (report.differences, len(report.notes)) == ((), 2)
-    assert "data/train-00001.jsonl holds no rows any more: discarded 20" in report.notes[0]
+    assert "data/train-00001.jsonl no longer holds rows: discarded 20" in report.notes[0]
     assert "(2 rows, 18 bytes)" in report.notes[0]
     assert dataset.ids() == [0, 3, 5]
 

@@ -1,4 +1,4 @@
-"""The examples, run as a stranger runs them: as processes, over real sockets, killed in the middle and run again."""
+"""The examples, run as users run them: as processes, over real sockets, killed and run again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Start = Callable[..., Job]
 
 @pytest.fixture
 def start(hub: LocalHub, tmp_path: Path, python_with_datasets: Python) -> Iterator[Start]:
-    """Starts an example by the README's command, with more arguments; its processes are a group of their own."""
+    """Start an example by the README's command, with more arguments, in its own process group."""
     jobs: list[Job] = []
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -75,7 +75,7 @@ def start(hub: LocalHub, tmp_path: Path, python_with_datasets: Python) -> Iterat
 
 @pytest.fixture
 def server(start: Start) -> str:
-    """Where the stand-in for an OpenAI-compatible server listens."""
+    """Return the address of the stand-in for an OpenAI-compatible server."""
     job = start("openai_stand_in.py", "--port", 0)
     until(lambda: "running on http" in job.said or job.process.poll() is not None)
     found = re.search(r"running on (http://[\d.:]+)", job.said)
@@ -84,27 +84,27 @@ def server(start: Start) -> str:
 
 
 def asked(server: str) -> Counter[str]:
-    """How often the stand-in has worked on each prompt."""
+    """Return how often the stand-in has worked on each prompt."""
     with urllib.request.urlopen(f"{server}/asked") as answer:
         return Counter(json.load(answer))
 
 
 def end(job: Job) -> str:
-    """Waits until a job ends well; answers what it said."""
+    """Wait until a job ends successfully; return its output."""
     assert job.process.wait() == 0, job.said
     return job.said
 
 
 def kill(job: Job) -> None:
-    """SIGKILL to a job and all that it has started."""
+    """Kill a job and everything that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(job.process.pid, signal.SIGKILL)
     job.process.wait()
 
 
 def accepted() -> int:
-    """Rows that the spool has accepted so far."""
-    with suppress(SpoolError):  # it is just being made
+    """Return the number of rows that the spool has accepted."""
+    with suppress(SpoolError):  # it is being created
         for spool in default_spools():
             depth = inspect_spool(spool).depth
             return depth.rows + depth.committed_rows
@@ -117,7 +117,7 @@ def until_accepted(rows: int, job: Job) -> None:
 
 
 def offset(source: str) -> int:
-    """How far the spool has accepted `source`."""
+    """Return the highest offset of `source` that the spool has accepted."""
     (directory,) = default_spools()
     with closing(open_spool(None, directory, SystemClock())) as spool:
         known = spool.offsets.highest(source)
@@ -126,7 +126,7 @@ def offset(source: str) -> int:
 
 
 def kill_a_writer() -> None:
-    """SIGKILL to one process that writes to the spool."""
+    """Kill one of the processes that write to the spool."""
     (directory,) = default_spools()
     pids = [int(lock.read_text()) for lock in sorted((directory / "writers").glob("*.lock"))]
     os.kill(pids[0], signal.SIGKILL)
@@ -142,7 +142,7 @@ def scored(samples: int) -> Iterable[object]:
 
 
 def check(dataset: Dataset, rows: Iterable[object]) -> None:
-    """Every row is there once, and nothing else; and the spool holds nothing back."""
+    """Assert that exactly these rows are in the dataset, and that the spool is empty."""
     found: Counter[Any] = Counter(
         row["id"] if "id" in row else (row["task"], row.get("sample")) for row in dataset.rows()
     )
@@ -160,14 +160,14 @@ def check(dataset: Dataset, rows: Iterable[object]) -> None:
         ("shell_job.sh", numbered(1000)),
     ],
 )
-def test_a_command_of_the_page_brings_every_row(
+def test_a_command_of_the_page_uploads_every_row(
     start: Start, dataset: Dataset, name: str, rows: Iterable[object]
 ) -> None:
     end(start(name))
     check(dataset, rows)
 
 
-def test_the_command_that_asks_a_server_brings_every_row(start: Start, server: str, dataset: Dataset) -> None:
+def test_the_command_that_asks_a_server_uploads_every_row(start: Start, server: str, dataset: Dataset) -> None:
     end(start("asyncio_llm.py", server=server))
     check(dataset, numbered(200))
 
@@ -183,7 +183,7 @@ def test_the_command_that_asks_a_server_brings_every_row(start: Start, server: s
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_job_killed_in_the_middle_brings_every_row_once_when_it_is_run_again(
+def test_a_killed_job_that_runs_again_uploads_every_row_once(
     start: Start, dataset: Dataset, name: str, args: list[object], rows: Iterable[object]
 ) -> None:
     job = start(name, *args)
@@ -194,12 +194,12 @@ def test_a_job_killed_in_the_middle_brings_every_row_once_when_it_is_run_again(
     check(dataset, rows)
 
 
-def test_a_job_killed_once_some_rows_are_committed_goes_on_behind_them(start: Start, dataset: Dataset) -> None:
+def test_a_job_killed_after_a_commit_resumes_after_it(start: Start, dataset: Dataset) -> None:
     job = start("plain_loop.py", "--rows", 2000)
     until_accepted(100, job)
     kill(job)
     first = accepted()
-    job = start("plain_loop.py", "--rows", 8000)  # commits at once what the first one left
+    job = start("plain_loop.py", "--rows", 8000)  # commits the first job's rows immediately
     until(
         lambda: job.process.poll() is not None or any(inspect_spool(at).depth.committed_rows for at in default_spools())
     )
@@ -211,9 +211,7 @@ def test_a_job_killed_once_some_rows_are_committed_goes_on_behind_them(start: St
     check(dataset, numbered(8000))
 
 
-def test_a_job_killed_while_it_asks_a_server_asks_for_nothing_that_was_accepted(
-    start: Start, server: str, dataset: Dataset
-) -> None:
+def test_a_job_killed_while_asking_a_server_asks_only_for_the_rest(start: Start, server: str, dataset: Dataset) -> None:
     job = start("asyncio_llm.py", server=server)
     until_accepted(40, job)
     kill(job)
@@ -238,13 +236,13 @@ def test_a_job_killed_while_it_asks_a_server_asks_for_nothing_that_was_accepted(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_job_that_is_told_to_end_brings_up_what_it_has(
+def test_a_terminated_job_uploads_its_rows(
     start: Start, dataset: Dataset, name: str, args: list[object], number: signal.Signals, code: int
 ) -> None:
     job = start(name, "--rows", 50_000, *args)
     until_accepted(200, job)
     if number is signal.SIGINT:
-        os.killpg(job.process.pid, number)  # a terminal tells all of them
+        os.killpg(job.process.pid, number)  # as a terminal does
     else:
         job.process.send_signal(number)
     assert job.process.wait() == code, job.said
@@ -253,7 +251,7 @@ def test_a_job_that_is_told_to_end_brings_up_what_it_has(
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: Start, dataset: Dataset, method: str) -> None:
+def test_a_killed_worker_is_restarted_and_resumes(start: Start, dataset: Dataset, method: str) -> None:
     job = start("dataloader_workers.py", "--rows", 1500, "--start-method", method)
     until_accepted(200, job)
     kill_a_writer()
@@ -261,7 +259,7 @@ def test_a_worker_that_is_killed_is_started_again_and_goes_on(start: Start, data
     check(dataset, numbered(1500))
 
 
-def test_every_example_is_on_the_page_and_is_run_here() -> None:
+def test_every_example_is_on_the_page_and_runs_here() -> None:
     here = Path(__file__).read_text()
     for file in (ROOT / "examples").iterdir():
         if file.suffix in (".py", ".sh"):

@@ -10,7 +10,7 @@ import pytest
 from hubsync import Uploader
 from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
-from tests.test_drift import Reader
+from tests.e2e.test_drift import Reader
 
 Make = Callable[..., Uploader]
 

@@ -111,3 +111,10 @@ def test_a_bound_that_makes_no_sense_is_refused(make: object) -> None:
 def test_a_token_shows_in_no_repr() -> None:
     up = Uploader("user/rows", token="hf_secret")
     assert "hf_secret" not in repr(up)
+
+
+def test_sibling_configs_have_their_own_folder() -> None:
+    assert next(Layout().siblings()) == Layout("default-2", "train", "{config}/{split}-{writer}-{seq:05d}.jsonl")
+    assert next(Layout("a", "test").siblings()).path("w", 1) == "a-2/test-w-00001.jsonl"
+    assert next(Layout(template="mine/{split}-{seq}.jsonl").siblings()).path("w", 1) == "default-2/mine/train-1.jsonl"
+    assert next(Layout("a", template="{config}/{split}/{seq}.jsonl").siblings()).path("w", 1) == "a-2/train/1.jsonl"

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 
 from hubsync._runtime.clock import SystemClock
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
+from hubsync.maintenance import shard_content
+from hubsync.maintenance.shard_content import ShardContent, read_contents
 from hubsync.model.commit import Watermark
 from hubsync.model.layout import Layout
 from hubsync.model.target import Target
-from hubsync.reader import snapshot
-from hubsync.reader.snapshot import Content, DatasetSnapshot, series_of
+from hubsync.reader.series import series_of
+from hubsync.reader.snapshot import SnapshotReader
 
 
-def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: bool = True) -> Content | str:
+def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: bool = True) -> ShardContent | str:
     """What is read of a file that the Hub lists as `content` and gives as `pieces`."""
     oid = hashlib.sha256(content).hexdigest() if is_large else git_oid(content)
     file = HubFile("a.jsonl", len(content), oid, is_large)
@@ -31,10 +33,10 @@ def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: boo
             for piece in [content] if pieces is None else pieces:
                 yield piece
 
-    async def main() -> Content | str:
+    async def main() -> ShardContent | str:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Body()))
         hub = HubDataset(Target("https://hub.test", "user/rows"), lambda: None, transport=transport)
-        contents = await DatasetSnapshot(hub, "0" * 40, SystemClock()).contents([file], lambda read, shards: None)
+        contents = await read_contents(SnapshotReader(hub, SystemClock()), [file], "0" * 40, lambda read, shards: None)
         await hub.aclose()
         return contents[file.path]
 
@@ -67,14 +69,14 @@ def test_lines_are_counted_and_checked_however_the_bytes_come(pieces: list[bytes
     lines = content.split(b"\n")[:-1] + ([content.split(b"\n")[-1]] if content.split(b"\n")[-1] else [])
     bad = [number for number, line in enumerate(lines, 1) if not is_object(line)]
     oid = hashlib.sha256(content).hexdigest() if is_large else git_oid(content)
-    expected = Content(oid, len(content), len(lines), len(bad), bad[0] if bad else 0, 0)
+    expected = ShardContent(oid, len(content), len(lines), len(bad), bad[0] if bad else 0, 0)
     assert read(content, pieces, is_large=is_large) == expected
 
 
 def test_a_line_too_long_to_hold_is_counted_and_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "_LINE_BYTES", 10)
+    monkeypatch.setattr(shard_content, "_MAX_LINE_BYTES", 10)
     found = read(b'{"a":1}\n{"a":12345}\nno\n', [b'{"a":1}\n{"a":1', b"2345}\nno", b"\n"])
-    assert isinstance(found, Content)
+    assert isinstance(found, ShardContent)
     assert (found.rows, found.long, found.bad, found.first_bad) == (3, 1, 1, 3)
 
 
@@ -84,7 +86,7 @@ def test_a_body_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> None
             yield b"{}\n" * 1_000
 
     found = read(b"{}\n", endless())  # type: ignore[arg-type]
-    assert isinstance(found, Content)
+    assert isinstance(found, ShardContent)
     assert found.bytes > 3
 
 

@@ -75,7 +75,7 @@ def test_read_writes_every_row_and_goes_on_from_a_cursors_file(run: Commands, up
     kept.write_text("rubbish")
     done = run("read", "user/rows", "--cursor", kept)
     assert done.returncode == 1
-    assert done.stderr == "hubsync: 'rubbish' is no cursor that this hubsync reads, no commit's sha, and no time.\n"
+    assert done.stderr == "hubsync: 'rubbish' is not a cursor of this hubsync, a commit sha or a time.\n"
 
 
 def test_read_ends_silently_where_its_reader_has_enough(start: Any, uploader: Make) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hubsync import Uploader, __version__
 from hubsync.localhub import LocalHub
 from hubsync.maintenance.verify import verify
-from hubsync.reader.reading import rows, shards
+from hubsync.reader import rows, shards
 
 OURS = f"hubsync/{__version__}; hf_hub/{huggingface_hub.__version__}; python/"
 

@@ -20,8 +20,7 @@ import anyio
 
 from hubsync._runtime.clock import SystemClock
 from hubsync.errors import ConfigError, UnreadableRow
-from hubsync.reader import reading
-from hubsync.reader.reading import Rows, Shard, rows, shards
+from hubsync.reader import Rows, Shard, follow, rows, shards
 
 _log = logging.getLogger("hubsync")
 
@@ -124,7 +123,7 @@ def _follow(
     options: dict[str, Any],
 ) -> None:
     clock = _SavingClock(cursor_file)
-    with reading.follow(repo, cursor, poll_s=poll_s, spool=spool or False, clock=clock, **options) as reader:
+    with follow(repo, cursor, poll_s=poll_s, spool=spool or False, clock=clock, **options) as reader:
         clock.reader = reader
         _write(reader, cursor_file, bad_lines, unbuffered=True)
 

@@ -88,7 +88,7 @@ def ls(repo: str, as_json: bool, **options: Any) -> None:
     Lists the rows, size, writer and number of each, and the commit that added it.
     """
     from hubsync.cli.jsonl_writer import require_shards
-    from hubsync.reader.reading import shards
+    from hubsync.reader import shards
 
     found = list(shards(repo, **options))
     require_shards(repo, found, options)

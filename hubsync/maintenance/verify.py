@@ -1,8 +1,8 @@
-"""Whether the dataset holds what hubsync committed to it, whole and once: what `hubsync verify` does.
+"""Verify that a dataset holds what hubsync committed, completely and once: `hubsync verify`.
 
-Compares the files of one commit with the writers' watermarks and with a spool's catalogue. Writes nothing, and leaves
-mending to people. A job may go on meanwhile: what the catalogue calls committed is read before the head is asked for,
-so it must stand there; what explains a gap is read after it. What is explained becomes a note, all else a difference.
+Compares the files of one commit with the writers' watermarks and with a spool's catalogue. Nothing is changed. Jobs may
+keep writing: what the catalogue calls committed is read before the head of the branch, so it must be in that commit;
+what explains a gap is read after it. Explained oddities become notes, everything else a difference.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from typing import Literal, NamedTuple
 import anyio
 
 from hubsync._runtime.clock import Clock, SystemClock
-from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
 from hubsync.destinations.resolve import online_destination, target_of, token_source
 from hubsync.encoding.codecs import SUFFIXES
 from hubsync.errors import BlockedError
+from hubsync.maintenance.shard_content import ShardContent, read_contents
 from hubsync.model.commit import Watermark, watermark_path
-from hubsync.model.target import Target, default_directory
+from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
-from hubsync.reader.snapshot import Content, Dataset, DatasetSnapshot, Series, series_of
-from hubsync.spool.opening import open_existing
+from hubsync.reader.selection import Selection, select_files
+from hubsync.reader.series import Series, series_of
+from hubsync.reader.snapshot import Snapshot, SnapshotReader, Watermarks
+from hubsync.spool.opening import existing_default_spool, open_existing
 from hubsync.spool.segments import SegmentState
 from hubsync.spool.spool import Spool
 
 Kind = Literal["missing", "size", "oid", "watermark", "gap", "beyond", "repeat", "content", "rows"]
 
-# The default layout's shards name their writer, and so tell when its watermark is gone. A day (20261231) is none.
+# Default paths name the writer, which shows when its watermark is gone. A date (20261231) is no writer.
 _DEFAULT_NAME = re.compile(r"(?:.*[/-])?(?!(?:19|20)[0-9]{6})([0-9a-f]{8})-[0-9]+\.(?:jsonl(?:\.gz|\.zst)?|parquet)")
-_RESTORE = "Restore it from the dataset's history, or a job with a new spool repeats rows or numbers."
-_COPY = "Delete the copy, if nobody put it there on purpose."
+_RESTORE = "Restore it from the dataset's history; otherwise a job with a new spool repeats rows or numbers."
+_DELETE_COPY = "Delete the copy, unless somebody put it there on purpose."
+_MAX_NUMBERS = 10  # that a note lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,13 @@ class Difference:
     """One thing that is not as it should be.
 
     Attributes:
-        kind: "missing", "size" and "oid" compare the catalogue's shard with the Hub's; "watermark" is one that is
+        kind: "missing", "size" and "oid" compare a shard in the catalogue with the Hub's; "watermark" is one that is
             gone, unreadable or too low; "gap", "beyond" and "repeat" are numbers of a series that are missing, above
             its watermark, or there twice; "content" and "rows" are found by reading the shards.
-        path: the shard's, the watermark's, or a series with `*` for the number.
-        hint: what it may be, and what to do.
+        path: the path of the shard or watermark, or a series with `*` for the number.
+        expected: what should be there.
+        found: what is there.
+        hint: the likely cause, and what to do.
     """
 
     kind: Kind
@@ -58,19 +63,24 @@ class Difference:
     hint: str
 
 
-# What is explained is a note.
-Finding = Difference | str
+Finding = Difference | str  # a note is text
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was compared, and how it came out.
+    """What was compared, and the result.
 
     Attributes:
-        commit: the one commit at which everything was read.
-        spool: the spool that was compared; None where the dataset was compared with itself alone.
-        rows: counted where the content was read, else as the watermarks say.
-        bytes: of the `shards` that stand in some writer's series.
+        repo: the dataset.
+        revision: its branch.
+        commit: the commit at which everything was read.
+        spool: the spool that was compared; None if the dataset was only checked for consistency.
+        writers: the number of watermarks.
+        shards: the number of files in writers' series.
+        rows: counted if the content was read, otherwise by the watermarks.
+        bytes: the size of these files.
+        content: whether every shard was downloaded and checked.
+        differences: what is wrong.
         notes: what looks odd and is explained.
     """
 
@@ -88,13 +98,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Return whether there are no differences."""
         return not self.differences
 
 
 def default_spool(repo: str, *, revision: str = "main", endpoint: str | None = None) -> Path | None:
-    """The spool that uploaders of `repo` use by default on this host; None where there is none."""
-    directory = default_directory(target_of(repo, endpoint, revision))
-    return directory if (directory / "catalogue.sqlite").exists() else None
+    """Return the spool that uploaders of `repo` use by default; None if it does not exist on this machine."""
+    return existing_default_spool(target_of(repo, endpoint, revision))
 
 
 def verify(
@@ -108,15 +118,25 @@ def verify(
     progress: Callable[[int, int], None] = lambda read, shards: None,
     clock: Clock | None = None,
 ) -> Report:
-    """Compares a dataset with itself, with the catalogue of `spool`, and with `content` reads every shard.
+    """Check a dataset for consistency, and compare it with a spool.
+
+    Args:
+        repo: the dataset, such as "user/rollouts".
+        spool: the spool to compare with; None for none.
+        revision: the branch.
+        endpoint: the Hub; by default HF_ENDPOINT, else huggingface.co.
+        token: by default that of HF_TOKEN or `hf auth login`.
+        content: download every shard, check its bytes and count its rows.
+        progress: called with the number of shards that were downloaded, and of all.
+        clock: waits between retries; for tests.
 
     Raises:
-        ConfigError: no repo id, endpoint or branch.
-        SpoolError: there is no such spool, or it belongs to another repo (`SpoolMismatch`).
-        HubError: the Hub can't be read; what passes by itself was tried a few times.
+        ConfigError: the repo id, endpoint or revision is invalid.
+        SpoolError: the spool does not exist, or belongs to another repo (`SpoolMismatch`).
+        HubError: the Hub cannot be read after several tries.
     """
     secret = None if token is None else Secret(token)
-    del token  # a crash report of what is raised below would show it
+    del token  # a crash report of an error raised below would show it
     target = target_of(repo, endpoint, revision)
     directory = Path(spool).expanduser().absolute() if spool is not None else None
     return anyio.run(_verify, target, directory, secret, content, progress, clock or SystemClock())
@@ -131,39 +151,40 @@ async def _verify(
     clock: Clock,
 ) -> Report:
     hub = online_destination(target, token, RetryPolicy())
+    reader = SnapshotReader(hub, clock)
     try:
-        async with unwrapped_hub_errors():
-            commit, before, after = await _head(hub, directory, token, clock)
-            reader = DatasetSnapshot(hub, commit, clock)
-            dataset = await reader.dataset()
-            # Where a watermark is gone, the spool's own tells what belongs to its writer.
-            marks = {**before.marks, **dataset.marks}
-            series, others = series_of(marks, dataset.files.values())
-            shards = [file for one in series for files in one.shards.values() for file in files]
-            strangers = await reader.shown(others)
-            contents = await reader.contents(shards, progress) if content else {}
+        commit, before, after = await _head(hub, directory, token, clock)
+        snapshot = await reader.snapshot(commit)
+        found = await reader.watermarks(snapshot)
+        # If a watermark is gone, the spool's copy tells which files belong to its writer.
+        marks = {**before.marks, **found.by_writer}
+        series, others = series_of(marks, snapshot.files.values())
+        shards = [file for one in series for files in one.shards.values() for file in files]
+        entries = await reader.entries(snapshot)
+        strangers = [one.file for one in select_files(others, entries, Selection())] if entries else []
+        contents = await read_contents(reader, shards, snapshot.commit, progress) if content else {}
     finally:
         with anyio.CancelScope(shield=True):
             await hub.aclose()
     findings: list[Finding] = [
-        *_committed(before, dataset),
-        *_watermarks(before, dataset),
-        *_unmarked(dataset, others, alone=directory is None),
+        *_committed(before, snapshot),
+        *_watermarks(before, found),
+        *_unmarked(snapshot, found, others, alone=directory is None),
         *_strangers(strangers, shards),
         *_numbers(series, before, after),
         *_repeats(series, after),
         *_contents(shards, contents, after),
         *(_rows(series, marks, contents) if content else ()),
     ]
-    counted = [read.rows for read in contents.values() if isinstance(read, Content)]
+    counted = [read.rows for read in contents.values() if isinstance(read, ShardContent)]
     return Report(
         repo=target.repo,
         revision=target.revision,
-        commit=commit,
+        commit=snapshot.commit,
         spool=str(directory) if directory is not None else None,
-        writers=len(dataset.marks),
+        writers=len(found.by_writer),
         shards=len(shards),
-        rows=sum(counted) if content else sum(mark.rows for mark in dataset.marks.values()),
+        rows=sum(counted) if content else sum(mark.rows for mark in found.by_writer.values()),
         bytes=sum(file.size for file in shards),
         content=content,
         differences=tuple(finding for finding in findings if isinstance(finding, Difference)),
@@ -192,7 +213,7 @@ class _Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The catalogue at one moment: sealed segments by path, and the watermarks that were last committed."""
+    """The catalogue at one moment: segments with a path, by path, and the watermarks that were committed last."""
 
     segments: Mapping[str, _Segment] = field(default_factory=dict)
     marks: Mapping[str, Watermark] = field(default_factory=dict)
@@ -201,7 +222,7 @@ class _Known:
 async def _head(
     hub: HubDataset, directory: Path | None, token: Secret | None, clock: Clock
 ) -> tuple[str, _Known, _Known]:
-    """The branch's newest commit, and what the spool knew before and after that was asked."""
+    """Return the newest commit, and what the spool knew before and after the Hub was asked for it."""
     spool = open_existing(hub.target, directory, clock) if directory is not None else None
     try:
         before = _known(spool)
@@ -219,22 +240,22 @@ async def _head(
 def _known(spool: Spool | None) -> _Known:
     if spool is None:
         return _Known()
-    # No transaction, so that no job waits for it: what is committed stays so.
+    # Not in one transaction, which a job would wait for: what is committed stays committed.
     marks = spool.writers.committed_watermarks()
     sealed = [_Segment(*(getattr(row, name) for name in _Segment._fields)) for row in spool.segments.with_path()]
     return _Known({segment.path: segment for segment in sealed}, marks)
 
 
-# What is found.
+# What differs.
 
 
-def _committed(before: _Known, dataset: Dataset) -> Iterator[Finding]:
-    """What the spool has committed against what stands."""
+def _committed(before: _Known, snapshot: Snapshot) -> Iterator[Finding]:
+    """Compare what the spool has committed with the files."""
     for segment in before.segments.values():
         if segment.state != "committed":
             continue
-        file, path = dataset.files.get(segment.path), segment.path
-        hint = f"The shard is in commit {segment.sha}: download it with that revision and put it back at its path."
+        file, path = snapshot.files.get(segment.path), segment.path
+        hint = f"The shard is in commit {segment.sha}: download it from that revision and put it back at its path."
         if file is None:
             was = f"{segment.rows:,} rows, {segment.bytes:,} bytes, committed with {segment.sha}"
             yield Difference("missing", path, was, "nothing", hint)
@@ -247,46 +268,19 @@ def _committed(before: _Known, dataset: Dataset) -> Iterator[Finding]:
             yield f"{path}: {segment.error}"
 
 
-def _watermarks(before: _Known, dataset: Dataset) -> Iterator[Finding]:
-    """The watermarks against the spool's own."""
-    for path, found in dataset.unreadable.items():
-        yield Difference("watermark", path, "the watermark of its writer", found, _RESTORE)
+def _watermarks(before: _Known, found: Watermarks) -> Iterator[Finding]:
+    """Compare the watermarks with the spool's own."""
+    for path, problem in found.unreadable.items():
+        yield Difference("watermark", path, "the watermark of its writer", f"an unusable file ({problem})", _RESTORE)
     for writer, mark in before.marks.items():
         path = watermark_path(writer)
-        expected, found = _lower(mark, dataset.marks.get(writer))
-        if expected and path not in dataset.unreadable:
-            yield Difference("watermark", path, f"at least {expected}", found, _RESTORE)
-
-
-def _unmarked(dataset: Dataset, others: Sequence[HubFile], *, alone: bool) -> Iterator[Finding]:
-    """Shards in no series whose watermark must be gone; where no spool tells, rows without any watermark at all."""
-    rows = [file for file in others if file.path.endswith(SUFFIXES)]
-    orphans: defaultdict[str, list[str]] = defaultdict(list)
-    for file in rows:
-        match = _DEFAULT_NAME.fullmatch(file.path)
-        if match and watermark_path(match[1]) not in dataset.files:
-            orphans[watermark_path(match[1])].append(file.path)
-    for path, shards in orphans.items():
-        expected = f"the watermark of {len(shards):,} shards, such as {shards[0]}"
-        yield Difference("watermark", path, expected, "nothing", _RESTORE)
-    if alone and rows and not (dataset.marks or dataset.unreadable or orphans):
-        expected, found = "a watermark for each writer", f"none, beside {len(rows):,} files of rows"
-        yield Difference("watermark", ".hubsync", expected, found, f"hubsync committed nothing here, or: {_RESTORE}")
-
-
-def _strangers(shown: Sequence[HubFile], shards: Sequence[HubFile]) -> Iterator[Finding]:
-    """What readers of the dataset get beside the writers' shards, among it rows that they get twice."""
-    by_oid = {file.oid: file for file in shards}
-    for file in shown:
-        if (original := by_oid.get(file.oid)) is not None:
-            same = f"the {file.size:,} bytes of {original.path}, so its rows are there twice"
-            yield Difference("repeat", file.path, "content of its own", same, _COPY)
-        else:
-            yield f"{file.path} is no writer's, and the card shows it: its rows are read with the others"
+        expected, there = _lower(mark, found.by_writer.get(writer))
+        if expected and path not in found.unreadable:
+            yield Difference("watermark", path, f"at least {expected}", there, _RESTORE)
 
 
 def _lower(mark: Watermark, there: Watermark | None) -> tuple[str, str]:
-    """What of the spool's watermark is not reached by the dataset's, and what that has instead; empty if all is."""
+    """Return what the spool's watermark has and the dataset's does not reach, and what that has; empty if nothing."""
     if there is None:
         return f"{mark.rows:,} rows", "nothing"
     pairs = [("rows", mark.rows, there.rows)]
@@ -296,53 +290,81 @@ def _lower(mark: Watermark, there: Watermark | None) -> tuple[str, str]:
     return ", ".join(f"{what} {n}" for what, n, _ in low), ", ".join(f"{what} {n}" for what, _, n in low)
 
 
+def _unmarked(snapshot: Snapshot, found: Watermarks, others: Sequence[HubFile], *, alone: bool) -> Iterator[Finding]:
+    """Find shards whose watermark must be gone; without a spool, also rows without any watermark at all."""
+    rows = [file for file in others if file.path.endswith(SUFFIXES)]
+    orphans: defaultdict[str, list[str]] = defaultdict(list)
+    for file in rows:
+        match = _DEFAULT_NAME.fullmatch(file.path)
+        if match and watermark_path(match[1]) not in snapshot.files:
+            orphans[watermark_path(match[1])].append(file.path)
+    for path, shards in orphans.items():
+        expected = f"the watermark of {len(shards):,} shards, such as {shards[0]}"
+        yield Difference("watermark", path, expected, "nothing", _RESTORE)
+    if alone and rows and not (found.by_writer or found.unreadable or orphans):
+        expected, there = "a watermark for each writer", f"none, and {len(rows):,} files of rows"
+        yield Difference("watermark", ".hubsync", expected, there, f"hubsync committed nothing here, or: {_RESTORE}")
+
+
+def _strangers(shown: Sequence[HubFile], shards: Sequence[HubFile]) -> Iterator[Finding]:
+    """Report files that no writer made and that readers of the dataset get, and copies of shards among them."""
+    by_oid = {file.oid: file for file in shards}
+    for file in shown:
+        if (original := by_oid.get(file.oid)) is not None:
+            same = f"the {file.size:,} bytes of {original.path}, so its rows are there twice"
+            yield Difference("repeat", file.path, "different content", same, _DELETE_COPY)
+        else:
+            yield f"{file.path} belongs to no writer, and the card shows it: its rows are part of the dataset"
+
+
 def _numbers(series: Sequence[Series], before: _Known, after: _Known) -> Iterator[Finding]:
-    """Numbers that are missing, above the watermark, or there twice; and what the dead letter holds."""
+    """Find numbers that are missing, above the watermark, or there twice; and note what the dead letter holds."""
     known: defaultdict[str, dict[int, _Segment]] = defaultdict(dict)
     for segment in after.segments.values():
         known[segment.series][segment.seq] = segment
         if segment.state == "dead" and segment.rows:
             yield f"{segment.path} ({segment.rows:,} rows) is in the dead letter: {segment.error}"
         elif segment.state == "dead":
-            yield f"{segment.path} holds no rows any more: {segment.error}"
+            yield f"{segment.path} no longer holds rows: {segment.error}"
     for one in series:
         yield from _gaps(one, known[one.name], before)
         for number, files in sorted(one.shards.items()):
             for file in files if number >= one.next else ():
-                hint = "hubsync did not commit it, or the watermark was put back: its history tells."
+                hint = "hubsync did not commit it, or the watermark was reset: see its history."
                 yield Difference("beyond", file.path, f"no number from {one.next} on", f"{file.size:,} bytes", hint)
             for file in files[1:]:
-                yield Difference("repeat", file.path, f"number {number} once", f"it as {files[0].path} as well", _COPY)
+                same = f"it also as {files[0].path}"
+                yield Difference("repeat", file.path, f"number {number} once", same, _DELETE_COPY)
 
 
 def _gaps(one: Series, known: Mapping[int, _Segment], before: _Known) -> Iterator[Finding]:
-    waiting = []
+    pending = []
     for number, segment in sorted(known.items()):
         if number >= one.next or number in one.shards or segment.state == "dead":
             continue
         earlier = before.segments.get(segment.path)
-        if earlier is None or earlier.state != "committed":  # else it is missing, and said to be
-            waiting.append(number)
-    if waiting:
-        shown = ", ".join(map(str, waiting[:10])) + (", …" if len(waiting) > 10 else "")
+        if earlier is None or earlier.state != "committed":  # else it is reported as missing
+            pending.append(number)
+    if pending:
+        shown = ", ".join(map(str, pending[:_MAX_NUMBERS])) + (", …" if len(pending) > _MAX_NUMBERS else "")
         yield f"{one.name}: not yet in this commit, but in the spool or a later one: {shown}"
     start = 0
     for number in [*sorted(n for n in one.shards.keys() | known.keys() if n < one.next), one.next]:
         if number > start:
             many = f"number {start}" if number == start + 1 else f"numbers {start} to {number - 1}"
-            hint = "Deleted, or still in (or lost with) a spool: drain the spool that holds it, and name it here."
+            hint = "Deleted, or still in a spool, or lost with it. Drain the spool that holds it, and verify with it."
             yield Difference("gap", one.name, many, "nothing", hint)
         start = number + 1
 
 
 def _repeats(series: Sequence[Series], after: _Known) -> Iterator[Finding]:
-    """The same content under several numbers."""
+    """Find the same content under several numbers."""
     by_oid: defaultdict[str, list[tuple[bool, HubFile]]] = defaultdict(list)
     for one in series:
         for number, files in sorted(one.shards.items()):
             by_oid[files[0].oid].append((number >= one.next, files[0]))
     for found in by_oid.values():
-        # What stands where it should is the original.
+        # The original is a file below its watermark, if there is one.
         files = [file for _, file in sorted(found, key=lambda pair: pair[0])]
         if len(files) == 1:
             continue
@@ -354,34 +376,36 @@ def _repeats(series: Sequence[Series], after: _Known) -> Iterator[Finding]:
         for file in files:
             if file not in known and file is not original:
                 same = f"the {file.size:,} bytes of {original.path}"
-                yield Difference("repeat", file.path, "content of its own", same, _COPY)
+                yield Difference("repeat", file.path, "different content", same, _DELETE_COPY)
 
 
-def _contents(shards: Sequence[HubFile], contents: Mapping[str, Content | str], after: _Known) -> Iterator[Finding]:
-    """What was read against what the Hub lists, and against the catalogue."""
+def _contents(
+    shards: Sequence[HubFile], contents: Mapping[str, ShardContent | str], after: _Known
+) -> Iterator[Finding]:
+    """Compare what was downloaded with what the Hub lists, and with the catalogue."""
     for file in shards if contents else ():
         read, path = contents[file.path], file.path
-        if isinstance(read, Content) and (read.bytes, read.oid) != (file.size, file.oid):
+        if isinstance(read, ShardContent) and (read.bytes, read.oid) != (file.size, file.oid):
             read = f"{read.bytes:,} bytes of {read.oid}"
         if isinstance(read, str):
-            hint = "The Hub, or what is between, does not give what it lists: verify again, from elsewhere."
+            hint = "The Hub, or a proxy, does not send what the Hub lists: verify again, from another machine."
             yield Difference("content", path, f"{file.size:,} bytes of {file.oid}", read, hint)
             continue
         if read.bad:
-            found = f"{read.bad:,} lines that are none, the first is line {read.first_bad}"
+            found = f"{read.bad:,} lines that are not, the first is line {read.first_bad}"
             yield Difference("content", path, "JSON objects", found, "hubsync writes no such line: see its history.")
         if read.long:
             yield f"{path}: {read.long:,} lines are too long to be parsed; they were counted"
         segment = after.segments.get(path)
         if segment is not None and segment.is_in(file) and segment.rows != read.rows:
-            hint = "The bytes are right, so the catalogue is not."
+            hint = "The bytes are right, so the catalogue is wrong."
             yield Difference("rows", path, f"{segment.rows:,} rows", f"{read.rows:,} rows", hint)
 
 
 def _rows(
-    series: Sequence[Series], marks: Mapping[str, Watermark], contents: Mapping[str, Content | str]
+    series: Sequence[Series], marks: Mapping[str, Watermark], contents: Mapping[str, ShardContent | str]
 ) -> Iterator[Finding]:
-    """Rows against the watermarks, which count by writer: so over all series that writers share with each other."""
+    """Compare rows with the watermarks, which count by writer: over all series that the same writers share."""
     leaders: dict[str, str] = {}
 
     def leader(writer: str) -> str:
@@ -399,8 +423,8 @@ def _rows(
         writers = {writer for one in group for writer in one.writers}
         expected = sum(marks[writer].rows for writer in writers)
         shards = [file for one in group for files in one.shards.values() for file in files]
-        found = sum(read.rows for file in shards if isinstance(read := contents[file.path], Content))
+        found = sum(read.rows for file in shards if isinstance(read := contents[file.path], ShardContent))
         if found != expected:
             names = ", ".join(sorted(one.name for one in group))
-            hint = "Another difference explains it, or somebody else's files stand in the series."
+            hint = "Another difference explains it, or somebody else's files are in the series."
             yield Difference("rows", names, f"{expected:,} rows by the watermarks", f"{found:,} rows", hint)

@@ -1,8 +1,8 @@
-"""What a reader has had of a dataset, told by its content.
+"""A reader's position in a dataset, identified by row fingerprints.
 
-A row counts by a fingerprint that no writing of it in JSON changes, and a file by its rows' fingerprints. So what was
-had is known again wherever it comes to stand: in a shard that has moved or grown, or in a file that a compaction has
-made of many, also where the history that could tell of it is squashed. Pure: knows of no Hub and no disk.
+For each file, a cursor stores how many rows were read and the sum of their fingerprints. A fingerprint does not depend
+on how a row is written as JSON, so rows that were read are recognized in a file that moved, grew or was compacted, also
+after the history was squashed. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -11,38 +11,52 @@ import base64
 import hashlib
 import re
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
+from hubsync.encoding.rows import decode_row
 from hubsync.errors import ConfigError
 
+SEGMENT = "segment/"  # the prefix of a `ReadRange.path` that is a segment in a spool, not a file in the dataset
+MASK = (1 << 64) - 1  # sums of fingerprints have 64 bits
 _VERSION = "hubsync-1:"
-_MASK = (1 << 64) - 1
-SEGMENT = "segment/"  # how the place of what a spool holds begins
-_OID = 16  # hex digits that are kept of one: it is compared at one path only
-_LONGEST = 1 << 28  # bytes of a cursor, unpacked; a piece has about 60
-_WHOLE = re.compile(rb"(?<=\d)\.0(?=[,}\]])")  # of a float; within a text it does no harm
+_OID_DIGITS = 16  # hex digits of an oid that a cursor keeps: it is only compared with the oid at the same path
+_MAX_BYTES = 1 << 28  # of a decompressed cursor; a range takes about 60
+_WHOLE_FLOAT = re.compile(rb"(?<=\d)\.0(?=[,}\]])")  # also matches inside strings, where it does no harm
 _encoder = msgspec.json.Encoder(order="sorted")
 
 
-def fingerprint(row: Any) -> int:
-    """64 bits of a row's content: the order of its keys, spaces and what is null in it make no difference.
+class ParsedLine(NamedTuple):
+    """A line of JSON: its row, or None and the problem with it; and a fingerprint in both cases."""
 
-    `datasets` and Parquet write a null for what is missing and for an object without fields, and 1.0 for a 1 among
-    floats, so each of these are the same here.
+    fingerprint: int
+    row: dict[str, Any] | None
+    problem: str = ""
+
+
+def parse_line(line: bytes) -> ParsedLine:
+    """Return the row of a line and its fingerprint."""
+    try:
+        row = decode_row(line)
+        return ParsedLine(fingerprint(row), row)
+    except ValueError as error:
+        return ParsedLine(_hash(line), None, str(error))
+    except RecursionError:
+        return ParsedLine(_hash(line), None, "nested too deeply")
+
+
+def fingerprint(row: Any) -> int:
+    """Return 64 bits that identify a row's content.
+
+    The order of keys, whitespace and nulls do not count: `datasets` and Parquet write null for a missing value and for
+    an empty object, and 1.0 for a 1 in a column of floats.
     """
     data = _encoder.encode(row)
     if b"null" in data or b"{}" in data:
         data = _encoder.encode(_without_nulls(row))
-    return _hash(_WHOLE.sub(b"", data) if b".0" in data else data)
-
-
-def fingerprint_of_bad(line: bytes) -> int:
-    """The same for a line that is no row."""
-    return _hash(line)
+    return _hash(_WHOLE_FLOAT.sub(b"", data) if b".0" in data else data)
 
 
 def _hash(data: bytes) -> int:
@@ -59,158 +73,99 @@ def _without_nulls(value: Any) -> Any:
 
 
 class ReadRange(msgspec.Struct, array_like=True):
-    """The first `rows` rows of one file, which the reader has had.
+    """The first `rows` rows of one file, all of which were read.
 
     Attributes:
-        place: the file's path in the dataset; for a spool's segment `segment/…`.
-        oid: how the oid begins that the Hub lists for the file.
-        rows: -1 where they were never counted: a reader that began at a commit has had what stood there.
-        total: the sum of the rows' fingerprints, in any order; `first` is the first one.
-        whole: there are no further rows in it.
-        twice: a copy of it is accounted for, so nothing is missing where it vanishes.
+        path: the file's path in the dataset, or `segment/…` for a segment in a spool.
+        oid: the first digits of the file's oid, as the Hub lists it.
+        rows: -1 if they were not counted: a reader that starts at a commit counts everything in it as read.
+        checksum: the sum of the rows' fingerprints, in any order.
+        first: the fingerprint of the first row.
+        is_complete: the file has no further rows.
+        is_duplicated: a copy of the rows was recognized elsewhere, so nothing is missing if this file disappears.
     """
 
-    place: str
+    path: str
     oid: str = ""
     rows: int = 0
-    total: int = 0
+    checksum: int = 0
     first: int = 0
-    whole: bool = False
-    twice: bool = False
+    is_complete: bool = False
+    is_duplicated: bool = False
 
-    def add(self, mark: int) -> None:
-        """One more row was had."""
+    def add(self, fingerprint: int) -> None:
+        """Extend the range by one row."""
         if self.rows == 0:
-            self.first = mark
+            self.first = fingerprint
         self.rows += 1
-        self.total = (self.total + mark) & _MASK
+        self.checksum = (self.checksum + fingerprint) & MASK
 
     @property
     def is_segment(self) -> bool:
-        """Whether it is a spool's, and not committed as far as was seen."""
-        return self.place.startswith(SEGMENT)
+        """Return whether the rows were read from a spool."""
+        return self.path.startswith(SEGMENT)
 
-    def is_at(self, oid: str) -> bool:
-        """Whether the file with this oid is still the one that it was a piece of."""
-        return self.oid == short(oid)
+    def matches(self, oid: str) -> bool:
+        """Return whether the file at the range's path, with this oid, is the one that was read."""
+        return self.oid == short_oid(oid)
 
 
-def short(oid: str) -> str:
-    """As much of an oid as a cursor keeps."""
-    return oid[:_OID]
+def short_oid(oid: str) -> str:
+    """Return the digits of an oid that a cursor keeps."""
+    return oid[:_OID_DIGITS]
 
 
 class Cursor(msgspec.Struct):
-    """How far a reader is.
+    """What a reader has read.
 
     Attributes:
-        commit: where the dataset was looked at last; None before the first look.
-        pieces: what it has had and what stands there still, by place.
-        lost: what it has had and what stands nowhere now.
-        again: how often it will meet rows again that it has had, by fingerprint: in files that a rewrite has made.
+        repo: the dataset.
+        commit: the newest commit that the reader has looked at; None before the first.
+        ranges: what was read of files that still exist, by path.
+        lost: what was read of files that are gone, and was not recognized in another file.
+        skip_counts: by fingerprint, how often a row that was read before will appear again in files not read yet.
     """
 
     repo: str
     commit: str | None = None
-    pieces: dict[str, ReadRange] = {}
+    # The names in the text keep cursors of earlier versions readable.
+    ranges: dict[str, ReadRange] = msgspec.field(default_factory=dict, name="pieces")
     lost: list[ReadRange] = []
-    again: dict[int, int] = {}
+    skip_counts: dict[int, int] = msgspec.field(default_factory=dict, name="again")
 
-    def passes(self, mark: int) -> bool:
-        """Whether the row that is met is one that was had before; counts it off."""
-        left = self.again.get(mark)
-        if left is None:
-            return False
-        if left == 1:
-            del self.again[mark]
-        else:
-            self.again[mark] = left - 1
-        return True
+    def expect_again(self, fingerprints: Iterable[int]) -> None:
+        """Note that these rows were read, and will appear again."""
+        for fingerprint in fingerprints:
+            self.skip_counts[fingerprint] = self.skip_counts.get(fingerprint, 0) + 1
 
-    def pass_over(self, marks: Iterable[int]) -> None:
-        """These rows were had, and will be met again."""
-        for mark in marks:
-            self.again[mark] = self.again.get(mark, 0) + 1
+    def was_read(self, fingerprint: int) -> bool:
+        """Return whether a row was read before, and count it off."""
+        count = self.skip_counts.pop(fingerprint, 0)
+        if count > 1:
+            self.skip_counts[fingerprint] = count - 1
+        return count > 0
 
     def encode(self) -> str:
-        """As text, to be kept wherever the reader keeps its own state."""
+        """Return the cursor as text, about 20 bytes for each file."""
         return _VERSION + base64.urlsafe_b64encode(zlib.compress(msgspec.msgpack.encode(self), 1)).decode()
 
     @classmethod
     def decode(cls, text: str, repo: str) -> Cursor:
-        """The cursor that `encode` has written.
+        """Return the cursor that `encode` has written.
 
         Raises:
-            ConfigError: it is none, a newer hubsync's, or another repo's.
+            ConfigError: `text` is not a cursor, or is that of a newer hubsync or of another repo.
         """
         if not text.startswith(_VERSION):
-            raise ConfigError(f"{text[:40]!r} is no cursor that this hubsync reads, no commit's sha, and no time.")
+            raise ConfigError(f"{text[:40]!r} is not a cursor of this hubsync, a commit sha or a time.")
         try:
             unpack = zlib.decompressobj()
-            packed = unpack.decompress(base64.urlsafe_b64decode(text[len(_VERSION) :]), _LONGEST)
+            packed = unpack.decompress(base64.urlsafe_b64decode(text[len(_VERSION) :]), _MAX_BYTES)
             if unpack.unconsumed_tail or not unpack.eof:
-                raise ValueError("it is cut, or too long")
+                raise ValueError("it is truncated or too long")
             found = msgspec.msgpack.decode(packed, type=cls)
         except (ValueError, zlib.error, msgspec.DecodeError) as error:
-            raise ConfigError(f"the cursor {text[:20]!r}… can't be read: {error}.") from None
+            raise ConfigError(f"Cannot read the cursor {text[:20]!r}…: {error}.") from None
         if found.repo != repo:
-            raise ConfigError(f"the cursor is of {found.repo}, not of {repo}.")
+            raise ConfigError(f"The cursor belongs to {found.repo}, not to {repo}.")
         return found
-
-
-class RangeMatcher:
-    """Finds pieces again in the rows of files that a rewrite has made."""
-
-    def __init__(self, pieces: Iterable[ReadRange]) -> None:
-        # By their first row, then alike ones together, the longest first.
-        self._by_first: defaultdict[int, dict[tuple[int, int], list[ReadRange]]] = defaultdict(dict)
-        for piece in sorted((piece for piece in pieces if piece.rows > 0), key=lambda piece: -piece.rows):
-            self._by_first[piece.first].setdefault((piece.rows, piece.total), []).append(piece)
-
-    def find(self, marks: Sequence[int], *, at_start: bool = False) -> tuple[list[ReadRange], list[int], list[int]]:
-        """Answers the pieces that were found, each of which is found once; the rows that are theirs; and the others.
-
-        With `at_start` only a piece that the file begins with.
-        """
-        sums = [0]
-        for mark in marks:
-            sums.append((sums[-1] + mark) & _MASK)
-        found: list[ReadRange] = []
-        known: list[int] = []
-        others: list[int] = []
-        at = 0
-        while at < len(marks):
-            piece = None if at_start and at else self._take(marks, sums, at)
-            if piece is None:
-                others.append(marks[at])
-                at += 1
-            else:
-                found.append(piece)
-                known += marks[at : at + piece.rows]
-                at += piece.rows
-        return found, known, others
-
-    def _take(self, marks: Sequence[int], sums: Sequence[int], at: int) -> ReadRange | None:
-        for (rows, total), alike in self._by_first.get(marks[at], {}).items():
-            if alike and at + rows < len(sums) and (sums[at + rows] - sums[at]) & _MASK == total:
-                return alike.pop()
-        return None
-
-
-def are_the_same(pieces: Iterable[ReadRange], marks: Sequence[int]) -> bool:
-    """Whether `marks` are the rows of `pieces`, in whatever order."""
-    pieces = list(pieces)
-    return sum(p.rows for p in pieces) == len(marks) and (sum(p.total for p in pieces) - sum(marks)) & _MASK == 0
-
-
-def split(marks: Iterable[int], known: Counter[int]) -> tuple[list[int], list[int]]:
-    """Parts `marks` into those that are in `known`, which are counted off there, and the others."""
-    ours: list[int] = []
-    others: list[int] = []
-    for mark in marks:
-        if known[mark] > 0:
-            known[mark] -= 1
-            ours.append(mark)
-        else:
-            others.append(mark)
-    return ours, others

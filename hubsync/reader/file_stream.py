@@ -1,252 +1,195 @@
-"""A dataset's files, one after another, so that each row is met once, whatever becomes of the files meanwhile.
+"""The files that a reader has to read next, so that it sees each row once, however the files change.
 
-One look at the branch's head finds what is new there by path and oid. Only where something that was had is no longer
-where it stood, or where a file turns up that no writer has made, are rows compared (`recognize.py`). A spool that is
-read as well is looked at before the Hub: what is committed in between is then known again by its rows.
+A look at the branch's head finds new files by path and oid. Rows are compared only if a file that was read is gone or
+changed, or if a new file was not made by a writer (see `rewrites`).
 """
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import IO, NamedTuple
 
 import anyio
 import anyio.to_thread
 
-from hubsync._runtime.clock import Clock
-from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubFile
-from hubsync.encoding.codecs import open_lines
 from hubsync.errors import TransientError, one_line
-from hubsync.model.target import Target
-from hubsync.reader.cursor import SEGMENT, Cursor, ReadRange, short
-from hubsync.reader.files import SUFFIXES, Files, Moved, Wanted, in_order, selected
+from hubsync.reader.cursor import Cursor, ReadRange, short_oid
+from hubsync.reader.pending_segments import PendingSegment, PendingSegments
 from hubsync.reader.rewrites import RewriteDetector
-from hubsync.spool.opening import open_existing
+from hubsync.reader.selection import SUFFIXES, Selection, path_order, select_files
+from hubsync.reader.snapshot import CommitGone, Snapshot, SnapshotReader
 
 _log = logging.getLogger("hubsync")
 
-_LOOKS = 5  # at a history that is squashed while it is read
-_PAGE_S = 1.5  # seconds for a page of files: a fifth of the Hub's 1,000 requests in 5 minutes
-_AHEAD = 4  # files that are fetched at once
+_MAX_SQUASHES = 5  # in a row, each while the new history is read
+_PAGE_S = 1.5  # pause for each page of files: a fifth of the Hub's 1,000 requests in 5 minutes
+_PAGE_FILES = 1000
+_AHEAD_FILES = 4  # that are fetched at once
 _AHEAD_BYTES = 64 << 20
 
 
-class Opened(NamedTuple):
-    """A file to be read: `stream` begins with its first row, `piece` tells how many were had.
+class OpenFile(NamedTuple):
+    """A file to read.
 
-    `is_whole`: where the stream ends there are no further rows in it.
+    Attributes:
+        path: its path in the dataset, or `segment/…`.
+        lines: its content as JSON Lines, from the first row.
+        read: what was read of it before.
+        is_final: the file has no further rows after these.
     """
 
     path: str
-    stream: IO[bytes]
-    piece: ReadRange
-    is_whole: bool
-
-
-class _Segment(NamedTuple):
-    """What a spool holds and has not committed."""
-
-    place: str
-    number: int
-    file: Path
-    bytes: int
-    rows: int
+    lines: IO[bytes]
+    read: ReadRange
+    is_final: bool
 
 
 class FileStream:
-    """What a reader of one dataset is to read next. `cursor` tells how far it is."""
+    """Finds the files of one dataset that `cursor` has not read."""
 
     def __init__(
-        self, target: Target, files: Files, cursor: Cursor, wanted: Wanted, *, spool: Path | None, clock: Clock
+        self, reader: SnapshotReader, cursor: Cursor, selection: Selection, segments: PendingSegments | None
     ) -> None:
-        """`spool`: what it still holds is read as well."""
-        self.cursor = cursor
-        self._target = target
-        self._files = files
-        self._wanted = wanted
-        self._spool = spool
-        self._clock = clock
-        self._queue: deque[HubFile | _Segment] = deque()
-        self._commit: str | None = None  # where the queue's files stand
-        self._listed = 0  # files of the last listing
-        self._told: set[str] = set()
+        """Create a stream that begins with a pass over everything.
 
-    async def begin_at(self, commit: str) -> None:
-        """Has everything that stands in a commit.
+        Args:
+            segments: the spool whose uncommitted rows are read as well.
+        """
+        self.cursor = cursor
+        self._reader = reader
+        self._selection = selection
+        self._segments = segments
+        self._queue: deque[HubFile | PendingSegment] = deque()
+        self._commit: str | None = None  # that of the queued files
+        self._listed = 0  # files in the last listing
+        self._warned: set[str] = set()
+        self._looks: list[Callable[[], Awaitable[None]]] = []
+        self.begin_pass()
+
+    def begin_pass(self) -> None:
+        """Look for new rows again, first in the spool and then on the Hub."""
+        self._looks = [self._look_at_hub] if self._segments is None else [self._look_at_hub, self._look_at_spool]
+
+    async def skip_commit(self, commit: str) -> None:
+        """Count everything in a commit as read.
 
         Raises:
-            RepoMissingError: there is no such commit.
+            RepoMissingError: the commit does not exist.
         """
-        try:
-            files = await self._files.listed(commit)
-            chosen = self._selected(files, await self._files.entries(files, commit))
-        except Moved as moved:
-            raise moved.why from None
-        for file in chosen:
-            self.cursor.pieces[file.path] = ReadRange(file.path, short(file.oid), rows=-1, whole=True)
+        snapshot = await self._reader.snapshot(commit)
+        for file in await self._select(snapshot):
+            self.cursor.ranges[file.path] = ReadRange(file.path, short_oid(file.oid), rows=-1, is_complete=True)
         self.cursor.commit = commit
 
-    async def look_at_spool(self) -> None:
-        """Looks for what the spool has not committed. To be done before a look at the Hub, which finds it again."""
-        if self._spool is not None:
-            self._queue.extend(await anyio.to_thread.run_sync(self._pending))
-
-    async def look_at_hub(self) -> None:
-        """Looks for what is new at the branch's head."""
-        for _ in range(_LOOKS):
-            try:
-                return await self._look_at_hub()
-            except Moved:
-                continue
-        raise TransientError(f"the history of {self._target.repo} is rewritten again and again.")
-
-    async def open_next(self) -> Opened | None:
-        """The next file; None where all that was found is read."""
-        while self._queue:
-            item = self._queue[0]
-            try:
-                opened = self._segment(item) if isinstance(item, _Segment) else await self._file(item)
-            except Moved:
-                self._forget()
-                await self.look_at_hub()
-                continue
-            self._queue.popleft()
-            if opened is not None:
-                return opened
-        return None
+    async def open_next(self) -> OpenFile | None:
+        """Return the next file; None at the end of the pass."""
+        while True:
+            while self._queue:
+                item = self._queue[0]
+                try:
+                    opened = self._open_segment(item) if isinstance(item, PendingSegment) else await self._open(item)
+                except CommitGone:
+                    self.close()
+                    await self._look_at_hub()
+                    continue
+                self._queue.popleft()
+                if opened is not None:
+                    return opened
+            if not self._looks:
+                return None
+            await self._looks.pop()()
 
     @property
-    def rest_s(self) -> float:
-        """Seconds that should pass before the next look: a listing costs a request for every 1,000 files."""
-        return self._listed / 1000 * _PAGE_S
+    def min_pause_s(self) -> float:
+        """Return the least pause before the next pass: a listing costs a request for every 1,000 files."""
+        return self._listed / _PAGE_FILES * _PAGE_S
 
     def close(self) -> None:
-        """Lets go of what was fetched."""
-        self._forget()
-
-    def _forget(self) -> None:
+        """Let go of what was fetched."""
         self._queue.clear()
-        self._files.drop()
+        self._reader.drop()
         self._commit = None
 
     # The spool.
 
-    def _pending(self) -> list[_Segment]:
-        """What the spool has not committed and this reader has not had.
+    async def _look_at_spool(self) -> None:
+        assert self._segments is not None
+        self._queue.extend(await anyio.to_thread.run_sync(self._segments.unread, self.cursor, self._selection))
 
-        Before the Hub is looked at: what is committed in between is then found again by its rows.
-        """
-        assert self._spool is not None
-        spool = open_existing(self._target, self._spool, self._clock)
-        try:
-            rows = [row for row in spool.segments.waiting() if row.rows > 0]
-            there = {f"{SEGMENT}{row.id}@{row.opened_at}": row for row in rows}
-            pieces = self.cursor.pieces
-            for place in [place for place, piece in pieces.items() if piece.is_segment and piece.whole]:
-                if place not in there:
-                    del pieces[place]
-            return [
-                _Segment(place, row.id, spool.file(row.file), row.bytes, row.rows)
-                for place, row in there.items()
-                if self._wanted.has(row.path, row.config, row.split)
-                # Its commit may have landed, and the catalogue not know of it yet.
-                and row.path not in pieces
-                and (place not in pieces or (not pieces[place].whole and pieces[place].rows < row.rows))
-            ]
-        finally:
-            spool.close()
-
-    def _segment(self, segment: _Segment) -> Opened | None:
-        stream = self._lines(segment)
-        if stream is None:
-            return None  # committed: it is found on the Hub
-        piece = self.cursor.pieces.setdefault(segment.place, ReadRange(segment.place))
-        return Opened(segment.place, stream, piece, is_whole=False)
-
-    def _lines(self, segment: _Segment) -> IO[bytes] | None:
-        """What a segment holds, whatever it has become in the meantime; None where it is committed."""
-        try:
-            if segment.file.suffix == ".jsonl":
-                with segment.file.open("rb") as file:
-                    return io.BytesIO(file.read(segment.bytes))
-            return open_lines(segment.file.open("rb"), segment.file.name)
-        except FileNotFoundError:
-            assert self._spool is not None
-            spool = open_existing(self._target, self._spool, self._clock)
-            try:
-                now = spool.segments.pending_file(segment.number)
-                packed = None if now is None else spool.file(now)
-            finally:
-                spool.close()
-            # Packed at most once: no file of the same name is looked for again.
-            return None if packed in (None, segment.file) else self._lines(segment._replace(file=packed))
+    def _open_segment(self, segment: PendingSegment) -> OpenFile | None:
+        assert self._segments is not None
+        lines = self._segments.open(segment)
+        if lines is None:
+            return None  # committed: the next look at the Hub finds it
+        read = self.cursor.ranges.setdefault(segment.path, ReadRange(segment.path))
+        return OpenFile(segment.path, lines, read, is_final=False)
 
     # The Hub.
 
     async def _look_at_hub(self) -> None:
-        commit = await self._files.head()
+        for _ in range(_MAX_SQUASHES):
+            try:
+                return await self._queue_new_files()
+            except CommitGone:
+                continue
+        raise TransientError(f"The history of {self._reader.repo} was squashed again and again while it was read.")
+
+    async def _queue_new_files(self) -> None:
+        commit = await self._reader.head()
         if commit is None or commit == self._commit:
             return
-        files = await self._files.listed(commit)
-        self._listed = len(files)
-        standing = {file.path: file.oid for file in files}
+        snapshot = await self._reader.snapshot(commit)
+        self._listed = len(snapshot.files)
         cursor = self.cursor
-        there: list[ReadRange] = []
+        standing: list[ReadRange] = []
         gone: list[ReadRange] = []
-        for piece in cursor.pieces.values():
-            stands = piece.is_segment or piece.is_at(standing.get(piece.place, ""))
-            (there if stands else gone).append(piece)
-        had = {piece.place for piece in there if piece.whole}
-        fresh = [
-            file for file in self._selected(files, await self._files.entries(files, commit)) if file.path not in had
-        ]
-        fresh.sort(key=lambda file: in_order(file.path))
-        gone = [piece for piece in gone if piece.rows and not piece.twice]
-        known = await RewriteDetector(self._files, cursor, there, gone).recognize(fresh, commit)
-        # From here on nothing is waited for: a cursor that is kept meanwhile is the old one or the new one.
-        cursor.pieces = {piece.place: piece for piece in there}
+        for one in cursor.ranges.values():
+            file = snapshot.files.get(one.path)
+            is_standing = one.is_segment or (file is not None and one.matches(file.oid))
+            (standing if is_standing else gone).append(one)
+        complete = {one.path for one in standing if one.is_complete}
+        fresh = [file for file in await self._select(snapshot) if file.path not in complete]
+        fresh.sort(key=lambda file: path_order(file.path))
+        gone = [one for one in gone if one.rows and not one.is_duplicated]
+        known = await RewriteDetector(self._reader, cursor, standing, gone).recognize(fresh, snapshot)
+        # No await from here on: a cursor that is saved meanwhile is the old one or the new one.
+        cursor.ranges = {one.path: one for one in standing}
         cursor.lost = known.lost
-        for piece in known.found:
-            piece.whole = True  # of a segment that is on the Hub now
-        for piece in known.twice:
-            piece.twice = True
-        cursor.pass_over(known.marks)
+        for one in known.found:
+            one.is_complete = True  # a segment that is on the Hub now
+        for one in known.duplicated:
+            one.is_duplicated = True
+        cursor.expect_again(known.fingerprints)
         cursor.commit = self._commit = commit
         self._queue.extend(fresh)
 
-    def _selected(self, files: Iterable[HubFile], entries: Sequence[card.Entry]) -> list[HubFile]:
-        """The files that hold the wanted rows: those that the card's patterns find, as `datasets` does."""
+    async def _select(self, snapshot: Snapshot) -> list[HubFile]:
+        """Return the files with selected rows, and warn once about each that cannot be read."""
         found = []
-        for file, _, _ in selected(files, entries, self._wanted):
+        for file, _, _ in select_files(snapshot.files.values(), await self._reader.entries(snapshot), self._selection):
             if file.path.endswith(SUFFIXES):
                 found.append(file)
-            else:
-                self._tell(f"{one_line(file.path)} is of a kind that is not read ({', '.join(SUFFIXES)} are).")
+            elif file.path not in self._warned:
+                self._warned.add(file.path)
+                _log.warning("Not reading %s: its format is none of %s.", one_line(file.path), ", ".join(SUFFIXES))
         return found
 
-    def _tell(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            _log.warning("%s", message)
-
-    async def _file(self, file: HubFile) -> Opened:
-        if not self._files.holds(file):
-            await self._files.hold(self._next_few(), self._commit or "")
-        piece = self.cursor.pieces.get(file.path)
-        if piece is None:
-            piece = self.cursor.pieces[file.path] = ReadRange(file.path, short(file.oid))
-        return Opened(file.path, self._files.take(file), piece, is_whole=True)
+    async def _open(self, file: HubFile) -> OpenFile:
+        if not self._reader.holds(file):
+            await self._reader.fetch(self._next_few(), self._commit or "")
+        read = self.cursor.ranges.get(file.path)
+        if read is None:
+            read = self.cursor.ranges[file.path] = ReadRange(file.path, short_oid(file.oid))
+        return OpenFile(file.path, self._reader.take(file), read, is_final=True)
 
     def _next_few(self) -> Sequence[HubFile]:
         few: list[HubFile] = []
         for item in self._queue:
             if isinstance(item, HubFile):
                 few.append(item)
-            if len(few) == _AHEAD or sum(file.size for file in few) > _AHEAD_BYTES:
+            if len(few) == _AHEAD_FILES or sum(file.size for file in few) > _AHEAD_BYTES:
                 break
         return few

@@ -1,179 +1,251 @@
-"""Which rows of a dataset's new files a reader has had already, where files that it has had are gone or have changed.
+"""Recognize rows that were read before, after their files were moved, merged or rewritten.
 
-Pieces that are gone are looked for in the rows of the new files: each as a whole, then all together in any order, then
-row by row, as long as the history still has what they were. What can be told in none of these ways is refused.
+Ranges whose files are gone are looked for in the new files: each range as a block, then all of them together in any
+order, then row by row if the history still has the old files. If none of these can tell which rows are new,
+`DatasetRewritten` is raised.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hubsync.destinations.hub.dataset import HubFile
 from hubsync.errors import DatasetRewritten, one_line
-from hubsync.reader.cursor import Cursor, RangeMatcher, ReadRange, are_the_same, split
-from hubsync.reader.files import Files, Moved
-from hubsync.reader.snapshot import series_of
+from hubsync.reader.cursor import MASK, Cursor, ReadRange
+from hubsync.reader.series import series_of
+from hubsync.reader.snapshot import CommitGone, Snapshot, SnapshotReader
 
 
 @dataclass
-class Recognized:
-    """What the rows of new files tell.
+class RecognizedRows:
+    """What the rows of new files show.
 
     Attributes:
-        found: pieces that are among them.
-        twice: pieces of which a copy is among them, while they stand where they stood.
-        lost: pieces of which it is not known where their rows are.
-        marks: rows that were had, and will be met again.
+        found: ranges whose rows are in the new files.
+        duplicated: ranges whose rows are in the new files, while their own files still exist.
+        lost: ranges whose rows were not found.
+        fingerprints: the rows in the new files that were read before.
     """
 
     found: list[ReadRange] = field(default_factory=list)
-    twice: list[ReadRange] = field(default_factory=list)
+    duplicated: list[ReadRange] = field(default_factory=list)
     lost: list[ReadRange] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)
+    fingerprints: list[int] = field(default_factory=list)
 
 
 class RewriteDetector:
-    """One look at a dataset: the pieces that still stand `there`, and those that are `gone`."""
+    """Compares the rows of a snapshot's new files with what a cursor has read."""
 
-    def __init__(self, files: Files, cursor: Cursor, there: Sequence[ReadRange], gone: Sequence[ReadRange]) -> None:
-        self._files = files
+    def __init__(
+        self, reader: SnapshotReader, cursor: Cursor, standing: Sequence[ReadRange], gone: Sequence[ReadRange]
+    ) -> None:
+        """Prepare for one snapshot.
+
+        Args:
+            standing: ranges whose files still exist unchanged.
+            gone: ranges whose files do not.
+        """
+        self._reader = reader
         self._cursor = cursor
-        self._there = {piece.place: piece for piece in there}
+        self._standing = {one.path: one for one in standing}
         self._gone = gone
-        self._before: dict[str, HubFile] | None = None  # what stood at the last look
+        self._old_files: dict[str, HubFile] | None = None  # of the commit that the cursor looked at last
 
-    async def recognize(self, fresh: Sequence[HubFile], commit: str) -> Recognized:
-        """What the rows of `fresh` tell, as they stand in `commit`.
+    async def recognize(self, fresh: Sequence[HubFile], snapshot: Snapshot) -> RecognizedRows:
+        """Return what the rows of the new files `fresh` show.
 
         Raises:
-            DatasetRewritten: it can't be told which of them were had.
+            DatasetRewritten: it is impossible to tell which of them were read before.
         """
-        known = Recognized(lost=[*self._gone, *self._cursor.lost])
-        segments = [piece for piece in self._there.values() if piece.is_segment and not piece.whole]
-        foreign = await self._foreign(fresh, commit)
-        if not fresh or not (known.lost or segments or foreign):
+        known = RecognizedRows(lost=[*self._gone, *self._cursor.lost])
+        foreign = await self._foreign_paths(fresh, snapshot)
+        open_segments = any(one.is_segment and not one.is_complete for one in self._standing.values())
+        if not fresh or not (known.lost or open_segments or foreign):
             return known
-        gone, unreadable = await self._measured(self._gone)
-        others = await self._find(fresh, foreign, commit, known, segments, gone)
-        found = {id(piece) for piece in known.found}
-        missing = [piece for piece in gone if id(piece) not in found]
+        gone, unreadable = await self._count_rows(self._gone)
+        others = await self._match_blocks(fresh, foreign, snapshot.commit, gone, known)
+        missing = _without(gone, known.found)
         if (missing or unreadable) and any(others):
-            await self._search(missing, unreadable, *others, known)
-        found = {id(piece) for piece in known.found}
-        known.lost = [piece for piece in known.lost if id(piece) not in found]
+            await self._match_rows(missing, unreadable, *others, known)
+        known.lost = _without(known.lost, known.found)
         return known
 
-    async def _find(
+    async def _foreign_paths(self, fresh: Sequence[HubFile], snapshot: Snapshot) -> set[str]:
+        """Return those of `fresh` that no writer made: compactions, uploads by hand, changed shards."""
+        changed = {one.path for one in self._gone}
+        if not changed and not any(one.is_complete for one in self._standing.values()):
+            return set()
+        marks = (await self._reader.watermarks(snapshot)).by_writer
+        others = {file.path for file in series_of(marks, fresh)[1]} if marks else set()
+        return {file.path for file in fresh if file.path in changed | others and file.path not in self._standing}
+
+    async def _match_blocks(
         self,
         fresh: Sequence[HubFile],
         foreign: set[str],
         commit: str,
-        known: Recognized,
-        segments: Sequence[ReadRange],
         gone: Sequence[ReadRange],
+        known: RecognizedRows,
     ) -> tuple[list[int], list[int]]:
-        """Finds pieces as wholes; answers the other rows, of foreign files and of the writers' own."""
-        account = RangeMatcher([*gone, *self._cursor.lost])
-        local = RangeMatcher(segments)
-        doubles = RangeMatcher(piece for piece in self._there.values() if piece.whole and not piece.is_segment)
-        met = Counter(self._cursor.again)
+        """Find ranges as blocks; return the remaining rows of foreign files and those of the writers' own."""
+        lost = RangeMatcher([*gone, *self._cursor.lost])
+        segments = RangeMatcher(one for one in self._standing.values() if one.is_segment and not one.is_complete)
+        standing = RangeMatcher(one for one in self._standing.values() if one.is_complete and not one.is_segment)
+        expected = Counter(self._cursor.skip_counts)
         others: tuple[list[int], list[int]] = ([], [])
         for file in sorted(fresh, key=lambda file: file.path not in foreign):
             is_foreign = file.path in foreign
-            had = self._there.get(file.path)
-            marks = await self._files.marks(file, commit)
-            _, marks = split(marks[had.rows if had else 0 :], met)
-            # A segment becomes a whole shard, so it is at its start.
-            for one in [account] if is_foreign else [local, account]:
-                found, ours, marks = one.find(marks, at_start=one is local)
+            read = self._standing.get(file.path)
+            rows = await self._reader.fingerprints(file, commit)
+            _, rows = _split(rows[read.rows if read else 0 :], expected)
+            # A segment becomes a whole shard, so its rows are at the beginning of a file.
+            for matcher in [lost] if is_foreign else [segments, lost]:
+                found, matched, rows = matcher.find(rows, at_start=matcher is segments)
                 known.found += found
-                known.marks += ours
-            if marks and is_foreign and not gone:
-                # A compaction may come first, and what it was made of go later.
-                twice, ours, rest = doubles.find(marks)
+                known.fingerprints += matched
+            if rows and is_foreign and not gone:
+                # A compaction may come in two commits: first the new file, then the removal of the old ones.
+                found, matched, rest = standing.find(rows)
                 if not rest:
-                    known.twice += twice
-                    known.marks += ours
-                    marks = rest
-            others[0 if is_foreign else 1].extend(marks)
+                    known.duplicated += found
+                    known.fingerprints += matched
+                    rows = rest
+            others[0 if is_foreign else 1].extend(rows)
         return others
 
-    async def _search(
+    async def _match_rows(
         self,
         missing: list[ReadRange],
-        unreadable: list[ReadRange],
+        unreadable: Sequence[ReadRange],
         foreign: list[int],
-        ours: list[int],
-        known: Recognized,
+        own: list[int],
+        known: RecognizedRows,
     ) -> None:
-        """Finds rows of pieces that are nowhere as a whole, in files that hold more than what was had."""
-        for marks in (foreign, [*foreign, *ours]):
-            if not unreadable and marks and are_the_same(missing, marks):
+        """Find ranges that were shuffled, or mixed with new rows."""
+        for rows in (foreign, [*foreign, *own]):
+            if not unreadable and rows and have_same_rows(missing, rows):
                 known.found += missing
-                known.marks += marks
+                known.fingerprints += rows
                 return
-        rows: Counter[int] = Counter()
+        read: Counter[int] = Counter()
         unreadable = list(unreadable)
-        for piece in missing:
-            there = await self._as_it_was(piece)
-            if there is None:
-                unreadable.append(piece)
+        for one in missing:
+            rows_then = await self._rows_at_last_look(one)
+            if rows_then is None:
+                unreadable.append(one)
             else:
-                rows.update(there)
-                known.found.append(piece)
-        again, foreign = split(foreign, rows)
-        known.marks += again
-        known.marks += split(ours, rows)[0]
+                read.update(rows_then)
+                known.found.append(one)
+        seen, foreign = _split(foreign, read)
+        known.fingerprints += seen
+        known.fingerprints += _split(own, read)[0]
         if unreadable and foreign:
             raise DatasetRewritten(
-                f"{len(unreadable):,} files of {self._files.repo} that this reader has had, such as "
-                f"{one_line(unreadable[0].place)}, are gone, and {len(foreign):,} rows of new files may be theirs: "
-                "they are in another order, and the history is gone too. None of the new rows was read. Read from the "
-                "beginning, or give the commit behind which to go on."
+                f"{len(unreadable):,} files of {self._reader.repo} that were read before, such as "
+                f"{one_line(unreadable[0].path)}, are gone from the dataset and from its history, and {len(foreign):,} "
+                "rows of new files may be theirs, in another order. None of the new rows was read. Read from the "
+                "beginning, or give the commit to continue after."
             )
 
-    async def _foreign(self, fresh: Sequence[HubFile], commit: str) -> set[str]:
-        """Those of `fresh` that no writer has made: a compaction, an upload by hand, a shard that has changed."""
-        before = {piece.place for piece in self._gone}
-        if not before and not any(piece.whole for piece in self._there.values()):
-            return set()
-        marks = await self._files.watermarks(commit)
-        others = {file.path for file in series_of(marks, fresh)[1]} if marks else set()
-        return {file.path for file in fresh if file.path in before | others and file.path not in self._there}
-
-    async def _measured(self, pieces: Iterable[ReadRange]) -> tuple[list[ReadRange], list[ReadRange]]:
-        """Pieces whose rows were never counted, counted where the history has them; and those of which it has not."""
-        measured, unreadable = [], []
-        for piece in pieces:
-            if piece.rows >= 0:
-                measured.append(piece)
+    async def _count_rows(self, ranges: Iterable[ReadRange]) -> tuple[list[ReadRange], list[ReadRange]]:
+        """Count ranges that never were, if the history still has them; return the counted ones and the others."""
+        counted, unreadable = [], []
+        for one in ranges:
+            rows = await self._rows_at_last_look(one) if one.rows < 0 else []
+            if rows is None:
+                unreadable.append(one)
                 continue
-            marks = await self._as_it_was(piece)
-            if marks is None:
-                unreadable.append(piece)
-                continue
-            piece.rows = 0
-            for mark in marks:
-                piece.add(mark)
-            measured.append(piece)
-        return measured, unreadable
+            if one.rows < 0:
+                one.rows = 0
+                for row in rows:
+                    one.add(row)
+            counted.append(one)
+        return counted, unreadable
 
-    async def _as_it_was(self, piece: ReadRange) -> list[int] | None:
-        """The rows of a piece as they stood when the dataset was looked at last; None where that is gone."""
+    async def _rows_at_last_look(self, one: ReadRange) -> list[int] | None:
+        """Return a range's rows at the commit that the cursor looked at last; None if that is gone."""
         commit = self._cursor.commit
         if commit is None:
             return None
         try:
-            if self._before is None:
-                self._before = {file.path: file for file in await self._files.listed(commit)}
-            file = self._before.get(piece.place)
-            if file is None or not piece.is_at(file.oid):
+            if self._old_files is None:
+                self._old_files = dict((await self._reader.snapshot(commit)).files)
+            file = self._old_files.get(one.path)
+            if file is None or not one.matches(file.oid):
                 return None
-            marks = await self._files.marks(file, commit)
-        except Moved:
-            self._before = {}
+            rows = await self._reader.fingerprints(file, commit)
+        except CommitGone:
+            self._old_files = {}
             return None
-        self._files.drop(file)
-        return marks if piece.rows < 0 else marks[: piece.rows]
+        self._reader.drop(file)
+        return rows if one.rows < 0 else rows[: one.rows]
+
+
+class RangeMatcher:
+    """Finds ranges as blocks in the rows of files; each range once."""
+
+    def __init__(self, ranges: Iterable[ReadRange]) -> None:
+        # By their first row and then by count and checksum, the longest first.
+        self._by_first: defaultdict[int, dict[tuple[int, int], list[ReadRange]]] = defaultdict(dict)
+        for one in sorted((one for one in ranges if one.rows > 0), key=lambda one: -one.rows):
+            self._by_first[one.first].setdefault((one.rows, one.checksum), []).append(one)
+
+    def find(self, rows: Sequence[int], *, at_start: bool = False) -> tuple[list[ReadRange], list[int], list[int]]:
+        """Find ranges in the fingerprints of a file's rows.
+
+        Args:
+            at_start: only find a range that the file begins with.
+
+        Returns:
+            The ranges that were found, their rows, and the other rows.
+        """
+        sums = [0]
+        for row in rows:
+            sums.append((sums[-1] + row) & MASK)
+        found: list[ReadRange] = []
+        matched: list[int] = []
+        others: list[int] = []
+        at = 0
+        while at < len(rows):
+            one = None if at_start and at else self._take(rows, sums, at)
+            if one is None:
+                others.append(rows[at])
+                at += 1
+            else:
+                found.append(one)
+                matched += rows[at : at + one.rows]
+                at += one.rows
+        return found, matched, others
+
+    def _take(self, rows: Sequence[int], sums: Sequence[int], at: int) -> ReadRange | None:
+        for (count, checksum), alike in self._by_first.get(rows[at], {}).items():
+            if alike and at + count < len(sums) and (sums[at + count] - sums[at]) & MASK == checksum:
+                return alike.pop()
+        return None
+
+
+def have_same_rows(ranges: Sequence[ReadRange], rows: Sequence[int]) -> bool:
+    """Return whether `rows` are the rows of `ranges`, in any order."""
+    checksum = sum(one.checksum for one in ranges) - sum(rows)
+    return sum(one.rows for one in ranges) == len(rows) and checksum & MASK == 0
+
+
+def _split(rows: Iterable[int], known: Counter[int]) -> tuple[list[int], list[int]]:
+    """Split `rows` into those in `known`, which are counted off there, and the others."""
+    matched: list[int] = []
+    others: list[int] = []
+    for row in rows:
+        if known[row] > 0:
+            known[row] -= 1
+            matched.append(row)
+        else:
+            others.append(row)
+    return matched, others
+
+
+def _without(ranges: Iterable[ReadRange], found: Iterable[ReadRange]) -> list[ReadRange]:
+    """Return those of `ranges` that are not among `found`; equal ranges are told apart."""
+    ids = {id(one) for one in found}
+    return [one for one in ranges if id(one) not in ids]

@@ -1,291 +1,263 @@
-"""What a dataset holds at one commit: its files, the writers' watermarks, the shards of each series, their contents.
+"""Read a dataset at any of its commits: files, card, watermarks, history and contents.
 
-Reads patiently (what passes by itself is tried again a few times), a few files at once, and holds one line of each:
-never a shard. Judges nothing; `verify.py` does.
+Requests are retried. A download is complete and has the oid that the Hub lists, or it fails; large ones are held on
+disk. If a commit no longer exists because the history was squashed, `CommitGone` is raised.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import random
 import re
 import tempfile
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from hubsync._runtime.clock import Clock
-from hubsync._runtime.retry import Backoff
+from hubsync._runtime.exceptions import unwrapped_hub_errors
+from hubsync._runtime.retry import Backoff, retry_transient
 from hubsync.destinations.hub import card
-from hubsync.destinations.hub.dataset import HubDataset, HubFile
+from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile
 from hubsync.encoding import codecs
-from hubsync.errors import RateLimitedError, TransientError, one_line
-from hubsync.model.commit import Watermark, watermark_path
+from hubsync.errors import DefectError, RepoMissingError, StaleParentError, TransientError
+from hubsync.model.commit import Watermark, decode_watermark
 from hubsync.policies import MIB, RetryPolicy
+from hubsync.reader.cursor import parse_line
+from hubsync.reader.selection import card_entries
 
-_log = logging.getLogger("hubsync")
 T = TypeVar("T")
 S = TypeVar("S")
 
-_TRIES = 6  # of one request; a 429 names its own wait
-_IN_MEMORY = 8 * MIB  # bytes of a packed file
-_AT_ONCE = 4  # files that are read at once
-_LINE_BYTES = 64 * MIB  # of a line that is parsed: the largest batch of a job with the default queue
+_MAX_TRIES = 6  # of one request; a 429 names its own wait
+_MAX_PATHS = 100  # in one request for the last commits of files
+_MEMORY_BYTES = 8 * MIB  # of a downloaded file; a larger one is held on disk
+_CONCURRENCY = 4  # files that are read at once
+_WATERMARK = re.compile(r"\.hubsync/[^/]+\.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """All files of one commit by path, the watermarks by writer, and what else stands at a watermark's path."""
+class CommitGone(RepoMissingError):
+    """The commit no longer exists: the history was squashed."""
 
+
+class Snapshot(NamedTuple):
+    """One commit of a dataset, with its files by path."""
+
+    commit: str
     files: Mapping[str, HubFile]
-    marks: Mapping[str, Watermark]
+
+
+class Watermarks(NamedTuple):
+    """The watermarks in a snapshot: the readable ones by writer, the others by path with the reason."""
+
+    by_writer: Mapping[str, Watermark]
     unreadable: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One run of sequence numbers: its shards by number, of which there should be one each, all below `next`."""
-
-    name: str
-    next: int
-    writers: Sequence[str]
-    shards: dict[int, list[HubFile]]
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A file as it was read.
-
-    Attributes:
-        oid: of the kind that the Hub lists for it.
-        bad: lines that are no JSON object; `first_bad` is the number of the first, from 1.
-        long: lines too long to be parsed; they count as rows.
-    """
-
-    oid: str
-    bytes: int
-    rows: int
-    bad: int
-    first_bad: int
-    long: int
-
-
-def series_of(marks: Mapping[str, Watermark], files: Iterable[HubFile]) -> tuple[list[Series], list[HubFile]]:
-    """Sorts files into the series that the watermarks name; answers those as well that belong to none."""
-    writers: defaultdict[str, list[str]] = defaultdict(list)
-    for writer, mark in marks.items():
-        for name in mark.next:
-            writers[name].append(writer)
-    found = [Series(name, max(marks[w].next[name] for w in ws), ws, {}) for name, ws in writers.items()]
-    by_prefix: defaultdict[str, list[tuple[Series, re.Pattern[str]]]] = defaultdict(list)
-    for one in found:
-        by_prefix[one.name.partition("*")[0]].append((one, _pattern(one.name)))
-    others: list[HubFile] = []
-    for file in files:
-        # By what stands before a number: many writers times many files would be too many to try.
-        starts = (file.path[:i] for i, char in enumerate(file.path) if "0" <= char <= "9")
-        tries = (pair for start in starts for pair in by_prefix.get(start, ()))
-        fits = [(one, int(match["n"])) for one, pattern in tries if (match := pattern.fullmatch(file.path))]
-        if fits:
-            # The paths of two templates may meet ("1*" and "*"): the one that knows the number has it.
-            one, number = max(fits, key=lambda fit: (fit[1] < fit[0].next, len(fit[0].name)))
-            one.shards.setdefault(number, []).append(file)
-        else:
-            others.append(file)
-    return found, others
-
-
-def _pattern(series: str) -> re.Pattern[str]:
-    """Finds a series' paths, however their numbers are padded; a template may name its number several times."""
-    first, *others = map(re.escape, series.split("*"))
-    if not others:
-        return re.compile(first)
-    return re.compile(f"{first}0*(?P<n>0|[1-9][0-9]{{0,17}}){'0*(?P=n)'.join(others)}")
-
-
-class DatasetSnapshot:
-    """One commit of the dataset. Its methods raise a `HubError` where the Hub can't be read after all."""
-
-    def __init__(self, hub: HubDataset, commit: str, clock: Clock) -> None:
-        self._hub = hub
-        self._commit = commit
-        self._clock = clock
-
-    async def dataset(self) -> Dataset:
-        files = {file.path: file for file in await self._patiently(partial(self._hub.list_files, self._commit))}
-        marks: dict[str, Watermark] = {}
-        unreadable: dict[str, str] = {}
-
-        async def read(path: str) -> None:
-            content = await self._patiently(partial(self._hub.read_file, path, self._commit))
-            try:
-                mark = msgspec.json.decode(content or b"", type=Watermark)
-            except (ValueError, RecursionError) as error:
-                unreadable[path] = f"something else ({error})"
-                return
-            if path == watermark_path(mark.writer):
-                marks[mark.writer] = mark
-            else:
-                unreadable[path] = f"the watermark of {mark.writer!r}"
-
-        await _a_few_at_once([path for path in files if re.fullmatch(r"\.hubsync/[^/]+\.json", path)], read)
-        return Dataset(files, dict(sorted(marks.items())), unreadable)
-
-    async def shown(self, files: Iterable[HubFile]) -> list[HubFile]:
-        """Those of `files` that the dataset's card shows as rows; none where it can't be read."""
-        content = await self._patiently(partial(self._hub.read_file, card.PATH, self._commit))
-        with contextlib.suppress(card.CardError):
-            stands = await anyio.to_thread.run_sync(card.Card, content, self._hub.target.repo)
-            patterns = [card.glob_pattern(entry.glob) for entry in stands.entries()]
-            return [file for file in files if any(pattern.fullmatch(file.path) for pattern in patterns)]
-        return []
-
-    async def contents(
-        self, shards: Sequence[HubFile], progress: Callable[[int, int], None]
-    ) -> Mapping[str, Content | str]:
-        """The shards' contents by path; for one that the Hub lists and does not give, why."""
-        read: dict[str, Content | str] = {}
-
-        async def content(file: HubFile) -> None:
-            read[file.path] = await self._content(file)
-            progress(len(read), len(shards))
-
-        await _a_few_at_once(shards, content)
-        return read
-
-    async def _content(self, file: HubFile) -> Content | str:
-        async def download() -> Content | str:
-            lines = _Lines(file)
-            with contextlib.suppress(_TooMuch):
-                if not await self._hub.download(file.path, self._commit, lines.take):
-                    return "the Hub does not have it"
-            return await anyio.to_thread.run_sync(lines.content)
-
-        try:
-            return await self._patiently(download)
-        except RateLimitedError:
-            raise
-        except TransientError as error:
-            await self._hub.head()  # where the whole Hub is gone, that is not this file's fault
-            return error.reason
-
-    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(operation, self._clock)
-
-
-async def patiently(operation: Callable[[], Awaitable[T]], clock: Clock, *, for_ever: bool = False) -> T:
-    """Does what is safe to repeat, and what passes by itself again, a few times or for ever; says once that it does."""
-    retry = RetryPolicy()
-    backoff = Backoff(retry.initial_s, retry.max_s, random.Random())
-    while True:
-        try:
-            return await operation()
-        except TransientError as error:
-            wait = backoff.after_failure(error.retry_after_s)
-            if backoff.failures == _TRIES and not for_ever:
-                raise
-            level = logging.WARNING if backoff.failures == 1 or not for_ever else logging.DEBUG
-            _log.log(level, "%s; tried again in %.0f s.", error, wait)
-            await clock.sleep(wait)
-
-
-async def _a_few_at_once(items: Iterable[S], work: Callable[[S], Awaitable[None]]) -> None:
-    todo = iter(items)
-
-    async def take() -> None:
-        for item in todo:
-            await work(item)
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(_AT_ONCE):
-            tasks.start_soon(take)
-
-
-class _TooMuch(Exception):
-    pass
-
-
-class _Object(msgspec.Struct):
-    """Any JSON object: what is in it is checked and passed over."""
-
-
-_decoder = msgspec.json.Decoder(_Object)
-
-
-class _Lines:
-    """Hashes a file as it comes, and looks at each line."""
+class Download:
+    """A file as it was received."""
 
     def __init__(self, file: HubFile) -> None:
+        self.file = file
+        self.stream: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115  (handed on)
+        self.size = 0
         self._hash = hashlib.sha256() if file.is_large else hashlib.sha1(usedforsecurity=False)
         if not file.is_large:
             self._hash.update(b"blob %d\0" % file.size)
-        self._most = file.size
-        self._path = file.path
-        # What is packed is looked through once it is whole.
-        self._packed: IO[bytes] | None = None
-        if not file.path.endswith((".jsonl", ".ndjson")):
-            self._packed = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (closed by `content`)
-        self._line = bytearray()
-        self._line_bytes = self._bytes = self._rows = self._bad = self._first_bad = self._long = 0
 
-    def take(self, piece: bytes) -> None:
+    def write(self, piece: bytes) -> None:
+        """Append a piece. Raises `_TooLarge` beyond the listed size: such a response may never end."""
+        self.size += len(piece)
         self._hash.update(piece)
-        self._bytes += len(piece)
-        if self._bytes > self._most:  # whatever it is, it is not the file, and it may never end
-            raise _TooMuch
-        if self._packed is None:
-            self._look_at(piece)
-        else:
-            self._packed.write(piece)
+        self.stream.write(piece)
+        if self.size > self.file.size:
+            raise _TooLarge
 
-    def _look_at(self, piece: bytes) -> None:
-        first, *others = piece.split(b"\n")
-        self._hold(first)
-        for part in others:
-            self._end_line()
-            self._hold(part)
+    @property
+    def oid(self) -> str:
+        """Return the oid of what was received, of the kind that the Hub lists for the file."""
+        return self._hash.hexdigest()
 
-    def _hold(self, part: bytes) -> None:
-        self._line_bytes += len(part)
-        if self._line_bytes <= _LINE_BYTES:
-            self._line += part
+    @property
+    def is_as_listed(self) -> bool:
+        """Return whether it is the file that the Hub lists."""
+        return (self.size, self.oid) == (self.file.size, self.file.oid)
 
-    def _end_line(self) -> None:
-        self._rows += 1
-        if self._line_bytes > _LINE_BYTES:
-            self._long += 1
-        elif not _is_object(self._line):
-            self._bad += 1
-            self._first_bad = self._first_bad or self._rows
-        self._line = bytearray()
-        self._line_bytes = 0
 
-    def content(self) -> Content | str:
-        """To be called once, in a thread: what is packed is unpacked now."""
-        if self._packed is not None:
+class SnapshotReader:
+    """Reads one dataset at any of its commits; what was read is cached by oid.
+
+    All methods raise `HubError` if the Hub cannot be read after several tries, or only if an operator must act when
+    `retry_forever`; and `CommitGone` if the commit no longer exists.
+    """
+
+    def __init__(self, hub: HubDataset, clock: Clock, *, retry_forever: bool = False) -> None:
+        self.repo = hub.target.repo
+        self._hub = hub
+        self._clock = clock
+        self._max_tries = None if retry_forever else _MAX_TRIES
+        self._held: dict[HubFile, IO[bytes]] = {}
+        self._watermarks: dict[HubFile, Watermark | str] = {}
+        self._card: tuple[HubFile | None, Sequence[card.Entry]] = (None, ())
+
+    async def head(self) -> str | None:
+        """Return the newest commit of the branch; None if it has no commits."""
+        return (await self._retry(self._hub.head)).sha
+
+    async def snapshot(self, commit: str) -> Snapshot:
+        """Return a commit with its files."""
+        files = await self._at_commit(self._hub.list_files, commit)
+        return Snapshot(commit, {file.path: file for file in files})
+
+    async def entries(self, snapshot: Snapshot) -> Sequence[card.Entry]:
+        """Return the configs and splits that the card shows; none if there is no readable card."""
+        listed = snapshot.files.get(card.PATH)
+        if listed != self._card[0]:
+            content: bytes | None = None
+            if listed is not None:
+                with contextlib.suppress(DefectError):  # too large for a card
+                    content = await self._at_commit(self._hub.read_file, card.PATH, snapshot.commit)
+            self._card = (listed, await anyio.to_thread.run_sync(card_entries, content, self.repo) if content else ())
+        return self._card[1]
+
+    async def watermarks(self, snapshot: Snapshot) -> Watermarks:
+        """Return the writers' watermarks."""
+        files = [file for path, file in snapshot.files.items() if _WATERMARK.fullmatch(path)]
+        known = {file: self._watermarks[file] for file in files if file in self._watermarks}
+
+        async def read(file: HubFile) -> None:
             try:
-                self._packed.seek(0)
-                with contextlib.closing(codecs.open_lines(self._packed, self._path)) as lines:
-                    while piece := lines.read(1 << 20):
-                        self._look_at(piece)
-            except codecs.DamagedShard as error:
-                return one_line(f"what can't be unpacked: {error}")
-        if self._line_bytes:
-            self._end_line()
-        return Content(self._hash.hexdigest(), self._bytes, self._rows, self._bad, self._first_bad, self._long)
+                content = await self._at_commit(self._hub.read_file, file.path, snapshot.commit)
+                known[file] = decode_watermark(content or b"", file.path)
+            except (ValueError, DefectError) as error:
+                known[file] = str(error)
+
+        await run_few_at_once([file for file in files if file not in known], read)
+        self._watermarks = known
+        readable = {mark.writer: mark for mark in known.values() if isinstance(mark, Watermark)}
+        unreadable = {file.path: problem for file, problem in known.items() if isinstance(problem, str)}
+        return Watermarks(dict(sorted(readable.items())), unreadable)
+
+    async def history(self, commit: str) -> AsyncGenerator[Commit]:
+        """Yield `commit` and those before it, the newest first."""
+        page, more = 0, True
+        while more:
+            commits, more = await self._retry(partial(self._hub.list_commits, commit, page))
+            page += 1
+            for one in commits:
+                yield one
+
+    async def last_commits(self, paths: Sequence[str], commit: str) -> Mapping[str, Commit]:
+        """Return the commit that last changed each of `paths`, as far as the Hub tells."""
+        found: dict[str, Commit] = {}
+        for start in range(0, len(paths), _MAX_PATHS):
+            some = paths[start : start + _MAX_PATHS]
+            found |= await self._retry(partial(self._hub.last_commits, some, commit))
+        return found
+
+    async def download(self, file: HubFile, commit: str) -> Download | None:
+        """Return what the Hub sends for a file, which may not be what it lists; None if it sends nothing."""
+
+        async def attempt(path: str, at: str) -> Download | None:
+            received = Download(file)
+            with contextlib.suppress(_TooLarge):
+                if not await self._hub.download(path, at, received.write):
+                    return None
+            return received
+
+        return await self._at_commit(attempt, file.path, commit)
+
+    # Files that are fetched ahead, and held until they are taken.
+
+    async def fetch(self, files: Sequence[HubFile], commit: str) -> None:
+        """Download files concurrently and hold them."""
+
+        async def fetch(file: HubFile) -> None:
+            self._held[file] = await self._at_commit(partial(self._verified, file), commit)
+
+        async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
+            for file in files:
+                if file not in self._held:
+                    tasks.start_soon(fetch, file)
+
+    async def _verified(self, file: HubFile, commit: str) -> IO[bytes]:
+        received = Download(file)
+        with contextlib.suppress(_TooLarge):
+            if not await self._hub.download(file.path, commit, received.write):
+                raise TransientError(f"The Hub lists {file.path} and does not send it.")
+        if not received.is_as_listed:
+            raise TransientError(f"{file.path}: the Hub sent something else than it lists.")
+        received.stream.seek(0)
+        if file.path.endswith(".parquet"):  # the only format that is not read from its beginning
+            return await anyio.to_thread.run_sync(codecs.open_lines, received.stream, file.path)
+        return received.stream
+
+    async def fingerprints(self, file: HubFile, commit: str) -> list[int]:
+        """Return the fingerprints of a file's rows; the file is held."""
+        await self.fetch([file], commit)
+        stream = self._held[file]
+        stream.seek(0)
+        return await anyio.to_thread.run_sync(_fingerprints, _lines(stream, file.path, close=False))
+
+    def holds(self, file: HubFile) -> bool:
+        """Return whether a file is held."""
+        return file in self._held
+
+    def take(self, file: HubFile) -> IO[bytes]:
+        """Return a held file as JSON Lines, from its beginning. The caller closes it."""
+        stream = self._held.pop(file)
+        stream.seek(0)
+        return _lines(stream, file.path)
+
+    def drop(self, *files: HubFile) -> None:
+        """Let go of held files; of all if none is named."""
+        for file in files or tuple(self._held):
+            self._held.pop(file).close()
+
+    async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
+        policy = RetryPolicy()
+        backoff = Backoff(policy.initial_s, policy.max_s, random.Random())
+        return await retry_transient(operation, backoff, self._clock, max_tries=self._max_tries)
+
+    async def _at_commit(self, operation: Callable[..., Awaitable[T]], *args: str) -> T:
+        async def attempt() -> T:
+            try:
+                return await operation(*args)
+            except StaleParentError as error:  # it is transient for a committer, but a gone commit never comes back
+                raise CommitGone(error.reason, status=error.status, missing="revision") from None
+            except RepoMissingError as error:
+                if error.missing != "revision":
+                    raise
+                raise CommitGone(error.reason, status=error.status, missing="revision") from None
+
+        return await self._retry(attempt)
 
 
-def _is_object(line: bytearray) -> bool:
-    try:
-        _decoder.decode(line)
-        return line.isascii() or bool(line.decode())  # msgspec does not look into text that it passes over
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+class _TooLarge(Exception):
+    pass
+
+
+def _lines(held: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:
+    """Return the lines of a held file: Parquet is held as lines, everything else as received."""
+    return held if path.endswith(".parquet") else codecs.open_lines(held, path, close=close)
+
+
+def _fingerprints(lines: IO[bytes]) -> list[int]:
+    return [parse_line(line).fingerprint for line in lines if line.strip()]
+
+
+async def run_few_at_once(items: Iterable[S], work: Callable[[S], Awaitable[None]]) -> None:
+    """Run `work` for each item, a few at a time."""
+    remaining = iter(items)
+
+    async def take() -> None:
+        for item in remaining:
+            await work(item)
+
+    async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
+        for _ in range(_CONCURRENCY):
+            tasks.start_soon(take)

@@ -73,6 +73,12 @@ def open_existing(target: Target, directory: Path, clock: Clock) -> Spool:
     return spool
 
 
+def existing_default_spool(target: Target) -> Path | None:
+    """Return the spool that uploaders of `target` use by default; None if it does not exist on this machine."""
+    directory = default_directory(target)
+    return directory if (directory / "catalogue.sqlite").exists() else None
+
+
 def restrict_to_owner(directory: Path) -> None:
     """Make sure that only this user can use a spool: its rows are private, and its catalogue says where the token goes.
 

@@ -11,7 +11,7 @@ from itertools import islice
 from hubsync import ShardPolicy, Uploader
 from hubsync.model.layout import FORMATS
 from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step
-from hubsync.reader.reading import follow, rows, shards
+from hubsync.reader import follow, rows, shards
 
 
 class DoNothing(Step):

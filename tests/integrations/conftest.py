@@ -1,4 +1,4 @@
-"""Jobs that use distilabel, in processes of their own, with an interpreter that has it (`make test` makes it)."""
+"""Jobs that use distilabel, in the interpreter of its own environment."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.zygote import Python
 
 JOBS = Path(__file__).parent / "jobs"
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-distilabel"
-PATIENCE_S = 120  # for what a healthy system does in seconds
+PATIENCE_S = 120  # much more than any step needs
 
 
 @pytest.fixture(scope="session")
 def distilabel() -> Iterator[Python]:
-    """Starts programs that have imported distilabel already, which takes seconds."""
+    """Start programs that have already imported distilabel, which takes seconds."""
     executable = ENVIRONMENT / "bin" / "python"
-    assert executable.exists(), f"{ENVIRONMENT} is missing, where distilabel is to be: `make test` makes it."
+    assert executable.exists(), f"{ENVIRONMENT} is missing, the environment of distilabel: run `make test` once."
     with Python(executable, "import distilabel.pipeline, distilabel.steps, hubsync.integrations.distilabel") as python:
         yield python
 
 
 class Job:
-    """A process and all that distilabel forks from it: a process group of their own, as a terminal has it."""
+    """A process and all that distilabel forks from it, in one process group, as in a terminal."""
 
     def __init__(self, python: Python, arguments: list[object], directory: Path, environ: Mapping[str, str]) -> None:
         self.directory = directory
@@ -48,19 +48,19 @@ class Job:
             )  # fmt: skip
 
     def signal(self, number: signal.Signals) -> None:
-        """To all of them, as a terminal sends it."""
+        """Send a signal to the whole group, as a terminal does."""
         os.killpg(self._process.pid, number)
 
     def wait(self) -> int:
         return self._process.wait(PATIENCE_S)
 
     def end(self) -> Any:
-        """What it told when it had ended well."""
+        """Wait for a successful end; return the result that the job wrote."""
         assert self.wait() == 0, self.output
         return json.loads((self.directory / "told").read_text())
 
     def until(self, what: Callable[[], object]) -> None:
-        """Waits for something that the job brings about while it runs."""
+        """Wait for a condition while the job runs."""
         end = time.monotonic() + PATIENCE_S
         while not what():
             assert self._process.poll() is None, self.output
@@ -68,31 +68,31 @@ class Job:
             time.sleep(0.01)
 
     def made(self, step: str = "first") -> list[int]:
-        """The ids that a generating step has made, in all runs."""
+        """Return the ids that a step has generated, in all runs."""
         file = self.directory / f"made-{step}"
         return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def accepted(self) -> int:
-        """Rows that the checkpointer has accepted, in all runs."""
+        """Return the number of rows that the checkpointer has accepted, in all runs."""
         catalogue = f"file:{self.directory}/spool/catalogue.sqlite?mode=ro"
         try:
             with contextlib.closing(sqlite3.connect(catalogue, uri=True)) as db:
                 return int(db.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0])
-        except sqlite3.OperationalError:  # there is none yet
+        except sqlite3.OperationalError:  # it does not exist yet
             return 0
 
     @property
     def output(self) -> str:
-        """The end of it: distilabel talks a lot."""
+        """The end of what the job printed."""
         return self._output.read_text()[-20_000:]
 
     @property
     def log(self) -> str:
-        """What distilabel wrote down of this run and those before it."""
+        """What distilabel logged, in all runs."""
         return "".join(file.read_text() for file in sorted(self.directory.rglob("pipeline.log")))
 
     def kill(self) -> None:
-        """Whatever is left of it."""
+        """Kill the whole group."""
         with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGKILL)
         self._process.wait()
@@ -100,7 +100,7 @@ class Job:
 
 @pytest.fixture
 def start(hub: LocalHub, tmp_path: Path, distilabel: Python) -> Iterator[Callable[..., Job]]:
-    """Starts a pipeline (`jobs/pipeline.py`) against the test's Hub; all of a test share a directory."""
+    """Start a pipeline (`jobs/pipeline.py`) against the test's Hub. All jobs of a test share a directory."""
     directory, jobs = tmp_path / "job", []
     directory.mkdir()
 
@@ -116,7 +116,7 @@ def start(hub: LocalHub, tmp_path: Path, distilabel: Python) -> Iterator[Callabl
 
 @pytest.fixture
 def alone(hub: LocalHub, tmp_path: Path, distilabel: Python) -> Iterator[Callable[..., Any]]:
-    """Runs one of `jobs/alone.py`, where a step runs without a pipeline, and answers what it told."""
+    """Run a scene of `jobs/alone.py`, a step without a pipeline, and return its result."""
     directory, jobs = tmp_path / "alone", []
     directory.mkdir()
 

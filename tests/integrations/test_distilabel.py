@@ -1,6 +1,6 @@
-"""The checkpointer in real distilabel pipelines: what stands in the dataset, whatever happens to the run.
+"""The checkpointer in real distilabel pipelines: the dataset is correct, whatever happens to the run.
 
-What distilabel's own checkpointer gets wrong comes first; each of those tests would fail with it.
+The first tests are about the errors of distilabel's own checkpointer, with which each of them would fail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def shards(count: int, config: str = "config-0") -> list[str]:
 
 
 def check(dataset: Dataset, ids: list[int], config: str = "config-0") -> None:
-    """Every row once and in order, in shards of 50, numbered without a gap, none of which was ever changed."""
+    """Assert that every row is there once and in order, in shards of 50 without a gap, and no shard was changed."""
     paths = [path for path in dataset.paths() if path.startswith(config)]
     assert paths == shards(-(-len(ids) // 50), config)
     assert [row["id"] for row in dataset.rows(config)] == ids
@@ -47,8 +47,9 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, distilabel: Python) -> Iterator[Finished]:
-    """A run with a token given as an argument, rows that are odd, and a Hub that refuses each commit in another way;
-    then the cache, and the final push.
+    """A run with a token as argument, unusual rows, and a Hub that fails each commit in another way.
+
+    The job then runs again from the cache, and pushes its result.
     """
     directory = tmp_path_factory.mktemp("finished")
     plan = {
@@ -73,20 +74,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, distilabel: Python) -> It
             job.kill()
 
 
-# The eight.
+# What distilabel's own checkpointer gets wrong.
 
 
-def test_a_shard_is_whole_however_small_its_batch(finished: Finished) -> None:
+def test_a_shard_is_complete_however_small_its_batch(finished: Finished) -> None:
     assert all(finished.dataset.read(path).endswith(b"}\n") for path in finished.dataset.paths())
     assert [row["text"] for row in finished.dataset.rows()] == ["café"] * 199
 
 
-def test_an_upload_that_fails_is_tried_again_and_leaves_no_gap(finished: Finished) -> None:
+def test_a_failed_upload_is_retried_and_leaves_no_gap(finished: Finished) -> None:
     assert [r.status for r in finished.hub.requests("commit") if r.status in (403, 429, 500)] == [403, 429, 500]
     check(finished.dataset, [n for n in range(200) if n != 7])
 
 
-def test_replicas_and_later_runs_number_on_and_overwrite_nothing(start: Start, dataset: Dataset) -> None:
+def test_replicas_and_later_runs_continue_the_numbering(start: Start, dataset: Dataset) -> None:
     for run, plan in enumerate([{"replicas": 2}, {"kind": "other"}], 1):
         assert sorted(start(rows=200, **plan).end()["rows"]) == [["first", n] for n in range(200)]
         assert dataset.ids() == sorted([*range(200)] * run)
@@ -94,8 +95,8 @@ def test_replicas_and_later_runs_number_on_and_overwrite_nothing(start: Start, d
     assert shards_ever_changed(dataset) == []
 
 
-def test_every_predecessor_has_a_config_of_its_own_and_all_rows_go_on(start: Start, dataset: Dataset) -> None:
-    """They are connected in another order than they were made in, which distilabel's cache forgets."""
+def test_each_predecessor_has_its_own_config_and_all_rows_go_on(start: Start, dataset: Dataset) -> None:
+    """They are connected in another order than they were created in, which distilabel's cache forgets."""
     load = [["user/rows", "config-0"], ["user/rows", "config-1"]]
     for _ in ("a new run", "the same, from the cache's pipeline.yaml"):
         told = start(rows=120, generate=["first", "second"], load=load).end()
@@ -106,7 +107,7 @@ def test_every_predecessor_has_a_config_of_its_own_and_all_rows_go_on(start: Sta
             assert {row["by"] for row in dataset.rows(f"config-{number}")} == {name}
 
 
-def test_a_transform_reaches_the_steps_process_also_by_the_cache(start: Start, dataset: Dataset) -> None:
+def test_a_transform_reaches_the_steps_process_from_the_cache_too(start: Start, dataset: Dataset) -> None:
     load = [["user/rows", "config-0"]]
     for _ in ("a new run", "the same, from the cache's pipeline.yaml"):
         told = start(rows=120, transform=True, load=load).end()
@@ -115,9 +116,9 @@ def test_a_transform_reaches_the_steps_process_also_by_the_cache(start: Start, d
         assert {row["text"] for row in dataset.rows()} == {"*"}
 
 
-def test_what_json_can_hold_is_written_and_what_it_cannot_takes_nothing_with_it(finished: Finished) -> None:
+def test_a_value_without_json_form_costs_only_its_own_row(finished: Finished) -> None:
     assert finished.dataset.rows()[0]["when"] == "2026-01-01T12:00:00Z"
-    assert finished.told["rows"] == [["first", n] for n in range(200)]  # downstream there is no row less
+    assert finished.told["rows"] == [["first", n] for n in range(200)]  # no row is missing downstream
     assert re.search(r"ERROR +Not uploaded .*field 'score': inf has no JSON form", finished.job.log)
     assert re.search(
         r"ERROR +Checkpoint incomplete: 199 rows accepted. Accepted rows are in user/rows", finished.job.log
@@ -125,7 +126,7 @@ def test_what_json_can_hold_is_written_and_what_it_cannot_takes_nothing_with_it(
     assert re.search(r"ERROR +1 row never uploaded: .*'score'", finished.job.log)
 
 
-def test_the_token_is_nowhere(finished: Finished) -> None:
+def test_the_token_is_written_nowhere(finished: Finished) -> None:
     written = [file for file in finished.job.directory.rglob("*") if file.is_file()]
     assert {"pipeline.yaml", "pipeline.log", "batch_manager.json", "output"} <= {file.name for file in written}
     assert [file for file in written if TOKEN.encode() in file.read_bytes()] == []
@@ -136,8 +137,8 @@ def test_the_token_is_nowhere(finished: Finished) -> None:
     assert "pipeline.yaml" in files
 
 
-def test_the_run_waits_for_no_hub(hub: LocalHub, start: Start, dataset: Dataset) -> None:
-    """It is down when the run starts, and comes when all has been generated."""
+def test_the_run_does_not_wait_for_the_hub(hub: LocalHub, start: Start, dataset: Dataset) -> None:
+    """The Hub is down when the run starts, and returns when everything has been generated."""
     hub.stop()
     job = start(rows=400)
     job.until(lambda: job.accepted() == 400)
@@ -151,22 +152,22 @@ def test_the_dataset_loads_by_its_card(finished: Finished) -> None:
     assert finished.told["user/rows config-0"] == [n for n in range(200) if n != 7]
 
 
-# How a run can end.
+# How a run ends.
 
 
-def test_ctrl_c_keeps_what_was_made_and_the_next_run_makes_it_whole(start: Start, dataset: Dataset) -> None:
+def test_ctrl_c_keeps_generated_rows_and_the_next_run_adds_the_rest(start: Start, dataset: Dataset) -> None:
     job = start(rows=600, pace_s=0.005)
     job.until(lambda: job.accepted() >= 100)
     job.signal(signal.SIGINT)
     kept = len(job.end()["rows"])
     assert 100 <= kept < 600
-    check(dataset, list(range(kept)))  # drained before it ended
+    check(dataset, list(range(kept)))  # it drained
     start(rows=600).end()
     check(dataset, list(range(600)))
 
 
-def test_a_run_that_was_killed_is_run_again_and_adds_the_rest(hub: LocalHub, start: Start, dataset: Dataset) -> None:
-    """In the middle of uploads whose answers are lost."""
+def test_a_killed_run_is_repeated_and_adds_the_rest(hub: LocalHub, start: Start, dataset: Dataset) -> None:
+    """It is killed amid uploads whose responses are lost."""
     hub.faults.add(Fault.reset(when="after", on="commit", probability=0.5))
     job = start(rows=600, pace_s=0.005)
     job.until(lambda: job.accepted() >= 200 and hub.requests("commit"))
@@ -177,7 +178,7 @@ def test_a_run_that_was_killed_is_run_again_and_adds_the_rest(hub: LocalHub, sta
     check(dataset, list(range(600)))
 
 
-def test_a_named_run_goes_on_by_count_where_the_rows_are_others_each_time(start: Start, dataset: Dataset) -> None:
+def test_a_named_run_resumes_by_count_if_its_rows_differ(start: Start, dataset: Dataset) -> None:
     plan = {"rows": 300, "kind": "other", "checkpoint": {"run": "monday"}}
     job = start(**plan, pace_s=0.005)
     job.until(lambda: job.accepted() >= 100)
@@ -189,18 +190,18 @@ def test_a_named_run_goes_on_by_count_where_the_rows_are_others_each_time(start:
     assert f"{300 - kept} rows accepted, {kept} skipped because an earlier run has uploaded them" in job.log
 
 
-def test_a_run_that_has_ended_is_taken_from_the_cache_and_adds_nothing(finished: Finished) -> None:
+def test_a_finished_run_comes_from_the_cache_and_adds_nothing(finished: Finished) -> None:
     assert finished.told["again"] == 200
     assert "Returning `Distiset` from cache" in finished.job.log
     assert len(finished.job.made()) == 200
-    assert finished.told["given"] == [77, 88]  # the user's, and not the cache's
+    assert finished.told["given"] == [77, 88]  # the user's settings, not the cache's
 
 
-def test_the_distiset_is_pushed_as_ever(finished: Finished) -> None:
+def test_the_distiset_can_be_pushed(finished: Finished) -> None:
     assert finished.told["user/final default"] == list(range(200))
 
 
-def test_a_hub_that_stays_away_holds_the_end_up_no_longer_than_it_may(
+def test_an_absent_hub_delays_the_end_no_longer_than_drain_s(
     hub: LocalHub, start: Start, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.stop()
@@ -214,7 +215,7 @@ def test_a_hub_that_stays_away_holds_the_end_up_no_longer_than_it_may(
     check(dataset, list(range(200)))
 
 
-def test_a_token_that_may_not_write_ends_the_run_before_anything_is_made(hub: LocalHub, start: Start) -> None:
+def test_a_token_that_can_not_write_ends_the_run_before_it_starts(hub: LocalHub, start: Start) -> None:
     hub.add_user("user", TOKEN, role="read")
     job = start(rows=200, environ={"JOB_TOKEN": TOKEN})
     assert job.wait() != 0
@@ -223,7 +224,7 @@ def test_a_token_that_may_not_write_ends_the_run_before_anything_is_made(hub: Lo
     assert TOKEN not in job.log + job.output  # whose traceback shows the variables of every frame
 
 
-def test_behind_a_routing_function_all_rows_go_to_one_config(start: Start, dataset: Dataset) -> None:
+def test_after_a_routing_function_all_rows_go_to_one_config(start: Start, dataset: Dataset) -> None:
     told = start(rows=300, generate=["first", "second"], routed=True).end()
     assert sorted(n for _, n in told["rows"]) == list(range(300))
     assert sorted(row["id"] for row in dataset.rows()) == list(range(300))

@@ -1,4 +1,4 @@
-"""The checkpointer's step by itself, as distilabel calls it: load, process, unload. The scenes are in jobs/alone.py."""
+"""The checkpointer without a pipeline, called like distilabel does; the scenes are in jobs/alone.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_several_inputs_are_passed_on_in_one_list(alone: Alone, dataset: Dataset
     assert [row["id"] for row in dataset.rows("config-1")] == list(range(50, 80))
 
 
-def test_a_token_that_is_revoked_is_told_at_the_end_with_the_way_out(
+def test_a_revoked_token_is_reported_at_the_end_with_the_remedy(
     hub: LocalHub, alone: Alone, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.add(Fault.status(403, on="commit"))
@@ -45,7 +45,7 @@ def test_a_token_that_is_revoked_is_told_at_the_end_with_the_way_out(
     assert dataset.ids() == list(range(50))
 
 
-def test_without_a_network_the_rows_are_said_to_be_in_the_spool(alone: Alone) -> None:
+def test_offline_the_log_says_that_the_rows_are_in_the_spool(alone: Alone) -> None:
     scene = alone("lives", HF_HUB_OFFLINE="1")
     assert errors(scene)[0] == "Checkpoint incomplete: 50 rows accepted."
     assert "50 rows" in errors(scene)[1]
@@ -53,14 +53,14 @@ def test_without_a_network_the_rows_are_said_to_be_in_the_spool(alone: Alone) ->
     assert "run: hubsync drain" in errors(scene)[1]
 
 
-def test_a_shard_that_the_hub_refuses_is_told_at_the_end(hub: LocalHub, alone: Alone) -> None:
+def test_a_rejected_shard_is_reported_at_the_end(hub: LocalHub, alone: Alone) -> None:
     hub.faults.add(Fault.status(413, on="commit"))
     scene = alone("lives")
     assert scene["told"] == 50
     assert any("dead-letter" in line or "dead letter" in line for line in errors(scene)), scene
 
 
-def test_a_batch_that_does_not_go_with_the_others_is_set_aside_and_told(alone: Alone, dataset: Dataset) -> None:
+def test_a_conflicting_batch_is_quarantined_and_reported(alone: Alone, dataset: Dataset) -> None:
     scene = alone("conflicts")
     assert scene["told"] == 100
     assert errors(scene)[-2] == "Checkpoint incomplete: 90 rows accepted. Accepted rows are in user/rows."
@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_go_with_the_others_is_set_aside_and_told(alone: A
     assert dataset.ids() == [*range(50), *range(60, 100)]
 
 
-def test_what_is_checkpointed_is_transformed_and_what_goes_on_is_not(alone: Alone, dataset: Dataset) -> None:
+def test_uploaded_rows_are_transformed_and_passed_rows_are_not(alone: Alone, dataset: Dataset) -> None:
     scene = alone("transforms")
     told = scene["told"]
     assert told["passed"] == ["secret"] * 50
@@ -83,7 +83,7 @@ def test_what_is_checkpointed_is_transformed_and_what_goes_on_is_not(alone: Alon
     assert all("was saved with a transform" in refused for refused in told["refused"])
 
 
-def test_rows_go_on_downstream_when_the_spool_is_gone(alone: Alone) -> None:
+def test_rows_go_on_downstream_if_the_spool_is_lost(alone: Alone) -> None:
     scene = alone("loses_its_spool")
     assert scene["told"] == 150
     said = errors(scene)
@@ -92,14 +92,14 @@ def test_rows_go_on_downstream_when_the_spool_is_gone(alone: Alone) -> None:
     assert sum(int(found[1]) for found in counted if found) == 100, said
 
 
-def test_a_batch_too_large_for_the_queue_is_brought_in_parts(alone: Alone, dataset: Dataset) -> None:
+def test_a_batch_too_large_for_the_queue_is_split(alone: Alone, dataset: Dataset) -> None:
     scene = alone("large_rows")
     assert scene["told"] == 50
     assert dataset.ids() == [n for n in range(50) if n != 20]
     assert any(line.startswith("1 row never uploaded: BatchTooLarge:") for line in errors(scene))
 
 
-def test_counting_goes_on_within_a_batch_and_where_the_spool_is_lost(alone: Alone, dataset: Dataset) -> None:
+def test_counting_resumes_within_a_batch_and_without_the_spool(alone: Alone, dataset: Dataset) -> None:
     scene = alone("goes_on_by_count")
     assert scene["told"] == 270
     assert dataset.ids() == list(range(150))
@@ -107,13 +107,13 @@ def test_counting_goes_on_within_a_batch_and_where_the_spool_is_lost(alone: Alon
     assert "120 skipped because an earlier run has uploaded them" in scene["log"][-1]
 
 
-def test_a_named_run_does_not_begin_where_the_count_cannot_be_known(hub: LocalHub, alone: Alone) -> None:
-    """And unload bears a step that is not loaded, or failed to."""
+def test_a_named_run_does_not_start_if_its_count_is_unknown(hub: LocalHub, alone: Alone) -> None:
+    """`unload` works on a step that was not loaded, or failed to load."""
     hub.stop()
     assert alone("cannot_begin") == {"told": "OffsetUnknown", "log": []}
 
 
-def test_arguments_are_checked_when_the_step_is_made_and_this_machines_are_written_nowhere(alone: Alone) -> None:
+def test_arguments_are_checked_early_and_local_settings_not_saved(alone: Alone) -> None:
     told = alone("arguments")["told"]
     refused = told["refused"]
     assert "several replicas can't do" in refused["run and replicas"]

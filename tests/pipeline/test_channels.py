@@ -1,4 +1,4 @@
-"""What flows between steps: several streams as one, and where a consumer of it goes on."""
+"""The channels between steps: streams merge in a fixed order, so that a consumer can resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = list[dict[str, str]]
 
 
 def stream(name: str, start: int, end: int, rng: random.Random) -> list[Chunk]:
-    """What a step makes of a source from behind `start` on: of each third row nothing, of each fifth two rows."""
+    """Return a step's output from the mark after `start`: no row for each third mark, two for each fifth."""
     rows: Rows = []
     marks: list[int] = []
     chunks, sent = [], start
@@ -40,8 +40,8 @@ def merged(start: int, seed: int, end: int = 47) -> list[Chunk]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_who_follows_several_streams_goes_on_behind_any_row_in_another_run(seed: int) -> None:
-    """Whichever stream is quicker then, and however their rows are cut."""
+def test_a_merged_stream_can_be_resumed_after_any_row(seed: int) -> None:
+    """Whichever stream is faster, and however the rows are cut into chunks."""
     whole = [(row["id"], mark) for chunk in merged(-1, 0) for row, mark in zip(chunk.rows, chunk.marks, strict=True)]
     assert sorted(id for id, _ in whole) == sorted(
         row["id"] for name in "ab" for chunk in stream(name, -1, 47, random.Random(0)) for row in chunk.rows

@@ -1,4 +1,4 @@
-"""Pipelines that die, or are told to end, and are run again: every row is in the checkpoint once."""
+"""Pipelines that are killed or terminated and run again: every row is in the checkpoint once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Start = Callable[..., Program]
 
 @pytest.fixture
 def start(python_with_datasets: Python) -> Iterator[Start]:
-    """Start the script, perhaps with arguments."""
+    """Start the script."""
     with ExitStack() as running:
 
         def start(script: Path, *args: str) -> Program:
@@ -75,7 +75,7 @@ def until_made(script: Path, count: int) -> None:
 
 
 def accepted(script: Path) -> int:
-    """Rows that the checkpointer had accepted."""
+    """Return the number of rows that the checkpointer has accepted."""
     import sqlite3
 
     with sqlite3.connect(script.parent / "spool" / "catalogue.sqlite") as db:
@@ -91,7 +91,7 @@ def finish(start: Start, script: Path, dataset: Dataset) -> None:
     assert [dataset.read(path).count(b"\n") for path in dataset.paths()] == [50] * 20
 
 
-def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
+def test_a_killed_run_resumes_without_repeating_checkpointed_rows(
     hub: LocalHub, start: Start, script: Path, dataset: Dataset
 ) -> None:
     hub.faults.add(Fault.reset(when="after", on="commit", probability=0.3))
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         now = made(script)
-        assert min(now[before:]) == safe  # what was checkpointed is not made again
+        assert min(now[before:]) == safe  # checkpointed rows are not generated again
         safe, before = accepted(script), len(now)
     hub.faults.clear()
     finish(start, script, dataset)
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again_that_was_checkpointed(
     ("number", "code", "words"),
     [(signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, 143, "SIGTERM")],
 )
-def test_a_signal_stops_in_order_and_the_next_run_goes_on(
+def test_a_signal_drains_and_the_next_run_resumes(
     start: Start, script: Path, dataset: Dataset, number: int, code: int, words: str
 ) -> None:
     process = start(script)
@@ -122,18 +122,18 @@ def test_a_signal_stops_in_order_and_the_next_run_goes_on(
     _, said = process.communicate()
     assert process.returncode == code
     assert words in said
-    assert len(dataset.rows()) >= 200  # drained before it ended
+    assert len(dataset.rows()) >= 200  # it drained
     finish(start, script, dataset)
 
 
-def test_a_run_that_had_ended_is_not_run_again(start: Start, script: Path, dataset: Dataset) -> None:
+def test_a_finished_cached_run_computes_nothing_again(start: Start, script: Path, dataset: Dataset) -> None:
     finish(start, script, dataset)
     before = len(made(script))
     finish(start, script, dataset)
     assert len(made(script)) == before
 
 
-def test_a_machine_that_was_lost_goes_on_from_the_dataset(
+def test_a_lost_machine_is_replaced_from_the_dataset(
     start: Start, script: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     import shutil
@@ -148,9 +148,7 @@ def test_a_machine_that_was_lost_goes_on_from_the_dataset(
     finish(start, script, dataset)
 
 
-def test_what_is_behind_several_streams_goes_on_too_whichever_was_quicker(
-    start: Start, script: Path, dataset: Dataset
-) -> None:
+def test_a_checkpoint_after_several_streams_resumes_at_any_speed(start: Start, script: Path, dataset: Dataset) -> None:
     script.write_text(
         """
 import os, sys, time

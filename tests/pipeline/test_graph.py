@@ -1,4 +1,4 @@
-"""Drawing a pipeline: what can't work is refused as soon as it can be known."""
+"""Building a pipeline: what can't work is refused as early as possible."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Count(GeneratorStep):
         yield [{"n": n} for n in range(offset, 10)]
 
 
-def test_steps_are_named_connected_and_their_annotations_never_evaluated() -> None:
+def test_steps_are_named_and_connected_without_evaluating_annotations() -> None:
     with Pipeline(name="p") as pipeline:
         a, b, c, d = Same(), Same(name="second", factor=2, bare=3), Same(), Same()
         assert a >> [b, c] == [b, c]
@@ -36,7 +36,7 @@ def test_steps_are_named_connected_and_their_annotations_never_evaluated() -> No
     assert pipeline.leaves == [d]
 
 
-def test_a_graph_that_can_not_work_is_refused_as_it_is_drawn() -> None:
+def test_an_impossible_connection_is_refused_immediately() -> None:
     with Pipeline() as pipeline:
         a, b, c = Same(), Same(), Same()
         a >> b >> c
@@ -66,7 +66,7 @@ def test_a_graph_that_can_not_work_is_refused_as_it_is_drawn() -> None:
         Pipeline(name="../x")
 
 
-def test_two_checkpointers_on_one_repo_are_refused_when_the_second_is_made() -> None:
+def test_a_second_checkpointer_on_the_same_branch_is_refused() -> None:
     with Pipeline():
         HuggingFaceHubCheckpointer(repo_id="user/rows")
         HuggingFaceHubCheckpointer(repo_id="user/others")

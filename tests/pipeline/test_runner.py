@@ -1,4 +1,4 @@
-"""Running a pipeline: order, rebatching, branches, every kind of step; and every row in the checkpoint once."""
+"""Running a pipeline: order, batch sizes, branches, every kind of step; each row is in the checkpoint once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hubsync import AuthenticationError, ConfigError, HubsyncError
 from hubsync.localhub import Fault, LocalHub
 from hubsync.localhub.pytest_plugin import point_at
 from hubsync.pipeline import GeneratorStep, GlobalStep, HuggingFaceHubCheckpointer, Pipeline, Step, StepError, StepInput
+from hubsync.pipeline.durable import DurableStep, Position
 from tests.conftest import FAST, Dataset
 
 QUICK = {"commit": FAST["commit"], "retry": FAST["retry"]}
@@ -79,7 +80,7 @@ def ids(distiset: Any, leaf: str = "default") -> list[int]:
     return list(distiset[leaf]["train"]["id"])
 
 
-def test_two_hundred_rows_at_50_60_50_make_four_shards_of_fifty_in_order(dataset: Dataset) -> None:
+def test_200_rows_batched_by_60_then_50_make_four_shards_of_50(dataset: Dataset) -> None:
     with Pipeline() as pipeline:
         Same(input_batch_size=60) >> checkpointer(input_batch_size=50)
     distiset = pipeline.run(dataset=datasets.Dataset.from_list(rows(200)))
@@ -99,13 +100,13 @@ def test_two_hundred_rows_at_50_60_50_make_four_shards_of_fifty_in_order(dataset
     ],
     ids=["Dataset", "IterableDataset", "list", "generator"],
 )
-def test_a_dataset_may_be_anything_that_gives_rows(kind: Any) -> None:
+def test_a_dataset_may_be_any_iterable_of_rows(kind: Any) -> None:
     with Pipeline() as pipeline:
         Same(input_batch_size=30)
     assert ids(pipeline.run(dataset=kind())) == list(range(101))
 
 
-def test_every_kind_of_step(dataset: Dataset) -> None:
+def test_every_kind_of_step_runs(dataset: Dataset) -> None:
     with Pipeline() as pipeline:
         Count(rows=50) >> Async(input_batch_size=8) >> Coroutine(input_batch_size=9) >> Same() >> checkpointer()
     found = pipeline.run()["default"]["train"].to_list()
@@ -114,7 +115,7 @@ def test_every_kind_of_step(dataset: Dataset) -> None:
     assert dataset.ids() == list(range(50))
 
 
-def test_a_step_may_drop_rows_make_more_or_wait_for_all() -> None:
+def test_a_step_may_drop_rows_add_rows_or_wait_for_all() -> None:
     with Pipeline() as pipeline:
         first = Same(input_batch_size=7)
         first >> [Even(name="even"), Twice(name="twice"), All(name="all")]
@@ -124,7 +125,7 @@ def test_a_step_may_drop_rows_make_more_or_wait_for_all() -> None:
     assert ids(distiset, "all") == [40]
 
 
-def test_several_predecessors_of_one_checkpointer_have_a_config_each(
+def test_each_predecessor_of_a_checkpointer_has_its_own_config(
     hub: LocalHub, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with Pipeline() as pipeline:
@@ -139,7 +140,7 @@ def test_several_predecessors_of_one_checkpointer_have_a_config_each(
     assert sum(path.startswith("config-1/") for path in dataset.paths()) == 10
 
 
-def test_a_branch_may_change_its_rows_and_the_others_do_not_see_it() -> None:
+def test_a_branch_that_edits_rows_does_not_affect_the_others() -> None:
     class Mark(Step):
         def process(self, *inputs: StepInput) -> Any:
             for row in inputs[0]:
@@ -152,7 +153,7 @@ def test_a_branch_may_change_its_rows_and_the_others_do_not_see_it() -> None:
     assert {leaf: set(distiset[leaf]["train"]["by"]) for leaf in distiset} == {"a": {"a"}, "b": {"b"}}
 
 
-def test_a_slow_step_pushes_back() -> None:
+def test_a_slow_step_slows_down_its_source() -> None:
     made = []
     go_on = threading.Event()
 
@@ -177,7 +178,7 @@ def test_a_slow_step_pushes_back() -> None:
     assert not go_on.wait(0) or len(made) == 10_000
 
 
-def test_a_step_that_fails_late_is_named_and_what_was_checkpointed_is_safe(dataset: Dataset) -> None:
+def test_a_late_failure_names_the_step_and_keeps_the_checkpoint(dataset: Dataset) -> None:
     class Breaks(Step):
         seen = 0
 
@@ -198,7 +199,7 @@ def test_a_step_that_fails_late_is_named_and_what_was_checkpointed_is_safe(datas
 
 
 @pytest.mark.parametrize(("made", "found"), [({"id": 1}, "a dict"), (None, "a NoneType"), ([1], "a list of int")])
-def test_a_step_that_yields_no_list_of_rows_is_named(made: Any, found: str) -> None:
+def test_a_step_that_yields_anything_but_rows_is_named(made: Any, found: str) -> None:
     class Wrong(Step):
         def process(self, *inputs: StepInput) -> Any:
             yield made
@@ -227,7 +228,7 @@ def test_a_token_that_can_not_write_stops_the_run_before_the_first_row(
     assert seen == []
 
 
-def test_the_pipeline_does_not_wait_for_a_hub_that_is_down(hub: LocalHub, dataset: Dataset) -> None:
+def test_the_pipeline_does_not_wait_for_the_hub(hub: LocalHub, dataset: Dataset) -> None:
     ended = threading.Event()
 
     class Last(Step):
@@ -248,7 +249,48 @@ def test_the_pipeline_does_not_wait_for_a_hub_that_is_down(hub: LocalHub, datase
     assert ids(distiset) == dataset.ids() == list(range(1_000))
 
 
-def test_a_second_run_goes_on_with_the_numbers_and_overwrites_nothing(dataset: Dataset) -> None:
+def test_any_durable_step_resumes_after_a_failure() -> None:
+    """The runner knows nothing of the checkpointer but `DurableStep`."""
+    stored: list[int] = []
+    positions: dict[str, Position] = {}
+
+    class Memory(DurableStep):
+        drained: float | None = -1.0
+
+        def stored_position(self, number: int, source: str) -> Position:
+            return positions.get(source, Position())
+
+        def store(self, number: int, rows: list[Any], source: str | None, place: str, position: Position) -> None:
+            assert source is not None
+            stored.extend(row["id"] for row in rows)
+            positions[source] = position
+
+        def drain(self, timeout: float | None) -> None:
+            type(self).drained = timeout
+
+    class FailsOnce(Step):
+        has_failed = False
+
+        def process(self, *inputs: StepInput) -> Any:
+            if inputs[0][0]["id"] >= 60 and not self.has_failed:
+                type(self).has_failed = True
+                raise ZeroDivisionError
+            yield inputs[0]
+
+    def run() -> Any:
+        with Pipeline("durable") as pipeline:
+            FailsOnce(input_batch_size=10) >> Memory(input_batch_size=20)
+        return pipeline.run(dataset=rows(100), use_cache=True)
+
+    with pytest.raises(StepError):
+        run()
+    assert stored == list(range(len(stored)))
+    assert Memory.drained == 25.0
+    assert ids(run()) == stored == list(range(100))
+    assert Memory.drained is None
+
+
+def test_a_second_run_continues_the_numbering(dataset: Dataset) -> None:
     for _ in range(2):
         with Pipeline() as pipeline:
             Same() >> checkpointer()
@@ -257,7 +299,7 @@ def test_a_second_run_goes_on_with_the_numbers_and_overwrites_nothing(dataset: D
     assert sorted(dataset.ids()) == sorted([*range(100), *range(100)])
 
 
-def test_a_run_in_a_notebook_has_a_loop_around_it() -> None:
+def test_a_pipeline_runs_inside_an_event_loop() -> None:
     async def cell() -> Any:
         with Pipeline() as pipeline:
             Async()

@@ -1,5 +1,6 @@
-"""The script that this project is to run as it stands: alone, killed in the middle and run again, against a Hub that
-comes and goes. The test's own part is only the environment.
+"""A user's script, unchanged: it runs alone, killed and repeated, and against a Hub that fails now and then.
+
+The tests provide only the environment.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def run(python: Python, tmp_path: Path, environ: dict[str, str]) -> None:
 
 
 def accepted(tmp_path: Path) -> int:
-    """Rows in the spool and on the Hub."""
+    """Return the number of rows in the spool and on the Hub."""
     for file in (tmp_path / "state").glob("*/catalogue.sqlite"):
-        with suppress(sqlite3.OperationalError), sqlite3.connect(file) as db:  # it is just being made
+        with suppress(sqlite3.OperationalError), sqlite3.connect(file) as db:  # it is being created
             return int(db.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0])
     return 0
 
@@ -86,7 +87,7 @@ def checkpoint(hub: LocalHub, environ: dict[str, str]) -> Dataset:
     return Dataset(hub, "username/streaming_test_1", environ["HF_TOKEN"])
 
 
-def test_the_script_makes_what_it_says(
+def test_the_script_uploads_the_expected_shards(
     hub: LocalHub, tmp_path: Path, environ: dict[str, str], python_with_datasets: Python
 ) -> None:
     run(python_with_datasets, tmp_path, environ)
@@ -97,10 +98,10 @@ def test_the_script_makes_what_it_says(
     assert (lines, checkpointed, pushed) == (50, columns, columns)
     api = checkpoint(hub, environ).api
     assert api.repo_info("username/streaming_test_1", repo_type="dataset").private
-    assert len(checkpoint(hub, environ).commits()) <= 3  # many shards a commit
+    assert len(checkpoint(hub, environ).commits()) <= 3  # several shards per commit
 
 
-def test_killed_in_the_middle_and_run_again_it_brings_every_row_once(
+def test_a_script_killed_several_times_uploads_every_row_once(
     hub: LocalHub, tmp_path: Path, environ: dict[str, str], python_with_datasets: Python
 ) -> None:
     rng = random.Random(1)
@@ -127,7 +128,7 @@ def test_killed_in_the_middle_and_run_again_it_brings_every_row_once(
     assert dataset.paths() == [f"config-0/train-{n:05d}.jsonl" for n in range(4)]
 
 
-def test_a_run_that_had_ended_is_followed_by_another(
+def test_a_second_run_of_the_script_adds_its_rows(
     hub: LocalHub, tmp_path: Path, environ: dict[str, str], python_with_datasets: Python
 ) -> None:
     run(python_with_datasets, tmp_path, environ)

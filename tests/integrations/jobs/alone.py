@@ -1,4 +1,7 @@
-"""Scenes of the checkpointer without a pipeline: load, process and unload as distilabel calls them. argv: the scene."""
+"""Scenes of the checkpointer without a pipeline, which call `load`, `process` and `unload` like distilabel does.
+
+The argument is the name of the scene.
+"""
 
 import copy
 import json
@@ -25,7 +28,9 @@ class Said(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith("distilabel.step") and record.levelno != logging.WARNING:  # that there is no pipeline
+        if (
+            record.name.startswith("distilabel.step") and record.levelno != logging.WARNING
+        ):  # without a pipeline, distilabel warns
             self.lines.append(f"{record.levelname} {record.getMessage()}")
 
 
@@ -46,7 +51,7 @@ def rows(first: int, end: int, text: str = "x") -> list[dict[str, Any]]:
 
 
 def run(checkpoint: HuggingFaceHubCheckpointer, *batches: list[dict[str, Any]]) -> int:
-    """A whole life; answers how many rows went on downstream."""
+    """Load, process all batches and unload; return how many rows were passed on."""
     checkpoint.load()
     passed = sum(len(out) for batch in batches for out in checkpoint.process(batch))
     checkpoint.unload()
@@ -54,7 +59,7 @@ def run(checkpoint: HuggingFaceHubCheckpointer, *batches: list[dict[str, Any]]) 
 
 
 def lives() -> int:
-    """Whatever the Hub does, which the test tells it."""
+    """Process one batch, against whatever Hub the test has prepared."""
     return run(step(drain_s=1), rows(0, 50))
 
 
@@ -67,7 +72,7 @@ def two_predecessors() -> int:
 
 
 def transforms() -> dict[str, Any]:
-    """Masks, leaves out every third row, and fails at one; and a step that is read from a file."""
+    """Mask rows, drop every third, fail at one; and load a step from a file."""
 
     def mask(row: dict[str, Any]) -> dict[str, Any] | None:
         if row["id"] == 31:
@@ -95,7 +100,7 @@ def transforms() -> dict[str, Any]:
 
 
 def conflicts() -> int:
-    """A batch whose text is a number, between two whose text is text; as Parquet."""
+    """Write a batch with numbers between two with text, as Parquet."""
     numbers = [{"id": n, "text": n} for n in range(50, 60)]
     return run(step(format="parquet", input_batch_size=50), rows(0, 50), numbers, rows(60, 100))
 
@@ -104,7 +109,7 @@ def loses_its_spool() -> int:
     checkpoint = step()
     checkpoint.load()
     passed = sum(len(out) for out in checkpoint.process(rows(0, 50)))
-    while Path("spool").exists():  # the job still writes there
+    while Path("spool").exists():  # the uploader still writes there
         shutil.rmtree("spool", ignore_errors=True)
     passed += sum(len(out) for n in (50, 100) for out in checkpoint.process(rows(n, n + 50)))
     checkpoint.unload()
@@ -136,7 +141,7 @@ def cannot_begin() -> str:
 
 
 def arguments() -> dict[str, Any]:
-    """What is refused, and what of the rest is written down."""
+    """Return which arguments are refused, and what is serialized of the others."""
     refused, seen = {}, []
     for name, given in {
         "run and replicas": {"run": "r", "resources": StepResources(replicas=2)},

@@ -1,6 +1,6 @@
-"""A distilabel pipeline as a user would write one, run in an environment that has distilabel. Its plan is JSON in argv.
+"""A distilabel pipeline as a user would write it: source >> one or two generating steps >> the checkpointer.
 
-source >> one or two generating steps >> the checkpointer. Tells what came out of it in a file.
+The argument is its plan, as JSON. It writes its result to a file.
 """
 
 import json
@@ -34,7 +34,7 @@ class Source(GeneratorStep):
 
 
 class Generate(Step):
-    """Writes down what it makes, in a file of its name: the tests look there for how far it is."""
+    """Record the generated ids in a file named after the step, for the tests to read."""
 
     kind: str = "same"
     pace_s: float = 0.0
@@ -93,7 +93,7 @@ def build(plan: dict[str, Any], **given: Any) -> Pipeline:
             source >> sample_n_steps(1) >> generating >> last
         else:
             source >> generating
-            generating[::-1] >> last  # connected in another order than they were made in
+            generating[::-1] >> last  # connected in another order than they were created in
     return pipeline
 
 

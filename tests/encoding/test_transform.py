@@ -1,4 +1,4 @@
-"""`transform=`: what becomes of rows before they are encoded, on both faces and in the pipeline's step."""
+"""`transform=` changes and drops rows before they are encoded: in both uploaders and in the checkpointer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def files_of(directory: Path) -> bytes:
     return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
 
 
-# Both faces.
+# In the uploaders.
 
 
 def test_a_masker_keeps_a_secret_from_the_hub_the_spool_and_the_log(
@@ -72,7 +72,7 @@ def test_a_masker_keeps_a_secret_from_the_hub_the_spool_and_the_log(
     assert SECRET not in caplog.text
 
 
-def test_a_filter_leaves_rows_out_and_the_receipt_counts_those_that_stay(uploader: Make, dataset: Dataset) -> None:
+def test_a_filter_drops_rows_and_the_receipt_counts_the_rest(uploader: Make, dataset: Dataset) -> None:
     with uploader(transform=even) as up:
         receipt = up.put([{"id": n} for n in range(5)])
         assert (receipt.rows, receipt.state) == (3, "spooled")
@@ -80,7 +80,7 @@ def test_a_filter_leaves_rows_out_and_the_receipt_counts_those_that_stay(uploade
     assert dataset.ids() == [0, 2, 4]
 
 
-def test_the_async_face_transforms_as_well(hub: LocalHub, dataset: Dataset, tmp_path: Path) -> None:
+def test_the_async_uploader_transforms_too(hub: LocalHub, dataset: Dataset, tmp_path: Path) -> None:
     async def run() -> None:
         given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
         async with AsyncUploader("user/rows", transform=even, **given) as up:
@@ -92,13 +92,15 @@ def test_the_async_face_transforms_as_well(hub: LocalHub, dataset: Dataset, tmp_
     assert dataset.ids() == [0, 2, 4]
 
 
-def test_a_batch_of_which_nothing_is_left_counts_all_the_same(uploader: Make, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_batch_that_is_dropped_entirely_still_counts_as_accepted(
+    uploader: Make, dataset: Dataset, tmp_path: Path
+) -> None:
     with uploader(transform=even) as up:
         receipt = up.put([{"id": 1}], offset=7, source="a", key="k")
         assert (receipt.rows, receipt.bytes, receipt.state) == (0, 0, "committed")
         assert up.offset("a") == 7
         assert up.known("k")
-    with uploader(transform=even) as up:  # a job that goes on does not do it again
+    with uploader(transform=even) as up:  # a job that resumes skips the batch
         assert up.offset("a") == 7
         assert up.put([{"id": 0}], offset=7, source="a").replayed
         assert up.put([{"id": 0}], key="k").replayed
@@ -118,8 +120,8 @@ def test_an_error_refuses_the_whole_batch_and_its_offset(uploader: Make, dataset
     assert dataset.ids() == [2]
 
 
-def test_the_pages_snippet_does_what_it_says(hub: LocalHub, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "how-to" / "redact-rows.md").read_text()
+def test_the_documented_snippet_masks_rows(hub: LocalHub, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "redact-rows.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     environ = {**os.environ, **hub.environ()}
     done = subprocess.run([sys.executable, "-c", snippet], env=environ, cwd=tmp_path, capture_output=True, text=True)
@@ -127,10 +129,10 @@ def test_the_pages_snippet_does_what_it_says(hub: LocalHub, tmp_path: Path) -> N
     assert Dataset(hub, "user/rollouts").rows() == [{"text": "ask <mail>"}]
 
 
-# What may be said of a row that is to be redacted.
+# Messages about a row that must stay private.
 
 
-def test_what_we_say_of_an_error_does_not_show_the_row(
+def test_no_message_about_an_error_shows_the_row(
     uploader: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -145,7 +147,7 @@ def test_what_we_say_of_an_error_does_not_show_the_row(
     shown = [str(error), repr(error), *getattr(error, "__notes__", ()), repr(up), caplog.text]
     shown += traceback.format_exception(type(error), error, error.__traceback__, chain=False)
     assert SECRET not in "".join(shown)
-    assert SECRET in str(error.__cause__)  # the function's own words, for who looks for them
+    assert SECRET in str(error.__cause__)  # the function's own message
     assert SECRET.encode() not in files_of(tmp_path)
 
 
@@ -157,10 +159,10 @@ def test_the_arguments_of_a_transform_are_not_shown(uploader: Make) -> None:
     assert "the-salt" not in str(caught.value)
 
 
-# What it is given, and what it may return.
+# The argument and the result.
 
 
-def test_a_masker_that_writes_into_its_row_does_not_change_the_producers(uploader: Make, dataset: Dataset) -> None:
+def test_a_transform_that_edits_its_row_does_not_change_the_callers(uploader: Make, dataset: Dataset) -> None:
     def masks_in_place(row: dict[str, Any]) -> dict[str, Any]:
         row["name"] = "*"
         row["messages"][0]["content"] = "*"
@@ -186,7 +188,7 @@ class Move(msgspec.Struct):
 
 
 @pytest.mark.parametrize("row", [Point(1), Move(1)], ids=["dataclass", "struct"])
-def test_rows_that_are_no_dicts_are_given_as_they_are(row: Any) -> None:
+def test_a_transform_gets_dataclasses_and_structs_themselves(row: Any) -> None:
     given: list[Any] = []
 
     def note(seen: Any) -> dict[str, int]:
@@ -197,19 +199,19 @@ def test_rows_that_are_no_dicts_are_given_as_they_are(row: Any) -> None:
     assert given[0] is row
 
 
-def test_the_kind_of_a_row_may_change() -> None:
+def test_a_transform_may_return_another_kind_of_row() -> None:
     assert lines([{"x": 3}], lambda row: Point(**row)) == [{"x": 3}]
     assert lines([{"x": 3}], lambda row: Move(**row)) == [{"x": 3}]
 
 
 @pytest.mark.parametrize("answer", ["text", ["a", "row"], 7, True, iter([1])], ids=lambda answer: type(answer).__name__)
-def test_an_answer_that_is_no_row_is_refused_by_the_rows_own_number(answer: object) -> None:
+def test_a_result_that_is_not_a_row_is_reported_by_the_rows_index(answer: object) -> None:
     with pytest.raises(RowError) as caught:
         encode([{"id": 0}, {"id": 1}, {"id": 2}], transform=lambda row: answer if row["id"] == 2 else None)
     assert caught.value.row == 2
 
 
-def test_a_value_without_json_form_is_named_by_the_rows_number_before_the_filter() -> None:
+def test_a_bad_value_is_reported_by_the_index_before_filtering() -> None:
     with pytest.raises(RowError) as caught:
         encode(
             [{"id": n} for n in range(6)],
@@ -226,7 +228,7 @@ def test_a_row_that_contains_itself_is_a_row_error() -> None:
     assert (caught.value.row, "nested too deep" in caught.value.reason) == (1, True)
 
 
-# Arrow.
+# Arrow tables.
 
 
 def test_arrow_tables_and_datasets_are_transformed_row_by_row() -> None:
@@ -239,7 +241,7 @@ def test_arrow_tables_and_datasets_are_transformed_row_by_row() -> None:
     assert lines((row for row in table.to_pylist()), even) == expected
 
 
-def test_a_row_of_a_later_slice_is_named_by_its_number_in_the_table() -> None:
+def test_a_row_of_a_later_slice_is_reported_by_its_index_in_the_table() -> None:
     def fail(row: dict[str, Any]) -> dict[str, Any] | None:
         return {"x": 1 / 0} if row["id"] == 2_100 else even(row)
 
@@ -251,7 +253,7 @@ def test_a_row_of_a_later_slice_is_named_by_its_number_in_the_table() -> None:
     assert other.value.row == 2_101
 
 
-# What is no plain function.
+# Anything but a plain function.
 
 
 async def a_coroutine(row: Any) -> Any:
@@ -276,14 +278,14 @@ class AsyncCall:
     [a_coroutine, an_async_generator, a_generator, AsyncCall(), functools.partial(a_coroutine), "mask", 7],
     ids=lambda wrong: getattr(wrong, "__name__", type(wrong).__name__),
 )
-def test_what_is_no_plain_function_is_refused_at_once(uploader: Make, wrong: Any) -> None:
+def test_anything_but_a_plain_function_is_refused_immediately(uploader: Make, wrong: Any) -> None:
     with pytest.raises(ConfigError, match="transform must be a function of one row"):
         uploader(transform=wrong)
     with Pipeline(), pytest.raises(ConfigError, match="transform must be a function of one row"):
         HuggingFaceHubCheckpointer(repo_id="user/rows", transform=wrong)
 
 
-def test_a_function_that_hides_that_it_is_async_is_refused_with_its_first_row(uploader: Make) -> None:
+def test_a_disguised_async_function_is_refused_at_its_first_row(uploader: Make) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with uploader(transform=lambda row: a_coroutine(row)) as up:
@@ -293,7 +295,7 @@ def test_a_function_that_hides_that_it_is_async_is_refused_with_its_first_row(up
         gc.collect()
 
 
-def test_an_interrupt_within_a_transform_is_one(uploader: Make, dataset: Dataset) -> None:
+def test_an_interrupt_in_a_transform_is_raised(uploader: Make, dataset: Dataset) -> None:
     def interrupted(row: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -302,7 +304,7 @@ def test_an_interrupt_within_a_transform_is_one(uploader: Make, dataset: Dataset
     assert dataset.paths() == []
 
 
-# The pipeline's step encodes its rows itself.
+# In the checkpointer, which encodes its rows itself.
 
 
 class Some(GeneratorStep):
@@ -315,7 +317,7 @@ def only_even_and_masked(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("use_cache", [False, True], ids=["by content", "by count"])
-def test_the_pipelines_step_transforms_what_goes_to_the_hub_and_not_what_goes_on(
+def test_the_checkpointer_transforms_uploaded_rows_only(
     hub: LocalHub, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_cache: bool
 ) -> None:
     for name, value in hub.environ().items():
@@ -336,11 +338,11 @@ def test_the_pipelines_step_transforms_what_goes_to_the_hub_and_not_what_goes_on
     assert dataset.rows() == [{"id": n, "text": "<mail>"} for n in range(0, 10, 2)]
 
 
-# None costs nothing.
+# Without a transform.
 
 
 def functions_of_the_transform_module(work: Callable[[], object]) -> set[str]:
-    """The functions of `hubsync`'s transform module that `work` calls; a dependency may call what it likes."""
+    """Return the functions of `hubsync.encoding.transform` that `work` calls."""
     called: set[str] = set()
 
     def note(frame: FrameType, event: str, arg: object) -> None:

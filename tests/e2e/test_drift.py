@@ -1,4 +1,4 @@
-"""A job whose rows drift: `load_dataset` works after every commit, and every row is as it was put."""
+"""A job whose rows drift: the dataset loads after every commit, and every row has the values that were put."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[..., Uploader]
 
 
 class Reader:
-    """Everybody else: `load_dataset`, each time with nothing in its cache."""
+    """Load the dataset as a user does, each time with an empty cache."""
 
     def __init__(self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         import datasets
@@ -46,7 +46,7 @@ class Reader:
         return list(loaded)
 
     def sees(self, put: list[Any], config: str = "default", **how: Any) -> None:
-        """All rows that were put, plainly and streamed: nulls stand for what a row does not have."""
+        """Assert that all rows are loaded, with and without streaming; a field that a row lacks is null."""
         expected = sorted(map(_canonical, put))
         for streaming in (False, True):
             assert sorted(map(_canonical, self.load(config, streaming, **how))) == expected
@@ -104,14 +104,14 @@ def test_the_dataset_loads_at_every_commit_of_a_job_that_drifts(
     assert features(dataset)["chat"]["list"][2]["list"][0] == {"name": "args", "list": {"list": "int64"}}
 
 
-def test_what_was_loadable_stays_so_at_its_commit(hub: LocalHub, uploader: Make, reader: Reader) -> None:
+def test_earlier_commits_stay_loadable(hub: LocalHub, uploader: Make, reader: Reader) -> None:
     with uploader() as up:
         shas = [up.put(batch, ack="committed").sha for batch in DRIFT[:5]]
     for n, sha in enumerate(shas):
         reader.sees([row for batch in DRIFT[: n + 1] for row in batch], revision=sha)
 
 
-def test_the_card_is_written_only_where_the_columns_really_change(hub: LocalHub, uploader: Make) -> None:
+def test_the_card_is_written_only_if_the_columns_change(hub: LocalHub, uploader: Make) -> None:
     dataset = Dataset(hub)
 
     def writes() -> int:
@@ -135,7 +135,7 @@ def test_the_card_is_written_only_where_the_columns_really_change(hub: LocalHub,
         assert writes() == before + 1
 
 
-def test_a_restart_goes_on_from_the_catalogue_and_a_new_spool_from_the_card(
+def test_a_restart_knows_the_schema_from_the_catalogue_or_the_card(
     uploader: Make, tmp_path: Path, reader: Reader
 ) -> None:
     with uploader() as up:
@@ -174,7 +174,7 @@ def test_a_conflict_is_refused_at_put(uploader: Make, reader: Reader, first: Any
 def test_without_the_guard_the_same_conflict_breaks_the_dataset(
     uploader: Make, reader: Reader, dataset: Dataset, hub: LocalHub
 ) -> None:
-    """What the guard is for; and `schema=None` is the way out."""
+    """That is what the guard prevents; `schema=None` turns it off."""
     with uploader(schema=None) as up:
         up.put([{"a": None}], ack="committed")
         up.put([{"a": {"b": 1}}], ack="committed")
@@ -183,13 +183,13 @@ def test_without_the_guard_the_same_conflict_breaks_the_dataset(
         reader.load()
 
 
-def test_a_batch_at_odds_with_itself_is_refused_and_names_the_row(uploader: Make) -> None:
+def test_a_batch_that_conflicts_with_itself_is_refused(uploader: Make) -> None:
     told = r"row 2, field 'm\[\]\.c': it is a list: string, and others in the batch are string: .*Make them one type"
     with uploader() as up, pytest.raises(SchemaConflict, match=told):
         up.put([{"m": []}, {"m": [{"c": "x"}]}, {"m": [{"c": ["y"]}]}])
 
 
-def test_a_conflict_goes_to_the_dead_letter_and_the_rest_goes_on(
+def test_a_conflict_goes_to_the_dead_letter_and_the_job_continues(
     uploader: Make, reader: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
     with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
@@ -203,19 +203,21 @@ def test_a_conflict_goes_to_the_dead_letter_and_the_rest_goes_on(
         assert up.put([{"a": {"b": 2}}], key="k").replayed
         assert up.stats().counts.refusals == 2
         assert up.stats().spool.dead == 2
-        assert len([r for r in caplog.records if "rejected for this reason" in r.message]) == 1
+        assert (
+            len([r for r in caplog.records if "rejected for this reason" in r.message]) == 1
+        )  # one reason is logged once
         up.flush()
         dead = sorted((up.spool / "dead-letter").iterdir())
         assert [file.read_text() for file in dead] == ['{"a":null}\n{"a":{"b":1}}\n', '{"a":{"b":2}}\n']
         assert up.offset() == 4
-    with uploader() as up:  # they stay there
+    with uploader() as up:  # a restart keeps the dead letters
         assert len(list((up.spool / "dead-letter").iterdir())) == 2
         assert up.stats().spool.dead == 2
     reader.sees([{"a": "x"}, {"a": "y"}])
 
 
-def test_a_batch_that_is_set_aside_makes_no_good_one_new(uploader: Make) -> None:
-    """What is new is looked up in the catalogue, and its columns are merged."""
+def test_a_quarantined_batch_is_not_remembered_by_the_profiler(uploader: Make) -> None:
+    """A batch with discoveries costs a look into the catalogue and a merge."""
     with uploader(schema=SchemaPolicy(on_conflict="dead letter")) as up:
         up.put([{"a": "x"}])
         assert up.put([{"a": {"b": 1}}]).state == "refused"
@@ -299,7 +301,7 @@ def write_card(dataset: Dataset, text: str) -> None:
     dataset.api.create_commit("user/rows", [operation], commit_message="by hand", repo_type="dataset")
 
 
-def test_a_persons_features_are_respected(uploader: Make, dataset: Dataset, reader: Reader) -> None:
+def test_features_written_by_a_person_are_respected(uploader: Make, dataset: Dataset, reader: Reader) -> None:
     dataset.api.create_repo("user/rows", repo_type="dataset")
     write_card(dataset, CARD)
     with uploader() as up:
@@ -321,7 +323,7 @@ def features_of(card: str) -> list[Any]:
     return found
 
 
-def test_features_that_a_person_takes_out_come_back_with_the_next_commit(
+def test_features_removed_by_a_person_return_with_the_next_commit(
     uploader: Make, dataset: Dataset, reader: Reader
 ) -> None:
     with uploader() as up:
@@ -333,7 +335,7 @@ def test_features_that_a_person_takes_out_come_back_with_the_next_commit(
     reader.sees([{}, {"a": {"b": 1}}, {"a": {"b": 2}}])
 
 
-def test_a_card_that_nobody_can_read_holds_no_row_up(uploader: Make, dataset: Dataset) -> None:
+def test_an_unreadable_card_does_not_delay_rows(uploader: Make, dataset: Dataset) -> None:
     dataset.api.create_repo("user/rows", repo_type="dataset")
     write_card(dataset, "# My words\n" * 100_000)
     with uploader() as up:
@@ -369,7 +371,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_batch_that_is_set_aside_is_there_once_wherever_the_process_dies(
+def test_a_quarantined_batch_exists_once_wherever_the_process_dies(
     hub: LocalHub, uploader: Make, tmp_path: Path, dataset: Dataset, point: str, python: Python
 ) -> None:
     spool = tmp_path / "spool"
@@ -392,7 +394,7 @@ def test_a_batch_that_is_set_aside_is_there_once_wherever_the_process_dies(
     assert dataset.rows() == [{"a": "x"}]
 
 
-def test_another_process_on_the_spool_is_seen_at_put(uploader: Make, reader: Reader) -> None:
+def test_put_sees_the_schema_of_other_processes(uploader: Make, reader: Reader) -> None:
     with uploader() as one, uploader() as two:
         one.put([{"a": "x"}])
         with pytest.raises(SchemaConflict):
@@ -401,7 +403,7 @@ def test_another_process_on_the_spool_is_seen_at_put(uploader: Make, reader: Rea
     reader.sees([{"a": "x"}, {"a": "y"}])
 
 
-def test_the_guard_serves_tasks_as_well(hub: LocalHub, tmp_path: Path, reader: Reader) -> None:
+def test_the_async_uploader_checks_schemas_too(hub: LocalHub, tmp_path: Path, reader: Reader) -> None:
     async def job() -> None:
         given = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
         async with AsyncUploader("user/rows", schema=SchemaPolicy(on_conflict="new config"), **given) as up:

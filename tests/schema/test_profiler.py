@@ -1,4 +1,4 @@
-"""What of a batch is new, told by the types of its columns alone."""
+"""The profiler discovers what a batch has that earlier ones had not, from the types of its columns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_new(profiler: RowProfiler, *rows: Any) -> bool:
         {"usage": {"tokens": {"in": 3}, "cost": 0.5}},
     ],
 )
-def test_a_change_of_type_at_any_depth_is_new_once(change: dict[str, Any]) -> None:
+def test_a_new_type_at_any_depth_is_discovered_once(change: dict[str, Any]) -> None:
     profiler = RowProfiler()
     assert is_new(profiler, CHAT, CHAT)
     assert not is_new(profiler, CHAT)
@@ -46,27 +46,27 @@ def test_a_change_of_type_at_any_depth_is_new_once(change: dict[str, Any]) -> No
     assert not is_new(profiler, CHAT | change, CHAT)
 
 
-def test_other_values_are_nothing_new() -> None:
+def test_other_values_of_known_types_are_no_discovery() -> None:
     profiler = RowProfiler()
     is_new(profiler, CHAT, CHAT)
     longer = {"id": 9, "messages": CHAT["messages"] * 3, "usage": {"tokens": 0, "cost": math.nan}}  # type: ignore[operator]
     assert not is_new(profiler, longer)
 
 
-def test_an_empty_list_tells_nothing_and_what_fills_it_does() -> None:
+def test_the_first_element_of_an_empty_list_is_a_discovery() -> None:
     profiler = RowProfiler()
     assert is_new(profiler, {"tags": []})
     assert is_new(profiler, {"tags": ["a"]})
     assert not is_new(profiler, {"tags": []}, {"tags": ["a"]})
 
 
-def test_what_is_not_learnt_stays_new() -> None:
+def test_a_discovery_that_is_not_remembered_is_made_again() -> None:
     profiler = RowProfiler()
     assert encode([CHAT], profiler).discoveries
     assert encode([CHAT], profiler).discoveries
 
 
-def test_rows_whose_types_do_not_tell_their_json_are_seen_by_it() -> None:
+def test_rows_of_opaque_types_are_profiled_by_their_json() -> None:
     @dataclass
     class Usage:
         tokens: int | None
@@ -88,7 +88,7 @@ def test_keys_that_are_data_do_not_fill_the_memory() -> None:
     assert len(profiler._root.columns) <= 4_096
 
 
-def test_the_row_is_named_where_one_of_many_is_bad() -> None:
+def test_the_bad_row_among_many_is_named() -> None:
     with pytest.raises(RowError, match=r"row 2.*usage\.cost"):
         encode([CHAT, CHAT, CHAT | {"usage": {"tokens": 3, "cost": -math.inf}}])
     with pytest.raises(RowError, match="row 1"):
@@ -108,14 +108,14 @@ def test_the_row_is_named_where_one_of_many_is_bad() -> None:
         ([1, 2], [2**53 + 1], True),
         ([1, 2], [-(2**63) - 1], True),
         ([0.5], [math.nan, 1e308], False),
-        ([0.5], [1, 0.5], False),  # a column of floats it was, and is
+        ([0.5], [1, 0.5], False),  # a column of floats stays one
         ([0.5], [2**53 + 1], True),
         ([0.5], [0.5, None], True),
         ([[0.5], [1.5]], [[2.5], []], False),
         ([[1], [2]], [[0.5]], True),
     ],
 )
-def test_lists_of_numbers_are_looked_at_as_anything_else(known: Any, value: Any, new: bool) -> None:
+def test_lists_of_numbers_are_profiled_like_other_values(known: Any, value: Any, new: bool) -> None:
     profiler = RowProfiler()
     assert is_new(profiler, {"ids": known})
     assert is_new(profiler, {"ids": value}, {"ids": known}) is new
@@ -123,15 +123,15 @@ def test_lists_of_numbers_are_looked_at_as_anything_else(known: Any, value: Any,
 
 
 @pytest.mark.parametrize("known", [[1, 2], [0.5], [[0.5]]])
-def test_an_infinity_among_numbers_that_are_known_is_refused(known: Any) -> None:
+def test_an_infinity_in_a_known_column_of_numbers_is_refused(known: Any) -> None:
     profiler = RowProfiler()
     is_new(profiler, {"ids": known})
     with pytest.raises(RowError, match=r"ids.*inf"):
         encode([{"ids": [*known, math.inf] if not isinstance(known[0], list) else [[math.inf]]}], profiler)
 
 
-def test_a_signal_that_comes_while_numbers_are_looked_at_is_not_lost() -> None:
-    """msgspec hashes the type it converts to; were that Python, what a signal's handler raises there would be gone."""
+def test_profiling_numbers_calls_no_python_hash() -> None:
+    """msgspec hashes the type it converts to, and swallows what a signal handler raises in a hash written in Python."""
     seen: list[str] = []
 
     def trace(frame: Any, event: str, argument: Any) -> None:
