@@ -1,6 +1,11 @@
-"""From sealed segments to commits on the Hub.
+"""From sealed segments to commits on the Hub: one module per step, connected by ``committer``.
 
-``compressor`` turns segments into other formats, ``committer`` stages, plans and commits them, ``card_updater`` and
-``schema_check`` keep the dataset loadable, ``rate_limiter`` paces the commits, ``retry`` waits out errors, ``rollback``
-detects a spool that was set back.
+    compressor    a segment becomes a shard of another format
+    stager        its bytes become a blob on the Hub
+    commit_loop   wait for the rate_limiter, plan, commit, match the outcome
+    reconciler    compare with the remote files; settle
+    rejections    retry a rejected shard, then quarantine it
+
+``card_updater`` and ``schema_check`` keep the dataset loadable; ``branch_head`` owns what is known of the branch;
+``rollback`` detects a spool that was restored; ``retry`` waits out errors; ``events`` is what the uploader hears.
 """

@@ -1,8 +1,14 @@
-"""The public uploaders and the worker behind them.
+"""The public uploaders and the engine behind them.
 
-A batch passes ``sync`` or ``aio`` (the two faces over ``base``), ``queue``, and ``engine``, which writes it to the
-spool and runs the committer. ``schema_guard`` checks its columns at `put`; ``delivery`` notifies
-those that wait for commits.
+    sync, aio       the two faces, over base: put, flush, close
+    schema_guard    checks the columns of a batch
+    queue           bounded, in memory
+    spool_thread    queue to spool
+    engine          the event loop: committer, linger, heartbeats, what other processes commit
+    delivery        receipts and flushes that wait for outcomes
+
+``opening`` and ``closing`` begin and end an engine; ``monitor`` knows its depth and shows it; ``wakers`` connect the
+thread to the event loop.
 """
 
 from hubsync.uploader.aio import AsyncUploader
