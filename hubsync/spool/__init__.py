@@ -1,15 +1,15 @@
 """The durable store on local disk: it holds every row until it is committed.
 
-    opening     find a spool and check that it may be used
-    spool       the directory, and the parts below
-      writer      appends batches to segments, in takes
-      segments    every SQL statement on segments: named transitions, typed rows
-      shards      sealed segments: checked, hashed, picked for staging and committing
-      plans       the next commit, written down before it is sent
-      recovery    what dead and stalled processes left
-      quarantine  rejected shards
-      lease       the right to commit
-      writers, offsets, schemas, cards   tables of the catalogue, one owner each
-    database    the catalogue's SQLite connection
-    disk        a reserve for a full disk
+opening     find a spool and check that it may be used
+spool       the directory, and the parts below
+  writer      appends batches to segments, in takes
+  segments    every SQL statement on segments: named transitions, typed rows
+  shards      sealed segments: checked, hashed, picked for staging and committing
+  plans       the next commit, written down before it is sent
+  recovery    what dead and stalled processes left
+  quarantine  rejected shards
+  lease       the right to commit
+  writers, offsets, schemas, cards   tables of the catalogue, one owner each
+database    the catalogue's SQLite connection
+disk        a reserve for a full disk
 """

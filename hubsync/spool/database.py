@@ -295,7 +295,7 @@ class CatalogueReader:
 
 @contextmanager
 def read_only(path: Path) -> Iterator[CatalogueReader]:
-    """Open a catalogue to look at it beside running jobs. It changes nothing, and does not migrate an old version.
+    """Open a catalogue to look at it while jobs run. It changes nothing, and does not migrate an old version.
 
     Leave the block soon: no checkpoint passes an open reader.
 

@@ -1,8 +1,8 @@
-"""The disk under a spool: whether it is still there, and a reserve for the day when it is full.
+"""The disk of a spool: whether it still exists, and a reserve for when it is full.
 
-On a full disk not even the catalogue can grow, and without it nothing can be sealed or committed that would make room.
-So a few megabytes are held back: whoever the disk refuses gives them up, the writers stop, and what is committed then
-makes room for the reserve to be filled again.
+On a full disk not even the catalogue can grow, and then nothing can be sealed or committed, which would make room. So a
+few megabytes are held back. When the disk refuses a write, the reserve is given up and the writers stop; what is
+committed then makes room to fill it again.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from hubsync.policies import MIB
 
 _RESERVE = 8 * MIB
 _LEAST = MIB // 16
-_SHARE = 20  # of a small disk the reserve takes no more than this part,
-_ROOM_SHARE = 4  # and the room to pack a shard in no more than this
-_TO_OPEN = MIB // 4  # bytes, without which a spool can't be opened: its log's index, a few transactions
+_SHARE = 20  # the reserve takes at most this part of a small disk,
+_ROOM_SHARE = 4  # and the room for compressing a shard at most this part
+_TO_OPEN = MIB // 4  # bytes that opening a spool needs: its log's index, a few transactions
 
 
 class Disk:
-    """The disk that holds one spool's directory."""
+    """The disk that holds a spool's directory."""
 
     def __init__(self, directory: Path, catalogue: Path) -> None:
         self._reserve = directory / "reserve"
-        self._paths = str(catalogue), str(self._reserve), str(directory)  # looked at in each take: no pathlib
-        self._room = 0  # to pack a shard in
+        self._paths = str(catalogue), str(self._reserve), str(directory)  # used in each take, so no pathlib
+        self._room = 0  # for compressing a shard
         about = os.stat(catalogue)
         self._known = (about.st_dev, about.st_ino)
 
     def is_there(self) -> bool:
-        """Whether the catalogue at its path is the one that was opened: a deleted one takes writes as before, and
-        nobody will ever read them.
+        """Return whether the catalogue at its path is the one that was opened.
+
+        A deleted catalogue still accepts writes, which no one would ever read.
         """
         try:
             about = os.stat(self._paths[0])
@@ -42,16 +43,21 @@ class Disk:
         return (about.st_dev, about.st_ino) == self._known
 
     def keep_room_for(self, bytes: int) -> int:
-        """From now on the reserve has room for a shard of this size as well, which is packed before it is committed; on
-        a small disk for a smaller one. Answers for how large a one.
+        """Keep room in the reserve for compressing a shard of this size; on a small disk, of a smaller one.
+
+        Returns:
+            The size for which it keeps room, in bytes.
         """
         about = os.statvfs(self._paths[2])
         self._room = min(bytes, about.f_blocks * about.f_frsize // _ROOM_SHARE)
         return self._room
 
     def reserve(self, *, of_what_is_left: bool = False) -> None:
-        """Fills the reserve where there is room for it. The first one, and `of_what_is_left`, take a third of the room
-        where that is less: there may never be more.
+        """Fill the reserve if the disk has room for it.
+
+        Args:
+            of_what_is_left: take a third of the room if that is less: there may never be more. The first reserve does
+                so, too.
         """
         with suppress(OSError):
             about = os.statvfs(self._reserve.parent)
@@ -62,7 +68,7 @@ class Disk:
                 size, spare = min(size, free // 3), min(spare, free // 3)
             if size < _LEAST or (held or 0) >= size or free < size + spare:
                 return
-            new = self._reserve.with_suffix(".new")  # an empty reserve is one that was given up
+            new = self._reserve.with_suffix(".new")  # an empty file is a reserve that was given up
             fd = os.open(new, os.O_CREAT | os.O_WRONLY, 0o600)
             try:
                 os.posix_fallocate(fd, 0, size) if hasattr(os, "posix_fallocate") else os.pwrite(fd, bytes(size), 0)
@@ -73,13 +79,13 @@ class Disk:
                 os.close(fd)
 
     def give_up_reserve(self) -> None:
-        """Makes room for the catalogue. The writers stop until the reserve is full again."""
+        """Make room for the catalogue. The writers stop until the reserve is full again."""
         with suppress(OSError):
             if self.has_less_than(self._reserve.stat().st_size):
                 os.truncate(self._reserve, 0)
 
     def has_less_than(self, bytes: int) -> bool:
-        """Whether less than this is left."""
+        """Return whether fewer bytes than this are free."""
         try:
             about = os.statvfs(self._paths[2])
         except OSError:  # it is gone
@@ -87,7 +93,7 @@ class Disk:
         return about.f_bavail * about.f_frsize < bytes
 
     def is_exhausted(self) -> bool:
-        """Whether the reserve was given up."""
+        """Return whether the reserve was given up."""
         try:
             return os.stat(self._paths[1]).st_size == 0
         except OSError:
@@ -95,7 +101,7 @@ class Disk:
 
 
 def make_room_to_open(directory: Path) -> None:
-    """Gives the reserve up where without it not even the catalogue could be opened."""
+    """Give up the reserve if the catalogue could not be opened otherwise."""
     with suppress(OSError):
         about = os.statvfs(directory)
         if about.f_bavail * about.f_frsize < _TO_OPEN:
@@ -103,8 +109,9 @@ def make_room_to_open(directory: Path) -> None:
 
 
 def segment_id_of(file: Path) -> int:
-    """The number in the name of a segment's file: `writer-00000012.jsonl`, packed `writer-00000012.3.parquet`; -1 for
-    none.
+    """Return the id in the name of a segment's file, such as `writer-00000012.jsonl`; -1 if it has no id.
+
+    A compressed file is called `writer-00000012.3.parquet`, with the committer's term.
     """
     number = file.name.partition(".")[0].rpartition("-")[2]
     return int(number) if number.isdigit() else -1

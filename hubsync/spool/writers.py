@@ -28,7 +28,7 @@ from hubsync.spool.segments import Segments
 
 
 class WriterNote(msgspec.Struct):
-    """A file beside a writer's lock that says where its rows belong, in case the catalogue is lost.
+    """A file next to a writer's lock that says where its rows belong, in case the catalogue is lost.
 
     Attributes:
         target: the branch that the spool belongs to.
@@ -46,7 +46,7 @@ class WriterNote(msgspec.Struct):
 
 
 class Writers:
-    """The table of writers, and the files beside it."""
+    """The table of writers, and the files that belong to them."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""The uploader's face for tasks, on asyncio or trio. The engine runs in a thread, as that of `Uploader` does.
+"""The uploader for tasks, on asyncio or trio. The engine runs in a thread, as that of `Uploader` does.
 
-Names, arguments and errors are those of `Uploader`. No awaited method holds the event loop up: what touches the disk
+Names, arguments and errors are those of `Uploader`. No awaited method blocks the event loop: what touches the disk
 does so in another thread.
 """
 
@@ -45,9 +45,9 @@ class AsyncUploader(BaseUploader):
     """
 
     _opens: anyio.Lock | None = None
-    _body: anyio.CancelScope | None = None  # around the caller's block: SIGTERM ends it
+    _body: anyio.CancelScope | None = None  # around the caller's block; SIGTERM cancels it
     _draining: anyio.CancelScope | None = None
-    _wake: Callable[[], None]  # ends the block, from a signal's handler
+    _wake: Callable[[], None]  # ends the block; called by a signal handler
 
     async def open(self) -> Self:
         """Like `Uploader.open`. Prefer `async with`, which ends in order on SIGTERM; without it, accepted rows are
@@ -91,8 +91,8 @@ class AsyncUploader(BaseUploader):
         batch = self._batch(encoded, place, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
         if ack == "committed" and engine.is_offline:
-            ack = "spooled"  # as far as it can be
-        # Before it is handed over: the spool's thread then finds Python's lock free.
+            ack = "spooled"  # offline, it gets no further
+        # Before the batch is handed over, so that the spool thread then finds Python's lock free.
         waiter = ReceiptWaiter(batch.receipt, ack) if ack == "spooled" else None
         if not await engine.queue.put_async(batch, timeout):
             mark_dropped(batch.receipt, DROPPED)
@@ -114,7 +114,7 @@ class AsyncUploader(BaseUploader):
         await run_in_thread(engine.monitor.refresh)
 
     def _depth(self, engine: Engine) -> SpoolDepth:
-        """Half a second old at most, but for a flush's end: to ask the disk could hold the event loop up."""
+        """Return the depth half a second ago: reading the disk could block the event loop."""
         return engine.monitor.depth()
 
     async def close(self, timeout: float | None = None) -> None:
@@ -133,11 +133,11 @@ class AsyncUploader(BaseUploader):
     async def _drain_async(self, engine: Engine, timeout: float | None) -> None:
         try:
             drained = engine.flush(everything=True)
-        except ClosedError:  # another task, or thread, closes it just now
+        except ClosedError:  # another task or thread is closing the uploader
             return
         with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
-        if self._draining.cancelled_caught:  # SIGTERM while it drains: from now on the grace counts
+        if self._draining.cancelled_caught:  # SIGTERM during the drain starts the grace period
             await self._drain_before_the_end(engine, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)
 
@@ -170,7 +170,7 @@ class AsyncUploader(BaseUploader):
         engine, body, self._body = self._engine, self._body, None
         if engine is None or body is None:
             return
-        with suppress(RuntimeError):  # another task leaves the block than has entered it, as pytest's fixtures do
+        with suppress(RuntimeError):  # another task leaves the block than entered it, as with pytest's fixtures
             body.__exit__(kind, error, trace)
         try:
             if body.cancel_called:
@@ -204,7 +204,7 @@ class AsyncUploader(BaseUploader):
             await self._end(engine)
 
     async def _drain_after_interrupt(self, engine: Engine) -> None:
-        """The next Ctrl-C is ours as well: asyncio would raise `KeyboardInterrupt` wherever the loop is just then."""
+        """Handle the next Ctrl-C as well: asyncio would raise `KeyboardInterrupt` at any point of the loop."""
 
         async def watch(*, task_status: TaskStatus[None]) -> None:
             with anyio.open_signal_receiver(signal.SIGINT) as signals:
@@ -219,7 +219,7 @@ class AsyncUploader(BaseUploader):
             tasks.cancel_scope.cancel()
 
     async def _drain_before_the_end(self, engine: Engine, why: str, seconds: float | None) -> None:
-        """What can be brought up in time; a second signal ends it at once."""
+        """Upload what is possible in time; a second signal ends it at once."""
         bound = "" if seconds is None else f", for up to {seconds:.0f} s"
         _log.warning("%s ended the job. Uploading what is left%s: %s.", why, bound, engine.spool.waiting_text())
         try:

@@ -1,7 +1,7 @@
-"""The bounded in-memory queue between producers and the worker.
+"""The bounded in-memory queue between producers and the spool thread.
 
-Thread-safe, and bounded in bytes and batches. A producer hands its batch over without the event loop's turn; the
-worker's thread takes what waits, many batches in one go. At a bound the policy applies, and each case is counted.
+Thread-safe, and bounded in bytes and batches. A producer hands its batch over without the event loop's turn; the spool
+thread takes everything that waits at once. At a bound the policy applies, and each case is counted.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from hubsync.model.batch import Batch
 from hubsync.model.stats import QueueDepth
 from hubsync.policies import MIB, QueuePolicy
 
-# A take is one write and one transaction. A larger one would save nothing more, and would keep its room from the
-# producers until the last byte is written: they would stand still by turns with the spool's thread.
+# A take is one write and one transaction. A larger one would save no time, and would hold its room until the last byte
+# is written, so that producers and the spool thread would take turns at waiting.
 _TAKE_BYTES, _TAKE_ITEMS = 4 * MIB, 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Something the worker's thread is to do after all that was put before it, such as to seal."""
+    """Work for the spool thread, such as sealing, after all batches that were put before it."""
 
     run: Callable[[], object]
 
 
 class _Entry(NamedTuple):
-    """An item, when it was put, and how much was ever put, with it."""
+    """An item, when it was put, and the totals of everything put so far, including it."""
 
     item: Batch | Order | None
     at: float
@@ -51,28 +51,29 @@ Offer = Literal["accepted", "full", "dropped"]
 class BoundedQueue:
     """Many producers, one consumer.
 
-    A producer changes nothing but by one append: in the main thread an exception may fall between any two instructions
-    (Ctrl-C, SIGTERM, a handler's time limit), and must leave no half of a batch. What waits is a difference of totals.
+    A producer makes its only change by one append: in the main thread a signal may raise an exception between any two
+    instructions, and must not leave half a batch. What waits is the difference of two totals.
     """
 
     def __init__(self, policy: QueuePolicy, now: Callable[[], float] = time.time) -> None:
-        """`now` tells seconds since the epoch."""
+        """Create a queue; `now` returns seconds since the epoch."""
         self._policy = policy
         self._now = now
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._items: deque[_Entry] = deque()
-        self._taken = self._released = _Entry(None, 0.0, 0, 0, 0)  # the last that was
-        self._held: deque[float] = deque()  # when each batch was put that is taken and not released
+        self._taken = self._released = _Entry(None, 0.0, 0, 0, 0)  # the last entry
+        self._held: deque[float] = deque()  # when each batch was put that was taken and not released
         self._blocked = self._raised = self._dropped = 0
-        self._producers: dict[Callable[[], object], None] = {}  # who waits for room
+        self._producers: dict[Callable[[], object], None] = {}  # producers that wait for room
         self._refuses = self._closed = False
 
     def put(self, batch: Batch, timeout: float | None = None) -> bool:
-        """Hands a batch over; blocks at the bound where the policy says so. False: it was dropped.
+        """Put a batch; at the bound, block if the policy says so. Return False if the batch was dropped.
 
         Raises:
-            BatchTooLarge, ClosedError: at once.
+            BatchTooLarge: the batch is larger than the whole queue.
+            ClosedError: the uploader is closed.
             QueueFull: the policy is "raise", or `timeout` seconds passed.
         """
         if (offer := self._offer(batch)) == "full":
@@ -80,11 +81,11 @@ class BoundedQueue:
             with self._blocking(room.set):
                 while (offer := self._offer(batch)) == "full":
                     if not room.wait(None if until is None else max(0.0, until - time.monotonic())):
-                        raise self._late(timeout)
+                        raise self._timed_out(timeout)
         return offer == "accepted"
 
     async def put_async(self, batch: Batch, timeout: float | None = None) -> bool:
-        """As `put`, for a task: waits without blocking its event loop."""
+        """Like `put`, without blocking the event loop."""
         if (offer := self._offer(batch)) == "full":
             room = anyio.Event()
             with self._blocking(threadsafe_callback(lambda: room.set())), anyio.move_on_after(timeout) as scope:
@@ -92,11 +93,15 @@ class BoundedQueue:
                     await room.wait()
                     room = anyio.Event()
             if scope.cancelled_caught:
-                raise self._late(timeout)
+                raise self._timed_out(timeout)
         return offer == "accepted"
 
     def order(self, order: Order) -> None:
-        """Appends an order behind all that was put so far. Bounds do not apply. Raises `ClosedError`."""
+        """Append an order after everything put so far. Bounds do not apply.
+
+        Raises:
+            ClosedError: the uploader is closed.
+        """
         with self._lock:
             if self._closed:
                 raise ClosedError("the uploader is closed.")
@@ -104,10 +109,10 @@ class BoundedQueue:
             self._filled.notify()
 
     def take(self) -> list[Batch | Order]:
-        """What waits, in order and as far as one take goes; blocks while there is nothing. Empty once it is closed and
-        drained.
+        """Return what waits, in order, up to the size of one take; block while nothing waits.
 
-        What was taken still counts against the bounds until `release`: memory holds it until then.
+        The result is empty once the queue is closed and drained. Batches count against the bounds until `release`,
+        since they are still in memory.
         """
         with self._filled:
             while not self._items and not self._closed:
@@ -124,7 +129,7 @@ class BoundedQueue:
             return items
 
     def release(self, batches: list[Batch]) -> None:
-        """Gives the room of batches that are spooled back to the producers: of the oldest, as they were taken."""
+        """Free the room of batches that are spooled: the oldest ones, in the order they were taken."""
         with self._lock:
             for batch in batches:
                 self._held.popleft()
@@ -137,11 +142,11 @@ class BoundedQueue:
             wake()
 
     def refuse(self) -> None:
-        """No more batches. Those that wait are still taken, and orders still come."""
+        """Accept no more batches. Waiting ones are still taken, and orders are still accepted."""
         self._end(closed=False)
 
     def close(self) -> None:
-        """No more batches, and no more orders."""
+        """Accept no more batches and no more orders."""
         self._end(closed=True)
 
     def _end(self, *, closed: bool) -> None:
@@ -153,6 +158,7 @@ class BoundedQueue:
             wake()
 
     def depth(self) -> QueueDepth:
+        """Return how much waits, and how often the bound was met."""
         with self._lock:
             waiting = (entry.at for entry in self._items if isinstance(entry.item, Batch))
             oldest_at = self._held[0] if self._held else next(waiting, None)
@@ -162,7 +168,7 @@ class BoundedQueue:
         return self._items[-1] if self._items else self._taken
 
     def _waiting(self) -> tuple[int, int, int]:
-        """Batches, rows and bytes."""
+        """Return the batches, rows and bytes in memory."""
         last, done = self._last(), self._released
         return last.batches - done.batches, last.rows - done.rows, last.bytes - done.bytes
 
@@ -173,7 +179,7 @@ class BoundedQueue:
                 raise ClosedError("the uploader is closed; the batch was not accepted.")
             if size > policy.max_bytes:
                 raise BatchTooLarge(
-                    f"a batch of {count_text(batch.rows, 'row')} is {size:,} bytes, more than the queue may hold "
+                    f"a batch of {count_text(batch.rows, 'row')} has {size:,} bytes, more than the whole queue "
                     f"({policy.max_bytes:,}). It was not accepted. Put smaller batches, or set "
                     f"queue=QueuePolicy(max_bytes={2 * size})."
                 )
@@ -191,7 +197,7 @@ class BoundedQueue:
 
     @contextmanager
     def _blocking(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Within it, `wake` is called whenever there may be room."""
+        """Call `wake` whenever there may be room, as long as the block lasts."""
         with self._lock:
             self._blocked += 1
             self._producers[wake] = None
@@ -201,7 +207,7 @@ class BoundedQueue:
             with self._lock:
                 del self._producers[wake]
 
-    def _late(self, timeout: float | None) -> QueueFull:
+    def _timed_out(self, timeout: float | None) -> QueueFull:
         with self._lock:
             return self._full(f"no room for {seconds_text(timeout or 0)}")
 

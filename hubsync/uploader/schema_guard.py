@@ -1,7 +1,7 @@
-"""The schema guard at `put`: follows what the columns of each config hold, and says where a batch may go.
+"""Check the columns of each batch at `put`, and decide where it may go.
 
-Costs the hot path nothing while rows are as those before: `RowProfiler` finds what is new, and only that is checked.
-What two processes bring at the same moment is found out by the committer (`fitting`).
+It costs nothing while rows look like those before: the profiler finds what is new, and only that is checked. What two
+processes accept at the same moment is checked by the committer (`schema_check`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ _log = logging.getLogger("hubsync")
 
 
 class Admission(NamedTuple):
-    """Where a batch goes: what the columns hold with it (None: nobody looks), its layout, or why it is set aside."""
+    """Where a batch goes.
+
+    Attributes:
+        types: what the columns hold with it; None if the config is not checked.
+        layout: the config it goes to; None for the uploader's own.
+        set_aside: why it is quarantined; None if it is not.
+    """
 
     types: StructOf | None = None
     layout: Layout | None = None
@@ -32,7 +38,7 @@ class Admission(NamedTuple):
 
 
 class SchemaGuard:
-    """One uploader's. Safe for several threads."""
+    """The schema guard of one uploader. Safe for several threads."""
 
     def __init__(self, spool: Spool, layout: Layout, policy: SchemaPolicy) -> None:
         self.profiler = RowProfiler()
@@ -40,19 +46,19 @@ class SchemaGuard:
         self._layout = layout
         self._policy = policy
         self._lock = threading.Lock()
-        self._kinds: dict[str, StructOf] = {}  # by config; what was accepted here
-        self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and read
+        self._kinds: dict[str, StructOf] = {}  # what was accepted here, by config
+        self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and decoded
         self._same = Admission(EMPTY)
 
     def is_familiar(self, encoded: Encoded) -> bool:
-        """Whether `admit` finds nothing new in it, and does not ask the catalogue."""
+        """Return whether a batch contains nothing new, so that `admit` does not need the catalogue."""
         return encoded.profiler is self.profiler and not encoded.discoveries
 
     def admit(self, encoded: Encoded) -> Admission:
-        """Where a batch may go.
+        """Return where a batch goes.
 
         Raises:
-            SchemaConflict: it may go nowhere, and is refused.
+            SchemaConflict: it conflicts with its columns, and the policy is to refuse it.
         """
         if encoded.profiler is not self.profiler:
             encoded = profile(encoded, self.profiler)
@@ -65,28 +71,28 @@ class SchemaGuard:
                 self._same = Admission(self._with(self._layout.config, encoded.columns or EMPTY))
             except Conflict as conflict:
                 return self._conflict(encoded, conflict)
-            self.profiler.remember(encoded.discoveries)  # only now: who meets it as nothing new goes by `_same`
+            self.profiler.remember(encoded.discoveries)  # only now: from here on, other threads rely on `_same`
             return self._same
 
     def forget(self) -> None:
-        """The dataset holds something else than was known here: from now on all is looked at anew."""
+        """Check everything again from now on: the dataset holds something that was not known here."""
         with self._lock:
             self.profiler, self._kinds, self._same = RowProfiler(), {}, Admission(EMPTY)
 
     def _with(self, config: str, kind: StructOf) -> StructOf:
-        """What the columns of a config hold with these; kept."""
+        """Merge types into a config's columns, and return them."""
         known = self._kinds.get(config, EMPTY)
         if (stored := self._read(config)) is not None:
             try:
                 known = types.merge_structs(known, stored)
-            except Conflict:  # another process was faster: what it brought is the dataset's, ours is judged at commit
+            except Conflict:  # another process was faster: its types are the dataset's; ours are checked at the commit
                 known = stored
         self._kinds[config] = known
         known = self._kinds[config] = types.extend(known, kind)
         return known
 
     def _read(self, config: str) -> StructOf | None:
-        """What was accepted by all of the spool's processes, and what the card shows."""
+        """Return what all processes of the spool accepted, and what the card shows."""
         text = self._spool.schemas.known_text(config)
         if text is None:
             return None
@@ -108,7 +114,7 @@ class SchemaGuard:
         raise error from None
 
     def _error(self, encoded: Encoded, conflict: Conflict) -> SchemaConflict:
-        """Names the row, which is looked for only now."""
+        """Return an error that names the row; it is searched for only now."""
         known = self._kinds.get(self._layout.config, EMPTY)
         if (row := conflict.row) is None:
             row = first_that_conflicts(known, encoded.lines)
@@ -116,21 +122,21 @@ class SchemaGuard:
         if isinstance(conflict, OutOfBounds):
             why = _TOO_MANY.format(conflict.reason)
         elif isinstance(encoded.columns, Conflict):
-            why = _WITHIN.format(given, known_as, _APART if self._policy.on_conflict == "new config" else _ONE_TYPE)
+            why = _WITHIN.format(given, known_as, _SEPARATE if self._policy.on_conflict == "new config" else _ONE_TYPE)
         return SchemaConflict(row or 0, conflict.path, known_as, given, why)
 
 
 _TOO_MANY = (
-    "{}, which no card can say. Make keys that are data a list of key and value, or give the uploader "
+    "{}, which a card cannot describe. Store keys that are data as a list of key and value, or set "
     'schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
 )
 _WITHIN = "it is {}, and others in the batch are {}: a file with both can't be loaded. {}"
-_APART = "Put them in batches of their own, and each goes to a config that can hold it."
-_ONE_TYPE = 'Make them one type, or give the uploader schema=SchemaPolicy(on_conflict="dead letter").'
+_SEPARATE = "Put them in separate batches, and each goes to a config that can hold it."
+_ONE_TYPE = 'Make them one type, or set schema=SchemaPolicy(on_conflict="dead letter").'
 
 
 def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:
-    """The index of the first line at odds with `known` and the lines before it."""
+    """Return the index of the first line that conflicts with `known` and the lines before it."""
     for index, line in enumerate(lines.splitlines()):
         try:
             known = types.extend(known, types.infer([json.loads(line)]))

@@ -11,10 +11,7 @@ from typing import Self
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync.encoding.rows import Rows
 from hubsync.model.receipt import Receipt, mark_dropped
-from hubsync.policies import (
-    Ack,
-    check_wait,
-)
+from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
 from hubsync.uploader.closing import draining, seconds_after
 
