@@ -1,10 +1,10 @@
-"""Completions from an OpenAI-compatible server, many at a time, each on its way to the Hub as soon as it is there.
+"""Get completions from an OpenAI-compatible server, many at a time, and upload each as soon as it arrives.
 
     python examples/openai_stand_in.py --port 8000 &
     python examples/asyncio_llm.py user/completions --base-url http://127.0.0.1:8000 --rows 200
 
-Completions come in any order, and an offset says that everything up to it is there. So a row that comes early waits
-for those before it; a job that is started again asks for nothing up to its offset.
+Completions arrive in any order, but an offset means that everything up to it is stored. So a row that arrives early
+waits for the rows before it. A restarted job asks for nothing up to its offset.
 """
 
 import argparse
@@ -16,19 +16,19 @@ import httpx
 
 from hubsync import AsyncUploader
 
-MOST_TRIES = 8
-MOST_AHEAD = 4  # prompts taken up for each request at a time: so many a slow one may hold up, or a crash repeat
+MAX_ATTEMPTS = 8
+MAX_AHEAD = 4  # prompts in progress per concurrent request: a slow one delays, or a crash repeats, at most that many
 
 
 class InOrder:
-    """Puts rows in the order of their prompts, whatever order they come in."""
+    """Put rows in the order of their prompts, whatever order they arrive in."""
 
-    def __init__(self, up: AsyncUploader, first: int, most: int) -> None:
+    def __init__(self, up: AsyncUploader, first: int, max_ahead: int) -> None:
         self._up = up
         self._next = first
         self._early: dict[int, dict[str, object]] = {}
         self._turn = anyio.Lock()
-        self.places = anyio.Semaphore(most)  # taken with a prompt, given back once its row is put
+        self.places = anyio.Semaphore(max_ahead)  # acquired per prompt, released when its row is put
 
     async def put(self, n: int, row: dict[str, object]) -> None:
         self._early[n] = row
@@ -40,20 +40,20 @@ class InOrder:
 
 
 async def complete(client: httpx.AsyncClient, model: str, prompt: str) -> str:
-    """One completion. A server that is busy (429), has trouble (5xx) or can't be reached is asked again."""
+    """Return one completion. Retry if the server is busy (429), fails (5xx) or can't be reached."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-    for attempt in range(MOST_TRIES):
-        wait = random.uniform(0, min(30, 0.25 * 2**attempt))  # jitter, so that not all come back at the same moment
+    for attempt in range(MAX_ATTEMPTS):
+        wait = random.uniform(0, min(30, 0.25 * 2**attempt))  # jitter, so that requests do not return all at once
         try:
             response = await client.post("/v1/chat/completions", json=body)
             if response.status_code != 429 and response.status_code < 500:
-                response.raise_for_status()  # a wrong key or a wrong model: asking again would not help
+                response.raise_for_status()  # a wrong key or model: a retry would not help
                 return response.json()["choices"][0]["message"]["content"]
             wait = max(wait, float(response.headers.get("Retry-After", 0)))
         except httpx.TransportError:
             pass
         await anyio.sleep(wait)
-    raise RuntimeError(f"no answer to {prompt!r} in {MOST_TRIES} tries")
+    raise RuntimeError(f"no answer to {prompt!r} in {MAX_ATTEMPTS} attempts")
 
 
 async def run(repo: str, base_url: str, model: str, prompts: list[str], at_once: int) -> None:
@@ -62,7 +62,7 @@ async def run(repo: str, base_url: str, model: str, prompts: list[str], at_once:
     async with AsyncUploader(repo) as up, httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
         done = up.offset("prompts")
         first = 0 if done is None else done + 1
-        in_order = InOrder(up, first, MOST_AHEAD * at_once)
+        in_order = InOrder(up, first, MAX_AHEAD * at_once)
 
         async def answer(n: int) -> None:
             async with limiter:
@@ -78,10 +78,10 @@ async def run(repo: str, base_url: str, model: str, prompts: list[str], at_once:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repo", help="the dataset, such as user/completions")
-    parser.add_argument("--base-url", required=True, help="of the server, without /v1")
+    parser.add_argument("--base-url", required=True, help="URL of the server, without /v1")
     parser.add_argument("--model", default="my-model")
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--at-once", type=int, default=8, help="requests at a time; may change from run to run")
+    parser.add_argument("--at-once", type=int, default=8, help="concurrent requests; may differ in each run")
     args = parser.parse_args()
     prompts = [f"What is {n} times {n}?" for n in range(args.rows)]
     anyio.run(run, args.repo, args.base_url, args.model, prompts, args.at_once)

@@ -1,9 +1,9 @@
-"""Several worker processes, as a DataLoader has them: each with an uploader of its own, all on one spool.
+"""Several worker processes, like a DataLoader's: each has its own uploader, and all share one spool.
 
     python examples/dataloader_workers.py user/tokens --rows 1000
 
-On one host they share a spool, and one of them commits for all, so they spend one commit quota. A worker that dies is
-started again once the others are through, and goes on from its own offset; what it had put is not lost.
+On one host they share a spool and one of them commits for all, so they use one commit quota. A worker that dies is
+restarted after the others have finished, and resumes from its own offset. The rows that it had put are not lost.
 """
 
 import argparse
@@ -13,14 +13,14 @@ import sys
 
 from hubsync import Uploader
 
-# Which rows are a worker's depends on how many there are, and so does what its offset means: a dataset that was begun
-# with four workers is gone on with by four.
+# The number of workers decides which rows a worker gets, and so what its offset means. Always resume a dataset with the
+# number that it was started with.
 WORKERS = 4
-MOST_RESTARTS = 3
+MAX_RESTARTS = 3
 
 
 def tokenize(n: int) -> dict[str, object]:
-    """The work: what a DataLoader's `__getitem__` does."""
+    """Do the work of a DataLoader's `__getitem__`."""
     text = f"sample number {n}"
     return {"id": n, "tokens": [hash_of(word) for word in text.split()]}
 
@@ -30,8 +30,8 @@ def hash_of(word: str) -> int:
 
 
 def work(worker: int, repo: str, rows: int) -> None:
-    """One worker: every WORKERS-th row. It opens its uploader itself, since one can't be taken through a fork."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle: forked, a worker has its parent's handler
+    """Process every WORKERS-th row. A worker opens its own uploader, because an uploader does not survive a fork."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of the parent's handler: the uploader handles it
     source = f"worker-{worker}"
     with Uploader(repo) as up:
         done = up.offset(source)
@@ -40,7 +40,7 @@ def work(worker: int, repo: str, rows: int) -> None:
 
 
 def end(*_: object) -> None:
-    """The job is told to end, and tells its workers; each brings up what it has, and the interpreter waits for them."""
+    """Pass SIGTERM on to the workers. Each uploads its rows, and the interpreter waits for all of them."""
     for process in multiprocessing.active_children():
         process.terminate()
     sys.exit(143)
@@ -56,7 +56,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     context = multiprocessing.get_context(args.start_method)
     left = list(range(WORKERS))
-    for _ in range(1 + MOST_RESTARTS):
+    for _ in range(1 + MAX_RESTARTS):
         processes = {n: context.Process(target=work, args=(n, args.repo, args.rows)) for n in left}
         for process in processes.values():
             process.start()
@@ -65,8 +65,8 @@ def main() -> None:
         left = [n for n, process in processes.items() if process.exitcode != 0]
         if not left:
             return
-        print(f"worker {', '.join(map(str, left))} died and goes on where it was", flush=True)
-    raise SystemExit("a worker dies again and again; what was put is safe, and the next run goes on from there")
+        print(f"worker {', '.join(map(str, left))} died and is restarted", flush=True)
+    raise SystemExit("a worker keeps dying. Its rows so far are safe; the next run resumes after them.")
 
 
 if __name__ == "__main__":

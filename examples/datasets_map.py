@@ -1,9 +1,9 @@
-"""`Dataset.map` over several processes, each batch on its way to the Hub as soon as it is made.
+"""`Dataset.map` over several processes, which upload each batch as soon as it is ready.
 
     python examples/datasets_map.py user/answers --rows 1000
 
-The function is called for what it puts and returns nothing, so `datasets` neither writes a second copy to its cache
-nor, the next time, takes one from there instead of calling it.
+The mapped function puts its rows and returns nothing. So `datasets` writes no second copy to its cache and, the next
+time, calls the function instead of reading that copy.
 """
 
 import argparse
@@ -16,18 +16,18 @@ from datasets import Dataset
 
 from hubsync import Uploader
 
-# Each process gets one piece of the dataset, and its offset counts within that piece: a dataset that was begun with
-# two processes is gone on with by two. The batch size may change.
+# Each process gets one part of the dataset, and its offset counts within that part. Always resume a dataset with the
+# number of processes that it was started with. The batch size may change.
 PROCESSES = 2
 
-_up: Uploader | None = None  # this process' own
+_up: Uploader | None = None  # of this process
 
 
 def uploader(repo: str) -> Uploader:
-    """The uploader of this process, opened when its first batch comes: one can't be taken through a fork.
+    """Return the uploader of this process, opened with its first batch: an uploader does not survive a fork.
 
-    Nobody closes it: a pool ends its processes by SIGTERM, also when all is well. That is no harm, since what `put` has
-    returned from is in the spool, and `main` brings it up.
+    It is never closed, because a pool ends its processes by SIGTERM, even after success. That does no harm: a row is in
+    the spool when `put` returns, and `main` uploads it.
     """
     global _up
     if _up is None:
@@ -36,13 +36,13 @@ def uploader(repo: str) -> Uploader:
 
 
 def answer(question: str) -> str:
-    """The work."""
+    """Do the work."""
     return question[::-1]
 
 
 def answer_batch(batch: dict[str, list[str]], indices: list[int], rank: int, repo: str, end: str) -> None:
     if os.path.exists(end):
-        raise InterruptedError("the job was told to end")
+        raise InterruptedError("the job received SIGTERM")
     up, source = uploader(repo), f"piece-{rank}"
     done = up.offset(source)
     questions = zip(indices, batch["question"], strict=True)
@@ -52,17 +52,17 @@ def answer_batch(batch: dict[str, list[str]], indices: list[int], rank: int, rep
         up.put(rows, offset=indices[-1], source=source)
 
 
-def die_when_told() -> None:
-    """Has the map's processes die by SIGTERM, and not run the job's handler; also one that has only just begun."""
-    told = {signal.SIGTERM}
+def let_children_die_by_sigterm() -> None:
+    """Restore SIGTERM's default in forked processes; block it during the fork, so that the job's handler never runs."""
+    sigterm = {signal.SIGTERM}
 
     def in_child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
 
     os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, told),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, told),
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
         after_in_child=in_child,
     )
 
@@ -75,10 +75,10 @@ def main() -> None:
     args = parser.parse_args()
 
     questions = Dataset.from_dict({"question": [f"Question number {n}?" for n in range(args.rows)]})
-    die_when_told()
+    let_children_die_by_sigterm()
     with tempfile.TemporaryDirectory() as directory:
-        # Told to end, the job lets each process finish its batch: an exception out of a signal's handler, or a process
-        # that is killed while it holds the pool's locks, can leave the pool waiting for ever.
+        # On SIGTERM, each process may finish its batch: an exception raised by a signal handler, or a process killed
+        # while it holds the pool's locks, can make the pool wait forever.
         end = Path(directory, "end")
         signal.signal(signal.SIGTERM, lambda *_: end.touch())
         try:
@@ -94,10 +94,10 @@ def main() -> None:
         except InterruptedError:
             pass
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the uploader's to handle from here
-            with Uploader(args.repo):  # one that closes brings up what the dead have left
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on, the uploader handles it
+            with Uploader(args.repo):  # closing it uploads the rows of all processes
                 if end.exists():
-                    signal.raise_signal(signal.SIGTERM)  # as far as its grace goes
+                    signal.raise_signal(signal.SIGTERM)  # within its grace period
 
 
 if __name__ == "__main__":

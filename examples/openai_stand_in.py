@@ -2,8 +2,8 @@
 
     python examples/openai_stand_in.py --port 8000
 
-It answers the same prompt in the same way, each after a time of its own, so that answers overtake each other; and
-refuses every tenth request with 429. `GET /asked` tells how often it worked on each prompt.
+The same prompt always gets the same answer, after a random time, so that answers overtake each other. Every tenth
+request is refused with 429. `GET /asked` returns how often each prompt was answered.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-LATENCY_S = 0.1  # of an answer, on average
+LATENCY_S = 0.1  # on average
 
 
 def app() -> Starlette:
@@ -44,17 +44,17 @@ def app() -> Starlette:
             }
         )
 
-    async def tell(request: Request) -> Response:
+    async def report(request: Request) -> Response:
         return JSONResponse(asked)
 
     return Starlette(
-        routes=[Route("/v1/chat/completions", complete, methods=["POST"]), Route("/asked", tell, methods=["GET"])]
+        routes=[Route("/v1/chat/completions", complete, methods=["POST"]), Route("/asked", report, methods=["GET"])]
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=8000, help="0 for a free one")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
     args = parser.parse_args()
     uvicorn.run(app(), port=args.port, access_log=False)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A job in any language: it prints JSON Lines, and `hubsync pipe` brings them up while it runs.
+# A job in any language: it prints JSON Lines, and `hubsync pipe` uploads them while it runs.
 #
 #     bash examples/shell_job.sh user/squares 1000
 #
-# With --source the pipe counts lines. Run again after a crash, the job prints the same lines in the same order, and
-# those that were accepted before are passed over.
+# With --source, the pipe counts lines. After a crash, run the job again: it prints the same lines in the same order, and
+# the pipe skips those that it has accepted before.
 set -euo pipefail
 
 repo=${1:?"usage: shell_job.sh REPO [ROWS]"}
@@ -17,5 +17,5 @@ generate() {
     done
 }
 
-# Where the generator fails, pipefail makes the script fail as well; what it had printed is on the Hub all the same.
+# If the generator fails, pipefail makes the script fail, too. The lines that it printed are on the Hub anyway.
 generate | hubsync pipe "$repo" --source squares

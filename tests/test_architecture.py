@@ -106,6 +106,43 @@ def test_the_embedded_hub_imports_nothing_else() -> None:
     assert {part_of(other) for other in found} == {"localhub"}
 
 
+def strings(module: str) -> list[str]:
+    """Return a module's string literals, without its docstrings; the parts of an f-string joined by `{}`."""
+    tree = ast.parse(MODULES[module].read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    skipped = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(part) for part in node.values}
+            found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            found.append(node.value)
+    return found
+
+
+SQL_ON_SEGMENTS = re.compile(r"\b(FROM|INTO|UPDATE|JOIN|TABLE|ON)\s+[\"`\[]?segments\b", re.IGNORECASE)
+
+
+def test_only_one_module_has_sql_on_segments() -> None:
+    owners = {"hubsync.spool.segments", "hubsync.spool.database"}  # the statements; the schema
+    found = {module for module in MODULES if any(map(SQL_ON_SEGMENTS.search, strings(module)))}
+    assert found == owners
+
+
+def test_database_only_creates_and_alters_the_table_of_segments() -> None:
+    statements = [
+        match.group()
+        for text in strings("hubsync.spool.database")
+        for match in re.finditer(r"\w+ +\w+(?= +segments\b)", text)
+    ]
+    assert sorted(statements) == ["ALTER TABLE", "CREATE TABLE", *["paths ON", "pending ON", "planned ON"]]
+
+
 def test_importing_hubsync_loads_nothing_heavy() -> None:
     heavy = [
         "datasets",

@@ -31,7 +31,7 @@ from tests.zygote import Program, Python
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "examples" / "README.md").read_text()
 COMMANDS = {Path(text.split()[1]).name: text for text in re.findall(r"(?:python|bash) examples/[^`\n]+", README)}
-ANSWERS_AHEAD = 4 * 8  # of asyncio_llm.py: MOST_AHEAD * --at-once
+ANSWERS_AHEAD = 4 * 8  # of asyncio_llm.py: MAX_AHEAD * --at-once
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def test_a_job_killed_after_a_commit_resumes_after_it(start: Start, dataset: Dat
     second = accepted()
     assert 100 <= first < second < 8000
     assert len(dataset.rows()) >= first
-    assert f"{second:,} were there already" in end(start("plain_loop.py", "--rows", 8000))
+    assert f"{second:,} existed already" in end(start("plain_loop.py", "--rows", 8000))
     check(dataset, numbered(8000))
 
 
@@ -255,7 +255,7 @@ def test_a_killed_worker_is_restarted_and_resumes(start: Start, dataset: Dataset
     job = start("dataloader_workers.py", "--rows", 1500, "--start-method", method)
     until_accepted(200, job)
     kill_a_writer()
-    assert "died and goes on where it was" in end(job)
+    assert "died and is restarted" in end(job)
     check(dataset, numbered(1500))
 
 

@@ -1,6 +1,6 @@
-"""Makes `terminal-*.svg`: a real job in a real terminal, on an embedded Hub that does what the picture is to show.
+"""Make `terminal-*.svg`: a real job in a real terminal, with an embedded Hub that behaves as the picture needs it.
 
-python docs/images/terminal.py
+Run: python docs/images/terminal.py
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rich.text import Text
 from hubsync.localhub import Fault, LocalHub
 
 HERE = Path(__file__).parent
-COLUMNS, ROWS = 100, 40
+COLUMNS, ROWS = 120, 8
 SPOOL = Path(tempfile.gettempdir()) / "hubsync" / "rollouts"
 
 JOB = """
-import random, sys, time
+import time
 from hubsync import CommitPolicy, ShardPolicy, Uploader
 
 completion = "Let me think step by step. " * 110
@@ -42,8 +42,6 @@ with Uploader("user/rollouts", spool={spool!r}, progress=True,
     for step in range(10_000):
         time.sleep(0.05)
         up.put([{{"step": step, "prompt": "2 + 2?", "completion": completion, "reward": 1.0}}] * 50)
-        if step % 60 == 0:
-            print(f"step {{step:>4}}  reward {{0.42 + step / 2000:.2f}}")
 """
 
 THEME = TerminalTheme(
@@ -57,8 +55,8 @@ THEME = TerminalTheme(
 COLORS = {"brown": "yellow", "brightblack": "bright_black", "brightred": "bright_red"}
 
 
-def picture(name: str, title: str, befall: Callable[[LocalHub], object], before: str, shown: str) -> None:
-    """Lets something befall the job's Hub once its screen shows `before`, and draws it when it shows `shown`."""
+def picture(name: str, title: str, change: Callable[[LocalHub], object], before: str, after: str) -> None:
+    """Change the Hub once the screen shows `before`, and save the screen once it shows `after`."""
     shutil.rmtree(SPOOL, ignore_errors=True)
     with tempfile.TemporaryDirectory() as place, LocalHub(Path(place)) as hub:
         fd, slave = pty.openpty()
@@ -70,7 +68,7 @@ def picture(name: str, title: str, befall: Callable[[LocalHub], object], before:
         os.close(slave)
         screen = pyte.Screen(COLUMNS, ROWS)
         stream = pyte.ByteStream(screen)
-        for pattern, then in ((before, befall), (shown, lambda hub: None)):
+        for pattern, then in ((before, change), (after, lambda hub: None)):
             while not re.search(pattern, "\n".join(screen.display), re.DOTALL):
                 stream.feed(os.read(fd, 65_536))
             then(hub)
@@ -93,7 +91,7 @@ def drawn(screen: pyte.Screen, title: str) -> str:
         console.print(line, highlight=False)
     svg = console.export_svg(title=title, theme=THEME, unique_id="hubsync")
     svg = svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace")
-    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # nothing is loaded from elsewhere
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # load nothing from other servers
 
 
 def color(name: str) -> str | None:
@@ -104,14 +102,16 @@ def color(name: str) -> str | None:
 
 def main() -> None:
     forbidden = '{"error": "Forbidden: your token can read this repo, and may not write to it."}'
-    picture("healthy", "all is well", lambda hub: None, "step", r"step  300.*[\d,]+ of \d.*next commit")
+    picture("healthy", "all is well", lambda hub: None, "━", r"1?\d,\d+ of 1\d,\d+ rows.*next commit \d\d:\d\d:\d\d")
     picture(
         "backing-off", "the commit quota is spent",
-        lambda hub: hub.faults.add(Fault.rate_limit("commits", on="commit")), r"step  180", r"step  600.*backing off",
+        lambda hub: hub.faults.add(Fault.rate_limit("commits", on="commit")),
+        r"[1-9],\d+ of ", r"▲ .* of 1\d,\d+ rows.*next try",
     )  # fmt: skip
     picture(
-        "blocked", "the token may not write any more",
-        lambda hub: hub.faults.add(Fault.status(403, body=forbidden, on="*")), r"step  120", r"step  480.*blocked",
+        "blocked", "the token may no longer write",
+        lambda hub: hub.faults.add(Fault.status(403, body=forbidden, on="*")),
+        r"[1-9],\d+ of ", r"■ .* of 1\d,\d+ rows.*next try",
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
-"""The demo: a real job in a process of its own, on an embedded Hub, with an outage and a SIGKILL if asked for.
+"""`hubsync demo`: a real job in its own process, an embedded Hub, an outage, and a SIGKILL if asked for.
 
-The rows are real: the functions and classes of the standard library's own source, with their docstrings. At the end
-the dataset is read back by `datasets` and `HfFileSystem`, and every row must be there exactly once.
+At the end, `datasets` and `HfFileSystem` read the dataset back, and every row must be in it exactly once.
 """
 
 from __future__ import annotations
@@ -14,23 +13,24 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import click
 
+from hubsync._runtime.formatting import count_text
 from hubsync.cli.console import Seconds, needs_extra
 from hubsync.cli.demo_job import corpus
-from hubsync.telemetry.progress import Figures, Progress
-from hubsync.telemetry.status import State
 
 if TYPE_CHECKING:
     from hubsync.localhub import LocalHub
 
 _REPO = "user/standard-library"
+_POLL_S = 0.05
 
 
 @click.command()
@@ -48,194 +48,228 @@ def demo(rows: int, crash: bool, outage_s: float, directory: Path | None, as_jso
     `datasets` and huggingface_hub: every row must be in it exactly once.
     """
     with needs_extra("the demo", "demo"):
-        import hubsync.localhub.server  # noqa: F401
-    sys.exit(0 if run(rows=rows, crash=crash, outage_s=outage_s, directory=directory, as_json=as_json) else 1)
+        from hubsync.localhub import LocalHub
+
+    with _place(directory) as place, LocalHub(place / "hub") as hub:
+        environ = {
+            **os.environ,
+            **hub.environ(),
+            "HF_HOME": str(place / "hf"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        }
+        environ.pop("HF_HUB_OFFLINE", None)
+        play = _Play(hub, place / "spool", rows, crash, outage_s, environ, _Display(rows, quiet=as_json))
+        play.run()
+        checks = [*play.checks(), *_read_back(rows, environ)]
+    if as_json:
+        passed = all(check.passed for check in checks)
+        result = {"passed": passed, "figures": play.figures(), "checks": [check._asdict() for check in checks]}
+        click.echo(json.dumps(result))
+    else:
+        _report(play, checks, directory)
+    sys.exit(0 if all(check.passed for check in checks) else 1)
 
 
-@dataclass(slots=True)
-class _Told:
-    """What the job's processes have told so far."""
-
-    rows: int = 0
-    stalls_ms: list[float] = field(default_factory=list)
-    commits: int = 0
-    retries: int = 0
-    draining: bool = False
-
-    def listen(self, stream: IO[str]) -> None:
-        for line in stream:
-            try:
-                fact = json.loads(line)
-            except ValueError:
-                continue  # cut off by SIGKILL
-            self.rows = max(self.rows, fact.get("rows", 0))
-            if "put_ms" in fact:
-                self.stalls_ms.append(fact["put_ms"])
-            self.commits += fact.get("commits", 0)
-            self.retries += fact.get("retries", 0)
-            self.draining = self.draining or fact.get("draining", False)
+@contextmanager
+def _place(directory: Path | None) -> Iterator[Path]:
+    """Yield the directory for the Hub and the spool; a temporary one is deleted at the end."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory.absolute()
+    else:
+        with tempfile.TemporaryDirectory(prefix="hubsync-demo-") as temporary:
+            yield Path(temporary)
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that must be so."""
+class _Check(NamedTuple):
+    """One thing that must be true at the end."""
 
     name: str
     passed: bool
     detail: str
 
 
-def run(*, rows: int, crash: bool, outage_s: float, directory: Path | None, as_json: bool) -> bool:
-    """Runs the demo and prints what came of it; whether every check passed."""
-    from hubsync.localhub import LocalHub
+@dataclass(slots=True)
+class _Reports:
+    """What the job's processes have reported on their standard outputs."""
 
-    keep = directory is not None
-    scratch = None if keep else tempfile.TemporaryDirectory(prefix="hubsync-demo-")
-    place = Path(scratch.name) if scratch is not None else Path(str(directory)).absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        with LocalHub(place / "hub") as hub:
-            environ = {
-                **os.environ,
-                **hub.environ(),
-                "HF_HOME": str(place / "hf"),
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            }
-            environ.pop("HF_HUB_OFFLINE", None)
-            stage = _Stage(hub, place, rows, crash, outage_s, environ, quiet=as_json)
-            stage.play()
-            checks = [*stage.checks(), *_read_back(rows, environ)]
-            _report(stage, checks, place if keep else None, as_json)
-    finally:
-        if scratch is not None:
-            scratch.cleanup()
-    return all(check.passed for check in checks)
+    rows: int = 0
+    put_ms: list[float] = field(default_factory=list)
+    commits: int = 0
+    retries: int = 0
+
+    def read(self, stream: IO[str]) -> None:
+        """Read the reports of one process until it ends."""
+        for line in stream:
+            try:
+                report = json.loads(line)
+            except ValueError:
+                continue  # SIGKILL has cut it off
+            self.rows = max(self.rows, report.get("rows", 0))
+            if "put_ms" in report:
+                self.put_ms.append(report["put_ms"])
+            self.commits += report.get("commits", 0)
+            self.retries += report.get("retries", 0)
 
 
-class _Stage:
-    """Runs the job, and lets happen to it what is to happen."""
+class _Display:
+    """Prints events to standard error; in a terminal, with two bars below them."""
+
+    def __init__(self, rows: int, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._began = time.monotonic()
+        self._progress = Progress(
+            TextColumn("          {task.description}"), BarColumn(28, complete_style="green", finished_style="green"),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows", justify="right"),
+            TextColumn("{task.fields[note]}", "yellow", markup=False, table_column=Column(ratio=1)),
+            console=self._console, auto_refresh=False, transient=True, expand=True,
+            disable=quiet or not self._console.is_terminal,
+        )  # fmt: skip
+        self._put, self._on_hub = (
+            self._progress.add_task(name, total=rows, note="") for name in ("put by the job", "on the Hub")
+        )
+
+    def event(self, text: str, style: str = "") -> None:
+        """Print something that happens, with the time."""
+        from rich.table import Table
+        from rich.text import Text
+
+        line = Table.grid(padding=(0, 2, 0, 0))  # indents what follows a line break
+        line.add_row(Text(f"{time.monotonic() - self._began:6.1f} s", "dim"), Text(text, style))
+        self._console.print(line)
+
+    def update(self, spool: Path, put: int) -> None:
+        """Draw the bars, from what the job has put and the spool that it writes to."""
+        from hubsync.errors import SpoolError
+        from hubsync.maintenance.inspect import spool_facts
+
+        if self._progress.disable:
+            return
+        try:
+            facts = spool_facts(spool)
+        except SpoolError:
+            return  # the job is still creating it
+        state = "" if facts["state"] == "ok" else facts["state"]
+        self._progress.start()
+        self._progress.update(self._put, completed=put)
+        self._progress.update(self._on_hub, completed=facts["committed"]["rows"], note=state)
+        self._progress.refresh()
+
+    def close(self) -> None:
+        """Remove the bars."""
+        self._progress.stop()
+
+
+class _Play:
+    """Runs the job, and makes the Hub and the job fail."""
 
     def __init__(
         self,
         hub: LocalHub,
-        place: Path,
+        spool: Path,
         rows: int,
         crash: bool,
         outage_s: float,
         environ: dict[str, str],
-        *,
-        quiet: bool,
+        display: _Display,
     ) -> None:
-        self.hub, self.place, self.rows, self.crash, self.outage_s = hub, place, rows, crash, outage_s
-        self.environ, self.quiet = environ, quiet
-        self.told = _Told()
-        self.spool = place / "spool"
-        self.killed = self.starts = self.exit_code = 0
-        self.outage_ended: float | None = None
-        self.outage_began: float | None = None
+        self.rows, self.spool = rows, spool
+        self.reports = _Reports()
+        self.starts = self.exit_code = 0
         self.seconds = 0.0
-        self._figures = Figures(_REPO, str(self.spool), State(), 0, 0, 0, 0, total=rows)
-        self._progress = Progress(lambda: self._figures, not quiet, time.monotonic, line_s=1, say=self._print)
+        self._hub, self._crash, self._outage_s, self._environ = hub, crash, outage_s, environ
+        self._outage_began: float | None = None
+        self._outage_ended = not outage_s
+        self._display = display
 
-    def play(self) -> None:
+    def run(self) -> None:
+        """Run the job to its end."""
         began = time.monotonic()
         process = self._start()
         try:
-            while True:
-                code = process.poll()
+            while process.poll() is None or not self._outage_ended:
                 self._outage()
-                if self.crash and not self.killed and self.told.rows >= self.rows // 2 and code is None:
+                if self._crash and self.starts == 1 and self.reports.rows >= self.rows // 2 and process.poll() is None:
                     process.kill()
                     process.wait()
-                    self.killed += 1
-                    self._say("the job is killed by SIGKILL, and started again")
+                    self._display.event(f"SIGKILL ends process {process.pid}", "bold yellow")
                     process = self._start()
-                elif code is not None and (self.outage_began is None or self.outage_ended is not None):
-                    break
-                self._look()
-                time.sleep(0.05)
-            self._look()
+                self._display.update(self.spool, self.reports.rows)
+                time.sleep(_POLL_S)
         finally:
-            self._progress.close()
+            self._display.close()
         self.exit_code = process.returncode
         self.seconds = time.monotonic() - began
+        self._display.event(f"process {process.pid} exits with code {self.exit_code}")
+        self._display.event("reading the dataset back with datasets and huggingface_hub")
 
     def _start(self) -> subprocess.Popen[str]:
         self.starts += 1
         process = subprocess.Popen(
             [sys.executable, "-m", "hubsync.cli.demo_job", _REPO, str(self.spool), str(self.rows)],
-            env=self.environ,
+            env=self._environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        then = f"generates {self.rows:,} rows" if self.starts == 1 else "resumes where it stopped"
+        self._display.event(f"process {process.pid} {then}")
         assert process.stdout is not None
         assert process.stderr is not None
-        threading.Thread(target=self.told.listen, args=(process.stdout,), daemon=True).start()
-        threading.Thread(target=_relay, args=(process.stderr, self._say), daemon=True).start()
+        threading.Thread(target=self.reports.read, args=(process.stdout,), daemon=True).start()
+        threading.Thread(target=self._relay, args=(process.stderr,), daemon=True).start()
         return process
 
+    def _relay(self, log: IO[str]) -> None:
+        for line in log:
+            self._display.event(f"the job logs: {line.rstrip()}")
+
     def _outage(self) -> None:
+        """Stop the Hub once a third of the rows are put, and start it again later."""
         now = time.monotonic()
-        if self.outage_s and self.outage_began is None and self.told.rows >= self.rows // 3:
-            self.hub.stop()
-            self.outage_began = now
-            self._say(f"the Hub is gone for {self.outage_s:g} s")
-        elif self.outage_began is not None and self.outage_ended is None and now - self.outage_began >= self.outage_s:
-            self.hub.start()
-            self.outage_ended = now
-            self._say("the Hub is back")
+        if self._outage_began is None and not self._outage_ended and self.reports.rows >= self.rows // 3:
+            self._hub.stop()
+            self._outage_began = now
+            self._display.event(f"the Hub goes down for {self._outage_s:g} s", "bold yellow")
+        elif self._outage_began is not None and not self._outage_ended and now >= self._outage_began + self._outage_s:
+            self._hub.start()
+            self._outage_ended = True
+            self._display.event("the Hub is up again", "bold green")
 
-    def _look(self) -> None:
-        """Rows on the Hub and the worker's state, from the catalogue beside the job that writes it."""
-        from hubsync.errors import SpoolError
+    def checks(self) -> list[_Check]:
+        """Return what must be true of the job and its spool."""
         from hubsync.maintenance.inspect import spool_facts
 
-        try:
-            facts = spool_facts(self.spool)
-        except SpoolError:
-            return  # it is just being made
-        self._figures = self._figures._replace(
-            state=State(facts["state"], facts["reason"], facts["next_try_at"]), accepted=self.told.rows,
-            committed=facts["committed"]["rows"], waiting=facts["rows_waiting"],
-            waiting_bytes=facts["bytes_waiting"], oldest_age_s=facts["oldest_age_s"],
-        )  # fmt: skip
-        self._progress.tick()
-
-    def _say(self, text: str) -> None:
-        """One thing that happens."""
-        self._print(f"* {text}")
-
-    def _print(self, text: str) -> None:
-        if not self.quiet:
-            print(f"  {text}", file=sys.stderr)
-
-    def checks(self) -> list[Check]:
-        from hubsync.maintenance.inspect import spool_facts
-
-        left = spool_facts(self.spool)
-        longest = max(self.told.stalls_ms, default=0.0)
+        waiting = spool_facts(self.spool)["rows_waiting"]
         found = [
-            Check("the job ended well", self.exit_code == 0, f"exit code {self.exit_code}"),
-            Check("the spool is empty", left["rows_waiting"] == 0, f"{left['rows_waiting']} rows wait"),
+            _Check("the job ended well", self.exit_code == 0, f"exit code {self.exit_code}"),
+            _Check("the spool is empty", waiting == 0, f"{waiting} rows wait"),
         ]
-        if self.crash:
-            found.append(Check("the job was killed and went on", self.killed == 1, f"started {self.starts} times"))
-        if self.outage_s:
-            found.append(
-                Check(
-                    "the job never waited for the Hub",
-                    longest < self.outage_s * 1e3,
-                    f"longest put {longest:.1f} ms, outage {self.outage_s * 1e3:.0f} ms",
-                )
-            )
+        if self._crash:
+            found.append(_Check("the job was killed and went on", self.starts == 2, f"started {self.starts} times"))
+        if self._outage_s:
+            longest, outage = max(self.reports.put_ms, default=0.0), self._outage_s * 1e3
+            detail = f"longest put {longest:.1f} ms, outage {outage:.0f} ms"
+            found.append(_Check("the job never waited for the Hub", longest < outage, detail))
         return found
 
-
-def _relay(stream: IO[str], say: Callable[[str], None]) -> None:
-    for line in stream:
-        say(f"the job logs: {line.rstrip()}")
+    def figures(self) -> dict[str, float]:
+        """Return what was measured."""
+        put_ms = sorted(self.reports.put_ms) or [0.0]
+        return {
+            "rows": self.rows,
+            "seconds": round(self.seconds, 1),
+            "put_median_ms": round(put_ms[len(put_ms) // 2], 3),
+            "put_longest_ms": round(put_ms[-1], 3),
+            "commits": self.reports.commits,
+            "retries": self.reports.retries,
+            "process_starts": self.starts,
+        }
 
 
 _READ_BACK = """
@@ -253,60 +287,44 @@ print(json.dumps({"ids": ids, "lines": lines, "paths": len(paths), "commits": le
 """
 
 
-def _read_back(rows: int, environ: dict[str, str]) -> list[Check]:
-    """Reads the dataset as any user would, in a fresh process without a trace of the uploader."""
+def _read_back(rows: int, environ: dict[str, str]) -> list[_Check]:
+    """Read the dataset as any user would, in a new process that knows nothing of the uploader."""
     done = subprocess.run(
         [sys.executable, "-c", _READ_BACK, _REPO], env=environ, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        return [Check("load_dataset reads the dataset", False, done.stderr.strip().splitlines()[-1])]
+        return [_Check("load_dataset reads the dataset", False, done.stderr.strip().splitlines()[-1])]
     facts = json.loads(done.stdout.splitlines()[-1])
     ids: Counter[str] = Counter(facts["ids"])
     expected = Counter(row["id"] for row in islice(corpus(), rows))
     missing, extra = expected - ids, ids - expected
+    lines = f"{facts['lines']:,} lines in {facts['paths']} shards, {facts['commits']} commits"
     return [
-        Check("load_dataset: no row is missing", not missing, f"{len(expected):,} rows, {missing.total()} missing"),
-        Check("load_dataset: no row is there twice", not extra, f"{extra.total()} too many"),
-        Check(
-            "HfFileSystem sees the same rows",
-            facts["lines"] == rows,
-            f"{facts['lines']:,} lines in {facts['paths']} shards, {facts['commits']} commits",
-        ),
+        _Check("load_dataset: no row is missing", not missing, f"{len(expected):,} rows, {missing.total()} missing"),
+        _Check("load_dataset: no row is there twice", not extra, f"{extra.total()} too many"),
+        _Check("HfFileSystem sees the same rows", facts["lines"] == rows, lines),
     ]
 
 
-def _report(stage: _Stage, checks: list[Check], kept: Path | None, as_json: bool) -> None:
-    stalls = sorted(stage.told.stalls_ms)
-    median = stalls[len(stalls) // 2] if stalls else 0.0
-    figures = {
-        "rows": stage.rows,
-        "seconds": round(stage.seconds, 1),
-        "put_median_ms": round(median, 3),
-        "put_longest_ms": round(stalls[-1] if stalls else 0.0, 3),
-        "commits": stage.told.commits,
-        "retries": stage.told.retries,
-        "process_starts": stage.starts,
-    }
-    if as_json:
-        told = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks]
-        print(json.dumps({"passed": all(c.passed for c in checks), "figures": figures, "checks": told}))
-        return
+def _report(play: _Play, checks: list[_Check], directory: Path | None) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     console.print()
     for check in checks:
-        mark = "[green]passed[/]" if check.passed else "[red]FAILED[/]"
-        console.print(f"  {mark}  {check.name}  [dim]({check.detail})[/]")
+        mark, style = ("✓", "green") if check.passed else ("✗ FAILED:", "bold red")
+        console.print(Text.assemble("  ", (mark, style), f" {check.name} ", (f"({check.detail})", "dim")))
+    figures = play.figures()
     console.print(
-        f"\n  {figures['rows']:,} rows in {figures['seconds']} s: put took {figures['put_median_ms']} ms (median), "
-        f"{figures['put_longest_ms']} ms at most;\n  the last process made {figures['commits']} commits "
-        f"and {figures['retries']} retries."
+        f"\n  {figures['rows']:,} rows in {figures['seconds']} s. put took {figures['put_median_ms']} ms (median), "
+        f"{figures['put_longest_ms']} ms at most.\n  The last process made "
+        f"{count_text(play.reports.commits, 'commit')} and retried {count_text(play.reports.retries, 'request')}.\n"
     )
-    if kept is not None:
+    if directory is not None:
         console.print(
-            f"\n  Look: [bold]hubsync hub serve --dir {kept / 'hub'}[/] serves this Hub again, "
-            f"and {_REPO} is in it;\n  [bold]hubsync status {kept / 'spool'}[/] shows the spool."
+            f"  Serve this Hub again, with {_REPO} in it: [bold]hubsync hub serve --dir {directory / 'hub'}[/]"
         )
+        console.print(f"  Look at the spool: [bold]hubsync status {directory / 'spool'}[/]")
     else:
-        console.print("\n  Keep the Hub and the spool to look at: [bold]hubsync demo --dir demo[/]")
+        console.print("  Keep the Hub and the spool to look at them: [bold]hubsync demo --dir demo[/]")

@@ -72,7 +72,7 @@ def _print(results: list[_Result]) -> None:
 def _drain_all(directories: list[Path], timeout: float | None) -> list[_Result]:
     """Drain all spools at once, since one may wait hours for its Hub or its commit quota."""
     from hubsync.maintenance.drain import drain as drain_spool
-    from hubsync.maintenance.drain import shown
+    from hubsync.maintenance.drain import show_progress
     from hubsync.maintenance.inspect import spool_facts
 
     results: dict[Path, _Result] = {}
@@ -80,7 +80,7 @@ def _drain_all(directories: list[Path], timeout: float | None) -> list[_Result]:
     def drain_one(directory: Path) -> None:
         message(f"{directory}")
         try:
-            with shown(directory, message) as progress:
+            with show_progress(directory, message) as progress:
                 depth = drain_spool(directory, timeout=timeout, progress=progress)
         except Exception as error:  # noqa: BLE001  (the other spools are drained all the same)
             results[directory] = _Result(directory, error=error)

@@ -158,10 +158,12 @@ async def _until_empty(
 
 
 @contextmanager
-def shown(directory: Path, say: Callable[[str], object]) -> Iterator[Callable[[SpoolDepth, Status], None]]:
-    """What `drain` is to be given as `progress`: bars in a terminal, else a line at the beginning and every 30 s."""
+def show_progress(
+    directory: Path, print_line: Callable[[str], object]
+) -> Iterator[Callable[[SpoolDepth, Status], None]]:
+    """Yield a `progress` for `drain` that shows a bar in a terminal, else a line at the start and every 30 s."""
     clock = SystemClock()
-    figures = [Figures(directory.name, str(directory), State(), 0, 0, 0, 0)]
+    figures = [Figures(directory.name, State(), 0, 0, 0, 0)]
     before: list[int] = []
 
     def look(depth: SpoolDepth, status: Status) -> None:
@@ -173,7 +175,7 @@ def shown(directory: Path, say: Callable[[str], object]) -> Iterator[Callable[[S
         )  # fmt: skip
         progress.tick()
 
-    progress = Progress(lambda: figures[0], True, clock.time, say=say)
+    progress = Progress(lambda: figures[0], True, clock.time, print_line=print_line)
     try:
         yield look
     finally:

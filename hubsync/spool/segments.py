@@ -7,7 +7,8 @@
 
 A segment's bytes become its shard's bytes. `seal` fixes its path; `compress` replaces its file by one in the shard's
 format; `plan` and `unplan` tie it to a commit on its way. Transitions run inside the caller's transaction, so that a
-file operation and its record succeed or fail together.
+file operation and its record succeed or fail together. A transition from a state that this does not show is a bug
+of the caller: it fails an assertion or, if an outdated decision may legitimately come too late, changes nothing.
 """
 
 from __future__ import annotations
@@ -295,15 +296,18 @@ class Segments(SegmentQueries):
 
     def append(self, segment: int, *, size: int, rows: int, batches: int) -> None:
         """Record what an open segment's file holds now."""
+        self._expect(segment, "open")
         sql = "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?"
         self._run(sql, size, rows, batches, segment)
 
     def set_schema(self, segment: int, schema: str) -> None:
-        """Record the types of a segment's columns, as JSON."""
-        self._catalogue.run("UPDATE segments SET schema = ? WHERE id = ?", schema, segment)
+        """Record the types of an uncommitted segment's columns, as JSON."""
+        sql = f"UPDATE segments SET schema = ? WHERE id = ? AND {_WAITING}"
+        self._catalogue.run(sql, schema, segment)
 
     def truncate(self, segment: int, *, size: int, rows: int, why: str) -> None:
-        """Record that a power cut left fewer bytes of a segment than were accepted."""
+        """Record that a power cut left fewer bytes of an open or sealed segment than were accepted."""
+        self._expect(segment, "open", "sealed")
         self._run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", size, rows, why, segment)
 
     def seal(self, segment: int, sha256: str | None = None) -> None:
@@ -314,6 +318,7 @@ class Segments(SegmentQueries):
             sha256: of its content, if its writer knows it.
         """
         row = self.get(segment)
+        assert row.state == "open" or (row.state == "dead" and row.seq is None), row
         series = row.layout.series(row.writer)
         self._assign_path(segment, row.layout, row.writer, series, self._next(series))
         state = "sealed" if row.rows else "dead"
@@ -330,16 +335,19 @@ class Segments(SegmentQueries):
     # The committer's transitions.
 
     def set_hashes(self, segment: int, sha256: str, git_oid: str | None) -> None:
-        """Record the hashes of a sealed segment's file."""
-        self._catalogue.run("UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ?", sha256, git_oid, segment)
+        """Record the hashes of a sealed or staged segment's file."""
+        sql = "UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ? AND state IN ('sealed', 'staged')"
+        self._catalogue.run(sql, sha256, git_oid, segment)
 
     def reset_damaged(self, segment: int, *, is_dead: bool) -> None:
-        """Forget the hashes of a sealed segment whose file changed; it stays sealed, or becomes dead."""
+        """Forget the hashes of a segment whose file changed: a sealed one, or one that was quarantined for it."""
+        self._expect(segment, "sealed", "dead" if is_dead else "sealed")
         state = "dead" if is_dead else "sealed"
         self._run("UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment)
 
     def compress(self, segment: int, *, file: str, size: int, sha256: str, git_oid: str | None) -> None:
         """Replace a sealed segment's file by a compressed one."""
+        self._expect(segment, "sealed")
         self._run(
             "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
             file, size, sha256, git_oid, segment,
@@ -358,13 +366,15 @@ class Segments(SegmentQueries):
             self._run(sql, segment)
 
     def renumber(self, segment: int, at_least: int) -> None:
-        """Give a segment the next free number, at least `at_least`; it is staged again."""
+        """Give a sealed or staged segment the next free number, at least `at_least`; it is staged again."""
+        self._expect(segment, "sealed", "staged")
         row = self.get(segment)
         assert row.series is not None
         self._assign_path(segment, row.layout, row.writer, row.series, max(at_least, self._next(row.series)))
 
     def move(self, segment: int, layout: Layout, schema: str) -> None:
-        """Move a segment to another config, under a new number; it is staged again."""
+        """Move a sealed or staged segment to another config, under a new number; it is staged again."""
+        self._expect(segment, "sealed", "staged")
         writer = self.get(segment).writer
         series = layout.series(writer)
         sql = "UPDATE segments SET config = ?, template = ?, schema = ? WHERE id = ?"
@@ -374,23 +384,26 @@ class Segments(SegmentQueries):
     def plan(self, plan: int, segments: Iterable[int]) -> None:
         """Tie segments to a commit on its way."""
         for segment in segments:
-            self._run("UPDATE segments SET plan = ? WHERE id = ?", plan, segment)
+            sql = "UPDATE segments SET plan = ? WHERE id = ? AND state IN ('sealed', 'staged')"
+            self._run(sql, plan, segment)
 
     def unplan(self, plan: int) -> None:
         """Release the segments of a commit that did not land."""
         self._run("UPDATE segments SET plan = NULL WHERE plan = ?", plan)
 
     def settle(self, landed: Mapping[int, str]) -> None:
-        """Record which commit contains each segment."""
+        """Record which commit contains each segment, staged or, if it was found in the dataset, sealed."""
         now = self._clock.time()
         for segment, sha in landed.items():
+            self._expect(segment, "sealed", "staged")
             sql = "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL WHERE id = ?"
             self._run(sql, sha, now, segment)
 
     # Quarantine.
 
     def quarantine(self, segment: int, why: str) -> None:
-        """Record that a segment is dead, and why. Its file must be in the quarantine by now."""
+        """Record that a sealed or staged segment is dead, and why. Its file must be in the quarantine by now."""
+        self._expect(segment, "sealed", "staged")
         sql = "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?"
         self._run(sql, why, self._clock.time(), segment)
 
@@ -408,6 +421,7 @@ class Segments(SegmentQueries):
             is_edited: an operator changed the rows, so their schema and age are new.
             writer: whose watermark counts the rows, if a rebuild did not find the segment's own.
         """
+        self._expect(segment.id, "dead")
         now = self._clock.time()
         self._run(
             "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
@@ -423,6 +437,7 @@ class Segments(SegmentQueries):
 
     def discard(self, segment: int, why: str) -> None:
         """Record that a dead segment's rows were thrown away. Its number, keys and offsets stay known."""
+        self._expect(segment, "dead")
         self._run("UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ?", why, segment)
 
     # Rebuilding a catalogue.
@@ -458,6 +473,11 @@ class Segments(SegmentQueries):
             "WHERE id = ?",
             self._clock.time(), series, seq, layout.path(writer, seq), segment,
         )  # fmt: skip
+
+    def _expect(self, segment: int, *states: SegmentState) -> None:
+        """Assert that a segment is in one of these states. Another one is a bug of the caller."""
+        state = self.state(segment)
+        assert state in states, f"segment {segment} is {state}, not {' or '.join(states)}"
 
     def _run(self, sql: str, *values: Any) -> int:
         assert self._catalogue.in_transaction

@@ -1,261 +1,177 @@
-"""The one drawing of a process in its terminal or notebook, made by one thread; whoever is drawn waits for nothing.
+"""One line in the terminal, or one output in the notebook, that shows the progress of all uploaders of a process.
 
-It keeps out of the way: while somebody else draws (a tqdm bar, a rich display) it takes its own away, and comes back
-later. What the job prints meanwhile appears above it, and only where stdout is the same terminal. rich is imported
-with the first drawing.
+A thread of its own draws it, so nobody else waits for a terminal that accepts no output. The line is as wide as the
+terminal, so whatever the job prints begins on a new line, and nothing that it has printed is erased. rich is imported
+when something is drawn for the first time.
 """
 
 from __future__ import annotations
 
 import contextvars
-import logging
 import os
 import sys
 import threading
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
-
-from hubsync._runtime.fork import after_fork_in_child
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.text import Text
 
 _REFRESH_S = 0.25
-_CALM_S = 1.0  # how long nobody else must have drawn before we do
-_LAST_S = 2.0  # how long the end waits for the last drawing: a terminal may be held by Ctrl-S
+_END_S = 2.0  # how long `hide` waits for the last drawing: a terminal can be stopped with Ctrl-S
+_NOTEBOOK_WIDTH = 110
 
 
-class Drawn(Protocol):
-    """Something that can be drawn, from memory and at any time."""
+class Drawable(Protocol):
+    """Something to draw. It renders itself from memory, at any time."""
 
-    context: contextvars.Context
+    context: contextvars.Context  # of the notebook cell that it belongs to
 
-    def render(self) -> RenderableType: ...
+    def render(self, width: int) -> Text:
+        """Return a text of at most `width` characters without line breaks."""
+        ...
 
 
-class Screen:
-    """Any number of things in one drawing."""
+class LiveDisplay:
+    """Draws items side by side for as long as there are any. Use `current` to get the one of this process."""
 
     def __init__(self) -> None:
+        """Create a display that is not drawn yet."""
+        self.pid = os.getpid()
         self._lock = threading.Lock()
-        self._items: list[Drawn] = []
-        self._last: list[tuple[Drawn, RenderableType]] = []  # to be left behind
-        self._bell = threading.Event()
+        self._items: list[Drawable] = []
+        self._kept: list[Drawable] = []  # ended, to be drawn once more above the others
+        self._changed = threading.Event()
         self._thread: threading.Thread | None = None
-        self._canvas: _Terminal | _Notebook | None = None
-        self._is_gone = False
+        self._is_broken = False
 
-    @property
-    def is_up(self) -> bool:
-        """Whether it is seen now, and not given way."""
-        canvas = self._canvas
-        return canvas is not None and canvas.is_up
+    def can_draw(self) -> bool:
+        """Return whether there is a terminal or a notebook, and progress bars are not disabled."""
+        from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]  # not in __all__
 
-    def may_draw(self) -> bool:
-        """Whether there is a terminal or a notebook, and nobody forbids it."""
-        import huggingface_hub.utils
+        is_possible = in_notebook() or is_terminal(sys.stderr)
+        return is_possible and not self._is_broken and not are_progress_bars_disabled("hubsync")
 
-        # By its variable or its function.
-        is_forbidden = huggingface_hub.utils.are_progress_bars_disabled("hubsync")  # type: ignore[attr-defined]  # it is exported all the same
-        return not (self._is_gone or is_forbidden) and (in_notebook() or is_terminal(sys.stderr))
-
-    def show(self, item: Drawn) -> None:
-        """Draws `item` from now on."""
+    def show(self, item: Drawable) -> None:
+        """Draw an item from now on."""
         with self._lock:
             self._items.append(item)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hubsync progress", daemon=True)
+                self._thread = threading.Thread(target=self._run, args=(item,), name="hubsync progress", daemon=True)
                 self._thread.start()
 
-    def hide(self, item: Drawn, *, keep: bool) -> None:
-        """Draws it no longer; with `keep`, as it is now it is left behind in the terminal."""
-        last = item.render()
+    def hide(self, item: Drawable, *, keep: bool) -> None:
+        """Stop drawing an item; with `keep`, leave its last state on a line of its own."""
         with self._lock:
             if item not in self._items:
                 return  # in a forked child
             self._items.remove(item)
             if keep:
-                self._last.append((item, last))
-            ended = None if self._items else self._thread
-            self._bell.set()
-        if ended is not None:
-            ended.join(_LAST_S)
+                self._kept.append(item)
+            thread = None if self._items else self._thread
+        self._changed.set()
+        if thread is not None:
+            thread.join(_END_S)
 
-    def _run(self) -> None:
-        canvas = self._canvas = _Notebook() if in_notebook() else _Terminal()
+    def _run(self, first: Drawable) -> None:
         try:
+            canvas = _Notebook(first.context) if in_notebook() else _Terminal()
             while True:
+                self._changed.clear()
                 with self._lock:
-                    items, last = list(self._items), self._last
-                    self._last = []
-                canvas.draw(items, last)
-                if not items:
-                    canvas.end()
-                    with self._lock:
-                        if not self._items:  # else somebody has come meanwhile
-                            self._thread = None
-                            return
-                self._bell.wait(_REFRESH_S)
-                self._bell.clear()
-        except (OSError, ValueError):  # the terminal is gone, or closed: then nobody sees it any more
-            self._is_gone = True
-        finally:
-            self._canvas = self._thread = None
-            canvas.end()
+                    items, kept, self._kept = list(self._items), self._kept, []
+                canvas.draw(items, kept)
+                with self._lock:
+                    if not (items or self._items or self._kept):  # nothing is on the screen any more
+                        self._thread = None
+                        return
+                self._changed.wait(_REFRESH_S)
+        except (OSError, ValueError):  # the terminal is closed: nobody looks any more
+            self._is_broken = True
+            self._thread = None
 
 
 class _Terminal:
-    """A rich display on stderr, with a console of its own: a user's on the global one meets no error by ours."""
+    """A line on standard error, drawn by rich."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._file = sys.stderr
-        self._console = Console(file=self._file, highlight=False)
+        self._console = Console(file=sys.stderr, highlight=False)
         self._live: Live | None = None
-        self._above: list[tuple[str, _Above]] = []
-        self._handlers: list[tuple[logging.StreamHandler[Any], Any, _Above]] = []
-        self._others_at = float("-inf")
 
-    @property
-    def is_up(self) -> bool:
-        return self._live is not None
-
-    def draw(self, items: list[Drawn], last: list[tuple[Drawn, RenderableType]]) -> None:
-        from rich.console import Group
-
-        if others_draw():
-            self._others_at = time.monotonic()
-            self.end()
-            return
-        if not items:
-            self.end()
-        for _, left in last:
-            self._console.print(left)
-        if not items or time.monotonic() - self._others_at < _CALM_S:
-            return
-        if self._live is None:
-            self._begin(Group(*(item.render() for item in items)))
-        else:
-            self._live.update(Group(*(item.render() for item in items)), refresh=True)
-
-    def _begin(self, first: RenderableType) -> None:
+    def draw(self, items: list[Drawable], kept: list[Drawable]) -> None:
+        """Draw the items; remove the line if there are none."""
         from rich.live import Live
 
-        self._live = Live(
-            first, console=self._console, auto_refresh=False, transient=True,
-            redirect_stdout=False, redirect_stderr=False,  # rich would send a piped stdout to the terminal
-        )  # fmt: skip
-        for name in ("stdout", "stderr"):  # first: what is printed below a drawing goes with it
-            stream = getattr(sys, name)
-            if _same_terminal(stream, self._file):
-                above = _Above(stream, self._console)
-                setattr(sys, name, above)
-                self._above.append((name, above))
-                self._take_handlers(stream, above)
-        self._live.start(refresh=True)
-
-    def _take_handlers(self, stream: TextIO, above: _Above) -> None:
-        """A handler of the log keeps the stream that it began with."""
-        for logger in (logging.getLogger(), logging.getLogger("hubsync")):
-            for handler in logger.handlers:
-                if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
-                    handler.setStream(above)
-                    self._handlers.append((handler, stream, above))
-
-    def end(self) -> None:
-        """Takes everything away again, but for what others have put in place meanwhile."""
-        live, self._live = self._live, None
-        if live is not None:
-            with suppress(OSError, ValueError):  # the terminal is gone
-                live.stop()
-        for handler, stream, above in self._handlers:
-            if handler.stream is above:
-                handler.setStream(stream)
-        for name, above in self._above:
-            above.close_gate()
-            if getattr(sys, name) is above:
-                setattr(sys, name, above.rich_proxied_file)
-        self._handlers, self._above = [], []
-
-
-class _Above:
-    """A stream whose lines appear above the drawing. Once that is over, they go where they always went."""
-
-    def __init__(self, file: TextIO, console: Console) -> None:
-        from rich.file_proxy import FileProxy
-
-        self.rich_proxied_file = file  # what rich calls it, so that a user's console writes straight there
-        self._proxy = FileProxy(console, file)
-        self._gate = True
-
-    def close_gate(self) -> None:
-        with suppress(OSError, ValueError):
-            self._proxy.flush()
-        self._gate = False
-
-    def write(self, text: str) -> int:
-        return (cast(TextIO, self._proxy) if self._gate else self.rich_proxied_file).write(text)
-
-    def writelines(self, lines: Any) -> None:
-        for text in lines:
-            self.write(text)
-
-    def flush(self) -> None:
-        """Whole lines are written already; a part of one waits for its end while there is a drawing."""
-        if not self._gate:
-            self.rich_proxied_file.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rich_proxied_file, name)
+        # Not rich's width, which is that of $COLUMNS: it may be out of date.
+        width = self._console.width = os.get_terminal_size(self._console.file.fileno()).columns or 80
+        for item in kept:
+            self._console.print(item.render(width))
+        if items:
+            line = _side_by_side(items, width)
+            if self._live is None:
+                self._live = Live(
+                    console=self._console, auto_refresh=False, transient=True, redirect_stdout=False,
+                    redirect_stderr=False,
+                )  # fmt: skip
+                self._live.start()
+            self._live.update(line, refresh=True)
+        elif self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 class _Notebook:
-    """rich's HTML in one output of the cell, brought up to date in place; needs no widgets."""
+    """An output of the notebook cell, updated in place. Needs no widgets."""
 
-    is_up = True
-
-    def __init__(self) -> None:
+    def __init__(self, context: contextvars.Context) -> None:
+        self._context = context.copy()  # says which cell
         self._handle: Any = None
 
-    def draw(self, items: list[Drawn], last: list[tuple[Drawn, RenderableType]]) -> None:
-        if not items and not last:
-            return
-        first = (items or [item for item, _ in last])[0]
-        first.context.copy().run(self._show, [*(left for _, left in last), *(item.render() for item in items)])
+    def draw(self, items: list[Drawable], kept: list[Drawable]) -> None:
+        """Replace the output."""
+        if items or kept:
+            self._context.run(self._show, [*kept, *items])
 
-    def _show(self, parts: list[RenderableType]) -> None:
-        import IPython.display
+    def _show(self, items: list[Drawable]) -> None:
+        import IPython.display as ipython
         from rich.console import Console
 
-        ipython: Any = IPython.display
         with open(os.devnull, "w") as nowhere:
-            console = Console(width=100, record=True, file=nowhere, force_jupyter=False, highlight=False)
-            for part in parts:
-                console.print(part)
+            console = Console(width=_NOTEBOOK_WIDTH, record=True, file=nowhere, force_jupyter=False, highlight=False)
+            for item in items:
+                console.print(item.render(_NOTEBOOK_WIDTH))
         text = console.export_text(clear=False).rstrip()
         html = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
         bundle = {"text/plain": text, "text/html": html}
         if self._handle is None:
-            self._handle = ipython.display(bundle, raw=True, display_id=True)
+            display: Any = ipython.display  # it has no types
+            self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
 
-    def end(self) -> None:
-        pass
+
+def _side_by_side(items: list[Drawable], width: int) -> Text:
+    """Return all items in one line that fills the width."""
+    from rich.text import Text
+
+    share = (width + 2) // len(items) - 2
+    line = Text("  ").join(item.render(share) for item in items)
+    line.truncate(width, overflow="ellipsis", pad=True)
+    return line
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether something can be drawn there."""
+    """Return whether a stream is a terminal that can move its cursor."""
     with suppress(AttributeError, ValueError, OSError):
         return bool(stream.isatty()) and os.environ.get("TERM", "") not in ("dumb", "unknown")
     return False
 
 
 def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     if "IPython" not in sys.modules:
         return False
     from rich.console import Console
@@ -263,36 +179,12 @@ def in_notebook() -> bool:
     return Console().is_jupyter
 
 
-def others_draw() -> bool:
-    """Whether somebody else draws now: a tqdm bar is there, or a rich display has stdout or stderr."""
-    tqdm: Any = sys.modules.get("tqdm.std")
-    if tqdm is not None and len(getattr(tqdm.tqdm, "_instances", ())):
-        return True
-    from rich.file_proxy import FileProxy
-
-    return isinstance(sys.stdout, FileProxy) or isinstance(sys.stderr, FileProxy)
+_current = LiveDisplay()
 
 
-def _same_terminal(stream: Any, other: Any) -> bool:
-    with suppress(AttributeError, ValueError, OSError):
-        return os.isatty(stream.fileno()) and os.fstat(stream.fileno()).st_rdev == os.fstat(other.fileno()).st_rdev
-    return False
-
-
-_current = Screen()
-
-
-def current() -> Screen:
-    """The one of this process."""
-    return _current
-
-
-@after_fork_in_child
-def _begin_anew() -> None:
-    """A forked child has no thread that draws; what it prints goes where it always went."""
+def current() -> LiveDisplay:
+    """Return the display of this process. A forked child gets a new one: it does not have the thread that draws."""
     global _current
-    canvas = _current._canvas
-    if isinstance(canvas, _Terminal):
-        for _, above in canvas._above:
-            above._gate = False
-    _current = Screen()
+    if _current.pid != os.getpid():
+        _current = LiveDisplay()
+    return _current

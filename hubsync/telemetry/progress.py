@@ -1,9 +1,8 @@
-"""What a person sees of an uploader while it works: bars in a terminal or a notebook, a line in the log elsewhere.
+"""Progress for people: a bar in a terminal or notebook, a line in the log elsewhere.
 
-It reads what is in memory, twice a second, and never on the way of a `put`. All uploaders of a process share one
-drawing (`screen.py`). By default bars come only while a `flush` or `close` takes longer than two
-seconds; huggingface_hub's switch (HF_HUB_DISABLE_PROGRESS_BARS, `disable_progress_bars()`) keeps them away, and leaves
-the line.
+`Progress` decides what is shown when; `live_display` draws the bars of all uploaders of the process. The figures come
+from memory, about twice a second, and never on the path of a `put`. The switches of huggingface_hub
+(HF_HUB_DISABLE_PROGRESS_BARS, `disable_progress_bars()`) turn the bars into lines.
 """
 
 from __future__ import annotations
@@ -19,30 +18,33 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hubsync._runtime.formatting import count_text, duration_text, time_text, waiting_text
 from hubsync.telemetry import live_display
-from hubsync.telemetry.status import State
+from hubsync.telemetry.status import State, StateKind
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
 
 _log = logging.getLogger("hubsync")
 
-_LINE_S = 30.0  # between two lines in a log
-_LONG_S = 2.0  # a drain that takes longer is shown
+_LINE_INTERVAL_S = 30.0  # between two lines in the log
+_LONG_DRAIN_S = 2.0  # a longer drain gets a bar
 
 
 class Figures(NamedTuple):
-    """How a spool stands, for people.
+    """The state of a spool, for people.
 
     Attributes:
-        accepted, committed: rows since the uploader was opened, what earlier jobs left included; of all its writers.
-        waiting, waiting_bytes: what is not on the Hub yet.
-        oldest_age_s: how long the oldest of these has waited; None where none waits.
-        dead: shards in the dead letter.
-        total: rows that there will be, where that is known.
+        repo: The dataset.
+        state: The state of the worker.
+        accepted: Rows since the uploader opened, of all writers, including those that earlier jobs left.
+        committed: How many of these are on the Hub.
+        waiting: Rows that are not on the Hub.
+        waiting_bytes: Their size.
+        oldest_age_s: Seconds that the oldest of them has waited; None if there are none.
+        dead: Shards in the dead letter.
+        total: Rows that will be accepted in the end, if known.
     """
 
     repo: str
-    spool: str
     state: State
     accepted: int
     committed: int
@@ -54,28 +56,53 @@ class Figures(NamedTuple):
 
 
 def line(now: Figures) -> str:
-    """All of it in one line of plain text."""
-    text = f"{now.repo}: {count_text(now.accepted, 'row')} accepted, {now.committed:,} on the Hub; {waiting(now)}"
-    return f"{text}; {now.state}" if now.state.kind != "ok" else text
-
-
-def waiting(now: Figures) -> str:
-    """What waits, since when, and for what."""
-    if not now.waiting:
-        parts = ["nothing waits"]
-    else:
+    """Return everything in one line of plain text."""
+    parts = [f"{now.repo}: {count_text(now.accepted, 'row')} accepted, {now.committed:,} on the Hub"]
+    if now.waiting:
         age = f", the oldest for {duration_text(now.oldest_age_s)}" if now.oldest_age_s is not None else ""
-        parts = [waiting_text(now.waiting, now.waiting_bytes) + age]
-    if now.state.kind == "ok" and now.state.until is not None:
-        parts.append(f"next commit {time_text(now.state.until)}")
-    elif now.state.kind == "ok" and now.state.reason:
-        parts.append(now.state.reason)
-    if now.dead:
-        parts.append(f"{count_text(now.dead, 'shard')} in the dead letter")
-    return "; ".join(parts)
+        parts.append(waiting_text(now.waiting, now.waiting_bytes) + age)
+    else:
+        parts.append("nothing waits")
+    if now.state.kind != "ok":
+        return "; ".join([*parts, *_dead(now), str(now.state)])
+    return "; ".join([*parts, *_next_commit(now), *_dead(now)])
 
 
-_MARKS = {
+def bar(now: Figures, width: int) -> Text:
+    """Return a bar and the most important figures in one line of at most `width` characters."""
+    from rich.text import Text
+
+    mark, color = _MARKS[now.state.kind]
+    total = max(1, now.total or now.accepted)
+    cells = max(4, min(24, width // 5))
+    filled = round(cells * min(1.0, now.committed / total))
+    parts = [f"{now.committed:,} of {total:,} rows on the Hub"]
+    if now.state.kind == "ok":
+        parts += [f"oldest {duration_text(now.oldest_age_s)}"] if now.oldest_age_s is not None else []
+        parts += [*_next_commit(now), *_dead(now)]
+    else:
+        until = f", next try {time_text(now.state.until)}" if now.state.until is not None else ""
+        parts += [*_dead(now), f"{now.state.kind}{until}" + (f": {now.state.reason}" if now.state.reason else "")]
+    text = Text.assemble(
+        (f"{mark} ", color), (now.repo, "bold"), " ", ("━" * filled, color), ("━" * (cells - filled), "bright_black"),
+        " ", "; ".join(parts), no_wrap=True, overflow="ellipsis",
+    )  # fmt: skip
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def _next_commit(now: Figures) -> list[str]:
+    if now.state.until is not None:
+        return [f"next commit {time_text(now.state.until)}"]
+    return [now.state.reason] if now.state.reason else []
+
+
+def _dead(now: Figures) -> list[str]:
+    return [f"{count_text(now.dead, 'shard')} in the dead letter"] if now.dead else []
+
+
+# A shape as well as a color, for readers who do not see the color.
+_MARKS: dict[StateKind, tuple[str, str]] = {
     "ok": ("●", "green"),
     "offline": ("●", "blue"),
     "backing off": ("▲", "yellow"),
@@ -84,69 +111,46 @@ _MARKS = {
 }
 
 
-def drawn(now: Figures) -> RenderableType:
-    """Two or three lines for a terminal: a bar, what is wrong, and what waits."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    mark, color = _MARKS[now.state.kind]
-    whole = max(now.accepted, now.total or 0)
-    bar = Table.grid(padding=(0, 2, 0, 0))
-    bar.add_column(no_wrap=True, overflow="ellipsis", style="bold")
-    bar.add_column(max_width=30)
-    bar.add_column(no_wrap=True, overflow="ellipsis")
-    done = ProgressBar(total=max(1, whole), completed=now.committed, complete_style=color, finished_style=color)
-    bar.add_row(Text(now.repo), done, Text(f"{now.committed:,} of {whole:,} rows on the Hub"))
-    said = Text()  # never as markup: a server's words may be among them
-    if now.state.kind != "ok":
-        said.append(now.state.kind, f"bold {color}")
-        said.append(str(now.state).removeprefix(now.state.kind) + "\n")
-    said.append(waiting(now))
-    if now.state.kind != "ok" and now.waiting:
-        said.append(f"; {'it is' if now.waiting == 1 else 'they are'} safe in {now.spool}")
-    below = Table.grid(padding=(0, 1, 0, 0))
-    below.add_column()
-    below.add_column()
-    below.add_column(overflow="fold")  # a long path is whole, on as many lines as it takes
-    below.add_row(" ", Text(mark, color), said)
-    return Group(bar, below)
-
-
 class Progress:
-    """Shows one uploader, or one drain."""
+    """Shows the progress of one uploader, or of one drain."""
 
     def __init__(
         self,
         read: Callable[[], Figures],
-        wanted: bool | None,
+        bars: bool | None,
         now: Callable[[], float],
         *,
-        line_s: float = _LINE_S,
-        say: Callable[[str], object] | None = None,
+        line_interval_s: float = _LINE_INTERVAL_S,
+        print_line: Callable[[str], object] | None = None,
     ) -> None:
-        """`wanted`: False shows nothing, True bars all the time, None bars while it drains for long. Where
-        there are none, a line goes to the log every `line_s` seconds, or to `say`.
+        """Show nothing yet.
+
+        Args:
+            read: Returns the figures, without waiting.
+            bars: True for a bar until `close`, None for a bar while a drain takes long, False to show nothing.
+            now: The clock.
+            line_interval_s: Seconds between two lines, while there is no bar.
+            print_line: Prints a line; None for the log.
         """
-        self.read = read
-        self.context = contextvars.copy_context()  # a notebook's cell is found by it
-        self._wanted = wanted
+        self.context = contextvars.copy_context()
+        self._read = read
+        self._bars = bars
         self._now = now
-        self._line_s = line_s
-        self._say = say
+        self._line_interval_s = line_interval_s
+        self._print_line = print_line
         self._lock = threading.Lock()
         self._drains: list[float] = []  # when each began
-        self._shown = self._keep = False
-        self._told_at = now() if say is None else float("-inf")
-        self._told: Figures | None = None
+        self._is_shown = False
+        self._last_line_at = now() if print_line is None else float("-inf")
+        self._last_figures: Figures | None = None
 
-    def render(self) -> RenderableType:
-        return drawn(self.read())
+    def render(self, width: int) -> Text:
+        """Return the bar, for `live_display`."""
+        return bar(self._read(), width)
 
     @contextmanager
     def draining(self) -> Iterator[None]:
-        """While somebody waits for everything to be committed."""
+        """Mark that the caller waits until everything is committed."""
         self.context = contextvars.copy_context()
         began = self._now()
         self._drains.append(began)
@@ -154,46 +158,46 @@ class Progress:
             yield
         finally:
             self._drains.remove(began)
-            self._follow()
+            self._update_bar()
 
     def tick(self) -> None:
-        """A look, to be had about twice a second. It blocks on nothing but a log's disk."""
-        if self._wanted is False:
+        """Update what is shown; call it about twice a second. May block on the log, but not on a terminal."""
+        if self._bars is False:
             return
-        self._follow()
-        if self._now() - self._told_at >= self._line_s or self._now() < self._told_at:
-            self._told_at = self._now()
-            if not (self._shown and live_display.current().is_up):
-                self._tell()
+        self._update_bar()
+        if not 0 <= self._now() - self._last_line_at < self._line_interval_s:
+            self._last_line_at = self._now()
+            if not self._is_shown:
+                self._write_line()
 
     def close(self) -> None:
-        """Takes the bars away."""
-        self._wanted = False
-        self._follow()
+        """Remove the bar; its last state remains if it was asked for."""
+        self._update_bar(closing=True)
+        self._bars = False
 
-    def _follow(self) -> None:
-        """Begins to draw, or ends it."""
+    def _update_bar(self, *, closing: bool = False) -> None:
+        """Show or hide the bar, if that has changed."""
         with self._lock:
-            long = bool(self._drains) and self._now() - min(self._drains) >= _LONG_S
-            wanted = bool(self._wanted or (self._wanted is None and long))
-            if wanted == self._shown or (wanted and not live_display.current().may_draw()):
-                return
-            self._shown = wanted
-            if wanted:
-                self._keep = self._wanted is True  # what was asked for leaves its last state behind
-                live_display.current().show(self)
-            else:
-                live_display.current().hide(self, keep=self._keep)
+            is_long = bool(self._drains) and self._now() - min(self._drains) >= _LONG_DRAIN_S
+            display = live_display.current()
+            wanted = (self._bars or (self._bars is None and is_long)) and not closing and display.can_draw()
+            if wanted and not self._is_shown:
+                self._is_shown = True
+                display.show(self)
+            elif self._is_shown and not wanted:
+                self._is_shown = False
+                display.hide(self, keep=self._bars is True)
 
-    def _tell(self) -> None:
-        say = self._say
-        if say is None and _log.isEnabledFor(logging.INFO):
-            say = partial(_log.info, "%s")
-        elif say is None and self._wanted:
-            say = partial(print, file=sys.stderr)  # it was asked for, and no log shows it
-        if say is None:
+    def _write_line(self) -> None:
+        """Write a line, unless nothing has happened since the last one."""
+        write = self._print_line
+        if write is None and _log.isEnabledFor(logging.INFO):
+            write = partial(_log.info, "%s")
+        elif write is None and self._bars:
+            write = partial(print, file=sys.stderr)  # progress was asked for, and the log does not show it
+        if write is None:
             return
-        now = self.read()
-        before, self._told = self._told, now
+        now, before = self._read(), self._last_figures
+        self._last_figures = now
         if now.waiting or now.accepted != (before.accepted if before else 0) or (before and before.waiting):
-            say(line(now))  # else there is nothing to tell
+            write(line(now))

@@ -89,7 +89,7 @@ class Monitor:
         done = depth.committed_rows - self._committed_before
         age = depth.oldest_age_s(self._clock.time(), self._queue.depth().oldest_at)
         return Figures(
-            self._spool.target.repo, str(self._spool.directory), state,
+            self._spool.target.repo, state,
             done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,
         )  # fmt: skip
 
