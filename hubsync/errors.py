@@ -1,4 +1,4 @@
-"""Every exception that hubsync raises on purpose. To catch a class is to catch those below it as well.
+"""Every exception that hubsync raises on purpose. Catching a class also catches those below it.
 
     HubsyncError
     ├── ConfigError (ValueError)      an argument that can never work: repo id, config, split, template, policy
@@ -40,57 +40,60 @@ In brackets: the built-in exception that a class also is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
-_LONGEST = 2_000  # characters of a message
+_MAX_MESSAGE = 2_000  # characters
 
 
 class HubsyncError(Exception):
-    """The root of all errors that hubsync raises on purpose."""
+    """The base class of all errors that hubsync raises on purpose."""
 
 
 class ConfigError(HubsyncError, ValueError):
-    """An argument that can never work. Raised by the constructor, before anything is written."""
+    """An argument can never work. Constructors raise it before they write anything."""
 
 
 class RowError(HubsyncError, ValueError):
-    """A row that can't become a line of JSON. Its whole batch is refused; nothing of it was written.
+    """A row cannot become a line of JSON. Its whole batch was rejected; nothing was written.
 
     Attributes:
-        row: index of the row in its batch, from 0.
-        path: where in the row, such as `messages[2].content`; empty for the row itself.
-        reason: what is wrong with the value, and what to do.
+        row: The index of the row in its batch, from 0.
+        path: The field, such as `messages[2].content`; empty for the row itself.
+        reason: What is wrong with the value, and what to do.
     """
 
     def __init__(self, row: int, path: str, reason: str) -> None:
         self.row, self.path, self.reason = row, path, reason
         where = f"row {row}, field {path!r}" if path else f"row {row}"
-        super().__init__(f"{where}: {reason} The whole batch was refused; nothing of it was written.")
+        super().__init__(f"{where}: {reason} The whole batch was rejected; nothing was written.")
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str]]:
         return type(self), (self.row, self.path, self.reason)
 
 
 class TransformError(RowError):
-    """The uploader's `transform` raised on a row. Its whole batch is refused; nothing of it was written.
+    """The uploader's `transform` raised on a row. Its whole batch was rejected; nothing was written.
 
-    The exception that it raised is the `__cause__`. What that says may show the row, so this message does not.
+    `__cause__` is the exception that it raised. That exception's text may show the row, so this message does not quote
+    it.
     """
 
 
 class SchemaConflict(RowError):
-    """A row that no file of its config may hold, or `load_dataset` fails for everybody. Its whole batch is refused.
+    """A value does not fit its column, so `load_dataset` could not load the dataset. Its whole batch was rejected.
 
     Attributes:
-        row, path: where, as in `RowError`; `messages[].content` stands for any element of the list.
-        known, given: what the column holds, and what this row has, in words.
+        row: The index of the row in its batch, from 0.
+        path: The field; `messages[].content` is a field of any element of the list.
+        known: What the column holds.
+        given: What the row has.
     """
 
     def __init__(self, row: int, path: str, known: str, given: str, why: str | None = None) -> None:
         self.known, self.given, self._why = known, given, why
         usual = (
-            f"it is {given}, and the column holds {known}: a dataset with both can't be loaded. Make them one type, or "
-            'give the uploader schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
+            f"it is {given}, and the column holds {known}: a dataset with both cannot be loaded. Convert them to one "
+            'type, or pass schema=SchemaPolicy(on_conflict="dead letter") or "new config" to the uploader.'
         )
         super().__init__(row, path, why or usual)
 
@@ -99,15 +102,16 @@ class SchemaConflict(RowError):
 
 
 class QueueFull(HubsyncError):
-    """The queue is at its bound. The batch was not accepted; put it again later."""
+    """The queue is full. The batch was not accepted; repeat the put later."""
 
 
 class WaitTimeout(HubsyncError, TimeoutError):
-    """A batch is not as far as was wanted within the `timeout`. It goes on by itself.
+    """A batch was not as far as requested within `timeout` seconds. Its upload continues.
 
     Attributes:
-        receipt: the batch's `Receipt`, which tells how far it is and can be waited for again. One that is "queued" is
-            not accepted yet: where the spool takes nothing more before the uploader ends, it is "dropped" then.
+        receipt: The batch's `Receipt`, which shows how far it is; you can wait for it again. A batch that is still
+            "queued" is not accepted yet. It becomes "dropped" if the spool takes no more rows before the uploader
+            ends.
     """
 
     def __init__(self, message: str, receipt: Any = None) -> None:
@@ -116,23 +120,23 @@ class WaitTimeout(HubsyncError, TimeoutError):
 
 
 class BatchTooLarge(HubsyncError, ValueError):
-    """One batch is larger than the whole queue may ever be. It was not accepted."""
+    """One batch is larger than the whole queue may be. It was not accepted."""
 
 
 class ClosedError(HubsyncError):
-    """The uploader is closed, and accepts nothing more."""
+    """The uploader is closed and accepts no more rows."""
 
 
 class ForkedError(HubsyncError):
-    """This process was forked from the uploader's. Open an uploader here: any number may share a spool."""
+    """This process was forked from the one that opened the uploader. Open another here: they may share a spool."""
 
 
 class OffsetUnknown(HubsyncError):
-    """The spool is new and the Hub can't be reached, so it can't be known which offsets the dataset holds."""
+    """The spool is new and the Hub is unreachable, so the offsets in the dataset are unknown."""
 
 
 class SpoolError(HubsyncError):
-    """The spool's directory, disk or catalogue refuses to work."""
+    """The spool's directory, disk or catalogue failed."""
 
 
 class SpoolMismatch(SpoolError, ValueError):
@@ -140,35 +144,37 @@ class SpoolMismatch(SpoolError, ValueError):
 
 
 class SpoolVersionError(SpoolError):
-    """The spool was written by a newer hubsync. Nothing was touched."""
+    """A newer hubsync wrote the spool. Nothing was changed."""
 
 
 class SpoolBusy(SpoolError):
-    """Another live process is the spool's committer."""
+    """Another live process commits for this spool."""
 
 
 class SpoolLost(SpoolError):
-    """The spool was deleted, its disk unmounted, or its catalogue is corrupt: it can't be used any more."""
+    """The spool was deleted, its disk unmounted, or its catalogue is corrupt. It can no longer be used."""
 
 
 class LeaseLost(SpoolError):
-    """Another process has become the spool's committer while this one was stopped. Nothing was changed."""
+    """Another process took over committing while this one was stopped. Nothing was changed."""
 
 
 class NotDrained(HubsyncError):
-    """Time ran out, or the uploader ended, before all was committed. What is left is safe in the spool.
+    """Time ran out, or the uploader ended, before everything was committed. The rest is safe in the spool.
 
     Attributes:
-        spool: the spool's directory.
-        rows, bytes: what is not yet committed.
+        spool: The spool's directory.
+        rows: Rows that are not committed yet.
+        bytes: Their size, in bytes.
+        why: What ended the wait.
     """
 
     def __init__(self, spool: Path, rows: int, size: int, why: str) -> None:
         self.spool, self.rows, self.bytes, self.why = spool, rows, size, why
         what, are, they, them = ("row", "is", "It is", "it") if rows == 1 else ("rows", "are", "They are", "them")
         super().__init__(
-            f"{rows:,} {what} ({size:,} bytes) {are} not on the Hub yet: {why} {they} safe in {spool}; "
-            f"the next job that opens this spool brings {them} up, or run: hubsync drain {spool}"
+            f"{rows:,} {what} ({size:,} bytes) {are} not on the Hub yet: {why} {they} safe in {spool}; the next job "
+            f"that opens this spool uploads {them}, or run: hubsync drain {spool}"
         )
 
     def __reduce__(self) -> tuple[type[NotDrained], tuple[Path, int, int, str]]:
@@ -176,11 +182,13 @@ class NotDrained(HubsyncError):
 
 
 class ShardsRefused(HubsyncError):
-    """The Hub refused single shards for good. The rest is committed; they are kept in the spool's dead letter: see
-    `hubsync dead-letter`.
+    """The Hub permanently rejected shards. They are in the spool's dead letter (`hubsync dead-letter`).
+
+    All other rows are committed.
 
     Attributes:
-        shards, rows: how many of this uploader's, as `flush` and `close` tell it; 0 where a receipt tells of its batch.
+        shards: How many of this uploader's shards were rejected since the last flush; 0 if a receipt raised this.
+        rows: Their rows; 0 if a receipt raised this.
     """
 
     shards = rows = 0
@@ -190,9 +198,9 @@ class UnreadableRow(HubsyncError):
     """A line of the dataset is not a JSON object. The reader is past it: continue iterating to skip it.
 
     Attributes:
-        path: the file that holds the line.
-        line: the number of the line, from 1.
-        why: what is wrong with the line.
+        path: The file that holds the line.
+        line: The number of the line, from 1.
+        why: What is wrong with the line.
     """
 
     def __init__(self, path: str, line: int, why: str) -> None:
@@ -208,20 +216,21 @@ class DatasetRewritten(HubsyncError):
 
 
 def one_line(text: str) -> str:
-    """Text from outside in one line, as a terminal and a log may have it: without control characters, which can forge
-    lines and move the cursor, and cut where it has no end.
+    """Make text from outside safe for terminals and logs.
+
+    Control characters, which can forge lines and move the cursor, become spaces. Text over 2,000 characters is cut.
     """
-    shown = "".join(c if c.isprintable() else " " for c in text[:_LONGEST])
-    return shown if len(text) <= _LONGEST else shown + "…"
+    shown = "".join(c if c.isprintable() else " " for c in text[:_MAX_MESSAGE])
+    return shown if len(text) <= _MAX_MESSAGE else shown + "…"
 
 
 class HubError(HubsyncError):
-    """What the Hub answered, or that it did not.
+    """A request to the Hub failed.
 
     Attributes:
-        reason: what happened, without what differs from one try to the next.
-        status: the HTTP status, None where there was no answer.
-        request_id: the Hub's id of the request, for its support; None where it gave none.
+        reason: What happened, without what differs between attempts.
+        status: The HTTP status; None if there was no response.
+        request_id: The Hub's id of the request, for its support; None if it gave none.
     """
 
     def __init__(self, message: str, *, status: int | None = None, request_id: str | None = None) -> None:
@@ -230,59 +239,60 @@ class HubError(HubsyncError):
         super().__init__(self.reason if request_id is None else f"{self.reason} (request {self.request_id})")
 
 
+class _Response(TypedDict, total=False):
+    status: int | None
+    request_id: str | None
+
+
 class TransientError(HubError):
-    """Passes by itself: connection, time-out, 408, 409, 412, 423, 425, 429, 5xx.
+    """A failure that a retry can overcome: a lost connection, a timeout, 408, 409, 412, 423, 425, 429, 5xx.
 
     Attributes:
-        retry_after_s: seconds the Hub asked to wait; None where it did not say.
+        retry_after_s: Seconds that the Hub asked to wait; None if it did not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **response: Unpack[_Response]) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message, **response)
+
+
+class AmbiguousError(TransientError):
+    """The response was lost, so the request may have taken effect. Read the remote state before sending it again."""
+
+
+class StaleParentError(TransientError):
+    """412: the branch's newest commit is not the commit's parent; or the commit to read from no longer exists."""
+
+
+class UnreadableShard(TransientError):
+    """A shard's local file cannot be read. Other shards are uploaded meanwhile."""
+
+
+class RateLimitedError(TransientError):
+    """429: too many requests or commits.
+
+    Attributes:
+        commit_quota: Whether the hourly commit quota is used up, and not the API's request limit.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        status: int | None = None,
-        request_id: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(message, status=status, request_id=request_id)
-
-
-class AmbiguousError(TransientError):
-    """The request was sent and its answer lost: it may have taken effect. Reconcile before sending it again."""
-
-
-class StaleParentError(TransientError):
-    """412: the branch's head is not the parent that the commit named; or what was asked of is a commit that is gone."""
-
-
-class UnreadableShard(TransientError):
-    """A shard's file can't be read: its disk, or it is gone. It is looked at, and the others go on."""
-
-
-class RateLimitedError(TransientError):
-    """429. `commit_quota` tells the hourly commit quota from the API's request window."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        request_id: str | None = None,
-        retry_after_s: float | None = None,
         commit_quota: bool = False,
+        retry_after_s: float | None = None,
+        **response: Unpack[_Response],
     ) -> None:
         self.commit_quota = commit_quota
-        super().__init__(message, status=status, request_id=request_id, retry_after_s=retry_after_s)
+        super().__init__(message, retry_after_s=retry_after_s, **response)
 
 
 class BlockedError(HubError):
-    """Needs a person. The worker keeps accepting into the spool and tries again at a slow pace."""
+    """An operator must act. Meanwhile the spool still accepts rows, and the worker retries slowly."""
 
 
 class AuthenticationError(BlockedError):
-    """401: no token, a bad one, or one that has expired. `hf auth login`, or set HF_TOKEN."""
+    """401: no token, or an invalid or expired one. Run `hf auth login`, or set HF_TOKEN."""
 
 
 class WriteForbiddenError(BlockedError):
@@ -293,20 +303,19 @@ class RepoMissingError(BlockedError):
     """The repo or the branch does not exist, or this token may not see it.
 
     Attributes:
-        missing: what the Hub says is missing: "repo", "revision" or "file". None if the response does not say, like a
-            proxy's 404.
+        missing: What does not exist: "repo", "revision" or "file". None if the response does not say, like a proxy's
+            404.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        status: int | None = None,
-        request_id: str | None = None,
         missing: Literal["repo", "revision", "file"] | None = None,
+        **response: Unpack[_Response],
     ) -> None:
         self.missing = missing
-        super().__init__(message, status=status, request_id=request_id)
+        super().__init__(message, **response)
 
 
 class StorageQuotaError(BlockedError):
@@ -314,4 +323,4 @@ class StorageQuotaError(BlockedError):
 
 
 class DefectError(HubError):
-    """413, 422, a path refused: this content will never be accepted, however often it is sent."""
+    """413, 422, a rejected path: the Hub will never accept this content."""

@@ -1,6 +1,6 @@
-"""The frozen policies: every bound and pace of the uploader, with its unit in its name.
+"""The policies: every limit and interval of the uploader, with its unit in its name.
 
-The defaults serve a user who sets nothing. Each policy checks itself when it is made and raises `ConfigError`.
+The defaults serve a user who sets nothing. Each policy checks its values when it is created and raises `ConfigError`.
 """
 
 from __future__ import annotations
@@ -131,19 +131,19 @@ class SpoolPolicy:
 
 
 def check_wait(ack: Ack, timeout: float | None) -> None:
-    """Raises `ConfigError` where a put would wait for nothing that there is."""
+    """Raise `ConfigError` if a put's `ack` or `timeout` is invalid."""
     if ack not in get_args(Ack):
-        raise ConfigError(f'ack is "queued", "spooled" or "committed", not {ack!r}.')
+        raise ConfigError(f'ack must be "queued", "spooled" or "committed", not {ack!r}.')
     check_seconds(timeout=timeout)
 
 
 def policies(
     queue: QueuePolicy | None, shard: ShardPolicy | None, commit: CommitPolicy | None, retry: RetryPolicy | None
 ) -> tuple[QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy]:
-    """Each as it was given, or the defaults.
+    """Return each policy, or its default.
 
     Raises:
-        ConfigError: one is something else, such as a dict.
+        ConfigError: One is not a policy, but a dict, for example.
     """
     given = (queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy())
     for name, kind, value in zip(("queue", "shard", "commit", "retry"), _POLICIES, given, strict=True):

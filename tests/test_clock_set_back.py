@@ -16,7 +16,7 @@ from tests.test_model import _inline
 from tests.world import World
 
 
-def test_rows_are_sealed_in_time_where_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_sealed_in_time_after_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card.preload()
     monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
     world = World(tmp_path)
@@ -41,7 +41,7 @@ def test_rows_are_sealed_in_time_where_the_clock_was_set_back(tmp_path: Path, mo
     world.close()
 
 
-def test_commits_go_on_where_the_clock_was_set_back() -> None:
+def test_commits_continue_after_the_clock_was_set_back() -> None:
     clock = ManualClock()
     stored: list[str] = []
     governor = RateLimiter(CommitPolicy(per_hour=120), clock, save=stored.append)
@@ -57,7 +57,7 @@ def test_commits_go_on_where_the_clock_was_set_back() -> None:
     assert RateLimiter(CommitPolicy(per_hour=120), clock, stored[-1]).wait_s(urgent=True) <= 60
 
 
-def test_a_committer_that_stops_is_noticed_where_the_clock_was_set_back(tmp_path: Path) -> None:
+def test_a_stalled_committer_is_noticed_after_the_clock_was_set_back(tmp_path: Path) -> None:
     clock = ManualClock()
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire()

@@ -16,6 +16,7 @@ from hubsync.localhub import LocalHub
 from hubsync.maintenance import rebuild as rescuing
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.rebuild import rebuild
+from hubsync.maintenance.salvage import SalvagedCatalogue
 from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
 from tests.test_rescue import _login, fill, header, spool
@@ -70,8 +71,8 @@ def test_a_job_that_is_started_during_a_rescue(
     opens: bool,
 ) -> None:
     fill(hub, uploader)
-    on_hub = rescuing._on_hub
-    monkeypatch.setattr(rescuing, "_is_sound", lambda path, old: False)
+    read_remote = rescuing.read_remote
+    monkeypatch.setattr(SalvagedCatalogue, "is_sound", lambda old: False)
     monkeypatch.setattr(rescuing, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(file_lock, "_STALLED_S", 1.5)  # which passes twice
 
@@ -86,13 +87,13 @@ def test_a_job_that_is_started_during_a_rescue(
             assert not other.lease.acquire()
             await anyio.sleep(0.3)
         other.close()
-        return await on_hub(*args)
+        return await read_remote(*args)
 
-    monkeypatch.setattr(rescuing, "_on_hub", slowly)
+    monkeypatch.setattr(rescuing, "read_remote", slowly)
     if opens:
         with pytest.raises(SpoolBusy):
             rebuild(spool)
-        monkeypatch.setattr(rescuing, "_on_hub", on_hub)
+        monkeypatch.setattr(rescuing, "read_remote", read_remote)
     rebuild(spool)
     drain(spool, timeout=60)
     assert dataset.ids() == list(range(31 if opens else 30))

@@ -15,7 +15,7 @@ from hubsync.encoding.transform import Transform, check_transform
 from hubsync.model.layout import Format
 from hubsync.pipeline.checkpoint_core import content_key, drain, uploader_for
 from hubsync.pipeline.durable import DurableStep, Position
-from hubsync.pipeline.steps import PipelineError, Row
+from hubsync.pipeline.steps import PipelineError, Row, current_graph
 from hubsync.policies import CommitPolicy, OnConflict, QueuePolicy, RetryPolicy, SpoolPolicy
 from hubsync.uploader.sync import Uploader
 
@@ -68,19 +68,17 @@ class HuggingFaceHubCheckpointer(DurableStep):
         # A Secret does not appear in reprs, crash reports or anything that serializes the step.
         self._secret = Secret(fields.pop("token")) if fields.get("token") is not None else None
         check_transform(fields.get("transform"))
-        super().__init__(repo_id=check_repo_id(repo_id), **fields)
-        for other in self.graph.steps:
-            if other is not self and isinstance(other, HuggingFaceHubCheckpointer) and other._branch == self._branch:
-                self.graph.remove(self)
+        branch = (fields.get("endpoint", self.endpoint), check_repo_id(repo_id), fields.get("revision", self.revision))
+        graph = current_graph.get()
+        for other in graph.steps if graph is not None else ():
+            if isinstance(other, HuggingFaceHubCheckpointer) and other._branch == branch:
                 raise PipelineError(
-                    f"two checkpointers upload to {repo_id} ({self.revision}), which would mix their configs. Give one "
+                    f"two checkpointers upload to {repo_id} ({branch[-1]}), which would mix their configs. Give one "
                     "another repo_id, or connect both steps to one checkpointer."
                 )
+        super().__init__(repo_id=repo_id, **fields)
+        self._branch: tuple[str | None, str, str] = branch
         self._uploaders: list[Uploader] = []
-
-    @property
-    def _branch(self) -> tuple[str | None, str, str]:
-        return (self.endpoint, self.repo_id, self.revision)
 
     def load(self) -> None:
         """Open an uploader per predecessor, so that a token that can't write fails now."""

@@ -136,10 +136,6 @@ class StepGraph:
         self.steps.append(step)
         return name or next(free for n in range(len(taken) + 1) if (free := f"{base}_{n}") not in taken)
 
-    def remove(self, step: Step) -> None:
-        """Remove a step that has no connections yet."""
-        self.steps.remove(step)
-
     def connect(self, first: Step, second: Step) -> None:
         """Pass the rows of `first` to `second`.
 

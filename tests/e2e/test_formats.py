@@ -26,7 +26,7 @@ from hubsync.maintenance.verify import verify
 from hubsync.model.layout import FORMATS, Format
 from hubsync.reader import follow, rows, shards
 from tests.conftest import FAST, Dataset
-from tests.test_disk import small_disk  # noqa: F401  (a fixture)
+from tests.spool.test_disk import small_disk  # noqa: F401  (a fixture)
 from tests.waiting import until
 from tests.zygote import Python
 

@@ -13,7 +13,7 @@ from hubsync.committer.rate_limiter import RateLimiter, last_policy
 from hubsync.testing import ManualClock
 
 
-def test_backoff_is_jittered_bounded_and_obeys_the_hub() -> None:
+def test_backoff_is_jittered_bounded_and_obeys_retry_after() -> None:
     backoff = Backoff(1, 8, random.Random(1))
     waits = [backoff.after_failure() for _ in range(200)]
     assert all(0 <= wait <= min(8, 2**n) for n, wait in enumerate(waits))
@@ -23,7 +23,7 @@ def test_backoff_is_jittered_bounded_and_obeys_the_hub() -> None:
     assert backoff.after_failure() <= 1
 
 
-def test_ordinary_commits_keep_an_even_distance_and_flushes_take_from_the_burst() -> None:
+def test_ordinary_commits_are_evenly_spaced_and_flushes_use_the_burst() -> None:
     clock = ManualClock()
     governor = RateLimiter(CommitPolicy(per_hour=120), clock)
     assert governor.wait_s(urgent=False) == 0
@@ -35,7 +35,7 @@ def test_ordinary_commits_keep_an_even_distance_and_flushes_take_from_the_burst(
 
 
 @given(st.integers(1, 300), st.lists(st.tuples(st.floats(0, 400), st.booleans()), max_size=400))
-def test_no_hour_sees_more_commits_than_the_quota(per_hour: int, steps: list[tuple[float, bool]]) -> None:
+def test_no_hour_has_more_commits_than_the_quota(per_hour: int, steps: list[tuple[float, bool]]) -> None:
     clock = ManualClock()
     governor = RateLimiter(CommitPolicy(per_hour=per_hour), clock)
     sent: list[float] = []
@@ -50,7 +50,7 @@ def test_no_hour_sees_more_commits_than_the_quota(per_hour: int, steps: list[tup
         assert sum(start <= at < start + 3600 - 1e-3 for at in sent) <= per_hour
 
 
-def test_a_refusal_is_obeyed_and_survives_a_restart() -> None:
+def test_a_quota_refusal_is_obeyed_and_survives_a_restart() -> None:
     clock = ManualClock()
     stored: list[str] = []
     governor = RateLimiter(CommitPolicy(), clock, save=stored.append)
@@ -61,12 +61,12 @@ def test_a_refusal_is_obeyed_and_survives_a_restart() -> None:
     assert again.wait_s(urgent=True) == 0
 
 
-def test_a_refusal_without_a_time_waits_longer_each_time() -> None:
+def test_the_wait_grows_with_each_refusal_that_names_no_time() -> None:
     governor = RateLimiter(CommitPolicy(), ManualClock())
     assert [governor.refused(None) for _ in range(4)] == [900, 1800, 3600, 3600]
 
 
-def test_a_hub_that_asks_for_no_time_at_all_is_not_asked_all_the_time() -> None:
+def test_a_refusal_with_a_zero_wait_still_backs_off() -> None:
     governor = RateLimiter(CommitPolicy(), ManualClock())
     assert [governor.refused(0.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
     backoff = Backoff(1, 100, random.Random(1))
@@ -74,7 +74,7 @@ def test_a_hub_that_asks_for_no_time_at_all_is_not_asked_all_the_time() -> None:
     assert max(waits) > 10
 
 
-def test_who_has_no_policy_keeps_the_pace_of_the_last_job() -> None:
+def test_without_a_policy_the_pace_of_the_last_job_applies() -> None:
     stored: list[str] = []
     RateLimiter(CommitPolicy(per_hour=7), ManualClock(), save=stored.append).spent()
     assert last_policy(stored[-1]) == CommitPolicy(per_hour=7)

@@ -12,7 +12,7 @@ from tests.test_model import _inline
 from tests.world import World
 
 
-def test_who_takes_over_learns_what_the_last_committer_settled_a_moment_before(
+def test_a_new_committer_learns_what_its_predecessor_settled_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card.preload()

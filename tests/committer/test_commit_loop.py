@@ -13,12 +13,12 @@ from hubsync.model.layout import Layout
 from hubsync.policies import ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.spool.writer import SpoolWriter
+from tests.spool.conftest import TARGET, batch
 from tests.test_model import _inline
-from tests.test_spool import TARGET, batch
 from tests.world import World
 
 
-def test_halving_a_refused_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halving_a_rejected_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card.preload()
     monkeypatch.setattr(anyio.to_thread, "run_sync", _inline)
     world = World(tmp_path)
@@ -49,7 +49,7 @@ def test_halving_a_refused_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch: 
     world.close()
 
 
-def test_what_is_asked_all_the_time_does_not_read_what_was_ever_committed(tmp_path: Path) -> None:
+def test_frequent_queries_do_not_read_committed_segments(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", target=TARGET)
     writer = SpoolWriter.open(spool, Layout(), ShardPolicy(max_rows=1))
     writer.append([batch(1), batch(2)])

@@ -22,7 +22,7 @@ def taken(queue: BoundedQueue) -> list[Batch]:
     return [item for item in queue.take() if isinstance(item, Batch)]
 
 
-def test_the_worker_takes_what_waits_in_order() -> None:
+def test_a_take_returns_the_waiting_batches_in_order() -> None:
     queue = BoundedQueue(QueuePolicy())
     batches = [batch() for _ in range(3)]
     for each in batches:
@@ -30,7 +30,7 @@ def test_the_worker_takes_what_waits_in_order() -> None:
     assert taken(queue) == batches
 
 
-def test_what_was_taken_counts_until_it_is_spooled() -> None:
+def test_batches_that_were_taken_count_until_they_are_spooled() -> None:
     queue = BoundedQueue(QueuePolicy(max_bytes=25, when_full="raise"))
     queue.put(batch())
     queue.put(batch())
@@ -42,7 +42,7 @@ def test_what_was_taken_counts_until_it_is_spooled() -> None:
     assert queue.depth()[:6] == (1, 1, 10, 0, 1, 0)
 
 
-def test_a_take_ends_before_producers_have_stood_still_for_long() -> None:
+def test_a_take_ends_before_producers_are_blocked_for_long() -> None:
     """What is written of a full queue makes room before the rest of it is."""
     queue = BoundedQueue(QueuePolicy(max_bytes=12 * MIB, when_full="raise"))
     batches = [batch(MIB) for _ in range(12)]
@@ -55,7 +55,7 @@ def test_a_take_ends_before_producers_have_stood_still_for_long() -> None:
     assert taken(queue) == batches[4:8]
 
 
-def test_the_oldest_is_known_until_it_is_spooled() -> None:
+def test_the_oldest_batch_counts_until_it_is_spooled() -> None:
     now = 100.0
     queue = BoundedQueue(QueuePolicy(), lambda: now)
     assert queue.depth().oldest_at is None
@@ -73,14 +73,14 @@ def test_the_oldest_is_known_until_it_is_spooled() -> None:
     assert queue.depth().oldest_at is None
 
 
-def test_batches_are_bounded_as_bytes_are() -> None:
+def test_the_number_of_batches_is_bounded_like_the_bytes() -> None:
     queue = BoundedQueue(QueuePolicy(max_batches=1, when_full="drop"))
     assert queue.put(batch())
     assert not queue.put(batch())
     assert queue.depth().dropped == 1
 
 
-def test_a_blocked_producer_goes_on_once_there_is_room() -> None:
+def test_a_blocked_producer_continues_once_there_is_room() -> None:
     queue = BoundedQueue(QueuePolicy(max_batches=1))
     queue.put(batch())
     done = threading.Event()
@@ -115,7 +115,7 @@ def test_producers_that_gave_up_are_counted_and_not_kept(face: str) -> None:
     assert not queue._producers
 
 
-def test_a_blocked_task_goes_on_once_there_is_room() -> None:
+def test_a_blocked_task_continues_once_there_is_room() -> None:
     queue = BoundedQueue(QueuePolicy(max_batches=1))
     queue.put(batch())
 
@@ -131,7 +131,7 @@ def test_a_blocked_task_goes_on_once_there_is_room() -> None:
     assert len(taken(queue)) == 1
 
 
-def test_a_blocked_producer_is_told_when_the_queue_closes() -> None:
+def test_closing_the_queue_raises_in_blocked_producers() -> None:
     queue = BoundedQueue(QueuePolicy(max_batches=1))
     queue.put(batch())
     told: list[Exception] = []
@@ -151,13 +151,13 @@ def test_a_blocked_producer_is_told_when_the_queue_closes() -> None:
     assert len(told) == 1
 
 
-def test_a_batch_larger_than_the_queue_is_refused_at_once() -> None:
+def test_a_batch_larger_than_the_queue_is_rejected_at_once() -> None:
     queue = BoundedQueue(QueuePolicy(max_bytes=100))
     with pytest.raises(BatchTooLarge, match="QueuePolicy"):
         queue.put(batch(101))
 
 
-def test_an_order_comes_after_all_that_was_put_before() -> None:
+def test_an_order_runs_after_all_batches_that_were_put_before_it() -> None:
     queue = BoundedQueue(QueuePolicy())
     first, order, second = batch(), Order(lambda: None), batch()
     queue.put(first)
@@ -166,7 +166,7 @@ def test_an_order_comes_after_all_that_was_put_before() -> None:
     assert queue.take() == [first, order, second]
 
 
-def test_a_closed_queue_still_gives_what_waits_and_then_nothing() -> None:
+def test_a_closed_queue_returns_waiting_batches_and_then_nothing() -> None:
     queue = BoundedQueue(QueuePolicy())
     queue.put(batch())
     queue.close()

@@ -52,7 +52,7 @@ def numbered(start: int, stop: int) -> list[dict[str, int]]:
     return [{"id": n} for n in range(start, stop)]
 
 
-def test_rows_are_there_once_the_block_is_left(uploader: Make, dataset: Dataset) -> None:
+def test_rows_are_in_the_dataset_once_the_block_ends(uploader: Make, dataset: Dataset) -> None:
     with uploader() as up:
         receipts = [up.put(numbered(n, n + 10)) for n in range(0, 100, 10)]
         assert {receipt.state for receipt in receipts} == {"spooled"}
@@ -77,7 +77,7 @@ def test_the_first_commit_loads_with_datasets(
 
 
 @pytest.mark.parametrize("store", ["xet", "lfs"])
-def test_a_large_shard_goes_up_as_a_blob(
+def test_a_large_shard_is_uploaded_as_a_blob(
     uploader: Make, dataset: Dataset, hub: LocalHub, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if store == "lfs":
@@ -101,13 +101,13 @@ def test_ack_committed_returns_the_sha(uploader: Make, dataset: Dataset) -> None
         assert receipt.sha in [c.commit_id for c in dataset.api.list_repo_commits(dataset.repo, repo_type="dataset")]
 
 
-def test_a_row_lingers_only_so_long(uploader: Make, dataset: Dataset) -> None:
+def test_a_row_waits_no_longer_than_the_linger(uploader: Make, dataset: Dataset) -> None:
     with uploader(shard=ShardPolicy(linger_s=0.05)) as up:
         up.put(numbered(0, 3)).wait("committed", timeout=30)
         assert dataset.ids() == [0, 1, 2]
 
 
-def test_what_a_dict_becomes_after_put_does_not_matter(uploader: Make, dataset: Dataset) -> None:
+def test_changing_a_dict_after_put_changes_nothing(uploader: Make, dataset: Dataset) -> None:
     row: dict[str, Any] = {"id": 1}
     with uploader() as up:
         up.put([row], ack="queued")
@@ -115,7 +115,7 @@ def test_what_a_dict_becomes_after_put_does_not_matter(uploader: Make, dataset: 
     assert dataset.ids() == [1]
 
 
-def test_a_replay_adds_nothing_and_says_so(uploader: Make, dataset: Dataset) -> None:
+def test_a_replay_adds_nothing_and_its_receipt_says_so(uploader: Make, dataset: Dataset) -> None:
     with uploader() as up:
         up.put(numbered(0, 5), offset=4)
         up.put(numbered(5, 6), key="five")
@@ -129,7 +129,7 @@ def test_a_replay_adds_nothing_and_says_so(uploader: Make, dataset: Dataset) -> 
     assert dataset.ids() == list(range(7))
 
 
-def test_a_new_machine_goes_on_from_the_dataset(uploader: Make, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_new_machine_resumes_from_the_dataset(uploader: Make, dataset: Dataset, tmp_path: Path) -> None:
     template = "{config}/{split}-{seq:05d}.jsonl"
     with uploader(path=template, spool=tmp_path / "one") as up:
         assert up.offset() is None
@@ -155,7 +155,7 @@ def test_two_uploaders_share_one_spool_and_one_committer(uploader: Make, dataset
     assert dataset.ids() == list(range(20))
 
 
-def test_the_other_takes_over_when_the_committer_closes(uploader: Make, dataset: Dataset) -> None:
+def test_another_uploader_takes_over_when_the_committer_closes(uploader: Make, dataset: Dataset) -> None:
     one, two = uploader().open(), uploader().open()
     two.put(numbered(0, 1))
     one.close()
@@ -164,7 +164,7 @@ def test_the_other_takes_over_when_the_committer_closes(uploader: Make, dataset:
     assert dataset.ids() == [0, 1]
 
 
-def test_words_of_another_version_stop_no_one_who_follows(uploader: Make, dataset: Dataset) -> None:
+def test_a_state_stored_by_another_version_stops_no_follower(uploader: Make, dataset: Dataset) -> None:
     with uploader() as one, uploader() as two:
         follower = next(up._engine for up in (one, two) if not up._engine.spool.lease.is_held)
         follower.spool.catalogue.set("status", '{"kind": "hibernating", "reason": "of a version to come"}')
@@ -175,7 +175,7 @@ def test_words_of_another_version_stop_no_one_who_follows(uploader: Make, datase
     assert dataset.ids() == [0]
 
 
-def test_who_looks_at_the_spool_takes_nothing_from_two_uploaders_of_one_process(
+def test_inspecting_a_spool_takes_no_lock_from_uploaders_of_the_process(
     uploader: Make, dataset: Dataset, run: Commands
 ) -> None:
     def waiting() -> int:
@@ -190,7 +190,7 @@ def test_who_looks_at_the_spool_takes_nothing_from_two_uploaders_of_one_process(
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_closing_at_once_brings_up_what_dead_processes_left(
+def test_closing_at_once_uploads_what_dead_processes_left(
     slow: bool, uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acquire, locked = FileLock.acquire, threading.Event()
@@ -235,7 +235,7 @@ def test_producers_in_many_threads_lose_nothing(uploader: Make, dataset: Dataset
     assert dataset.ids() == list(range(800))
 
 
-def test_a_hub_that_is_gone_delays_nothing_but_the_commit(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+def test_an_unreachable_hub_delays_only_commits(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     with uploader() as up:
         up.put(numbered(0, 1), ack="queued")
         up.flush()
@@ -251,7 +251,9 @@ def test_a_hub_that_is_gone_delays_nothing_but_the_commit(uploader: Make, hub: L
     assert dataset.ids() == [0, 1]
 
 
-def test_a_hub_that_is_gone_at_the_start_is_waited_for(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+def test_a_job_that_starts_while_the_hub_is_unreachable_waits_for_it(
+    uploader: Make, hub: LocalHub, dataset: Dataset
+) -> None:
     hub.stop()
     with uploader() as up:
         up.put(numbered(0, 1))
@@ -265,7 +267,7 @@ def test_a_hub_that_is_gone_at_the_start_is_waited_for(uploader: Make, hub: Loca
     assert dataset.ids() == [0]
 
 
-def test_close_out_of_time_leaves_the_rest_for_drain(
+def test_a_close_that_times_out_leaves_the_rest_for_drain(
     uploader: Make, hub: LocalHub, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     up = uploader().open()
@@ -279,7 +281,7 @@ def test_close_out_of_time_leaves_the_rest_for_drain(
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_offline_only_spools(
+def test_an_offline_uploader_only_spools(
     uploader: Make, hub: LocalHub, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -339,24 +341,24 @@ def test_a_wrong_token_fails_in_the_first_second(uploader: Make, hub: LocalHub) 
         uploader("reader/rows", token=reader, spool=None).open()
 
 
-def test_no_token_at_all_says_how_to_log_in(uploader: Make) -> None:
+def test_the_error_for_a_missing_token_says_how_to_log_in(uploader: Make) -> None:
     with pytest.raises(AuthenticationError, match="hf auth login"):
         uploader(token=None).open()
 
 
-def test_somebody_elses_repo_is_refused(uploader: Make, hub: LocalHub) -> None:
+def test_a_repo_of_another_user_is_refused(uploader: Make, hub: LocalHub) -> None:
     hub.add_user("other", token="hf_other")
     with pytest.raises((WriteForbiddenError, RepoMissingError)):
         uploader("other/rows", spool=None).open()
 
 
-def test_a_branch_that_is_not_there_is_named(uploader: Make) -> None:
+def test_the_error_names_a_missing_branch(uploader: Make) -> None:
     uploader().open().close()
     with pytest.raises(RepoMissingError, match="create_branch"):
         uploader(revision="dev", spool=None).open()
 
 
-def test_a_branch_of_its_own_gets_the_rows(uploader: Make, dataset: Dataset) -> None:
+def test_rows_go_to_the_given_branch(uploader: Make, dataset: Dataset) -> None:
     uploader().open().close()
     dataset.api.create_branch(dataset.repo, branch="a/b", repo_type="dataset")
     with uploader(revision="a/b", spool=None) as up:
@@ -366,7 +368,7 @@ def test_a_branch_of_its_own_gets_the_rows(uploader: Make, dataset: Dataset) -> 
     assert dataset.paths() == []
 
 
-def test_a_spool_that_took_something_else_for_private_opens(uploader: Make, dataset: Dataset) -> None:
+def test_a_spool_with_an_invalid_private_flag_opens(uploader: Make, dataset: Dataset) -> None:
     with uploader() as up:
         up._engine.spool.catalogue.set("private", '"true"')  # type: ignore[union-attr]
         up.put(numbered(0, 1))
@@ -375,13 +377,13 @@ def test_a_spool_that_took_something_else_for_private_opens(uploader: Make, data
     assert dataset.ids() == [0, 1]
 
 
-def test_a_private_repo_is_made_private(uploader: Make, dataset: Dataset) -> None:
+def test_a_private_repo_is_created_private(uploader: Make, dataset: Dataset) -> None:
     with uploader(private=True):
         pass
     assert dataset.api.dataset_info(dataset.repo).private
 
 
-def test_put_after_close_and_closing_twice(uploader: Make, tmp_path: Path) -> None:
+def test_put_after_close_raises_and_closing_twice_does_not(uploader: Make, tmp_path: Path) -> None:
     up = uploader().open()
     up.close()
     up.close()
@@ -402,14 +404,14 @@ def test_a_batch_without_rows_is_committed_at_once(uploader: Make, dataset: Data
     assert dataset.paths() == []
 
 
-def test_a_row_of_200_mb_is_refused_by_a_queue_that_cannot_hold_it(uploader: Make) -> None:
+def test_a_row_of_200_mb_is_rejected_by_a_queue_that_cannot_hold_it(uploader: Make) -> None:
     with uploader() as up:
         with pytest.raises(BatchTooLarge, match="QueuePolicy"):
             up.put([{"text": "x" * 200_000_000}])
         assert up.stats().spool.rows == 0
 
 
-def test_a_row_of_200_mb_goes_up_where_the_queue_is_large_enough(
+def test_a_row_of_200_mb_is_uploaded_if_the_queue_is_large_enough(
     uploader: Make, hub: LocalHub, dataset: Dataset
 ) -> None:
     with uploader(queue=QueuePolicy(max_bytes=300_000_000)) as up:
@@ -419,7 +421,7 @@ def test_a_row_of_200_mb_goes_up_where_the_queue_is_large_enough(
     assert info.size == receipt.bytes > 200_000_000
 
 
-def test_a_full_spool_holds_the_producer_and_loses_nothing(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+def test_a_full_spool_blocks_the_producer_and_loses_nothing(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     policy = QueuePolicy(max_batches=2)
     spool = SpoolPolicy(directory=Path(os.environ["HUBSYNC_HOME"]) / "small", max_bytes=9_000_000)
     with uploader(queue=policy, spool=spool, shard=ShardPolicy(max_bytes=1_000_000)) as up:
@@ -487,7 +489,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.anyio
-async def test_the_async_face_does_the_same(hub: LocalHub, tmp_path: Path) -> None:
+async def test_the_async_uploader_delivers_like_the_sync_one(hub: LocalHub, tmp_path: Path) -> None:
     given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
     async with AsyncUploader("user/rows", queue=QueuePolicy(max_batches=2), **given) as up:
         import anyio
@@ -525,13 +527,13 @@ async def test_a_cancelled_block_leaves_its_rows_in_the_spool(hub: LocalHub, tmp
 
 
 @pytest.mark.asyncio
-async def test_the_async_face_runs_under_pytest_asyncio(hub: LocalHub, tmp_path: Path) -> None:
+async def test_the_async_uploader_runs_under_pytest_asyncio(hub: LocalHub, tmp_path: Path) -> None:
     given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
     async with AsyncUploader("user/rows", **given) as up:
         assert (await up.put([{"id": 1}])).state == "spooled"
 
 
-def test_a_key_tells_before_a_batch_is_made_again(uploader: Make) -> None:
+def test_known_says_whether_a_batch_must_be_generated_again(uploader: Make) -> None:
     with uploader() as up:
         assert not up.known("a")
         up.put([{"id": 1}], key="a")

@@ -21,7 +21,7 @@ def reader(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Re
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_card_that_was_refused_a_few_times_is_brought_all_the_same(
+def test_a_card_that_was_rejected_a_few_times_is_committed_later(
     uploader: Make, hub: LocalHub, reader: Reader, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused thrice, the rows go on without; what the card owes them by then comes with the next one."""
@@ -36,7 +36,7 @@ def test_a_card_that_was_refused_a_few_times_is_brought_all_the_same(
     reader.sees(rows)
 
 
-def test_a_card_that_goes_through_again_brings_what_earlier_jobs_owed(
+def test_the_next_accepted_card_contains_what_earlier_jobs_could_not_add(
     uploader: Make, hub: LocalHub, reader: Reader
 ) -> None:
     with uploader() as up:
@@ -49,7 +49,7 @@ def test_a_card_that_goes_through_again_brings_what_earlier_jobs_owed(
 
 
 @pytest.mark.parametrize("more", [{}, {"new": 1}], ids=["as before", "a new column"])
-def test_a_card_that_was_deleted_is_made_anew_for_all_configs(
+def test_a_deleted_card_is_created_again_for_all_configs(
     uploader: Make, dataset: Dataset, reader: Reader, more: dict[str, int]
 ) -> None:
     with uploader() as one, uploader(config="other") as other:
@@ -63,9 +63,7 @@ def test_a_card_that_was_deleted_is_made_anew_for_all_configs(
     reader.sees([{"id": 1, "text": "a"}, {"id": 2, "text": "b", **more}])
 
 
-def test_a_repo_that_was_made_anew_has_a_card_for_what_comes_now(
-    uploader: Make, dataset: Dataset, reader: Reader
-) -> None:
+def test_a_repo_created_again_gets_a_card_for_new_rows_only(uploader: Make, dataset: Dataset, reader: Reader) -> None:
     with uploader() as one, uploader(config="other") as other:
         one.put([{"id": 1, "text": "a"}], ack="committed")
         other.put([{"id": 1, "n": 1}], ack="committed")
@@ -78,7 +76,9 @@ def test_a_repo_that_was_made_anew_has_a_card_for_what_comes_now(
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_card_that_is_too_large_to_read_stops_no_rows(uploader: Make, dataset: Dataset, is_first: bool) -> None:
+def test_a_card_that_is_too_large_to_read_does_not_stop_commits(
+    uploader: Make, dataset: Dataset, is_first: bool
+) -> None:
     def write_card() -> None:
         dataset.api.upload_file(
             path_or_fileobj=b"# mine\n" + b"x" * (9 << 20),
@@ -96,7 +96,9 @@ def test_a_card_that_is_too_large_to_read_stops_no_rows(uploader: Make, dataset:
     assert dataset.ids() == [1, 2]
 
 
-def test_a_new_column_goes_on_where_the_history_was_squashed(uploader: Make, dataset: Dataset, reader: Reader) -> None:
+def test_a_new_column_is_committed_after_the_history_was_squashed(
+    uploader: Make, dataset: Dataset, reader: Reader
+) -> None:
     with uploader() as up:
         up.put([{"id": 1}], ack="committed")
         dataset.api.super_squash_history("user/rows", repo_type="dataset")

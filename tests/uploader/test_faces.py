@@ -41,7 +41,7 @@ def busy(spool: Path) -> Iterator[None]:
         db.execute("ROLLBACK")
 
 
-def test_stats_of_tasks_do_not_wait_for_the_spools_thread(hub: LocalHub, tmp_path: Path) -> None:
+def test_async_stats_do_not_wait_for_the_spool_thread(hub: LocalHub, tmp_path: Path) -> None:
     """Whoever has the catalogue's lock, as the spool's thread has within an fsync."""
     held, done = threading.Event(), threading.Event()
 
@@ -70,7 +70,7 @@ def test_stats_of_tasks_do_not_wait_for_the_spools_thread(hub: LocalHub, tmp_pat
 
 
 @pytest.mark.parametrize("wrong", [{"ack": "spoled"}, {"timeout": -1}, {"timeout": float("nan")}, {"timeout": "5"}])
-def test_a_wait_that_means_nothing_is_refused_by_both_faces(
+def test_both_uploaders_reject_invalid_waits(
     uploader: Callable[..., Uploader], hub: LocalHub, tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     async def run() -> None:
@@ -91,7 +91,7 @@ def test_a_wait_that_means_nothing_is_refused_by_both_faces(
 
 
 @pytest.mark.parametrize("what", ["offset", "status"])
-def test_the_callers_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_path: Path, what: str) -> None:
+def test_the_callers_event_loop_does_not_wait_for_the_catalogue(hub: LocalHub, tmp_path: Path, what: str) -> None:
     async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}], offset=0)
@@ -114,7 +114,7 @@ async def taken(up: AsyncUploader) -> None:
     await until_async(lambda: worker.spool_thread._in_hand)
 
 
-def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub, tmp_path: Path) -> None:
+def test_the_callers_event_loop_continues_while_a_new_column_is_looked_up(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         async with open_async(hub, tmp_path) as up:
             await up.put([{"id": 0}])
@@ -128,7 +128,7 @@ def test_the_callers_loop_goes_on_while_a_new_column_is_looked_up(hub: LocalHub,
     asyncio.run(run())
 
 
-def test_a_flush_whose_time_is_over_does_not_wait_for_the_catalogue(
+def test_a_flush_that_timed_out_does_not_wait_for_the_catalogue(
     hub: LocalHub, tmp_path: Path, uploader: Callable[..., Uploader]
 ) -> None:
     async def run() -> None:
@@ -144,7 +144,7 @@ def test_a_flush_whose_time_is_over_does_not_wait_for_the_catalogue(
             up.flush(timeout=0.1)
 
 
-def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_cancelled_open_releases_the_writers_name(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         for _ in range(5):
             up = open_async(hub, tmp_path)
@@ -160,7 +160,7 @@ def test_an_open_that_is_cancelled_lets_its_name_go(hub: LocalHub, tmp_path: Pat
     assert all(FileLock(file).holder() is None for file in files)
 
 
-def test_tasks_that_open_at_once_open_once(hub: LocalHub, tmp_path: Path) -> None:
+def test_tasks_that_open_one_uploader_open_it_once(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         up = open_async(hub, tmp_path)
         await asyncio.gather(up.open(), up.open(), up.open())
@@ -187,7 +187,7 @@ def test_any_task_may_close(hub: LocalHub, tmp_path: Path, dataset: Dataset, how
     assert dataset.ids() == [1]
 
 
-def test_a_job_all_of_whose_threads_are_busy_is_brought_up(hub: LocalHub, tmp_path: Path, dataset: Dataset) -> None:
+def test_a_job_whose_threads_are_all_busy_is_uploaded(hub: LocalHub, tmp_path: Path, dataset: Dataset) -> None:
     done = threading.Event()
 
     async def run() -> None:
@@ -206,7 +206,7 @@ def test_a_job_all_of_whose_threads_are_busy_is_brought_up(hub: LocalHub, tmp_pa
     assert dataset.ids() == [1]
 
 
-def test_an_open_that_is_cancelled_waits_for_no_hub(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_cancelled_open_does_not_wait_for_the_hub(hub: LocalHub, tmp_path: Path) -> None:
     async def run() -> None:
         up = open_async(hub, tmp_path)
         with suppress(TimeoutError):
@@ -218,7 +218,7 @@ def test_an_open_that_is_cancelled_waits_for_no_hub(hub: LocalHub, tmp_path: Pat
     asyncio.run(run())
 
 
-def test_a_close_from_two_threads_at_once_is_one(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
+def test_closing_from_two_threads_closes_once(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
     for n in range(5):
         up = uploader().open()
         up.put([{"id": n}])
@@ -239,9 +239,7 @@ def test_a_close_from_two_threads_at_once_is_one(uploader: Callable[..., Uploade
     assert dataset.ids() == list(range(5))
 
 
-def test_two_threads_whose_close_runs_out_of_time_are_told_the_same(
-    uploader: Callable[..., Uploader], hub: LocalHub
-) -> None:
+def test_two_threads_whose_close_times_out_get_the_same_error(uploader: Callable[..., Uploader], hub: LocalHub) -> None:
     up = uploader().open()
     up.put([{"id": 1}])
     hub.faults.add(Fault.outage())
@@ -260,7 +258,7 @@ def test_two_threads_whose_close_runs_out_of_time_are_told_the_same(
     assert [error.rows for error in told if isinstance(error, NotDrained)] == [1, 1]
 
 
-def test_put_racing_close_loses_nothing_that_was_accepted(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
+def test_a_put_that_races_with_close_loses_no_accepted_row(uploader: Callable[..., Uploader], dataset: Dataset) -> None:
     accepted: list[int] = []
     up = uploader().open()
 
@@ -287,7 +285,7 @@ def test_put_racing_close_loses_nothing_that_was_accepted(uploader: Callable[...
     assert len(set(dataset.ids())) == len(dataset.ids())
 
 
-def test_no_batch_overtakes_another_where_every_task_is_cancelled(
+def test_no_batch_overtakes_another_when_all_tasks_are_cancelled(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -329,7 +327,7 @@ up.put([{"id": 1}])
 """
 
 
-def test_a_forgotten_uploader_drains_at_exit_also_where_the_hub_has_a_name(
+def test_a_forgotten_uploader_drains_at_exit_if_the_hub_has_a_host_name(
     hub: LocalHub, dataset: Dataset, tmp_path: Path, python: Python
 ) -> None:
     """Whose address is asked for anew with each connection, in an executor: the interpreter must not end that first."""

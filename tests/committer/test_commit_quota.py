@@ -80,7 +80,7 @@ def test_a_job_that_flushes_every_second_is_never_refused_and_stays_fresh(world:
     world.close()
 
 
-def test_a_quota_that_others_spend_too_is_never_hit_twice_in_a_row(world: World) -> None:
+def test_a_quota_shared_with_others_is_never_exceeded_twice_in_a_row(world: World) -> None:
     quota = Quota()
     for tick in range(1_800):
         if tick % 8 == 0 and len(quota.spent) < QUOTA:  # 75 an hour by somebody else

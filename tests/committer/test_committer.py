@@ -60,7 +60,7 @@ def ids(hub: SimulatedHub) -> list[object]:
     return sorted(row["id"] for row in hub.rows())  # type: ignore[type-var]
 
 
-async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_a_flush_ends_a_long_wait_before_a_retry(simulated: SimulatedHub, tmp_path: Path) -> None:
     patient = RetryPolicy(initial_s=3600, max_s=3600)
     async with open_uploader(tmp_path, retry=patient, rng=random.Random(2)) as up:
         simulated.fail("commit", TransientError("503", status=503))
@@ -83,7 +83,7 @@ async def test_a_flush_ends_a_long_wait_for_another_try(simulated: SimulatedHub,
         ("read_watermarks", [TransientError("refused")]),
     ],
 )
-async def test_trouble_that_passes_is_waited_out(
+async def test_transient_errors_are_retried_until_they_pass(
     simulated: SimulatedHub, tmp_path: Path, trouble: tuple[str, list[Exception]]
 ) -> None:
     simulated.fail(trouble[0], *trouble[1])
@@ -93,7 +93,7 @@ async def test_trouble_that_passes_is_waited_out(
     assert ids(simulated) == [0, 1, 2]
 
 
-async def test_a_commit_whose_answer_is_lost_is_not_sent_again(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_a_commit_whose_response_is_lost_is_not_sent_again(simulated: SimulatedHub, tmp_path: Path) -> None:
     simulated.lose_answers = 1
     async with open_uploader(tmp_path) as up:
         receipt = await up.put([{"id": 1}])
@@ -111,7 +111,7 @@ async def test_a_foreign_commit_in_between_loses_nothing(simulated: SimulatedHub
     assert simulated.files["theirs.txt"] == b"theirs"
 
 
-async def test_a_persons_edit_of_the_card_in_between_is_kept(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_an_edit_of_the_card_in_between_is_kept(simulated: SimulatedHub, tmp_path: Path) -> None:
     simulated.before_commit = lambda: simulated.foreign_commit("README.md", b"# A person's words\n")
     async with open_uploader(tmp_path) as up:
         await up.put([{"id": 1}])
@@ -120,7 +120,7 @@ async def test_a_persons_edit_of_the_card_in_between_is_kept(simulated: Simulate
 
 
 @pytest.mark.parametrize("moment", ["before", "between"])
-async def test_a_file_that_is_not_ours_is_never_overwritten(
+async def test_a_file_that_hubsync_does_not_own_is_never_overwritten(
     simulated: SimulatedHub, tmp_path: Path, moment: str
 ) -> None:
     def theirs() -> None:
@@ -137,7 +137,9 @@ async def test_a_file_that_is_not_ours_is_never_overwritten(
     assert ids(simulated) == [-1] * 150 + [0, 1, 2]
 
 
-async def test_a_shard_that_stands_there_already_is_not_brought_again(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_a_shard_that_is_in_the_dataset_already_is_not_uploaded_again(
+    simulated: SimulatedHub, tmp_path: Path
+) -> None:
     simulated.foreign_commit("data/train-00000.jsonl", b'{"id":1}\n')
     async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
         receipt = await up.put([{"id": 1}])
@@ -146,7 +148,7 @@ async def test_a_shard_that_stands_there_already_is_not_brought_again(simulated:
     assert ids(simulated) == [1]
 
 
-async def test_the_one_bad_shard_of_many_is_set_aside_and_the_rest_goes_on(
+async def test_only_the_defective_shard_of_a_commit_is_quarantined(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = simulated._commit
@@ -168,7 +170,7 @@ async def test_the_one_bad_shard_of_many_is_set_aside_and_the_rest_goes_on(
     assert list((tmp_path / "spool" / "segments").iterdir()) == []
 
 
-async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_a_revoked_token_stops_commits_and_nothing_else(simulated: SimulatedHub, tmp_path: Path) -> None:
     up = open_uploader(tmp_path)
     async with up:
         simulated.fail("commit", *[WriteForbiddenError("403")] * 2)
@@ -184,7 +186,7 @@ async def test_a_revoked_token_stops_the_sending_and_nothing_else(simulated: Sim
     assert ids(simulated) == [1, 2]
 
 
-async def test_a_state_that_lasts_is_said_once(
+async def test_a_state_that_lasts_is_logged_once(
     simulated: SimulatedHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_uploader(tmp_path) as up:
@@ -196,14 +198,14 @@ async def test_a_state_that_lasts_is_said_once(
     assert [r.levelname for r in caplog.records if "going on" in r.message] == ["WARNING"]
 
 
-async def test_a_token_that_is_not_good_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_an_invalid_token_fails_at_the_start(simulated: SimulatedHub, tmp_path: Path) -> None:
     simulated.fail("ensure_repo", WriteForbiddenError("403"))
     with pytest.raises(WriteForbiddenError):
         async with open_uploader(tmp_path):
             pytest.fail("not reached")
 
 
-async def test_a_catalogue_that_cannot_grow_holds_everything_up_and_loses_nothing(
+async def test_a_catalogue_that_cannot_grow_pauses_everything_and_loses_nothing(
     simulated: SimulatedHub, tmp_path: Path
 ) -> None:
     async with open_uploader(tmp_path) as up:
@@ -221,7 +223,7 @@ async def test_a_catalogue_that_cannot_grow_holds_everything_up_and_loses_nothin
     assert ids(simulated) == list(range(300))
 
 
-async def test_a_card_that_cannot_be_read_stops_no_rows(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_an_unreadable_card_does_not_stop_commits(simulated: SimulatedHub, tmp_path: Path) -> None:
     simulated.foreign_commit("README.md", b"---\na: [unclosed\n---\n")
     async with open_uploader(tmp_path) as up:
         await up.put([{"id": 1}])
@@ -229,7 +231,7 @@ async def test_a_card_that_cannot_be_read_stops_no_rows(simulated: SimulatedHub,
     assert simulated.files["README.md"] == b"---\na: [unclosed\n---\n"
 
 
-async def test_many_shards_travel_in_one_commit(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_many_shards_share_one_commit(simulated: SimulatedHub, tmp_path: Path) -> None:
     patient = RetryPolicy(initial_s=3600, max_s=3600)
     simulated.fail("commit", TransientError("503", status=503))  # else the first goes with what is staged by then
     async with open_uploader(tmp_path, commit=CommitPolicy(per_hour=4), retry=patient, rng=random.Random(2)) as up:
@@ -241,7 +243,7 @@ async def test_many_shards_travel_in_one_commit(simulated: SimulatedHub, tmp_pat
     assert len(simulated.commits) == 1
 
 
-async def test_a_lost_spool_goes_on_from_the_dataset(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_a_job_that_lost_its_spool_resumes_from_the_dataset(simulated: SimulatedHub, tmp_path: Path) -> None:
     for life in ("one", "two"):
         async with open_uploader(tmp_path, spool=tmp_path / life, path="data/{split}-{seq:05d}.jsonl") as up:
             start = -1 if (known := up.offset()) is None else known
@@ -251,7 +253,7 @@ async def test_a_lost_spool_goes_on_from_the_dataset(simulated: SimulatedHub, tm
     assert ids(simulated) == list(range(6))
 
 
-async def test_a_engine_that_fails_says_so_and_hangs_nobody(
+async def test_an_engine_that_fails_raises_and_no_call_hangs(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated.fail("commit", ZeroDivisionError("a bug"))
@@ -265,7 +267,7 @@ async def test_a_engine_that_fails_says_so_and_hangs_nobody(
     assert ids(simulated) == [1]
 
 
-def test_the_other_face_says_so_as_well(simulated: SimulatedHub, tmp_path: Path) -> None:
+def test_an_engine_that_fails_raises_in_the_sync_face_as_well(simulated: SimulatedHub, tmp_path: Path) -> None:
     simulated.fail("commit", ZeroDivisionError("a bug"))
     up = Uploader("user/rows", endpoint="http://127.0.0.1:1", spool=tmp_path / "spool").open()
     up.put([{"id": 1}])
@@ -277,7 +279,7 @@ def test_the_other_face_says_so_as_well(simulated: SimulatedHub, tmp_path: Path)
         up.close()
 
 
-async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
+async def test_a_card_that_the_hub_rejects_quarantines_no_rows(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = simulated._commit
@@ -303,7 +305,7 @@ async def test_a_card_that_the_hub_refuses_sets_no_rows_aside(
     ],
     ids=["a person is needed", "the card is refused", "another commit is on its way"],
 )
-async def test_a_file_that_came_while_a_commit_was_refused_is_not_overwritten(
+async def test_a_file_added_while_a_commit_was_rejected_is_not_overwritten(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
     async with open_uploader(tmp_path, path="data/{split}-{seq:05d}.jsonl") as up:
@@ -322,7 +324,7 @@ async def test_a_file_that_came_while_a_commit_was_refused_is_not_overwritten(
     assert ids(simulated) == [0, 1, 1000]
 
 
-async def test_a_preupload_by_a_replica_that_is_behind_overwrites_nothing(
+async def test_a_preupload_answered_by_a_stale_replica_overwrites_nothing(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says that nothing stands at the path, and so does the head that is read beside it."""
@@ -342,7 +344,7 @@ async def test_a_preupload_by_a_replica_that_is_behind_overwrites_nothing(
     assert ids(simulated) == [0, 1, 2, 1000]
 
 
-async def test_a_staged_shard_whose_file_is_gone_holds_no_other_up(simulated: SimulatedHub, tmp_path: Path) -> None:
+async def test_a_staged_shard_whose_file_is_gone_does_not_delay_others(simulated: SimulatedHub, tmp_path: Path) -> None:
     pack = simulated.pack
 
     def read(plan: Any) -> Any:
@@ -366,7 +368,7 @@ async def test_a_staged_shard_whose_file_is_gone_holds_no_other_up(simulated: Si
     assert ids(simulated) == [2]
 
 
-async def test_what_is_behind_a_shard_that_cannot_go_holds_no_others_up(
+async def test_shards_behind_one_that_cannot_be_committed_do_not_delay_others(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where more than a commit's worth of the same source waits behind it."""
@@ -389,7 +391,7 @@ async def test_what_is_behind_a_shard_that_cannot_go_holds_no_others_up(
     assert ids(simulated) == [0, 1, 2, 3, 4, 5, 100]
 
 
-async def test_watermarks_and_the_fence_are_of_the_same_commit(
+async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica that is behind answers one question of two: a lost spool's offsets may not be older than its fence."""

@@ -21,7 +21,7 @@ from hubsync.model.commit import Watermark
 from tests.conftest import Dataset
 
 
-def test_a_sealed_segment_that_is_short_or_gone_holds_nothing_else_up(
+def test_a_truncated_or_missing_sealed_segment_does_not_delay_others(
     hub: LocalHub,
     uploader: Callable[..., Uploader],
     dataset: Dataset,
@@ -45,7 +45,7 @@ def test_a_sealed_segment_that_is_short_or_gone_holds_nothing_else_up(
     assert sum("lost by a power cut" in record.message for record in caplog.records) == 2
 
 
-def test_a_staged_shard_that_is_short_goes_up_as_far_as_it_is_there_and_not_again_where_it_has_landed(
+def test_what_is_left_of_a_truncated_staged_shard_is_uploaded_unless_it_landed(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
@@ -69,7 +69,7 @@ def test_a_staged_shard_that_is_short_goes_up_as_far_as_it_is_there_and_not_agai
     assert dataset.ids() == [0, 2, 3, 4, 5]
 
 
-def test_a_catalogue_that_was_set_back_brings_no_row_twice(
+def test_a_catalogue_that_was_rolled_back_repeats_no_row(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A power cut takes the last seconds of a log that is not synced; the Hub has what was committed in them."""
@@ -100,7 +100,7 @@ def test_a_catalogue_that_was_set_back_brings_no_row_twice(
     assert [mark.rows for mark in marks(dataset)] == [5]
 
 
-def test_a_spool_that_was_set_back_before_its_first_commit_brings_no_row_twice(
+def test_a_spool_rolled_back_to_before_its_first_commit_repeats_no_row(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path
 ) -> None:
     hub.faults.add(Fault.outage(on="commit"))
@@ -120,7 +120,7 @@ def test_a_spool_that_was_set_back_before_its_first_commit_brings_no_row_twice(
 
 
 @pytest.mark.parametrize("grown", [False, True])
-def test_a_spool_that_was_set_back_while_segments_were_open_brings_no_row_twice(
+def test_a_spool_rolled_back_while_segments_were_open_repeats_no_row(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, *, grown: bool
 ) -> None:
     """Their numbers, and what they begin with, are those of shards that are in the dataset."""
@@ -139,7 +139,7 @@ def test_a_spool_that_was_set_back_while_segments_were_open_brings_no_row_twice(
 
 
 @pytest.mark.parametrize("state", ["open", "sealed", "staged"])
-def test_blocks_that_a_power_cut_left_as_zeros_are_never_committed(
+def test_blocks_that_a_power_cut_zeroed_are_never_committed(
     hub: LocalHub,
     uploader: Callable[..., Uploader],
     dataset: Dataset,
@@ -174,7 +174,7 @@ def test_blocks_that_a_power_cut_left_as_zeros_are_never_committed(
     assert "were lost by a power cut" in caplog.text
 
 
-def test_a_file_that_was_changed_is_never_committed_and_never_thrown_away(
+def test_a_file_that_was_changed_is_neither_committed_nor_deleted(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flipped bit, which may well be JSON as before. All of it is there, so it was no power cut."""
@@ -200,7 +200,7 @@ def test_a_file_that_was_changed_is_never_committed_and_never_thrown_away(
     assert dataset.ids() == [0, 2, 3, 9]  # as a person said
 
 
-def test_a_file_that_can_not_be_looked_at_is_not_lost(
+def test_a_file_that_cannot_be_inspected_is_not_lost(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From Python 3.14 on `Path.exists` answers False there."""

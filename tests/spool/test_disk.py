@@ -73,7 +73,7 @@ def producer(up: Uploader, accepted: list[int], most: int) -> threading.Thread:
     return thread
 
 
-def test_a_full_disk_holds_the_producer_up_and_what_is_committed_makes_room(
+def test_a_full_disk_blocks_the_producer_until_commits_make_room(
     hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     accepted: list[int] = []
@@ -97,7 +97,7 @@ def test_a_full_disk_holds_the_producer_up_and_what_is_committed_makes_room(
 
 
 @pytest.mark.parametrize("small_disk", [4, 20], indirect=True)
-def test_a_job_that_outruns_its_disk_goes_on_while_the_hub_is_there(
+def test_a_job_that_outruns_its_disk_continues_while_the_hub_answers(
     uploader: Any, dataset: Dataset, small_disk: Path
 ) -> None:
     """Nothing is sealed before the disk is full: the open segment and the catalogue's log have all of it."""
@@ -109,7 +109,7 @@ def test_a_job_that_outruns_its_disk_goes_on_while_the_hub_is_there(
 
 @pytest.mark.parametrize("small_disk", [80], indirect=True)
 @pytest.mark.parametrize(("left", "size", "format"), [(6, 40_000, "jsonl"), (75, 400_000, "parquet")])
-def test_a_job_goes_on_with_the_little_that_others_have_left_of_a_disk(
+def test_a_job_continues_with_the_little_room_that_others_leave_on_a_disk(
     uploader: Any, dataset: Dataset, small_disk: Path, left: int, size: int, format: str
 ) -> None:
     """Too little for the reserve that it would have; a packed shard needs its room a second time."""
@@ -122,7 +122,7 @@ def test_a_job_goes_on_with_the_little_that_others_have_left_of_a_disk(
     assert dataset.ids() == list(range(left * 3 * MIB // size))
 
 
-def test_what_is_sealed_because_the_disk_is_full_does_not_wait_for_its_turn(
+def test_segments_sealed_because_of_a_full_disk_are_committed_early(
     hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path
 ) -> None:
     with uploader(spool=small_disk / "spool", commit=CommitPolicy()) as up:
@@ -147,7 +147,7 @@ with Uploader("user/rows", endpoint=sys.argv[1], spool=sys.argv[2], schema=None)
 """
 
 
-def test_a_job_that_was_killed_on_a_full_disk_is_followed_by_another(
+def test_a_job_can_start_after_one_was_killed_on_a_full_disk(
     hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path
 ) -> None:
     spool = small_disk / "spool"
@@ -164,13 +164,13 @@ def test_a_job_that_was_killed_on_a_full_disk_is_followed_by_another(
     assert dataset.ids() == list(range(start + 1))
 
 
-def test_a_disk_on_which_no_spool_can_be_begun_is_named(uploader: Any, small_disk: Path) -> None:
+def test_the_error_names_a_disk_that_has_no_room_for_a_new_spool(uploader: Any, small_disk: Path) -> None:
     fill(small_disk / "junk")
     with pytest.raises(SpoolError, match=r"the disk .* is full.* safe"):
         uploader(spool=small_disk / "spool").open()
 
 
-def test_a_disk_that_becomes_read_only_is_waited_for(
+def test_a_job_waits_for_a_disk_that_became_read_only(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a kernel makes it after an error of the disk; a real remount is refused while files are open."""
@@ -196,7 +196,7 @@ def test_a_disk_that_becomes_read_only_is_waited_for(
     assert dataset.ids() == list(range(100))
 
 
-def test_a_spool_smaller_than_a_shard_goes_on_all_the_same(uploader: Any, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_spool_that_is_smaller_than_a_shard_works(uploader: Any, dataset: Dataset, tmp_path: Path) -> None:
     accepted: list[int] = []
     spool = SpoolPolicy(directory=tmp_path / "spool", max_bytes=8 * MIB)
     with uploader(spool=spool, shard=ShardPolicy(linger_s=3600)) as up:
@@ -204,7 +204,7 @@ def test_a_spool_smaller_than_a_shard_goes_on_all_the_same(uploader: Any, datase
     assert dataset.ids() == list(range(2_000))
 
 
-def test_the_dead_letter_counts_in_the_spools_quota_and_the_state_says_what_makes_room(
+def test_the_dead_letter_counts_towards_the_spools_quota_and_the_state_says_so(
     uploader: Any, dataset: Dataset, tmp_path: Path
 ) -> None:
     spool = SpoolPolicy(directory=tmp_path / "spool", max_bytes=8 * MIB)
@@ -222,13 +222,13 @@ def test_the_dead_letter_counts_in_the_spools_quota_and_the_state_says_what_make
     assert (dataset.ids(), len(accepted)) == ([0], 1_000)
 
 
-def test_a_disk_that_is_read_only_at_the_start_is_named(uploader: Any, small_disk: Path) -> None:
+def test_the_error_names_a_disk_that_is_read_only_at_the_start(uploader: Any, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(SpoolError, match=str(small_disk)):
         uploader(spool=small_disk / "spool").open()
 
 
-def test_a_spool_on_a_read_only_disk_says_so_to_who_looks_at_it_and_to_who_opens_it(
+def test_inspecting_or_opening_a_spool_on_a_read_only_disk_says_so(
     uploader: Any, small_disk: Path, dataset: Dataset
 ) -> None:
     spool = small_disk / "spool"
@@ -241,7 +241,7 @@ def test_a_spool_on_a_read_only_disk_says_so_to_who_looks_at_it_and_to_who_opens
     assert dataset.ids() == [1]
 
 
-def test_a_slow_disk_holds_up_nobody_who_only_queues(
+def test_a_slow_disk_does_not_delay_puts_that_only_queue(
     uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
@@ -261,7 +261,7 @@ def test_a_slow_disk_holds_up_nobody_who_only_queues(
     assert dataset.ids() == list(range(101))
 
 
-def test_a_spool_that_is_deleted_under_a_job_is_an_error_at_once(
+def test_deleting_the_spool_of_a_running_job_is_an_error_at_once(
     hub: LocalHub, uploader: Any, dataset: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(SpoolLost, match="2 rows"), uploader(shard=ShardPolicy(linger_s=3600)) as up:
@@ -278,7 +278,7 @@ def test_a_spool_that_is_deleted_under_a_job_is_an_error_at_once(
     assert dataset.ids() == [7]
 
 
-def test_a_lock_that_is_deleted_does_not_make_its_writer_a_dead_one(uploader: Any, tmp_path: Path) -> None:
+def test_a_writer_whose_lock_file_was_deleted_is_not_taken_for_dead(uploader: Any, tmp_path: Path) -> None:
     with uploader(shard=ShardPolicy(linger_s=3600)) as up:
         up.put(rows(0, 2))
         for file in (tmp_path / "spool" / "writers").glob("*.lock"):
@@ -287,7 +287,7 @@ def test_a_lock_that_is_deleted_does_not_make_its_writer_a_dead_one(uploader: An
         assert up._engine.spool.depth().open == 1
 
 
-def test_rows_that_were_on_their_way_to_a_deleted_spool_are_told(uploader: Any, tmp_path: Path) -> None:
+def test_the_error_counts_rows_that_were_on_their_way_to_a_deleted_spool(uploader: Any, tmp_path: Path) -> None:
     deleted = threading.Event()
     with pytest.raises(SpoolLost, match="3 rows were in memory"), uploader() as up:
         up._engine.queue.order(Order(deleted.wait))
@@ -297,7 +297,7 @@ def test_rows_that_were_on_their_way_to_a_deleted_spool_are_told(uploader: Any, 
     assert receipt.state == "dropped"
 
 
-def test_a_spool_without_its_catalogue_is_not_begun_anew(hub: LocalHub, uploader: Any, tmp_path: Path) -> None:
+def test_a_spool_that_lost_its_catalogue_is_not_created_again(hub: LocalHub, uploader: Any, tmp_path: Path) -> None:
     hub.faults.add(Fault.outage())
     up = uploader().open()
     up.put(rows(0, 1))
@@ -309,7 +309,7 @@ def test_a_spool_without_its_catalogue_is_not_begun_anew(hub: LocalHub, uploader
         uploader().open()
 
 
-def test_a_start_that_the_disk_refuses_leaves_its_name_to_the_next(
+def test_a_start_that_fails_on_the_disk_releases_the_writers_name(
     uploader: Callable[..., Uploader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, content: bytes) -> None:
@@ -326,7 +326,7 @@ def test_a_start_that_the_disk_refuses_leaves_its_name_to_the_next(
         assert len(list((up.spool / "writers").glob("*.json"))) == 2
 
 
-def test_a_start_waits_for_another_only_so_long(
+def test_a_start_waits_for_another_start_for_a_bounded_time(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A `hubsync dashboard` that was stopped by Ctrl-Z while it looked, say."""

@@ -32,7 +32,7 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
-def test_what_a_child_wrote_survives_its_parents_close(tmp_path: Path) -> None:
+def test_rows_of_a_child_survive_the_close_of_its_parent(tmp_path: Path) -> None:
     opened, closed = os.pipe(), os.pipe()
     catalogue = Catalogue(tmp_path / "c.sqlite")
 
@@ -52,7 +52,7 @@ def test_what_a_child_wrote_survives_its_parents_close(tmp_path: Path) -> None:
     assert Catalogue(tmp_path / "c.sqlite").get("child") == "late"
 
 
-def test_a_fork_does_not_fall_into_a_transaction(tmp_path: Path) -> None:
+def test_no_fork_happens_inside_a_transaction(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path / "c.sqlite")
     begun, go_on = threading.Event(), threading.Event()
 
@@ -77,7 +77,7 @@ def test_a_fork_does_not_fall_into_a_transaction(tmp_path: Path) -> None:
     assert catalogue.get("child") == "was here"
 
 
-def test_a_receipts_lock_that_another_thread_holds_is_free_in_the_child() -> None:
+def test_a_receipts_lock_held_by_another_thread_is_free_in_the_child() -> None:
     held, forked = threading.Event(), threading.Event()
 
     def hold() -> None:

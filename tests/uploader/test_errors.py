@@ -61,7 +61,7 @@ class failing:
         return self.left == 0
 
 
-def test_a_defect_in_the_spools_thread_wakes_those_who_wait(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_spool_thread_wakes_all_waiters(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     up = uploader().open()
     monkeypatch.setattr(
         up._engine.spool_thread.writer, "append", failing(9, sqlite3.IntegrityError("UNIQUE"), lambda *a: None)
@@ -72,7 +72,7 @@ def test_a_defect_in_the_spools_thread_wakes_those_who_wait(uploader: Make, monk
         up.close()
 
 
-def test_all_of_a_take_hear_that_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_batches_of_a_take_fail_if_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     up = uploader().open()
     worker = up._engine
     monkeypatch.setattr(worker.spool_thread.writer, "append", failing(9, SpoolLost("gone"), lambda *a: None))
@@ -91,7 +91,7 @@ def test_all_of_a_take_hear_that_the_spool_is_lost(uploader: Make, monkeypatch: 
         up.close()
 
 
-def test_a_flush_hears_that_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_fails_if_the_spool_is_lost(uploader: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     up = uploader().open()
     monkeypatch.setattr(up._engine.spool_thread.writer, "seal", failing(9, SpoolLost("gone"), lambda: None))
     with pytest.raises(SpoolLost):
@@ -100,7 +100,7 @@ def test_a_flush_hears_that_the_spool_is_lost(uploader: Make, monkeypatch: pytes
         up.close()
 
 
-def test_a_catalogue_that_refuses_to_be_read_for_a_while_ends_nothing(
+def test_a_catalogue_that_cannot_be_read_for_a_while_ends_nothing(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a disk does that answers EIO now and then: what tells how it stands must not be what ends it."""
@@ -126,7 +126,7 @@ def committing_and_following(uploader: Make, **given: Any) -> Iterator[tuple[Any
             yield commits, follows
 
 
-def test_a_process_that_follows_another_committer_lives_through_a_refusal(
+def test_a_follower_of_another_committer_survives_a_disk_error(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_FOLLOW_S", 0.05)
@@ -141,7 +141,7 @@ def test_a_process_that_follows_another_committer_lives_through_a_refusal(
     assert dataset.ids() == [1]
 
 
-def test_a_tail_that_could_not_be_cut_back_is_cut_before_anything_goes_behind_it(
+def test_a_torn_tail_that_could_not_be_cut_is_cut_before_the_next_append(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, torn_once = threading.Event(), threading.Event()
@@ -171,7 +171,7 @@ def test_a_tail_that_could_not_be_cut_back_is_cut_before_anything_goes_behind_it
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_a_checkpoint_for_which_no_file_can_be_opened_is_put_off(
+def test_a_checkpoint_is_postponed_if_no_file_can_be_opened(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 1)
@@ -184,7 +184,7 @@ def test_a_checkpoint_for_which_no_file_can_be_opened_is_put_off(
     assert dataset.ids() == [0]
 
 
-def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
+def test_the_write_ahead_log_stays_short_while_the_hub_is_unreachable(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -206,7 +206,7 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_away(
         assert sizes[-1] < 3 * sizes[0], sizes
 
 
-def test_the_write_ahead_log_begins_anew_where_its_job_leaves_it_no_gap(
+def test_the_write_ahead_log_restarts_even_if_writers_leave_no_gap(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -228,7 +228,7 @@ def test_the_write_ahead_log_begins_anew_where_its_job_leaves_it_no_gap(
         thread.join()
 
 
-def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
+def test_rows_in_memory_that_no_spool_accepted_are_reported(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     up = uploader().open()
@@ -241,7 +241,7 @@ def test_rows_in_memory_that_no_spool_took_are_not_dropped_in_silence(
 
 
 @pytest.mark.parametrize("on", ["commit", "preupload"])
-def test_an_odd_refusal_sets_no_shard_aside(uploader: Make, hub: LocalHub, dataset: Dataset, on: str) -> None:
+def test_an_unexpected_rejection_quarantines_no_shard(uploader: Make, hub: LocalHub, dataset: Dataset, on: str) -> None:
     """A proxy's page, where the Hub would have taken it."""
     with uploader() as up:
         up.put([{"id": 1}], ack="committed")
@@ -251,7 +251,7 @@ def test_an_odd_refusal_sets_no_shard_aside(uploader: Make, hub: LocalHub, datas
     assert dataset.ids() == [1, 2]
 
 
-def test_a_person_who_is_needed_is_needed_until_it_is_mended(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+def test_a_blocked_job_stays_blocked_until_the_operator_acts(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
     with pytest.raises(ShardsRefused), uploader(shard=ONE, retry=retry) as up:
         fault = hub.faults.add(Fault.status(400, on="preupload", body='{"error": "too many files"}'))
@@ -281,9 +281,7 @@ def refuse(hub: LocalHub, up: Any, n: int) -> None:
     hub.faults.remove(fault)
 
 
-def test_what_was_refused_before_is_told_by_the_next_flush_and_once(
-    uploader: Make, hub: LocalHub, dataset: Dataset
-) -> None:
+def test_the_next_flush_reports_earlier_rejections_once(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     with uploader(shard=ONE) as up:
         up.put([{"id": 0}], ack="committed")
         refuse(hub, up, 1)
@@ -296,7 +294,7 @@ def test_what_was_refused_before_is_told_by_the_next_flush_and_once(
     assert dataset.ids() == [0, 3]
 
 
-def test_what_was_refused_before_is_told_by_the_close(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+def test_close_reports_earlier_rejections(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
     with pytest.raises(ShardsRefused), uploader(shard=ONE) as up:
         refuse(hub, up, 1)
 
@@ -309,23 +307,21 @@ def test_what_was_refused_before_is_told_by_the_close(uploader: Make, hub: Local
         anyio.run(run)
 
 
-def test_what_was_refused_takes_no_errors_place(uploader: Make, hub: LocalHub) -> None:
+def test_earlier_rejections_do_not_replace_the_jobs_own_error(uploader: Make, hub: LocalHub) -> None:
     with pytest.raises(ZeroDivisionError) as ended, uploader(shard=ONE) as up:
         refuse(hub, up, 1)
         1 / 0  # noqa: B018
     assert "422" in str(ended.value.__notes__)
 
 
-def test_who_follows_another_committer_is_told_of_its_own_rows_and_the_other_is_not(
-    uploader: Make, hub: LocalHub
-) -> None:
+def test_rejections_are_reported_to_the_uploader_whose_rows_they_were(uploader: Make, hub: LocalHub) -> None:
     with committing_and_following(uploader, shard=ONE) as (_, follows):
         refuse(hub, follows, 1)
         with pytest.raises(ShardsRefused):
             follows.flush()
 
 
-def test_where_everything_is_refused_it_is_not_the_rows(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
+def test_if_every_commit_is_rejected_the_rows_are_not_at_fault(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     """Such as a repo whose folder may hold no more files: a few are set aside, then a person is asked."""
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
     with pytest.raises(ShardsRefused), uploader(shard=ONE, retry=retry) as up:  # of the few, which no flush has told

@@ -9,15 +9,15 @@ import pytest
 
 from hubsync.errors import DefectError, ShardsRefused
 from hubsync.model.commit import Plan
+from tests.committer.test_committer import anyio_backend, ids, open_uploader, simulated
 from tests.simulated import SimulatedHub
-from tests.test_committer import anyio_backend, ids, open_uploader, simulated
 
 __all__ = ["anyio_backend", "simulated"]
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_lost_blob_takes_the_card_with_it_for_one_commit_only(
+async def test_a_lost_blob_delays_the_card_by_one_commit_only(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     simulated.mode = "lfs"
@@ -39,7 +39,7 @@ async def test_a_lost_blob_takes_the_card_with_it_for_one_commit_only(
 
 
 @pytest.mark.parametrize(("times", "found"), [(6, [1, 2]), (100, [2])])
-async def test_a_blob_that_a_store_only_says_to_have_goes_up_again_but_not_for_ever(
+async def test_a_blob_that_the_store_lost_is_uploaded_again_a_bounded_number_of_times(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: list[int]
 ) -> None:
     simulated.mode = "lfs"

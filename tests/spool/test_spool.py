@@ -1,0 +1,128 @@
+"""The spool's directory: its modes, its target, and creating it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hubsync import SpoolError, SpoolMismatch, SpoolPolicy
+from hubsync._runtime import files
+from hubsync.model.commit import Watermark
+from hubsync.model.layout import Layout
+from hubsync.model.target import Target
+from hubsync.spool.database import Catalogue
+from hubsync.spool.spool import Spool
+from tests.spool.conftest import TARGET, all_sealed, batch, writer_of
+
+
+def test_only_the_owner_can_read_the_directory_and_its_files(open_spool: Callable[..., Spool], directory: Path) -> None:
+    os.umask(0)
+    try:
+        writer_of(open_spool()).append([batch(1)])
+    finally:
+        os.umask(0o022)
+    for path in [directory, *directory.rglob("*")]:
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_a_new_spool_continues_from_the_watermarks_of_the_dataset(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    layout = Layout("default", "train", "data/{split}-{seq:05d}.jsonl")
+    assert not spool.is_seeded
+    assert spool.lease.acquire()
+    spool.seed([Watermark("dead", 3, {"data/train-*.jsonl": 12}, 90, {"default": 40, "b": 2}), Watermark("x", 1)])
+    writer = writer_of(spool, layout)
+    (replay, new), _ = writer.append([batch(1, offset=40), batch(2, offset=41)])
+    writer.seal()
+    assert (replay.replayed, new.replayed, spool.is_seeded) == (True, False, True)
+    assert all_sealed(spool)[0].path == "data/train-00012.jsonl"
+
+
+def test_a_spool_of_another_repo_is_not_touched(open_spool: Callable[..., Spool]) -> None:
+    open_spool().close()
+    for other in (Target("http://127.0.0.1:1", "user/other"), Target("http://127.0.0.1:2", "user/rows"),
+                  Target("http://127.0.0.1:1", "user/rows", "dev")):  # fmt: skip
+        with pytest.raises(SpoolMismatch, match="hubsync drain"):
+            open_spool(other)
+    assert open_spool(None).target == TARGET
+
+
+def test_one_of_two_jobs_that_create_a_spool_for_different_repos_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=30)
+    get, told = Catalogue.get, {}
+
+    def meet(catalogue: Catalogue, key: str) -> str | None:
+        found = get(catalogue, key)
+        if key == "target" and found is None:
+            both.wait()  # neither has made it
+        return found
+
+    def job(repo: str) -> None:
+        try:
+            spool = Spool(directory, target=Target(TARGET.endpoint, repo))
+            told[repo] = spool.target.repo
+            spool.close()
+        except SpoolMismatch:
+            told[repo] = "refused"
+
+    monkeypatch.setattr(Catalogue, "get", meet)
+    jobs = [threading.Thread(target=job, args=(repo,)) for repo in ("user/public", "user/private")]
+    for thread in jobs:
+        thread.start()
+    for thread in jobs:
+        thread.join()
+    assert sorted(told.values()) in (["refused", "user/public"], ["refused", "user/private"])
+    assert all(found in (repo, "refused") for repo, found in told.items())
+
+
+def test_a_new_directory_and_its_parents_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "fsync_directory", synced.append)
+    where = tmp_path / "new" / "spool"
+    Spool(where, target=TARGET, policy=SpoolPolicy(durability="fsync")).close()
+    assert synced[:3] == [where, where.parent, tmp_path]
+
+
+def test_a_directory_that_cannot_be_created_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpoolError, match="spool="):
+        Spool(tmp_path / "file" / "spool", target=TARGET)
+
+
+_CREATED_AT_ONCE = """
+import multiprocessing, sys
+from pathlib import Path
+from hubsync.spool.spool import Spool
+from hubsync.model.target import Target
+
+def create(directory, barrier):
+    barrier.wait()
+    Spool(directory, target=Target("http://127.0.0.1:1", "user/rows")).close()
+
+context = multiprocessing.get_context("fork")
+for n in range(40):
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=create, args=(Path(sys.argv[1], str(n)), barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+"""
+
+
+def test_processes_that_create_a_spool_at_the_same_moment_all_open_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CREATED_AT_ONCE, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
