@@ -39,7 +39,7 @@ class _Result(NamedTuple):
 @click.option("--rescue", "rebuild", is_flag=True, help="Rebuild a corrupt or lost catalogue from the segment files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def drain(spool: Path | None, timeout: float | None, rebuild: bool, as_json: bool) -> None:
-    """Upload what is left in SPOOL (default: all your spools)."""
+    """Upload the rows left in SPOOL (default: all your spools)."""
     from hubsync.maintenance.inspect import spools
 
     if rebuild:

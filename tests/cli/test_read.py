@@ -12,6 +12,7 @@ from typing import IO, Any
 import pytest
 
 from hubsync import ShardPolicy, Uploader
+from tests.cli.lines import jsonl
 from tests.conftest import Commands, Dataset
 from tests.zygote import Program
 
@@ -24,8 +25,8 @@ def start(run: Commands) -> Iterator[Callable[..., Program]]:
         yield lambda *args: running.enter_context(run.start(*args))
 
 
-def bring(uploader: Make, *numbers: int, one_by_one: bool = False, **options: Any) -> None:
-    """Rows in shards of five, perhaps with a commit for each: those of one time may be committed in any order."""
+def upload(uploader: Make, *numbers: int, one_by_one: bool = False, **options: Any) -> None:
+    """Upload rows in shards of five; `one_by_one` with a commit for each, since shards of one commit have no order."""
     with uploader(shard=ShardPolicy(max_rows=5), **options) as up:
         for start in range(0, len(numbers), 5):
             up.put([{"id": n} for n in numbers[start : start + 5]])
@@ -37,12 +38,12 @@ def ids(lines: str | list[str]) -> list[int]:
     return [json.loads(line)["id"] for line in (lines.splitlines() if isinstance(lines, str) else lines)]
 
 
-def some(stream: IO[str], count: int) -> list[int]:
+def read_ids(stream: IO[str], count: int) -> list[int]:
     return ids([stream.readline() for _ in range(count)])
 
 
-def test_ls_lists_the_shards_one_object_a_line(run: Commands, uploader: Make, dataset: Dataset) -> None:
-    bring(uploader, *range(7))
+def test_ls_prints_one_json_object_per_shard(run: Commands, uploader: Make, dataset: Dataset) -> None:
+    upload(uploader, *range(7))
     found = [json.loads(line) for line in run("ls", "user/rows").stdout.splitlines()]
     assert [(shard["path"], shard["rows"], shard["sequence"]) for shard in found] == [
         (path, rows, n) for n, (path, rows) in enumerate(zip(dataset.paths(), (5, 2), strict=True))
@@ -51,10 +52,10 @@ def test_ls_lists_the_shards_one_object_a_line(run: Commands, uploader: Make, da
 
 
 @pytest.mark.parametrize("command", ["read", "tail"])
-def test_a_config_that_only_the_spool_holds_yet_is_no_missing_one(
+def test_a_config_that_exists_only_in_the_spool_is_read(
     run: Commands, uploader: Make, tmp_path: Path, command: str
 ) -> None:
-    bring(uploader, 0)
+    upload(uploader, 0)
     spool = tmp_path / "another"
     args = (command, "user/rows", "--config", "new", "--spool", spool, "--cursor", tmp_path / "kept")
     with uploader(spool=spool, config="new") as up:
@@ -64,13 +65,13 @@ def test_a_config_that_only_the_spool_holds_yet_is_no_missing_one(
             assert (done.returncode, done.stderr, ids(done.stdout)) == (0, "", expected)
 
 
-def test_read_writes_every_row_and_goes_on_from_a_cursors_file(run: Commands, uploader: Make, tmp_path: Path) -> None:
-    bring(uploader, *range(12))
+def test_read_continues_from_a_cursor_file(run: Commands, uploader: Make, tmp_path: Path) -> None:
+    upload(uploader, *range(12))
     assert ids(run("read", "user/rows").stdout) == list(range(12))
     kept = tmp_path / "cursor"
     assert ids(run("read", "user/rows", "--cursor", kept).stdout) == list(range(12))
     assert run("read", "user/rows", "--cursor", kept).stdout == ""
-    bring(uploader, *range(12, 15))
+    upload(uploader, *range(12, 15))
     assert ids(run("read", "user/rows", "--cursor", kept).stdout) == list(range(12, 15))
     kept.write_text("rubbish")
     done = run("read", "user/rows", "--cursor", kept)
@@ -78,17 +79,17 @@ def test_read_writes_every_row_and_goes_on_from_a_cursors_file(run: Commands, up
     assert done.stderr == "hubsync: 'rubbish' is not a cursor of this hubsync, a commit sha or a time.\n"
 
 
-def test_read_ends_silently_where_its_reader_has_enough(start: Any, uploader: Make) -> None:
-    bring(uploader, *range(2_000))
+def test_read_ends_silently_when_its_pipe_is_closed(start: Any, uploader: Make) -> None:
+    upload(uploader, *range(2_000))
     process = start("read", "user/rows")
-    assert some(process.stdout, 1) == [0]
+    assert read_ids(process.stdout, 1) == [0]
     process.stdout.close()
     assert process.wait() in (0, -signal.SIGPIPE)
     assert process.stderr.read() == ""
 
 
-def test_a_bad_line_is_said_and_may_be_passed_over(run: Commands, uploader: Make, dataset: Dataset) -> None:
-    bring(uploader, 0)
+def test_a_bad_line_is_an_error_or_is_skipped(run: Commands, uploader: Make, dataset: Dataset) -> None:
+    upload(uploader, 0)
     dataset.api.upload_file(
         path_or_fileobj=b'nonsense\n{"id":1}', path_in_repo="data/train-x.jsonl", repo_id="user/rows",
         repo_type="dataset",
@@ -101,39 +102,54 @@ def test_a_bad_line_is_said_and_may_be_passed_over(run: Commands, uploader: Make
     assert "data/train-x.jsonl, line 1: not valid JSON" in done.stderr
 
 
-def test_tail_writes_the_last_rows_by_time(run: Commands, uploader: Make, tmp_path: Path) -> None:
+def test_tail_prints_the_rows_of_the_newest_commits(run: Commands, uploader: Make, tmp_path: Path) -> None:
     for begin in (0, 20, 40):
-        bring(uploader, *range(begin, begin + 12), one_by_one=True, spool=tmp_path / f"spool-{begin}")  # a writer each
+        upload(uploader, *range(begin, begin + 12), one_by_one=True, spool=tmp_path / f"spool-{begin}")  # three writers
     assert ids(run("tail", "user/rows").stdout) == list(range(42, 52))
     assert ids(run("tail", "user/rows", "-n", 14).stdout) == [30, 31, *range(40, 52)]
     assert run("tail", "user/rows", "-n", 0).stdout == ""
     assert len(run("tail", "user/rows", "-n", 1000).stdout.splitlines()) == 36
 
 
-def test_tail_follows_and_is_started_again_from_its_cursors_file(start: Any, uploader: Make, tmp_path: Path) -> None:
-    bring(uploader, *range(7), one_by_one=True)
+def test_tail_follows_and_restarts_from_its_cursor_file(start: Any, uploader: Make, tmp_path: Path) -> None:
+    upload(uploader, *range(7), one_by_one=True)
     args = ("tail", "-f", "user/rows", "-n", 2, "--poll", 0.05, "--cursor", tmp_path / "cursor")
     process = start(*args)
-    assert some(process.stdout, 2) == [5, 6]
-    bring(uploader, 7, 8)
-    assert some(process.stdout, 2) == [7, 8]
+    assert read_ids(process.stdout, 2) == [5, 6]
+    upload(uploader, 7, 8)
+    assert read_ids(process.stdout, 2) == [7, 8]
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert process.stderr.read() == ""
-    bring(uploader, 9)
+    upload(uploader, 9)
     process = start(*args)
-    assert some(process.stdout, 1) == [9]
+    assert read_ids(process.stdout, 1) == [9]
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
 
 
-def test_tail_shows_what_a_job_has_not_committed_yet(start: Any, uploader: Make, tmp_path: Path) -> None:
-    bring(uploader, 0)
+def test_tail_includes_rows_that_are_not_committed_yet(start: Any, uploader: Make, tmp_path: Path) -> None:
+    upload(uploader, 0)
     with uploader() as up:
         process = start("tail", "-f", "user/rows", "--poll", 0.05, "--spool", tmp_path / "spool")
-        assert some(process.stdout, 1) == [0]
+        assert read_ids(process.stdout, 1) == [0]
         up.put([{"id": 1}])
-        assert some(process.stdout, 1) == [1]
+        assert read_ids(process.stdout, 1) == [1]
         up.flush()
         up.put([{"id": 2}])
-        assert some(process.stdout, 1) == [2]
+        assert read_ids(process.stdout, 1) == [2]
+
+
+@pytest.mark.parametrize("command", ["ls", "read", "tail"])
+def test_a_missing_config_is_an_error(run: Commands, command: str) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
+    assert run(command, "user/rows", "--config", "default").returncode == 0
+    done = run(command, "user/rows", "--config", "typo")
+    assert (done.returncode, done.stderr) == (1, "hubsync: user/rows has no shard in config 'typo'.\n")
+
+
+def test_nothing_new_in_a_config_is_not_an_error(run: Commands, tmp_path: Path) -> None:
+    run("pipe", "user/rows", stdin=jsonl(0, 3))
+    for rows in (3, 0):
+        done = run("read", "user/rows", "--config", "default", "--cursor", tmp_path / "kept")
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, rows, "")

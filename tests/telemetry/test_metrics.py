@@ -249,7 +249,7 @@ with Uploader("user/rows") as up:
 
 def test_prometheus_scrapes_it(hub: LocalHub, python: Python) -> None:
     done = python.run("-c", SCRAPED, env={**os.environ, **hub.environ()})
-    page = (Path(__file__).parents[1] / "docs" / "reference" / "metrics.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
     lines = [line for line in done.stdout.splitlines() if line.startswith("hubsync_")]
     assert any(re.match(r'hubsync_rows_oldest_age_seconds\{.*hubsync_repo="user/rows".*\} \d', line) for line in lines)
     assert any(re.match(r"hubsync_spool_rows\{.*\} 1\.0", line) for line in lines)

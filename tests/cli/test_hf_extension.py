@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 
 class Terminal:
-    """Commands as a user types them, in a home of their own."""
+    """Runs commands as a user types them, in a new home directory."""
 
     def __init__(self, home: Path, **environ: str) -> None:
         self.home = home
@@ -53,21 +53,21 @@ def test_hf_runs_hubsync_once_it_is_registered(hub: LocalHub, terminal: Terminal
     assert "hubsync" in terminal("hf --help").stdout
 
 
-def test_hf_passes_exit_code_and_usage_on(terminal: Terminal) -> None:
+def test_hf_passes_on_exit_code_and_usage(terminal: Terminal) -> None:
     terminal("hubsync hf-extension")
     done = terminal("hf hubsync no-such-command")
     assert done.returncode == 2
     assert "Usage: hf hubsync" in done.stderr
 
 
-def test_it_is_registered_again_and_removed_as_any_other(terminal: Terminal) -> None:
+def test_it_can_be_registered_twice_and_removed(terminal: Terminal) -> None:
     assert [terminal("hubsync hf-extension").returncode for _ in range(2)] == [0, 0]
     assert "hubsync" in terminal("hf extensions list").stdout
     assert terminal("hf extensions remove hubsync").returncode == 0
     assert "hubsync" not in terminal("hf extensions list").stdout
 
 
-def test_an_extension_from_github_is_left_alone(terminal: Terminal) -> None:
+def test_an_extension_from_github_is_not_replaced(terminal: Terminal) -> None:
     terminal("hubsync hf-extension")
     (manifest,) = terminal.home.rglob("manifest.json")
     theirs = json.loads(manifest.read_text()) | {"owner": "someone", "repo_id": "someone/hf-hubsync"}
@@ -78,8 +78,8 @@ def test_an_extension_from_github_is_left_alone(terminal: Terminal) -> None:
     assert json.loads(manifest.read_text()) == theirs
 
 
-def test_this_repository_is_what_hf_extensions_install_wants() -> None:
-    """From GitHub it installs a repository called `hf-<name>` with pip, and looks for a script of that name."""
-    scripts = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+def test_hf_extensions_install_can_install_this_repository() -> None:
+    """It installs a repository called `hf-<name>` from GitHub with pip, and runs the script of that name."""
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts["hf-hubsync"] == scripts["hubsync"]
-    assert not (Path(__file__).parents[1] / "hf-hubsync").exists(), "hf would run a file of that name instead"
+    assert not (Path(__file__).parents[2] / "hf-hubsync").exists(), "hf would run a file of that name instead"

@@ -1,4 +1,4 @@
-"""A stream of lines: what is read is in the spool soon, whole and once, whatever ends it."""
+"""Lines from a pipe: each is in the spool soon, whole and once, however the stream ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def feed() -> Iterator[Callable[..., int]]:
-    """Writes to a pipe from a thread; answers its other end."""
+    """Return a function that runs `write` on a pipe in a thread, and returns the pipe's other end."""
     threads = []
 
     def feed(write: Callable[[int], object]) -> int:
@@ -64,7 +64,7 @@ def spooled(spool: Path) -> list[Any]:
     return [json.loads(text)["id"] for file in files for text in file.read_bytes().splitlines()]
 
 
-def test_a_stream_that_never_pauses_is_in_the_spool_before_it_ends(make: Make, feed: Any) -> None:
+def test_a_stream_without_pauses_is_spooled_before_it_ends(make: Make, feed: Any) -> None:
     with make() as up:
         seen = []
 
@@ -80,14 +80,14 @@ def test_a_stream_that_never_pauses_is_in_the_spool_before_it_ends(make: Make, f
         assert seen
 
 
-def test_long_lines_go_in_batches_that_the_queue_can_hold(make: Make, feed: Any) -> None:
+def test_long_lines_are_put_in_batches_that_fit_the_queue(make: Make, feed: Any) -> None:
     with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
         done = read_stream(feed(lambda fd: write_all(fd, b"".join(line(n, MB // 2) for n in range(12)))), up)
         assert done.rows == 12
         assert spooled(up.spool) == list(range(12))
 
 
-def test_a_line_that_the_queue_can_never_hold_is_named(make: Make, feed: Any) -> None:
+def test_a_line_too_large_for_the_queue_is_a_bad_line(make: Make, feed: Any) -> None:
     lines = line(1) + line(2, 3 * MB) + line(3)
     with make(queue=QueuePolicy(max_bytes=2 * MB)) as up:
         with pytest.raises(BadLine, match=r"line 2: a batch of 1 rows? is 3,000,"):
@@ -97,7 +97,7 @@ def test_a_line_that_the_queue_can_never_hold_is_named(make: Make, feed: Any) ->
         assert spooled(up.spool) == [1, 1, 3]
 
 
-def test_a_line_without_an_end_ends_the_stream(make: Make, feed: Any) -> None:
+def test_an_endless_line_ends_the_stream(make: Make, feed: Any) -> None:
     written = []
 
     def write(fd: int) -> None:
@@ -114,8 +114,8 @@ def test_a_line_without_an_end_ends_the_stream(make: Make, feed: Any) -> None:
         assert spooled(up.spool) == [1]
 
 
-def test_a_long_line_is_searched_once(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A pipe gives a page at a time; what was searched for its end is not searched again."""
+def test_a_long_line_is_searched_only_once(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pipe returns a page at a time; a page that was searched is not searched again."""
     from hubsync.cli import stdin_reader as module
 
     monkeypatch.setattr(module, "_READ_BYTES", 4_096)
@@ -127,7 +127,7 @@ def test_a_long_line_is_searched_once(make: Make, monkeypatch: pytest.MonkeyPatc
     os.close(fd)
 
 
-def test_a_bad_line_that_the_disk_does_not_take_is_not_said_to_be_kept(
+def test_a_full_disk_leaves_no_partial_bad_line(
     make: Make, feed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     aside, write = tmp_path / "aside", os.write
@@ -135,7 +135,7 @@ def test_a_bad_line_that_the_disk_does_not_take_is_not_said_to_be_kept(
     def full(fd: int, data: bytes) -> int:
         if not os.path.samestat(os.fstat(fd), aside.stat()):
             return write(fd, data)
-        if len(data) < 10:  # the second one
+        if len(data) < 10:  # the second write
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, data[:10])
 
@@ -147,12 +147,12 @@ def test_a_bad_line_that_the_disk_does_not_take_is_not_said_to_be_kept(
             read_stream(reading, up, source="a", bad_lines="set-aside", aside=aside)
         monkeypatch.undo()
         assert aside.read_bytes() == b""
-        up.put([])  # behind all that was handed over
+        up.put([])  # waits for every earlier put
         assert (up.offset("a"), spooled(up.spool)) == (1, [1])
     os.close(reading)
 
 
-def test_a_row_that_does_not_go_with_the_columns_is_named_and_those_before_are_kept(make: Make, feed: Any) -> None:
+def test_a_row_of_another_schema_is_a_bad_line(make: Make, feed: Any) -> None:
     lines = line(1) + line(2) + b'{"id": "three"}\n' + line(4)
     with make() as up:
         with pytest.raises(BadLine, match=r"line 3: field 'id'"):
@@ -163,17 +163,17 @@ def test_a_row_that_does_not_go_with_the_columns_is_named_and_those_before_are_k
         assert spooled(up.spool) == [1, 2, 4]
 
 
-def test_a_mark_before_the_first_line_is_no_part_of_it(make: Make, feed: Any) -> None:
+def test_a_byte_order_mark_is_skipped(make: Make, feed: Any) -> None:
     with make() as up:
         assert read_stream(feed(lambda fd: write_all(fd, b"\xef\xbb\xbf" + line(1) + line(2))), up).rows == 2
 
 
 @pytest.mark.parametrize("source", [None, "a"])
 @pytest.mark.parametrize("moment", ["put", "parse"])
-def test_a_signal_anywhere_leaves_every_line_there_once(
+def test_a_signal_at_any_moment_leaves_every_read_line_once(
     make: Make, feed: Any, monkeypatch: pytest.MonkeyPatch, source: str | None, moment: str
 ) -> None:
-    """It falls right behind the hand-over, or between two lines."""
+    """It arrives right after a `put`, or between two lines."""
     from hubsync.cli import stdin_reader as module
 
     calls = []
@@ -195,7 +195,7 @@ def test_a_signal_anywhere_leaves_every_line_there_once(
             read_stream(reading, up, source=source)
         while os.read(reading, MB):
             pass
-        up.put([])  # behind all that was handed over
+        up.put([])  # waits for every earlier put
         found = spooled(up.spool)
         assert found
         assert found == list(range(len(found)))
