@@ -88,6 +88,22 @@ class Segment(NamedTuple):
         return Layout(self.config, self.split, self.template)
 
 
+class SegmentSummary(NamedTuple):
+    """What a page about a spool shows of a segment. Catalogues of all versions have these columns."""
+
+    id: int
+    writer: str
+    state: SegmentState
+    rows: int
+    bytes: int
+    opened_at: float
+    sealed_at: float | None
+    committed_at: float | None
+    path: str | None
+    sha: str | None
+    plan: int | None
+
+
 class Outcome(NamedTuple):
     """What became of a segment: its state, the commit that contains it, why it is dead."""
 
@@ -115,6 +131,7 @@ class RowSource(Protocol):
 
 
 _COLUMNS = ", ".join(Segment._fields)
+_SUMMARY = ", ".join(SegmentSummary._fields)
 
 
 class SegmentQueries:
@@ -197,9 +214,9 @@ class SegmentQueries:
         """Return all sealed and staged segments that need no compression."""
         return self._where(f"{_PENDING} AND state IN ('sealed', 'staged') AND NOT {_UNCOMPRESSED}")
 
-    def waiting(self, limit: int = -1) -> list[Segment]:
+    def waiting(self) -> list[Segment]:
         """Return the segments that are not on the Hub yet, without the dead ones, oldest first."""
-        return self._where(f"{_WAITING} ORDER BY id LIMIT ?", limit)
+        return self._where(f"{_WAITING} ORDER BY id")
 
     def waiting_with_sources(self, last: int) -> Iterator[tuple[Segment, list[str]]]:
         """Yield the waiting segments up to the id `last`, oldest first, with the sources of their offsets."""
@@ -218,15 +235,22 @@ class SegmentQueries:
         """Return the segments of a plan."""
         return [row[0] for row in self._db.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", plan)]
 
-    def with_path(self) -> list[Segment]:
-        """Return every segment that was ever sealed, oldest first."""
-        return self._where("path IS NOT NULL ORDER BY id")
+    def with_path(self) -> Iterator[Segment]:
+        """Yield every segment that was ever sealed, oldest first."""
+        after = 0
+        while page := self._where(f"path IS NOT NULL AND id > ? ORDER BY id LIMIT {_PAGE}", after):
+            yield from page
+            after = page[-1].id
 
-    def latest(self, limit: int, *, before: int | None = None) -> list[Segment]:
+    def next_up(self, limit: int) -> list[SegmentSummary]:
+        """Return the first segments of those that are not on the Hub yet, without the dead ones, oldest first."""
+        return self._summaries(f"{_WAITING} ORDER BY id LIMIT ?", limit)
+
+    def latest(self, limit: int, *, before: int | None = None) -> list[SegmentSummary]:
         """Return the newest segments, newest first; with `before`, of those older than that segment."""
         if before is None:
-            return self._where("1 ORDER BY id DESC LIMIT ?", limit)
-        return self._where("id < ? ORDER BY id DESC LIMIT ?", before, limit)
+            return self._summaries("1 ORDER BY id DESC LIMIT ?", limit)
+        return self._summaries("id < ? ORDER BY id DESC LIMIT ?", before, limit)
 
     def newest_committed_paths(self) -> dict[Layout, str]:
         """Return the path of the newest committed shard of each layout."""
@@ -273,6 +297,10 @@ class SegmentQueries:
     def _where(self, condition: str, *values: Any) -> list[Segment]:
         return [Segment(*row) for row in self._db.rows(f"SELECT {_COLUMNS} FROM segments WHERE {condition}", *values)]
 
+    def _summaries(self, condition: str, *values: Any) -> list[SegmentSummary]:
+        rows = self._db.rows(f"SELECT {_SUMMARY} FROM segments WHERE {condition}", *values)
+        return [SegmentSummary(*row) for row in rows]
+
 
 class Segments(SegmentQueries):
     """The segments of one spool. Transitions must run inside a transaction of the catalogue."""
@@ -284,11 +312,11 @@ class Segments(SegmentQueries):
 
     # A writer's transitions.
 
-    def open(self, writer: str, layout: Layout) -> tuple[int, str]:
+    def open(self, writer: str, layout: Layout, opened_at: float) -> tuple[int, str]:
         """Open a segment; return its id and the name of its file."""
         segment = self._run(
             "INSERT INTO segments (writer, file, config, split, template, opened_at) VALUES (?, '', ?, ?, ?, ?)",
-            writer, layout.config, layout.split, layout.template, self._clock.time(),
+            writer, layout.config, layout.split, layout.template, opened_at,
         )  # fmt: skip
         file = f"{writer}-{segment:08d}.jsonl"
         self._run("UPDATE segments SET file = ? WHERE id = ?", file, segment)
@@ -334,10 +362,16 @@ class Segments(SegmentQueries):
 
     # The committer's transitions.
 
-    def set_hashes(self, segment: int, sha256: str, git_oid: str | None) -> None:
-        """Record the hashes of a sealed or staged segment's file."""
-        sql = "UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ? AND state IN ('sealed', 'staged')"
-        self._catalogue.run(sql, sha256, git_oid, segment)
+    def set_hashes(self, segment: int, sha256: str, git_oid: str) -> None:
+        """Record the hashes of a sealed or staged segment's file, unless those of another file are recorded.
+
+        Files are hashed outside transactions, and a committer that stalled meanwhile may have lost its lease.
+        """
+        self._catalogue.run(
+            "UPDATE segments SET sha256 = ?1, git_oid = ?2 WHERE id = ?3 AND state IN ('sealed', 'staged') "
+            "AND coalesce(sha256, ?1) = ?1",
+            sha256, git_oid, segment,
+        )  # fmt: skip
 
     def reset_damaged(self, segment: int, *, is_dead: bool) -> None:
         """Forget the hashes of a segment whose file changed: a sealed one, or one that was quarantined for it."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hubsync import (
@@ -24,6 +25,7 @@ from hubsync import (
 )
 from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
+from hubsync.spool.spool import Spool
 from tests.simulated import SimulatedHub
 from tests.waiting import until_async
 
@@ -415,3 +417,24 @@ async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
         assert up.offset() == 2
     assert len(set(asked)) == 1
+
+
+async def test_a_refusal_before_the_takeover_keeps_the_commits_of_the_last_hour(
+    simulated: SimulatedHub, tmp_path: Path
+) -> None:
+    def spent() -> list[float]:
+        spool = Spool(tmp_path / "spool", target=None)
+        try:
+            return list(msgspec.json.decode(spool.catalogue.get("governor") or "")["spent"])
+        finally:
+            spool.close()
+
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 1}])
+    before = spent()
+    refused = RateLimitedError("429", retry_after_s=0.0, commit_quota=True)
+    simulated.fail("ensure_repo", refused, refused)
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 2}])
+    assert simulated.calls.count("ensure_repo") == 4
+    assert spent()[:-1] == before
