@@ -324,9 +324,8 @@ class Segments(SegmentQueries):
 
     def append(self, segment: int, *, size: int, rows: int, batches: int) -> None:
         """Record what an open segment's file holds now."""
-        self._expect(segment, "open")
-        sql = "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?"
-        self._run(sql, size, rows, batches, segment)
+        sql = "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ? AND state = 'open'"
+        self._change(sql, size, rows, batches, segment)
 
     def set_schema(self, segment: int, schema: str) -> None:
         """Record the types of an uncommitted segment's columns, as JSON."""
@@ -335,8 +334,8 @@ class Segments(SegmentQueries):
 
     def truncate(self, segment: int, *, size: int, rows: int, why: str) -> None:
         """Record that a power cut left fewer bytes of an open or sealed segment than were accepted."""
-        self._expect(segment, "open", "sealed")
-        self._run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", size, rows, why, segment)
+        sql = "UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ? AND state IN ('open', 'sealed')"
+        self._change(sql, size, rows, why, segment)
 
     def seal(self, segment: int, sha256: str | None = None) -> None:
         """Fix a segment's number and path. Without rows it becomes dead: a power cut took them all.
@@ -375,15 +374,14 @@ class Segments(SegmentQueries):
 
     def reset_damaged(self, segment: int, *, is_dead: bool) -> None:
         """Forget the hashes of a segment whose file changed: a sealed one, or one that was quarantined for it."""
-        self._expect(segment, "sealed", "dead" if is_dead else "sealed")
         state = "dead" if is_dead else "sealed"
-        self._run("UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment)
+        sql = "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ?1 WHERE id = ?2 AND state IN ('sealed', ?1)"
+        self._change(sql, state, segment)
 
     def compress(self, segment: int, *, file: str, size: int, sha256: str, git_oid: str | None) -> None:
         """Replace a sealed segment's file by a compressed one."""
-        self._expect(segment, "sealed")
-        self._run(
-            "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
+        self._change(
+            "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ? AND state = 'sealed'",
             file, size, sha256, git_oid, segment,
         )  # fmt: skip
 
@@ -401,19 +399,19 @@ class Segments(SegmentQueries):
 
     def renumber(self, segment: int, at_least: int) -> None:
         """Give a sealed or staged segment the next free number, at least `at_least`; it is staged again."""
-        self._expect(segment, "sealed", "staged")
         row = self.get(segment)
+        assert row.state in ("sealed", "staged"), row
         assert row.series is not None
         self._assign_path(segment, row.layout, row.writer, row.series, max(at_least, self._next(row.series)))
 
     def move(self, segment: int, layout: Layout, schema: str) -> None:
         """Move a sealed or staged segment to another config, under a new number; it is staged again."""
-        self._expect(segment, "sealed", "staged")
-        writer = self.get(segment).writer
-        series = layout.series(writer)
+        row = self.get(segment)
+        assert row.state in ("sealed", "staged"), row
+        series = layout.series(row.writer)
         sql = "UPDATE segments SET config = ?, template = ?, schema = ? WHERE id = ?"
         self._run(sql, layout.config, layout.template, schema, segment)
-        self._assign_path(segment, layout, writer, series, self._next(series))
+        self._assign_path(segment, layout, row.writer, series, self._next(series))
 
     def plan(self, plan: int, segments: Iterable[int]) -> None:
         """Tie segments to a commit on its way."""
@@ -429,17 +427,21 @@ class Segments(SegmentQueries):
         """Record which commit contains each segment, staged or, if it was found in the dataset, sealed."""
         now = self._clock.time()
         for segment, sha in landed.items():
-            self._expect(segment, "sealed", "staged")
-            sql = "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL WHERE id = ?"
-            self._run(sql, sha, now, segment)
+            self._change(
+                "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL "
+                "WHERE id = ? AND state IN ('sealed', 'staged')",
+                sha, now, segment,
+            )  # fmt: skip
 
     # Quarantine.
 
     def quarantine(self, segment: int, why: str) -> None:
         """Record that a sealed or staged segment is dead, and why. Its file must be in the quarantine by now."""
-        self._expect(segment, "sealed", "staged")
-        sql = "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?"
-        self._run(sql, why, self._clock.time(), segment)
+        self._change(
+            "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? "
+            "WHERE id = ? AND state IN ('sealed', 'staged')",
+            why, self._clock.time(), segment,
+        )  # fmt: skip
 
     def resubmit(
         self, segment: Segment, *, file: str, size: int, rows: int, sha256: str, is_edited: bool, writer: str
@@ -455,11 +457,10 @@ class Segments(SegmentQueries):
             is_edited: an operator changed the rows, so their schema and age are new.
             writer: whose watermark counts the rows, if a rebuild did not find the segment's own.
         """
-        self._expect(segment.id, "dead")
         now = self._clock.time()
-        self._run(
+        self._change(
             "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
-            "error = NULL, opened_at = ?, schema = ? WHERE id = ?",
+            "error = NULL, opened_at = ?, schema = ? WHERE id = ? AND state = 'dead'",
             file, rows, size, sha256, now if is_edited else segment.opened_at,
             None if is_edited else segment.schema, segment.id,
         )  # fmt: skip
@@ -471,8 +472,8 @@ class Segments(SegmentQueries):
 
     def discard(self, segment: int, why: str) -> None:
         """Record that a dead segment's rows were thrown away. Its number, keys and offsets stay known."""
-        self._expect(segment, "dead")
-        self._run("UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ?", why, segment)
+        sql = "UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ? AND state = 'dead'"
+        self._change(sql, why, segment)
 
     # Rebuilding a catalogue.
 
@@ -508,14 +509,15 @@ class Segments(SegmentQueries):
             self._clock.time(), series, seq, layout.path(writer, seq), segment,
         )  # fmt: skip
 
-    def _expect(self, segment: int, *states: SegmentState) -> None:
-        """Assert that a segment is in one of these states. Another one is a bug of the caller."""
-        state = self.state(segment)
-        assert state in states, f"segment {segment} is {state}, not {' or '.join(states)}"
-
     def _run(self, sql: str, *values: Any) -> int:
         assert self._catalogue.in_transaction
         return self._catalogue.run(sql, *values)
+
+    def _change(self, sql: str, *values: Any) -> None:
+        """Update one segment; that it is in none of the states that `sql` names is a bug of the caller."""
+        assert self._catalogue.in_transaction
+        changed = self._catalogue.update(sql, *values)
+        assert changed == 1, values
 
 
 def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> SpoolDepth:
