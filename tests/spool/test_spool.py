@@ -66,7 +66,7 @@ def test_one_of_two_jobs_that_create_a_spool_for_different_repos_is_refused(
     def meet(catalogue: Catalogue, key: str) -> str | None:
         found = get(catalogue, key)
         if key == "target" and found is None:
-            both.wait()  # neither has made it
+            both.wait()  # neither has created it
         return found
 
     def job(repo: str) -> None:
