@@ -128,7 +128,7 @@ class SimulatedHub:
         return self.history[int(at, 16) - 1].get(path)
 
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
-        content = await self.read(path, at)
+        content = await self.read_file(path, at)
         if content is not None:
             take(content)
         return content is not None

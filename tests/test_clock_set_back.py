@@ -1,4 +1,4 @@
-"""A clock that is set back by an hour: nothing waits for it to come by again."""
+"""The clock is set back by an hour: nothing waits until it has caught up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rows_are_sealed_in_time_after_the_clock_was_set_back(tmp_path: Path, mo
     receipt = process.put(b'{"id":"a"}\n')
     pass_time(1)
     clock = world.clock
-    clock._now -= 3600  # who sleeps is woken as before: an event loop's time does not jump
+    clock._now -= 3600  # sleepers wake as before: an event loop's time does not jump
     clock._sleepers = [(at - 3600, n, wake) for at, n, wake in clock._sleepers]
     pass_time(60)
     assert receipt.state == "committed"

@@ -1,4 +1,4 @@
-"""A world for the model: processes, their disks, a Hub and a clock, where nothing moves unless it is told to.
+"""A world for the model: processes, their disks, a Hub and a clock, where nothing moves unless a test moves it.
 
 Everything of the uploader but its threads is the real thing: queue, spool on disk, SQLite, committer. A process is run
 by hand, in its own event loop, until it has nothing left to do; every call to the Hub then waits to be answered. A
@@ -106,7 +106,7 @@ class Line:
         return await outcome_of(self._commit(plan))
 
     async def _commit(self, plan: Plan) -> str:
-        """The effect takes place when it is answered, also where nobody waits for it any more: see `World.answer`."""
+        """It takes effect when it is answered, even if its sender no longer waits: see `World.answer`."""
         try:
             body = self._hub.pack(plan)
         except OSError as error:
@@ -121,7 +121,7 @@ class Line:
 
 
 def refusal(answer: str) -> HubError | None:
-    """The error that an answer stands for; None for one that is none."""
+    """Return the error that an answer means; None if it is not an error."""
     errors: dict[str, HubError] = {
         "transient": TransientError("503", status=503),
         "conflict": TransientError("409", status=409),

@@ -73,7 +73,7 @@ class Committer:
         self._is_connected = False
         self._head = BranchHead()
         self._wakeups = Wakeups(clock)
-        self._rate_limiter = RateLimiter(commit, clock, save=self._save_rate_limiter)
+        self._rate_limiter = RateLimiter(commit, clock)
         self._retrier = Retrier(spool, retry, clock, rng, status, self._rate_limiter, events)
         self._rollback = RollbackDetector(spool, destination, self._retrier)
         schemas = SchemaChecker(spool)
@@ -204,7 +204,7 @@ class Committer:
 
     def _take_over(self) -> None:
         """Continue where the last committer died or stalled."""
-        self._rate_limiter.load(self._spool.catalogue.get("governor"))
+        self._rate_limiter.load(self._spool.catalogue.get("governor"), self._save_rate_limiter)
         self._head.taken_over(self._spool.shards.take_over())
         self._spool.recovery.sweep()
         self._status.save()

@@ -65,10 +65,14 @@ class RateLimiter:
         self._clock = clock
         self._save = save
         self._state = _State()
-        self.load(stored)
+        self.load(stored, save)
 
-    def load(self, stored: str | None) -> None:
-        """Continue from the state that an earlier committer saved; None for a new one."""
+    def load(self, stored: str | None, save: Callable[[str], None]) -> None:
+        """Continue from the state that an earlier committer saved, None for a new one; call `save` with each new state.
+
+        Before that, a new state must not be saved: it would replace the commits that others sent in the last hour.
+        """
+        self._save = save
         now = self._clock.time()
         self._state = msgspec.json.decode(stored, type=_State) if stored else _State(share_at=now)
         self._state.per_hour = self._per_hour

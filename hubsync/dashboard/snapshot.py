@@ -21,16 +21,13 @@ from hubsync.committer.rate_limiter import RateLimiter, last_policy
 from hubsync.errors import SpoolError
 from hubsync.model.target import Target
 from hubsync.spool.database import CatalogueReader, read_only
-from hubsync.spool.segments import Segment, SegmentQueries, StateDepth
+from hubsync.spool.segments import SegmentQueries, StateDepth
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats
 from hubsync.telemetry.status import QUOTA, State, Stored
 
 SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
 _WAITING_SHOWN = 5
 _DEAD_SHOWN = 50
-_SEGMENT = (
-    "id", "writer", "state", "rows", "bytes", "opened_at", "sealed_at", "committed_at", "path", "sha", "plan",
-)  # fmt: skip
 
 
 class Depth(NamedTuple):
@@ -140,7 +137,7 @@ def _read(db: CatalogueReader, directory: Path, newest: int) -> Snapshot:
         urgent=segments.has_urgent(),
         governor=db.get("governor"),
         sending_since=db.value("SELECT min(created_at) FROM plans"),
-        next_up=[_facts(segment) for segment in segments.waiting(_WAITING_SHOWN)],
+        next_up=[segment._asdict() for segment in segments.next_up(_WAITING_SHOWN)],
         recent=_recent(segments, newest, min(first_ids, default=None)),
         dead=[
             {"path": shard.path, "rows": shard.rows, "bytes": shard.bytes, "at": shard.at, "why": shard.why}
@@ -155,11 +152,7 @@ def _recent(segments: SegmentQueries, newest: int, first_waiting: int | None) ->
     found = {segment.id: segment for segment in segments.latest(newest)}
     if first_waiting is not None and first_waiting < min(found, default=0):
         found |= {segment.id: segment for segment in segments.latest(newest, before=first_waiting)}
-    return [_facts(segment) for segment in found.values()]
-
-
-def _facts(segment: Segment) -> dict[str, Any]:
-    return {name: getattr(segment, name) for name in _SEGMENT}
+    return [segment._asdict() for segment in found.values()]
 
 
 def _processes(directory: Path, names: list[str]) -> list[Process]:

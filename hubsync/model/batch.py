@@ -13,9 +13,15 @@ class Batch(NamedTuple):
     """The encoded rows of one `put`.
 
     Attributes:
-        schema: what the columns of its config hold with it; None where nobody looked.
-        layout: where it belongs, where that is not the uploader's own place.
-        set_aside: why it goes into the dead letter.
+        lines: The rows, as JSON Lines.
+        rows: How many there are.
+        receipt: What `put` returned.
+        source: The name of the sequence that `offset` counts.
+        offset: The batch's position in its source.
+        key: A unique name for the batch.
+        schema: The column types of its config, including this batch; None if it was not checked.
+        layout: Where its shards go, if not to the uploader's own layout.
+        set_aside: Why it goes to the dead letter; None if it does not.
     """
 
     lines: bytes

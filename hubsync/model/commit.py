@@ -1,7 +1,7 @@
-"""The records that the spool and a destination exchange, and the destination's contract.
+"""The records of a commit: its plan, the watermarks in it, the branch.
 
-Staging knows nothing of committing, and a plan's item is (path, length, hashes, content) and never "that file": so
-shards may come to be staged elsewhere, or a path be committed again with longer content, without a new format.
+A plan refers to a file by path, size, hashes and content, never by "this local file". So shards could be staged by
+another process, or a path committed again with longer content, without a change of the format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hubsync.model.shard import Shard
 
 @dataclass(frozen=True, slots=True)
 class SidecarFile:
-    """A small file of hubsync's own that goes along in a commit: the card, a watermark."""
+    """A small file that hubsync adds to a commit: the card or a watermark."""
 
     path: str
     content: bytes
@@ -25,9 +25,15 @@ class SidecarFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the next commit contains. It stands in the catalogue before it is sent.
+    """What the next commit contains. It is written to the catalogue before it is sent.
 
-    `term` counts the spool's committers: those of one spool never overlap.
+    Attributes:
+        id: Its number in the catalogue.
+        shards: The shards to add.
+        sidecars: Other files to add or replace.
+        parent: The commit that it builds on; None for an empty branch.
+        summary: The commit's title.
+        term: The number of the committer that wrote it. The terms of one spool never overlap.
     """
 
     id: int
@@ -40,13 +46,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """How far one writer is in the dataset: what `.hubsync/<writer>.json` holds.
+    """How far one writer is in the dataset: the content of `.hubsync/<writer>.json`.
 
     Attributes:
-        epoch: how often the writer was opened.
-        next: the next sequence number by series (a path with `*` for the number).
-        rows: rows committed by this writer.
-        offsets: the highest committed offset by source.
+        writer: The writer's name.
+        epoch: How often the writer was opened.
+        next: The next sequence number by series (a path with `*` for the number).
+        rows: Rows committed by this writer.
+        offsets: The highest committed offset by source.
     """
 
     writer: str
@@ -57,7 +64,7 @@ class Watermark:
 
     @property
     def path(self) -> str:
-        """Where it stands in the dataset."""
+        """Its path in the dataset."""
         return watermark_path(self.writer)
 
 
@@ -85,7 +92,7 @@ def decode_watermark(content: bytes, path: str) -> Watermark:
     """Return the watermark in the dataset file `path`.
 
     Raises:
-        ValueError: `content` is not a watermark, or that of another writer.
+        ValueError: `content` is not a watermark, or it belongs to another writer.
     """
     try:
         mark = msgspec.json.decode(content, type=_UntrustedWatermark)
@@ -94,19 +101,19 @@ def decode_watermark(content: bytes, path: str) -> Watermark:
     if path != watermark_path(mark.writer):
         raise ValueError(f"it is the watermark of {mark.writer!r}")
     for name in (*mark.next, *mark.offsets):
-        name.encode()  # SQLite can't store half of a surrogate pair
+        name.encode()  # raises for a lone surrogate, which SQLite cannot store
     return Watermark(mark.writer, mark.epoch, mark.next, mark.rows, mark.offsets)
 
 
 @dataclass(frozen=True, slots=True)
 class BranchTip:
-    """The branch as the Hub has it: its newest commit, None for a branch without any; whether it was made just now."""
+    """The newest commit of the branch, None if it is empty; and whether the repo was just created."""
 
     sha: str | None
     is_new: bool = False
 
 
 def commit_summary(shards: Sequence[Shard]) -> str:
-    """The title of their commit."""
+    """Return the title of a commit with these shards."""
     rows = sum(shard.rows for shard in shards)
     return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"

@@ -11,21 +11,21 @@ from hubsync._runtime.validation import check_type
 from hubsync.errors import ConfigError
 
 Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
-"""What the shards are."""
+"""The file format of shards."""
 FORMATS: tuple[Format, ...] = get_args(Format)
-# What `datasets` takes for a split (datasets.splits), and a config name that is safe as a folder and in a glob.
+# What `datasets` accepts as a split, and config names that are safe as a folder and in a glob.
 _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-_MOST_SIBLINGS = 100
-_SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # what stands behind the colon
+_MAX_SIBLINGS = 100
+_SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # captures the format specification
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the shards of one uploader stand in the dataset.
+    """Where the shards of one uploader are in the dataset.
 
-    The template's fields are `{config}`, `{split}`, `{writer}` and `{seq}` (with an optional width, `{seq:05d}`). What
-    it ends in is the shards' format.
+    The template's fields are `{config}`, `{split}`, `{writer}` and `{seq}` (optionally with a width, `{seq:05d}`). Its
+    ending is the shards' format.
     """
 
     config: str = "default"
@@ -36,95 +36,89 @@ class Layout:
         check_type(str, "a string", config=self.config, split=self.split)
         if not _CONFIG.fullmatch(self.config):
             raise ConfigError(
-                f"config {self.config!r} can't be a folder and a config name: use letters, digits, '-', '_', '.', "
-                "beginning with a letter or a digit."
+                f"config {self.config!r} cannot be a folder and a config name: use letters, digits, '-', '_' and '.', "
+                "starting with a letter or a digit."
             )
         if not _SPLIT.fullmatch(self.split):
             raise ConfigError(
-                f"split {self.split!r} is none that `datasets` takes: use letters, digits and '_', parted by '.'."
+                f"split {self.split!r} is not accepted by `datasets`: use letters, digits and '_', separated by '.'."
             )
         if not self.template:
             object.__setattr__(self, "template", _folder(self.config) + "/{split}-{writer}-{seq:05d}.jsonl")
-        self._check()
-
-    def _check(self) -> None:
-        template = self.template
-        try:
-            first, second = (self.path("w", n) for n in (0, 1))
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"path template {template!r} can't be filled in ({error}): its fields are {{config}}, {{split}}, "
-                "{writer} and {seq} or {seq:05d}."
-            ) from None
-        if any(kind not in ("", "d") and not re.fullmatch(r"0\d+d", kind) for kind in _SEQ.findall(template)):
-            raise ConfigError(
-                f"path template {template!r}: numbers are written {{seq}}, or {{seq:05d}} with a width; else they "
-                "could not be found again."
-            )
-        if first == second:
-            raise ConfigError(f"path template {template!r} gives every shard the same path: it needs {{seq}}.")
-        if not first.endswith(tuple(f".{one}" for one in FORMATS)):
-            endings = ", ".join(f".{one}" for one in FORMATS)
-            raise ConfigError(f"path template {template!r} must end in what the shards are: {endings}.")
-        if "{split" not in template or (self.config != "default" and "{config" not in template):
-            raise ConfigError(
-                f"path template {template!r} would mix configs or splits in one glob: it needs {{split}}, and "
-                "{config} where the config is not 'default'."
-            )
-        parts = first.split("/")
-        bad = any(p in ("", ".", "..") or p.startswith((".", "__")) for p in parts)
-        if bad or "\\" in first or any(c in first for c in "*?[]{}\n\r\0") or len(first) > 200:
-            raise ConfigError(
-                f"path template {template!r} gives {first!r}: a path must be relative, without '..', hidden folders, "
-                "names that begin with '__' (datasets ignores both), or glob characters."
-            )
+        if (problem := _problem_with(self)) is not None:
+            raise ConfigError(f"path template {self.template!r} {problem}.")
 
     @classmethod
     def of(cls, config: str, split: str, path: str | None, format: Format) -> Self:
-        """The layout of shards in one format; with no `path` the usual one, which ends in it.
+        """Return the layout of shards in one format, with the default template if `path` is None.
 
         Raises:
-            ConfigError: also where `path` ends in another format.
+            ConfigError: An argument is invalid, or `path` ends in another format.
         """
         if format not in FORMATS:
-            raise ConfigError(f"format is one of {', '.join(map(repr, FORMATS))}, not {format!r}.")
+            raise ConfigError(f"format must be one of {', '.join(map(repr, FORMATS))}, not {format!r}.")
         layout = cls(config, split, path or f"{_folder(config)}/{{split}}-{{writer}}-{{seq:05d}}.{format}")
         if layout.format != format:
             raise ConfigError(
-                f"path template {path!r} ends in .{layout.format}, and the shards are {format!r}: give "
+                f"path template {path!r} ends in .{layout.format}, but the shards are {format!r}: pass "
                 f"format={layout.format!r}, or let the template end in .{format}."
             )
         return layout
 
     @property
     def format(self) -> Format:
-        """What the shards are."""
+        """The shards' format."""
         return format_of(self.path("w", 0))
 
     def siblings(self) -> Iterator[Layout]:
-        """The same in other configs: `{config}-2`, `-3`, …"""
-        return (self._sibling(number) for number in range(2, _MOST_SIBLINGS + 2))
+        """Yield the same layout in other configs: `{config}-2`, `{config}-3` and so on."""
+        return (self._sibling(number) for number in range(2, _MAX_SIBLINGS + 2))
 
     def _sibling(self, number: int) -> Layout:
         template: str | None = self.template
         if "{config" not in self.template:
-            given = template != Layout.of(self.config, self.split, None, self.format).template
-            template = "{config}/" + self.template if given else None
+            is_custom = template != Layout.of(self.config, self.split, None, self.format).template
+            template = "{config}/" + self.template if is_custom else None
         return Layout.of(f"{self.config}-{number}", self.split, template, self.format)
 
     def path(self, writer: str, seq: int) -> str:
-        """The path in the dataset of one writer's shard number `seq`."""
+        """Return the path in the dataset of a writer's shard number `seq`."""
         return self.template.format(config=self.config, split=self.split, writer=writer, seq=seq)
 
     def series(self, writer: str) -> str:
-        """What names one run of sequence numbers: two writers share it exactly where their paths could collide."""
+        """Return the name of a run of sequence numbers. Two writers share it exactly if their paths could collide."""
         return re.sub(r"\{seq[^}]*\}", "*", self.template).format(config=self.config, split=self.split, writer=writer)
 
     @property
     def glob(self) -> str:
-        """The pattern that finds this config's and split's shards, of all writers."""
+        """The pattern that finds the shards of this config and split, of all writers."""
         pattern = re.sub(r"\{(writer|seq)[^}]*\}", "*", self.template).format(config=self.config, split=self.split)
         return re.sub(r"\*(-\*)+", "*", pattern)
+
+
+def _problem_with(layout: Layout) -> str | None:
+    """Return why a layout's template cannot work; None if it can."""
+    template = layout.template
+    try:
+        first, second = (layout.path("w", number) for number in (0, 1))
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        fields = "{config}, {split}, {writer} and {seq} or {seq:05d}"
+        return f"cannot be filled in ({error}): its fields are {fields}"
+    if any(spec not in ("", "d") and not re.fullmatch(r"0\d+d", spec) for spec in _SEQ.findall(template)):
+        return "must write numbers as {seq}, or {seq:05d} with a width: hubsync could not find other formats again"
+    if first == second:
+        return "gives every shard the same path: it needs {seq}"
+    if not first.endswith(tuple(f".{one}" for one in FORMATS)):
+        return f"must end in the shards' format: {', '.join(f'.{one}' for one in FORMATS)}"
+    if "{split" not in template or (layout.config != "default" and "{config" not in template):
+        return "would mix configs or splits in one glob: it needs {split}, and {config} unless the config is 'default'"
+    is_bad_part = any(part in ("", ".", "..") or part.startswith((".", "__")) for part in first.split("/"))
+    if is_bad_part or "\\" in first or any(c in first for c in "*?[]{}\n\r\0") or len(first) > 200:
+        return (
+            f"gives {first!r}: a path must be relative, at most 200 characters, without '..', glob characters, hidden "
+            "folders or names that begin with '__' (datasets ignores both)"
+        )
+    return None
 
 
 def _folder(config: str) -> str:
@@ -132,5 +126,5 @@ def _folder(config: str) -> str:
 
 
 def format_of(path: str) -> Format:
-    """The format that a shard's name ends in; JSON Lines for any other name."""
+    """Return the format that a shard's name ends in; JSON Lines for any other name."""
     return next((one for one in FORMATS if path.endswith(f".{one}")), "jsonl")

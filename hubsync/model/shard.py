@@ -13,9 +13,9 @@ Mode = Literal["regular", "lfs"]
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A sealed segment under its path in the dataset: bytes, hashes and rows are fixed.
+    """A sealed segment and its path in the dataset: its bytes, hashes and rows are fixed.
 
-    `git_oid` is None for a large one, which no Hub keeps as a regular file; it is found out where one does.
+    `git_oid` is None for a large shard, because the Hub stores it as a blob. It is computed if a Hub does not.
     """
 
     segment: int
@@ -58,8 +58,15 @@ class Staged:
 
 
 class QuarantinedShard(NamedTuple):
-    """A shard in the dead letter. `at` is when it was set aside, in seconds since the epoch; None where that was not
-    noted. `rows` and `bytes` are 0 where a power cut took them.
+    """A shard in the dead letter.
+
+    Attributes:
+        id: The number of its segment.
+        path: Its path in the dataset, had it been committed.
+        rows: Its rows; 0 if a power cut destroyed them.
+        bytes: Its size, in bytes; 0 if a power cut destroyed it.
+        at: When it was rejected, in seconds since the epoch; None if that was not recorded.
+        why: Why it was rejected.
     """
 
     id: int

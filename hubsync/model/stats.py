@@ -23,8 +23,16 @@ class Counts(msgspec.Struct):
 
 
 class QueueDepth(NamedTuple):
-    """What waits, and what the policy did so far. `oldest_at` is when the oldest of these batches was put, in seconds
-    since the epoch; None where none waits.
+    """What waits in the queue, and how often its policy has acted.
+
+    Attributes:
+        batches: Batches that wait.
+        rows: Their rows.
+        bytes: Their size, in bytes.
+        blocked: Puts that had to wait for room.
+        raised: Puts that raised `QueueFull`.
+        dropped: Batches that were dropped.
+        oldest_at: When the oldest of them was put, in seconds since the epoch; None if the queue is empty.
     """
 
     batches: int
@@ -37,7 +45,7 @@ class QueueDepth(NamedTuple):
 
 
 class SpoolDepth(NamedTuple):
-    """What a spool holds. `oldest_at` is when the oldest row not yet committed came, in seconds since the epoch."""
+    """What a spool holds. `oldest_at` is when its oldest row was put, in seconds since the epoch."""
 
     rows: int
     bytes: int
@@ -51,6 +59,6 @@ class SpoolDepth(NamedTuple):
     committed_shards: int
 
     def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
-        """How long the oldest row waits at `now`, here or `in_memory_since`, all in seconds; None where none does."""
+        """Return how many seconds the oldest row has waited at `now`, in the spool or in memory; None if none waits."""
         since = [at for at in (self.oldest_at, in_memory_since) if at is not None]
         return max(0.0, now - min(since)) if since else None

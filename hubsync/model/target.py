@@ -1,4 +1,4 @@
-"""What a spool belongs to, and where it lives when nobody names a place."""
+"""The branch that a spool belongs to, and the spool's default directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Target:
 
 
 def default_home() -> Path:
-    """Where spools live when the user names no place. They are state, not a cache: nobody may sweep them."""
+    """Return the directory of all default spools. They are state, not a cache: they must not be cleaned up."""
     home = os.environ.get("HUBSYNC_HOME")
     if home is None:
         home = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "hubsync")
@@ -26,6 +26,6 @@ def default_home() -> Path:
 
 
 def default_directory(target: Target) -> Path:
-    """The spool of `target` there."""
+    """Return the default directory of the spool of `target`."""
     tag = hashlib.blake2b(f"{target.endpoint}\0{target.revision}".encode(), digest_size=4).hexdigest()
     return default_home() / f"{target.repo.replace('/', '--')}-{tag}"

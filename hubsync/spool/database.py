@@ -158,6 +158,11 @@ class Catalogue:
         with self._lock, self._errors:
             return self._db.execute(sql, values).lastrowid or 0
 
+    def update(self, sql: str, *values: Any) -> int:
+        """Execute one statement; return how many rows it changed."""
+        with self._lock, self._errors:
+            return self._db.execute(sql, values).rowcount
+
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         """Return all rows of a query."""
         with self._lock, self._errors:

@@ -88,6 +88,22 @@ class Segment(NamedTuple):
         return Layout(self.config, self.split, self.template)
 
 
+class SegmentSummary(NamedTuple):
+    """What a page about a spool shows of a segment. Catalogues of all versions have these columns."""
+
+    id: int
+    writer: str
+    state: SegmentState
+    rows: int
+    bytes: int
+    opened_at: float
+    sealed_at: float | None
+    committed_at: float | None
+    path: str | None
+    sha: str | None
+    plan: int | None
+
+
 class Outcome(NamedTuple):
     """What became of a segment: its state, the commit that contains it, why it is dead."""
 
@@ -115,6 +131,7 @@ class RowSource(Protocol):
 
 
 _COLUMNS = ", ".join(Segment._fields)
+_SUMMARY = ", ".join(SegmentSummary._fields)
 
 
 class SegmentQueries:
@@ -197,9 +214,9 @@ class SegmentQueries:
         """Return all sealed and staged segments that need no compression."""
         return self._where(f"{_PENDING} AND state IN ('sealed', 'staged') AND NOT {_UNCOMPRESSED}")
 
-    def waiting(self, limit: int = -1) -> list[Segment]:
+    def waiting(self) -> list[Segment]:
         """Return the segments that are not on the Hub yet, without the dead ones, oldest first."""
-        return self._where(f"{_WAITING} ORDER BY id LIMIT ?", limit)
+        return self._where(f"{_WAITING} ORDER BY id")
 
     def waiting_with_sources(self, last: int) -> Iterator[tuple[Segment, list[str]]]:
         """Yield the waiting segments up to the id `last`, oldest first, with the sources of their offsets."""
@@ -218,15 +235,22 @@ class SegmentQueries:
         """Return the segments of a plan."""
         return [row[0] for row in self._db.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", plan)]
 
-    def with_path(self) -> list[Segment]:
-        """Return every segment that was ever sealed, oldest first."""
-        return self._where("path IS NOT NULL ORDER BY id")
+    def with_path(self) -> Iterator[Segment]:
+        """Yield every segment that was ever sealed, oldest first."""
+        after = 0
+        while page := self._where(f"path IS NOT NULL AND id > ? ORDER BY id LIMIT {_PAGE}", after):
+            yield from page
+            after = page[-1].id
 
-    def latest(self, limit: int, *, before: int | None = None) -> list[Segment]:
+    def next_up(self, limit: int) -> list[SegmentSummary]:
+        """Return the first segments of those that are not on the Hub yet, without the dead ones, oldest first."""
+        return self._summaries(f"{_WAITING} ORDER BY id LIMIT ?", limit)
+
+    def latest(self, limit: int, *, before: int | None = None) -> list[SegmentSummary]:
         """Return the newest segments, newest first; with `before`, of those older than that segment."""
         if before is None:
-            return self._where("1 ORDER BY id DESC LIMIT ?", limit)
-        return self._where("id < ? ORDER BY id DESC LIMIT ?", before, limit)
+            return self._summaries("1 ORDER BY id DESC LIMIT ?", limit)
+        return self._summaries("id < ? ORDER BY id DESC LIMIT ?", before, limit)
 
     def newest_committed_paths(self) -> dict[Layout, str]:
         """Return the path of the newest committed shard of each layout."""
@@ -273,6 +297,10 @@ class SegmentQueries:
     def _where(self, condition: str, *values: Any) -> list[Segment]:
         return [Segment(*row) for row in self._db.rows(f"SELECT {_COLUMNS} FROM segments WHERE {condition}", *values)]
 
+    def _summaries(self, condition: str, *values: Any) -> list[SegmentSummary]:
+        rows = self._db.rows(f"SELECT {_SUMMARY} FROM segments WHERE {condition}", *values)
+        return [SegmentSummary(*row) for row in rows]
+
 
 class Segments(SegmentQueries):
     """The segments of one spool. Transitions must run inside a transaction of the catalogue."""
@@ -284,11 +312,11 @@ class Segments(SegmentQueries):
 
     # A writer's transitions.
 
-    def open(self, writer: str, layout: Layout) -> tuple[int, str]:
+    def open(self, writer: str, layout: Layout, opened_at: float) -> tuple[int, str]:
         """Open a segment; return its id and the name of its file."""
         segment = self._run(
             "INSERT INTO segments (writer, file, config, split, template, opened_at) VALUES (?, '', ?, ?, ?, ?)",
-            writer, layout.config, layout.split, layout.template, self._clock.time(),
+            writer, layout.config, layout.split, layout.template, opened_at,
         )  # fmt: skip
         file = f"{writer}-{segment:08d}.jsonl"
         self._run("UPDATE segments SET file = ? WHERE id = ?", file, segment)
@@ -296,9 +324,8 @@ class Segments(SegmentQueries):
 
     def append(self, segment: int, *, size: int, rows: int, batches: int) -> None:
         """Record what an open segment's file holds now."""
-        self._expect(segment, "open")
-        sql = "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ?"
-        self._run(sql, size, rows, batches, segment)
+        sql = "UPDATE segments SET bytes = ?, rows = ?, batches = ? WHERE id = ? AND state = 'open'"
+        self._change(sql, size, rows, batches, segment)
 
     def set_schema(self, segment: int, schema: str) -> None:
         """Record the types of an uncommitted segment's columns, as JSON."""
@@ -307,8 +334,8 @@ class Segments(SegmentQueries):
 
     def truncate(self, segment: int, *, size: int, rows: int, why: str) -> None:
         """Record that a power cut left fewer bytes of an open or sealed segment than were accepted."""
-        self._expect(segment, "open", "sealed")
-        self._run("UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ?", size, rows, why, segment)
+        sql = "UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ? AND state IN ('open', 'sealed')"
+        self._change(sql, size, rows, why, segment)
 
     def seal(self, segment: int, sha256: str | None = None) -> None:
         """Fix a segment's number and path. Without rows it becomes dead: a power cut took them all.
@@ -334,22 +361,27 @@ class Segments(SegmentQueries):
 
     # The committer's transitions.
 
-    def set_hashes(self, segment: int, sha256: str, git_oid: str | None) -> None:
-        """Record the hashes of a sealed or staged segment's file."""
-        sql = "UPDATE segments SET sha256 = ?, git_oid = ? WHERE id = ? AND state IN ('sealed', 'staged')"
-        self._catalogue.run(sql, sha256, git_oid, segment)
+    def set_hashes(self, segment: int, sha256: str, git_oid: str) -> None:
+        """Record the hashes of a sealed or staged segment's file, unless those of another file are recorded.
+
+        Files are hashed outside transactions, and a committer that stalled meanwhile may have lost its lease.
+        """
+        self._catalogue.run(
+            "UPDATE segments SET sha256 = ?1, git_oid = ?2 WHERE id = ?3 AND state IN ('sealed', 'staged') "
+            "AND coalesce(sha256, ?1) = ?1",
+            sha256, git_oid, segment,
+        )  # fmt: skip
 
     def reset_damaged(self, segment: int, *, is_dead: bool) -> None:
         """Forget the hashes of a segment whose file changed: a sealed one, or one that was quarantined for it."""
-        self._expect(segment, "sealed", "dead" if is_dead else "sealed")
         state = "dead" if is_dead else "sealed"
-        self._run("UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ? WHERE id = ?", state, segment)
+        sql = "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ?1 WHERE id = ?2 AND state IN ('sealed', ?1)"
+        self._change(sql, state, segment)
 
     def compress(self, segment: int, *, file: str, size: int, sha256: str, git_oid: str | None) -> None:
         """Replace a sealed segment's file by a compressed one."""
-        self._expect(segment, "sealed")
-        self._run(
-            "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ?",
+        self._change(
+            "UPDATE segments SET file = ?, bytes = ?, sha256 = ?, git_oid = ? WHERE id = ? AND state = 'sealed'",
             file, size, sha256, git_oid, segment,
         )  # fmt: skip
 
@@ -367,19 +399,19 @@ class Segments(SegmentQueries):
 
     def renumber(self, segment: int, at_least: int) -> None:
         """Give a sealed or staged segment the next free number, at least `at_least`; it is staged again."""
-        self._expect(segment, "sealed", "staged")
         row = self.get(segment)
+        assert row.state in ("sealed", "staged"), row
         assert row.series is not None
         self._assign_path(segment, row.layout, row.writer, row.series, max(at_least, self._next(row.series)))
 
     def move(self, segment: int, layout: Layout, schema: str) -> None:
         """Move a sealed or staged segment to another config, under a new number; it is staged again."""
-        self._expect(segment, "sealed", "staged")
-        writer = self.get(segment).writer
-        series = layout.series(writer)
+        row = self.get(segment)
+        assert row.state in ("sealed", "staged"), row
+        series = layout.series(row.writer)
         sql = "UPDATE segments SET config = ?, template = ?, schema = ? WHERE id = ?"
         self._run(sql, layout.config, layout.template, schema, segment)
-        self._assign_path(segment, layout, writer, series, self._next(series))
+        self._assign_path(segment, layout, row.writer, series, self._next(series))
 
     def plan(self, plan: int, segments: Iterable[int]) -> None:
         """Tie segments to a commit on its way."""
@@ -395,17 +427,21 @@ class Segments(SegmentQueries):
         """Record which commit contains each segment, staged or, if it was found in the dataset, sealed."""
         now = self._clock.time()
         for segment, sha in landed.items():
-            self._expect(segment, "sealed", "staged")
-            sql = "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL WHERE id = ?"
-            self._run(sql, sha, now, segment)
+            self._change(
+                "UPDATE segments SET state = 'committed', sha = ?, committed_at = ?, plan = NULL "
+                "WHERE id = ? AND state IN ('sealed', 'staged')",
+                sha, now, segment,
+            )  # fmt: skip
 
     # Quarantine.
 
     def quarantine(self, segment: int, why: str) -> None:
         """Record that a sealed or staged segment is dead, and why. Its file must be in the quarantine by now."""
-        self._expect(segment, "sealed", "staged")
-        sql = "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? WHERE id = ?"
-        self._run(sql, why, self._clock.time(), segment)
+        self._change(
+            "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? "
+            "WHERE id = ? AND state IN ('sealed', 'staged')",
+            why, self._clock.time(), segment,
+        )  # fmt: skip
 
     def resubmit(
         self, segment: Segment, *, file: str, size: int, rows: int, sha256: str, is_edited: bool, writer: str
@@ -421,11 +457,10 @@ class Segments(SegmentQueries):
             is_edited: an operator changed the rows, so their schema and age are new.
             writer: whose watermark counts the rows, if a rebuild did not find the segment's own.
         """
-        self._expect(segment.id, "dead")
         now = self._clock.time()
-        self._run(
+        self._change(
             "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
-            "error = NULL, opened_at = ?, schema = ? WHERE id = ?",
+            "error = NULL, opened_at = ?, schema = ? WHERE id = ? AND state = 'dead'",
             file, rows, size, sha256, now if is_edited else segment.opened_at,
             None if is_edited else segment.schema, segment.id,
         )  # fmt: skip
@@ -437,8 +472,8 @@ class Segments(SegmentQueries):
 
     def discard(self, segment: int, why: str) -> None:
         """Record that a dead segment's rows were thrown away. Its number, keys and offsets stay known."""
-        self._expect(segment, "dead")
-        self._run("UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ?", why, segment)
+        sql = "UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ? AND state = 'dead'"
+        self._change(sql, why, segment)
 
     # Rebuilding a catalogue.
 
@@ -474,14 +509,15 @@ class Segments(SegmentQueries):
             self._clock.time(), series, seq, layout.path(writer, seq), segment,
         )  # fmt: skip
 
-    def _expect(self, segment: int, *states: SegmentState) -> None:
-        """Assert that a segment is in one of these states. Another one is a bug of the caller."""
-        state = self.state(segment)
-        assert state in states, f"segment {segment} is {state}, not {' or '.join(states)}"
-
     def _run(self, sql: str, *values: Any) -> int:
         assert self._catalogue.in_transaction
         return self._catalogue.run(sql, *values)
+
+    def _change(self, sql: str, *values: Any) -> None:
+        """Update one segment; that it is in none of the states that `sql` names is a bug of the caller."""
+        assert self._catalogue.in_transaction
+        changed = self._catalogue.update(sql, *values)
+        assert changed == 1, values
 
 
 def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> SpoolDepth:

@@ -169,8 +169,9 @@ class Spool:
 
     def depth(self) -> SpoolDepth:
         """Return how much the spool holds."""
+        depths = self.segments.depths()  # first: what is committed meanwhile counts twice rather than not at all
         committed = {key: int(self.catalogue.get(f"committed_{key}") or 0) for key in ("rows", "bytes", "shards")}
-        return depth_of(self.segments.depths(), committed)
+        return depth_of(depths, committed)
 
     def waiting_text(self) -> str:
         """Return what is not on the Hub yet, for people."""

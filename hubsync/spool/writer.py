@@ -274,13 +274,14 @@ class SpoolWriter:
         )
 
     def _new_segment(self) -> _OpenSegment:
-        segment, name = self._segments.open(self.name, self._layout)
+        now = self._spool.clock.time()
+        segment, name = self._segments.open(self.name, self._layout, now)
         file = self._spool.file(name)
         fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         if self._spool.policy.durability == "fsync":
             fsync_directory(file.parent)
         failpoint(Failpoint.SEGMENT_CREATED)
-        return _OpenSegment(segment, file, fd, opened_at=self._spool.clock.time())
+        return _OpenSegment(segment, file, fd, opened_at=now)
 
     def _write(self, segment: _OpenSegment) -> None:
         """Write the take's bytes, then count them in the catalogue: what it does not count is a torn tail."""

@@ -1,4 +1,4 @@
-"""The card is the dataset's, and others may change it, break it or take it away: the dataset loads all the same."""
+"""Others may change, break or delete the dataset's card: the dataset still loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reader(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Re
 def test_a_card_that_was_rejected_a_few_times_is_committed_later(
     uploader: Make, hub: LocalHub, reader: Reader, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused thrice, the rows go on without; what the card owes them by then comes with the next one."""
+    """After three rejections the rows are committed without the card; the next card contains their entries."""
     monkeypatch.setattr("hubsync.committer.card_updater._REST_S", 0.0)
     rows = [{"id": 0}]
     with uploader() as up:

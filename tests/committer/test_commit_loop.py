@@ -1,4 +1,4 @@
-"""What a refused plan costs, and what a long life costs."""
+"""Rejected plans keep to the quota, and queries stay fast in an old spool."""
 
 from __future__ import annotations
 

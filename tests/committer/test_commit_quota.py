@@ -1,4 +1,4 @@
-"""The commit quota over simulated hours: a job that flushes every second, and others that spend from the same quota."""
+"""The commit quota over simulated hours: frequent flushes, and others that spend from the same quota."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUOTA = 128
 
 
 class Quota:
-    """A sliding hour of commits, as the Hub counts them for one user; its words round the wait up to minutes."""
+    """A sliding hour of commits, as the Hub counts them for one user; its message rounds the wait up to minutes."""
 
     def __init__(self) -> None:
         self.spent: deque[float] = deque()
@@ -51,7 +51,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def put_and_flush(world: World, quota: Quota, seconds: float) -> float:
-    """One round of a job; answers the age of its oldest row that is not committed after `seconds` have passed."""
+    """Run a job for `seconds`; return the age of its oldest uncommitted row afterwards."""
     process = world.start(0)
     process.put(b'{"id":"row at %d"}\n' % world.clock.time())
     process.engine.flush()
@@ -69,10 +69,10 @@ def put_and_flush(world: World, quota: Quota, seconds: float) -> float:
 def test_a_job_that_flushes_every_second_is_never_refused_and_stays_fresh(world: World) -> None:
     quota, begin = Quota(), world.clock.time()
     ages = [put_and_flush(world, quota, 1.0) for _ in range(600)]
-    world.kill(0)  # the governor's memory outlives the process
+    world.kill(0)  # the rate limiter's state survives the process
     ages += [put_and_flush(world, quota, 5.0) for _ in range(800)]
     assert quota.refused == []
-    # A quarter of 120 an hour goes at once, and so the rest of this hour has one in 40 s; later one in 30 s.
+    # A quarter of 120 an hour is spent at once, so the rest of this hour allows one in 40 s; later one in 30 s.
     assert max(ages[:25]) <= 2
     assert max(ages) <= 46
     assert sum(at < begin + HOUR for at in quota.all) in range(115, 121)

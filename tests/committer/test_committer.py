@@ -1,4 +1,4 @@
-"""The committer's decisions: after every kind of doubt each row is in the dataset once, and nobody's file is lost."""
+"""After every unknown outcome each row is in the dataset once, and no file of others is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hubsync import (
@@ -24,6 +25,7 @@ from hubsync import (
 )
 from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
+from hubsync.spool.spool import Spool
 from tests.simulated import SimulatedHub
 from tests.waiting import until_async
 
@@ -181,7 +183,7 @@ async def test_a_revoked_token_stops_commits_and_nothing_else(simulated: Simulat
         await up.put([{"id": 2}])
         assert up.stats().spool.rows == 2
         simulated.script["commit"].clear()
-        # A try that was on its way meets the 403 still, and closing would tell of it.
+        # An attempt that is on its way still gets the 403, and closing would raise it.
         await until_async(lambda: ids(simulated) == [1, 2])
     assert ids(simulated) == [1, 2]
 
@@ -233,7 +235,7 @@ async def test_an_unreadable_card_does_not_stop_commits(simulated: SimulatedHub,
 
 async def test_many_shards_share_one_commit(simulated: SimulatedHub, tmp_path: Path) -> None:
     patient = RetryPolicy(initial_s=3600, max_s=3600)
-    simulated.fail("commit", TransientError("503", status=503))  # else the first goes with what is staged by then
+    simulated.fail("commit", TransientError("503", status=503))  # else the first commit takes what is staged by then
     async with open_uploader(tmp_path, commit=CommitPolicy(per_hour=4), retry=patient, rng=random.Random(2)) as up:
         for n in range(50):
             await up.put([{"id": n}], ack="queued")
@@ -327,7 +329,7 @@ async def test_a_file_added_while_a_commit_was_rejected_is_not_overwritten(
 async def test_a_preupload_answered_by_a_stale_replica_overwrites_nothing(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says that nothing stands at the path, and so does the head that is read beside it."""
+    """It says that the path is free, and so does the head that is read with it."""
     stage = simulated.stage
 
     async def stale(shards: Any) -> Any:
@@ -338,7 +340,7 @@ async def test_a_preupload_answered_by_a_stale_replica_overwrites_nothing(
         await up.flush()
         simulated.foreign_commit("data/train-00002.jsonl", b'{"id":1000}\n')
         await up.put([{"id": 1}])
-        await up.flush()  # which makes the foreign commit known
+        await up.flush()  # so that the foreign commit is noticed
         monkeypatch.setattr(simulated, "stage", stale)
         await up.put([{"id": 2}])
     assert ids(simulated) == [0, 1, 2, 1000]
@@ -361,7 +363,7 @@ async def test_a_staged_shard_whose_file_is_gone_does_not_delay_others(simulated
             await up.flush()
         for file in (tmp_path / "spool" / "segments").iterdir():
             file.unlink()
-        simulated.script["commit"].clear()  # only now: whoever is nudged in between meets it as well
+        simulated.script["commit"].clear()  # only now: an attempt that is woken in between must fail as well
         await up.put([{"id": 2}])
         with contextlib.suppress(ShardsRefused):
             await up.flush(timeout=20)
@@ -371,7 +373,7 @@ async def test_a_staged_shard_whose_file_is_gone_does_not_delay_others(simulated
 async def test_shards_behind_one_that_cannot_be_committed_do_not_delay_others(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where more than a commit's worth of the same source waits behind it."""
+    """Even if more than one commit of the same source waits behind it."""
     stage = simulated.stage
 
     async def fail(shards: Any) -> Any:
@@ -394,7 +396,7 @@ async def test_shards_behind_one_that_cannot_be_committed_do_not_delay_others(
 async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica that is behind answers one question of two: a lost spool's offsets may not be older than its fence."""
+    """A stale replica answers every other request: the offsets must not be older than the fence."""
     async with open_uploader(tmp_path) as up:
         for n in range(3):
             await up.put([{"id": n}], offset=n)
@@ -415,3 +417,24 @@ async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
         assert up.offset() == 2
     assert len(set(asked)) == 1
+
+
+async def test_a_refusal_before_the_takeover_keeps_the_commits_of_the_last_hour(
+    simulated: SimulatedHub, tmp_path: Path
+) -> None:
+    def spent() -> list[float]:
+        spool = Spool(tmp_path / "spool", target=None)
+        try:
+            return list(msgspec.json.decode(spool.catalogue.get("governor") or "")["spent"])
+        finally:
+            spool.close()
+
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 1}])
+    before = spent()
+    refused = RateLimitedError("429", retry_after_s=0.0, commit_quota=True)
+    simulated.fail("ensure_repo", refused, refused)
+    async with open_uploader(tmp_path) as up:
+        await up.put([{"id": 2}])
+    assert simulated.calls.count("ensure_repo") == 4
+    assert spent()[:-1] == before

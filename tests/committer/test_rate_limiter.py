@@ -1,4 +1,4 @@
-"""Backoff and governor, on a clock that is turned by hand."""
+"""Backoff and rate limiter, on a manual clock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_hour_has_more_commits_than_the_quota(per_hour: int, steps: list[tupl
             governor.spent()
             sent.append(clock.time())
     for start in sent:
-        # Half-open: a commit at the hour's very end belongs to the next one.
+        # Half-open: a commit at the very end of an hour belongs to the next one.
         assert sum(start <= at < start + 3600 - 1e-3 for at in sent) <= per_hour
 
 

@@ -1,4 +1,4 @@
-"""A blob that the Hub has lost, or only said to have."""
+"""Blobs that the Hub lost, or wrongly claims to have."""
 
 from __future__ import annotations
 

@@ -323,6 +323,16 @@ def test_no_look_but_the_first_reads_what_was_ever_committed(left: Path) -> None
             assert "pending" in plan or ("ORDER BY id DESC LIMIT" in statement and "TEMP B-TREE" not in plan), statement
 
 
+def test_a_spool_of_the_first_version_is_shown_and_not_migrated(left: Path) -> None:
+    with contextlib.closing(sqlite3.connect(left / "catalogue.sqlite", isolation_level=None)) as db:
+        db.execute("ALTER TABLE segments DROP COLUMN schema")
+        db.execute("DROP TABLE schemas")
+        db.execute("PRAGMA user_version = 1")
+        found = snapshot(left, 100)
+        assert (len(found.recent), found.committed.rows) == (2, 3)
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+
+
 def test_a_long_backlog_hides_no_commit(left: Path) -> None:
     """What was committed is looked for before all that waits, too."""
     with contextlib.closing(sqlite3.connect(left / "catalogue.sqlite", isolation_level=None)) as db:

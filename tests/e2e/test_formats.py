@@ -38,7 +38,7 @@ def test_a_template_with_another_suffix_than_the_format_is_refused() -> None:
         Uploader("user/rows", path="data/{split}-{seq}.jsonl", format="parquet")
     with pytest.raises(ConfigError, match="give format='parquet'"):
         Uploader("user/rows", path="data/{split}-{seq}.parquet")
-    with pytest.raises(ConfigError, match="format is one of"):
+    with pytest.raises(ConfigError, match="format must be one of"):
         Uploader("user/rows", format="csv")  # type: ignore[arg-type]
 
 

@@ -33,7 +33,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A disk of 4 MiB, or of as many as the test asks for."""
+    """A disk of 4 MiB, or of the size that the test asks for."""
     where = tmp_path / "disk"
     where.mkdir()
     size = f"size={getattr(request, 'param', 4)}m"
@@ -51,14 +51,14 @@ def rows(start: int, count: int, size: int = 1000) -> list[dict[str, Any]]:
 
 
 def fill(file: Path) -> None:
-    """Takes every block that is left, so that not even the catalogue can grow."""
+    """Take every free block, so that not even the catalogue can grow."""
     with file.open("wb", buffering=0) as junk, suppress(OSError):
         while True:
             junk.write(bytes(4096))
 
 
 def delete(directory: Path) -> None:
-    while directory.exists():  # its job makes files meanwhile
+    while directory.exists():  # its job creates files meanwhile
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -80,8 +80,8 @@ def test_a_full_disk_blocks_the_producer_until_commits_make_room(
     with uploader(spool=small_disk / "spool", shard=ShardPolicy(max_rows=20, linger_s=0.1)) as up:
         hub.faults.add(Fault.outage())
         thread = producer(up, accepted, 900)  # more than twice what the disk holds
-        # Others that take what the reserve gives up, before the catalogue has it, stop the commits until there is room.
-        # This is about those that come a moment later, when the spool's thread waits for room.
+        # If others take the room of the released reserve before the catalogue does, commits stop until there is room.
+        # This test is about those that come a moment later, when the spool thread waits for room.
         room = up._engine.spool_thread._has_room
         room.set()
         until(lambda: up.stats().state.kind == "spool full" and not room.is_set())
@@ -100,7 +100,7 @@ def test_a_full_disk_blocks_the_producer_until_commits_make_room(
 def test_a_job_that_outruns_its_disk_continues_while_the_hub_answers(
     uploader: Any, dataset: Dataset, small_disk: Path
 ) -> None:
-    """Nothing is sealed before the disk is full: the open segment and the catalogue's log have all of it."""
+    """Nothing is sealed before the disk is full: the open segment and the write-ahead log fill it."""
     with uploader(spool=small_disk / "spool", shard=ShardPolicy(linger_s=3600)) as up:
         for n in range(3_000):
             up.put(rows(n, 1, 10_000), offset=n, timeout=60)
@@ -112,7 +112,7 @@ def test_a_job_that_outruns_its_disk_continues_while_the_hub_answers(
 def test_a_job_continues_with_the_little_room_that_others_leave_on_a_disk(
     uploader: Any, dataset: Dataset, small_disk: Path, left: int, size: int, format: str
 ) -> None:
-    """Too little for the reserve that it would have; a packed shard needs its room a second time."""
+    """It is too little for the full reserve, and compressing a shard needs its room a second time."""
     with (small_disk / "others").open("wb") as others:
         os.posix_fallocate(others.fileno(), 0, (80 - left) * MIB)
     text = random.Random(1).randbytes(size // 2).hex()
@@ -173,7 +173,7 @@ def test_the_error_names_a_disk_that_has_no_room_for_a_new_spool(uploader: Any, 
 def test_a_job_waits_for_a_disk_that_became_read_only(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a kernel makes it after an error of the disk; a real remount is refused while files are open."""
+    """A kernel does that after a disk error; a real remount is refused while files are open."""
     write = writer._write_all
     read_only = threading.Event()
 
@@ -329,7 +329,7 @@ def test_a_start_that_fails_on_the_disk_releases_the_writers_name(
 def test_a_start_waits_for_another_start_for_a_bounded_time(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A `hubsync dashboard` that was stopped by Ctrl-Z while it looked, say."""
+    """For example, a `hubsync dashboard` that was stopped by Ctrl-Z while it was reading."""
     monkeypatch.setattr("hubsync.spool.database._TURN_S", 0.1)
     (tmp_path / "spool").mkdir(0o700)
     stopped = os.open(tmp_path / "spool", os.O_RDONLY)

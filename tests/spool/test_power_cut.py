@@ -1,4 +1,4 @@
-"""A power cut that takes what the kernel had not written, of segments that were sealed already."""
+"""A power cut takes bytes of sealed segments that the kernel had not written yet."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_is_left_of_a_truncated_staged_shard_is_uploaded_unless_it_landed(
 def test_a_catalogue_that_was_rolled_back_repeats_no_row(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A power cut takes the last seconds of a log that is not synced; the Hub has what was committed in them."""
+    """A power cut takes the last seconds of an unsynced log; the Hub has what was committed in them."""
     up = uploader().open()
     spool = up.spool
     up.put([{"id": 1}], offset=1)
@@ -123,7 +123,7 @@ def test_a_spool_rolled_back_to_before_its_first_commit_repeats_no_row(
 def test_a_spool_rolled_back_while_segments_were_open_repeats_no_row(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, *, grown: bool
 ) -> None:
-    """Their numbers, and what they begin with, are those of shards that are in the dataset."""
+    """Their numbers and first rows are those of shards that are in the dataset."""
     slow = {"shard": ShardPolicy(linger_s=3600)}
     with uploader(**slow) as one, uploader(**slow) as two:
         for n, up in enumerate((one, two)):
@@ -147,7 +147,7 @@ def test_blocks_that_a_power_cut_zeroed_are_never_committed(
     state: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Also where an earlier process has read the file: it was in the kernel's memory then."""
+    """Even if an earlier process read the file: it was in the kernel's memory then."""
     if state != "open":
         hub.faults.add(Fault.outage(on="commit" if state == "staged" else "preupload"))
     up = uploader(shard=ShardPolicy(linger_s=3600)).open()
@@ -177,7 +177,7 @@ def test_blocks_that_a_power_cut_zeroed_are_never_committed(
 def test_a_file_that_was_changed_is_neither_committed_nor_deleted(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit, which may well be JSON as before. All of it is there, so it was no power cut."""
+    """A flipped bit may still be valid JSON. The file has its full length, so it was not a power cut."""
     monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.faults.add(Fault.outage(on="preupload"))
     up = uploader(shard=ShardPolicy(max_rows=2, linger_s=3600)).open()
@@ -197,13 +197,13 @@ def test_a_file_that_was_changed_is_neither_committed_nor_deleted(
         assert "does not have the sha256 that was written" in dead.why
         letter.resubmit(dead)
     drain(tmp_path / "spool", timeout=20)
-    assert dataset.ids() == [0, 2, 3, 9]  # as a person said
+    assert dataset.ids() == [0, 2, 3, 9]  # as the operator decided
 
 
 def test_a_file_that_cannot_be_inspected_is_not_lost(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From Python 3.14 on `Path.exists` answers False there."""
+    """Since Python 3.14, `Path.exists` returns False there."""
     hub.faults.add(Fault.outage(on="preupload"))
     up = uploader().open()
     up.put([{"id": 1}])

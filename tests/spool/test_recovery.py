@@ -68,7 +68,7 @@ def test_a_file_that_the_catalogue_does_not_know_is_removed(open_spool: Callable
 def test_a_new_writer_removes_committed_compressed_files_of_its_predecessor(
     open_spool: Callable[..., Spool],
 ) -> None:
-    """Also by a job that has nothing to do, and is gone before it is a committer."""
+    """Even if that job has nothing to do and ends before it becomes the committer."""
     spool = open_spool()
     writer = writer_of(spool)
     writer.append([batch(1)])
@@ -76,7 +76,7 @@ def test_a_new_writer_removes_committed_compressed_files_of_its_predecessor(
     packed = lines.with_name(f"{lines.stem}.1.parquet")
     packed.write_bytes(b"PAR1")
     spool.catalogue.run("UPDATE segments SET state = 'committed', file = ?", packed.name)
-    at_work = lines.with_name(f"{writer.name}-00000077.2.parquet")  # another process packs it just now
+    at_work = lines.with_name(f"{writer.name}-00000077.2.parquet")  # another process is compressing it
     at_work.write_bytes(b"PAR1")
     die(writer)
     writer_of(spool)
@@ -147,7 +147,7 @@ def test_a_batch_lost_entirely_in_a_power_cut_can_be_put_again_by_key(
         "dead",
         None,
         spool.quarantine.shards()[0].why,
-    )  # so nobody waits for ever
+    )  # so no waiter hangs
 
 
 def test_a_new_committer_notices_a_sealed_file_damaged_by_a_power_cut(

@@ -37,12 +37,12 @@ def segments(catalogue: Catalogue, clock: ManualClock) -> Segments:
 
 
 @pytest.fixture
-def make(catalogue: Catalogue, segments: Segments) -> Callable[..., int]:
+def make(catalogue: Catalogue, segments: Segments, clock: ManualClock) -> Callable[..., int]:
     """Makes a segment of three rows in a state, by the transitions that lead there."""
 
     def make(state: SegmentState, *, writer: str = "w", layout: Layout = LAYOUT, rows: int = 3) -> int:
         with catalogue.transaction():
-            segment, _ = segments.open(writer, layout)
+            segment, _ = segments.open(writer, layout, clock.time())
             segments.append(segment, size=9 * rows, rows=rows, batches=1)
             segments.set_schema(segment, '{"type":"old"}')
             if state != "open":
@@ -120,8 +120,8 @@ TRANSITIONS: dict[str, tuple[Callable[[Segments, int], object], dict[SegmentStat
         in_each(("sealed", "staged"), {"urgent": 1}),
     ),
     "set_hashes": (
-        lambda segments, n: segments.set_hashes(n, "new sha256", "new oid"),
-        in_each(("sealed", "staged"), {"sha256": "new sha256", "git_oid": "new oid"}),
+        lambda segments, n: segments.set_hashes(n, "sha256 of the lines", "new oid"),
+        in_each(("sealed", "staged"), {"git_oid": "new oid"}),
     ),
     "reset_damaged": (
         lambda segments, n: segments.reset_damaged(n, is_dead=False),
@@ -232,7 +232,7 @@ def test_a_failed_transaction_leaves_the_segment_as_it_was(
 
 def test_a_new_segment_is_open_and_empty(catalogue: Catalogue, segments: Segments) -> None:
     with catalogue.transaction():
-        segment, file = segments.open("w", LAYOUT)
+        segment, file = segments.open("w", LAYOUT, BEFORE)
     found = segments.get(segment)
     assert (found.state, found.rows, found.bytes, found.path, found.opened_at) == ("open", 0, 0, None, BEFORE)
     assert (file, found.file, found.layout) == (f"w-{segment:08d}.jsonl", file, LAYOUT)
@@ -384,7 +384,7 @@ def test_each_query_finds_the_segments_of_its_states(segments: Segments, make: C
     assert segments.newest_sealed() == ids["staged"]
     assert [row.id for row in segments.staged_inline()] == [ids["staged"]]
     assert [row.id for row in segments.uploadable()] == [ids["sealed"], ids["staged"]]
-    assert [row.id for row in segments.waiting(3)] == [ids["open"], ids["sealed"], ids["staged"]]
+    assert [row.id for row in segments.next_up(3)] == [ids["open"], ids["sealed"], ids["staged"]]
     assert [row.id for row in segments.with_path()] == [ids[s] for s in ("sealed", "staged", "committed", "dead")]
     assert segments.pending_file(ids["committed"]) is None
     assert segments.pending_file(ids["dead"]) == f"w-{ids['dead']:08d}.jsonl"

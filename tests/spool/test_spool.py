@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ from hubsync.model.layout import Layout
 from hubsync.model.target import Target
 from hubsync.spool.database import Catalogue
 from hubsync.spool.spool import Spool
-from tests.spool.conftest import TARGET, all_sealed, batch, writer_of
+from hubsync.testing import ManualClock
+from tests.spool.conftest import TARGET, all_sealed, batch, shards_of, writer_of
 
 
 def test_only_the_owner_can_read_the_directory_and_its_files(open_spool: Callable[..., Spool], directory: Path) -> None:
@@ -64,7 +66,7 @@ def test_one_of_two_jobs_that_create_a_spool_for_different_repos_is_refused(
     def meet(catalogue: Catalogue, key: str) -> str | None:
         found = get(catalogue, key)
         if key == "target" and found is None:
-            both.wait()  # neither has made it
+            both.wait()  # neither has created it
         return found
 
     def job(repo: str) -> None:
@@ -97,6 +99,69 @@ def test_a_directory_that_cannot_be_created_is_a_clear_error(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match="spool="):
         Spool(tmp_path / "file" / "spool", target=TARGET)
+
+
+def test_rows_that_are_committed_meanwhile_are_missing_from_no_depth(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, other = open_spool(), open_spool()
+    writer_of(spool, max_rows=1).append([batch(1)])
+    shards_of(other).mark_staged({s.segment: "lfs" for s in all_sealed(other)})
+    plan = other.plans.write(other.shards.ready(9, 9), None, None, "")
+    landed = {shard.segment: "sha" for shard in plan.shards}
+
+    def and_then_commit(read: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            found = read(*args)
+            if landed:
+                other.plans.settle(plan, dict(landed))
+                landed.clear()
+            return found
+
+        return run
+
+    monkeypatch.setattr(spool.catalogue, "rows", and_then_commit(spool.catalogue.rows))
+    monkeypatch.setattr(spool.catalogue, "get", and_then_commit(spool.catalogue.get))
+    depth = spool.depth()
+    assert depth.rows + depth.committed_rows >= 1
+    assert spool.depth().rows == 0
+
+
+def test_hashes_of_a_file_that_was_replaced_meanwhile_are_not_recorded(open_spool: Callable[..., Spool]) -> None:
+    """A committer may stall while it hashes, and its successor compresses the segment."""
+    spool = open_spool()
+    (_,), (segment,) = writer_of(spool, max_rows=1).append([batch(1)])
+    with spool.catalogue.transaction():
+        spool.segments.compress(segment, file="new.1.jsonl.gz", size=9, sha256="new", git_oid="of new")
+    spool.segments.set_hashes(segment, "old", "of old")
+    row = spool.segments.get(segment)
+    assert (row.sha256, row.git_oid) == ("new", "of new")
+    spool.segments.set_hashes(segment, "new", "found later")
+    assert spool.segments.get(segment).git_oid == "found later"
+
+
+def test_the_catalogue_and_the_writer_agree_when_a_segment_was_opened(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its age decides when it is sealed, however long the disk takes to create its file."""
+    spool = open_spool(durability="fsync")
+    clock = spool.clock
+    assert isinstance(clock, ManualClock)
+    monkeypatch.setattr("hubsync.spool.writer.fsync_directory", lambda path: clock.advance(7))
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    assert writer.opened_at == spool.depth().oldest_at
+
+
+def test_every_segment_that_was_sealed_is_listed_once(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubsync.spool.segments._PAGE", 2)
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=1)
+    writer.append([batch(n) for n in range(5)])
+    writer_of(spool).append([batch(5)])
+    assert [row.id for row in spool.segments.with_path()] == [1, 2, 3, 4, 5]
 
 
 _CREATED_AT_ONCE = """

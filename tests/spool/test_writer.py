@@ -101,7 +101,7 @@ def test_a_failed_write_accepts_nothing_and_can_be_retried(
 def test_an_error_on_closing_a_file_rejects_no_rows(
     open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS tells of a quota at close: behind the transaction that has counted the rows, or when all is over."""
+    """NFS reports a full quota at close: after the transaction that counted the rows, or at the end."""
     spool = open_spool()
     writer = writer_of(spool, max_rows=1)
     real = os.close

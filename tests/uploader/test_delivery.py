@@ -1,4 +1,4 @@
-"""Who waits is always woken: by what happened, or by an error that says what did not."""
+"""Every waiter is notified: of the outcome, or by an error that says what did not happen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.waiting import until
 
 
 def in_thread(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Starts `work`; the answer gives its result, or raises its error, and fails where it hangs."""
+    """Start `work`; the returned function returns its result, raises its error, or fails if it hangs."""
     found: list[Any] = []
 
     def run() -> None:
@@ -77,7 +77,7 @@ def test_a_put_that_waits_for_its_commit_raises_when_another_thread_closes(hub: 
     until(lambda: receipts)
     with pytest.raises(NotDrained):
         up.close(timeout=0.1)
-    with pytest.raises(NotDrained):  # and not `ClosedError`, behind which a job puts it again
+    with pytest.raises(NotDrained):  # not `ClosedError`, after which a job would repeat the batch
         waiting()
     assert receipts[0].state == "spooled"
 
@@ -110,14 +110,14 @@ def test_a_put_that_waits_for_its_commit_raises_if_an_operator_must_act(
         with pytest.raises(BlockedError):
             in_thread(lambda: up.put([{"id": 2}], ack="committed"))()
         hub.faults.clear()
-        until(lambda: up.stats().spool.rows == 0)  # a try on its way is refused still
+        until(lambda: up.stats().spool.rows == 0)  # an attempt on its way is still refused
     assert dataset.ids() == [1, 2]
 
 
 def test_what_blocked_the_previous_job_ends_no_flush_of_this_one(
     uploader: Any, hub: LocalHub, dataset: Dataset
 ) -> None:
-    """Its token was mended, and the Hub is slow to answer at first."""
+    """Its token was replaced, and the Hub is slow to answer at first."""
     with uploader() as up:
         up.put([{"id": 1}], ack="committed")
         spool = up.spool
@@ -228,7 +228,7 @@ def test_a_put_that_waits_for_its_commit_looks_up_only_its_own_segment(
             up.put([{"id": 20}], ack="committed", timeout=0)
         with pytest.raises(NotDrained):
             up.flush(timeout=0.1)
-        assert len(set(asked)) <= 1  # its own, which was sealed with the take
+        assert len(set(asked)) <= 1  # its own segment, which was sealed with the take
         hub.faults.clear()
 
 

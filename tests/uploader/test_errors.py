@@ -1,4 +1,4 @@
-"""Where the disk or the catalogue refuses at an awkward moment: nobody waits for ever, and nothing is lost."""
+"""The disk, the catalogue or the Hub fails at an awkward moment: no waiter hangs, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def batch(*ids: int) -> Batch:
 
 
 class failing:
-    """`work`, which raises `error` the first `times`."""
+    """Return `work`, raising `error` the first `times`."""
 
     def __init__(self, times: int, error: Exception, work: Callable[..., Any]) -> None:
         self.left, self._error, self._work = times, error, work
@@ -79,7 +79,7 @@ def test_all_batches_of_a_take_fail_if_the_spool_is_lost(uploader: Make, monkeyp
     first, second = batch(1), batch(2)
     begun, go_on = threading.Event(), threading.Event()
     worker.queue.order(Order(lambda: begun.set() or go_on.wait()))
-    begun.wait()  # what comes now is taken in one go
+    begun.wait()  # what comes now is one take
     worker.queue.put(first)
     asked = worker.flush()
     worker.queue.put(second)
@@ -103,7 +103,7 @@ def test_a_flush_fails_if_the_spool_is_lost(uploader: Make, monkeypatch: pytest.
 def test_a_catalogue_that_cannot_be_read_for_a_while_ends_nothing(
     uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a disk does that answers EIO now and then: what tells how it stands must not be what ends it."""
+    """A disk may return EIO now and then: reading the state must not end the job."""
     with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
         spool = up._engine.spool
         up.put([{"id": 0}])
@@ -221,7 +221,7 @@ def test_the_write_ahead_log_restarts_even_if_writers_leave_no_gap(
         thread = threading.Thread(target=puts)
         thread.start()
         log, begun = tmp_path / "spool" / "catalogue.sqlite-wal", set()
-        while len(begun) < 4:  # its header has another salt each time
+        while len(begun) < 4:  # each restart writes another salt to its header
             begun.add(log.read_bytes()[16:24])
             time.sleep(0.05)
         stop.set()
@@ -242,7 +242,7 @@ def test_rows_in_memory_that_no_spool_accepted_are_reported(
 
 @pytest.mark.parametrize("on", ["commit", "preupload"])
 def test_an_unexpected_rejection_quarantines_no_shard(uploader: Make, hub: LocalHub, dataset: Dataset, on: str) -> None:
-    """A proxy's page, where the Hub would have taken it."""
+    """A proxy rejects it; the Hub would have accepted it."""
     with uploader() as up:
         up.put([{"id": 1}], ack="committed")
         hub.faults.add(Fault.status(400, on=on, times=2))
@@ -263,17 +263,17 @@ def test_a_blocked_job_stays_blocked_until_the_operator_acts(uploader: Make, hub
             seen.add(up.stats().state.kind)
             time.sleep(0.01)
         assert seen == {"blocked"}
-        mend(hub, up)
+        repair(hub, up)
 
 
-def mend(hub: LocalHub, up: Any) -> None:
-    """End all faults and wait until that is seen: a try on its way meets them still, and a close would tell of it."""
+def repair(hub: LocalHub, up: Any) -> None:
+    """Remove all faults and wait until the job notices: an attempt on its way still fails, and close would raise it."""
     hub.faults.clear()
     until(lambda: up.stats().spool.rows == 0)
 
 
 def refuse(hub: LocalHub, up: Any, n: int) -> None:
-    """A row that is refused before anybody waits for it."""
+    """Put a row that is rejected before anything waits for it."""
     fault, spool = hub.faults.add(Fault.status(422, on="commit")), up._engine.spool
     dead = spool.depth().dead
     up._engine.queue.put(batch(n))
@@ -286,7 +286,7 @@ def test_the_next_flush_reports_earlier_rejections_once(uploader: Make, hub: Loc
         up.put([{"id": 0}], ack="committed")
         refuse(hub, up, 1)
         refuse(hub, up, 2)
-        up.put([{"id": 3}], ack="committed")  # tells of itself alone
+        up.put([{"id": 3}], ack="committed")  # reports only itself
         with pytest.raises(ShardsRefused, match="422") as told:
             up.flush()
         assert (told.value.shards, told.value.rows) == (2, 2)
@@ -322,9 +322,12 @@ def test_rejections_are_reported_to_the_uploader_whose_rows_they_were(uploader: 
 
 
 def test_if_every_commit_is_rejected_the_rows_are_not_at_fault(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
-    """Such as a repo whose folder may hold no more files: a few are set aside, then a person is asked."""
+    """For example, a full folder in the repo: a few shards are quarantined, then an operator must act."""
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)
-    with pytest.raises(ShardsRefused), uploader(shard=ONE, retry=retry) as up:  # of the few, which no flush has told
+    with (
+        pytest.raises(ShardsRefused),
+        uploader(shard=ONE, retry=retry) as up,
+    ):  # of those few, which no flush has reported
         up.put([{"id": 0}], ack="committed")
         hub.faults.add(Fault.status(400, on="commit", body='{"error": "too many files"}'))
         for n in range(1, 9):
@@ -333,5 +336,5 @@ def test_if_every_commit_is_rejected_the_rows_are_not_at_fault(uploader: Make, h
             up.flush(timeout=30)
         until(lambda: up.stats().state.kind == "blocked")
         assert up.stats().spool.dead == 3
-        mend(hub, up)
+        repair(hub, up)
     assert len(dataset.ids()) == 6

@@ -1,4 +1,4 @@
-"""The two faces at awkward moments."""
+"""Uploader and AsyncUploader at awkward moments: slow disks, cancellation, racing closes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_async(hub: LocalHub, tmp_path: Path) -> AsyncUploader:
 
 @contextlib.contextmanager
 def busy(spool: Path) -> Iterator[None]:
-    """Another process that was stopped within a transaction. What returns within the block has not waited for it."""
+    """Another process that stalls in a transaction. Calls that return within the block did not wait for it."""
     with contextlib.closing(sqlite3.connect(spool / "catalogue.sqlite", isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         yield
@@ -42,7 +42,7 @@ def busy(spool: Path) -> Iterator[None]:
 
 
 def test_async_stats_do_not_wait_for_the_spool_thread(hub: LocalHub, tmp_path: Path) -> None:
-    """Whoever has the catalogue's lock, as the spool's thread has within an fsync."""
+    """Some thread holds the catalogue's lock, as the spool thread does during an fsync."""
     held, done = threading.Event(), threading.Event()
 
     async def run() -> None:
@@ -60,7 +60,7 @@ def test_async_stats_do_not_wait_for_the_spool_thread(hub: LocalHub, tmp_path: P
             thread.start()
             held.wait()
             try:
-                assert up.stats().spool.rows == 2  # else it waits here for ever
+                assert up.stats().spool.rows == 2  # else it hangs here
                 assert up.stats().oldest_age_s is not None
             finally:
                 done.set()
@@ -108,7 +108,7 @@ def test_the_callers_event_loop_does_not_wait_for_the_catalogue(hub: LocalHub, t
 
 
 async def taken(up: AsyncUploader) -> None:
-    """Wait until the spool's thread has what was put, and waits for the other process."""
+    """Wait until the spool thread has taken the batch and waits for the other process."""
     assert up._engine is not None
     worker = up._engine
     await until_async(lambda: worker.spool_thread._in_hand)
@@ -177,7 +177,7 @@ def test_any_task_may_close(hub: LocalHub, tmp_path: Path, dataset: Dataset, how
         up = await open_async(hub, tmp_path).open()
         await up.put([{"id": 1}])
         if how == "in time":
-            await asyncio.wait_for(up.close(), 60)  # in a task of its own, on Python 3.11
+            await asyncio.wait_for(up.close(), 60)  # Python 3.11 runs it in a separate task
         elif how == "another task":
             await asyncio.create_task(up.close())
         else:
@@ -192,7 +192,7 @@ def test_a_job_whose_threads_are_all_busy_is_uploaded(hub: LocalHub, tmp_path: P
 
     async def run() -> None:
         async with anyio.create_task_group() as tasks:
-            for _ in range(40):  # all that anyio gives
+            for _ in range(40):  # all of anyio's threads
                 tasks.start_soon(anyio.to_thread.run_sync, done.wait)
             await anyio.lowlevel.checkpoint()
             try:
@@ -212,7 +212,7 @@ def test_a_cancelled_open_does_not_wait_for_the_hub(hub: LocalHub, tmp_path: Pat
         with suppress(TimeoutError):
             await asyncio.wait_for(up.open(), 0.1)
         assert up._thread is not None
-        up._thread.join()  # else for ever
+        up._thread.join()  # else it hangs
 
     hub.faults.add(Fault.hang(None, on="repo-info"))
     asyncio.run(run())
@@ -307,7 +307,7 @@ def test_no_batch_overtakes_another_when_all_tasks_are_cancelled(
             for n in range(3):
                 receipts.append(await up.put([{"id": n}], offset=n, ack="queued"))
                 await until_async(held.is_set)
-            threading.Timer(0.2, go_on.set).start()  # when the loop is ending
+            threading.Timer(0.2, go_on.set).start()  # while the loop is closing
             for task in asyncio.all_tasks():
                 task.cancel()
             await asyncio.sleep(30)
@@ -330,7 +330,7 @@ up.put([{"id": 1}])
 def test_a_forgotten_uploader_drains_at_exit_if_the_hub_has_a_host_name(
     hub: LocalHub, dataset: Dataset, tmp_path: Path, python: Python
 ) -> None:
-    """Whose address is asked for anew with each connection, in an executor: the interpreter must not end that first."""
+    """Each connection looks the name up in an executor, which the interpreter must not shut down first."""
     hub.faults.add(Fault.reset(on="preupload", times=5))
     endpoint = hub.endpoint.replace("127.0.0.1", "localhost")
     done = python.run("-c", FORGOTTEN, endpoint, hub.token, tmp_path / "spool")

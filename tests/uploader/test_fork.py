@@ -1,4 +1,4 @@
-"""A forked child that opens an uploader of its own, on the spool of its parent."""
+"""A forked child opens an uploader on the spool of its parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWa
 
 
 def forked(work: Callable[[], None]) -> int:
-    """A child that does `work` and is killed."""
+    """Run `work` in a child that is then killed."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -43,7 +43,7 @@ def test_batches_that_were_taken_count_until_they_are_spooled() -> None:
 
 
 def test_a_take_ends_before_producers_are_blocked_for_long() -> None:
-    """What is written of a full queue makes room before the rest of it is."""
+    """What is written of a full queue makes room before the rest is written."""
     queue = BoundedQueue(QueuePolicy(max_bytes=12 * MIB, when_full="raise"))
     batches = [batch(MIB) for _ in range(12)]
     for each in batches:
@@ -66,7 +66,7 @@ def test_the_oldest_batch_counts_until_it_is_spooled() -> None:
     took = taken(queue)
     now = 130.0
     queue.put(batch())
-    assert queue.depth().oldest_at == 100.0  # for as long as the disk is full, say
+    assert queue.depth().oldest_at == 100.0  # for example, as long as the disk is full
     queue.release(took)
     assert queue.depth().oldest_at == 130.0
     queue.release(taken(queue))

@@ -1,4 +1,4 @@
-"""What a writer learns of its rows when the process that committed for it dies."""
+"""A writer learns the outcome of its rows when the process that committed for it dies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_new_committer_learns_what_its_predecessor_settled_last(
     receipt = second.put(b'{"id":"b"}\n')
     flushed = second.engine.flush()
     second._spool()
-    second.paused = True  # it does not look while the other one settles its shard
+    second.paused = True  # it sees nothing while the other one settles its shard
     while first.spool.depth().rows:
         answer_all(0.02)
     world.kill(0)

@@ -1,4 +1,4 @@
-"""Both faces on the embedded Hub: over real sockets, with the real hf_xet, read back by the real libraries."""
+"""Both uploaders on the embedded Hub: over real sockets, with the real hf_xet, read by the real libraries."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_inspecting_a_spool_takes_no_lock_from_uploaders_of_the_process(
         return int(json.loads(run("status", "--json", one.spool).stdout)["rows_waiting"])
 
     with uploader() as one, uploader() as other:
-        assert waiting() == 0  # SQLite removes the log when the last one closes: here it is not the last
+        assert waiting() == 0  # SQLite removes the log when the last connection closes: this is not the last
         one.put(numbered(0, 3))
         other.put(numbered(3, 5))
         assert waiting() == 5
@@ -196,7 +196,7 @@ def test_closing_at_once_uploads_what_dead_processes_left(
     acquire, locked = FileLock.acquire, threading.Event()
 
     def acquire_slowly(lock: FileLock) -> bool:
-        """Between having the committer's lock and being the committer, a close may fall."""
+        """A close may come between taking the committer's lock and becoming the committer."""
         got = acquire(lock)
         if lock.path.name == "committer.lock":
             locked.set()
@@ -210,11 +210,11 @@ def test_closing_at_once_uploads_what_dead_processes_left(
         lines = b'{"id":%d}\n' % n
         writer.append([Batch(lines, 1, Receipt(1, len(lines)))])
     for writer in (first, *others):
-        writer.close()  # as death does: the names are free, the segments stay open
+        writer.close()  # as if the process died: the names are free, the segments stay open
     spool.close()
     if slow:
         monkeypatch.setattr(FileLock, "acquire", acquire_slowly)
-    with uploader() as up:  # takes the first name, which left nothing
+    with uploader() as up:  # takes the first name, which left no segment
         assert up.writer == first.name
         assert not slow or locked.wait(10)
     assert dataset.ids() == [0, 1]
