@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from hubsync.destinations.base import CommitOutcome, Destination, Landed
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import RemoteFile, Shard, Staged
-from hubsync.telemetry.metrics import _instruments
+from hubsync.telemetry.metrics import instruments
 from hubsync.telemetry.tracing import span
 
 
 def instrumented(destination: Destination, attributes: Mapping[str, str]) -> Destination:
     """Return `destination` with spans; unchanged if OpenTelemetry is not installed."""
-    return destination if _instruments() is None else _Instrumented(destination, attributes)
+    return destination if instruments() is None else _Instrumented(destination, attributes)
 
 
 class _Instrumented:

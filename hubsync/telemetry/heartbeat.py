@@ -1,8 +1,8 @@
-"""What a job that is running tells of itself to who looks from another process: its queue, its counts, its state.
+"""Heartbeat file: a running job's queue, counts and state, for other processes.
 
-A small file of its own beside the writer's lock, one page that is written over: the catalogue belongs to the hot path,
-and this may be lost at any time. Who ends in order takes it away; what a killed job leaves says when it was last heard
-of.
+Each writer has a small file next to its lock, one page that is overwritten. It is not in the catalogue, whose lock
+`put` needs, and it may be lost at any time. A writer that closes removes its file; the file of a killed one shows when
+it was last alive.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from hubsync.model.stats import Counts
 from hubsync.telemetry.status import State
 
 _PAGE = 4096  # bytes
-_REASON = 400  # characters of it that fit a page, whatever they are
+_REASON = 400  # characters that fit a page even if each is escaped
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """One writer. `at` and `since` are in seconds since the epoch; the bounds are those of its policies."""
+    """One writer. `at` and `since` are in seconds since the epoch; the limits are those of its policies."""
 
     pid: int
     at: float
@@ -33,7 +33,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     queue_bytes: int = 0
     queue_oldest_at: float | None = None
     queue_max_bytes: int = 0
-    blocked: int = 0  # puts that had to wait for room
+    blocked: int = 0  # puts that waited for room
     raised: int = 0
     dropped: int = 0
     linger_s: float = 0.0
@@ -42,13 +42,13 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_heartbeat(spool: Path, writer: str, live: Heartbeat) -> None:
-    """Never waits for more than the kernel, and never fails: a full disk must not stop a job."""
+    """Write a heartbeat. Never fails and never syncs: a full disk must not stop a job."""
     text = msgspec.json.encode(live)
     if len(text) > _PAGE:
         brief = State(live.state.kind, live.state.reason[:_REASON], live.state.until)
         text = msgspec.json.encode(msgspec.structs.replace(live, state=brief))
     with suppress(OSError):
-        # Written over as a whole, and never made anew: a file that is renamed over another goes to the disk at once.
+        # Overwritten, not replaced: a file that is renamed over another is written to the disk at once.
         fd = os.open(_file(spool, writer), os.O_CREAT | os.O_WRONLY, 0o600)
         try:
             os.pwrite(fd, text.ljust(_PAGE), 0)
@@ -57,13 +57,13 @@ def write_heartbeat(spool: Path, writer: str, live: Heartbeat) -> None:
 
 
 def remove_heartbeat(spool: Path, writer: str) -> None:
-    """The writer ends in order."""
+    """Remove the heartbeat of a writer that closes."""
     with suppress(OSError):
         _file(spool, writer).unlink()
 
 
 def read_heartbeats(spool: Path) -> dict[str, Heartbeat]:
-    """What each writer last told, by its name."""
+    """Return the last heartbeat of each writer, by its name."""
     found = {}
     for path in sorted((spool / "writers").glob("*.live")):
         with suppress(OSError, msgspec.DecodeError, msgspec.ValidationError):

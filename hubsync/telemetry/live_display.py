@@ -1,6 +1,6 @@
 """One line in the terminal, or one output in the notebook, that shows the progress of all uploaders of a process.
 
-A thread of its own draws it, so nobody else waits for a terminal that accepts no output. The line is as wide as the
+A thread of its own draws it, so no other thread waits for a terminal that accepts no output. The line is as wide as the
 terminal, so whatever the job prints begins on a new line, and nothing that it has printed is erased. rich is imported
 when something is drawn for the first time.
 """
@@ -87,7 +87,7 @@ class LiveDisplay:
                         self._thread = None
                         return
                 self._changed.wait(_REFRESH_S)
-        except (OSError, ValueError):  # the terminal is closed: nobody looks any more
+        except (OSError, ValueError):  # the terminal is closed
             self._is_broken = True
             self._thread = None
 
@@ -102,7 +102,7 @@ class _Terminal:
         self._live: Live | None = None
 
     def draw(self, items: list[Drawable], kept: list[Drawable]) -> None:
-        """Draw the items; remove the line if there are none."""
+        """Draw the items; remove the line if the list is empty."""
         from rich.live import Live
 
         # Not rich's width, which is that of $COLUMNS: it may be out of date.

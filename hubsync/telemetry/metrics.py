@@ -1,9 +1,8 @@
-"""Metrics and spans by OpenTelemetry, if it is installed (`pip install 'hf-hubsync[otel]'`); otherwise does nothing.
+"""OpenTelemetry metrics, if it is installed (`pip install 'hf-hubsync[otel]'`); otherwise nothing happens.
 
-Observable instruments read what is counted anyway, in the exporter's thread and from memory: `put` pays nothing. What
-takes time (to stage, to commit, to drain) is a span, and a duration in the committer. Providers are the global ones.
-An uploader that has closed leaves its totals behind, so that the last collection misses nothing, and no gauge.
-A forked child begins with nothing.
+Observable instruments read counts from memory in the exporter's thread, so they cost `put` nothing. Stages and commits
+also record their durations. The providers are the global ones. A closed uploader keeps its totals, so the last
+collection misses nothing, and loses its gauges. A forked child starts with no uploaders.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 
-# How many closed uploaders (by repo and writer) are remembered with their totals.
+# So many closed uploaders, by repo and writer, keep their totals.
 _REMEMBERED = 1_000
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)  # of a stage or a commit
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Source:
-    """An open uploader. What it gives is in memory: reading it waits for nobody."""
+    """An open uploader. Its values are in memory, so reading them never waits."""
 
     repo: str
     writer: str
@@ -44,12 +43,12 @@ class Source:
         return {"hubsync.repo": self.repo, "hubsync.writer": self.writer}
 
 
-# A value, and the attributes that it has besides repo and writer.
+# A value, and its attributes in addition to repo and writer.
 Points = Iterable[tuple[float, Mapping[str, str]]]
 
 
 class Metric(NamedTuple):
-    """One instrument. A counter's sums outlive their uploader; a level (of a queue, say) and a gauge do not."""
+    """One instrument. The sums of a counter outlive their uploader; levels (such as a queue's) and gauges do not."""
 
     name: str
     kind: Literal["gauge", "level", "counter", "histogram"]
@@ -115,7 +114,7 @@ METRICS = (
 
 
 class _Registry:
-    """The open uploaders of this process, and the sums of those that have closed."""
+    """The open uploaders of this process, and the sums of the closed ones."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -140,7 +139,7 @@ class _Registry:
                 del self._ended[next(iter(self._ended))]
 
     def points(self, metric: Metric) -> dict[tuple[tuple[str, str], ...], float]:
-        """By attributes. Two uploaders alike, of two endpoints, are one."""
+        """Return the values by their attributes. Uploaders with equal attributes are added up."""
         found: dict[tuple[tuple[str, str], ...], float] = {}
         with self._lock:
             for sums in self._ended.values():
@@ -171,8 +170,11 @@ class _Instruments(NamedTuple):
 
 
 @cache
-def _instruments() -> _Instruments | None:
-    """Made once a process: OpenTelemetry never lets go of a callback. None where it is not installed."""
+def instruments() -> _Instruments | None:
+    """Return the instruments; None if OpenTelemetry is not installed.
+
+    They are created once per process, because OpenTelemetry never releases a callback.
+    """
     try:
         from opentelemetry import metrics, trace
     except ImportError:
@@ -203,8 +205,8 @@ def _observe(metric: Metric, options: object) -> list[Observation]:
 
 
 def register_source(source: Source) -> Callable[[], None]:
-    """Shows an uploader in the metrics; answers what ends that."""
-    if _instruments() is None:
+    """Include an uploader in the metrics; return a function that removes it."""
+    if instruments() is None:
         return lambda: None
     _registry.add(source)
     return lambda: _registry.remove(source)

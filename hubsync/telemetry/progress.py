@@ -39,7 +39,7 @@ class Figures(NamedTuple):
         committed: How many of these are on the Hub.
         waiting: Rows that are not on the Hub.
         waiting_bytes: Their size.
-        oldest_age_s: Seconds that the oldest of them has waited; None if there are none.
+        oldest_age_s: Seconds that the oldest of them has waited; None if no rows wait.
         dead: Shards in the dead letter.
         total: Rows that will be accepted in the end, if known.
     """

@@ -1,7 +1,7 @@
-"""How the worker is doing: one state, a few counters, told once when it changes and kept for other processes.
+"""The worker's state and counters: each change is logged once, and stored for other processes.
 
-The state is written into the catalogue, where `hubsync status` finds it, and logged in one line at the level where
-somebody acts. Nothing here decides anything.
+The state is stored in the catalogue, where `hubsync status` reads it, and logged in one line at the level at which
+somebody must act. Nothing here makes decisions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hubsync._runtime.formatting import duration_text, time_text
 from hubsync.model.stats import Counts
 
 _log = logging.getLogger("hubsync")
-QUOTA = "commit quota"  # the reason of a state, where the Hub refuses more commits
+QUOTA = "commit quota"  # the reason of a state in which the Hub refuses more commits
 _ON_TOP = ". Meanwhile "
-_CHANGES = 20  # of the state, kept for who looks later
+_CHANGES = 20  # of the state that are stored
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
 
 
 class State(msgspec.Struct, frozen=True):
-    """What the worker does now.
+    """What the worker is doing.
 
     Attributes:
         kind: "ok" (perhaps waiting for its next commit); "backing off" until the next attempt; "blocked" until an
@@ -55,7 +55,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """When the state became another; `at` in seconds since the epoch."""
+    """A change of the state, `at` a time in seconds since the epoch."""
 
     at: float
     kind: StateKind
@@ -63,15 +63,13 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Stored(State, frozen=True):
-    """The state as it is kept for other processes, with its last changes, oldest first."""
+    """The state as it is stored for other processes, with its last changes, oldest first."""
 
     changes: tuple[Change, ...] = ()
 
 
 def read_stored(text: str | None) -> Stored:
-    """What was saved; all is well where nothing was, or where another version's words can't be read: they are news,
-    which no job must stumble over.
-    """
+    """Return the stored state; "ok" if nothing is stored, or if another version wrote one that cannot be decoded."""
     if text:
         with suppress(msgspec.DecodeError):
             return msgspec.json.decode(text, type=Stored)
@@ -105,11 +103,11 @@ class Status:
         return self._shown
 
     def troubled(self, part: str) -> bool:
-        """Whether one part's last report was not "ok"."""
+        """Return whether the last state of a part was not "ok"."""
         return self._parts.get(part, State()).kind != "ok"
 
     def report(self, part: str, state: State) -> None:
-        """One part's state has changed, or its next try has."""
+        """Record the new state, or the new time of the next try, of one part."""
         with self._lock:
             self._parts[part] = state
             worst = _worst(self._parts.values(), self._now())
@@ -121,16 +119,16 @@ class Status:
         self._tell(before, worst)
 
     def save(self) -> None:
-        """Keeps the state for other processes."""
+        """Store the state for other processes."""
         with self._lock:
             shown, changes = self._shown, tuple(self._changes)
         self._save(msgspec.json.encode(Stored(shown.kind, shown.reason, shown.until, changes)).decode())
 
     def _tell(self, before: State, now: State) -> None:
-        """One line where the state changes; a warning or an error once it lasts, and once for the same trouble.
+        """Log a change of the state in one line; at WARNING or ERROR only if it lasts, and once per problem.
 
-        What passes within seconds is told by INFO alone, and so is what comes back within ten minutes: a spool that is
-        full and has room by turns, a Hub that stumbles. Who was warned is told as loudly that it is over.
+        A problem that passes within seconds, or comes back within ten minutes, is logged only at INFO: a spool that is
+        full now and then, a Hub that fails now and then. The end of a problem is logged at WARNING if it was.
         """
         at, trouble = self._now(), self._trouble
         if now.kind == "ok":
@@ -156,7 +154,7 @@ class Status:
 
 
 def _worst(states: Iterable[State], now: float) -> State:
-    """A full spool is often the consequence of what comes next, so it tells that as well, where it lasts."""
+    """Return the worst state. A full spool also names the problem that probably caused it, if that lasts."""
     ranked = sorted(states, key=lambda s: (_RANK[s.kind], s.reason != ""), reverse=True)
     worst = ranked[0]
     if worst.kind == "spool full":
@@ -169,21 +167,21 @@ def _worst(states: Iterable[State], now: float) -> State:
 
 
 def _eases(before: State, now: State) -> bool:
-    """Whether only what came on top of it is over."""
+    """Return whether the state is the same, without the reason that was added to it."""
     return before.kind == now.kind and before.reason.startswith(f"{now.reason.rstrip('.')}{_ON_TOP}")
 
 
 class _Trouble:
-    """What was told of what is wrong."""
+    """What has been logged of the current problem."""
 
     def __init__(self) -> None:
         self.since = 0.0  # when it began
-        self.level = logging.INFO  # the loudest line since all was well
-        self.told: dict[tuple[str, str], float] = {}  # when a warning or an error told it
+        self.level = logging.INFO  # the highest level logged since it began
+        self.told: dict[tuple[str, str], float] = {}  # when a warning or error was last logged
 
 
-_LASTS_S = 10.0  # what is over sooner is worth no warning
-_AGAIN_S = 600.0  # within these the same trouble is the same news
+_LASTS_S = 10.0  # a shorter problem is only logged at INFO
+_AGAIN_S = 600.0  # within this time the same problem is logged only at INFO
 _RANK: dict[StateKind, int] = {"ok": 0, "offline": 1, "backing off": 2, "blocked": 3, "spool full": 4}
 _LEVEL: dict[StateKind, int] = {
     "ok": logging.INFO,

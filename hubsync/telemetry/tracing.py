@@ -21,7 +21,7 @@ from hubsync.errors import (
 
 if TYPE_CHECKING:
     pass
-from hubsync.telemetry.metrics import _instruments
+from hubsync.telemetry.metrics import instruments
 
 Outcome = Literal[
     "done", "rate limited", "stale parent", "answer lost", "passing", "blocked", "refused", "not drained", "cancelled",
@@ -41,7 +41,7 @@ _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
-    """One word or two for what became of it."""
+    """Return the outcome of an operation that ended with this error, or with None."""
     if error is None:
         return "done"
     return next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), "cancelled")
@@ -51,12 +51,12 @@ def outcome_of(error: BaseException | None) -> Outcome:
 def span(
     name: str, attributes: Mapping[str, str | int], *, duration: str = "", root: bool = False
 ) -> Iterator[Callable[[BaseException], None]]:
-    """A span around something that takes time; `duration` names the histogram that is told as well. The block gets a
+    """Record an operation as a span; `duration` names a histogram that records it as well. The block gets a
     function for an error that it does not raise.
 
-    An error is told by its type and message, which hold no secret, and without the stack, whose causes might.
+    An error is recorded by its type and message, which contain no secret, and without its stack, which might.
     """
-    found = _instruments()
+    found = instruments()
     if found is None:
         yield lambda error: None
         return
