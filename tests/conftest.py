@@ -1,4 +1,7 @@
-"""Fixtures of all tests: an embedded Hub of its own for each test that asks, and a home that is thrown away."""
+"""Fixtures of all tests: an embedded Hub of its own for each test that asks, and a home that is thrown away.
+
+`pytest -n 2 -m "not slow"` is the quick lane, which `make check` runs; `pytest -n 2` runs everything, as `make test`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
 from hubsync.encoding.codecs import SUFFIXES, open_lines
 from hubsync.localhub import LocalHub
-from tests.zygote import Program, Python
+from tests.zygote import Program, Python, share_certificates
 
 Done = subprocess.CompletedProcess[str]
 
@@ -31,6 +34,8 @@ if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_us
 
 # `datasets` counts what it loads with a request to a server, which takes seconds to fail where there is no network.
 os.environ.update(HF_UPDATE_DOWNLOAD_COUNTS="0", HF_HUB_DISABLE_TELEMETRY="1")
+
+share_certificates()
 
 # No test asserts a duration, so none fails on a slow machine.
 settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,6 +51,15 @@ FAST: dict[str, Any] = {
     "commit": CommitPolicy(per_hour=100_000),
     "retry": RetryPolicy(initial_s=0.01, max_s=0.05, blocked_s=0.2, request_timeout_s=5),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the slow tests first, so that no worker is left with one at the end."""
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            if not mark.args:
+                raise pytest.UsageError(f"{item.nodeid}: say why it is slow: @pytest.mark.slow(reason)")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

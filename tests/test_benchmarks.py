@@ -34,6 +34,7 @@ def _ids(ground: Ground, run: Run) -> list[int]:
     return sorted(json.loads(line)["id"] for path in paths for line in fs.cat_file(path).splitlines())
 
 
+@pytest.mark.slow("runs each subject in a process of its own")
 @pytest.mark.parametrize("name", ["hubsync", "upload_file", "upload_folder", "CommitScheduler", "limit: sum"])
 def test_every_row_of_a_subject_is_in_its_dataset(ground: Ground, name: str) -> None:
     run = one(ground, name, rows=_ROWS, row_bytes=500, batches=_BATCHES)
@@ -58,11 +59,13 @@ def test_rows_made_as_they_are_asked_for_are_the_same(tmp_path: Path) -> None:
     assert ready.bytes == lazy.bytes == sum(len(lines) for lines in ready.encoded())
 
 
+@pytest.mark.slow("runs a subject in a process of its own")
 def test_a_subject_that_fails_says_why(ground: Ground) -> None:
     with pytest.raises(RuntimeError, match=r"nobody ended with 1:[\s\S]*KeyError"):
         one(ground, "nobody", rows=1, row_bytes=100, batches=1)
 
 
+@pytest.mark.slow("draws with matplotlib")
 def test_a_report_is_a_table_and_four_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures: list[dict[str, Any]] = [
         {"who": "hubsync", "s": 1.5, "low": 1.0, "high": 2.0},

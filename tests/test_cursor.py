@@ -159,6 +159,7 @@ SHUFFLE = st.tuples(
 
 
 # What is both shuffled and squashed can't be told, and is refused: see test_reader.
+@pytest.mark.slow("tries many histories of a dataset on a Hub")
 @pytest.mark.parametrize("alike", [False, True])
 @settings(max_examples=EXAMPLES)
 @example(

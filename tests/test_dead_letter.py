@@ -32,6 +32,7 @@ from hubsync.spool.opening import open_spool
 from tests.conftest import Commands, Dataset, Done
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow("runs the command line in processes of its own")
 Make = Callable[..., Uploader]
 Letter = Callable[..., Done]
 SHARED = "data/{split}-{seq:05d}.jsonl"

@@ -28,6 +28,8 @@ from tests.conftest import Dataset
 from tests.waiting import until
 from tests.zygote import Program, Python
 
+pytestmark = pytest.mark.slow("runs every example in processes of its own")
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "examples" / "README.md").read_text()
 COMMANDS = {Path(text.split()[1]).name: text for text in re.findall(r"(?:python|bash) examples/[^`\n]+", README)}

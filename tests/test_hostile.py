@@ -93,6 +93,7 @@ def test_what_is_sent_may_take_as_long_as_it_moves() -> None:
     assert ask(server, timeout_s=0.01, method="POST", content=slow).status == 200
 
 
+@pytest.mark.slow("unpacks 200 MB")
 @pytest.mark.parametrize(("layers", "packed"), [(1, "gzip"), (2, "gzip, gzip"), (1, "br"), (1, "deflate")])
 def test_a_small_body_that_unpacks_to_a_huge_one_costs_no_memory(layers: int, packed: str) -> None:
     bomb = b"\0" * 200_000_000
@@ -201,6 +202,7 @@ SHAPES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow("tries many documents")
 @pytest.mark.parametrize("name", OPERATIONS)
 @given(data=st.data())
 @settings(max_examples=60)

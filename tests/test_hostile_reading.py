@@ -97,6 +97,7 @@ def test_a_proxys_404_is_not_taken_for_a_dataset_without_watermarks() -> None:
     assert talk(FakeHub(replaced={"tree": lambda request: none}), ask_watermarks) == []
 
 
+@pytest.mark.slow("meets each hostile answer")
 def test_a_card_that_a_person_wrote_outlives_hostile_answers(
     uploader: Callable[..., Uploader], hub: LocalHub, dataset: Dataset
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_card_that_no_person_would_write_is_left_alone(text: bytes) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow("reads ten megabytes as JSON")
 def test_a_watermark_of_ten_megabytes_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     huge = json.dumps({**GOOD, "offsets": {f"source number {n}": n for n in range(400_000)}}).encode()
     fake = FakeHub({".hubsync/w.json": huge})

@@ -289,10 +289,13 @@ class Jobs(RuleBasedStateMachine):
         return {json.loads(line)["id"] for grave in graves for line in grave.open()}
 
 
-Jobs.TestCase.settings = settings(
-    max_examples=int(os.environ.get("HUBSYNC_MODEL_EXAMPLES", "60")),
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-TestJobs = Jobs.TestCase
+BRIEF = settings(stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck), max_examples=5)
+
+
+class TestAFewJobs(Jobs.TestCase):  # type: ignore[name-defined]
+    settings = BRIEF
+
+
+@pytest.mark.slow("takes thousands of steps")
+class TestJobs(Jobs.TestCase):  # type: ignore[name-defined]
+    settings = settings(BRIEF, max_examples=int(os.environ.get("HUBSYNC_MODEL_EXAMPLES", "60")))

@@ -227,6 +227,7 @@ def test_rubbish_is_no_cursor(repo: Repo) -> None:
 # Cursors.
 
 
+@pytest.mark.slow("brings and reads a dataset for each place of the cursor")
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 17, 20])
 def test_a_cursor_goes_on_behind_the_row_that_came_last(repo: Repo, count: int) -> None:
     repo.bring(*range(20))
@@ -274,6 +275,7 @@ def backwards(parts: list[bytes]) -> bytes:
 REWRITES = {"joined": b"".join, "rewritten": in_other_words, "shuffled": shuffled, "backwards": backwards}
 
 
+@pytest.mark.slow("commits and reads a dataset several times for each way of compacting it")
 @pytest.mark.parametrize("squashed", [False, True], ids=["", "squashed"])
 @pytest.mark.parametrize("made", REWRITES.values(), ids=REWRITES)
 @pytest.mark.parametrize("count", [7, 20])
@@ -389,6 +391,7 @@ def test_a_reader_that_began_at_a_commit_knows_its_rows_in_a_compaction(repo: Re
 # Following.
 
 
+@pytest.mark.slow("follows a job for many commits")
 def test_following_yields_each_row_once_while_a_job_writes_and_people_rewrite(repo: Repo, uploader: Make) -> None:
     repo.bring(0)
     found: list[int] = []
@@ -456,6 +459,7 @@ def test_a_job_reads_what_it_has_put_and_not_again_when_it_is_committed(
     assert sorted(ids(repo.rows())) == list(range(6))
 
 
+@pytest.mark.slow("reads row by row while a job commits")
 def test_a_spool_that_is_read_again_and_again_while_it_commits_repeats_nothing(
     repo: Repo, uploader: Make, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_repo_that_a_rescue_makes_is_as_private_as_the_job_asked_for(
         assert dataset.api.dataset_info(dataset.repo).private
 
 
+@pytest.mark.slow("rebuilds and drains a spool for each kind of damage")
 @pytest.mark.parametrize("damage", [header, emptied, removed, middle])
 @pytest.mark.parametrize("path", [None, "data/{split}-{seq:05d}.jsonl"], ids=["a name each", "one series"])
 def test_every_row_comes_up_once_whatever_is_broken(
@@ -226,6 +227,7 @@ def flipped(spool: Path, seed: int, flips: int) -> None:
     (spool / "catalogue.sqlite").write_bytes(data)
 
 
+@pytest.mark.slow("rebuilds and drains a spool for each flipped bit")
 @pytest.mark.parametrize(("seed", "flips"), [(0, 0), *((seed, flips) for seed in range(3) for flips in (12, 60))])
 def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, seed: int, flips: int

@@ -61,6 +61,7 @@ def test_a_leftover_whose_number_was_given_again_stops_no_rescue(
     assert [n for n in dataset.ids() if n != 99] == list(range(30))
 
 
+@pytest.mark.slow("waits until a lease without heartbeat would be stolen")
 @pytest.mark.parametrize("opens", [False, True])
 def test_a_job_that_is_started_during_a_rescue(
     hub: LocalHub,

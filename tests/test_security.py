@@ -72,6 +72,7 @@ def trouble(token: str) -> list[Fault]:
     return faults
 
 
+@pytest.mark.slow("runs a job with every logger on, in a process of its own")
 @pytest.mark.parametrize("store", ["xet", "lfs", "async"])
 def test_a_job_shows_its_token_nowhere_whatever_fails(
     hub: LocalHub, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, store: str

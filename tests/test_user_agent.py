@@ -43,6 +43,7 @@ def test_every_request_of_an_uploader_and_a_reader_says_whose_it_is(
     assert strangers(hub) == set()
 
 
+@pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize("telemetry", ["on", "off"])
 def test_telemetry_and_origin_are_as_the_environment_says(hub: LocalHub, tmp_path: Path, telemetry: str) -> None:
     torch = tmp_path / "torch-9.9.dist-info"  # as far as anybody asks, it is installed

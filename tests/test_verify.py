@@ -218,6 +218,7 @@ def test_what_the_card_shows_beside_the_shards_is_told_and_a_copy_is_a_differenc
         assert note == f"{other} belongs to no writer, and the card shows it: its rows are part of the dataset"
 
 
+@pytest.mark.slow("commits a thousand files")
 def test_more_files_than_one_page_lists_are_all_seen(uploader: Make, check: Check, tamper: Tamper) -> None:
     uploader().open().close()
     tamper.put({f"a/{n}.txt": b"x" for n in range(1_100)})
@@ -510,6 +511,7 @@ def test_rows_that_a_power_cut_took_are_a_note(uploader: Make, check: Check, spo
 # A job that goes on meanwhile.
 
 
+@pytest.mark.slow("verifies many times beside a job")
 def test_a_job_that_goes_on_committing_raises_no_alarm(uploader: Make, check: Check, spool: Path) -> None:
     done = threading.Event()
 
@@ -638,6 +640,7 @@ def test_a_hub_that_goes_away_or_refuses_in_the_middle_is_an_error_and_no_differ
         check(content=True, progress=lambda read, shards: hub.stop())
 
 
+@pytest.mark.slow("reads huge answers")
 @pytest.mark.parametrize("shape", ["html", "garbage", "empty", "redirect", "wrong-shape", "huge"])
 @pytest.mark.parametrize("on", ["tree", "resolve", "repo-info"])
 def test_whatever_a_hub_answers_is_a_typed_error_or_a_difference(

@@ -14,6 +14,8 @@ import pytest
 from hubsync import __version__
 from hubsync.localhub import LocalHub
 
+pytestmark = pytest.mark.slow("starts the real hf, which imports all of huggingface_hub")
+
 pytest.importorskip("huggingface_hub.cli.extensions", reason="this huggingface_hub knows no extensions")
 
 BIN = Path(sys.executable).parent

@@ -13,6 +13,8 @@ from hubsync.policies import CommitPolicy
 from tests.test_model import _inline
 from tests.world import World
 
+pytestmark = pytest.mark.slow("simulates hours, second by second")
+
 HOUR = 3600.0
 QUOTA = 128
 

@@ -19,7 +19,7 @@ from hubsync.localhub import Fault, LocalHub
 from hubsync.telemetry.heartbeat import Heartbeat, write_heartbeat
 from tests.dashboard.browser import job, page
 
-pytestmark = pytest.mark.timeout(900)  # chromium may have to be installed first
+pytestmark = [pytest.mark.slow("drives a browser"), pytest.mark.timeout(900)]  # it may have to be installed first
 
 # What a test waits for comes by itself; this long is for a machine that does much else.
 _PATIENCE_MS = 60_000

@@ -47,6 +47,7 @@ def left(uploader: Make, tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
+@pytest.mark.slow("waits until a job that stopped is seen to be silent")
 def test_a_job_in_another_process_is_followed_until_it_is_killed(hub: LocalHub, tmp_path: Path) -> None:
     watch = Watch([tmp_path / "spool"])
     assert one(watch)["problem"]["kind"] == "not there"

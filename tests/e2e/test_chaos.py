@@ -10,6 +10,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from benchmarks.chaos.producers import REPO, Ledger, row
@@ -19,6 +20,7 @@ from hubsync.localhub import LocalHub
 _ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow("runs the chaos benchmark")
 def test_producers_that_are_killed_under_faults_bring_every_row_once(tmp_path: Path) -> None:
     keep, out = tmp_path / "kept", tmp_path / "out"
     done = subprocess.run(
@@ -43,6 +45,7 @@ def test_a_seed_draws_the_same_kills_and_spells_again() -> None:
     assert list(islice(spells(5), 200)) != list(islice(spells(6), 200))
 
 
+@pytest.mark.slow("runs the judge in a process of its own")
 def test_the_judge_names_what_is_lost_twice_damaged_never_put_and_overwritten(hub: LocalHub, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for folder in ("ledgers", "spool/segments", "spool/dead-letter"):

@@ -24,6 +24,8 @@ from hubsync.model.layout import Format
 from tests.conftest import Dataset
 from tests.e2e.conftest import Jobs
 
+pytestmark = pytest.mark.slow("starts processes and kills them")
+
 ROWS = 22  # of 4 a shard: five full shards, and one that the drain seals
 
 P = Failpoint

@@ -19,6 +19,8 @@ from tests.conftest import Dataset
 from tests.e2e.conftest import Jobs
 from tests.e2e.test_failpoints import shards_ever_changed
 
+pytestmark = pytest.mark.slow("starts processes and kills them")
+
 _PLAN = re.compile(r"hubsync plan (\d+) of term (\d+)")
 
 

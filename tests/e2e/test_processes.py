@@ -19,6 +19,8 @@ from tests.conftest import Commands, Dataset
 from tests.e2e.conftest import Jobs
 from tests.zygote import Program
 
+pytestmark = pytest.mark.slow("starts processes and kills them")
+
 Start = Callable[..., Program]
 
 

@@ -42,6 +42,7 @@ def rows() -> Counter[str]:
     return Counter(f"a-{n}" for n in range(50))
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_brings_up_what_it_can_within_the_grace(
@@ -53,6 +54,7 @@ def test_a_signal_brings_up_what_it_can_within_the_grace(
     assert Counter(row["id"] for row in dataset.rows()) == rows()
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 @pytest.mark.parametrize("face", FACES)
 def test_what_does_not_fit_into_the_grace_stays_for_the_next_start(
     hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path, face: str
@@ -68,6 +70,7 @@ def test_what_does_not_fit_into_the_grace_stays_for_the_next_start(
     assert Counter(row["id"] for row in dataset.rows()) == rows()
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
     hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
 ) -> None:
@@ -83,6 +86,7 @@ def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
     assert Counter(row["id"] for row in dataset.rows()) == rows()
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_the_second_signal_ends_it_at_once(
@@ -186,6 +190,7 @@ def test_whoever_chains_the_hook_between_two_signals_is_not_called_in_circles(
     signals.shutdown._exit._is_hooked = False
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 def test_a_signal_to_the_process_and_to_its_group_is_one(
     hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
 ) -> None:
@@ -307,6 +312,7 @@ def test_sigterm_drains_all_that_are_open_whatever_their_faces(
     assert [Dataset(hub, f"user/{name}").ids() for name in ("outer", "inner", "rows")] == [[1]] * 3
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 def test_what_tasks_have_left_open_is_drained_at_the_interpreters_exit(
     hub: LocalHub, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -355,6 +361,7 @@ def forgetful(hub: LocalHub, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         job.kill()
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 def test_sigterm_at_the_interpreters_exit_has_its_grace_and_says_so_in_the_exit_code(
     hub: LocalHub, dataset: Dataset, forgetful: subprocess.Popen[str]
 ) -> None:
@@ -367,6 +374,7 @@ def test_sigterm_at_the_interpreters_exit_has_its_grace_and_says_so_in_the_exit_
     assert [Dataset(hub, f"user/{name}").ids() for name in ("rows", "others")] == [[1]] * 2
 
 
+@pytest.mark.slow("starts processes and sends them signals")
 def test_ctrl_c_at_the_interpreters_exit_leaves_all_and_says_where(
     hub: LocalHub, tmp_path: Path, forgetful: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from hubsync.localhub import LocalHub
 
+pytestmark = pytest.mark.slow("runs in the environment with the lowest versions")
+
 JOB = Path(__file__).with_name("job.py")
 ROOT = Path(__file__).parents[2]
 LOWEST = ROOT / ".venv-lowest"

@@ -21,7 +21,7 @@ from tests.e2e.test_failpoints import shards_ever_changed
 from tests.integrations.conftest import JOBS, Job
 from tests.zygote import Python
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.slow("runs distilabel, in an environment of its own")
 Start = Callable[..., Job]
 TOKEN = "hf_FsKpYqTzLwXbNcVdRgHmJuEaQiOo012345"
 

@@ -12,7 +12,7 @@ from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from tests.conftest import Dataset
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.slow("imports distilabel, in an environment of its own")
 Alone = Callable[..., Any]
 TOKEN = "hf_a_token_of_the_usual_length_0123456"
 

@@ -17,6 +17,8 @@ from tests.conftest import Dataset
 from tests.waiting import until
 from tests.zygote import Program, Python
 
+pytestmark = pytest.mark.slow("runs pipelines in processes of their own and kills them")
+
 SCRIPT = """
 import json, os, sys, time
 from hubsync import CommitPolicy, RetryPolicy

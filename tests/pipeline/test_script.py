@@ -21,6 +21,8 @@ from hubsync.localhub import Fault, LocalHub
 from tests.conftest import Dataset
 from tests.zygote import Python
 
+pytestmark = pytest.mark.slow("runs a pipeline in processes of its own")
+
 SCRIPT = """\
 from datasets import Dataset
 from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step, StepInput, StepOutput

@@ -89,6 +89,7 @@ def _clean() -> Iterator[None]:
     assert exported._registry._open == []
 
 
+@pytest.mark.slow("runs several jobs")
 def test_a_job_is_seen_in_the_metrics(told: Told, uploader: Make, repo: str) -> None:
     with uploader(repo) as up:
         up.put([{"id": 1}, {"id": 2}])
@@ -192,6 +193,7 @@ async def test_tasks_are_seen_as_threads_are(told: Told, hub: LocalHub, tmp_path
     assert told.value("hubsync.rows.committed", repo=repo) == 1
 
 
+@pytest.mark.slow("makes a thousand of them")
 def test_a_thousand_uploaders_leave_nothing_that_grows(told: Told) -> None:
     def one(repo: str) -> Source:
         depth = SpoolDepth(0, 0, 0, 0, 0, 0, None, 0, 0, 0)
@@ -247,6 +249,7 @@ with Uploader("user/rows") as up:
 """
 
 
+@pytest.mark.slow("runs a job in a process of its own")
 def test_prometheus_scrapes_it(hub: LocalHub, python: Python) -> None:
     done = python.run("-c", SCRAPED, env={**os.environ, **hub.environ()})
     page = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
@@ -258,6 +261,7 @@ def test_prometheus_scrapes_it(hub: LocalHub, python: Python) -> None:
         assert re.sub(r"_(bucket|sum|count)$", "", name) in page, name
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_without_opentelemetry_nothing_is_missed(hub: LocalHub) -> None:
     code = """
 import sys
@@ -278,6 +282,7 @@ print(up.repo, "opentelemetry" in sys.modules)
     assert (done.stdout, done.stderr) == ("user/rows False\n", "")
 
 
+@pytest.mark.slow("opens uploaders beside a busy reader")
 def test_reading_while_uploaders_come_and_go_is_safe(told: Told, uploader: Make, repo: str, tmp_path: Path) -> None:
     stop, failed = threading.Event(), list[BaseException]()
 
