@@ -25,7 +25,7 @@ from hubsync.errors import ShardsRefused, SpoolError
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.inspect import inspect_spool
-from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.quarantine import QuarantineCommands
 from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.verify import verify
 from hubsync.spool.opening import open_spool
@@ -178,7 +178,7 @@ def test_an_export_overwrites_nothing_unless_told(letter: Letter, refused: list[
     out.write_text("mine")
     done = letter("export", "--all", "--out", out)
     assert (done.returncode, out.read_text()) == (1, "mine")
-    assert done.stderr == f"hubsync: {out} is there already, and was left as it is. Give another name, or --force.\n"
+    assert done.stderr == f"hubsync: {out} exists and was not changed. Use another name, or --force.\n"
     assert letter("export", refused[1], "--out", out, "--force").returncode == 0
     assert out.read_text() == '{"id":4}\n'
     (tmp_path / "out").mkdir()
@@ -312,7 +312,7 @@ def test_an_edited_grave_is_told_and_not_put_by_mistake(
         assert done.stderr.startswith(f"{grave} was edited after the Hub rejected it; exporting its current content (")
         done = letter("resubmit", refused[0], "--drain")
         assert done.returncode == 1
-        command = done.stderr.rpartition("To put what it holds now: ")[2].strip()
+        command = done.stderr.rpartition("To upload what it holds now: ")[2].strip()
         assert command == f"hubsync dead-letter resubmit {spool} {refused[0]} --from {grave}"
         assert dataset.ids() == [0, 3, 5]
     assert letter(*command.split()[2:3], *command.split()[4:], "--drain").returncode == 0
@@ -441,7 +441,7 @@ def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded
     (spool / "dead-letter" / f"{refused[0]:06d}-train-00001.jsonl").unlink()
     assert [json.loads(line)["rows"] for line in letter("list", "--json").stdout.splitlines()] == [0, 1]
     done = letter("resubmit", refused[0])
-    assert (done.returncode, "nothing is left of data/train-00001.jsonl" in done.stderr) == (1, True)
+    assert (done.returncode, "data/train-00001.jsonl holds no rows" in done.stderr) == (1, True)
     assert letter("export", "--all").stdout == '{"id":4}\n'
     assert letter("resubmit", "--all").stderr.startswith("Resubmitted: 1 shard (1 row, 9 bytes).\n")
     (tmp_path / "again").write_text('{"id":1}\n')
@@ -530,7 +530,7 @@ def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
             others[-1].join(0.5)
 
     monkeypatch.setattr(failpoints, "listener", listen)
-    with Quarantine(spool) as dead:
+    with QuarantineCommands(spool) as dead:
         for shard in dead.shards():
             dead.resubmit(shard)
     assert len(others) == 2
@@ -546,7 +546,7 @@ def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
 ) -> None:
     """Between the transaction and the removal of what was in the dead letter before."""
     hub.faults.add(Fault.status(422, on="commit"))
-    with uploader(path=SHARED) as up, Quarantine(spool) as dead:
+    with uploader(path=SHARED) as up, QuarantineCommands(spool) as dead:
 
         def listen(point: Failpoint) -> None:
             if point is Failpoint.RESUBMITTED:
@@ -557,14 +557,14 @@ def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
         rows = b'{"id":1}\n{"id":2}\n'
         if how == "mended":
             (spool / "mended").write_bytes(rows := b'{"id":10}\n')
-            dead.mend(first, spool / "mended")
+            dead.resubmit_edited(first, spool / "mended")
         else:
             dead.resubmit(first)
         assert b"".join(dead.lines(dead.pick([first.id])[0])) == rows
 
 
 def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool: Path, dataset: Dataset) -> None:
-    with Quarantine(spool) as one, Quarantine(spool) as other:
+    with QuarantineCommands(spool) as one, QuarantineCommands(spool) as other:
         (shard, _) = other.shards()
         one.resubmit(one.shards()[0])
         with pytest.raises(SpoolError, match=r"is no longer in the dead letter|is gone from"):

@@ -16,7 +16,7 @@ from hubsync import NotDrained, ShardPolicy, SpoolBusy, SpoolError, SpoolLost, U
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.inspect import inspect_spool
-from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.quarantine import QuarantineCommands
 from hubsync.maintenance.rebuild import rebuild
 from tests.conftest import Dataset
 
@@ -234,7 +234,7 @@ def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
 ) -> None:
     fill(hub, uploader)
     flipped(spool, seed, flips)
-    for look in (inspect_spool, lambda where: Quarantine(where).shards()):
+    for look in (inspect_spool, lambda where: QuarantineCommands(where).shards()):
         with suppress(SpoolError):
             look(spool)
     rebuild(spool)

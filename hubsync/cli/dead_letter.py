@@ -17,7 +17,7 @@ from hubsync.cli.console import error_text, message, print_table
 from hubsync.errors import HubsyncError, one_line
 
 if TYPE_CHECKING:
-    from hubsync.maintenance.quarantine import Quarantine
+    from hubsync.maintenance.quarantine import QuarantineCommands
     from hubsync.model.shard import QuarantinedShard
 
 
@@ -94,7 +94,7 @@ def export(where: tuple[str, ...], everything: bool, out: str, force: bool) -> N
     edited is exported as it is now, with a message.
     """
     with _selected(where, everything) as (letter, shards):
-        edited = letter.edited(shards)
+        edited = letter.edited_files(shards)
         for file in edited:
             size = size_text(file.stat().st_size)
             click.echo(
@@ -130,7 +130,7 @@ def resubmit(where: tuple[str, ...], everything: bool, file: Path | None, drain_
         if file is not None:
             if len(shards) != 1 or everything:
                 raise click.UsageError("--from takes the rows of one shard: give one ID.")
-            rows, size = letter.mend(shards[0], file, agree=partial(_confirm_loss, shards[0], yes))
+            rows, size = letter.resubmit_edited(shards[0], file, confirm=partial(_confirm_loss, shards[0], yes))
             click.echo(
                 f"Resubmitted as {shards[0].path}: {count_text(rows, 'row')} ({size_text(size)}) of {file}.", err=True
             )
@@ -192,7 +192,7 @@ def discard(where: tuple[str, ...], everything: bool, yes: bool) -> None:
 
 
 @contextmanager
-def _selected(where: tuple[str, ...], everything: bool) -> Iterator[tuple[Quarantine, list[QuarantinedShard]]]:
+def _selected(where: tuple[str, ...], everything: bool) -> Iterator[tuple[QuarantineCommands, list[QuarantinedShard]]]:
     """Open the dead letter that a command's arguments name, and find the shards in it.
 
     Raises:
@@ -208,16 +208,16 @@ def _selected(where: tuple[str, ...], everything: bool) -> Iterator[tuple[Quaran
         yield letter, letter.pick([int(number) for number in ids]) if ids else letter.shards()
 
 
-def _open(directory: Path) -> Quarantine:
-    from hubsync.maintenance.quarantine import Quarantine
+def _open(directory: Path) -> QuarantineCommands:
+    from hubsync.maintenance.quarantine import QuarantineCommands
 
-    return Quarantine(directory)
+    return QuarantineCommands(directory)
 
 
 def _spools() -> list[Path]:
-    from hubsync.maintenance.inspect import spools
+    from hubsync.maintenance.inspect import default_spools
 
-    return list(spools())
+    return list(default_spools())
 
 
 def _read_all(directories: Iterable[Path]) -> Iterator[tuple[Path, list[QuarantinedShard]]]:

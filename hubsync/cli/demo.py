@@ -146,18 +146,18 @@ class _Display:
     def update(self, spool: Path, put: int) -> None:
         """Draw the bars, from what the job has put and the spool that it writes to."""
         from hubsync.errors import SpoolError
-        from hubsync.maintenance.inspect import spool_facts
+        from hubsync.maintenance.inspect import inspect_spool
 
         if self._progress.disable:
             return
         try:
-            facts = spool_facts(spool)
+            report = inspect_spool(spool)
         except SpoolError:
             return  # the job is still creating it
-        state = "" if facts["state"] == "ok" else facts["state"]
+        state = "" if report.state.kind == "ok" else report.state.kind
         self._progress.start()
         self._progress.update(self._put, completed=put)
-        self._progress.update(self._on_hub, completed=facts["committed"]["rows"], note=state)
+        self._progress.update(self._on_hub, completed=report.depth.committed_rows, note=state)
         self._progress.refresh()
 
     def close(self) -> None:
@@ -243,9 +243,9 @@ class _Play:
 
     def checks(self) -> list[_Check]:
         """Return what must be true of the job and its spool."""
-        from hubsync.maintenance.inspect import spool_facts
+        from hubsync.maintenance.inspect import inspect_spool
 
-        waiting = spool_facts(self.spool)["rows_waiting"]
+        waiting = inspect_spool(self.spool).depth.rows
         found = [
             _Check("the job ended well", self.exit_code == 0, f"exit code {self.exit_code}"),
             _Check("the spool is empty", waiting == 0, f"{waiting} rows wait"),

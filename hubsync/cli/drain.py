@@ -40,11 +40,11 @@ class _Result(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def drain(spool: Path | None, timeout: float | None, rebuild: bool, as_json: bool) -> None:
     """Upload the rows left in SPOOL (default: all your spools)."""
-    from hubsync.maintenance.inspect import spools
+    from hubsync.maintenance.inspect import default_spools
 
     if rebuild:
         _rebuild(spool)
-    results = _drain_all([spool] if spool is not None else list(spools()), timeout)
+    results = _drain_all([spool] if spool is not None else list(default_spools()), timeout)
     for result in results:
         if result.error is not None and (spool is not None or not isinstance(result.error, HubsyncError)):
             raise result.error
@@ -73,7 +73,7 @@ def _drain_all(directories: list[Path], timeout: float | None) -> list[_Result]:
     """Drain all spools at once, since one may wait hours for its Hub or its commit quota."""
     from hubsync.maintenance.drain import drain as drain_spool
     from hubsync.maintenance.drain import show_progress
-    from hubsync.maintenance.inspect import spool_facts
+    from hubsync.maintenance.inspect import inspect_spool
 
     results: dict[Path, _Result] = {}
 
@@ -95,7 +95,7 @@ def _drain_all(directories: list[Path], timeout: float | None) -> list[_Result]:
             thread.join()
     except KeyboardInterrupt:
         for directory in [directory for directory in directories if directory not in results]:
-            rows = count_text(spool_facts(directory)["rows_waiting"], "row")
+            rows = count_text(inspect_spool(directory).depth.rows, "row")
             message(f"Interrupted: {rows} not on the Hub yet, and safe in {directory}.")
             message(f"To continue: hubsync drain {directory}")
         sys.exit(130)

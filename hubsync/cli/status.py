@@ -50,14 +50,14 @@ def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> N
 
 def _facts_of(spool: Path | None) -> list[Facts]:
     from hubsync.errors import HubsyncError
-    from hubsync.maintenance.inspect import spool_facts, spools
+    from hubsync.maintenance.inspect import default_spools, inspect_spool
 
     if spool is not None:
-        return [spool_facts(spool)]
+        return [inspect_spool(spool).as_dict()]
     found = []
-    for directory in spools():
+    for directory in default_spools():
         try:
-            found.append(spool_facts(directory))
+            found.append(inspect_spool(directory).as_dict())
         except HubsyncError as error:  # the other spools are shown all the same
             found.append({"spool": str(directory), "error": str(error)})
     return found

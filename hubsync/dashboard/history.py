@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from hubsync.dashboard.snapshot import Snapshot, last_hour, links_of, next_commit, snapshot
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError
-from hubsync.maintenance.inspect import spools
+from hubsync.maintenance.inspect import default_spools
 
 STEP_S = 10  # of the throughput
 STEPS = 90
@@ -75,7 +75,7 @@ class Watch:
     def look(self) -> list[dict[str, Any]]:
         """All spools now, as plain values."""
         with self._lock:
-            found = self._given or list(spools())
+            found = self._given or list(default_spools())
             for directory in self._memories.keys() - set(found):
                 del self._memories[directory]
             return [self._one(directory) for directory in found]

@@ -18,7 +18,6 @@ from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target, default_home
 from hubsync.spool.database import corrupt
 from hubsync.spool.opening import open_spool
-from hubsync.spool.spool import Spool
 from hubsync.telemetry.status import State, read_stored
 
 
@@ -102,24 +101,10 @@ def inspect_spool(directory: Path) -> SpoolReport:
             state=read_stored(spool.catalogue.get("status")),
             oldest_age_s=depth.oldest_age_s(time.time()),
             committer_pid=spool.lease.holder_pid,
-            writer_pids=_writer_pids(spool),
+            writer_pids=tuple(sorted(spool.writers.pids())),
             dead_letter=tuple(spool.quarantine.shards()),
         )
     except TypeError as error:  # a column of a damaged catalogue holds text instead of a number
         raise corrupt(spool.catalogue.path, error) from error
     finally:
         spool.close()
-
-
-def _writer_pids(spool: Spool) -> tuple[int, ...]:
-    """Return the processes that hold a writer's lock; an offline process is one of them and never the committer."""
-    return tuple(sorted(spool.writers.pids()))
-
-
-# TODO(cli): the commands still call these names.
-spools = default_spools
-
-
-def spool_facts(directory: Path) -> dict[str, Any]:
-    """Return `inspect_spool` as JSON values."""
-    return inspect_spool(directory).as_dict()

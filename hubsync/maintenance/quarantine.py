@@ -1,8 +1,8 @@
-"""The dead letter: shards that can't be committed as they are. Looked at, exported, put again, thrown away.
+"""Inspect, export, resubmit and discard rejected shards: `hubsync dead-letter`.
 
-A shard is put again as itself: the same segment, path and number, so its receipts, keys and offsets stay true, the
-dataset has no gap, and what landed after all is known by its path. One transaction makes it sealed again; before it
-the shard is dead and in the dead letter, after it any committer brings it up. All of it may be done beside a job.
+A shard is resubmitted under its own segment, path and number, so its receipts, keys and offsets stay valid, the dataset
+has no gap, and a shard that landed after all is recognized by its path. One transaction makes it sealed again: before,
+it is dead and in the dead letter; after, any committer uploads it. A job may use the spool at the same time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -31,11 +31,11 @@ from hubsync.policies import SpoolPolicy
 from hubsync.spool.opening import open_spool
 from hubsync.spool.segments import Segment
 
-_PIECE = 1 << 20  # bytes
+_PIECE_BYTES = 1 << 20
 
 
-class Mended(NamedTuple):
-    """Rows that a person has edited, on their way back: a file of the dead letter's directory."""
+class _Rows(NamedTuple):
+    """The rows to resubmit: a file in the dead letter's directory."""
 
     file: Path
     rows: int
@@ -43,19 +43,20 @@ class Mended(NamedTuple):
     sha256: str
 
 
-class Quarantine:
-    """The dead letter of one spool, whether a job is live on it or not. For one person at a time: others wait."""
+class QuarantineCommands:
+    """What an operator can do with the rejected shards of one spool. Commands of several processes take turns."""
 
     def __init__(self, directory: Path) -> None:
-        """Opens a spool that is there.
+        """Open an existing spool.
 
         Raises:
-            SpoolError: there is none.
+            SpoolError: the spool does not exist.
         """
-        # "fsync": what is removed from the dead letter must be known to be elsewhere, also after a power cut.
+        # "fsync": before a file leaves the dead letter, its rows must be safe elsewhere, also after a power cut.
         self._spool = open_spool(None, SpoolPolicy(directory=directory, durability="fsync"), SystemClock())
         self._catalogue = self._spool.catalogue
         self._segments = self._spool.segments
+        self._quarantine = self._spool.quarantine
         self.directory = self._spool.directory
 
     def __enter__(self) -> Self:
@@ -68,168 +69,174 @@ class Quarantine:
 
     @property
     def committer_pid(self) -> int | None:
-        """The process that commits for this spool, and so brings up what is put again; None where there is none."""
+        """The process that commits for this spool, and so uploads what is resubmitted; None if no process does."""
         return self._spool.lease.holder_pid
 
     def shards(self) -> list[QuarantinedShard]:
-        """What is in it, the oldest first."""
-        return [
-            shard if shard.at is not None or grave is None else shard._replace(at=grave.stat().st_ctime)
-            for shard in self._spool.quarantine.shards()
-            for grave in [self._spool.quarantine.file_of(shard.id)]
-        ]
+        """Return the rejected shards, oldest first. One from an older version has the time of its file."""
+        found = []
+        for shard in self._quarantine.shards():
+            file = self._quarantine.file_of(shard.id) if shard.at is None else None
+            found.append(shard if file is None else shard._replace(at=file.stat().st_ctime))
+        return found
 
     def pick(self, ids: Sequence[int]) -> list[QuarantinedShard]:
-        """Those of `ids`, in that order.
+        """Return the shards with these ids, in their order.
 
         Raises:
-            ConfigError: one is not there.
+            ConfigError: one of them is not in the dead letter.
         """
-        there = {shard.id: shard for shard in self.shards()}
-        if missing := [str(number) for number in ids if number not in there]:
-            held = ", ".join(map(str, there)) or "nothing"
+        found = {shard.id: shard for shard in self.shards()}
+        if missing := [str(number) for number in ids if number not in found]:
+            held = ", ".join(map(str, found)) or "nothing"
             raise ConfigError(f"{', '.join(missing)} is not in the dead letter of {self.directory}; it holds {held}.")
-        return [there[number] for number in dict.fromkeys(ids)]
+        return [found[number] for number in dict.fromkeys(ids)]
 
     def lines(self, shard: QuarantinedShard) -> Iterator[bytes]:
-        """Its rows as JSON Lines, exactly as they are in its file (unpacked, where that is packed), in pieces.
+        """Yield a shard's rows as JSON Lines, byte for byte, in pieces.
 
         Raises:
-            SpoolError: what it was packed with is not installed here, or it is damaged.
+            SpoolError: the file is missing or damaged, or its format is not installed here.
         """
         if not shard.rows:
             return
-        grave = self._file(shard)
+        file = self._file(shard)
         try:
-            with open_lines(grave.open("rb"), grave.name) as file:
-                while piece := file.read(_PIECE):
+            with open_lines(file.open("rb"), file.name) as lines:
+                while piece := lines.read(_PIECE_BYTES):
                     yield piece
         except (DamagedShard, ConfigError) as error:
-            raise SpoolError(f"{grave} can't be unpacked: {error}") from error
+            raise SpoolError(f"Cannot decompress {file}: {error}") from error
 
     def export(self, shards: Sequence[QuarantinedShard], out: Path, *, force: bool = False) -> list[Path]:
-        """Writes their rows to the file `out`, or each to a file of its own where `out` is a directory. A file is
-        written whole or not at all.
+        """Write rows to the file `out`, or to one file for each shard if it is a directory; return the files.
+
+        A file is written completely or not at all.
 
         Raises:
-            ConfigError: it is there already, and `force` is not given.
-            SpoolError: it can't be written.
+            ConfigError: a file exists, and `force` is False.
+            SpoolError: a file cannot be written.
         """
         if out.is_dir():
             files = [(shard, self._file(shard).name) for shard in shards if shard.rows]
             todo = [(out / f"{name.removesuffix(f'.{format_of(name)}')}.jsonl", [shard]) for shard, name in files]
         else:
             todo = [(out, list(shards))]
-        if there := [path for path, _ in todo if path.exists() and not force]:
-            raise _exists(there[0])
+        for path, _ in todo:
+            if path.exists() and not force:
+                raise _exists(path)
         for path, some in todo:
             _write(path, (piece for shard in some for piece in self.lines(shard)), force=force)
         return [path for path, _ in todo]
 
     def resubmit(self, shard: QuarantinedShard) -> None:
-        """Puts its rows again, as they are: they are sealed then, and are committed as any other's.
+        """Make a shard sealed again with its own rows, to be committed like any other.
 
         Raises:
-            SpoolError: it is no longer there, it holds no rows, or somebody has edited its file.
+            SpoolError: it left the dead letter, it holds no rows, or its file was edited.
         """
-        with self._alone():
+        with self._turn():
             if not shard.rows:
-                raise SpoolError(f"nothing is left of {shard.path} ({shard.why}): there are no rows to put again.")
-            grave = self._file(shard)
-            sha256 = self._unchanged(shard, grave)
+                raise SpoolError(f"{shard.path} holds no rows ({shard.why}): there is nothing to resubmit.")
+            file = self._file(shard)
+            sha256 = self._unchanged_sha256(shard, file)
             if sha256 is None:
                 raise SpoolError(
-                    f"{grave} was changed after it was set aside. Nothing was done. To put what it holds now: "
-                    f"hubsync dead-letter resubmit {self.directory} {shard.id} --from {grave}"
+                    f"{file} was edited after the shard was rejected. Nothing was changed. To upload what it holds "
+                    f"now: hubsync dead-letter resubmit {self.directory} {shard.id} --from {file}"
                 )
-            self._put_again(shard, Mended(grave, shard.rows, shard.bytes, sha256), grave, is_edited=False)
+            self._seal(shard, _Rows(file, shard.rows, shard.bytes, sha256), is_edited=False)
 
-    def edited(self, shards: Sequence[QuarantinedShard]) -> list[Path]:
-        """Files of theirs that somebody has changed after they were set aside."""
+    def edited_files(self, shards: Sequence[QuarantinedShard]) -> list[Path]:
+        """Return the files of shards that were edited after the shards were rejected."""
         files = [(shard, self._file(shard)) for shard in shards if shard.rows]
-        return [file for shard, file in files if self._unchanged(shard, file) is None]
+        return [file for shard, file in files if self._unchanged_sha256(shard, file) is None]
 
-    def _unchanged(self, shard: QuarantinedShard, grave: Path) -> str | None:
-        """The sha256 of its file; None where that is no longer what was set aside."""
-        if grave.stat().st_size != shard.bytes:
+    def _unchanged_sha256(self, shard: QuarantinedShard, file: Path) -> str | None:
+        """Return the sha256 of a shard's file; None if it was edited."""
+        if file.stat().st_size != shard.bytes:
             return None
         known = self._segments.get(shard.id).sha256
-        sha256, _ = hash_file(grave, shard.bytes)
+        sha256, _ = hash_file(file, shard.bytes)
         return sha256 if known in (None, sha256) else None
 
-    def mend(
-        self, shard: QuarantinedShard, file: Path, *, agree: Callable[[int], object] = lambda rows: None
+    def resubmit_edited(
+        self, shard: QuarantinedShard, file: Path, *, confirm: Callable[[int], object] = lambda rows: None
     ) -> tuple[int, int]:
-        """Puts the rows of `file` in place of its own; answers how many rows and bytes they are. `agree` is told how
-        many rows they are before anything is done, and may raise: then nothing is.
+        """Make a shard sealed again with the rows of `file`; return how many rows and bytes these are.
+
+        Args:
+            shard: the shard whose rows are replaced.
+            file: JSON Lines.
+            confirm: called with the number of rows before anything is changed; it may raise to prevent the change.
 
         Raises:
-            UnreadableRow: a line of it is no JSON object. Nothing was done.
-            SpoolError: the file or the disk; or the shard is no longer there.
+            UnreadableRow: a line of the file is not a JSON object. Nothing was changed.
+            SpoolError: the file or the disk fails, or the shard left the dead letter.
         """
-        with self._alone():
-            grave = self._spool.quarantine.file_of(shard.id)
-            mended = self._read(shard, file)
+        with self._turn():
+            rows = self._copy_checked(shard, file)
             try:
-                agree(mended.rows)
-                self._put_again(shard, mended, grave, is_edited=True)
+                confirm(rows.rows)
+                self._seal(shard, rows, is_edited=True)
             finally:
-                mended.file.unlink(missing_ok=True)
-        return mended.rows, mended.bytes
+                rows.file.unlink(missing_ok=True)
+        return rows.rows, rows.bytes
 
     def discard(self, shard: QuarantinedShard) -> None:
-        """Throws its rows away, for good. The catalogue remembers that there was a shard of this number.
+        """Delete a shard's rows. The catalogue keeps its number, keys and offsets.
 
         Raises:
-            SpoolError: it is no longer there.
+            SpoolError: it left the dead letter.
         """
-        with self._alone():
-            grave = self._spool.quarantine.file_of(shard.id)
+        with self._turn():
+            file = self._quarantine.file_of(shard.id)
             when = datetime_text(self._spool.clock.time())
-            why = f"discarded {when} ({shard.rows:,} rows, {shard.bytes:,} bytes). It was set aside: {shard.why}"
+            why = f"discarded {when} ({shard.rows:,} rows, {shard.bytes:,} bytes). It was rejected: {shard.why}"
             with self._catalogue.transaction():
                 self._still_dead(shard)
                 self._segments.discard(shard.id, why)
             failpoint(Failpoint.DISCARDED)
-            if grave is not None:
-                grave.unlink(missing_ok=True)
+            if file is not None:
+                file.unlink(missing_ok=True)
 
-    # How it is put again.
+    def _seal(self, shard: QuarantinedShard, rows: _Rows, *, is_edited: bool) -> None:
+        """Make a shard sealed again, in one transaction.
 
-    def _put_again(self, shard: QuarantinedShard, rows: Mended, grave: Path | None, *, is_edited: bool) -> None:
-        """The one transaction. The file goes under a name that it never had: whoever still removes the old one, a
-        committer that has just buried it perhaps, removes nothing else.
+        Its file gets a name that was never used: a committer that has just rejected the shard, and now removes its old
+        file, removes nothing else.
         """
+        quarantined = self._quarantine.file_of(shard.id)
         with self._catalogue.transaction():
-            row = self._still_dead(shard)
-            writer = self._spool.writers.ensure(row.writer)
-            name = _next_name(row.file, writer, shard.id, format_of(rows.file.name))
+            segment = self._still_dead(shard)
+            writer = self._spool.writers.ensure(segment.writer)
+            name = _next_name(segment.file, writer, shard.id, format_of(rows.file.name))
             file = self._spool.file(name)
             file.unlink(missing_ok=True)  # a link that a crash has left
             try:
                 os.link(rows.file, file)
             except OSError as error:
-                raise SpoolError(f"{file} can't be made: {error}. Nothing was changed.") from error
+                raise SpoolError(f"Cannot create {file}: {error}. Nothing was changed.") from error
             fsync_directory(file.parent)
             failpoint(Failpoint.RELINKED)
             self._segments.resubmit(
-                row, file=name, size=rows.bytes, rows=rows.rows, sha256=rows.sha256, is_edited=is_edited, writer=writer
-            )
+                segment, file=name, size=rows.bytes, rows=rows.rows, sha256=rows.sha256, is_edited=is_edited,
+                writer=writer,
+            )  # fmt: skip
         failpoint(Failpoint.RESUBMITTED)
-        with self._catalogue.transaction():  # a committer may have buried it again by now
-            state = self._segments.state(shard.id)
-            if grave is not None and state != "dead":
-                grave.unlink(missing_ok=True)
+        with self._catalogue.transaction():  # by now the Hub may have rejected it again
+            if quarantined is not None and self._segments.state(shard.id) != "dead":
+                quarantined.unlink(missing_ok=True)
 
     def _still_dead(self, shard: QuarantinedShard) -> Segment:
-        row = self._segments.find(shard.id)
-        if row is None or row.state != "dead" or row.rows != shard.rows:
-            raise SpoolError(f"{shard.path} is no longer in the dead letter: somebody else was faster.")
-        return row
+        segment = self._segments.find(shard.id)
+        if segment is None or segment.state != "dead" or segment.rows != shard.rows:
+            raise SpoolError(f"{shard.path} is no longer in the dead letter: another process was faster.")
+        return segment
 
-    def _read(self, shard: QuarantinedShard, file: Path) -> Mended:
-        """Checks a person's file line by line, and copies it beside the dead letter: there it stays as it is."""
-        copy = self.directory / "dead-letter" / f"{shard.id:06d}.new"
+    def _copy_checked(self, shard: QuarantinedShard, file: Path) -> _Rows:
+        """Copy an operator's file, which may change at any time, and check each line."""
+        copy = self._quarantine.directory / f"{shard.id:06d}.new"
         sha256, rows, size = hashlib.sha256(), 0, 0
         try:
             fd = os.open(copy, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
@@ -237,8 +244,8 @@ class Quarantine:
                 for number, line in enumerate(given, 1):
                     if not (row := line.strip()):
                         continue
-                    if why := _defect(row):
-                        raise UnreadableRow(str(file), number, why)
+                    if problem := _problem(row):
+                        raise UnreadableRow(str(file), number, problem)
                     row += b"\n"
                     new.write(row)
                     sha256.update(row)
@@ -251,41 +258,40 @@ class Quarantine:
         except BaseException as error:
             copy.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise SpoolError(f"{file} can't be taken: {error}. Nothing was changed.") from error
+                raise SpoolError(f"Cannot copy {file}: {error}. Nothing was changed.") from error
             raise
         failpoint(Failpoint.EDITED_COPIED)
-        return Mended(copy, rows, size, sha256.hexdigest())
+        return _Rows(copy, rows, size, sha256.hexdigest())
 
     def _file(self, shard: QuarantinedShard) -> Path:
-        grave = self._spool.quarantine.file_of(shard.id)
-        if grave is None:
-            raise SpoolError(f"the file of {shard.path} is gone from {self.directory / 'dead-letter'}.")
-        return grave
+        file = self._quarantine.file_of(shard.id)
+        if file is None:
+            raise SpoolError(f"The file of {shard.path} is gone from {self._quarantine.directory}.")
+        return file
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time; who comes after a crash removes what it left."""
-        directory = self.directory / "dead-letter"
-        fd = os.open(directory, os.O_RDONLY)
+    def _turn(self) -> Iterator[None]:
+        """Wait for other commands, and remove what a crashed one left."""
+        fd = os.open(self._quarantine.directory, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            for file in directory.glob("*.new"):
+            for file in self._quarantine.directory.glob("*.new"):
                 file.unlink(missing_ok=True)
-            self._spool.quarantine.sweep()
+            self._quarantine.sweep()
             yield
         finally:
             os.close(fd)
 
 
 def _next_name(file: str, writer: str, segment: int, format: Format) -> str:
-    """The n-th return's: "{writer}-{n}-{segment}.jsonl"; packed, as what no committer has packed in its term."""
+    """Return a name for the n-th resubmit, "{writer}-{n}-{segment}.jsonl"; no committer gives a compressed file a 0."""
     parts = file.split("-")
     nth = int(parts[1]) + 1 if len(parts) == 3 else 1
     return f"{writer}-{nth}-{segment:08d}.{'' if format == 'jsonl' else '0.'}{format}"
 
 
-def _defect(line: bytes) -> str | None:
-    """What is wrong with a line; None where it is a row. Its text is not shown: a log is no place for it."""
+def _problem(line: bytes) -> str | None:
+    """Return what is wrong with a line, without showing its text; None if it is a row."""
     try:
         encode([decode_row(line)])
     except RowError as error:
@@ -296,11 +302,9 @@ def _defect(line: bytes) -> str | None:
 
 
 def _write(path: Path, pieces: Iterator[bytes], *, force: bool) -> None:
+    new = None
     try:
         fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise SpoolError(f"{path} can't be written: {error}.") from error
-    try:
         with open(fd, "wb") as file:
             for piece in pieces:
                 file.write(piece)
@@ -309,15 +313,15 @@ def _write(path: Path, pieces: Iterator[bytes], *, force: bool) -> None:
         if force:
             os.replace(new, path)
         else:
-            os.link(new, path)  # as an atomic "only where nothing is"
+            os.link(new, path)  # atomic, and fails if the path exists
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        raise SpoolError(f"{path} can't be written: {error}.") from error
+        raise SpoolError(f"Cannot write {path}: {error}.") from error
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(new)
+        if new is not None:
+            Path(new).unlink(missing_ok=True)
 
 
 def _exists(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is there already, and was left as it is. Give another name, or --force.")
+    return ConfigError(f"{path} exists and was not changed. Use another name, or --force.")

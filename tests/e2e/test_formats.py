@@ -20,7 +20,7 @@ from hubsync.encoding import codecs
 from hubsync.errors import ShardsRefused
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
-from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.quarantine import QuarantineCommands
 from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.verify import verify
 from hubsync.model.layout import FORMATS, Format
@@ -223,7 +223,7 @@ def test_a_rejected_compressed_shard_can_be_exported_resubmitted_and_edited(
         up.close()
     assert [receipt.state for receipt in receipts] == ["refused", "refused"]
     local_hub.faults.clear()
-    with Quarantine(spool) as dead:
+    with QuarantineCommands(spool) as dead:
         first, second = dead.shards()
         assert b"".join(dead.lines(first)) == b'{"id":0}\n{"id":1}\n'
         (tmp_path / "out").mkdir()
@@ -233,7 +233,7 @@ def test_a_rejected_compressed_shard_can_be_exported_resubmitted_and_edited(
         dead.resubmit(first)
         edited = tmp_path / "edited.jsonl"
         edited.write_text('{"id":20}\n')
-        assert dead.mend(second, edited)[0] == 1
+        assert dead.resubmit_edited(second, edited)[0] == 1
     drain(spool, timeout=20)
     assert Dataset(local_hub).ids() == [0, 1, 20]
     assert len(Dataset(local_hub).paths(f".{format}")) == 2

@@ -22,7 +22,7 @@ import pytest
 from hubsync import CommitPolicy, SchemaPolicy, ShardPolicy, SpoolError, SpoolLost, SpoolPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.inspect import inspect_spool
-from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.quarantine import QuarantineCommands
 from hubsync.spool import writer
 from hubsync.uploader.queue import Order
 from tests.conftest import Dataset
@@ -215,7 +215,7 @@ def test_the_dead_letter_counts_towards_the_spools_quota_and_the_state_says_so(
         until(lambda: up.stats().state.kind == "spool full")
         assert "8.4 MB of them in the dead letter" in up.stats().state.reason
         assert f"hubsync dead-letter list {tmp_path / 'spool'}" in up.stats().state.reason
-        with Quarantine(tmp_path / "spool") as letter:
+        with QuarantineCommands(tmp_path / "spool") as letter:
             for shard in letter.shards():
                 letter.discard(shard)
         thread.join()

@@ -16,7 +16,7 @@ import pytest
 from hubsync import NotDrained, ShardPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
-from hubsync.maintenance.quarantine import Quarantine
+from hubsync.maintenance.quarantine import QuarantineCommands
 from hubsync.model.commit import Watermark
 from tests.conftest import Dataset
 
@@ -191,7 +191,7 @@ def test_a_file_that_was_changed_is_neither_committed_nor_deleted(
     depth = drain(tmp_path / "spool", timeout=20)
     assert (dataset.ids(), depth.rows, depth.dead) == ([2, 3], 0, 1)
     assert not bent.exists()
-    with Quarantine(tmp_path / "spool") as letter:
+    with QuarantineCommands(tmp_path / "spool") as letter:
         (dead,) = letter.shards()
         assert dead.rows == 2
         assert "does not have the sha256 that was written" in dead.why
