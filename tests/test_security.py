@@ -39,7 +39,7 @@ from hubsync.maintenance.verify import verify
 from hubsync.model.target import Target
 from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy, SpoolPolicy
 from tests.conftest import Dataset
-from tests.hostile import BATCH, HUB, SHA, TOKEN, FakeHub, FakeXet, lfs_at, plain_lfs, shard, xet
+from tests.destinations.hostile import BATCH, HUB, SHA, TOKEN, FakeHub, FakeXet, lfs_at, plain_lfs, shard, xet
 
 Make = Callable[..., Uploader]
 CARD = b"---\nlicense: mit\n---\n"

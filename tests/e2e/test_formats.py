@@ -34,9 +34,9 @@ COMPRESSED: list[Format] = [format for format in FORMATS if format != "jsonl"]
 
 
 def test_a_template_with_another_suffix_than_the_format_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.jsonl, and the shards are 'parquet'"):
+    with pytest.raises(ConfigError, match=r"ends in \.jsonl, but the shards are 'parquet'"):
         Uploader("user/rows", path="data/{split}-{seq}.jsonl", format="parquet")
-    with pytest.raises(ConfigError, match="give format='parquet'"):
+    with pytest.raises(ConfigError, match="pass format='parquet'"):
         Uploader("user/rows", path="data/{split}-{seq}.parquet")
     with pytest.raises(ConfigError, match="format must be one of"):
         Uploader("user/rows", format="csv")  # type: ignore[arg-type]

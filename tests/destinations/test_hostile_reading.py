@@ -24,7 +24,7 @@ from hubsync.model.commit import decode_watermark
 from hubsync.model.target import Target
 from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
-from tests.hostile import ENTRY, HUB, TOKEN, FakeHub, ask_card, ask_watermarks, entry, talk
+from tests.destinations.hostile import ENTRY, HUB, TOKEN, FakeHub, ask_card, ask_watermarks, entry, talk
 
 
 def large(path: str, content: bytes) -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""What an answer of the Hub means: the typed errors, and how long to wait."""
+"""One request: redirects, downloads, lost responses."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import anyio
@@ -12,95 +10,12 @@ import httpx
 import pytest
 
 from hubsync import (
-    AuthenticationError,
     BlockedError,
     HubError,
-    RepoMissingError,
-    StorageQuotaError,
     TransientError,
-    WriteForbiddenError,
 )
-from hubsync.destinations.hub.responses import classify, retry_after
 from hubsync.destinations.hub.transport import HubHTTP
-from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, StaleParentError
-
-QUOTA = (
-    b'{"error":"You have exceeded the rate limit for repository commits (128 per hour). Retry this action in about '
-    b'1 hour. For assistance, contact the support."}'
-)
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "kind"),
-    [
-        (408, {}, TransientError),
-        (409, {}, TransientError),
-        (412, {}, StaleParentError),
-        (423, {}, TransientError),
-        (425, {}, TransientError),
-        (429, {}, RateLimitedError),
-        (500, {}, TransientError),
-        (502, {}, TransientError),
-        (503, {}, TransientError),
-        (504, {}, TransientError),
-        (401, {}, AuthenticationError),
-        (401, {"x-error-code": "RepoNotFound"}, RepoMissingError),
-        (404, {"x-error-code": "RevisionNotFound"}, RepoMissingError),
-        (402, {}, StorageQuotaError),
-        (403, {}, WriteForbiddenError),
-        (403, {"x-error-message": "Private repository storage limit reached"}, StorageQuotaError),
-        (400, {}, DefectError),
-        (413, {}, DefectError),
-        (422, {}, DefectError),
-        (405, {}, BlockedError),
-        (418, {}, BlockedError),
-    ],
-)
-def test_each_status_has_its_kind(status: int, headers: dict[str, str], kind: type[HubError]) -> None:
-    assert type(classify("it", status, headers, b"")) is kind
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_may_not_is_said_with_where_it_came_from_and_only_of_the_hub(status: int) -> None:
-    assert "HF_TOKEN, else the token of hf auth login" in classify("it", status, {}, b"").reason
-    assert str(classify("it", status, {}, b"", token_sent=False)) == f"it: {status}"
-    assert "HF_TOKEN" not in str(classify("it", 403, {"x-error-message": "storage limit reached"}, b""))
-
-
-@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_an_answer_that_may_hide_an_effect_is_ambiguous(status: int) -> None:
-    assert type(classify("commit", status, {}, b"", has_effect=True)) is AmbiguousError
-
-
-def test_the_commit_quota_is_told_by_its_body_and_not_by_the_headers_beside_it() -> None:
-    headers = {"ratelimit": '"api";r=871;t=271', "ratelimit-policy": '"fixed window";"api";q=1000;w=300'}
-    error = classify("commit", 429, headers, QUOTA)
-    assert isinstance(error, RateLimitedError)
-    assert (error.commit_quota, error.retry_after_s) == (True, 3600)
-
-
-@pytest.mark.parametrize(
-    ("headers", "said", "seconds"),
-    [
-        ({"retry-after": "12"}, "", 12),
-        ({"retry-after": "1.5"}, "", 1.5),
-        ({"ratelimit": '"api";r=0;t=55'}, "", 55),
-        ({"ratelimit": '"api";r=3;t=55'}, "", None),
-        ({}, "Retry in 5 minutes", 300),
-        ({}, "Try again after 30 seconds.", 30),
-        ({}, "Retry this action in about an hour", 3600),
-        ({"retry-after": "soon"}, "", None),
-        ({}, "", None),
-    ],
-)
-def test_the_hubs_word_on_when_to_try_again_is_found(headers: dict[str, str], said: str, seconds: float | None) -> None:
-    assert retry_after(headers, said) == seconds
-
-
-def test_a_date_in_retry_after_is_understood() -> None:
-    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    assert 3500 < (retry_after({"retry-after": later}, "") or 0) <= 3600
-
+from hubsync.errors import AmbiguousError
 
 Handler = Callable[[httpx.Request], httpx.Response] | Callable[[httpx.Request], Awaitable[httpx.Response]]
 

@@ -20,7 +20,7 @@ from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.errors import BlockedError, TransientError
 from hubsync.model.target import Target
-from tests.hostile import HUB, SHA, TOKEN, FakeHub, lfs_at, plain_lfs, shard, talk
+from tests.destinations.hostile import HUB, SHA, TOKEN, FakeHub, lfs_at, plain_lfs, shard, talk
 
 __all__ = ["plain_lfs", "shard"]  # fixtures
 

@@ -23,7 +23,7 @@ from hubsync.destinations.hub.responses import classify, retry_after
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.errors import AmbiguousError, BlockedError, one_line
 from hubsync.model.shard import Shard
-from tests.hostile import (
+from tests.destinations.hostile import (
     BATCH,
     ENTRY,
     GRANT,
