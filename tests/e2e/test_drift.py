@@ -24,6 +24,8 @@ from hubsync.localhub.pytest_plugin import point_at
 from tests.conftest import FAST, Dataset
 from tests.zygote import Python
 
+pytestmark = pytest.mark.slow("loads datasets commit by commit, or kills processes")
+
 Make = Callable[..., Uploader]
 
 

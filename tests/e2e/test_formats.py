@@ -30,6 +30,8 @@ from tests.spool.test_disk import small_disk  # noqa: F401  (a fixture)
 from tests.waiting import until
 from tests.zygote import Python
 
+pytestmark = pytest.mark.slow("loads datasets in every format, or runs processes")
+
 COMPRESSED: list[Format] = [format for format in FORMATS if format != "jsonl"]
 
 

@@ -73,6 +73,7 @@ def producer(up: Uploader, accepted: list[int], most: int) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow("writes more than the disk holds")
 def test_a_full_disk_blocks_the_producer_until_commits_make_room(
     hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_full_disk_blocks_the_producer_until_commits_make_room(
     assert any("full" in record.message for record in caplog.records if record.levelno == logging.ERROR)
 
 
+@pytest.mark.slow("writes more than the disk holds")
 @pytest.mark.parametrize("small_disk", [4, 20], indirect=True)
 def test_a_job_that_outruns_its_disk_continues_while_the_hub_answers(
     uploader: Any, dataset: Dataset, small_disk: Path
@@ -107,6 +109,7 @@ def test_a_job_that_outruns_its_disk_continues_while_the_hub_answers(
     assert dataset.ids() == list(range(3_000))
 
 
+@pytest.mark.slow("writes three times what the disk holds")
 @pytest.mark.parametrize("small_disk", [80], indirect=True)
 @pytest.mark.parametrize(("left", "size", "format"), [(6, 40_000, "jsonl"), (75, 400_000, "parquet")])
 def test_a_job_continues_with_the_little_room_that_others_leave_on_a_disk(
@@ -122,6 +125,7 @@ def test_a_job_continues_with_the_little_room_that_others_leave_on_a_disk(
     assert dataset.ids() == list(range(left * 3 * MIB // size))
 
 
+@pytest.mark.slow("writes more than the disk holds")
 def test_segments_sealed_because_of_a_full_disk_are_committed_early(
     hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path
 ) -> None:
@@ -147,6 +151,7 @@ with Uploader("user/rows", endpoint=sys.argv[1], spool=sys.argv[2], schema=None)
 """
 
 
+@pytest.mark.slow("fills a disk in another process")
 def test_a_job_can_start_after_one_was_killed_on_a_full_disk(
     hub: LocalHub, uploader: Any, dataset: Dataset, small_disk: Path
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_job_waits_for_a_disk_that_became_read_only(
     assert dataset.ids() == list(range(100))
 
 
+@pytest.mark.slow("writes more than the spool holds")
 def test_a_spool_that_is_smaller_than_a_shard_works(uploader: Any, dataset: Dataset, tmp_path: Path) -> None:
     accepted: list[int] = []
     spool = SpoolPolicy(directory=tmp_path / "spool", max_bytes=8 * MIB)
@@ -204,6 +210,7 @@ def test_a_spool_that_is_smaller_than_a_shard_works(uploader: Any, dataset: Data
     assert dataset.ids() == list(range(2_000))
 
 
+@pytest.mark.slow("fills a quota of megabytes")
 def test_the_dead_letter_counts_towards_the_spools_quota_and_the_state_says_so(
     uploader: Any, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -318,6 +318,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow("meets each fault of the Hub, or uploads 200 MB")
 @pytest.mark.parametrize(
     "fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.shape or fault.code or fault.when}-{fault.when}"
 )
@@ -411,6 +412,7 @@ def test_a_row_of_200_mb_is_rejected_by_a_queue_that_cannot_hold_it(uploader: Ma
         assert up.stats().spool.rows == 0
 
 
+@pytest.mark.slow("meets each fault of the Hub, or uploads 200 MB")
 def test_a_row_of_200_mb_is_uploaded_if_the_queue_is_large_enough(
     uploader: Make, hub: LocalHub, dataset: Dataset
 ) -> None:
