@@ -115,7 +115,7 @@ def metrics() -> str:
     """Return the table of metrics, with their names in OpenTelemetry and in Prometheus."""
     kinds = {"gauge": "gauge", "level": "up-down counter", "counter": "counter", "histogram": "histogram"}
     lines = ["| metric | in Prometheus | kind, unit | tells |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{m.name}` | `{_prometheus(m)}` | {kinds[m.kind]}, `{m.unit}` | {m.tells} |" for m in METRICS]
+    lines += [f"| `{m.name}` | `{_prometheus(m)}` | {kinds[m.kind]}, `{m.unit}` | {m.description} |" for m in METRICS]
     return "\n".join(lines)
 
 

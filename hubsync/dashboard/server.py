@@ -50,7 +50,7 @@ _FILES = {
 
 
 def app(watch: Watch) -> ASGIApp:
-    """The ASGI app. It looks once a second as long as it runs, however many pages are open."""
+    """Return the ASGI app. It reads the spools once a second, however many pages are open."""
     shown: dict[str, Any] = {"body": b"", "failed": None}
     started = time.time()
 
@@ -98,7 +98,7 @@ def _file(path: str, name: str, media_type: str) -> Route:
 
 
 class _Guard:
-    """GET from this machine's own names, and the headers on every answer."""
+    """Allows only GET to this machine's own names, and adds the headers to every response."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
@@ -125,10 +125,10 @@ class _Guard:
 def serve(
     directories: Sequence[Path] = (), port: int = 0, started: Callable[[str], None] = lambda address: None
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; `started` is told the address once it listens.
+    """Serve until SIGTERM or Ctrl-C; call `started` with the address once the server listens.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: The port is in use.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -138,7 +138,7 @@ def serve(
             listener.listen(128)
         except OSError as error:
             raise ConfigError(
-                f"port {port} can't be had: {error}. Give another with --port; 0 finds a free one."
+                f"cannot listen on port {port}: {error}. Choose another one with --port; 0 finds a free one."
             ) from None
         config = uvicorn.Config(
             app(Watch(directories)), log_level="warning", access_log=False, lifespan="on", server_header=False,
@@ -149,7 +149,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Tells when it serves, and signals are its own."""
+    """Calls `up` once it serves."""
 
     def __init__(self, config: uvicorn.Config, up: Callable[[], None]) -> None:
         super().__init__(config)

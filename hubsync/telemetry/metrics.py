@@ -53,7 +53,7 @@ class Metric(NamedTuple):
     name: str
     kind: Literal["gauge", "level", "counter", "histogram"]
     unit: str
-    tells: str
+    description: str
     read: Callable[[Source], Points] = lambda source: ()
 
 
@@ -107,7 +107,7 @@ METRICS = (
     Metric("hubsync.retries", "counter", "{retry}",
            "requests that failed in a way that passes, and were waited out", _one(lambda s: s.status.counts.retries)),
     Metric("hubsync.refusals", "counter", "{shard}",
-           "shards that the Hub refused for good, now in the dead letter", _one(lambda s: s.status.counts.refusals)),
+           "shards that the Hub rejected, now in the dead letter", _one(lambda s: s.status.counts.refusals)),
     Metric("hubsync.stage.duration", "histogram", "s", "to upload a lot of shards, by `hubsync.outcome`"),
     Metric("hubsync.commit.duration", "histogram", "s", "to send one commit, by `hubsync.outcome`"),
 )  # fmt: skip
@@ -191,10 +191,10 @@ def instruments() -> _Instruments | None:
     for metric in METRICS:
         if metric.kind == "histogram":
             histograms[metric.name] = meter.create_histogram(
-                metric.name, metric.unit, metric.tells, explicit_bucket_boundaries_advisory=_SECONDS
+                metric.name, metric.unit, metric.description, explicit_bucket_boundaries_advisory=_SECONDS
             )
         else:
-            observable[metric.kind](metric.name, [partial(_observe, metric)], metric.unit, metric.tells)
+            observable[metric.kind](metric.name, [partial(_observe, metric)], metric.unit, metric.description)
     return _Instruments(trace.get_tracer("hubsync", __version__), histograms)
 
 
