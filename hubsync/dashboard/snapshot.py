@@ -199,49 +199,61 @@ def _there(pid: int | None) -> bool:
 
 def last_hour(found: Snapshot) -> tuple[int, int]:
     """Commits of the last hour, and how many this spool may spend in one."""
-    return _governor(found).last_hour()
+    return _rate_limiter(found).last_hour()
 
 
-def _governor(found: Snapshot) -> RateLimiter:
+def _rate_limiter(found: Snapshot) -> RateLimiter:
     return RateLimiter(last_policy(found.governor), SystemClock(), found.governor)
 
 
 def next_commit(found: Snapshot) -> tuple[float | None, str]:
-    """When the next commit is, in seconds since the epoch where that is known, and why it waits."""
-    state, depths, waiting = found.state, found.depths, found.waiting
+    """Return when the next commit is (seconds since the epoch; None if unknown), and why it waits."""
+    waiting = found.waiting
     if not found.alive:
         if waiting.rows:
-            return None, f"No job has this spool open. Bring its rows up with: hubsync drain {found.directory}"
+            return None, f"No job has this spool open. To upload its rows: hubsync drain {found.directory}"
         return None, "No job has this spool open, and nothing waits in it."
+    return _delayed(found) or _on_its_way(found)
+
+
+def _delayed(found: Snapshot) -> tuple[float | None, str] | None:
+    """Return the next attempt and what delays it; None if nothing does."""
+    state = found.state
     if state.kind == "blocked":
-        return state.until, "A person must mend this. It is tried again all the same, and goes on by itself then."
+        return state.until, "An operator must fix this. It is retried meanwhile, and continues once it is fixed."
     if state.kind == "backing off":
         if state.reason == QUOTA:
             return (
                 state.until,
-                "The Hub takes no more for now: it counts commits by the hour, of all jobs of an account.",
+                "The Hub refuses commits for now: it counts those of all jobs of an account by the hour.",
             )
-        return state.until, "It is tried again by itself, with growing pauses."
+        return state.until, "It is retried, with growing pauses."
     if state.kind == "offline":
-        return None, f"None is planned: {state.reason}."
+        return None, f"No commit is planned: {state.reason}."
     if state.kind == "spool full":
         return state.until, f"The disk takes no more: {state.reason}"
+    return None
+
+
+def _on_its_way(found: Snapshot) -> tuple[float | None, str]:
+    """Return when the next commit is sent, and what happens until then."""
+    state, depths = found.state, found.depths
     if not any(process.commits and process.alive for process in found.processes):
-        return None, "No process commits for this spool at the moment; one of its writers is about to take over."
+        return None, "No process commits for this spool right now; one of its writers is about to take over."
     if found.sending_since is not None:
-        return found.sending_since, f"It is being sent, since {_for(found.at - found.sending_since)}."
+        return found.sending_since, f"It has been on its way for {_for(found.at - found.sending_since)}."
     if depths["staged"].shards:
-        wait = _governor(found).wait_s(urgent=found.urgent)
+        wait = _rate_limiter(found).wait_s(urgent=found.urgent)
         many = count_text(depths["staged"].shards, "shard")
         if wait:
             of, quota = last_hour(found)
             return found.at + wait, f"{many} ready. Commits keep to {quota:,} an hour, spread evenly; {of:,} are spent."
-        return found.at, f"{many} ready; it goes now."
+        return found.at, f"{many} ready to be sent now."
     if depths["sealed"].shards:
+        if state.reason.startswith("upl"):
+            return None, state.reason.capitalize() + "."
         many, size = count_text(depths["sealed"].shards, "shard"), depths["sealed"].bytes / 1e6
-        return None, state.reason.capitalize() + "." if state.reason.startswith("upl") else (
-            f"{many} being uploaded ({size:,.1f} MB)."
-        )
+        return None, f"{many} being uploaded ({size:,.1f} MB)."
     if depths["open"].rows:
         return _when_sealed(found)
     return None, f"Everything {'else ' if depths['dead'].shards else ''}is on the Hub."

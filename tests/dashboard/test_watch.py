@@ -383,7 +383,7 @@ _FULL = f'{{"per_hour": 2, "spent": [{_NOW - 100}, {_NOW - 50}], "share": 1.0, "
         (spool_with(live=False, sealed=Depth(1, 5, 50, _NOW)), False, "hubsync drain /spool"),
         (spool_with(open=Depth(1, 5, 50, _NOW)), True, "sealed 60 s after its first row, or at 64 MB"),
         (spool_with(sealed=Depth(2, 5, 5e6, _NOW)), False, "2 shards being uploaded (5.0 MB)"),
-        (spool_with(staged=Depth(1, 5, 50, _NOW)), True, "1 shard ready; it goes now"),
+        (spool_with(staged=Depth(1, 5, 50, _NOW)), True, "1 shard ready to be sent now"),
         (spool_with(staged=Depth(3, 5, 50, _NOW), governor=_FULL), True, "keep to 2 an hour"),
         (spool_with(staged=Depth(3, 5, 50, _NOW), sending=_NOW), True, "being sent"),
         (spool_with(state=State("backing off", "commit quota", _NOW + 9)), True, "by the hour"),
