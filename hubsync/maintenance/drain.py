@@ -1,6 +1,6 @@
-"""Bringing up what a spool still holds, without being a writer of it: what `hubsync drain` does.
+"""Upload what is left in a spool, without writing to it: `hubsync drain`.
 
-Commits for dead writers and adopts what they left open; a spool whose committer is alive is left to it.
+Seals what dead writers left open, and commits for them. If another process commits for the spool, it is left to that.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from hubsync.spool.spool import Spool
 from hubsync.telemetry.progress import Figures, Progress
 from hubsync.telemetry.status import State, Status
 
-_LOOK_S = 0.2
-_STOPPED_S = 6.0  # how long a committer is watched before it counts as alive
+_POLL_S = 0.2
+_STALLED_S = 6.0  # how long a committer is watched before it counts as alive
 
 
 def drain(
@@ -43,21 +43,25 @@ def drain(
     retry: RetryPolicy | None = None,
     progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
 ) -> SpoolDepth:
-    """Brings everything in the spool to the Hub; answers what is left, which is nothing but the dead letter.
+    """Upload everything in a spool; return what is left: only the dead letter.
 
     Args:
-        commit: None for what the job that filled it had.
+        directory: the spool.
+        timeout: the longest time to drain, in seconds; None for no limit.
+        commit: None for the policy of the job that filled the spool.
+        retry: None for the default.
+        progress: called a few times a second.
 
     Raises:
-        SpoolBusy: another live process commits for it, or writes to it.
+        SpoolBusy: another live process commits for the spool, or writes to it.
         NotDrained: `timeout` seconds passed.
-        BlockedError: a person is needed.
+        BlockedError: an operator must act.
     """
     try:
         return anyio.run(_drain, directory, timeout, commit, retry or RetryPolicy(), progress)
     except BaseExceptionGroup as group:
         error = root_cause(group)
-        if isinstance(error, msgspec.DecodeError):  # the Hub's words raise others
+        if isinstance(error, msgspec.DecodeError):  # a response of the Hub raises other errors
             raise corrupt(directory / "catalogue.sqlite", error) from error
         raise error from error.__cause__
 
@@ -73,15 +77,14 @@ async def _drain(
     spool = open_spool(None, directory, clock)
     try:
         destination = online_destination(spool.target, None, retry)
-        until = clock.time() + _STOPPED_S
-        while not spool.lease.acquire():  # asked again, since one that has stopped is taken over
+        until = clock.time() + _STALLED_S
+        while not spool.lease.acquire():  # again and again, since a stalled committer is taken over
             if clock.time() > until:
                 raise SpoolBusy(
-                    f"process {spool.lease.holder_pid} commits for {directory} now; it brings everything up, also for "
-                    "others."
+                    f"Process {spool.lease.holder_pid} commits for {directory} now, and uploads everything in it."
                 )
             await clock.sleep(HEARTBEAT_S)
-        await run_in_thread(spool.recovery.sweep)  # also where nothing is left to commit
+        await run_in_thread(spool.recovery.sweep)  # also if nothing is left to commit
         status = Status(
             lambda text: spool.catalogue.set_if_idle("status", text),
             spool.waiting_text,
@@ -107,7 +110,7 @@ async def _drain(
         assert scope.cancelled_caught
         left = spool.depth()
         raise NotDrained(
-            directory, left.rows, left.bytes, f"{seconds_text(timeout or 0)} were not enough ({status.state})."
+            directory, left.rows, left.bytes, f"{seconds_text(timeout or 0)} were too short ({status.state})."
         )
     finally:
         spool.close()
@@ -142,7 +145,7 @@ async def _until_empty(
                 break
             if depth.sealed + depth.staged == 0:
                 break
-            await anyio.sleep(_LOOK_S)
+            await anyio.sleep(_POLL_S)
         tasks.cancel_scope.cancel()
     if blocked:
         error = blocked[0]
@@ -151,8 +154,8 @@ async def _until_empty(
         raise error
     if depth.rows:
         raise SpoolBusy(
-            f"{count_text(depth.rows, 'row')} of {spool.directory} not brought up: they belong to a job that is still "
-            "writing them, or their disk refuses them, which the log tells."
+            f"{count_text(depth.rows, 'row')} in {spool.directory} not uploaded: a running job still writes them, or "
+            "their disk fails, as the log says."
         )
     return depth
 
