@@ -303,9 +303,14 @@ class SegmentQueries:
 
 
 class Segments(SegmentQueries):
-    """The segments of one spool. Transitions must run inside a transaction of the catalogue."""
+    """The segments of one spool. Transitions must run inside a transaction of the catalogue.
+
+    Attributes:
+        deaths: how many segments this process made dead. If it changes, someone may wait for one of them.
+    """
 
     def __init__(self, catalogue: Catalogue, clock: Clock) -> None:
+        self.deaths = 0
         super().__init__(catalogue)
         self._catalogue = catalogue
         self._clock = clock
@@ -350,6 +355,7 @@ class Segments(SegmentQueries):
         self._assign_path(segment, row.layout, row.writer, series, self._next(series))
         state = "sealed" if row.rows else "dead"
         self._run("UPDATE segments SET state = ?, sha256 = ? WHERE id = ?", state, sha256, segment)
+        self.deaths += state == "dead"
         failpoint(Failpoint.SEAL_BEGUN)
 
     def mark_urgent(self, writer: str | None) -> list[int]:
@@ -377,6 +383,7 @@ class Segments(SegmentQueries):
         state = "dead" if is_dead else "sealed"
         sql = "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ?1 WHERE id = ?2 AND state IN ('sealed', ?1)"
         self._change(sql, state, segment)
+        self.deaths += is_dead
 
     def compress(self, segment: int, *, file: str, size: int, sha256: str, git_oid: str | None) -> None:
         """Replace a sealed segment's file by a compressed one."""
@@ -442,6 +449,7 @@ class Segments(SegmentQueries):
             "WHERE id = ? AND state IN ('sealed', 'staged')",
             why, self._clock.time(), segment,
         )  # fmt: skip
+        self.deaths += 1
 
     def resubmit(
         self, segment: Segment, *, file: str, size: int, rows: int, sha256: str, is_edited: bool, writer: str

@@ -312,10 +312,13 @@ class Engine:
             await self._clock.sleep(HEARTBEAT_S)
 
     async def _follow(self) -> None:
-        """While another process commits for this one, read from the catalogue what became of our segments."""
-        is_alone = False
+        """Read from the catalogue what became of our segments: if another process commits, or if one of them died."""
+        is_alone, deaths = False, self.spool.segments.deaths
         while True:
             await self._clock.sleep(_FOLLOW_S)
+            # A segment may die in any part of this process (a power cut took its bytes): then someone may wait for it.
+            deaths, before = self.spool.segments.deaths, deaths
+            self.delivery.is_unsure |= deaths != before
             # Once more after this process became the committer: the last one may have settled something just before.
             is_alone, was_alone = self.spool.lease.is_held, is_alone
             if self.delivery.pending_segments and (self.delivery.is_unsure or not (is_alone and was_alone)):

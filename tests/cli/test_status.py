@@ -26,7 +26,7 @@ def test_a_spool_is_shown_and_not_drained_while_a_job_has_it_open(
         assert f"process {os.getpid()}" in plain
         done = run("drain", spool, prelude="from hubsync.maintenance import drain; drain._STOPPED_S = 0.5")
         assert done.returncode == 1
-        assert f"process {os.getpid()} commits" in done.stderr
+        assert f"Process {os.getpid()} commits" in done.stderr
     assert "nothing waits" in run("status", spool).stdout
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -23,9 +24,11 @@ from hubsync import (
     Uploader,
     WriteForbiddenError,
 )
+from hubsync._runtime.clock import SystemClock
 from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
 from hubsync.spool.spool import Spool
+from hubsync.uploader import engine
 from tests.simulated import SimulatedHub
 from tests.waiting import until_async
 
@@ -368,6 +371,44 @@ async def test_a_staged_shard_whose_file_is_gone_does_not_delay_others(simulated
         with contextlib.suppress(ShardsRefused):
             await up.flush(timeout=20)
     assert ids(simulated) == [2]
+
+
+async def test_a_flush_ends_if_the_file_of_its_segment_is_lost(
+    simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committer finds it while the flush waits, since all slots for uploads were busy before."""
+    stage, go_on, looks = simulated.stage, anyio.Event(), []
+    monkeypatch.setattr(engine, "_FOLLOW_S", 0.0123)
+
+    class Counting(SystemClock):
+        async def sleep(self, seconds: float, until: anyio.Event | None = None) -> None:
+            looks.extend([seconds] if seconds == 0.0123 else [])
+            await super().sleep(seconds, until)
+
+    async def slowly(shards: Any) -> Any:
+        while not go_on.is_set():  # noqa: ASYNC110  (the event belongs to another loop)
+            await anyio.sleep(0.01)
+        return await stage(shards)
+
+    monkeypatch.setattr(simulated, "stage", slowly)
+    async with open_uploader(tmp_path, clock=Counting()) as up, anyio.create_task_group() as tasks:
+        for n in range(3):
+            await up.put([{"id": n}])
+            await until_async(lambda n=n: len(up._engine._committer._stager._lots) == n + 1)
+        lost = await up.put([{"id": 3}])
+
+        async def flush() -> None:
+            with pytest.raises(ShardsRefused, match="lost by a power cut"):
+                await up.flush(timeout=60)
+
+        tasks.start_soon(flush)
+        await until_async(lambda: up._engine.delivery._flushes and all(up._engine.delivery._flushes.values()))
+        seen = len(looks)
+        await until_async(lambda: len(looks) > seen + 3)  # this process knows by now that no other one commits
+        (tmp_path / "spool" / "segments" / f"{up.writer}-00000004.jsonl").unlink()
+        go_on.set()
+    assert ids(simulated) == [0, 1, 2]
+    assert lost.state == "refused"
 
 
 async def test_shards_behind_one_that_cannot_be_committed_do_not_delay_others(
