@@ -41,7 +41,7 @@ class RewriteDetector:
     def __init__(
         self, reader: SnapshotReader, cursor: Cursor, standing: Sequence[ReadRange], gone: Sequence[ReadRange]
     ) -> None:
-        """Prepare for one snapshot, in which the files of `standing` still exist unchanged and those of `gone` do not."""
+        """Prepare for a snapshot: the files of `standing` still exist unchanged, those of `gone` do not."""
         self._reader = reader
         self._cursor = cursor
         self._standing = {one.path: one for one in standing}
