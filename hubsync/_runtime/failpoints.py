@@ -60,7 +60,7 @@ class Failpoint(Enum):
     QUARANTINE_LINKED = "a rejected shard is linked into the dead letter", "it is rejected and linked there again"
     QUARANTINED = "the catalogue says dead, the segment's file exists", "the file is removed; the dead letter keeps it"
 
-    # An operator's commands on the dead letter (`tests/test_dead_letter.py`).
+    # An operator's commands on the dead letter (`tests/maintenance/test_quarantine.py`).
     EDITED_COPIED = "edited rows are copied into the spool", "dead as before; the next command removes the copy"
     RELINKED = "a dead shard's file is linked back, in the open transaction", "SQLite rolls it back; dead as before"
     RESUBMITTED = "the catalogue says sealed, the dead letter has the file, too", "it is staged; the link is removed"

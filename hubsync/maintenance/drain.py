@@ -1,4 +1,4 @@
-"""Upload what is left in a spool, without writing to it: `hubsync drain`.
+"""Upload the rest of a spool, without being one of its writers: `hubsync drain`.
 
 Seals what dead writers left open, and commits for them. If another process commits for the spool, it is left to that.
 """
@@ -43,7 +43,7 @@ def drain(
     retry: RetryPolicy | None = None,
     progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
 ) -> SpoolDepth:
-    """Upload everything in a spool; return what is left: only the dead letter.
+    """Upload everything in a spool; return its depth afterwards: only the dead letter remains.
 
     Args:
         directory: the spool.

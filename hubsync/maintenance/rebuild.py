@@ -1,6 +1,6 @@
 """Rebuild a spool's catalogue from its segment files: `hubsync drain --rescue`.
 
-The files hold the rows, and their names the writer and segment; beside them each writer notes where its rows belong.
+The files hold the rows, and their names the writer and segment; each writer also notes where its rows belong.
 What the damaged catalogue still tells is taken over, and what the dataset holds already is recognized by its content.
 What cannot be known is reported: whether the last batch of a file was acknowledged, which keys and offsets were
 accepted.

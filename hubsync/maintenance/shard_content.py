@@ -28,7 +28,7 @@ class ShardContent:
         bytes: the size of what was received.
         rows: lines, including those that are not rows.
         bad: lines that are not JSON objects.
-        first_bad: the number of the first of them, from 1; 0 if there are none.
+        first_bad: the number of the first of them, from 1; 0 without any.
         long: lines that are too long to be parsed.
     """
 
@@ -43,10 +43,9 @@ class ShardContent:
 async def read_contents(
     reader: SnapshotReader, shards: Sequence[HubFile], commit: str, progress: Callable[[int, int], None]
 ) -> Mapping[str, ShardContent | str]:
-    """Return the contents of shards by path; the reason for one that cannot be read.
+    """Return the contents of shards by path; for one that cannot be read, the reason.
 
-    Args:
-        progress: called with the number of shards that were read, and of all.
+    `progress` is called with the number of shards that were read, and of all.
 
     Raises:
         HubError: the Hub as a whole cannot be read.

@@ -52,7 +52,7 @@ class Difference:
             its watermark, or there twice; "content" and "rows" are found by reading the shards.
         path: the path of the shard or watermark, or a series with `*` for the number.
         expected: what should be there.
-        found: what is there.
+        found: the actual state.
         hint: the likely cause, and what to do.
     """
 

@@ -53,11 +53,7 @@ class FileStream:
     def __init__(
         self, reader: SnapshotReader, cursor: Cursor, selection: Selection, segments: PendingSegments | None
     ) -> None:
-        """Create a stream that begins with a pass over everything.
-
-        Args:
-            segments: the spool whose uncommitted rows are read as well.
-        """
+        """Create a stream that begins with a pass over everything, first over the uncommitted `segments` of a spool."""
         self.cursor = cursor
         self._reader = reader
         self._selection = selection

@@ -41,12 +41,7 @@ class RewriteDetector:
     def __init__(
         self, reader: SnapshotReader, cursor: Cursor, standing: Sequence[ReadRange], gone: Sequence[ReadRange]
     ) -> None:
-        """Prepare for one snapshot.
-
-        Args:
-            standing: ranges whose files still exist unchanged.
-            gone: ranges whose files do not.
-        """
+        """Prepare for a snapshot: the files of `standing` still exist unchanged, those of `gone` do not."""
         self._reader = reader
         self._cursor = cursor
         self._standing = {one.path: one for one in standing}
@@ -193,13 +188,9 @@ class RangeMatcher:
             self._by_first[one.first].setdefault((one.rows, one.checksum), []).append(one)
 
     def find(self, rows: Sequence[int], *, at_start: bool = False) -> tuple[list[ReadRange], list[int], list[int]]:
-        """Find ranges in the fingerprints of a file's rows.
+        """Return the ranges in a file's `rows`, which are fingerprints; their rows; and the other rows.
 
-        Args:
-            at_start: only find a range that the file begins with.
-
-        Returns:
-            The ranges that were found, their rows, and the other rows.
+        With `at_start`, only find a range that the file begins with.
         """
         sums = [0]
         for row in rows:
@@ -246,6 +237,6 @@ def _split(rows: Iterable[int], known: Counter[int]) -> tuple[list[int], list[in
 
 
 def _without(ranges: Iterable[ReadRange], found: Iterable[ReadRange]) -> list[ReadRange]:
-    """Return those of `ranges` that are not among `found`; equal ranges are told apart."""
+    """Return those of `ranges` that are not among `found`; equal ranges are compared by identity."""
     ids = {id(one) for one in found}
     return [one for one in ranges if id(one) not in ids]

@@ -124,10 +124,7 @@ class Rows(HubIterator[Row]):
         *,
         poll_s: float | None,
     ) -> None:
-        """Create the iterator; nothing is requested before the first row is.
-
-        Args:
-            poll_s: seconds between two looks for new rows; None ends after the first.
+        """Create the iterator; nothing is requested before the first row is. See `rows`; with `poll_s`, see `follow`.
 
         Raises:
             ConfigError: `since` is not a cursor of this repo, a commit sha or a time.

@@ -41,7 +41,7 @@ _BY_HAND = {
     P.RELINKED,
     P.RESUBMITTED,
     P.DISCARDED,
-}  # no job reaches them: see tests/test_dead_letter.py
+}  # no job reaches them: see tests/maintenance/test_quarantine.py
 _PACKING = {P.PARTLY_COMPRESSED, P.COMPRESSED, P.COMPRESSED_COUNTED, P.COMPRESSED_RECORDED}
 # Where a packed shard may fare otherwise than lines do.
 _WITH_PACKED = {P.SEALED, P.BLOB_STAGED, P.LANDED, P.SETTLED, P.FILE_REMOVED, P.ADOPTED, P.TAKEN_OVER, *_LOST, *_TAKEN}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from hubsync import ConfigError, RepoMissingError, RetryPolicy, ShardPolicy, Uploader
 from hubsync._runtime.clock import SystemClock
+from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.errors import DatasetRewritten, UnreadableRow
 from hubsync.localhub import Fault, LocalHub
 from hubsync.reader import follow, rows, shards
@@ -187,6 +189,16 @@ def test_a_line_that_is_no_row_is_said_and_the_next_one_is_read_on(repo: Repo) -
         next(reader)
     assert ids(reader) == [3]
     assert repo.since(reader.cursor) == []
+
+
+def test_a_row_that_is_nested_too_deeply_is_an_unreadable_row(repo: Repo) -> None:
+    repo.bring(0)
+    repo.change({"data/train-z.jsonl": b'{"a":' * 700 + b"null" + b"}" * 700 + b'\n{"id": 1}\n'})
+    reader = repo.rows()
+    assert next(reader)["id"] == 0
+    with pytest.raises(UnreadableRow, match=r"train-z\.jsonl, line 1: nested too deeply"):
+        next(reader)
+    assert ids(reader) == [1]
 
 
 def test_what_the_card_does_not_show_is_not_read(repo: Repo) -> None:
@@ -420,6 +432,22 @@ def test_a_squash_under_a_reader_that_is_at_it_changes_nothing(repo: Repo) -> No
     found = ids(islice(reader, 3))
     repo.squash()
     assert found + ids(reader) == list(range(100))
+
+
+def test_a_squash_between_the_listing_and_the_card_is_followed(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit never comes back, so reading its card must not be retried forever."""
+    repo.bring(*range(5))
+    read_file, squashes = HubDataset.read_file, []
+
+    async def read_after_squash(self: HubDataset, path: str, at: str) -> bytes | None:
+        if not squashes:
+            squashes.append(await anyio.to_thread.run_sync(repo.squash))
+        return await read_file(self, path, at)
+
+    monkeypatch.setattr(HubDataset, "read_file", read_after_squash)
+    with repo.follow() as reader:
+        assert ids(islice(reader, 5)) == list(range(5))
+    assert len(squashes) == 1
 
 
 def test_a_follower_waits_for_a_hub_that_is_down(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from hubsync.maintenance.rebuild import rebuild
 from hubsync.maintenance.salvage import SalvagedCatalogue
 from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
-from tests.test_rescue import _login, fill, header, spool
+from tests.maintenance.test_rebuild import _login, fill, header, spool
 
 __all__ = ["_login", "spool"]
 
