@@ -1,4 +1,4 @@
-"""Arguments that can never work are refused by the constructor, with what to write instead."""
+"""Constructors reject arguments that can never work, and say what to write instead."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hubsync.model.layout import Layout
     "repo", ["", "rows", "a/b/c", "user/", "/rows", "user/ro ws", "user/a--b", "user/a..b", "user/.x", "üser/rows",
              "user/rows.git", "user/rows-", None, 5]
 )  # fmt: skip
-def test_a_wrong_repo_id_is_refused(repo: str) -> None:
+def test_an_invalid_repo_id_is_rejected(repo: str) -> None:
     with pytest.raises(ConfigError, match="namespace/name"):
         check_repo_id(repo)
 
 
 @pytest.mark.parametrize("config", ["", "a/b", "../x", ".hidden", "a b", "a*"])
-def test_a_config_that_is_no_folder_is_refused(config: str) -> None:
+def test_a_config_that_cannot_be_a_folder_is_rejected(config: str) -> None:
     with pytest.raises(ConfigError, match="config"):
         Layout(config=config)
 
 
 @pytest.mark.parametrize("split", ["", "a-b", "a/b", "train set", "..", "a."])
-def test_a_split_that_datasets_refuses_is_refused(split: str) -> None:
+def test_a_split_that_datasets_rejects_is_rejected(split: str) -> None:
     with pytest.raises(ConfigError, match="split"):
         Layout(split=split)
 
@@ -50,12 +50,12 @@ def test_a_split_that_datasets_refuses_is_refused(split: str) -> None:
         ("{split}-{}-{seq}.jsonl", "filled in"),
     ],
 )
-def test_a_template_that_collides_or_escapes_is_refused(template: str, word: str) -> None:
+def test_a_template_that_collides_or_escapes_is_rejected(template: str, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         Layout(template=template)
 
 
-def test_a_config_of_its_own_gets_a_folder_of_its_own() -> None:
+def test_each_config_gets_its_own_folder() -> None:
     assert Layout().path("ab12", 7) == "data/train-ab12-00007.jsonl"
     assert Layout().glob == "data/train-*.jsonl"
     assert Layout("config-1", "test").path("ab12", 0) == "config-1/test-ab12-00000.jsonl"
@@ -103,12 +103,12 @@ def test_a_config_of_its_own_gets_a_folder_of_its_own() -> None:
         lambda: Uploader("user/rows", token=True),  # type: ignore[arg-type]
     ],
 )
-def test_a_bound_that_makes_no_sense_is_refused(make: object) -> None:
+def test_an_invalid_limit_is_rejected(make: object) -> None:
     with pytest.raises(ConfigError):
         make()  # type: ignore[operator]
 
 
-def test_a_token_shows_in_no_repr() -> None:
+def test_no_repr_shows_the_token() -> None:
     up = Uploader("user/rows", token="hf_secret")
     assert "hf_secret" not in repr(up)
 

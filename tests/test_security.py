@@ -1,6 +1,6 @@
-"""What nobody may see, and who may come near: tokens and signed addresses, the spool's modes, dependencies.
+"""Secrets never appear, and the spool is private: tokens, signed URLs, file modes, dependencies.
 
-Answers that no Hub would send are in test_hostile.py, certificates in test_tls.py.
+Hostile responses are in destinations/test_hostile.py, certificates in destinations/test_tls.py.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ SIGNATURE = "X-Amz-Signature=0123456789abcdef0123456789abcdef"
 SECRETS = (TOKEN, ACCESS, BASIC, SIGNATURE)
 
 
-# A whole job, in a process of its own.
+# A whole job, in its own process.
 
 
 def trouble(token: str) -> list[Fault]:
-    """Each kind of failure, once, from a server that sends back what it was sent."""
+    """Cause each kind of failure once, from a server that sends back what it received."""
     echo = f'{{"error": "you sent: authorization: Bearer {token}"}}'
     headers = (("X-Error-Message", f"bad token {token}"), ("X-Request-Id", token), ("Set-Cookie", f"t={token}"))
     faults = [Fault(kind="status", code=code, body=echo, on="commit", times=1) for code in (401, 403, 409, 500, 503)]
@@ -74,7 +74,7 @@ def trouble(token: str) -> list[Fault]:
 
 @pytest.mark.slow("runs a job with every logger on, in a process of its own")
 @pytest.mark.parametrize("store", ["xet", "lfs", "async"])
-def test_a_job_shows_its_token_nowhere_whatever_fails(
+def test_a_job_never_shows_its_token_whatever_fails(
     hub: LocalHub, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     signed: list[str] = [hub.token]
@@ -132,8 +132,9 @@ def assert_hidden(places: Mapping[str, bytes], secrets: list[str]) -> None:
 
 
 def report(error: BaseException) -> str:
-    """Everything of an error and of all that led to it: texts, notes, attributes, and every frame's variables but those
-    of the tests themselves.
+    """Return everything that an error and its causes hold: texts, notes, attributes and the variables of every frame.
+
+    The frames of the tests are left out.
     """
     told = io.StringIO()
     todo, seen = [error], set()
@@ -160,7 +161,7 @@ def safe_repr(value: object) -> str:
 
 
 def outcome(server: Callable[[httpx.Request], Any], ask: Callable[[HubDataset], Any], token: Any = None) -> HubError:
-    """The error of asking a server, with all its frames."""
+    """Return the error of asking a server, with all its frames."""
 
     async def main() -> HubError:
         transport = httpx.MockTransport(server)
@@ -221,7 +222,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 @pytest.mark.parametrize("how", ECHOES)
-def test_what_a_server_sends_back_shows_in_no_error(
+def test_no_error_shows_secrets_that_a_server_sent_back(
     plain_lfs: None, shard: Any, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(1)
@@ -245,16 +246,14 @@ def test_what_a_server_sends_back_shows_in_no_error(
 
 
 @pytest.mark.parametrize("href", ["http://store.test/x", "ftp://store.test/x", "https://u@store.test/x", "x", "//[x"])
-def test_a_signed_address_that_is_refused_shows_in_no_error(plain_lfs: None, shard: Any, href: str) -> None:
+def test_no_error_shows_a_rejected_signed_url(plain_lfs: None, shard: Any, href: str) -> None:
     fake = FakeHub(lfs=lfs_at(f"{href}?{SIGNATURE}", Authorization=f"Basic {BASIC}"))
     error = outcome(fake, lambda hub: hub.stage([shard]))
     assert_hidden({"the error": report(error).encode()}, list(SECRETS))
 
 
 @pytest.mark.parametrize("content", [None, b""])
-def test_a_shard_that_can_not_be_read_shows_no_address_in_its_error(
-    plain_lfs: None, shard: Any, content: bytes | None
-) -> None:
+def test_an_unreadable_shards_error_shows_no_signed_url(plain_lfs: None, shard: Any, content: bytes | None) -> None:
     def cut(request: httpx.Request) -> httpx.Response:
         shard.file.write_bytes(content) if content is not None else shard.file.unlink()
         return httpx.Response(200, json=signed)
@@ -272,12 +271,12 @@ def test_a_shard_that_can_not_be_read_shows_no_address_in_its_error(
 
 
 @pytest.mark.parametrize("how", ["200 body", "cut", "type", "500 body"])
-def test_a_xet_grant_shows_in_no_error(xet: list[str], shard: Any, how: str) -> None:
+def test_no_error_shows_a_xet_grant(xet: list[str], shard: Any, how: str) -> None:
     fake = FakeHub(lfs=BATCH, replaced={"xet-write-token": ECHOES[how]})
     assert_hidden({"the error": report(outcome(fake, lambda hub: hub.stage([shard]))).encode()}, list(SECRETS))
 
 
-def test_what_hf_xet_says_shows_in_no_error(xet: list[str], shard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_shows_secrets_from_hf_xet(xet: list[str], shard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: FakeXet, **how: Any) -> None:
         raise ConnectionError(f"refused: {how}")
 
@@ -290,7 +289,7 @@ def test_what_hf_xet_says_shows_in_no_error(xet: list[str], shard: Any, monkeypa
 
 
 @pytest.mark.parametrize("token", [TOKEN + " x", TOKEN + "\nx: y", TOKEN + "é", "Bearer\t" + TOKEN, TOKEN + "\x00"])
-def test_a_token_that_is_none_is_said_and_not_shown(token: str) -> None:
+def test_an_invalid_token_is_reported_without_showing_it(token: str) -> None:
     seen: list[httpx.Request] = []
     error = outcome(lambda r: seen.append(r), lambda hub: hub.head(), token_source(token))
     assert isinstance(error, AuthenticationError)
@@ -298,13 +297,13 @@ def test_a_token_that_is_none_is_said_and_not_shown(token: str) -> None:
     assert seen == []
 
 
-def test_a_token_with_a_line_break_at_its_end_is_taken_without() -> None:
+def test_a_trailing_line_break_is_stripped_from_a_token() -> None:
     found = token_source(f" {TOKEN}\n")()
     assert found is not None
     assert found.reveal() == TOKEN
 
 
-def test_an_empty_token_is_none_and_not_another_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_token_does_not_fall_back_to_another_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     target = target_of("user/rows", HUB, "main")
     for token in ("", " \n", Secret(" ")):
@@ -315,7 +314,7 @@ def test_an_empty_token_is_none_and_not_another_accounts(monkeypatch: pytest.Mon
         Uploader("user/rows", token="")
 
 
-def test_a_token_file_that_cannot_be_read_needs_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_token_file_needs_an_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     file.write_bytes(TOKEN.encode() + b"\xff")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(file))
@@ -324,7 +323,7 @@ def test_a_token_file_that_cannot_be_read_needs_a_person(tmp_path: Path, monkeyp
     assert_hidden({"the error": report(error).encode()}, [TOKEN])
 
 
-def test_a_secret_shows_nowhere_and_is_not_pickled() -> None:
+def test_a_secret_is_never_shown_or_pickled() -> None:
     secret = Secret(TOKEN)
     assert {str(secret), repr(secret), f"{secret}", "%s" % secret, repr({"a": [secret]})[7:10]} == {"***"}  # noqa: UP031
     with pytest.raises(TypeError, match="not pickled"):
@@ -361,7 +360,7 @@ def test_no_variable_of_verify_is_a_token(hub: LocalHub) -> None:
     ["https://user:pa55word@hub.test", "https://pa55word@hub.test", "user:pa55word@hub.test", "https://hub.test/?pa55word",
      "ftp://user:pa55word@hub.test", "https://user:pa55word@hub.test:port", "https://user:pa55word@[::1"],
 )  # fmt: skip
-def test_an_endpoint_with_a_password_is_refused_and_not_shown(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_with_a_password_is_rejected_and_not_shown(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="without a user") as caught:
         target_of("user/rows", endpoint, "main")
     assert "pa55word" not in report(caught.value)
@@ -379,7 +378,7 @@ def test_a_proxys_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None
     assert "pa55word" not in report(caught.value)
 
 
-def test_plain_http_is_warned_of_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_http_logs_one_warning_with_the_endpoint(caplog: pytest.LogCaptureFixture) -> None:
     for endpoint in ("http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "https://hub.test"):
         destination_of(Target(endpoint, "user/rows"), TOKEN, RetryPolicy())
     assert caplog.text == ""
@@ -404,9 +403,7 @@ def modes(directory: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_a_spool_is_its_owners_alone_whatever_the_umask(
-    uploader: Make, hub: LocalHub, tmp_path: Path, mask: int
-) -> None:
+def test_a_spool_is_private_whatever_the_umask(uploader: Make, hub: LocalHub, tmp_path: Path, mask: int) -> None:
     found: dict[str, int] = {}
     with umask(mask), uploader() as up:
         up.put([{"id": 1}])
@@ -437,14 +434,14 @@ def test_a_spool_is_its_owners_alone_whatever_the_umask(
     assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
 
 
-def test_the_place_of_all_spools_is_its_owners_alone(uploader: Make, tmp_path: Path) -> None:
+def test_the_directory_of_all_spools_is_private(uploader: Make, tmp_path: Path) -> None:
     with umask(0o000), uploader(spool=None) as up:
         assert up.spool.parent == tmp_path / "state"
         assert stat.S_IMODE(up.spool.parent.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o755, 0o1777])
-def test_a_directory_that_is_open_to_others_is_closed(uploader: Make, tmp_path: Path, mode: int) -> None:
+def test_an_existing_spool_directory_is_made_private(uploader: Make, tmp_path: Path, mode: int) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
     spool.chmod(mode)
@@ -457,7 +454,7 @@ def test_a_directory_that_is_open_to_others_is_closed(uploader: Make, tmp_path: 
     assert set(modes(spool).values()) <= {0o600, 0o700}
 
 
-def test_a_file_is_no_spool_and_is_left_as_it_is(uploader: Make, tmp_path: Path) -> None:
+def test_a_file_at_the_spools_path_is_not_changed(uploader: Make, tmp_path: Path) -> None:
     file = tmp_path / "spool"
     file.write_text("mine")
     file.chmod(0o644)
@@ -466,7 +463,7 @@ def test_a_file_is_no_spool_and_is_left_as_it_is(uploader: Make, tmp_path: Path)
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("mine", 0o644)
 
 
-def test_a_directory_with_other_things_in_it_is_not_closed(uploader: Make, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_keeps_its_permissions(uploader: Make, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
     (spool / "thesis.tex").touch()
@@ -482,7 +479,7 @@ def test_a_directory_with_other_things_in_it_is_not_closed(uploader: Make, tmp_p
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 @pytest.mark.parametrize("part", ["", "segments", "catalogue.sqlite"])
-def test_a_spool_of_another_user_gets_no_token(uploader: Make, hub: LocalHub, tmp_path: Path, part: str) -> None:
+def test_another_users_spool_gets_no_token(uploader: Make, hub: LocalHub, tmp_path: Path, part: str) -> None:
     uploader().open().close()
     hub.clear_requests()
     os.chown(tmp_path / "spool" / part, 12345, 12345)
@@ -493,7 +490,7 @@ def test_a_spool_of_another_user_gets_no_token(uploader: Make, hub: LocalHub, tm
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_spool_of_another_user_is_not_rescued(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+def test_another_users_spool_is_not_rebuilt(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
     uploader().open().close()
     hub.clear_requests()
     (tmp_path / "spool" / "catalogue.sqlite").unlink()
@@ -503,7 +500,7 @@ def test_a_spool_of_another_user_is_not_rescued(uploader: Make, hub: LocalHub, t
     assert hub.requests() == ()
 
 
-def test_no_server_styles_what_status_shows(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+def test_a_servers_text_cannot_style_the_status_output(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
     with uploader() as up:
         said = "no [/red] markup [link=https://evil.test]here[/link]"
         hub.faults.add(Fault(kind="status", code=403, body=json.dumps({"error": said}), on="commit", times=1))
@@ -532,7 +529,7 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
         (None, 0, "not audited: the list of vulnerabilities cannot be reached (ConnectionError: no network)\n"),
     ],
 )
-def test_an_audit_fails_for_a_vulnerability_and_not_for_want_of_a_network(
+def test_an_audit_fails_for_a_vulnerability_but_not_without_a_network(
     tmp_path: Path, said: Any, code: int, told: str
 ) -> None:
     (tmp_path / "pip_audit.py").write_text(
@@ -546,8 +543,8 @@ def test_an_audit_fails_for_a_vulnerability_and_not_for_want_of_a_network(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_spool_that_may_not_be_read_is_told(uploader: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of another user, which may enter nothing of pytest's: so by the errors that the system gives it."""
+def test_an_unreadable_spool_is_reported(uploader: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors are simulated, because another user's process could not enter pytest's directories."""
     home = tmp_path / "state"
     home.mkdir()
     (home / "a-file").touch()

@@ -1,4 +1,4 @@
-"""A Hub that answers as it is told, for test_hostile and test_security: what it is asked, and what comes of it."""
+"""A fake Hub with scripted responses, for test_hostile and test_security."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = b'{"id": 1}\n'
 
 @dataclass
 class FakeHub:
-    """Answers as the Hub does, but for what a test replaces. `seen` is what it was asked."""
+    """Responds like the Hub, except for what a test replaces. `seen` holds the requests."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     lfs: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def git_oid(content: bytes) -> str:
 
 
 def talk(server: Callable[[httpx.Request], Any], ask: Callable[[HubDataset], Awaitable[Any]]) -> Any:
-    """What comes of asking a server: the result, or the `HubError`. Anything else would end the worker."""
+    """Return the result of asking a server, or the `HubError`. Any other error would end the worker."""
 
     async def main() -> Any:
         transport = httpx.MockTransport(server)
@@ -108,7 +108,7 @@ def talk(server: Callable[[httpx.Request], Any], ask: Callable[[HubDataset], Awa
 
 
 def ask(server: Callable[[httpx.Request], Any], **how: Any) -> Any:
-    """The same of one bare request."""
+    """Return the response to one request, or the `HubError`."""
 
     async def main() -> Any:
         http = HubHTTP(HUB, lambda: TOKEN, timeout_s=how.pop("timeout_s", 5), transport=httpx.MockTransport(server))
@@ -186,7 +186,7 @@ def lfs_at(href: str, verify: str = f"{HUB}/verify", **header: str) -> dict[str,
 
 
 class FakeXet:
-    """hf_xet, as far as it is asked: where it would have sent rows to."""
+    """A fake hf_xet that records where it would have sent rows."""
 
     sent_to: ClassVar[list[str]] = []
 

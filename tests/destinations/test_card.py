@@ -1,4 +1,4 @@
-"""The dataset card: made where there is none, and otherwise merged so that no word of a person's is lost."""
+"""The dataset card: created if the dataset has none, else merged without losing a word of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def configs(card: bytes | None) -> Any:
     return yaml.safe_load(card.decode().split("---")[1])["configs"]
 
 
-def test_a_new_card_shows_every_config_and_split() -> None:
+def test_a_new_card_lists_every_config_and_split() -> None:
     new = Card(None, "user/rows").merge([TRAIN, Entry("other", "test", "other/test-*.jsonl")])
     assert configs(new) == [
         {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.jsonl"}]},
@@ -43,7 +43,7 @@ def test_a_new_card_shows_every_config_and_split() -> None:
     assert Card(new, "user/rows").merge([TRAIN]) is None
 
 
-def test_a_persons_card_keeps_every_word() -> None:
+def test_an_existing_card_keeps_every_word() -> None:
     new = Card(PERSONS.encode(), "user/rows").merge([TRAIN])
     assert new is not None
     assert new.decode().endswith("# My words\n\nstay --- as they are.\n")
@@ -56,7 +56,7 @@ def test_a_persons_card_keeps_every_word() -> None:
 
 
 @pytest.mark.parametrize("text", ["# Only words\n", "", "no yaml --- here"])
-def test_a_card_without_yaml_gets_some_and_keeps_its_text(text: str) -> None:
+def test_a_card_without_yaml_gets_a_header_and_keeps_its_text(text: str) -> None:
     new = Card(text.encode(), "user/rows").merge([TRAIN])
     assert configs(new)[0]["config_name"] == "default"
     assert (new or b"").decode().rstrip().endswith(text.strip())
@@ -70,22 +70,22 @@ def test_a_card_without_yaml_gets_some_and_keeps_its_text(text: str) -> None:
         ([{"split": "train", "path": ["a.jsonl"]}], [{"split": "train", "path": ["a.jsonl", "data/train-*.jsonl"]}]),
     ],
 )
-def test_the_shorter_ways_to_write_data_files_are_understood(files: Any, expected: Any) -> None:
+def test_short_forms_of_data_files_are_understood(files: Any, expected: Any) -> None:
     card = "---\n" + yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}) + "---\n"
     assert configs(Card(card.encode(), "user/rows").merge([TRAIN]))[0]["data_files"] == expected
 
 
-def test_a_pattern_that_finds_our_shards_already_is_enough() -> None:
+def test_a_pattern_that_already_matches_the_shards_is_kept() -> None:
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.jsonl\n---\n"
     assert Card(card.encode(), "user/rows").merge([TRAIN]) is None
 
 
-def test_a_card_that_cannot_be_read_is_left_alone() -> None:
+def test_a_card_with_invalid_yaml_is_not_changed() -> None:
     with pytest.raises(CardError):
         Card(b"---\na: [unclosed\n---\n", "user/rows").merge([TRAIN])
 
 
-def test_a_name_that_yaml_would_take_for_the_end_of_a_line_is_written_escaped() -> None:
+def test_a_column_name_with_a_line_break_character_is_escaped() -> None:
     existing = "---\npretty_name: Größe\n---\n# a \x85 in the text\n".encode()
     made = Card(existing, "u/r").merge([], {"default": infer([{"a\x85b": 1, "\x85": {"\x85": "x"}}])})
     assert made is not None

@@ -1,6 +1,6 @@
-"""Answers that no Hub would send: each is refused with a typed error, and followed nowhere.
+"""Responses that no Hub would send: each gives a typed error, and no unsafe redirect is followed.
 
-What is read to be gone on from, or to be written back, is in test_hostile_reading.py.
+Content that hubsync continues from or writes back is in test_hostile_reading.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DAY = 86_400.0
 # Bodies.
 
 
-def test_an_answer_that_never_ends_is_given_up() -> None:
+def test_a_response_that_never_ends_times_out() -> None:
     async def drip() -> AsyncIterator[bytes]:
         while True:
             yield b" "
@@ -60,7 +60,7 @@ def test_an_answer_that_never_ends_is_given_up() -> None:
         assert "no complete response" in str(error)
 
 
-def test_a_download_that_drips_is_given_up_and_a_long_one_is_not() -> None:
+def test_a_stalled_download_times_out_and_a_long_one_does_not() -> None:
     async def endless(piece: bytes) -> AsyncIterator[bytes]:
         for _ in range(10 if len(piece) > 1 else 10**9):
             yield piece
@@ -80,7 +80,7 @@ def test_a_download_that_drips_is_given_up_and_a_long_one_is_not() -> None:
     assert anyio.run(main, b"x" * 100_000) is None
 
 
-def test_what_is_sent_may_take_as_long_as_it_moves() -> None:
+def test_an_upload_that_makes_progress_does_not_time_out() -> None:
     async def slow() -> AsyncIterator[bytes]:
         for _ in range(40):
             await anyio.sleep(0.01)
@@ -95,7 +95,7 @@ def test_what_is_sent_may_take_as_long_as_it_moves() -> None:
 
 @pytest.mark.slow("unpacks 200 MB")
 @pytest.mark.parametrize(("layers", "packed"), [(1, "gzip"), (2, "gzip, gzip"), (1, "br"), (1, "deflate")])
-def test_a_small_body_that_unpacks_to_a_huge_one_costs_no_memory(layers: int, packed: str) -> None:
+def test_a_decompression_bomb_costs_no_memory(layers: int, packed: str) -> None:
     bomb = b"\0" * 200_000_000
     for _ in range(layers):
         bomb = gzip.compress(bomb, 1)
@@ -115,7 +115,7 @@ def test_a_small_body_that_unpacks_to_a_huge_one_costs_no_memory(layers: int, pa
     assert peak < 16_000_000
 
 
-def test_a_packed_answer_that_is_small_is_understood_and_one_that_is_cut_is_not() -> None:
+def test_a_small_gzip_response_is_read_and_a_truncated_one_is_not() -> None:
     def server(cut: int | None) -> Callable[[httpx.Request], httpx.Response]:
         async def body() -> AsyncIterator[bytes]:
             yield gzip.compress(b'{"a": [1, 2]}' + b" " * 3_000_000)[:cut]
@@ -129,7 +129,7 @@ def test_a_packed_answer_that_is_small_is_understood_and_one_that_is_cut_is_not(
 @pytest.mark.parametrize(
     "body", [b"[" * 100_000, b"[" * 60_000, b'{"sha":' * 50_000, b'{"sha": "\xff\xfe"}', b'"\xed\xa0\x80"', b"", b"NaN"]
 )
-def test_json_that_is_none_is_refused(body: bytes) -> None:
+def test_invalid_json_is_rejected(body: bytes) -> None:
     for name, asked in OPERATIONS.items():
         fake = FakeHub(replaced={name: lambda request: httpx.Response(200, content=body)})
         assert isinstance(talk(fake, asked), TransientError), name
@@ -164,7 +164,7 @@ JSON = st.recursive(
 
 
 def mutated(value: Any) -> st.SearchStrategy[Any]:
-    """`value` with any one of its parts replaced, left out, or given twice."""
+    """Build `value` with one of its parts replaced, removed or repeated."""
     places = list(_places(value))
 
     def change(place: tuple[Any, ...], new: Any, how: str) -> Any:
@@ -206,7 +206,7 @@ SHAPES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPERATIONS)
 @given(data=st.data())
 @settings(max_examples=60)
-def test_any_json_is_an_answer_or_a_typed_error(name: str, data: st.DataObject) -> None:
+def test_any_json_gives_a_result_or_a_typed_error(name: str, data: st.DataObject) -> None:
     body = json.dumps(data.draw(JSON | mutated(SHAPES[name]))).encode()
     fake = FakeHub(replaced={name: lambda request: httpx.Response(200, content=body)})
     result = talk(fake, OPERATIONS[name])
@@ -218,13 +218,13 @@ def test_any_json_is_an_answer_or_a_typed_error(name: str, data: st.DataObject) 
 
 @given(body=JSON | mutated(BATCH))
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_lfs_answer_is_an_upload_or_a_typed_error(plain_lfs: None, shard: Shard, body: Any) -> None:
+def test_any_lfs_response_gives_an_upload_or_a_typed_error(plain_lfs: None, shard: Shard, body: Any) -> None:
     fake = FakeHub(lfs={"objects": []}, replaced={"batch": lambda request: httpx.Response(200, json=body)})
     result = talk(fake, lambda hub: hub.stage([shard]))
     assert isinstance(result, HubError) or result[0].mode == "lfs"
 
 
-def test_lfs_objects_without_a_word_are_not_taken_for_uploaded(plain_lfs: None, shard: Shard) -> None:
+def test_objects_missing_from_an_lfs_response_are_not_taken_as_uploaded(plain_lfs: None, shard: Shard) -> None:
     fake = FakeHub(lfs={"objects": []}, replaced={"batch": lambda request: httpx.Response(200, json={"objects": []})})
     assert isinstance(talk(fake, lambda hub: hub.stage([shard])), TransientError)
 
@@ -239,14 +239,14 @@ COUNTS = [
 
 
 @pytest.mark.parametrize("header", COUNTS)
-def test_parts_that_can_not_be_counted_are_refused(plain_lfs: None, shard: Shard, header: dict[str, str]) -> None:
+def test_invalid_part_counts_are_rejected(plain_lfs: None, shard: Shard, header: dict[str, str]) -> None:
     fake = FakeHub(lfs=lfs_at("https://store.test/x", **header))
     assert isinstance(talk(fake, lambda hub: hub.stage([shard])), TransientError)
 
 
 @given(body=JSON | mutated(GRANT))
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_xet_grant_is_used_or_a_typed_error(xet: list[str], shard: Shard, body: Any) -> None:
+def test_any_xet_grant_is_used_or_gives_a_typed_error(xet: list[str], shard: Shard, body: Any) -> None:
     xet.clear()
     fake = FakeHub(lfs=BATCH, replaced={"xet-write-token": lambda request: httpx.Response(200, json=body)})
     result = talk(fake, lambda hub: hub.stage([shard]))
@@ -254,7 +254,7 @@ def test_any_xet_grant_is_used_or_a_typed_error(xet: list[str], shard: Shard, bo
     assert all(url.startswith("https://") for url in xet)
 
 
-# Where it may go.
+# Redirects and addresses.
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_any_xet_grant_is_used_or_a_typed_error(xet: list[str], shard: Shard, bo
     ["local:///home/user/.ssh", "memory://", "http://cas.test", "file:///etc", "//cas.test", "", "https://", "cas.test",
      "https://user:password@cas.test", "https://cas.test:99999"],
 )  # fmt: skip
-def test_a_xet_store_that_is_not_safe_gets_nothing(xet: list[str], shard: Shard, url: str) -> None:
+def test_an_unsafe_xet_store_gets_nothing(xet: list[str], shard: Shard, url: str) -> None:
     # `local:///some/where` has hf_xet write files there.
     body = {**GRANT, "casUrl": url}
     fake = FakeHub(lfs=BATCH, replaced={"xet-write-token": lambda request: httpx.Response(200, json=body)})
@@ -312,7 +312,7 @@ def test_no_redirect_leads_away_from_the_hub(location: str, status: int) -> None
 @pytest.mark.parametrize(
     "url", ["https://evil.test/page2", "http://hub.test/page2", "https://hub.test@evil.test/page2"]
 )
-def test_no_page_of_a_listing_is_asked_for_elsewhere(url: str) -> None:
+def test_every_page_of_a_listing_is_requested_from_the_hub(url: str) -> None:
     def first(request: httpx.Request) -> httpx.Response:
         more = {} if "cursor" in request.url.params else {"link": f'<{url}?cursor=a%2Fb&recursive=no>; rel="next"'}
         return httpx.Response(200, json=[ENTRY], headers=more)
@@ -338,13 +338,13 @@ def test_the_next_page_is_found_however_the_header_is_written(link: str) -> None
     assert len(talk(FakeHub(replaced={"tree": first}), lambda hub: hub.list_files(SHA))) == 2
 
 
-def test_a_next_page_without_a_cursor_is_not_taken_for_the_last() -> None:
+def test_a_next_page_without_a_cursor_does_not_end_the_listing() -> None:
     link = {"link": f'<{HUB}/x?page=2>; rel="next"'}
     fake = FakeHub(replaced={"tree": lambda request: httpx.Response(200, json=[ENTRY], headers=link)})
     assert isinstance(talk(fake, lambda hub: hub.list_files(SHA)), TransientError)
 
 
-def test_a_listing_without_end_is_given_up() -> None:
+def test_an_endless_listing_is_abandoned() -> None:
     link = {"link": f'<{HUB}/x?cursor=c>; rel="next"'}
     fake = FakeHub(replaced={"tree": lambda request: httpx.Response(200, json=[], headers=link)})
     assert isinstance(talk(fake, ask_watermarks), TransientError)
@@ -367,7 +367,7 @@ def test_a_blob_store_gets_its_own_header_and_never_the_token(plain_lfs: None, s
     assert TOKEN not in repr(put.headers.raw)
 
 
-def test_a_header_for_the_hub_itself_takes_the_tokens_place(plain_lfs: None, shard: Shard) -> None:
+def test_a_given_authorization_header_replaces_the_token(plain_lfs: None, shard: Shard) -> None:
     fake = FakeHub(lfs=lfs_at(f"{HUB}/verify", Authorization="Basic abc"))
     talk(fake, lambda hub: hub.stage([shard]))
     put = next(request for request in fake.seen if request.method == "PUT")
@@ -375,7 +375,7 @@ def test_a_header_for_the_hub_itself_takes_the_tokens_place(plain_lfs: None, sha
 
 
 @pytest.mark.parametrize("href", [h for h in ELSEWHERE if not h.startswith("https://evil.test/") and "8443" not in h])
-def test_rows_go_to_no_address_that_is_not_safe(plain_lfs: None, shard: Shard, href: str) -> None:
+def test_rows_are_never_sent_to_an_unsafe_address(plain_lfs: None, shard: Shard, href: str) -> None:
     for lfs in (lfs_at(href), lfs_at("https://store.test/x", href)):
         fake = FakeHub(lfs=lfs)
         result = talk(fake, lambda hub: hub.stage([shard]))
@@ -386,7 +386,7 @@ def test_rows_go_to_no_address_that_is_not_safe(plain_lfs: None, shard: Shard, h
         assert all(request.url.scheme == "https" for request in fake.seen)
 
 
-def test_a_store_that_sends_rows_on_is_not_followed(plain_lfs: None, shard: Shard) -> None:
+def test_a_redirect_of_an_upload_by_a_store_is_not_followed(plain_lfs: None, shard: Shard) -> None:
     for target in ("https://other.test/", f"{HUB}/api/x"):
         sent_on = partial(httpx.Response, 307, headers={"location": target})
         fake = FakeHub(lfs=lfs_at("https://store.test/x"), replaced={"elsewhere": lambda request, on=sent_on: on()})
@@ -394,7 +394,7 @@ def test_a_store_that_sends_rows_on_is_not_followed(plain_lfs: None, shard: Shar
         assert {request.url.host for request in fake.seen} <= {"hub.test", "store.test"}
 
 
-# Numbers and words.
+# Numbers and text.
 
 
 @pytest.mark.parametrize(
@@ -427,13 +427,13 @@ WORDS = st.from_regex(r"retry in [0-9]{1,5000} (second|hour)s")
 
 
 @given(value=st.text(max_size=40) | DATES, said=st.text(max_size=40) | WORDS)
-def test_whatever_a_server_says_of_waiting_is_a_time_or_nothing(value: str, said: str) -> None:
+def test_any_retry_header_gives_a_time_or_none(value: str, said: str) -> None:
     for headers in ({"retry-after": value}, {"ratelimit": f'"api";r=0;t={value}'}, {}):
         wait = retry_after(headers, said)
         assert wait is None or 0 <= wait <= DAY
 
 
-def test_no_server_writes_on_the_terminal() -> None:
+def test_control_characters_of_a_server_do_not_reach_the_terminal() -> None:
     evil = "\x1b[2J\x1b]0;title\x07 line\r\nERROR hubsync: all is lost\u202e\u2028\x9b31m"
     errors: list[HubError] = [
         classify("it", 500, {"x-error-message": evil, "x-request-id": evil}, b""),

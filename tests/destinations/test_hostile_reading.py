@@ -1,4 +1,4 @@
-"""What stands in the dataset, told by a server that can't be trusted: the card, watermarks, listings."""
+"""Hostile content of the dataset: the card, watermarks, listings."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_a_card_kept_as_a_large_file_is_read_where_the_hub_keeps_it() -> None:
     elsewhere = [request for request in seen if request.url.host != "hub.test"]
     assert len(elsewhere) == 1
     assert TOKEN not in repr(elsewhere[0].headers.raw)
-    # Wherever the Hub points to: only what it said before that stands there is taken, and so can be committed again.
+    # Content that does not match the listed oid is rejected, wherever the redirect leads: it would be committed again.
     content = b"what only an internal server shows"
     assert isinstance(talk(server, ask_card), TransientError)
 
 
 @pytest.mark.parametrize("location", ["http://cdn.test/x", "file:///etc/passwd", "https://hub.test@cdn.test/x", "//"])
-def test_a_large_file_is_not_read_from_an_address_that_is_not_safe(location: str) -> None:
+def test_a_large_file_is_not_read_from_an_unsafe_address(location: str) -> None:
     fake = FakeHub(
         {"README.md": b"#"}, replaced={"resolve": lambda request: httpx.Response(302, headers={"location": location})}
     )
@@ -62,7 +62,7 @@ def test_a_large_file_is_not_read_from_an_address_that_is_not_safe(location: str
     assert {request.url.host for request in fake.seen} == {"hub.test"}
 
 
-def test_a_page_of_a_proxy_is_no_card() -> None:
+def test_a_proxys_page_is_not_taken_as_the_card() -> None:
     for answer in (
         httpx.Response(200, text="<html>log in to the wifi"),
         httpx.Response(404, text="<html>not found"),
@@ -74,7 +74,7 @@ def test_a_page_of_a_proxy_is_no_card() -> None:
     assert talk(FakeHub({"README.md": b"# A card"}), ask_card) == b"# A card"
 
 
-def test_a_card_without_end_is_not_read_on() -> None:
+def test_an_endless_card_is_not_read_to_its_end() -> None:
     given = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -90,7 +90,7 @@ def test_a_card_without_end_is_not_read_on() -> None:
     assert given == 6
 
 
-def test_a_proxys_404_is_not_taken_for_a_dataset_without_watermarks() -> None:
+def test_a_proxys_404_does_not_mean_that_watermarks_are_missing() -> None:
     fake = FakeHub(replaced={"tree": lambda request: httpx.Response(404, text="not here")})
     assert isinstance(talk(fake, ask_watermarks), BlockedError)
     none = httpx.Response(404, headers={"x-error-code": "EntryNotFound"})
@@ -98,7 +98,7 @@ def test_a_proxys_404_is_not_taken_for_a_dataset_without_watermarks() -> None:
 
 
 @pytest.mark.slow("meets each hostile answer")
-def test_a_card_that_a_person_wrote_outlives_hostile_answers(
+def test_an_existing_card_survives_hostile_responses(
     uploader: Callable[..., Uploader], hub: LocalHub, dataset: Dataset
 ) -> None:
     uploader().open().close()
@@ -125,7 +125,7 @@ def test_a_card_that_a_person_wrote_outlives_hostile_answers(
     [".hubsync/../../x.json", "../x.json", "/etc/x.json", ".hubsync//x.json", ".hubsync/./x.json", "other/x.json",
      ".hubsync/x\0.json", ".hubsync", ""],
 )  # fmt: skip
-def test_a_path_that_escapes_is_refused_and_not_asked_for(path: str) -> None:
+def test_a_path_outside_of_the_folder_is_rejected_and_not_requested(path: str) -> None:
     fake = FakeHub(replaced={"tree": lambda request: httpx.Response(200, json=[{**ENTRY, "path": path}])})
     assert isinstance(talk(fake, ask_watermarks), TransientError)
     assert "resolve" not in {FakeHub.name(request) for request in fake.seen}
@@ -141,9 +141,7 @@ GOOD = {"writer": "w", "epoch": 1, "next": {"data/*.jsonl": 3}, "rows": 7, "offs
      {"rows": 10**40}, {"rows": -1}, {"epoch": "x"}, {"writer": "../../x"}, {"writer": "v"}, {"writer": None},
      {"writer": ""}, {"offsets": {"\ud800": 1}}],
 )  # fmt: skip
-def test_a_watermark_that_nobody_can_go_on_from_is_passed_over(
-    change: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_invalid_watermark_is_skipped(change: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "hubsync")
     fake = FakeHub(
         {
@@ -159,7 +157,7 @@ def test_a_watermark_that_nobody_can_go_on_from_is_passed_over(
     assert caplog.text.count("skipped") == 4
 
 
-def test_there_can_not_be_any_number_of_watermarks_or_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watermarks_and_pages_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     def marks() -> Any:
         names = [f"w{n}" for n in range(9)]
         return talk(
@@ -192,14 +190,14 @@ def test_there_can_not_be_any_number_of_watermarks_or_pages(monkeypatch: pytest.
         b"#" * 2_000_000,
     ],
 )
-def test_a_card_that_no_person_would_write_is_left_alone(text: bytes) -> None:
+def test_a_hostile_card_is_not_changed(text: bytes) -> None:
     with pytest.raises(card.CardError) as caught:
         card.Card(text, "user/rows").merge([card.Entry("default", "train", "data/*.jsonl")])
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.slow("reads ten megabytes as JSON")
-def test_a_watermark_of_ten_megabytes_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_watermark_of_ten_megabytes_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     huge = json.dumps({**GOOD, "offsets": {f"source number {n}": n for n in range(400_000)}}).encode()
     fake = FakeHub({".hubsync/w.json": huge})
     assert talk(fake, ask_watermarks) == []
@@ -218,7 +216,7 @@ MARKS = st.builds(
 
 @given(mark=MARKS)
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_watermark_that_is_taken_can_be_gone_on_from(tmp_path: Path, mark: dict[str, Any]) -> None:
+def test_a_spool_can_continue_from_every_accepted_watermark(tmp_path: Path, mark: dict[str, Any]) -> None:
     try:
         found = decode_watermark(json.dumps(mark).encode(), ".hubsync/w.json")
     except ValueError:

@@ -51,23 +51,23 @@ QUOTA = (
         (418, {}, BlockedError),
     ],
 )
-def test_each_status_has_its_kind(status: int, headers: dict[str, str], kind: type[HubError]) -> None:
+def test_each_status_has_its_error_type(status: int, headers: dict[str, str], kind: type[HubError]) -> None:
     assert type(classify("it", status, headers, b"")) is kind
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_may_not_is_said_with_where_it_came_from_and_only_of_the_hub(status: int) -> None:
+def test_only_the_hubs_401_and_403_explain_where_the_token_comes_from(status: int) -> None:
     assert "HF_TOKEN, else the token of hf auth login" in classify("it", status, {}, b"").reason
     assert str(classify("it", status, {}, b"", token_sent=False)) == f"it: {status}"
     assert "HF_TOKEN" not in str(classify("it", 403, {"x-error-message": "storage limit reached"}, b""))
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_an_answer_that_may_hide_an_effect_is_ambiguous(status: int) -> None:
+def test_a_failure_that_may_have_had_an_effect_is_ambiguous(status: int) -> None:
     assert type(classify("commit", status, {}, b"", has_effect=True)) is AmbiguousError
 
 
-def test_the_commit_quota_is_told_by_its_body_and_not_by_the_headers_beside_it() -> None:
+def test_the_commit_quota_is_recognized_by_the_body_not_the_headers() -> None:
     headers = {"ratelimit": '"api";r=871;t=271', "ratelimit-policy": '"fixed window";"api";q=1000;w=300'}
     error = classify("commit", 429, headers, QUOTA)
     assert isinstance(error, RateLimitedError)
@@ -88,7 +88,7 @@ def test_the_commit_quota_is_told_by_its_body_and_not_by_the_headers_beside_it()
         ({}, "", None),
     ],
 )
-def test_the_hubs_word_on_when_to_try_again_is_found(headers: dict[str, str], said: str, seconds: float | None) -> None:
+def test_the_requested_wait_is_found(headers: dict[str, str], said: str, seconds: float | None) -> None:
     assert retry_after(headers, said) == seconds
 
 

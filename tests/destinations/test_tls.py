@@ -1,4 +1,4 @@
-"""Certificates: verified always, by default and in whatever environment; nothing is sent where one is wrong."""
+"""Certificates are always verified, whatever the environment; nothing is sent if one is invalid."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def authority() -> trustme.CA:
 
 @contextlib.contextmanager
 def tls_server(certificate: trustme.LeafCert) -> Iterator[Any]:
-    """A Hub of one page by HTTPS; `seen` are the tokens that reached it."""
+    """Serve one page by HTTPS; `seen` holds the tokens that arrived."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
@@ -75,7 +75,7 @@ def head_of(server: Any, backend: str = "asyncio") -> Any:
     return anyio.run(main, backend=backend)
 
 
-# What other programs understand as "do not verify", or what might be taken for it.
+# What other programs read as "do not verify", or what looks like it.
 CARELESS = {
     "PYTHONHTTPSVERIFY": "0",
     "HF_HUB_DISABLE_SSL_VERIFY": "1",
@@ -89,7 +89,7 @@ CARELESS = {
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_certificate_that_nobody_vouches_for_needs_a_person(
+def test_an_untrusted_certificate_needs_an_operator(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     for name, value in CARELESS.items():
@@ -104,7 +104,7 @@ def test_a_certificate_that_nobody_vouches_for_needs_a_person(
         assert server.seen == []
 
 
-def test_a_certificate_of_another_host_or_time_is_refused(
+def test_a_certificate_of_another_host_or_time_is_rejected(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from datetime import UTC, datetime
@@ -119,7 +119,7 @@ def test_a_certificate_of_another_host_or_time_is_refused(
             assert server.seen == []
 
 
-def test_a_private_authority_is_named_in_the_environment(
+def test_ssl_cert_file_adds_a_private_authority(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(authority, tmp_path, monkeypatch)
@@ -133,13 +133,13 @@ def trust(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 
 
-def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_certificate_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
         HubHTTP(HUB, lambda: TOKEN)
 
 
-def test_a_store_whose_certificate_is_wrong_needs_a_person(
+def test_a_store_with_an_untrusted_certificate_needs_an_operator(
     authority: trustme.CA, plain_lfs: None, shard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(request: httpx.Request) -> httpx.Response:

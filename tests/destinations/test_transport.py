@@ -21,7 +21,7 @@ Handler = Callable[[httpx.Request], httpx.Response] | Callable[[httpx.Request], 
 
 
 def ask(handler: Handler, **how: object) -> object:
-    """What `send` makes of a server that behaves like `handler`."""
+    """Return what `send` returns or raises for a server that behaves like `handler`."""
 
     async def main() -> object:
         http = HubHTTP("https://hub.test", lambda: "hf_secret", transport=httpx.MockTransport(handler))
@@ -35,7 +35,7 @@ def ask(handler: Handler, **how: object) -> object:
     return anyio.run(main)
 
 
-def test_the_token_goes_to_the_hub_alone() -> None:
+def test_the_token_is_sent_to_the_hub_only() -> None:
     seen: list[httpx.Request] = []
 
     def server(request: httpx.Request) -> httpx.Response:
@@ -50,7 +50,7 @@ def test_the_token_goes_to_the_hub_alone() -> None:
     assert "hf_secret" not in str(error)
 
 
-def test_a_redirect_on_the_hub_itself_is_followed() -> None:
+def test_a_redirect_within_the_hub_is_followed() -> None:
     def server(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/x":
             return httpx.Response(307, headers={"location": "/api/y"})
@@ -66,7 +66,7 @@ async def lines() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("status", [307, 308])
-def test_a_commit_to_a_repo_that_was_renamed_is_sent_whole_to_where_it_is_now(status: int) -> None:
+def test_a_commit_to_a_renamed_repo_is_sent_again_with_its_whole_body(status: int) -> None:
     sent: list[tuple[str, str, bytes, str]] = []
 
     async def hub(request: httpx.Request) -> httpx.Response:
@@ -81,7 +81,7 @@ def test_a_commit_to_a_repo_that_was_renamed_is_sent_whole_to_where_it_is_now(st
 
 
 @pytest.mark.parametrize(("status", "location"), [(307, "https://evil.test/x"), (302, "/api/y")])
-def test_a_commit_is_sent_on_to_the_hub_alone_and_never_without_its_body(status: int, location: str) -> None:
+def test_a_commit_follows_redirects_only_within_the_hub_and_with_its_body(status: int, location: str) -> None:
     asked: list[str] = []
 
     def server(request: httpx.Request) -> httpx.Response:
@@ -98,7 +98,7 @@ def test_a_circle_of_redirects_ends() -> None:
     assert "circle" in str(error)
 
 
-def test_a_huge_answer_is_not_read_to_its_end() -> None:
+def test_a_huge_response_is_not_read_to_its_end() -> None:
     async def endless() -> object:
         while True:
             yield b"x" * 1_000_000
@@ -107,7 +107,7 @@ def test_a_huge_answer_is_not_read_to_its_end() -> None:
     assert isinstance(error, AmbiguousError)
 
 
-def test_an_answer_that_is_no_json_is_a_proxys() -> None:
+def test_a_response_that_is_not_json_is_transient() -> None:
     answer = ask(lambda request: httpx.Response(200, text="<html>log in to the wifi"))
     with pytest.raises(TransientError, match="not JSON"):
         answer.decode("it", Any)  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ def test_a_connection_that_was_never_made_had_no_effect(effect: bool) -> None:
     assert type(error) is TransientError
 
 
-def test_a_connection_that_broke_may_have_had_one() -> None:
+def test_a_connection_that_broke_may_have_had_an_effect() -> None:
     def reset(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("reset")
 
@@ -133,7 +133,7 @@ def test_a_connection_that_broke_may_have_had_one() -> None:
 
 
 def download(handler: Callable[[httpx.Request], httpx.Response]) -> bytes | HubError:
-    """What `download` takes from a server that behaves like `handler`."""
+    """Return what `download` receives from a server that behaves like `handler`, or its error."""
     taken: list[bytes] = []
 
     async def main() -> bytes | HubError:
@@ -149,7 +149,7 @@ def download(handler: Callable[[httpx.Request], httpx.Response]) -> bytes | HubE
     return anyio.run(main)
 
 
-def test_a_download_follows_to_the_store_and_leaves_the_token_behind() -> None:
+def test_a_download_follows_redirects_to_a_store_without_the_token() -> None:
     seen: list[httpx.Request] = []
 
     def server(request: httpx.Request) -> httpx.Response:
@@ -166,7 +166,7 @@ def test_a_download_follows_to_the_store_and_leaves_the_token_behind() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_what_the_store_refuses_may_be_a_url_that_ran_out(status: int) -> None:
+def test_a_stores_rejection_is_transient_because_its_url_may_have_expired(status: int) -> None:
     def server(request: httpx.Request) -> httpx.Response:
         if request.url.host == "hub.test":
             return httpx.Response(302, headers={"location": "https://store.test/z"})
@@ -179,7 +179,7 @@ def test_what_the_store_refuses_may_be_a_url_that_ran_out(status: int) -> None:
 @pytest.mark.parametrize(
     "location", ["http://store.test/z", "ftp://store.test/z", "file:///etc/passwd", "/api/x", "//[x", "//h:99999/"]
 )
-def test_a_download_is_sent_nowhere_unsafe(location: str) -> None:
+def test_a_download_does_not_follow_unsafe_redirects(location: str) -> None:
     asked: list[str] = []
 
     def server(request: httpx.Request) -> httpx.Response:
@@ -191,7 +191,7 @@ def test_a_download_is_sent_nowhere_unsafe(location: str) -> None:
 
 
 @pytest.mark.parametrize("location", ["//[x", "https://h:99999/", "/" + "x" * 70_000])
-def test_a_redirect_that_can_not_be_read_is_transient(location: str) -> None:
+def test_an_invalid_redirect_is_transient(location: str) -> None:
     error = ask(lambda request: httpx.Response(302, headers={"location": location}))
     assert type(error) is TransientError
 

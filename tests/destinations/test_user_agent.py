@@ -1,4 +1,4 @@
-"""Who asks: every request of ours says `hubsync/<version>` in the form that huggingface_hub gives to a library."""
+"""Every request names `hubsync/<version>`, in the form that huggingface_hub uses for libraries."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OURS = f"hubsync/{__version__}; hf_hub/{huggingface_hub.__version__}; python/"
 
 
 def strangers(hub: LocalHub) -> set[tuple[str, str | None]]:
-    """The requests that do not say that they are ours, by operation."""
+    """Return the requests that do not name hubsync, by operation."""
     return {(s.operation, s.user_agent) for s in hub.requests() if not (s.user_agent or "").startswith(OURS)}
 
 
 @pytest.mark.parametrize("store", ["xet", "lfs"])
-def test_every_request_of_an_uploader_and_a_reader_says_whose_it_is(
+def test_every_request_of_an_uploader_and_a_reader_names_hubsync(
     hub: LocalHub, uploader: Callable[..., Uploader], monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     if store == "lfs":
@@ -45,7 +45,7 @@ def test_every_request_of_an_uploader_and_a_reader_says_whose_it_is(
 
 @pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize("telemetry", ["on", "off"])
-def test_telemetry_and_origin_are_as_the_environment_says(hub: LocalHub, tmp_path: Path, telemetry: str) -> None:
+def test_the_environment_decides_about_telemetry_and_origin(hub: LocalHub, tmp_path: Path, telemetry: str) -> None:
     torch = tmp_path / "torch-9.9.dist-info"  # as far as anybody asks, it is installed
     torch.mkdir()
     (torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
