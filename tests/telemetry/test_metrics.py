@@ -71,7 +71,7 @@ class Told:
         ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def told() -> Told:
     """The providers can be set once a process."""
     return Told()
