@@ -59,6 +59,11 @@ class SpoolDepth(NamedTuple):
     committed_shards: int
 
     def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
-        """Return how many seconds the oldest row has waited at `now`, in the spool or in memory; None if none waits."""
+        """Return how many seconds the oldest row has waited at `now`, in the spool or in memory; None if none waits.
+
+        Args:
+            now: in seconds since the epoch.
+            in_memory_since: when the oldest row in memory arrived, in seconds since the epoch; None if none is there.
+        """
         since = [at for at in (self.oldest_at, in_memory_since) if at is not None]
         return max(0.0, now - min(since)) if since else None
