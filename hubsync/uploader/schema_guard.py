@@ -60,10 +60,14 @@ class SchemaGuard:
         Raises:
             SchemaConflict: it conflicts with its columns, and the policy is to refuse it.
         """
-        if encoded.profiler is not self.profiler:
-            encoded = profile(encoded, self.profiler)
-        if not encoded.discoveries:
-            return self._same
+        while True:
+            if encoded.profiler is not self.profiler:
+                encoded = profile(encoded, self.profiler)
+            if encoded.discoveries:
+                break
+            same = self._same
+            if encoded.profiler is self.profiler:  # else another thread has made the guard forget what it knew
+                return same
         with self._lock:
             try:
                 if isinstance(encoded.columns, Conflict):
@@ -87,6 +91,7 @@ class SchemaGuard:
                 known = types.merge_structs(known, stored)
             except Conflict:  # another process was faster: its types are the dataset's; ours are checked at the commit
                 known = stored
+                self.profiler = RowProfiler()  # rows that fitted before may not fit now
         self._kinds[config] = known
         known = self._kinds[config] = types.extend(known, kind)
         return known

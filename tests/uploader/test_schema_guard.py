@@ -12,6 +12,7 @@ from hubsync import ConfigError, SchemaConflict, SchemaPolicy
 from hubsync.encoding.rows import encode
 from hubsync.model.layout import Layout
 from hubsync.model.target import Target
+from hubsync.schema.types import infer
 from hubsync.spool.spool import Spool
 from hubsync.uploader.schema_guard import SchemaGuard
 
@@ -46,4 +47,16 @@ def test_batches_encoded_elsewhere_are_checked(tmp_path: Path) -> None:
     guard.admit(encode([{"a": 1}]))
     with pytest.raises(SchemaConflict, match="row 1"):
         guard.admit(encode([{"a": 2}, {"a": "x"}]))
+    spool.close()
+
+
+def test_what_fitted_before_is_checked_again_once_another_process_changed_the_schema(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
+    guard = SchemaGuard(spool, Layout(), SchemaPolicy())
+    guard.admit(encode([{"a": 1}], guard.profiler))
+    with spool.catalogue.transaction():  # the committer found text in the dataset, in a process that is not this one
+        spool.schemas.add("default", infer([{"a": "text"}]), wins=True)
+    guard.admit(encode([{"a": "x"}], guard.profiler))
+    with pytest.raises(SchemaConflict, match="string"):
+        guard.admit(encode([{"a": 2}], guard.profiler))
     spool.close()
