@@ -72,6 +72,7 @@ def test_generated_tables_are_up_to_date(path: Path) -> None:
     assert filled(page) == page, "run python -m benchmarks.pages"
 
 
+@pytest.mark.slow("runs every block of the pages")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_block_of_a_page_runs_as_shown(path: Path, tmp_path: Path, environ: dict[str, str]) -> None:
@@ -81,6 +82,7 @@ def test_every_block_of_a_page_runs_as_shown(path: Path, tmp_path: Path, environ
     assert not wrong, "\n".join(f"{name_of(path)}, {each}" for each in wrong)
 
 
+@pytest.mark.slow("runs a block of the README")
 def test_the_readmes_first_block_uploads_all_its_rows(tmp_path: Path, environ: dict[str, str]) -> None:
     """As its last comment says."""
     first = next(block for block in blocks((ROOT / "README.md").read_text()) if block.language == "python")
@@ -89,6 +91,7 @@ def test_the_readmes_first_block_uploads_all_its_rows(tmp_path: Path, environ: d
     assert list(problems(page, tmp_path, environ)) == []
 
 
+@pytest.mark.slow("runs blocks of pages")
 @pytest.mark.parametrize(
     ("page", "wrong"),
     [
@@ -116,6 +119,7 @@ def test_a_block_that_fails_is_reported(page: str, wrong: str, tmp_path: Path, e
     assert wrong in found
 
 
+@pytest.mark.slow("runs blocks of pages")
 @pytest.mark.parametrize(
     "page",
     [

@@ -75,6 +75,7 @@ def test_a_spool_whose_hub_is_down_does_not_delay_the_others(
     assert dataset.ids() == [0, 1]
 
 
+@pytest.mark.slow("waits for drains that run out of time")
 def test_a_drain_without_commit_quota_says_so(
     run: Commands, hub: LocalHub, uploader: Callable[..., Uploader], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_full_standard_output_is_one_message(run: Commands, command: str) -> N
         is_one_message(program.wait(), 1, *program.communicate())
 
 
+@pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize(
     ("line", "code"), [("pipe user/rows <&-", 2), ("ls user/rows >&-", 1), ("read user/rows >&-", 1), ("status >&-", 1)]
 )

@@ -55,6 +55,7 @@ def test_the_message_has_a_singular(run: Commands) -> None:
     assert again.stderr == "0 rows are on the Hub in user/rows; 1 line was uploaded before.\n"
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_a_full_standard_error_does_not_fail_the_upload(hub: LocalHub, dataset: Dataset) -> None:
     command = f"{sys.executable} -m hubsync pipe user/rows 2>/dev/full"
     done = subprocess.run(

@@ -79,6 +79,7 @@ def test_read_continues_from_a_cursor_file(run: Commands, uploader: Make, tmp_pa
     assert done.stderr == "hubsync: 'rubbish' is not a cursor of this hubsync, a commit sha or a time.\n"
 
 
+@pytest.mark.slow("commits four hundred shards")
 def test_read_ends_silently_when_its_pipe_is_closed(start: Any, uploader: Make) -> None:
     upload(uploader, *range(2_000))
     process = start("read", "user/rows")
@@ -102,6 +103,7 @@ def test_a_bad_line_is_an_error_or_is_skipped(run: Commands, uploader: Make, dat
     assert "data/train-x.jsonl, line 1: not valid JSON" in done.stderr
 
 
+@pytest.mark.slow("commits a dozen shards one by one")
 def test_tail_prints_the_rows_of_the_newest_commits(run: Commands, uploader: Make, tmp_path: Path) -> None:
     for begin in (0, 20, 40):
         upload(uploader, *range(begin, begin + 12), one_by_one=True, spool=tmp_path / f"spool-{begin}")  # three writers

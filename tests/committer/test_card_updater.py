@@ -48,6 +48,7 @@ def test_the_next_accepted_card_contains_what_earlier_jobs_could_not_add(
     reader.sees([{"id": 0}, {"id": 1, "new": "x"}, {"id": 2}])
 
 
+@pytest.mark.slow("loads with datasets, several times")
 @pytest.mark.parametrize("more", [{}, {"new": 1}], ids=["as before", "a new column"])
 def test_a_deleted_card_is_created_again_for_all_configs(
     uploader: Make, dataset: Dataset, reader: Reader, more: dict[str, int]
@@ -63,6 +64,7 @@ def test_a_deleted_card_is_created_again_for_all_configs(
     reader.sees([{"id": 1, "text": "a"}, {"id": 2, "text": "b", **more}])
 
 
+@pytest.mark.slow("loads with datasets, several times")
 def test_a_repo_created_again_gets_a_card_for_new_rows_only(uploader: Make, dataset: Dataset, reader: Reader) -> None:
     with uploader() as one, uploader(config="other") as other:
         one.put([{"id": 1, "text": "a"}], ack="committed")

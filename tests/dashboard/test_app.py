@@ -38,6 +38,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(address: str) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow("starts a server for each method")
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", ["/", "/api/spools"])
 def test_it_can_only_be_read(address: str, method: str, path: str) -> None:
@@ -99,6 +100,7 @@ def test_where_the_extra_is_not_installed_it_says_how_to(missing: str) -> None:
     assert "pip install 'hf-hubsync[dashboard]'" in done.stderr
 
 
+@pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_ends_in_order(number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "hubsync", "dashboard", "--port=0"]

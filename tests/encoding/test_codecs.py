@@ -116,6 +116,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow("tries many rows in each format")
 @settings(max_examples=60)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), json_values, min_size=1), min_size=1, max_size=6))
 def test_a_row_has_the_same_fingerprint_in_every_format(
@@ -152,6 +153,7 @@ def test_the_same_lines_give_the_same_shard(format: Format, tmp_path: Path) -> N
     assert write_shard(tmp_path, given, format).read_bytes() == first
 
 
+@pytest.mark.slow("writes 25 MB")
 def test_parquet_has_row_groups_and_a_page_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_CHUNK", 8 << 20)
     text = random.Random(1).randbytes

@@ -120,6 +120,7 @@ def test_an_error_refuses_the_whole_batch_and_its_offset(uploader: Make, dataset
     assert dataset.ids() == [2]
 
 
+@pytest.mark.slow("runs a snippet in a process of its own")
 def test_the_documented_snippet_masks_rows(hub: LocalHub, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "redact-rows.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -206,6 +206,7 @@ def test_a_fault_can_be_for_one_repo(local_hub: LocalHub, api: HfApi, repo: str,
     assert commit(http, ndjson(file_line("a")), repo="user/other").status_code == 500
 
 
+@pytest.mark.slow("waits for hf_xet's own retries")
 @pytest.mark.parametrize(
     "fault",
     [

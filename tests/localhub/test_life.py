@@ -71,6 +71,7 @@ def test_the_plugin_imports_nothing_heavy() -> None:
     assert shown.stderr.strip() == "[]"
 
 
+@pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_runs_until_a_signal_and_keeps_its_state(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-u", "-c", SERVE, str(tmp_path / "hub"), "0"]

@@ -242,6 +242,7 @@ def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
     assert dataset.ids() == list(range(30))
 
 
+@pytest.mark.slow("rebuilds a spool several times")
 @pytest.mark.parametrize(
     "damage",
     [

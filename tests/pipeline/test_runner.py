@@ -153,6 +153,7 @@ def test_a_branch_that_edits_rows_does_not_affect_the_others() -> None:
     assert {leaf: set(distiset[leaf]["train"]["by"]) for leaf in distiset} == {"a": {"a"}, "b": {"b"}}
 
 
+@pytest.mark.slow("makes ten thousand rows")
 def test_a_slow_step_slows_down_its_source() -> None:
     made = []
     go_on = threading.Event()
@@ -178,6 +179,7 @@ def test_a_slow_step_slows_down_its_source() -> None:
     assert not go_on.wait(0) or len(made) == 10_000
 
 
+@pytest.mark.slow("makes thousands of rows")
 def test_a_late_failure_names_the_step_and_keeps_the_checkpoint(dataset: Dataset) -> None:
     class Breaks(Step):
         seen = 0

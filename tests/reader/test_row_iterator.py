@@ -250,6 +250,7 @@ def test_a_cursor_goes_on_behind_the_row_that_came_last(repo: Repo, count: int) 
     assert ids(repo.rows(since=had(repo))) == []
 
 
+@pytest.mark.slow("waits for the Hub's clock, which counts seconds")
 def test_a_commit_or_a_time_is_a_cursor_too(repo: Repo) -> None:
     repo.bring(*range(5))
     commit = repo.dataset.api.repo_info("user/rows", repo_type="dataset").sha

@@ -45,6 +45,7 @@ def test_a_truncated_or_missing_sealed_segment_does_not_delay_others(
     assert sum("lost by a power cut" in record.message for record in caplog.records) == 2
 
 
+@pytest.mark.slow("opens a spool several times")
 def test_what_is_left_of_a_truncated_staged_shard_is_uploaded_unless_it_landed(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_spool_rolled_back_to_before_its_first_commit_repeats_no_row(
     assert dataset.ids() == [1, 2, 3, 4]
 
 
+@pytest.mark.slow("opens a spool several times")
 @pytest.mark.parametrize("grown", [False, True])
 def test_a_spool_rolled_back_while_segments_were_open_repeats_no_row(
     uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, *, grown: bool

@@ -186,6 +186,7 @@ for n in range(40):
 """
 
 
+@pytest.mark.slow("starts 160 processes")
 def test_processes_that_create_a_spool_at_the_same_moment_all_open_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CREATED_AT_ONCE, tmp_path], capture_output=True, text=True, check=False

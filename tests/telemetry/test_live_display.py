@@ -104,6 +104,7 @@ def terminal(hub: LocalHub, python: Python) -> Iterator[Callable[..., Terminal]]
         yield open_one
 
 
+@pytest.mark.slow("draws in a terminal, a few times a second")
 def test_a_bar_shows_the_rows_and_the_state(terminal: Any, hub: LocalHub) -> None:
     job = terminal("up.flush(); step(); up.put([{'id': 4}] * 1_000); step()")
     job.until(r"● user/rows ━+ 3 of 3 rows on the Hub")
@@ -172,6 +173,7 @@ def test_two_uploaders_share_a_line(terminal: Any) -> None:
     job.end()
 
 
+@pytest.mark.slow("draws in a terminal, a few times a second")
 def test_by_default_a_bar_appears_while_a_drain_takes_long(terminal: Any, hub: LocalHub) -> None:
     hub.faults.add(Fault.status(503, on="commit"))
     job = terminal("step(); up.flush()", more="retry=RetryPolicy(max_s=1)")
@@ -265,6 +267,7 @@ os._exit(0)
     assert job.end().endswith("all on the Hub.")
 
 
+@pytest.mark.slow("starts a kernel")
 def test_a_notebook_has_one_output_that_is_updated(hub: LocalHub, tmp_path: Path) -> None:
     import nbclient
     import nbformat

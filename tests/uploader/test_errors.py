@@ -206,6 +206,7 @@ def test_the_write_ahead_log_stays_short_while_the_hub_is_unreachable(
         assert sizes[-1] < 3 * sizes[0], sizes
 
 
+@pytest.mark.slow("fills a write-ahead log again and again")
 def test_the_write_ahead_log_restarts_even_if_writers_leave_no_gap(
     uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_rows_are_in_the_dataset_once_the_block_ends(uploader: Make, dataset: Da
     assert dataset.paths() == [f"data/train-{up._engine.writer_name}-00000.jsonl"]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow("loads with datasets, several times")
 def test_the_first_commit_loads_with_datasets(
     uploader: Make, hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
