@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import msgspec
 import pytest
 from huggingface_hub import HfFileSystem
-from matplotlib.figure import Figure
 
 from benchmarks.ground import Ground
 from benchmarks.report import Column, Report, bars, lines, machine, show, write
 from benchmarks.runs import Run, one
 from benchmarks.source import Job, Source
 from benchmarks.subjects import SUBJECTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second, in the quick lane too
 
 _ROWS, _BATCHES = 20, 6
 
