@@ -99,6 +99,9 @@ class Line:
     async def read_file(self, path: str, at: str) -> bytes | None:
         return await self._do("read_file", lambda: self._hub.read_file(path, at))
 
+    async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
+        return bool(await self._do("download", lambda: self._hub.download(path, at, take)))
+
     async def read_watermarks(self, at: str) -> Sequence[Watermark]:
         return await self._do("read_watermarks", lambda: self._hub.read_watermarks(at))
 
