@@ -108,6 +108,7 @@ class Shards:
             return False
         self._checked.add(row.id)
         self._segments.set_hashes(row.id, sha256, git_oid)
+        failpoint(Failpoint.HASHED)
         return True
 
     def damaged(self) -> list[Shard]:

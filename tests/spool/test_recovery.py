@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hubsync._runtime import failpoints
+from hubsync._runtime.failpoints import Failpoint
 from hubsync.spool.spool import Spool
 from hubsync.spool.writer import Accepted
 from tests.spool.conftest import all_sealed, batch, die, plans_of, shards_of, writer_of
@@ -179,3 +181,16 @@ def test_a_committed_file_left_by_a_crash_is_removed(open_spool: Callable[..., S
     shard.file.write_bytes(content)
     spool.recovery.sweep()
     assert not shard.file.exists()
+
+
+def test_hashing_a_file_of_another_process_reaches_the_same_failpoint(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed there must recover, whoever sealed the segment."""
+    spool = open_spool()
+    writer_of(spool, max_rows=1).append([batch(1)])
+    shards_of(spool).take_over()
+    reached: list[Failpoint] = []
+    monkeypatch.setattr(failpoints, "listener", reached.append)
+    all_sealed(spool)
+    assert reached == [Failpoint.HASHED]
