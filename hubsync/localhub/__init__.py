@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from hubsync.localhub.call import Operation
     from hubsync.localhub.control import Served
     from hubsync.localhub.faults import Fault, Faults
+    from hubsync.localhub.limits import Limits
     from hubsync.localhub.server import LocalHub, serve
 
-__all__ = ["Fault", "Faults", "LocalHub", "Operation", "Served", "serve"]
+__all__ = ["Fault", "Faults", "Limits", "LocalHub", "Operation", "Served", "serve"]
 
 _MODULES = {
     "Fault": "faults",
     "Faults": "faults",
+    "Limits": "limits",
     "LocalHub": "server",
     "Operation": "call",
     "Served": "control",

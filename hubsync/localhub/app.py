@@ -114,7 +114,7 @@ class App:
         self._hub = hub
         self._faults = faults
         self._log = log
-        self._windows = RequestWindows(hub.settings.requests_per_window, hub.clock)
+        self._windows = RequestWindows(hub.limits, hub.clock)
         modules = (commits, files, refs, xet, lfs, discussions, repos)
         self._router = Router([route for module in modules for route in module.ROUTES])
         self.tasks: anyio.abc.TaskGroup | None = None
@@ -127,7 +127,7 @@ class App:
         headers = {"X-Request-Id": _request_id(scope), "Date": formatdate(self._hub.clock(), usegmt=True)}
         exchange = _Exchange(scope, receive, send, headers)
         if raw_path.startswith(control.PREFIX) and (
-            response := await control.answer(scope, exchange.receive, self._faults, self._log)
+            response := await control.answer(scope, exchange.receive, self._faults, self._hub.limits, self._log)
         ):
             await response(scope, exchange.receive, exchange.send)
             return

@@ -8,21 +8,24 @@ Everything is JSON under `/_localhub/`:
     POST faults            add a fault (the fields of `Fault`): {"id": 1}
     DELETE faults[/{id}]   remove all faults and release what they hold, or remove one
     POST release           end hangs, and let late effects take place
+    GET limits             the fields of `Limits`
+    PATCH limits           change some of them; answers with all
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter, deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from hubsync.localhub.call import json_response
 from hubsync.localhub.faults import Fault, Faults
+from hubsync.localhub.limits import Limits
 
 PREFIX = "/_localhub/"
 _BODY_BYTES = 1 << 20
@@ -77,7 +80,7 @@ class RequestLog:
             self._counters.clear()
 
 
-async def answer(scope: Scope, receive: Receive, faults: Faults, log: RequestLog) -> Response | None:
+async def answer(scope: Scope, receive: Receive, faults: Faults, limits: Limits, log: RequestLog) -> Response | None:
     """Answer a control request; return None if the path is not one. Faults never affect these requests."""
     name, _, rest = scope["path"].removeprefix(PREFIX).partition("/")
     method = scope["method"]
@@ -93,8 +96,15 @@ async def answer(scope: Scope, receive: Receive, faults: Faults, log: RequestLog
     if name == "release" and method == "POST":
         faults.release()
         return json_response({})
-    if name == "faults":
-        return await _faults(method, rest, receive, faults)
+    try:
+        if name == "limits":
+            if method == "PATCH":
+                limits.update(**await _json_object(receive))
+            return json_response(msgspec.structs.asdict(limits))
+        if name == "faults":
+            return await _faults(method, rest, receive, faults)
+    except ValueError as error:
+        return json_response({"error": str(error)}, status=400)
     return None
 
 
@@ -107,16 +117,14 @@ async def _faults(method: str, number: str, receive: Receive, faults: Faults) ->
     if method == "DELETE":
         found = number.isdigit() and faults.remove(int(number))
         return json_response({} if found else {"error": f"there is no fault {number}"}, status=200 if found else 404)
+    return json_response({"id": faults.add(Fault.from_json(await _json_object(receive)))})
+
+
+async def _json_object(receive: Receive) -> dict[str, Any]:
     body = bytearray()
     while len(body) < _BODY_BYTES:
         message = await receive()
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    try:
-        value = json.loads(body)
-        if not isinstance(value, dict):
-            raise ValueError("a fault is a JSON object")
-        return json_response({"id": faults.add(Fault.from_json(value))})
-    except ValueError as error:
-        return json_response({"error": str(error)}, status=400)
+    return msgspec.json.decode(body, type=dict[str, Any])

@@ -27,7 +27,8 @@ from uvicorn.server import ServerState
 from hubsync.localhub.app import App
 from hubsync.localhub.control import RequestLog, Served
 from hubsync.localhub.faults import Faults
-from hubsync.localhub.state import HubState, Settings
+from hubsync.localhub.limits import Limits
+from hubsync.localhub.state import HubState
 from hubsync.localhub.storage.store import Role
 
 DEFAULT_USERS: Mapping[str, str] = {"user": "hf_localhub_user"}
@@ -53,12 +54,16 @@ class LocalHub:
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
         users: Names and their write tokens; the first is the default user.
-        commits_per_hour: Each user's commits in a sliding hour; None for no limit.
-        requests_per_window: Requests per 300 seconds (the Hub: 1000); None counts them and refuses none.
-        xet_token_ttl_s: How long a Xet token is valid, in seconds.
-        lfs_multipart_bytes: An LFS object of more bytes is uploaded in parts of so many.
         clock: Gives Unix time in seconds.
         generator: Decides whether a fault with a probability strikes; a seeded one makes this repeatable.
+        **limits: Fields of `Limits`, such as `commits_per_hour=128`; the others are as on the real Hub.
+
+    Attributes:
+        faults: What goes wrong, a `Faults`.
+        limits: What it allows, a `Limits` whose fields may be set at any time.
+
+    Raises:
+        ValueError: A limit is unknown or has a wrong value.
     """
 
     def __init__(
@@ -68,19 +73,17 @@ class LocalHub:
         host: str = "127.0.0.1",
         port: int = 0,
         users: Mapping[str, str] | None = None,
-        commits_per_hour: int | None = None,
-        requests_per_window: int | None = None,
-        xet_token_ttl_s: float = 3600.0,
-        lfs_multipart_bytes: int = 20_000_000,
         clock: Callable[[], float] = time.time,
         generator: random.Random | None = None,
+        **limits: Any,
     ) -> None:
+        self.limits = Limits()
+        self.limits.update(**limits)
         self._temporary = tempfile.TemporaryDirectory(prefix="localhub-") if directory is None else None
         self.directory = Path(directory if directory is not None else str(self._temporary and self._temporary.name))
         self.host, self.port = host, port
         self._users = dict(users or DEFAULT_USERS)
         self.user, self.token = next(iter(self._users.items()))
-        self._settings = Settings(commits_per_hour, requests_per_window, xet_token_ttl_s, lfs_multipart_bytes)
         self._clock = clock
         self.faults = Faults(generator)
         self._log = RequestLog()
@@ -144,7 +147,7 @@ class LocalHub:
     def _state(self) -> HubState:
         """The state on disk, opened at its first use."""
         if self._opened is None:
-            self._opened = HubState(self.directory, self._settings, self._clock)
+            self._opened = HubState(self.directory, self.limits, self._clock)
             for name, token in self._users.items():
                 self.add_user(name, token)
         return self._opened
@@ -277,7 +280,7 @@ def serve(
     users: Mapping[str, str] | None = None,
     *,
     say: Callable[[str], None] = print,
-    **settings: Any,
+    **limits: Any,
 ) -> None:
     """Run a Hub in the foreground until SIGINT or SIGTERM.
 
@@ -287,12 +290,12 @@ def serve(
         port: The port to listen on; 0 for a free one.
         users: Names and their write tokens; default: one user.
         say: Gets the lines for the person who runs it.
-        **settings: The other arguments of `LocalHub`.
+        **limits: Fields of `Limits`.
     """
     stopped = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with LocalHub(directory, host=host, port=port, users=users, **settings) as hub:
+        with LocalHub(directory, host=host, port=port, users=users, **limits) as hub:
             if not _is_loopback(host):
                 say(f"warning: {host} is not a loopback address; whoever reaches it can use this Hub")
             say(f"the embedded Hub is at {hub.endpoint}, in {hub.directory}")

@@ -1,4 +1,4 @@
-"""What every handler works with: the stores, the settings, and the Hub's rules on who may see and do what.
+"""What every handler works with: the stores, the limits, and the Hub's rules on who may see and do what.
 
 `readable`, `downloadable` and `writable` are the only ways from a request to a repo, so a private repo looks like a
 missing one everywhere, and a read token or a stranger is refused before a handler looks at anything.
@@ -13,8 +13,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,9 +21,9 @@ import anyio
 import anyio.to_thread
 
 from hubsync.localhub.call import Call, HubError
-from hubsync.localhub.limits import CommitQuota
+from hubsync.localhub.limits import CommitQuota, Limits
 from hubsync.localhub.storage.blobs import BlobStore, Upload
-from hubsync.localhub.storage.history import Commit, Content, History
+from hubsync.localhub.storage.history import Commit, Content, FolderLimit, History, PathConflict
 from hubsync.localhub.storage.store import Caller, Repo, Store
 from hubsync.localhub.xet.cas import ContentStore
 
@@ -33,29 +32,19 @@ _WORKERS = 16
 _WRITE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How this Hub behaves; times are in seconds, `None` means no limit."""
-
-    commits_per_hour: int | None = None
-    requests_per_window: int | None = None
-    xet_token_ttl_s: float = 3600.0
-    lfs_multipart_bytes: int = 20_000_000
-
-
 class HubState:
     """The Hub without its HTTP face. Opened on a directory, closed once; all state is on disk."""
 
-    def __init__(self, directory: Path, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: Path, limits: Limits, clock: Callable[[], float] = time.time) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.settings = settings
+        self.limits = limits
         self.clock = clock
         self.endpoint = ""
         self.store = Store(directory / "hub.sqlite3")
         self.blobs = BlobStore(directory)
         self.history = History(self.store, clock)
         self.cas = ContentStore(self.store, self.blobs)
-        self.quota = CommitQuota(self.store, settings.commits_per_hour, clock)
+        self.quota = CommitQuota(self.store, limits, clock)
         self.hub_id = self.store.setting("hub-id", secrets.token_hex(6))
         self._secret = self.store.setting("secret", secrets.token_hex(32)).encode()
         self._workers: anyio.CapacityLimiter | None = None
@@ -198,6 +187,20 @@ class HubState:
         if oid is None:
             raise HubError(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
         return self.history.commit(repo, oid)
+
+    def write_tree(self, base: Commit, changes: Mapping[str, str | None], ref: str) -> str:
+        """Write the tree of a commit to `ref`; refuse one that git or the Hub would not take (400)."""
+        try:
+            return self.history.write_tree(base.tree, changes, most_entries=self.limits.folder_entries)
+        except PathConflict as conflict:
+            raise HubError(400, f"Invalid operations: {conflict}") from None
+        except FolderLimit as limit:
+            message = (
+                "Your push was rejected because it contains too many files per directory. Each directory in your git "
+                f"repo can only contain up to {self.limits.folder_entries} files. Offending reference: {ref} "
+                f"Offending directories: {', '.join(limit.folders)}"
+            )
+            raise HubError(400, message) from None
 
     def text(self, content: Content | None) -> str:
         """Return a regular file as text; the empty string for a missing or a large one."""

@@ -21,13 +21,9 @@ from hubsync.localhub.call import Call, HubError, Operation, json_response
 from hubsync.localhub.routing import Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage import git
-from hubsync.localhub.storage.history import PathConflict
 from hubsync.localhub.storage.store import Caller, Repo
 
-_REGULAR_BYTES = 10 * 1024 * 1024  # from this size on a file is large, whatever its name
-_INLINED_BYTES = 512 * 1024 * 1024  # of regular files in one commit
-_LINE_BYTES = 150 * 1024 * 1024
-_PREUPLOAD_FILES = 256  # the most that a client may send at a time
+_LINE_BYTES = 150 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OID = re.compile(r"[0-9a-f]{40}\Z")
 
@@ -43,8 +39,8 @@ def preupload(hub: HubState, call: Call) -> Response:
     files = body.get("files")
     if not isinstance(files, list):
         raise HubError(400, '"files" must be an array')
-    if len(files) > _PREUPLOAD_FILES:
-        raise HubError(400, f'"files" must contain less than or equal to {_PREUPLOAD_FILES} items')
+    if len(files) > hub.limits.preupload_files:
+        raise HubError(400, f'"files" must contain less than or equal to {hub.limits.preupload_files} items')
 
     def committed(path: str) -> str:
         return hub.text(hub.history.file(commit.tree, path))
@@ -63,7 +59,7 @@ def _upload_mode(hub: HubState, tree: str, ignore: str, attributes: str, item: o
         binascii.a2b_base64(str(item.get("sample") or ""), strict_mode=True)
     except binascii.Error:
         raise HubError(400, f'"sample" of {path} is not base64') from None
-    large = item["size"] >= _REGULAR_BYTES or git.lfs_tracked(attributes, path)
+    large = item["size"] >= hub.limits.regular_bytes or git.lfs_tracked(attributes, path)
     mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": git.ignored(ignore, path)}
     present = hub.history.file(tree, path)
     return mode if present is None else mode | {"oid": present.sha256 or present.oid}
@@ -190,13 +186,14 @@ def _add_regular(hub: HubState, draft: _Draft, path: str, value: _Value) -> None
     except (binascii.Error, ValueError):
         raise HubError(400, f"Invalid base64 content for {path}") from None
     draft.inlined_bytes += len(data)
-    if draft.inlined_bytes > _INLINED_BYTES:
+    if draft.inlined_bytes > hub.limits.inlined_bytes:
         raise HubError(413, "Payload Too Large")
-    if len(data) > _REGULAR_BYTES:
+    if len(data) > hub.limits.regular_bytes:
+        most = f"{hub.limits.regular_bytes / (1 << 20):g} MiB"
         raise HubError(
             400,
-            "Your push was rejected because it contains files larger than 10 MiB. "
-            f"Please use https://huggingface.co/docs/hub/xet to store large files. Offending files: {path}",
+            f"Your push was rejected because it contains files larger than {most}. "
+            f"Please use https://huggingface.co/docs/hub/xet to store large files. Offending files: - {path}",
         )
     oid = hub.blobs.add_git(data)
     draft.changes[path] = oid
@@ -211,7 +208,9 @@ def _add_large(hub: HubState, repo: Repo, draft: _Draft, path: str, value: _Valu
     size = hub.store.granted(repo.id, value.oid)
     if size is None:
         raise HubError(
-            400, f"Your push was rejected because an LFS pointer pointed to a file that does not exist: {path}"
+            400,
+            "Your push was rejected because an LFS pointer pointed to a file that does not exist. For instance, this "
+            f"can happen if you used git push --no-verify to push your changes. Offending file: - {path}",
         )
     if value.size is not None and value.size != size:
         raise HubError(400, f"LFS object {value.oid} has {size} bytes, not {value.size}: {path}")
@@ -240,10 +239,7 @@ def _land(hub: HubState, call: Call, repo: Repo, caller: Caller, draft: _Draft, 
         changes = _removals(hub, base.tree, draft) | draft.changes
         for oid, (size, sha256) in draft.contents.items():
             hub.history.add_content(oid, size, sha256)
-        try:
-            tree = hub.history.write_tree(base.tree, changes)
-        except PathConflict as conflict:
-            raise HubError(400, f"Invalid operations: {conflict}") from None
+        tree = hub.write_tree(base, changes, ref)
         landed = hub.history.add_commit(repo, tree, base.oid, caller.name, draft.summary, draft.description)
         body: dict[str, Any] = {
             "success": True,

@@ -141,7 +141,7 @@ def merge(hub: HubState, call: Call) -> Response:
         base, changed, conflicts = _changes(hub, repo, document)
         if conflicts:
             raise HubError(400, f"This pull request has conflicts: {', '.join(conflicts)}")
-        tree = hub.history.write_tree(base.tree, changed)
+        tree = hub.write_tree(base, changed, document["changes"]["base"])
         title, message = f"{document['title']} (#{document['num']})", str(call.json().get("comment") or "")
         commit = hub.history.add_commit(repo, tree, base.oid, caller.name, title, message)
         hub.history.set_ref(repo, document["changes"]["base"], commit.oid)

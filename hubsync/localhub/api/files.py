@@ -22,7 +22,6 @@ from hubsync.localhub.storage import git
 from hubsync.localhub.storage.history import Commit, Content, Node
 from hubsync.localhub.storage.store import Repo
 
-_PAGE = 1000
 _EXPANDED_PAGE = 50
 _URL_TTL_S = 3600.0
 _TEXT = "text/plain; charset=utf-8"
@@ -41,8 +40,9 @@ def tree(hub: HubState, call: Call) -> Response:
     entry = hub.history.entry(commit.tree, path)
     if entry is None or not entry.is_directory:
         raise HubError(404, f'{path} does not exist on "{call.params["rev"]}"', code="EntryNotFound")
-    default, most = (_EXPANDED_PAGE, _EXPANDED_PAGE * 2) if expand else (_PAGE, _PAGE)
-    limit = call.integer("limit", default, most=most)
+    page_entries = hub.limits.page_entries
+    default, most = (min(_EXPANDED_PAGE, page_entries), 2 * _EXPANDED_PAGE) if expand else (page_entries, page_entries)
+    limit = call.integer("limit", default, most=min(most, page_entries))
     cursor = call.request.query_params.get("cursor", "")
     page: list[Node] = []
     more = False
@@ -65,7 +65,7 @@ def paths_info(hub: HubState, call: Call) -> Response:
     """Describe those of the requested paths that exist."""
     repo = hub.downloadable(call)
     commit = hub.revision(repo, call.params["rev"])
-    paths, expand = _requested_paths(call)
+    paths, expand = _requested_paths(call, hub.limits.requested_paths)
     nodes: list[Node] = []
     for path in dict.fromkeys(paths):
         entry = hub.history.entry(commit.tree, path.strip("/"))
@@ -74,7 +74,7 @@ def paths_info(hub: HubState, call: Call) -> Response:
     return json_response(_described(hub, repo, commit, nodes, expand=expand), headers={"X-Repo-Commit": commit.oid})
 
 
-def _requested_paths(call: Call) -> tuple[list[str], bool]:
+def _requested_paths(call: Call, most: int) -> tuple[list[str], bool]:
     """Return the paths, and whether to expand them, from a form (huggingface_hub sends one) or a JSON body."""
     if call.request.headers.get("content-type", "").startswith("application/json"):
         body = call.json()
@@ -84,8 +84,8 @@ def _requested_paths(call: Call) -> tuple[list[str], bool]:
         paths, expand = form.get("paths", []), form.get("expand", [""])[0].lower() in ("true", "1")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise HubError(400, '"paths" must be an array of strings')
-    if len(paths) > _PAGE:
-        raise HubError(413, f'"paths" must contain less than or equal to {_PAGE} items')
+    if len(paths) > most:
+        raise HubError(413, "too many parameters")
     return paths, expand
 
 

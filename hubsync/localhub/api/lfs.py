@@ -36,6 +36,9 @@ def batch(hub: HubState, call: Call) -> Response:
     objects = body.get("objects")
     if not isinstance(objects, list) or body.get("hash_algo", "sha256") != "sha256":
         raise HubError(422, '"objects" must be an array, "hash_algo" sha256')
+    if len(objects) > hub.limits.lfs_batch_objects:
+        most = hub.limits.lfs_batch_objects
+        raise HubError(422, f'"objects" must contain less than or equal to {most} items', headers=_MEDIA_TYPE)
     shown = [_actions(hub, repo, operation, item) for item in objects]
     multipart = any("header" in item.get("actions", {}).get("upload", {}) for item in shown)
     return json_response({"transfer": "multipart" if multipart else "basic", "objects": shown}, headers=_MEDIA_TYPE)
@@ -57,7 +60,7 @@ def _actions(hub: HubState, repo: Repo, operation: str, item: object) -> dict[st
         ticket = hub.sign({"upload": oid, "size": size, "repo": repo.id, "exp": expires})
         base = f"{hub.endpoint}/_localhub/lfs/{ticket}"
         upload: dict[str, Any] = {"href": base}
-        part_bytes = hub.settings.lfs_multipart_bytes
+        part_bytes = hub.limits.lfs_multipart_bytes
         if size > part_bytes:
             parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
             upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
@@ -78,7 +81,7 @@ async def put_object(hub: HubState, call: Call) -> Response:
 async def put_part(hub: HubState, call: Call) -> Response:
     """Receive a part of an object; its ETag names it in the request that completes the upload."""
     ticket, number = _ticket(hub, call), int(call.params["number"])
-    part_bytes = hub.settings.lfs_multipart_bytes
+    part_bytes = hub.limits.lfs_multipart_bytes
     expected = min(part_bytes, int(ticket["size"]) - (number - 1) * part_bytes)
     if number < 1 or expected <= 0:
         raise HubError(404, "There is no such part")

@@ -29,7 +29,7 @@ def token(hub: HubState, call: Call) -> Response:
         repo = hub.downloadable(call)
     if revision != "None":
         hub.revision(repo, revision)
-    expires = int(hub.clock() + hub.settings.xet_token_ttl_s)
+    expires = int(hub.clock() + hub.limits.xet_token_ttl_s)
     access = hub.sign({"scope": scope, "repo": repo.id, "exp": expires})
     headers = {"X-Xet-Access-Token": access, "X-Xet-Token-Expiration": str(expires), "X-Xet-Cas-Url": hub.cas_url}
     return json_response({"accessToken": access, "exp": expires, "casUrl": hub.cas_url}, headers=headers)

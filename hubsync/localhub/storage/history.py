@@ -52,6 +52,14 @@ class PathConflict(ValueError):
     """A commit would put a file where a folder is, or a folder where a file is."""
 
 
+class FolderLimit(ValueError):
+    """A commit would add an entry to folders that are full; `folders` names them, each with slashes around."""
+
+    def __init__(self, folders: list[str]) -> None:
+        super().__init__(f"too many entries in {folders}")
+        self.folders = folders
+
+
 class History:
     """Reads and writes the git side of the store; `clock` gives the commits' Unix time."""
 
@@ -199,20 +207,32 @@ class History:
         contents = self.contents(node.entry.oid for node in nodes)
         return {node.path: contents[node.entry.oid] for node in nodes}
 
-    def write_tree(self, root: str, changes: Mapping[str, str | None]) -> str:
+    def write_tree(self, root: str, changes: Mapping[str, str | None], *, most_entries: int | None = None) -> str:
         """Write a tree with changes to the one at `root`; empty folders vanish.
 
         Args:
             root: The oid of the tree to change.
             changes: Path -> the file's new oid, or None to remove a file or a whole folder.
+            most_entries: How many entries a folder that grows may end with; None for no limit.
 
         Returns:
             The oid of the new tree.
 
         Raises:
             PathConflict: A change needs a folder where a file is, or the other way round.
+            FolderLimit: Folders would grow beyond `most_entries`.
         """
-        here: dict[str, Entry] = dict(self.tree(root))
+        full: list[str] = []
+        oid = self._write_folder(root, changes, "/", most_entries, full)
+        if full:
+            raise FolderLimit(full)
+        return oid
+
+    def _write_folder(
+        self, root: str, changes: Mapping[str, str | None], folder: str, most: int | None, full: list[str]
+    ) -> str:
+        before = self.tree(root)
+        here: dict[str, Entry] = dict(before)
         below: dict[str, dict[str, str | None]] = {}
         # Removals first: a commit may turn a file into a folder of the same name.
         for path, oid in sorted(changes.items(), key=lambda item: item[1] is not None):
@@ -231,11 +251,13 @@ class History:
                 if all(oid is None for oid in inner.values()):
                     continue
                 raise PathConflict(f"{name!r} is a file")
-            oid = self.write_tree(entry.oid if entry else git.EMPTY_TREE, inner)
+            oid = self._write_folder(entry.oid if entry else git.EMPTY_TREE, inner, f"{folder}{name}/", most, full)
             if oid == git.EMPTY_TREE:
                 here.pop(name, None)
             else:
                 here[name] = Entry(git.DIRECTORY, oid)
+        if most is not None and len(here) > most and len(here) > len(before):
+            full.append(folder)
         data = git.encode_tree(here)
         oid = git.object_oid("tree", data)
         if here:
