@@ -11,7 +11,7 @@ import msgspec
 
 from hubsync._runtime.clock import Clock
 from hubsync.errors import ConfigError, SpoolError, SpoolMismatch
-from hubsync.model.target import Target, default_directory
+from hubsync.model.target import Target, default_directory, expanded
 from hubsync.policies import SpoolPolicy
 from hubsync.spool.database import corrupt
 from hubsync.spool.spool import Spool
@@ -38,7 +38,7 @@ def open_spool(
     """
     policy = where if isinstance(where, SpoolPolicy) else SpoolPolicy(directory=where)
     if policy.directory is not None:
-        directory = Path(policy.directory).expanduser().absolute()
+        directory = expanded(policy.directory).absolute()
     elif target is not None:
         directory = default_directory(target)
         with contextlib.suppress(OSError):  # opening the spool reports it

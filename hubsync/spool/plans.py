@@ -62,7 +62,7 @@ class Plans:
 
     def claim(self, parent: str | None) -> Plan:
         """Return a commit without shards that only says that a writer is here. It is not written down."""
-        name = self._writers.names()[0]
+        name = self._writers.any_name()
         file = watermark_file(self._writers.current_watermark(name))
         return Plan(0, (), (file,), parent, f"Open writer {name}", self._lease.term or 0)
 

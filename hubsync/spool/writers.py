@@ -97,13 +97,15 @@ class Writers:
 
     def ensure(self, name: str) -> str:
         """Return a writer to count a shard for: this one or, if a rebuild did not find it, another one."""
+        return name if name in self.names() else self.any_name()
+
+    def any_name(self) -> str:
+        """Return the name of a writer, after recording one if there was none."""
         names = self.names()
-        if name in names:
-            return name
-        other = names[0] if names else secrets.token_hex(4)
         if not names:
-            self._catalogue.run("INSERT INTO writers (name, epoch) VALUES (?, 1)", other)
-        return other
+            names.append(secrets.token_hex(4))
+            self._catalogue.run("INSERT OR IGNORE INTO writers (name, epoch) VALUES (?, 1)", names[0])
+        return names[0]
 
     def _note(self, name: str, layout: Layout, private: bool | None) -> None:
         path = self._directory / f"{name}.json"

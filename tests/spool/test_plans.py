@@ -39,3 +39,10 @@ def test_a_plan_that_did_not_land_releases_its_shards(open_spool: Callable[..., 
     before = shards_of(spool).ready(10, 1)
     plans_of(spool).settle(plans_of(spool).write(before, None, None, ""), {})
     assert shards_of(spool).ready(10, 1) == before
+
+
+def test_a_claim_needs_no_writer_to_have_opened_the_spool(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    plan = plans_of(spool).claim("parent")
+    (name,) = spool.writers.names()
+    assert (plan.shards, plan.parent, plan.sidecars[0].path) == ((), "parent", f".hubsync/{name}.json")
