@@ -1,24 +1,59 @@
-"""Column types as Arrow types, and back."""
+"""Column types as Arrow types, and back; and Arrow data in the types that Parquet and `datasets` know.
+
+A table's types are taken as they are, except for what `datasets` does not have: dictionaries, views and run-end encoded
+columns become their values, a map becomes a list of keys and values, a binary of fixed size becomes a binary.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from hubsync.schema.types import DTYPES, ColumnType, ListOf, StructOf
+import msgspec
+
+from hubsync.schema.features import feature_name, from_metadata, has_features, to_metadata
+from hubsync.schema.types import (
+    DTYPES,
+    EXACT_FLOAT,
+    ColumnType,
+    Foreign,
+    ListOf,
+    StructOf,
+    dtype_to_type,
+)
+
+_METADATA = b"huggingface"  # the key under which `datasets` stores features in a schema
+_UNIT = re.compile(r"(timestamp|duration|time32|time64)\[(s|ms|us|ns)(?:, *tz=(.+))?\]")
+_DECIMAL = re.compile(r"decimal(128|256)\((\d+), *(-?\d+)\)")
+
+
+class UnsupportedType(ValueError):
+    """An Arrow type that no dataset has, such as a union.
+
+    Attributes:
+        path: The column.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        self.path, self.why = path, why
+        super().__init__(f"{path}: {why}")
+
+
+# Types that pyarrow inferred from JSON.
 
 
 def columns_of(schema: Any) -> StructOf:
     """Return the column types of an Arrow schema that pyarrow inferred from JSON."""
-    return StructOf({field.name: _column_type(field.type) for field in schema})
+    return StructOf({field.name: _json_type(field.type) for field in schema})
 
 
-def _column_type(kind: Any) -> ColumnType:
+def _json_type(kind: Any) -> ColumnType:
     from pyarrow import types
 
     if types.is_struct(kind):
         return columns_of(kind)
     if types.is_list(kind):
-        return ListOf(_column_type(kind.value_type))
+        return ListOf(_json_type(kind.value_type))
     if types.is_null(kind):
         return "null"
     if types.is_boolean(kind):
@@ -28,8 +63,90 @@ def _column_type(kind: Any) -> ColumnType:
     return "float" if types.is_floating(kind) else "string"  # pyarrow guesses times, but the rows hold text
 
 
+# Types of a table.
+
+
+def columns_of_table(table: Any) -> StructOf:
+    """Return the column types of a normalized table (see `normalized`), with the features in its metadata.
+
+    An int64 counts as `wide` if a value is, so that the others merge with floats.
+    """
+    declared = _features_in(table.schema)
+    fields: dict[str, ColumnType] = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        known = declared.fields.get(field.name)
+        fits = known is not None and has_features(known) and _same(arrow_type(known), field.type)
+        fields[field.name] = known if known is not None and fits else _type_of(field.type, column)
+    return StructOf(fields)
+
+
+def _features_in(schema: Any) -> StructOf:
+    """Return the features that `datasets` wrote into a schema's metadata; none if there are none, or unknown ones."""
+    text = (schema.metadata or {}).get(_METADATA)
+    try:
+        found = from_metadata(msgspec.json.decode(text)["info"]["features"]) if text else None
+    except (ValueError, KeyError, TypeError):
+        found = None
+    return found if isinstance(found, StructOf) else StructOf({})
+
+
+def _type_of(kind: Any, column: Any) -> ColumnType:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return StructOf(
+            {field.name: _type_of(field.type, part) for field, part in zip(kind, column.flatten(), strict=True)}
+        )
+    if types.is_fixed_size_list(kind):
+        return ListOf(_type_of(kind.value_type, _flat(column)), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return ListOf(_type_of(kind.value_type, _flat(column)), is_large=types.is_large_list(kind))
+    if types.is_int64(kind):
+        return _int_type(column)
+    if str(kind).startswith("extension<arrow.json"):
+        return Foreign({"dtype": "json"}, None)
+    return dtype_to_type(_dtype(kind))
+
+
+def _int_type(column: Any) -> ColumnType:
+    from pyarrow import compute
+
+    bounds = compute.min_max(column).as_py()
+    least, most = bounds["min"] or 0, bounds["max"] or 0
+    return "int" if least >= -EXACT_FLOAT and most <= EXACT_FLOAT else "wide"
+
+
+def _flat(column: Any) -> Any:
+    """Return the elements of all lists of a column."""
+    import pyarrow
+
+    if not isinstance(column, pyarrow.ChunkedArray):
+        return column.flatten()
+    return pyarrow.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
+
+
+def _dtype(kind: Any) -> str:
+    """Return the name that `datasets` has for a scalar Arrow type."""
+    from pyarrow import types
+
+    if types.is_decimal(kind):
+        width = 256 if types.is_decimal256(kind) else 128
+        return f"decimal{width}({kind.precision}, {kind.scale})"
+    names = {
+        "halffloat": "float16",
+        "float": "float32",
+        "double": "float64",
+        "date32[day]": "date32",
+        "date64[ms]": "date64",
+    }
+    return names.get(str(kind), str(kind))
+
+
+# Arrow types of columns.
+
+
 def arrow_type(kind: ColumnType, *, stored: bool = False) -> Any:
-    """Return the Arrow type of a column; None if a part of it is not made of JSON's types, such as a class label.
+    """Return the Arrow type of a column; None for a feature of `datasets` that is not known here.
 
     With `stored`, the type is for a Parquet file, which holds nulls instead of structs without fields.
     """
@@ -42,12 +159,223 @@ def arrow_type(kind: ColumnType, *, stored: bool = False) -> Any:
         return None if None in fields.values() else pyarrow.struct(list(fields.items()))
     if isinstance(kind, ListOf):
         item = arrow_type(kind.item, stored=stored)
-        return None if item is None else pyarrow.list_(item)
-    return pyarrow.type_for_alias(DTYPES[kind]) if isinstance(kind, str) else None
+        if item is None:
+            return None
+        if kind.length != -1:
+            return pyarrow.list_(item, kind.length)
+        return pyarrow.large_list(item) if kind.is_large else pyarrow.list_(item)
+    if isinstance(kind, str):
+        return pyarrow.type_for_alias(DTYPES[kind])
+    name = feature_name(kind)
+    return _scalar(str(kind.entry.get("dtype"))) if name is None else _storage(name, kind)
+
+
+def is_json_type(kind: ColumnType) -> bool:
+    """Return whether a type is made of JSON's types only."""
+    if isinstance(kind, StructOf):
+        return all(map(is_json_type, kind.fields.values()))
+    if isinstance(kind, ListOf):
+        return kind.length == -1 and not kind.is_large and is_json_type(kind.item)
+    return isinstance(kind, str)
+
+
+def _scalar(dtype: str) -> Any:
+    import pyarrow
+
+    if match := _UNIT.fullmatch(dtype):
+        kind, unit, zone = match.groups()
+        make = getattr(pyarrow, kind)
+        return make(unit, zone) if zone else make(unit)
+    if match := _DECIMAL.fullmatch(dtype):
+        width, digits, scale = map(int, match.groups())
+        return (pyarrow.decimal256 if width == 256 else pyarrow.decimal128)(digits, scale)
+    try:
+        return pyarrow.type_for_alias(dtype)
+    except ValueError:
+        return None
+
+
+def _storage(feature: str, kind: Foreign) -> Any:
+    """Return the Arrow type in which `datasets` stores a feature."""
+    import pyarrow
+
+    if feature in ("image", "audio", "video", "pdf", "nifti"):
+        return pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    if feature == "class_label":
+        return pyarrow.int64()
+    if feature == "json":
+        return pyarrow.json_()
+    options = next(iter(kind.entry["dtype"].values()))
+    if feature == "translation":
+        return pyarrow.struct([(language, pyarrow.string()) for language in sorted(options["languages"])])
+    if re.fullmatch(r"array\d_d", feature):
+        item = _scalar(options["dtype"])
+        for _ in options["shape"]:
+            item = pyarrow.list_(item)
+        return item
+    return None
 
 
 def arrow_schema(columns: StructOf, *, stored: bool = False) -> Any:
-    """Return the Arrow schema of columns that are all made of JSON's types."""
+    """Return the Arrow schema of columns whose types are all known; of a file, with the metadata of `datasets`."""
     import pyarrow
 
-    return pyarrow.schema([(name, arrow_type(kind, stored=stored)) for name, kind in columns.fields.items()])
+    metadata = None
+    if stored and has_features(columns):
+        metadata = {_METADATA: msgspec.json.encode({"info": {"features": to_metadata(columns)}})}
+    fields = [(name, arrow_type(kind, stored=stored)) for name, kind in columns.fields.items()]
+    return pyarrow.schema(fields, metadata=metadata)
+
+
+# Data.
+
+
+def normalized(table: Any) -> Any:
+    """Return a table in types that `datasets` has, with the same values and metadata.
+
+    Raises:
+        UnsupportedType: A column has a type that no dataset has, or two columns have one name.
+    """
+    import pyarrow
+
+    _check_names(table.schema, "")
+    columns = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        kind = _normal_type(field.type, field.name)
+        if column.type != kind:
+            chunks = [_converted(chunk, kind) for chunk in column.chunks]
+            column = pyarrow.chunked_array(chunks, type=kind)
+        columns.append(column)
+    schema = pyarrow.schema(
+        [pyarrow.field(field.name, column.type) for field, column in zip(table.schema, columns, strict=True)],
+        metadata=table.schema.metadata,
+    )
+    return pyarrow.table(columns, schema=schema) if columns else table
+
+
+def _check_names(fields: Any, path: str) -> None:
+    names = [field.name for field in fields]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UnsupportedType(
+            f"{path}{twice}", "two columns have this name, and one of them would be lost. Rename one."
+        )
+    nul = next((name for name in names if "\0" in name), None)
+    if nul is not None:
+        raise UnsupportedType(f"{path}{nul}", "the name contains a NUL, where readers cut it off. Rename it.")
+
+
+def _normal_type(kind: Any, path: str) -> Any:
+    """Return the Arrow type in which a column of the type `kind` is stored."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        _check_names(kind, f"{path}.")
+        return pyarrow.struct([(field.name, _normal_type(field.type, f"{path}.{field.name}")) for field in kind])
+    if types.is_map(kind):
+        key, item = _normal_type(kind.key_type, f"{path}[]"), _normal_type(kind.item_type, f"{path}[]")
+        return pyarrow.list_(pyarrow.struct([("key", key), ("value", item)]))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(_normal_type(kind.value_type, f"{path}[]"), kind.list_size)
+    if types.is_large_list(kind) or types.is_large_list_view(kind):
+        return pyarrow.large_list(_normal_type(kind.value_type, f"{path}[]"))
+    if types.is_list(kind) or types.is_list_view(kind):
+        return pyarrow.list_(_normal_type(kind.value_type, f"{path}[]"))
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return _normal_type(kind.value_type, path)
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _normal_extension(kind, path)
+    return _normal_scalar(kind, path)
+
+
+def _normal_extension(kind: Any, path: str) -> Any:
+    import pyarrow
+
+    name = str(getattr(kind, "extension_name", ""))
+    if name == "arrow.json":
+        return pyarrow.json_()
+    if name == "arrow.bool8":
+        return pyarrow.bool_()
+    return pyarrow.string() if name == "arrow.uuid" else _normal_type(kind.storage_type, path)
+
+
+def _normal_scalar(kind: Any, path: str) -> Any:
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_string_view(kind):
+        return pyarrow.string()
+    if types.is_fixed_size_binary(kind) or types.is_binary_view(kind):
+        return pyarrow.binary()
+    if types.is_decimal(kind) and kind.bit_width < 128:
+        return pyarrow.decimal128(kind.precision, kind.scale)
+    if types.is_union(kind) or types.is_interval(kind):
+        raise UnsupportedType(path, f"`datasets` has no type for Arrow's {kind}. Cast the column before put.")
+    return kind
+
+
+def _converted(array: Any, kind: Any) -> Any:
+    """Return an array in its normal type `kind`, with the same values."""
+    import pyarrow
+    from pyarrow import types
+
+    was = array.type
+    if was == kind:
+        return array
+    if types.is_dictionary(was):
+        return _converted(array.dictionary_decode(), kind)
+    if types.is_run_end_encoded(was):
+        return _converted(pyarrow.compute.run_end_decode(array), kind)
+    if str(getattr(was, "extension_name", "")) in ("arrow.uuid", "arrow.bool8"):
+        values = array.to_pylist()
+        return pyarrow.array([None if v is None else str(v) for v in values] if kind == "string" else values, kind)
+    if isinstance(was, pyarrow.BaseExtensionType):
+        return _converted(array.storage, kind)
+    if types.is_struct(was) and len(was):
+        children = [_converted(child, field.type) for child, field in zip(array.flatten(), kind, strict=True)]
+        return pyarrow.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
+    if types.is_nested(was) and not types.is_struct(was):
+        return _converted_list(array, kind)
+    return array.cast(kind)
+
+
+def _converted_list(array: Any, kind: Any) -> Any:
+    import pyarrow
+    from pyarrow import compute, types
+
+    was = array.type
+    if types.is_fixed_size_list(was):
+        whole = array.take(pyarrow.array(range(len(array)), pyarrow.int64()))  # without an offset
+        values = _converted(whole.values, kind.value_type)
+        return pyarrow.FixedSizeListArray.from_arrays(values, type=kind, mask=array.is_null())
+    if types.is_map(was):
+        whole = array.take(pyarrow.array(range(len(array)), pyarrow.int64()))
+        pairs = zip((whole.keys, whole.items), kind.value_type, strict=True)
+        values = [_converted(part, field.type) for part, field in pairs]
+        return pyarrow.ListArray.from_arrays(
+            whole.offsets, pyarrow.StructArray.from_arrays(values, fields=list(kind.value_type)), type=kind,
+            mask=array.is_null(),
+        )  # fmt: skip
+    lengths = compute.fill_null(compute.list_value_length(array), 0)
+    width = pyarrow.int64() if types.is_large_list(kind) else pyarrow.int32()
+    offsets = pyarrow.concat_arrays([pyarrow.array([0], width), compute.cumulative_sum(lengths).cast(width)])
+    maker = pyarrow.LargeListArray if types.is_large_list(kind) else pyarrow.ListArray
+    return maker.from_arrays(offsets, _converted(array.flatten(), kind.value_type), type=kind, mask=array.is_null())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two Arrow types are one, whatever their lists call their elements."""
+    from pyarrow import types
+
+    if one is None:
+        return False
+    if types.is_struct(one) and types.is_struct(other):
+        return [f.name for f in one] == [f.name for f in other] and all(
+            _same(a.type, b.type) for a, b in zip(one, other, strict=True)
+        )
+    for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list):
+        if is_kind(one) and is_kind(other):
+            sizes = [getattr(kind, "list_size", -1) for kind in (one, other)]
+            return sizes[0] == sizes[1] and _same(one.value_type, other.value_type)
+    return bool(one == other)

@@ -18,6 +18,8 @@ from uuid import UUID
 
 import msgspec
 
+from hubsync.schema.dtypes import join
+
 EXACT_FLOAT = 1 << 53  # a float holds ints up to here exactly; beyond, the reader refuses to make a float of them
 INT64 = 1 << 63
 
@@ -25,10 +27,18 @@ INT64 = 1 << 63
 Scalar = Literal["null", "bool", "int", "wide", "float", "string"]
 
 
-class ListOf(msgspec.Struct, frozen=True, tag="list"):
-    """A list; `ListOf("null")` if only empty lists were seen."""
+class ListOf(msgspec.Struct, frozen=True, tag="list", omit_defaults=True):
+    """A list; `ListOf("null")` if only empty lists were seen.
+
+    Attributes:
+        item: The type of its elements.
+        length: How many elements each list has; -1 if that varies.
+        is_large: Offsets have 64 bits, as in a `LargeList`.
+    """
 
     item: ColumnType
+    length: int = -1
+    is_large: bool = False
 
 
 class StructOf(msgspec.Struct, frozen=True, tag="struct"):
@@ -38,7 +48,7 @@ class StructOf(msgspec.Struct, frozen=True, tag="struct"):
 
 
 class Foreign(msgspec.Struct, frozen=True, tag="foreign"):
-    """A type that a person wrote into the card, such as a class label. It is kept as written.
+    """A type beyond JSON's, such as int32 or a class label: of a table, or as a person wrote it into the card.
 
     Attributes:
         entry: The type as the card has it.
@@ -55,6 +65,7 @@ DTYPES: dict[Scalar, str] = {
     "null": "null", "bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "string": "string",
 }  # fmt: skip
 MAX_FIELDS, MAX_DEPTH = 4_096, 50  # fields of a config in total; nesting of one column
+_SCALAR_OF: dict[str, Scalar] = {"int": "int", **{DTYPES[one]: one for one in DTYPES if one != "wide"}}
 _JOINS: dict[frozenset[str], Scalar] = {frozenset(("int", "wide")): "wide", frozenset(("int", "float")): "float"}
 _SCALARS: dict[type, Scalar] = {
     NoneType: "null", bool: "bool", float: "float", str: "string", datetime: "string", date: "string", UUID: "string",
@@ -113,16 +124,19 @@ def merge(known: ColumnType, given: ColumnType, path: str = "") -> ColumnType:
         if joined is not None:
             return known if joined == known else joined
     elif isinstance(known, ListOf) and isinstance(given, ListOf):
-        item = merge(known.item, given.item, f"{path}[]")
-        return known if item is known.item else ListOf(item)
+        return _merge_lists(known, given, path)
     elif isinstance(known, StructOf) and isinstance(given, StructOf):
         return merge_structs(known, given, path)
-    elif isinstance(known, Foreign):
-        if known == given or _takes(known, given):
-            return known
-    elif isinstance(given, Foreign) and _takes(given, known):
-        return given
+    elif (wider := _join_foreign(known, given)) is not None:
+        return known if wider == known else wider
     raise Conflict(path, known, given)
+
+
+def _merge_lists(known: ListOf, given: ListOf, path: str) -> ListOf:
+    item = merge(known.item, given.item, f"{path}[]")
+    length = known.length if known.length == given.length else -1
+    merged = ListOf(item, length, known.is_large or given.is_large)
+    return known if item is known.item and merged == known else merged
 
 
 def merge_structs(known: StructOf, given: StructOf, path: str = "") -> StructOf:
@@ -154,6 +168,40 @@ def extend(known: StructOf, given: StructOf) -> StructOf:
         if fields > MAX_FIELDS or depth > MAX_DEPTH:
             raise OutOfBounds("", known, given)
     return merged
+
+
+def _join_foreign(known: ColumnType, given: ColumnType) -> ColumnType | None:
+    """Return the type that holds both, at least one of which is foreign; None if no type does."""
+    if known == given or (isinstance(known, Foreign) and isinstance(given, Foreign) and known.entry == given.entry):
+        return known
+    one, other = _dtype_of(known), _dtype_of(given)
+    joined = None if one is None or other is None else join(one, other)
+    if joined is not None:
+        return dtype_to_type(joined)
+    if isinstance(known, Foreign) and _takes(known, given):
+        return known
+    return given if isinstance(given, Foreign) and _takes(given, known) else None
+
+
+def _dtype_of(kind: ColumnType) -> str | None:
+    """Return the name of a scalar, as `dtypes.join` takes it; None for any other type."""
+    if isinstance(kind, str):
+        return kind if kind in ("int", "wide") else DTYPES[kind]
+    dtype = kind.entry.get("dtype") if isinstance(kind, Foreign) and len(kind.entry) == 1 else None
+    return dtype if isinstance(dtype, str) else None
+
+
+def dtype_to_type(dtype: str) -> ColumnType:
+    """Return the type of a scalar that a card or `dtypes.join` names."""
+    if dtype == "wide":
+        return "wide"
+    scalar = _SCALAR_OF.get(dtype)
+    return scalar if scalar is not None else Foreign({"dtype": dtype}, _text_of(dtype))
+
+
+def _text_of(dtype: str) -> list[str]:
+    """Return which plain values `datasets` converts to a scalar type: text, if it can parse it."""
+    return ["string"] if dtype.startswith(("large_string", "string_view", "timestamp", "date")) else []
 
 
 def _takes(foreign: Foreign, kind: ColumnType) -> bool:

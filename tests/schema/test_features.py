@@ -53,7 +53,7 @@ dataset_info:
 def test_features_written_by_a_person_are_kept_and_extended() -> None:
     known = Card(WRITTEN_BY_A_PERSON.encode(), "u/r").features()["default"]
     assert isinstance(known.fields["label"], Foreign)
-    fits = infer([{"label": "good", "small": 3, "at": "2026-01-01", "picture": {"bytes": None}, "old": ["x"]}])
+    fits = infer([{"label": "good", "at": "2026-01-01", "picture": {"bytes": None}, "old": ["x"]}])
     assert merge_structs(known, fits) is known
     entry = [Entry("default", "train", "data/train-*.jsonl")]
     assert b"image" in (Card(WRITTEN_BY_A_PERSON.encode(), "u/r").merge(entry, {"default": known}) or b"")
@@ -71,9 +71,7 @@ def test_features_written_by_a_person_are_kept_and_extended() -> None:
     assert new.decode().endswith("# My words\n")
 
 
-@pytest.mark.parametrize(
-    "bad", [{"label": [1]}, {"small": 0.5}, {"at": 5}, {"old": [1]}, {"label": {"a": 1}}, {"small": "x"}]
-)
+@pytest.mark.parametrize("bad", [{"label": [1]}, {"small": "x"}, {"at": 5}, {"old": [1]}, {"label": {"a": 1}}])
 def test_rows_that_do_not_fit_a_persons_features_conflict(bad: Any) -> None:
     with pytest.raises(Conflict):
         merge_structs(Card(WRITTEN_BY_A_PERSON.encode(), "u/r").features()["default"], infer([bad]))

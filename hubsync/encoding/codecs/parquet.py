@@ -22,7 +22,7 @@ from hubsync.encoding.codecs.zstd import LEVEL
 from hubsync.encoding.rows import encode
 from hubsync.errors import DefectError
 from hubsync.policies import MIB
-from hubsync.schema.arrow import arrow_schema, arrow_type, columns_of
+from hubsync.schema.arrow import arrow_schema, columns_of, is_json_type
 from hubsync.schema.types import EMPTY, ColumnType, Conflict, StructOf, merge, merge_structs, type_of
 
 _CHUNK = 32 * MIB  # of lines in memory at once, and per row group; Xet deduplicates larger groups better
@@ -192,7 +192,7 @@ def _with_known(known: StructOf, found: StructOf, as_json: frozenset[str]) -> St
     """Return the columns of a shard, with what is known of its config: a column of nulls gets its known type."""
     fields: dict[str, ColumnType] = {}
     for name, kind in known.fields.items():
-        if name not in as_json and arrow_type(kind) is not None:
+        if name not in as_json and is_json_type(kind):
             try:
                 fields[name] = merge(kind, found.fields.get(name, "null"))
             except Conflict:
