@@ -22,6 +22,7 @@ import hubsync
 from benchmarks.pages import PAGES as MADE
 from benchmarks.pages import filled
 from hubsync.localhub import LocalHub
+from hubsync.telemetry.condition import KINDS
 from hubsync.telemetry.status import StateKind
 from tests.fork_server import ForkServer
 from tests.snippets import PAGES, ROOT, blocks, environ_of, problems, prose
@@ -201,10 +202,10 @@ def test_every_environment_variable_is_in_the_table() -> None:
     assert {name for name in listed - read if name not in theirs} == set(), "in the reference, and not read"
 
 
-def test_every_state_has_a_line_in_operate() -> None:
+def test_every_state_and_condition_has_a_line_in_operate() -> None:
     page = (ROOT / "docs" / "how-to" / "operate.md").read_text()
     states = set(re.findall(r"^\| `([a-z ]+)` \|", page.partition("## States")[2].partition("\n## ")[0], re.M))
-    assert states == set(get_args(StateKind))
+    assert states == {*get_args(StateKind), *KINDS}
 
 
 def test_every_public_error_has_a_line_in_the_reference() -> None:

@@ -58,6 +58,17 @@ def print_table(
     console.print(table)
 
 
+def print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Print a name and untrusted text on each line. Long lines are not broken: commands can be copied as they are."""
+    from rich.console import Console
+    from rich.text import Text
+
+    pairs, console = list(lines), Console()
+    width = max((len(name) for name, _ in pairs), default=0) + 2
+    for name, value in pairs:  # Text: square brackets are not markup
+        console.print(Text.assemble((f"{name:<{width}}", "bold"), printable(value)), soft_wrap=True)
+
+
 def error_text(error: Exception) -> str:
     """Return an error's message and notes; for a repo that was not found, also what to check."""
     notes = [*getattr(error, "__notes__", ())]

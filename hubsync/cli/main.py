@@ -1,6 +1,7 @@
 """The entry point: global options, and the commands, each loaded from its file when it is called.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM; `status` and `drain` also use those of
+`telemetry.condition.ExitCode`.
 """
 
 from __future__ import annotations

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hubsync._runtime.formatting import count_text, size_text, time_text
-from hubsync.cli.console import DIRECTORY, Seconds, printable
+from hubsync._runtime.formatting import count_text, duration_text, size_text, time_text
+from hubsync.cli.console import DIRECTORY, Seconds, print_lines, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Facts = dict[str, Any]  # of one spool, as in the JSON output
+    from hubsync.maintenance.inspect import SpoolReport
+
+_MAX_WHY = 160  # characters of a reason in the table; `hubsync status SPOOL` shows all of it
 
 
 @click.command()
@@ -27,95 +29,117 @@ Facts = dict[str, Any]  # of one spool, as in the JSON output
 def status(spool: Path | None, watch: bool, interval: float, as_json: bool) -> None:
     """Show what your spools hold and how their jobs are doing.
 
-    For SPOOL, or each of your spools: the rows that are not on the Hub yet, the age of the oldest one, the state of the
-    job, and the next attempt after an error. It only reads the spool, whether the job runs or not.
+    Without SPOOL: a table of all your spools, problems first. With SPOOL: everything about that one. It only reads,
+    whether a job runs or not.
+
+    \b
+    Exit codes:
+      0  nothing needs you
+      1  a spool is blocked, has rejected rows, or cannot be read
+      3  rows wait in a spool that no job has open: run hubsync drain
     """
     from rich.console import Console
 
+    from hubsync.maintenance.inspect import inspect_all, inspect_spool
+
     console = Console()
     while True:
-        facts = _facts_of(spool)
+        reports = inspect_all() if spool is None else [inspect_spool(spool)]
         if as_json:
-            for fact in facts:
-                click.echo(json.dumps(fact))
+            for report in reports:
+                click.echo(json.dumps(report.as_dict()))
         else:
             if watch and console.is_terminal:
                 console.clear()
-            _print(console, facts)
+            if spool is None:
+                _print_table(console, reports)
+            else:
+                print_lines(_lines(reports[0]))
         if not watch:
-            sys.exit(1 if any("error" in fact for fact in facts) else 0)
+            sys.exit(_exit_code(reports))
         sys.stdout.flush()
         time.sleep(interval)
 
 
-def _facts_of(spool: Path | None) -> list[Facts]:
-    from hubsync.errors import HubsyncError
-    from hubsync.maintenance.inspect import default_spools, inspect_spool
-
-    if spool is not None:
-        return [inspect_spool(spool).as_dict()]
-    found = []
-    for directory in default_spools():
-        try:
-            found.append(inspect_spool(directory).as_dict())
-        except HubsyncError as error:  # the other spools are shown all the same
-            found.append({"spool": str(directory), "error": str(error)})
-    return found
+def _exit_code(reports: list[SpoolReport]) -> int:
+    """Return the code of the worst spool: a failure counts more than rows that wait."""
+    codes = {int(report.condition.exit_code) for report in reports}
+    return next((code for code in (1, 3) if code in codes), 0)
 
 
-def _print(console: Console, facts: list[Facts]) -> None:
-    from rich.text import Text
-
-    if not facts:
+def _print_table(console: Console, reports: list[SpoolReport]) -> None:
+    if not reports:
         console.print("There is no spool.")
-    for fact in facts:
-        lines = _lines(fact)
-        width = max(len(name) for name, _ in lines) + 2
-        for name, value in lines:
-            # Text: a server's square brackets are not markup. soft_wrap: commands can be copied as they are.
-            console.print(Text.assemble((f"{name:<{width}}", "bold"), printable(value)), soft_wrap=True)
-        console.print()
+        return
+    shown = sorted((r for r in reports if r.condition.kind != "finished"), key=_order)
+    finished = len(reports) - len(shown)
+    if shown:
+        print_table(
+            ("state", "dataset", "rows wait>", "oldest>", "why"),
+            map(_cells, shown),
+            width=None if console.is_terminal else 80,
+        )
+    if commands := list(dict.fromkeys(r.condition.command for r in shown if r.condition.command)):
+        console.print("\nTo do:")
+        print_lines([("", command) for command in commands])
+    if finished:
+        are = "is" if finished == 1 else "are"
+        spools = count_text(finished, "other spool" if shown else "spool")
+        if shown:
+            console.print()
+        console.print(
+            f"{spools} {are} finished: every row is on the Hub. To remove empty ones: hubsync prune", soft_wrap=True
+        )
 
 
-def _lines(fact: Facts) -> list[tuple[str, str]]:
+def _order(report: SpoolReport) -> tuple[int, float]:
+    from hubsync.telemetry.condition import KINDS
+
+    return KINDS.index(report.condition.kind), -(report.oldest_age_s or 0.0)
+
+
+def _cells(report: SpoolReport) -> tuple[str, ...]:
+    condition, target = report.condition, report.target
+    name = report.directory.name if target is None else target.repo
+    if target is not None and target.revision != "main":
+        name += f" ({target.revision})"
+    why = condition.reason if len(condition.reason) <= _MAX_WHY else f"{condition.reason[:_MAX_WHY]}…"
+    if condition.until is not None and condition.until > time.time():
+        why += f"; next try {time_text(condition.until)}"
+    rows = "?" if target is None else f"{report.depth.rows:,}"
+    oldest = "" if report.oldest_age_s is None else duration_text(report.oldest_age_s)
+    return condition.kind, name, rows, oldest, why
+
+
+def _lines(report: SpoolReport) -> list[tuple[str, str]]:
     """Return the name and value of each line about one spool."""
-    if "error" in fact:
-        return [("spool", fact["spool"]), ("error", fact["error"])]
+    fact = report.as_dict()
     jobs = ", ".join(map(str, fact["writer_pids"]))
-    is_open = bool(fact["committer_pid"] or jobs)
     lines = [
+        ("state", str(report.condition)),
         ("repo", f"{fact['repo']} ({fact['revision']}) at {fact['endpoint']}"),
         ("spool", fact["spool"]),
         ("waiting", _waiting(fact)),
         ("oldest", f"{fact['oldest_age_s']:,.0f} s" if fact["oldest_age_s"] is not None else "nothing waits"),
-        ("committed", _committed(fact)),
+        (
+            "committed",
+            f"{count_text(report.depth.committed_rows, 'row')}, {count_text(report.depth.committed_shards, 'shard')}",
+        ),
         ("committer", f"process {fact['committer_pid']}" if fact["committer_pid"] else _no_committer(jobs)),
-        ("state", _state(fact, is_open)),
     ]
-    if fact["next_try_at"] and fact["next_try_at"] > time.time():
-        lines.append(("next try", time_text(fact["next_try_at"])))
     lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
-    if fact["rows_waiting"] and not is_open:
+    if fact["rows_waiting"] and not (jobs or fact["committer_pid"]):
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     if fact["dead_letter"]:
         lines.append(("to do", f"hubsync dead-letter list {fact['spool']}"))
     return lines
 
 
-def _waiting(fact: Facts) -> str:
+def _waiting(fact: dict[str, Any]) -> str:
     shards = ", ".join(f"{count} {state}" for state, count in fact["shards"].items() if count and state != "dead")
     waiting = f"{count_text(fact['rows_waiting'], 'row')}, {size_text(fact['bytes_waiting'])}"
     return f"{waiting} ({shards})" if shards else waiting
 
 
-def _committed(fact: Facts) -> str:
-    return f"{count_text(fact['committed']['rows'], 'row')}, {count_text(fact['committed']['shards'], 'shard')}"
-
-
 def _no_committer(jobs: str) -> str:
     return f"nobody (open in process {jobs})" if jobs else "nobody (no job has it open)"
-
-
-def _state(fact: Facts, is_open: bool) -> str:
-    state = fact["state"] if is_open else f"{fact['state']} (when the last job ended)"
-    return f"{state}: {fact['reason']}" if fact["reason"] else str(state)

@@ -180,6 +180,7 @@ def _facts(found: Snapshot, memory: _Memory) -> dict[str, Any]:
         "endpoint": found.target.endpoint,
         "url": (links_of(found.target) or {}).get("repo"),
         "alive": found.alive,
+        "condition": found.condition._asdict(),
         "state": {"kind": found.state.kind, "reason": found.state.reason, "until": found.state.until},
         "waiting": _depth(waiting),
         "by_state": {name: _depth(depth) for name, depth in found.depths.items()},

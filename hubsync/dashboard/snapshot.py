@@ -22,6 +22,7 @@ from hubsync.errors import SpoolError
 from hubsync.model.target import Target
 from hubsync.spool.database import CatalogueReader, read_only
 from hubsync.spool.segments import SegmentQueries, StateDepth
+from hubsync.telemetry.condition import Committer, Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats
 from hubsync.telemetry.status import QUOTA, State, Stored
 
@@ -100,6 +101,24 @@ class Snapshot:
             if process.alive and process.live is not None and process.live.state.kind == "spool full":
                 return process.live.state
         return self.stored
+
+    @property
+    def condition(self) -> Condition:
+        """How the spool is doing: the verdict that `hubsync status` shows as well."""
+        committers = [process for process in self.processes if process.commits]
+        committer: Committer = "stalled" if any(process.there for process in committers) else "none"
+        if any(process.alive for process in committers):
+            committer = "working"
+        lives = [process.live for process in self.processes if process.alive and process.live is not None]
+        dead = self.depths["dead"]
+        return condition_of(
+            SpoolFacts(
+                self.directory, self.state, rows=self.waiting.rows, queued_rows=sum(live.queue_rows for live in lives),
+                rejected_rows=dead.rows, rejected_shards=dead.shards, is_open=self.alive or committer == "stalled",
+                committer=committer,
+                activity=next((p.live.activity for p in committers if p.alive and p.live is not None), ""),
+            )
+        )  # fmt: skip
 
 
 def snapshot(directory: Path, newest: int) -> Snapshot:

@@ -1,24 +1,30 @@
-"""A destination with an OpenTelemetry span around each upload and commit."""
+"""A destination that notes what waits for a response, with an OpenTelemetry span around each upload and commit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from hubsync._runtime.formatting import count_text
 from hubsync.destinations.base import CommitOutcome, Destination, Landed
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import RemoteFile, Shard, Staged
-from hubsync.telemetry.metrics import instruments
+from hubsync.telemetry.status import Status
 from hubsync.telemetry.tracing import span
 
 
-def instrumented(destination: Destination, attributes: Mapping[str, str]) -> Destination:
-    """Return `destination` with spans; unchanged if OpenTelemetry is not installed."""
-    return destination if instruments() is None else _Instrumented(destination, attributes)
+class InstrumentedDestination:
+    """Forwards to a destination. See `Destination` for the methods."""
 
+    def __init__(self, inner: Destination, status: Status, attributes: Mapping[str, str]) -> None:
+        """Wrap a destination.
 
-class _Instrumented:
-    def __init__(self, inner: Destination, attributes: Mapping[str, str]) -> None:
+        Args:
+            inner: The destination.
+            status: Notes the requests that wait.
+            attributes: Of the spans.
+        """
         self._inner = inner
+        self._status = status
         self._attributes = attributes
 
     def _about(self, shards: Sequence[Shard]) -> dict[str, str | int]:
@@ -30,33 +36,45 @@ class _Instrumented:
         }
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
-        with span("hubsync.stage", self._about(shards), duration="hubsync.stage.duration", root=True):
+        with (
+            self._status.doing(f"the upload of {count_text(len(shards), 'shard')}"),
+            span("hubsync.stage", self._about(shards), duration="hubsync.stage.duration", root=True),
+        ):
             return await self._inner.stage(shards)
 
     async def commit(self, plan: Plan) -> CommitOutcome:
-        with span("hubsync.commit", self._about(plan.shards), duration="hubsync.commit.duration", root=True) as fail:
+        with (
+            self._status.doing(f"a commit of {count_text(len(plan.shards), 'shard')}"),
+            span("hubsync.commit", self._about(plan.shards), duration="hubsync.commit.duration", root=True) as fail,
+        ):
             outcome = await self._inner.commit(plan)
             if not isinstance(outcome, Landed):
                 fail(outcome.error)
             return outcome
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
-        return await self._inner.ensure_repo(private=private)
+        with self._status.doing("a request for the repo"):
+            return await self._inner.ensure_repo(private=private)
 
     async def head(self) -> BranchTip:
-        return await self._inner.head()
+        with self._status.doing("a request for the newest commit"):
+            return await self._inner.head()
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
-        return await self._inner.find_files(paths, at)
+        with self._status.doing("a request for the files"):
+            return await self._inner.find_files(paths, at)
 
     async def read_file(self, path: str, at: str) -> bytes | None:
-        return await self._inner.read_file(path, at)
+        with self._status.doing(f"a request for {path}"):
+            return await self._inner.read_file(path, at)
 
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
-        return await self._inner.download(path, at, take)
+        with self._status.doing(f"a request for {path}"):
+            return await self._inner.download(path, at, take)
 
     async def read_watermarks(self, at: str) -> Sequence[Watermark]:
-        return await self._inner.read_watermarks(at)
+        with self._status.doing("a request for the watermarks"):
+            return await self._inner.read_watermarks(at)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -5,6 +5,7 @@ Seals what dead writers left open, and commits for them. If another process comm
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,13 +22,15 @@ from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.committer import Committer
 from hubsync.committer.events import NoEvents
 from hubsync.committer.rate_limiter import last_policy
+from hubsync.destinations.instrumented import InstrumentedDestination
 from hubsync.destinations.resolve import online_destination
-from hubsync.errors import BlockedError, HubError, NotDrained, SpoolBusy
+from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import CommitPolicy, RetryPolicy
 from hubsync.spool.database import corrupt
 from hubsync.spool.opening import open_spool
 from hubsync.spool.spool import Spool
+from hubsync.telemetry.condition import SpoolFacts, condition_of
 from hubsync.telemetry.progress import Figures, Progress
 from hubsync.telemetry.status import State, Status
 
@@ -90,49 +93,45 @@ async def _drain(
             spool.waiting_text,
             stored=spool.catalogue.get("status"),
         )
-        blocked: list[HubError] = []
+        events = _Events()
         committer = Committer(
             spool,
-            destination,
+            InstrumentedDestination(destination, status, {"hubsync.repo": spool.target.repo, "hubsync.writer": ""}),
             commit=commit or last_policy(spool.catalogue.get("governor")),
             retry=retry,
             clock=clock,
             rng=random.Random(),
             status=status,
-            events=_Events(blocked),
+            events=events,
         )
         try:
-            with anyio.move_on_after(timeout) as scope:
-                return await _until_empty(spool, committer, status, blocked, progress)
+            return await _until_empty(spool, committer, status, events, timeout, progress)
         finally:
             with anyio.CancelScope(shield=True):
                 await destination.aclose()
-        assert scope.cancelled_caught
-        left = spool.depth()
-        raise NotDrained(
-            directory, left.rows, left.bytes, f"{seconds_text(timeout or 0)} were too short ({status.state})."
-        )
     finally:
         spool.close()
 
 
 class _Events(NoEvents):
-    """Keeps the errors that need an operator."""
+    """Keeps the first error that needs an operator."""
 
-    def __init__(self, errors: list[HubError]) -> None:
-        self._errors = errors
+    error: HubError | None = None
 
     def blocked(self, error: HubError) -> None:
-        self._errors.append(error)
+        self.error = self.error or error
 
 
 async def _until_empty(
     spool: Spool,
     committer: Committer,
     status: Status,
-    blocked: list[HubError],
+    events: _Events,
+    timeout: float | None,
     progress: Callable[[SpoolDepth, Status], None],
 ) -> SpoolDepth:
+    ended: HubsyncError | None = None
+    deadline = anyio.current_time() + (math.inf if timeout is None else timeout)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
         while True:
@@ -141,17 +140,20 @@ async def _until_empty(
             committer.wake()
             depth = await run_in_thread(spool.depth)
             progress(depth, status)
-            if blocked:
+            if (ended := events.error) or depth.sealed + depth.staged == 0:
                 break
-            if depth.sealed + depth.staged == 0:
+            if (left := deadline - anyio.current_time()) <= 0:
+                facts = SpoolFacts(spool.directory, status.state, rows=depth.rows, is_open=True, committer="working",
+                                   activity=status.activity)  # fmt: skip
+                why = f"{seconds_text(timeout or 0)} were not enough ({condition_of(facts)})."
+                ended = NotDrained(spool.directory, depth.rows, depth.bytes, why)
                 break
-            await anyio.sleep(_POLL_S)
+            await anyio.sleep(min(_POLL_S, left))
         tasks.cancel_scope.cancel()
-    if blocked:
-        error = blocked[0]
-        if isinstance(error, BlockedError):
-            error.add_note(f"Safe in {spool.directory}: {count_text(depth.rows, 'row')}.")
-        raise error
+    if isinstance(ended, BlockedError):
+        ended.add_note(f"Safe in {spool.directory}: {count_text(depth.rows, 'row')}.")
+    if ended is not None:
+        raise ended
     if depth.rows:
         raise SpoolBusy(
             f"{count_text(depth.rows, 'row')} in {spool.directory} not uploaded: a running job still writes them, or "

@@ -45,18 +45,19 @@ class QueueDepth(NamedTuple):
 
 
 class SpoolDepth(NamedTuple):
-    """What a spool holds. `oldest_at` is when its oldest row was put, in seconds since the epoch."""
+    """What a spool holds. `oldest_at` is when its oldest row was put, in seconds since the epoch; `dead` are shards."""
 
-    rows: int
-    bytes: int
-    open: int
-    sealed: int
-    staged: int
-    dead: int
-    oldest_at: float | None
-    committed_rows: int
-    committed_bytes: int
-    committed_shards: int
+    rows: int = 0
+    bytes: int = 0
+    open: int = 0
+    sealed: int = 0
+    staged: int = 0
+    dead: int = 0
+    oldest_at: float | None = None
+    committed_rows: int = 0
+    committed_bytes: int = 0
+    committed_shards: int = 0
+    dead_rows: int = 0
 
     def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
         """Return how many seconds the oldest row has waited, in the spool or in memory; None if no row waits.

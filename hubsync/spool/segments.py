@@ -543,4 +543,5 @@ def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> 
         committed_rows=committed["rows"],
         committed_bytes=committed["bytes"],
         committed_shards=committed["shards"],
+        dead_rows=depths["dead"].rows if "dead" in depths else 0,
     )

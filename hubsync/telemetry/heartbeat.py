@@ -27,6 +27,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     since: float
     state: State = State()
+    activity: str = ""  # see `Status.activity`
     counts: Counts = msgspec.field(default_factory=Counts)
     queue_batches: int = 0
     queue_rows: int = 0

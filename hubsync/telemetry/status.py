@@ -7,11 +7,12 @@ somebody must act. Nothing here makes decisions.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time as _time
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import msgspec
@@ -22,6 +23,7 @@ from hubsync.model.stats import Counts
 _log = logging.getLogger("hubsync")
 QUOTA = "commit quota"  # the reason of a state in which the Hub refuses more commits
 _ON_TOP = ". Meanwhile "
+_FIGURES = re.compile(r"\d[\d.,]*( (bytes|kB|MB|GB)\b)?")
 _CHANGES = 20  # of the state that are stored
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
 
@@ -49,6 +51,11 @@ class State(msgspec.Struct, frozen=True):
     def cause(self) -> str:
         """The reason without the operation that failed. An outage has the same cause for all operations."""
         return self.reason.partition(": ")[2] or self.reason
+
+    @property
+    def problem(self) -> tuple[StateKind, str]:
+        """What identifies the problem, whatever its figures: how full a spool is changes with each commit."""
+        return self.kind, _FIGURES.sub("0", self.cause)
 
     def __str__(self) -> str:
         return self.what if self.until is None else f"{self.what}; next try {time_text(self.until)}"
@@ -97,6 +104,7 @@ class Status:
         self._lock = threading.Lock()
         self._parts: dict[str, State] = {}
         self._shown = State()
+        self._activities: dict[object, tuple[str, float]] = {}
 
     @property
     def state(self) -> State:
@@ -106,8 +114,33 @@ class Status:
         """Return whether the last state of a part was not "ok"."""
         return self._parts.get(part, State()).kind != "ok"
 
-    def report(self, part: str, state: State) -> None:
-        """Record the new state, or the new time of the next try, of one part."""
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Note within the block that the worker waits for the Hub's response to `what`. Costs no I/O."""
+        key = object()
+        self._activities[key] = what, self._now()
+        try:
+            yield
+        finally:
+            del self._activities[key]
+
+    @property
+    def activity(self) -> str:
+        """The request that has waited for a response the longest, in words; empty if none waits."""
+        pending = sorted(self._activities.copy().values(), key=lambda activity: activity[1])
+        if not pending:
+            return ""
+        what, since = pending[0]
+        return f"the Hub has not answered {what} for {duration_text(max(0.0, self._now() - since))}"
+
+    def report(self, part: str, state: State, *, log: bool = True) -> None:
+        """Record the new state, or the new time of the next try, of one part.
+
+        Args:
+            part: which part reports.
+            state: its state.
+            log: False if an error with the same message is raised.
+        """
         with self._lock:
             self._parts[part] = state
             worst = _worst(self._parts.values(), self._now())
@@ -116,7 +149,8 @@ class Status:
                 self._changes.append(Change(self._now(), worst.kind, worst.reason))
         if worst != before:
             self.save()
-        self._tell(before, worst)
+        if log:
+            self._tell(before, worst)
 
     def save(self) -> None:
         """Store the state for other processes."""
@@ -137,18 +171,18 @@ class Status:
                 _log.log(min(trouble.level, logging.WARNING), "going on after %s; %s", took, self._waiting())
                 trouble.level = logging.INFO
             return
-        changed = (now.kind, now.cause) != (before.kind, before.cause) and not _eases(before, now)
+        changed = now.problem != before.problem and not _eases(before, now)
         if before.kind == "ok":
             trouble.since = at
         lasts = now.kind != "backing off" or now.until is None or now.until - min(trouble.since, at) >= _LASTS_S
-        told_at = trouble.told.get((now.kind, now.cause), float("-inf"))
+        told_at = trouble.told.get(now.problem, float("-inf"))
         news = lasts and not 0 <= at - told_at < _AGAIN_S
         level = _LEVEL[now.kind] if news else logging.INFO
         if not changed and not (news and level > trouble.level):
             return
         if news:
             trouble.told = {what: then for what, then in trouble.told.items() if 0 <= at - then < _AGAIN_S}
-            trouble.told[now.kind, now.cause] = at
+            trouble.told[now.problem] = at
             trouble.level = max(trouble.level, level)
         _log.log(level, "%s; %s", now, self._waiting())
 

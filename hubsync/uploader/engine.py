@@ -27,7 +27,7 @@ from hubsync._runtime.retry import Backoff
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.committer import Committer
 from hubsync.destinations.base import Destination
-from hubsync.destinations.instrumented import instrumented
+from hubsync.destinations.instrumented import InstrumentedDestination
 from hubsync.errors import (
     BlockedError,
     ClosedError,
@@ -121,7 +121,7 @@ class Engine:
         self._destination: Destination | None = None
         self._committer: Committer | None = None
         if destination is not None:
-            self._destination = instrumented(destination, self.monitor.source.attributes)
+            self._destination = InstrumentedDestination(destination, self.status, self.monitor.source.attributes)
             self._committer = Committer(
                 spool, self._destination, commit=commit, retry=retry, clock=clock, rng=rng, status=self.status,
                 events=self,
@@ -139,7 +139,7 @@ class Engine:
 
     def _save_status(self, text: str) -> None:
         """Only the committer's process speaks for the spool."""
-        if self.spool.lease.is_held or self.is_offline:
+        if self.is_offline or not self.spool.lease.is_held_by_others:
             self.spool.catalogue.set_if_idle("status", text)
 
     # Running.
@@ -212,6 +212,9 @@ class Engine:
                 try:
                     await committer.connect()
                     return
+                except BlockedError as error:  # whoever looks at the spool later must see why the job ended
+                    self.status.report("read", State("blocked", error.reason), log=False)
+                    raise
                 except TransientError as error:
                     why = error.reason
                     if error.status is None or self.spool.is_seeded:  # it is away, or nothing depends on it

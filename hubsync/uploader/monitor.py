@@ -13,6 +13,7 @@ from hubsync.errors import SpoolError
 from hubsync.model.stats import Counts, SpoolDepth
 from hubsync.policies import QueuePolicy, ShardPolicy
 from hubsync.spool.spool import Spool
+from hubsync.telemetry.condition import Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, remove_heartbeat, write_heartbeat
 from hubsync.telemetry.metrics import Source
 from hubsync.telemetry.progress import Figures, Progress
@@ -93,12 +94,26 @@ class Monitor:
             done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,
         )  # fmt: skip
 
+    def condition(self) -> Condition:
+        """Return what the rows wait for; rejected ones wait for nothing. From memory, and the committer's lock."""
+        lease, depth = self._spool.lease, self.depth()
+        committer = None if lease.is_held else lease.holder_pid
+        other = "" if committer is None else f"process {committer} commits for this spool"
+        return condition_of(
+            SpoolFacts(
+                self._spool.directory, self.figures().state, rows=depth.rows, queued_rows=self._queue.depth().rows,
+                is_open=True, committer="working" if lease.is_held or other else "none",
+                activity=self._status.activity or other,
+            )
+        )  # fmt: skip
+
     def write_heartbeat(self) -> None:
         """Write this uploader's heartbeat file, for other processes."""
         queue = self._queue.depth()
         heartbeat = Heartbeat(
             pid=os.getpid(), at=self._clock.time(), since=self._since, state=self._status.state,
-            counts=self._status.counts, queue_batches=queue.batches, queue_oldest_at=queue.oldest_at,
+            activity=self._status.activity, counts=self._status.counts,
+            queue_batches=queue.batches, queue_oldest_at=queue.oldest_at,
             queue_rows=queue.rows, queue_bytes=queue.bytes, queue_max_bytes=self._queue_policy.max_bytes,
             blocked=queue.blocked, raised=queue.raised, dropped=queue.dropped, linger_s=self._shard_policy.linger_s,
             shard_max_bytes=self._shard_policy.max_bytes, spool_max_bytes=self._spool.policy.max_bytes,

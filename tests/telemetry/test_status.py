@@ -16,6 +16,7 @@ from hubsync._runtime.formatting import time_text
 from hubsync.localhub import Fault, LocalHub
 from hubsync.telemetry.status import State, Status
 from hubsync.testing import ManualClock
+from tests.conftest import Commands
 from tests.waiting import until
 
 Make = Callable[..., Uploader]
@@ -103,6 +104,31 @@ def test_trouble_that_comes_and_goes_is_told_aloud_once_in_ten_minutes(lines: An
         watched.clock.advance(30)
     assert len(lines("ERROR spool full")) == 2
     assert len(lines("WARNING going on")) == 2
+
+
+def test_a_full_spool_whose_figures_change_is_one_problem(lines: Any) -> None:
+    watched = Watched()
+    for n in range(1, 11):
+        full = f"the spool /spool holds its 4,194,304 bytes, {n}.{n} MB of them in the dead letter; it takes more"
+        watched.status.report("spool thread", State("spool full", full))
+        watched.clock.advance(0.5)
+        watched.status.report("spool thread", State())
+        watched.clock.advance(0.5)
+    assert [line.split()[0] for line in lines() if not line.startswith("INFO")] == ["ERROR", "WARNING"]
+
+
+def test_a_request_without_a_response_is_named_by_whoever_gives_up(
+    uploader: Make, hub: LocalHub, run: Commands, tmp_path: Path
+) -> None:
+    hub.faults.add(Fault.hang(on="commit"))
+    with uploader(retry=RetryPolicy(request_timeout_s=600)) as up:
+        up.put([{"id": 1}])
+        with pytest.raises(NotDrained, match="uploading: the Hub has not answered a commit of 1 shard for "):
+            up.flush(timeout=1)
+        with pytest.raises(NotDrained, match="has not answered"):
+            up.close(timeout=0.1)
+    done = run("drain", tmp_path / "spool", "--timeout", 1)
+    assert "the Hub has not answered a commit of 1 shard for " in done.stderr
 
 
 def test_what_keeps_a_full_spool_from_going_up_is_told_with_it(lines: Any) -> None:
