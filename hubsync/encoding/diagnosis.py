@@ -14,9 +14,10 @@ import msgspec
 
 from hubsync.encoding.values import INFINITE, encoder
 from hubsync.errors import RowError
-from hubsync.schema.profiler import BEYOND_FLOATS, INFINITIES, LEAVES
+from hubsync.schema.profiler import INFINITIES, LEAVES
+from hubsync.schema.types import INT64
 
-_TOO_LARGE = "the int is too large for a float: it would be an infinity to readers. Use a string."
+_TOO_LARGE = "the int does not fit int64, and readers would make it a float. Use a string."
 _NOT_TEXT = "the key {!r} is not a string, but column names are. Use str(key)."
 _NUL = "the key {!r} contains a NUL, where readers cut off a column's name. Remove it."
 _RAW = "msgspec.Raw is written unchecked and may not be JSON. Decode it before put."
@@ -34,7 +35,7 @@ def check_rows(rows: Sequence[Any], first_row: int) -> None:
     """Refuse what msgspec would write although readers can't use it.
 
     That is: rows whose lines would not be objects; keys that are not strings (`1` and `"1"` would become one column) or
-    contain a NUL; infinities, also those that a reader makes of a long int. NaN is a missing value, as in pandas.
+    contain a NUL; infinities; ints that a reader makes a float. NaN is a missing value, as in pandas.
 
     Raises:
         RowError: A value is refused; the batch's first row has the index `first_row`.
@@ -81,7 +82,7 @@ def _check(value: Any, row: int, path: str) -> None:
         raise RowError(row, path, _RAW)
     if type(value) is float and value in INFINITIES:
         raise RowError(row, path, INFINITE.format(value))
-    if type(value) is int and abs(value) >= BEYOND_FLOATS:
+    if type(value) is int and not -INT64 <= value < INT64:
         raise RowError(row, path, _TOO_LARGE)
     for key in value if isinstance(value, Mapping) else ():
         if not isinstance(key, str):
@@ -145,5 +146,7 @@ def _reason(value: Any, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return _TOO_DEEP
     if isinstance(error, TypeError):
+        if hasattr(value, "columns"):
+            return "a DataFrame is not a value. Use frame.to_dict('records')."
         return f"{type(value).__module__}.{type(value).__qualname__} has no JSON form. Convert it before put."
     return error.reason if isinstance(error, RowError) else str(error)

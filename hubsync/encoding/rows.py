@@ -8,14 +8,16 @@ contract.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, is_dataclass
+from datetime import datetime, time
 from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from hubsync.encoding.diagnosis import check_rows, diagnose
 from hubsync.encoding.transform import Transform, transformed
-from hubsync.encoding.values import encoder, to_known
+from hubsync.encoding.values import encoder, spell_out_times, to_known
 from hubsync.errors import RowError
 from hubsync.schema.profiler import Discoveries, OpaqueType, RowProfiler
 from hubsync.schema.types import Conflict, StructOf, infer, merge_structs
@@ -66,8 +68,9 @@ class Encoded:
 
 # One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
 Row = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Model
-# A batch: an iterable of rows, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`; or one encoded before.
-Rows = Iterable[Row] | _Arrow | Encoded
+# A batch: one row, an iterable of rows, a DataFrame, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`; or one
+# encoded before.
+Rows = Row | Iterable[Row] | _Arrow | Encoded
 
 
 def encode(rows: Rows, profiler: RowProfiler | None = None, *, transform: Transform | None = None) -> Encoded:
@@ -145,8 +148,12 @@ def _encode(rows: Sequence[Row], profiler: RowProfiler | None, first_row: int = 
         try:
             discoveries = used.profile(rows)
         except OpaqueType:  # the types do not determine the JSON, so profile what will be encoded
-            plain = msgspec.to_builtins(rows, enc_hook=to_known)
-            discoveries = used.profile(plain)
+            plain = msgspec.to_builtins(rows, enc_hook=to_known, builtin_types=(datetime, time))
+            try:
+                discoveries = used.profile(plain)
+            except OpaqueType:
+                plain = spell_out_times(plain)
+                discoveries = used.profile(plain)
         if discoveries and plain is not rows:
             check_rows(rows, first_row)  # for keys, which JSON turns into strings
         lines = encoder.encode_lines(plain)
@@ -185,31 +192,81 @@ def _merge_columns(parts: Sequence[Encoded]) -> StructOf | Conflict | None:
     return whole
 
 
-def _as_list(rows: Rows) -> Sequence[Row]:
+def _as_list(rows: Any) -> Sequence[Row]:
+    kind = type(rows)
     if isinstance(rows, list | tuple):
         return rows
-    if isinstance(rows, Mapping | str | bytes | msgspec.Struct) or is_dataclass(rows) or hasattr(rows, "model_dump"):
-        raise RowError(0, "", f"a batch is a list of rows, not one {type(rows).__name__}. Use put([row]).")
-    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
-        raise RowError(0, "", "a DataFrame is not a batch. Use put(frame.to_dict('records')).")
-    if not isinstance(rows, Iterable):
-        raise RowError(0, "", f"a batch is a list of rows, not {type(rows).__name__}.")
-    return list(rows)
+    if kind.__name__ == "LazyBatch":  # what `Dataset.map(batched=True)` passes: columns
+        return _zip_columns(dict(rows))
+    if isinstance(rows, Mapping | msgspec.Struct) or is_dataclass(rows) or hasattr(rows, "model_dump"):
+        if not isinstance(rows, type):
+            return [rows]
+    elif hasattr(rows, "collect") and hasattr(rows, "collect_schema"):
+        raise RowError(0, "", "a LazyFrame has no rows yet. Use put(frame.collect()).")
+    elif hasattr(rows, "columns") and hasattr(rows, "to_dict"):
+        return _rows_of_frame(rows)
+    elif isinstance(rows, Iterable) and not isinstance(rows, str | bytes | bytearray):
+        return list(rows)
+    elif hasattr(rows, "__aiter__"):
+        raise RowError(0, "", "put can't wait for an async iterator. Use put([row async for row in rows]).")
+    name = f"the class {rows.__name__}" if isinstance(rows, type) else kind.__name__
+    raise RowError(0, "", f"a batch is a row or a list of rows, not {name}.")
+
+
+def _zip_columns(columns: dict[str, Any]) -> Sequence[Row]:
+    if len(set(map(len, columns.values()))) > 1:
+        raise RowError(0, "", "the columns of a LazyBatch must have the same length.")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _rows_of_frame(frame: Any) -> Sequence[Row]:
+    """Return the rows of a DataFrame of pandas or polars. An index that has a name is a column."""
+    named = [name for name in getattr(getattr(frame, "index", None), "names", ()) if name is not None]
+    _check_names([*named, *frame.columns], len(frame))
+    if hasattr(frame, "to_dicts"):
+        rows: Sequence[Row] = frame.to_dicts()
+    else:
+        rows = (frame.reset_index() if named else frame).to_dict("records")
+    return rows
+
+
+def _check_names(names: Sequence[Any], rows: int, path: str = "") -> None:
+    """Refuse columns of which a row, a mapping, would lose some."""
+    if not names and rows and not path:
+        raise RowError(0, "", f"the table has {rows:,} rows and no columns: readers would find nothing in them.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RowError(0, path, f"two columns are named {twice!r}, and a row keeps one of them. Rename the other.")
 
 
 def _arrow_slices(rows: Any) -> Iterator[Any] | None:
     """Return the Arrow tables of a `datasets.Dataset`, a Table or a RecordBatch; None for all else. Imports neither."""
     module = type(rows).__module__.partition(".")[0]
     if module == "pyarrow" and hasattr(rows, "to_pylist") and hasattr(rows, "schema"):
+        _check_schema(rows.schema, rows.num_rows)
         return (rows.slice(start, _SLICE_ROWS) for start in range(0, rows.num_rows, _SLICE_ROWS))
-    if module == "datasets" and isinstance(rows, Mapping):
+    if module == "datasets" and isinstance(rows, dict):
         raise RowError(
             0, "", f"a {type(rows).__name__} holds several splits: put one of them, such as put(dataset['train'])."
         )
     if module == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
+        _check_names(rows.column_names, rows.num_rows)
         slices: Iterator[Any] = rows.with_format("arrow").iter(batch_size=_SLICE_ROWS)
         return slices
+    if module == "polars" and hasattr(rows, "to_arrow") and hasattr(rows, "to_dicts"):
+        with suppress(ImportError):  # else by `to_dicts`, which keeps no nanoseconds
+            return _arrow_slices(rows.to_arrow())
     return None
+
+
+def _check_schema(fields: Any, rows: int, path: str = "") -> None:
+    _check_names([field.name for field in fields], rows, path)
+    for field_ in fields:
+        kind, below = field_.type, f"{path}.{field_.name}" if path else field_.name
+        while hasattr(kind, "value_type"):  # a list, or a dictionary
+            kind = kind.value_type
+        if hasattr(kind, "fields"):  # a struct
+            _check_schema(kind.fields, rows, below)
 
 
 _decoder = msgspec.json.Decoder()

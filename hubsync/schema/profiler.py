@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import chain
 from types import NoneType
@@ -20,14 +20,16 @@ import msgspec
 
 from hubsync.schema.types import EXACT_FLOAT, INT64
 
-LEAVES = frozenset({str, int, bool, NoneType, datetime, date, UUID, Decimal, bytes})
+LEAVES = frozenset({str, int, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal, bytes})
 INFINITIES = frozenset({math.inf, -math.inf})
-BEYOND_FLOATS = (1 << 1024) - (1 << 970)  # readers make an int beyond int64 a float, and from here on an infinity
 
 _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
 _FLOAT = frozenset({float})
 _INTS = frozenset({int, bool})
+_TIMES = frozenset({datetime, time})
+_MINUTE = timedelta(minutes=1)
+_NO_BOUND, _WIDE = frozenset[int](), frozenset({EXACT_FLOAT})
 _SmallInt = Annotated[int, msgspec.Meta(ge=-EXACT_FLOAT, le=EXACT_FLOAT)]
 _Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
@@ -56,11 +58,11 @@ Discoveries = list[tuple[set[Any], Any]]
 
 
 class SuspiciousValue(Exception):
-    """The batch holds an infinity, an int beyond the floats, or a key that can't name a column."""
+    """The batch holds an infinity, an int beyond 64 bits, or a key that can't name a column."""
 
 
 class OpaqueType(Exception):
-    """The batch holds a value whose type does not determine its JSON: a model, an array, a subclass."""
+    """The batch holds a value whose type does not determine its JSON: a model, an array, a subclass, an odd zone."""
 
 
 class RowProfiler:
@@ -127,20 +129,20 @@ def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries)
 
 def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> None:
     kinds = frozenset(map(type, values))
+    is_missing = float in kinds and _are_missing(values if kinds == _FLOAT else list(_of(_FLOAT, values)))
+    if is_missing and kinds not in node.kinds:
+        kinds = kinds - _FLOAT | {NoneType}
     if kinds not in node.kinds:
         if not kinds <= _PLAIN:
             raise OpaqueType
         found.append((node.kinds, kinds))
     if int in kinds:
-        ints = values if kinds <= _INTS else list(_of(_INTS, values))
-        try:
-            msgspec.convert({"values": ints}, _SmallInts)  # the fastest way to look at all of them
-        except msgspec.ValidationError:
-            found += ((node.sizes, size) for size in _sizes(ints) - node.sizes)
+        sizes = _sizes(values if kinds <= _INTS else list(_of(_INTS, values)))
+        found += ((node.sizes, size) for size in sizes - node.sizes)
+    if not _TIMES.isdisjoint(kinds) and any(map(_has_odd_zone, _of(_TIMES, values))):
+        raise OpaqueType
     if kinds <= LEAVES:
         return
-    if float in kinds and not INFINITIES.isdisjoint(values if kinds == _FLOAT else _of(_FLOAT, values)):
-        raise SuspiciousValue
     if dict in kinds:
         _profile(values if len(kinds) == 1 else list(_of({dict}, values)), node, found)
     if not _LISTS.isdisjoint(kinds):
@@ -168,12 +170,29 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
     return False
 
 
-def _sizes(ints: Sequence[int]) -> set[int]:
-    """Return which bounds the ints exceed; beyond each, a reader's column has another type."""
-    most, least = max(ints), min(ints)
-    if max(most, -least) >= BEYOND_FLOATS:
+def _are_missing(floats: Sequence[float]) -> bool:
+    """Return whether all floats are NaN: a missing value of any type, and thus of none that a column must have."""
+    if not INFINITIES.isdisjoint(floats):
         raise SuspiciousValue
-    return {bound for bound in (EXACT_FLOAT, INT64) if max(most, -1 - least) >= bound}
+    return floats[0] != floats[0] and all(value != value for value in floats)
+
+
+def _sizes(ints: Sequence[int]) -> frozenset[int]:
+    """Return the bound that the ints exceed; beyond it, a reader's column has another type."""
+    try:
+        msgspec.convert({"values": ints}, _SmallInts)  # the fastest way to look at all of them
+    except msgspec.ValidationError:
+        most, least = max(ints), min(ints)
+        if max(most, -1 - least) >= INT64:
+            raise SuspiciousValue from None
+        return _WIDE if max(most, -1 - least) >= EXACT_FLOAT else _NO_BOUND
+    return _NO_BOUND
+
+
+def _has_odd_zone(value: datetime | time) -> bool:
+    """Return whether a zone's offset has seconds, as local mean times do: msgspec would leave them out."""
+    offset = value.utcoffset()
+    return offset is not None and bool(offset % _MINUTE)
 
 
 def _of(kinds: Collection[type], values: Iterable[Any]) -> Iterable[Any]:

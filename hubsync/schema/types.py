@@ -68,7 +68,7 @@ MAX_FIELDS, MAX_DEPTH = 4_096, 50  # fields of a config in total; nesting of one
 _SCALAR_OF: dict[str, Scalar] = {"int": "int", **{DTYPES[one]: one for one in DTYPES if one != "wide"}}
 _JOINS: dict[frozenset[str], Scalar] = {frozenset(("int", "wide")): "wide", frozenset(("int", "float")): "float"}
 _SCALARS: dict[type, Scalar] = {
-    NoneType: "null", bool: "bool", float: "float", str: "string", datetime: "string", date: "string", UUID: "string",
+    NoneType: "null", bool: "bool", str: "string", datetime: "string", date: "string", UUID: "string",
     Decimal: "string", bytes: "string",
 }  # fmt: skip
 _LISTS = frozenset({list, tuple})
@@ -211,7 +211,7 @@ def _takes(foreign: Foreign, kind: ColumnType) -> bool:
 def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0) -> StructOf:
     """Return the type of a batch of plain values, as `json` returns them or `encode` accepts them.
 
-    A NaN counts as a float, although it is written as null.
+    A NaN counts as null, as which it is written.
 
     Args:
         rows: The batch.
@@ -241,6 +241,8 @@ def type_of(value: Any, path: str = "") -> ColumnType:
     kind = type(value)
     if kind is int:
         return _int_type(value, value)
+    if kind is float:
+        return "float" if value == value else "null"
     if (scalar := _SCALARS.get(kind)) is not None:
         return scalar
     if kind is dict:
@@ -256,6 +258,8 @@ def _item_type(values: Sequence[Any], path: str) -> ColumnType:
     for kind in kinds:
         if (scalar := _SCALARS.get(kind)) is not None:
             item = merge(item, scalar, path)
+    if float in kinds and any(value == value for value in values if type(value) is float):
+        item = merge(item, "float", path)
     if int in kinds:
         ints = values if len(kinds) == 1 else [value for value in values if type(value) is int]
         item = merge(item, _int_type(min(ints), max(ints)), path)

@@ -24,7 +24,7 @@ from hubsync.errors import DefectError
 from hubsync.model.layout import FORMATS, Format
 from hubsync.reader.cursor import fingerprint
 from hubsync.schema.features import from_features
-from tests.encoding.test_rows import TABLE
+from tests.encoding.test_values import SAMPLES
 
 COMPRESSED: list[Format] = [format for format in FORMATS if format != "jsonl"]
 
@@ -46,7 +46,7 @@ def load(path: Path, streaming: bool = False) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("format", COMPRESSED)
-@pytest.mark.parametrize(("value", "expected"), TABLE)
+@pytest.mark.parametrize(("value", "expected"), SAMPLES)
 def test_a_value_loads_from_every_format_as_from_json_lines(
     value: Any, expected: Any, format: Format, tmp_path: Path
 ) -> None:

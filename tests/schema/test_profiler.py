@@ -75,7 +75,7 @@ def test_rows_of_opaque_types_are_profiled_by_their_json() -> None:
     profiler = RowProfiler()
     now = datetime.now(UTC)
     assert is_new(profiler, Usage(1, now))
-    assert not is_new(profiler, {"tokens": 2, "at": "as text"})
+    assert not is_new(profiler, {"tokens": 2, "at": now})
     assert is_new(profiler, Usage(None, now))
     with pytest.raises(RowError):
         encode([{"tokens": 1, "at": {math.inf}}], profiler)
@@ -106,8 +106,11 @@ def test_the_bad_row_among_many_is_named() -> None:
         ([1, 2], ["1"], True),
         ([1, 2], [[1]], True),
         ([1, 2], [2**53 + 1], True),
-        ([1, 2], [-(2**63) - 1], True),
+        ([1, 2], [-(2**63)], True),
         ([0.5], [math.nan, 1e308], False),
+        ([math.nan], [0.5], True),
+        (["a"], ["a", math.nan], True),
+        (["a", math.nan], ["a", 0.5], True),  # a NaN among strings is null, a number is not
         ([0.5], [1, 0.5], False),  # a column of floats stays one
         ([0.5], [2**53 + 1], True),
         ([0.5], [0.5, None], True),

@@ -65,7 +65,8 @@ def test_merging_a_known_type_returns_the_same_object(a: StructOf, b: StructOf) 
 
 
 @given(st.lists(st.dictionaries(NAMES, st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats(allow_infinity=False) | st.text(max_size=3),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_infinity=False) | st.text(max_size=2),
     lambda below: st.lists(below, max_size=3) | st.dictionaries(NAMES, below, max_size=3),
     max_leaves=5,
 ), max_size=3), max_size=4))  # fmt: skip
@@ -77,10 +78,7 @@ def test_rows_without_discoveries_never_change_the_schema(rows: list[dict[str, A
     for row in rows:
         encoded = encode([row], profiler)
         if not encoded.discoveries:
-            try:
-                assert merge_structs(known, infer([row])) is known
-            except Conflict as conflict:  # an int beyond int64 is a float to readers
-                raise AssertionError from conflict
+            assert merge_structs(known, infer([row])) is known
         elif isinstance(encoded.columns, StructOf):
             try:
                 known = merge_structs(known, encoded.columns)
@@ -91,15 +89,14 @@ def test_rows_without_discoveries_never_change_the_schema(rows: list[dict[str, A
 
 def test_a_value_has_the_type_of_its_json() -> None:
     row = {
-        "int": 2**53, "wide": -(2**53) - 1, "beyond": 2**63, "nan": math.nan, "when": datetime.now(UTC), "bytes": b"x",
+        "int": 2**53, "wide": -(2**53) - 1, "nan": math.nan, "when": datetime.now(UTC), "bytes": b"x",
         "day": date.today(), "id": UUID(int=1), "exact": Decimal(1), "none": None, "yes": True, "empty": [], "no": {},
         "mixed": [1, None, 2.5], "pair": (1, 2), "deep": [[{"a": 1}], [{"b": None}, {"a": 0.5}]],
     }  # fmt: skip
     (again,) = (json.loads(line) for line in encode([row]).lines.splitlines())
     kind = infer([row])
-    assert kind.fields["nan"] == "float"
-    assert {**kind.fields, "nan": "null"} == infer([again]).fields
-    assert kind.fields["beyond"] == "float"
+    assert kind == infer([again])
+    assert kind.fields["nan"] == "null"
     assert (kind.fields["wide"], kind.fields["pair"]) == ("wide", ListOf("int"))
     assert kind.fields["deep"] == ListOf(ListOf(StructOf({"a": "float", "b": "null"})))
 
@@ -109,3 +106,9 @@ def test_a_long_column_name_is_shortened_in_messages() -> None:
     with pytest.raises(Conflict) as conflict:
         merge(StructOf({long: "int"}), StructOf({long: StructOf({long: "int"})}))
     assert conflict.value.message == f"field '{'x' * 200}…': it is a struct of {'x' * 200}…, and the column holds int64"
+
+
+@pytest.mark.parametrize("value", ["a", [1], {"a": 1}, True, 1, None])
+def test_a_nan_is_a_missing_value_of_any_column(value: Any) -> None:
+    assert infer([{"v": value}, {"v": math.nan}]) == infer([{"v": value}])
+    assert infer([{"v": [value, math.nan]}]) == infer([{"v": [value, None]}])

@@ -44,6 +44,8 @@ def takes(up: Uploader, some: Sequence[Mapping[str, object]], mixed: list[dict[s
     up.put({"id": n} for n in range(3))
     up.put([])
     up.put(some)
+    up.put({"id": 1})
+    up.put(Data(1))
     up.put(mixed)
     up.put(what)
     up.put(pyarrow.table({"id": [1]}))
@@ -53,8 +55,6 @@ def takes(up: Uploader, some: Sequence[Mapping[str, object]], mixed: list[dict[s
 
 async def refuses(up: Uploader, asynchronous: AsyncUploader) -> None:
     up.put("abc")  # type: ignore[arg-type]
-    up.put({"id": 1})  # type: ignore[dict-item]
-    up.put(Data(1))  # type: ignore[arg-type]
     up.put([1])  # type: ignore[list-item]
     up.put([{1: 2}])  # type: ignore[dict-item]
     await asynchronous.put("abc")  # type: ignore[arg-type]
