@@ -1,7 +1,8 @@
-"""What the page shows, looked up once a second: each spool as plain values, and what passed while it was watched.
+"""What happened in each spool while it was watched: throughput, commits and shards, for the page.
 
-A spool that appears, vanishes, is corrupt or of a newer version becomes a card that says so. Memory is bounded: an hour
-of commits, a quarter of an hour of throughput.
+A spool that appears, vanishes, is corrupt or of a newer version is shown as a problem. Memory is bounded: an hour of
+commits, a quarter of an hour of throughput. A spool that no job has open is read again only when its files change, so
+hundreds of finished spools cost little.
 """
 
 from __future__ import annotations
@@ -9,25 +10,46 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from hubsync.dashboard.snapshot import Snapshot, last_hour, links_of, next_commit, snapshot
+from hubsync.dashboard.snapshot import Depth, Snapshot, last_hour, links_of, next_commit, snapshot
+from hubsync.dashboard.view import (
+    Amount,
+    ChangeView,
+    CommitView,
+    ConditionView,
+    NextCommit,
+    Problem,
+    ProcessView,
+    QueueView,
+    Quota,
+    Rates,
+    RejectedGroup,
+    Series,
+    ShardView,
+    SpoolDetail,
+    SpoolInfo,
+    SpoolView,
+)
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError
 from hubsync.maintenance.inspect import default_spools
+from hubsync.spool.segments import SegmentSummary
+from hubsync.telemetry.condition import KINDS
 
 STEP_S = 10  # of the throughput
 STEPS = 90
+ALWAYS_DETAILED = 3  # so many spools need no overview: the page shows all of each
 _HOUR = 3600
-_FIRST = 5_000  # segments of the past that the first look reads,
+_FIRST = 5_000  # segments of the past that the first refresh reads,
 _LATER = 400  # and every other: more than a second brings,
-_GAP_S = 5.0  # unless that was longer ago
+_GAP_S = 5.0  # unless the last refresh was longer ago
+_IDLE_S = 10.0  # a spool that no job has open is read this often even if its files look unchanged
 _SHARDS_SHOWN = 10
 _SEEN = 50_000
-_MINUTE = 6  # steps that "now" is the mean of
+_MINUTE = 6  # steps whose mean is the rate "now"
 
 
 @dataclass(slots=True)
@@ -41,7 +63,7 @@ class _Commit:
 
 @dataclass(slots=True)
 class _Step:
-    """What passed within `STEP_S` seconds; `waiting`: by how much more waits, or less."""
+    """What happened within `STEP_S` seconds. `waiting_*`: the change of what waits; may be negative."""
 
     spooled_rows: float = 0
     spooled_bytes: float = 0
@@ -52,230 +74,315 @@ class _Step:
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What is known of one spool's past."""
+class _History:
+    """What is known of one spool's past.
 
-    at: float = 0.0  # the last look; 0 before the first
-    totals: tuple[int, ...] = (0, 0, 0, 0)  # as in `_Step`, ever
-    waiting: tuple[int, int] = (0, 0)  # rows and bytes, the dead letter not among them: that waits for a person
+    Attributes:
+        at: The last refresh; 0 before the first.
+        totals: Spooled rows and bytes, committed rows and bytes, since the spool was created.
+        waiting: Rows and bytes that wait for the Hub; the dead letter, which waits for a person, is not counted.
+        shards: The last committed ones.
+        seen: Segments that are counted in `commits`.
+        found, problem: What the last refresh read.
+        files: Size and time of the catalogue's files before that refresh.
+    """
+
+    at: float = 0.0
+    totals: tuple[int, ...] = (0, 0, 0, 0)
+    waiting: tuple[int, int] = (0, 0)
     steps: dict[int, _Step] = field(default_factory=dict)
     commits: dict[str, _Commit] = field(default_factory=dict)
-    shards: list[dict[str, Any]] = field(default_factory=list)  # committed last
-    seen: dict[int, None] = field(default_factory=dict)  # segments that are counted in `commits`
+    shards: list[SegmentSummary] = field(default_factory=list)
+    seen: dict[int, None] = field(default_factory=dict)
+    found: Snapshot | None = None
+    problem: Problem | None = None
+    files: tuple[tuple[int, int], ...] = ()
 
 
-class Watch:
-    """Follows the given spools, or all at the usual place. Thread-safe; `look` is to be called once a second."""
+class SpoolHistories:
+    """Follows the given spools, or all in the default directory. Thread-safe. Call `refresh` once a second."""
 
     def __init__(self, directories: Sequence[Path] = ()) -> None:
         self._given = [directory.expanduser().absolute() for directory in directories]
-        self._memories: dict[Path, _Memory] = {}
+        self._histories: dict[Path, _History] = {}
         self._lock = threading.Lock()
 
-    def look(self) -> list[dict[str, Any]]:
-        """All spools now, as plain values."""
+    def refresh(self) -> None:
+        """Read all spools once."""
         with self._lock:
-            found = self._given or list(default_spools())
-            for directory in self._memories.keys() - set(found):
-                del self._memories[directory]
-            return [self._one(directory) for directory in found]
+            directories = self._given or list(default_spools())
+            for directory in self._histories.keys() - set(directories):
+                del self._histories[directory]
+            for directory in directories:
+                self._refresh(directory)
 
-    def _one(self, directory: Path) -> dict[str, Any]:
-        memory = self._memories.setdefault(directory, _Memory())
-        card: dict[str, Any] = {
-            "id": "s" + hashlib.blake2b(str(directory).encode("utf-8", "replace"), digest_size=6).hexdigest(),
-            "spool": str(directory).encode("utf-8", "replace").decode(),
-            "problem": None,
-        }
+    def views(self, detailed: Collection[str] = ()) -> list[SpoolView]:
+        """Return all spools as of the last refresh, those that need someone or run first.
+
+        Args:
+            detailed: Ids of the spools whose detail is wanted. With at most `ALWAYS_DETAILED` spools, all have it.
+        """
+        with self._lock:
+            all_detailed = len(self._histories) <= ALWAYS_DETAILED
+            views = [
+                _view(directory, history, all_detailed or _id_of(directory) in detailed)
+                for directory, history in self._histories.items()
+            ]
+        return sorted(views, key=_rank)
+
+    def _refresh(self, directory: Path) -> None:
+        history = self._histories.setdefault(directory, _History())
+        now, files = time.time(), _files(directory)
+        unchanged = files == history.files and now - history.at < _IDLE_S
+        if unchanged and history.found is not None and not history.found.processes:
+            return
         try:
-            found = snapshot(directory, _LATER if time.time() - memory.at < _GAP_S else _FIRST)
-            _remember(memory, found)
-            return {**card, **_facts(found, memory)}
-        except Exception as error:  # noqa: BLE001  (what one spool holds must not take the others' cards)
-            self._memories[directory] = _Memory()
+            found = snapshot(directory, _LATER if now - history.at < _GAP_S else _FIRST)
+            _remember(history, found)
+            history.found, history.problem, history.files = found, None, files
+            _info(directory, history, detailed=True)  # so that a value that cannot be understood shows up here
+        except Exception as error:  # noqa: BLE001  (one spool's content must not hide the others)
             known = isinstance(error, SpoolError)
-            text = str(error) if known else f"what it tells is not understood ({type(error).__name__}: {error})."
-            return {**card, "problem": {"kind": _kind_of(error, directory), "text": text}}
+            text = str(error) if known else f"Its catalogue has unexpected content ({type(error).__name__}: {error})."
+            self._histories[directory] = _History(problem=Problem(_problem_kind(error, directory), text))
 
 
-def _kind_of(error: Exception, directory: Path) -> str:
+def _files(directory: Path) -> tuple[tuple[int, int], ...]:
+    found = []
+    for name in ("catalogue.sqlite", "catalogue.sqlite-wal", "writers", "committer.lock"):
+        try:
+            status = (directory / name).stat()
+        except OSError:
+            continue
+        if status.st_size:  # an empty WAL: someone has only read
+            found.append((status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _problem_kind(error: Exception, directory: Path) -> str:
     if isinstance(error, SpoolLost):
         return "corrupt"
     if isinstance(error, SpoolVersionError):
         return "newer version"
-    return "can't be read" if (directory / "catalogue.sqlite").exists() else "not there"
+    return "unreadable" if (directory / "catalogue.sqlite").exists() else "missing"
 
 
-def _remember(memory: _Memory, found: Snapshot) -> None:
+def _rank(view: SpoolView) -> tuple[int, str]:
+    """Order spools: those that need someone first, then running ones, finished ones, missing ones."""
+    if view.info is not None:
+        return KINDS.index(view.info.condition.kind), view.info.repo
+    is_missing = view.problem is not None and view.problem.kind == "missing"
+    return len(KINDS) if is_missing else KINDS.index("unknown"), view.spool
+
+
+# What happened since the last refresh
+
+
+def _remember(history: _History, found: Snapshot) -> None:
     dead, waiting, done = found.depths["dead"], found.waiting, found.committed
     totals = (done.rows + waiting.rows + dead.rows, done.bytes + waiting.bytes + dead.bytes, done.rows, done.bytes)
-    if found.at - memory.at > _GAP_S:  # the first look, or this machine slept
-        memory.steps.clear()
-        _prefill(memory, found)
+    if found.at - history.at > max(_GAP_S, 1.5 * _IDLE_S):  # the first refresh, or this machine slept
+        history.steps.clear()
+        _prefill(history, found)
     else:
-        step = memory.steps.setdefault(int(found.at // STEP_S), _Step())
-        # Less than before is no throughput: a shard of the dead letter was taken away.
-        more = [max(0, now - before) for now, before in zip(totals, memory.totals, strict=True)]
+        step = history.steps.setdefault(int(found.at // STEP_S), _Step())
+        # A total that shrank is not throughput: a shard was taken out of the dead letter.
+        more = [max(0, now - before) for now, before in zip(totals, history.totals, strict=True)]
         step.spooled_rows += more[0]
         step.spooled_bytes += more[1]
         step.committed_rows += more[2]
         step.committed_bytes += more[3]
-        step.waiting_rows += waiting.rows - memory.waiting[0]
-        step.waiting_bytes += waiting.bytes - memory.waiting[1]
-    memory.totals, memory.waiting, memory.at = totals, (waiting.rows, waiting.bytes), found.at
-    for number in [n for n in memory.steps if n <= found.at // STEP_S - STEPS]:
-        del memory.steps[number]
-    _remember_commits(memory, found)
+        step.waiting_rows += waiting.rows - history.waiting[0]
+        step.waiting_bytes += waiting.bytes - history.waiting[1]
+    history.totals, history.waiting, history.at = totals, (waiting.rows, waiting.bytes), found.at
+    for number in [n for n in history.steps if n <= found.at // STEP_S - STEPS]:
+        del history.steps[number]
+    _remember_commits(history, found)
 
 
-def _prefill(memory: _Memory, found: Snapshot) -> None:
-    """What passed before the first look, as far as the segments tell: rows came evenly while one was open."""
+def _prefill(history: _History, found: Snapshot) -> None:
+    """Fill the steps before the first refresh: rows are spread evenly over the time that their segment was open."""
     first = int(found.at // STEP_S) - STEPS + 1
     for row in found.recent:
-        opened, until = row["opened_at"], row["sealed_at"] or found.at
-        here = range(max(first, int(opened // STEP_S)), min(int(until // STEP_S), int(found.at // STEP_S)) + 1)
+        opened, until = row.opened_at, row.sealed_at or found.at
+        numbers = range(max(first, int(opened // STEP_S)), min(int(until // STEP_S), int(found.at // STEP_S)) + 1)
         length = max(until - opened, 1e-3)
-        for number in here:
+        for number in numbers:
             within = max(0.0, min(until, (number + 1) * STEP_S) - max(opened, number * STEP_S))
-            share = within / length if until - opened > 1e-3 else 1 / len(here)
-            step = memory.steps.setdefault(number, _Step())
-            step.spooled_rows += row["rows"] * share
-            step.spooled_bytes += row["bytes"] * share
-            step.waiting_rows += row["rows"] * share
-            step.waiting_bytes += row["bytes"] * share
-        gone = row["sealed_at"] if row["state"] == "dead" else row["committed_at"]
+            share = within / length if until - opened > 1e-3 else 1 / len(numbers)
+            step = history.steps.setdefault(number, _Step())
+            step.spooled_rows += row.rows * share
+            step.spooled_bytes += row.bytes * share
+            step.waiting_rows += row.rows * share
+            step.waiting_bytes += row.bytes * share
+        gone = row.sealed_at if row.state == "dead" else row.committed_at
         if gone is not None and (number := int(gone // STEP_S)) >= first:
-            step = memory.steps.setdefault(number, _Step())
-            step.waiting_rows -= row["rows"]
-            step.waiting_bytes -= row["bytes"]
-            if row["state"] != "dead":
-                step.committed_rows += row["rows"]
-                step.committed_bytes += row["bytes"]
+            step = history.steps.setdefault(number, _Step())
+            step.waiting_rows -= row.rows
+            step.waiting_bytes -= row.bytes
+            if row.state != "dead":
+                step.committed_rows += row.rows
+                step.committed_bytes += row.bytes
 
 
-def _remember_commits(memory: _Memory, found: Snapshot) -> None:
-    new = [row for row in found.recent if row["state"] == "committed" and row["id"] not in memory.seen]
-    for row in sorted(new, key=lambda row: (row["committed_at"], row["id"])):
-        memory.seen[row["id"]] = None
-        commit = memory.commits.setdefault(row["sha"], _Commit(row["sha"], row["committed_at"]))
+def _remember_commits(history: _History, found: Snapshot) -> None:
+    new = [row for row in found.recent if row.state == "committed" and row.id not in history.seen]
+    for row in sorted(new, key=lambda row: (row.committed_at or 0.0, row.id)):
+        history.seen[row.id] = None
+        sha = row.sha or ""
+        commit = history.commits.setdefault(sha, _Commit(sha, row.committed_at or found.at))
         commit.shards += 1
-        commit.rows += row["rows"]
-        commit.bytes += row["bytes"]
-        memory.shards.append(row)
-    del memory.shards[:-_SHARDS_SHOWN]
-    for sha in [sha for sha, commit in memory.commits.items() if commit.at < found.at - _HOUR]:
-        del memory.commits[sha]
-    while len(memory.seen) > _SEEN:
-        del memory.seen[next(iter(memory.seen))]
+        commit.rows += row.rows
+        commit.bytes += row.bytes
+        history.shards.append(row)
+    del history.shards[:-_SHARDS_SHOWN]
+    for sha in [sha for sha, commit in history.commits.items() if commit.at < found.at - _HOUR]:
+        del history.commits[sha]
+    while len(history.seen) > _SEEN:
+        del history.seen[next(iter(history.seen))]
 
 
-def _facts(found: Snapshot, memory: _Memory) -> dict[str, Any]:
-    at, why = next_commit(found)
-    spent, quota = last_hour(found)
-    waiting = found.waiting
-    return {
-        "now": found.at,
-        "repo": found.target.repo,
-        "revision": found.target.revision,
-        "endpoint": found.target.endpoint,
-        "url": (links_of(found.target) or {}).get("repo"),
-        "alive": found.alive,
-        "condition": found.condition._asdict(),
-        "state": {"kind": found.state.kind, "reason": found.state.reason, "until": found.state.until},
-        "waiting": _depth(waiting),
-        "by_state": {name: _depth(depth) for name, depth in found.depths.items()},
-        "oldest_age_s": found.oldest_age_s,
-        "committed": _depth(found.committed),
-        "queue": _queue(found),
-        "next": {"at": at, "why": why},
-        "quota": {"spent": spent, "per_hour": quota},
-        "series": _series(memory, found.at),
-        "commits": [
-            {"sha": c.sha, "at": c.at, "shards": c.shards, "rows": c.rows, "bytes": c.bytes,
-             "url": _link(found, "commit", c.sha)}
-            for c in sorted(memory.commits.values(), key=lambda commit: commit.at)
+# Views
+
+
+def _id_of(directory: Path) -> str:
+    return "s" + hashlib.blake2b(str(directory).encode("utf-8", "replace"), digest_size=6).hexdigest()
+
+
+def _view(directory: Path, history: _History, detailed: bool) -> SpoolView:
+    return SpoolView(
+        id=_id_of(directory),
+        spool=str(directory).encode("utf-8", "replace").decode(),
+        now=time.time(),
+        info=_info(directory, history, detailed=detailed) if history.found is not None else None,
+        problem=history.problem,
+    )
+
+
+def _info(directory: Path, history: _History, *, detailed: bool) -> SpoolInfo:
+    found = history.found
+    assert found is not None, directory
+    return SpoolInfo(
+        repo=found.target.repo,
+        revision=found.target.revision,
+        url=(links_of(found.target) or {}).get("repo"),
+        alive=found.alive,
+        condition=ConditionView(*found.condition),
+        waiting=_amount(found.waiting),
+        rejected=_amount(found.depths["dead"]),
+        committed=_amount(found.committed),
+        oldest_age_s=found.oldest_age_s,
+        next=NextCommit(*next_commit(found)),
+        minute=_minute(history, found.at),
+        detail=_detail(found, history) if detailed else None,
+    )
+
+
+def _amount(depth: Depth) -> Amount:
+    return Amount(depth.shards, depth.rows, depth.bytes)
+
+
+def _detail(found: Snapshot, history: _History) -> SpoolDetail:
+    commits = sorted(history.commits.values(), key=lambda commit: commit.at)
+    return SpoolDetail(
+        by_state={name: _amount(depth) for name, depth in found.depths.items()},
+        queue=_queue(found),
+        quota=Quota(*last_hour(found)),
+        series=_series(history, found.at),
+        commits=[CommitView(c.sha, c.at, c.shards, c.rows, c.bytes, _link(found, "commit", c.sha)) for c in commits],
+        shards=[_shard(found, row) for row in [*reversed(found.next_up), *reversed(history.shards)]],
+        changes=[ChangeView(change.at, change.kind, change.reason) for change in reversed(found.stored.changes)],
+        rejected=[RejectedGroup(*reason) for reason in found.rejected],
+        processes=[
+            ProcessView(
+                pid=process.pid,
+                writer=process.writer,
+                commits=process.commits,
+                alive=process.alive,
+                exists=process.exists,
+                heartbeat_age_s=process.heartbeat_age_s,
+                rows=process.heartbeat.counts.spooled_rows if process.heartbeat else None,
+                retries=process.heartbeat.counts.retries if process.heartbeat else None,
+            )
+            for process in found.processes
         ],
-        "shards": [_shard(found, row) for row in [*reversed(found.next_up), *reversed(memory.shards)]],
-        "changes": [{"at": c.at, "kind": c.kind, "reason": c.reason} for c in reversed(found.stored.changes)],
-        "dead": found.dead,
-        "processes": [
-            {"pid": p.pid, "writer": p.writer, "commits": p.commits, "alive": p.alive, "there": p.there,
-             "heard_s": p.heard_s, "since": p.live.since if p.live else None,
-             "rows": p.live.counts.spooled_rows if p.live else None,
-             "retries": p.live.counts.retries if p.live else None}
-            for p in found.processes
-        ],
-    }  # fmt: skip
+    )
 
 
-def _depth(depth: Any) -> dict[str, Any]:
-    return {"shards": depth.shards, "rows": depth.rows, "bytes": depth.bytes}
-
-
-def _queue(found: Snapshot) -> dict[str, int] | None:
-    """What is in the memory of all jobs that live; None where none tells."""
-    lives = [process.live for process in found.processes if process.alive and process.live is not None]
-    if not lives:
+def _queue(found: Snapshot) -> QueueView | None:
+    """Add up the queues of all running jobs; None if no job reports one."""
+    running = [process.heartbeat for process in found.processes if process.alive and process.heartbeat is not None]
+    if not running:
         return None
-    return {
-        "batches": sum(live.queue_batches for live in lives),
-        "rows": sum(live.queue_rows for live in lives),
-        "bytes": sum(live.queue_bytes for live in lives),
-        "max_bytes": sum(live.queue_max_bytes for live in lives),
-        "blocked": sum(live.blocked for live in lives),
-        "raised": sum(live.raised for live in lives),
-        "dropped": sum(live.dropped for live in lives),
-    }
+    return QueueView(
+        batches=sum(job.queue_batches for job in running),
+        rows=sum(job.queue_rows for job in running),
+        bytes=sum(job.queue_bytes for job in running),
+        max_bytes=sum(job.queue_max_bytes for job in running),
+        blocked=sum(job.blocked for job in running),
+        raised=sum(job.raised for job in running),
+        dropped=sum(job.dropped for job in running),
+    )
 
 
-def _series(memory: _Memory, now: float) -> dict[str, Any]:
-    """A value a step, oldest first, as a rate by the second. The last step is not over yet, and what came in its first
-    moments says little: it is told together with the one before.
-    """
+def _steps(history: _History, now: float) -> list[_Step]:
     last = int(now // STEP_S)
-    steps = [memory.steps.get(number, _Step()) for number in range(last - STEPS + 1, last + 1)]
-    begun = now - last * STEP_S
+    return [history.steps.get(number, _Step()) for number in range(last - STEPS + 1, last + 1)]
+
+
+def _minute(history: _History, now: float) -> Rates:
+    steps = _steps(history, now)[-_MINUTE:]
+    seconds = (_MINUTE - 1) * STEP_S + now % STEP_S
+    return Rates(
+        spooled_rows=sum(step.spooled_rows for step in steps) / seconds,
+        spooled_bytes=sum(step.spooled_bytes for step in steps) / seconds,
+        committed_rows=sum(step.committed_rows for step in steps) / seconds,
+        committed_bytes=sum(step.committed_bytes for step in steps) / seconds,
+    )
+
+
+def _series(history: _History, now: float) -> Series:
+    """Return the rates of all steps. The last step has only begun, so it is averaged with the one before it."""
+    steps = _steps(history, now)
+    begun = now % STEP_S
 
     def rates(name: str) -> list[float]:
-        passed = [getattr(step, name) for step in steps]
-        over = [some / STEP_S for some in passed[:-1]]
-        return [round(rate, 3) for rate in (*over, (passed[-2] + passed[-1]) / (STEP_S + begun))]
+        amounts = [getattr(step, name) for step in steps]
+        complete = [amount / STEP_S for amount in amounts[:-1]]
+        return [round(rate, 3) for rate in (*complete, (amounts[-2] + amounts[-1]) / (STEP_S + begun))]
 
-    def mean(name: str) -> float:
-        return float(sum(getattr(step, name) for step in steps[-_MINUTE:]) / ((_MINUTE - 1) * STEP_S + begun))
-
-    names = ("spooled_rows", "spooled_bytes", "committed_rows", "committed_bytes")
-    return {
-        "from": (last - STEPS + 1) * STEP_S,
-        "step_s": STEP_S,
-        **{name: rates(name) for name in names},
-        "minute": {name: mean(name) for name in names},
-        "waiting_rows": _backwards(memory.waiting[0], [step.waiting_rows for step in steps]),
-        "waiting_bytes": _backwards(memory.waiting[1], [step.waiting_bytes for step in steps]),
-    }
+    return Series(
+        start=(int(now // STEP_S) - STEPS + 1) * STEP_S,
+        step_s=STEP_S,
+        spooled_rows=rates("spooled_rows"),
+        spooled_bytes=rates("spooled_bytes"),
+        committed_rows=rates("committed_rows"),
+        committed_bytes=rates("committed_bytes"),
+        waiting_rows=_backwards(history.waiting[0], [step.waiting_rows for step in steps]),
+        waiting_bytes=_backwards(history.waiting[1], [step.waiting_bytes for step in steps]),
+    )
 
 
-def _backwards(now: float, steps: list[float]) -> list[float]:
-    """What waited at the end of each step, from what waits now and by how much it became more."""
-    found = []
-    for more in reversed(steps):
-        found.append(round(max(0.0, now)))
-        now -= more
-    return [float(value) for value in reversed(found)]
+def _backwards(now: float, changes: list[float]) -> list[float]:
+    """Return what waited at the end of each step, given what waits now and how each step changed it."""
+    amounts = []
+    for change in reversed(changes):
+        amounts.append(float(round(max(0.0, now))))
+        now -= change
+    return amounts[::-1]
 
 
-def _shard(found: Snapshot, row: dict[str, Any]) -> dict[str, Any]:
-    committed = row["state"] == "committed"
-    return {
-        "id": row["id"],
-        "path": row["path"],
-        "writer": row["writer"],
-        "state": "sending" if row["plan"] is not None else row["state"],
-        "rows": row["rows"],
-        "bytes": row["bytes"],
-        "at": row["committed_at"] or row["sealed_at"] or row["opened_at"],
-        "url": _link(found, "file", row["path"]) if committed else None,
-    }
+def _shard(found: Snapshot, row: SegmentSummary) -> ShardView:
+    return ShardView(
+        id=row.id,
+        path=row.path,
+        writer=row.writer,
+        state="sending" if row.plan is not None else row.state,
+        rows=row.rows,
+        bytes=row.bytes,
+        at=row.committed_at or row.sealed_at or row.opened_at,
+        url=_link(found, "file", row.path) if row.state == "committed" else None,
+    )
 
 
 def _link(found: Snapshot, kind: str, rest: str | None) -> str | None:

@@ -1,7 +1,7 @@
-"""The page's server: one page, its style and script, and one JSON answer; on 127.0.0.1, read-only.
+"""The dashboard's server: one page, its style and script, and one JSON response; on 127.0.0.1, read-only.
 
-It can change nothing: it answers GET alone. It answers only to the names of this machine, so that no site that a
-browser visits can read it under a name of its own (DNS rebinding); and the browser loads nothing from anywhere else.
+It accepts only GET, so a request cannot change anything. It accepts only the names of this machine as `Host`, so a
+website cannot read it through a DNS name of its own (DNS rebinding). The page loads nothing from other servers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -24,11 +23,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hubsync.dashboard.history import Watch
+from hubsync.dashboard.history import ALWAYS_DETAILED, SpoolHistories
+from hubsync.dashboard.view import Page
 from hubsync.errors import ConfigError
 from hubsync.model.target import default_home
 
-_LOOK_S = 1.0
+_REFRESH_S = 1.0
 _HOST = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -40,56 +40,58 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]  # fmt: skip
+_STATIC = Path(__file__).parent / "static"
+_SCRIPTS = ("page", "overview", "card", "plots", "format", "dom")
 _FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/plots.js": ("plots.js", "text/javascript"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in _SCRIPTS},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
 
-def app(watch: Watch) -> ASGIApp:
+def app(histories: SpoolHistories) -> ASGIApp:
     """Return the ASGI app. It reads the spools once a second, however many pages are open."""
-    shown: dict[str, Any] = {"body": b"", "failed": None}
     started = time.time()
+    refresh_ms = 0.0
+    failure: str | None = None
 
-    def look() -> None:
+    def refresh() -> None:
+        nonlocal refresh_ms, failure
         begun = time.perf_counter()
-        spools = watch.look()
-        took = round((time.perf_counter() - begun) * 1000, 1)
-        shown["body"] = msgspec.json.encode(
-            {"now": time.time(), "started": started, "look_ms": took, "home": str(default_home()), "spools": spools}
-        )
+        try:
+            histories.refresh()
+            failure = None
+        except Exception as error:  # noqa: BLE001  (the page reports it; the next refresh may succeed)
+            failure = f"{type(error).__name__}: {error}"
+        refresh_ms = round((time.perf_counter() - begun) * 1000, 1)
 
-    async def look_for_ever() -> None:
+    async def refresh_forever() -> None:
         while True:
-            try:
-                await anyio.to_thread.run_sync(look)
-                shown["failed"] = None
-            except Exception as error:  # noqa: BLE001  (the page says it, and lives on)
-                shown["failed"] = f"{type(error).__name__}: {error}"
-            await anyio.sleep(_LOOK_S)
+            await anyio.to_thread.run_sync(refresh)
+            await anyio.sleep(_REFRESH_S)
 
     @contextlib.asynccontextmanager
-    async def life(_: Starlette) -> AsyncIterator[None]:
-        await anyio.to_thread.run_sync(look)
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await anyio.to_thread.run_sync(refresh)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(look_for_ever)
+            tasks.start_soon(refresh_forever)
             yield
             tasks.cancel_scope.cancel()
 
-    async def spools(_: Request) -> Response:
-        if shown["failed"] is not None:
-            return Response(msgspec.json.encode({"error": shown["failed"]}), 500, media_type="application/json")
-        return Response(shown["body"], media_type="application/json")
+    async def spools(request: Request) -> Response:
+        if failure is not None:
+            return Response(msgspec.json.encode({"error": failure}), 500, media_type="application/json")
+        detailed = request.query_params.getlist("detail")[:ALWAYS_DETAILED]
+        page = Page(time.time(), started, refresh_ms, str(default_home()), histories.views(detailed))
+        return Response(msgspec.json.encode(page), media_type="application/json")
 
     routes = [Route("/api/spools", spools), *(_file(path, *what) for path, what in _FILES.items())]
-    return _Guard(Starlette(routes=routes, lifespan=life))
+    return _Guard(Starlette(routes=routes, lifespan=lifespan))
 
 
 def _file(path: str, name: str, media_type: str) -> Route:
-    content = (Path(__file__).parent / name).read_bytes()
+    content = (_STATIC / name).read_bytes()
 
     async def answer(_: Request) -> Response:
         return Response(content, media_type=media_type)
@@ -116,9 +118,9 @@ class _Guard:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         answer: ASGIApp = self._inner
         if len(hosts) != 1 or not _HOST.fullmatch(hosts[0].lower()):
-            answer = Response("This page answers to 127.0.0.1, localhost and [::1] alone.\n", 421)
+            answer = Response("This page is only served under the names 127.0.0.1, localhost and [::1].\n", 421)
         elif scope["method"] != "GET":
-            answer = Response("This page can only be read.\n", 405, {"Allow": "GET"})
+            answer = Response("This page is read-only: use GET.\n", 405, {"Allow": "GET"})
         await answer(scope, receive, send_guarded)
 
 
@@ -138,10 +140,10 @@ def serve(
             listener.listen(128)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on port {port}: {error}. Choose another one with --port; 0 finds a free one."
+                f"cannot listen on port {port}: {error}. Choose another with --port; 0 takes a free one."
             ) from None
         config = uvicorn.Config(
-            app(Watch(directories)), log_level="warning", access_log=False, lifespan="on", server_header=False,
+            app(SpoolHistories(directories)), log_level="warning", access_log=False, lifespan="on", server_header=False,
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -149,12 +151,12 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Calls `up` once it serves."""
+    """Calls `started` once it listens."""
 
-    def __init__(self, config: uvicorn.Config, up: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._up = up
+        self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._up()
+        self._started()

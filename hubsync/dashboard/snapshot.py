@@ -1,7 +1,7 @@
-"""One look at a spool from outside, in a few milliseconds whatever it has ever committed, and without a trace in it.
+"""Read a spool from outside, in a few milliseconds however much it has ever committed, without a trace in it.
 
-The catalogue is read in one short transaction; whether jobs live is told by the times of their locks' files and by what
-they tell of themselves, so no lock that a job may want is ever taken.
+The catalogue is read in one short transaction. Whether a job is alive is judged by its heartbeat file and the times of
+its lock files, so no lock that a job may need is ever taken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -21,14 +21,14 @@ from hubsync.committer.rate_limiter import RateLimiter, last_policy
 from hubsync.errors import SpoolError
 from hubsync.model.target import Target
 from hubsync.spool.database import CatalogueReader, read_only
-from hubsync.spool.segments import SegmentQueries, StateDepth
+from hubsync.spool.segments import RejectionReason, SegmentQueries, SegmentSummary, StateDepth
 from hubsync.telemetry.condition import Committer, Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats
 from hubsync.telemetry.status import QUOTA, State, Stored
 
-SILENT_S = 5.0  # a job beats twice a second; without a beat for so long it has ended or stopped
+SILENT_S = 5.0  # jobs write two heartbeats a second; without one for so long a job has ended or stopped
 _WAITING_SHOWN = 5
-_DEAD_SHOWN = 50
+_REASONS_SHOWN = 20
 
 
 class Depth(NamedTuple):
@@ -42,23 +42,23 @@ class Depth(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that writes or commits. `heard_s`: seconds since its last beat; `there`: whether its pid exists."""
+    """A process that writes or commits. `exists`: whether there is a process with its pid."""
 
     pid: int | None
     writer: str | None
     commits: bool
-    heard_s: float
-    there: bool
-    live: Heartbeat | None = None
+    heartbeat_age_s: float
+    exists: bool
+    heartbeat: Heartbeat | None = None
 
     @property
     def alive(self) -> bool:
-        return self.heard_s < SILENT_S  # whatever its pid: it may count them in a container of its own
+        return self.heartbeat_age_s < SILENT_S  # its pid may be that of another container's namespace
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a spool was like at one moment. `recent` are the newest segments, those that wait and the committed ones."""
+    """A spool at one moment. `recent`: its newest segments, both waiting and committed."""
 
     directory: Path
     at: float
@@ -69,9 +69,9 @@ class Snapshot:
     urgent: bool
     governor: str | None
     sending_since: float | None
-    next_up: list[dict[str, Any]]
-    recent: list[dict[str, Any]]
-    dead: list[dict[str, Any]]
+    next_up: list[SegmentSummary]
+    recent: list[SegmentSummary]
+    rejected: list[RejectionReason]
     processes: list[Process]
 
     @property
@@ -90,7 +90,7 @@ class Snapshot:
     @property
     def oldest_age_s(self) -> float | None:
         """How long the oldest row that is not on the Hub has waited, on disk or in a job's memory."""
-        since = [p.live.queue_oldest_at for p in self.processes if p.alive and p.live is not None]
+        since = [p.heartbeat.queue_oldest_at for p in self.processes if p.alive and p.heartbeat is not None]
         known = [at for at in (*since, self.waiting.oldest_at) if at is not None]
         return max(0.0, self.at - min(known)) if known else None
 
@@ -98,34 +98,34 @@ class Snapshot:
     def state(self) -> State:
         """The committer's, or a writer's that is worse: its disk is full."""
         for process in self.processes:
-            if process.alive and process.live is not None and process.live.state.kind == "spool full":
-                return process.live.state
+            if process.alive and process.heartbeat is not None and process.heartbeat.state.kind == "spool full":
+                return process.heartbeat.state
         return self.stored
 
     @property
     def condition(self) -> Condition:
         """How the spool is doing: the verdict that `hubsync status` shows as well."""
         committers = [process for process in self.processes if process.commits]
-        committer: Committer = "stalled" if any(process.there for process in committers) else "none"
+        committer: Committer = "stalled" if any(process.exists for process in committers) else "none"
         if any(process.alive for process in committers):
             committer = "working"
-        lives = [process.live for process in self.processes if process.alive and process.live is not None]
+        running = [process.heartbeat for process in self.processes if process.alive and process.heartbeat is not None]
         dead = self.depths["dead"]
         return condition_of(
             SpoolFacts(
-                self.directory, self.state, rows=self.waiting.rows, queued_rows=sum(live.queue_rows for live in lives),
+                self.directory, self.state, rows=self.waiting.rows, queued_rows=sum(job.queue_rows for job in running),
                 rejected_rows=dead.rows, rejected_shards=dead.shards, is_open=self.alive or committer == "stalled",
                 committer=committer,
-                activity=next((p.live.activity for p in committers if p.alive and p.live is not None), ""),
+                activity=next((p.heartbeat.activity for p in committers if p.alive and p.heartbeat is not None), ""),
             )
         )  # fmt: skip
 
 
 def snapshot(directory: Path, newest: int) -> Snapshot:
-    """Looks once, at `newest` segments of the past.
+    """Read the spool, with its `newest` segments.
 
     Raises:
-        SpoolError: it is gone, busy, corrupt (`SpoolLost`), or of a newer version (`SpoolVersionError`).
+        SpoolError: It is gone, busy, corrupt (`SpoolLost`), or of a newer version (`SpoolVersionError`).
     """
     path = directory / "catalogue.sqlite"
     if not path.exists():
@@ -134,7 +134,7 @@ def snapshot(directory: Path, newest: int) -> Snapshot:
         with read_only(path) as db:
             return _read(db, directory, newest)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise SpoolError(f"what the catalogue {path} tells is not understood: {error}.") from error
+        raise SpoolError(f"the catalogue {path} has unexpected content: {error}.") from error
 
 
 def _read(db: CatalogueReader, directory: Path, newest: int) -> Snapshot:
@@ -156,44 +156,41 @@ def _read(db: CatalogueReader, directory: Path, newest: int) -> Snapshot:
         urgent=segments.has_urgent(),
         governor=db.get("governor"),
         sending_since=db.value("SELECT min(created_at) FROM plans"),
-        next_up=[segment._asdict() for segment in segments.next_up(_WAITING_SHOWN)],
+        next_up=segments.next_up(_WAITING_SHOWN),
         recent=_recent(segments, newest, min(first_ids, default=None)),
-        dead=[
-            {"path": shard.path, "rows": shard.rows, "bytes": shard.bytes, "at": shard.at, "why": shard.why}
-            for shard in segments.quarantined(_DEAD_SHOWN, newest_first=True)
-        ],
+        rejected=segments.rejection_reasons(_REASONS_SHOWN),
         processes=_processes(directory, [row[0] for row in db.rows("SELECT name FROM writers ORDER BY name")]),
     )
 
 
-def _recent(segments: SegmentQueries, newest: int, first_waiting: int | None) -> list[dict[str, Any]]:
+def _recent(segments: SegmentQueries, newest: int, first_waiting: int | None) -> list[SegmentSummary]:
     """Return the newest segments, and those right before the first one that waits, by id: no index has their times."""
     found = {segment.id: segment for segment in segments.latest(newest)}
     if first_waiting is not None and first_waiting < min(found, default=0):
         found |= {segment.id: segment for segment in segments.latest(newest, before=first_waiting)}
-    return [segment._asdict() for segment in found.values()]
+    return list(found.values())
 
 
 def _processes(directory: Path, names: list[str]) -> list[Process]:
-    lives, now = read_heartbeats(directory), time.time()
+    heartbeats, now = read_heartbeats(directory), time.time()
     committer = _lock(directory / "committer.lock")
     found: list[Process] = []
     for name in names:
-        live, lock = lives.get(name), _lock(directory / "writers" / f"{name}.lock")
-        if live is None and (lock is None or now - lock[1] > SILENT_S):
-            continue  # ended in order, or long ago
-        pid, beat = (live.pid, live.at) if live is not None else (lock or (None, 0.0))
+        heartbeat, lock = heartbeats.get(name), _lock(directory / "writers" / f"{name}.lock")
+        if heartbeat is None and (lock is None or now - lock[1] > SILENT_S):
+            continue  # it ended properly, or long ago
+        pid, beat = (heartbeat.pid, heartbeat.at) if heartbeat is not None else (lock or (None, 0.0))
         commits = committer is not None and committer[0] == pid
         found.append(
-            Process(pid, name, commits, max(0.0, now - max(beat, lock[1] if lock else 0.0)), _there(pid), live)
+            Process(pid, name, commits, max(0.0, now - max(beat, lock[1] if lock else 0.0)), _exists(pid), heartbeat)
         )
     if committer is not None and now - committer[1] < SILENT_S and not any(p.commits for p in found):
-        found.append(Process(committer[0], None, True, max(0.0, now - committer[1]), _there(committer[0])))
+        found.append(Process(committer[0], None, True, max(0.0, now - committer[1]), _exists(committer[0])))
     return found
 
 
 def _lock(path: Path) -> tuple[int | None, float] | None:
-    """The pid in a lock's file, and when its holder last beat."""
+    """Return the pid in a lock file, and the time of its holder's last heartbeat."""
     try:
         pid = path.read_bytes()[:20].split(b"\n")[0]
         return int(pid) if pid.isdigit() else None, path.stat().st_mtime
@@ -201,7 +198,7 @@ def _lock(path: Path) -> tuple[int | None, float] | None:
         return None
 
 
-def _there(pid: int | None) -> bool:
+def _exists(pid: int | None) -> bool:
     if pid is None:
         return False
     try:
@@ -213,7 +210,7 @@ def _there(pid: int | None) -> bool:
     return True
 
 
-# What is made of it, in words and figures.
+# In words and figures
 
 
 def last_hour(found: Snapshot) -> tuple[int, int]:
@@ -279,11 +276,11 @@ def _on_its_way(found: Snapshot) -> tuple[float | None, str]:
 
 
 def _when_sealed(found: Snapshot) -> tuple[float | None, str]:
-    lives = [process.live for process in found.processes if process.live is not None and process.alive]
+    running = [process.heartbeat for process in found.processes if process.heartbeat is not None and process.alive]
     opened = found.depths["open"].oldest_at
-    if not lives or opened is None:
+    if not running or opened is None:
         return None, "The shard is still open."
-    linger, most = max(live.linger_s for live in lives), lives[0].shard_max_bytes
+    linger, most = max(job.linger_s for job in running), running[0].shard_max_bytes
     return opened + linger, (
         f"The shard is still open: it is sealed {_for(linger)} after its first row, or at {most / 1e6:,.0f} MB."
     )

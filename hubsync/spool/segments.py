@@ -104,6 +104,16 @@ class SegmentSummary(NamedTuple):
     plan: int | None
 
 
+class RejectionReason(NamedTuple):
+    """The dead shards with one error; `path` and `at` (seconds since the epoch) are those of the newest."""
+
+    why: str
+    shards: int
+    rows: int
+    path: str | None
+    at: float | None
+
+
 class Outcome(NamedTuple):
     """What became of a segment: its state, the commit that contains it, why it is dead."""
 
@@ -274,6 +284,19 @@ class SegmentQueries:
         columns, order = "id, path, rows, bytes, sealed_at, error", "DESC" if newest_first else "ASC"
         sql = f"SELECT {columns} FROM segments WHERE {_QUARANTINED} ORDER BY id {order} LIMIT ?"
         return [QuarantinedShard(*row) for row in self._db.rows(sql, limit)]
+
+    def rejection_reasons(self, limit: int) -> list[RejectionReason]:
+        """Return why shards are dead, the reason with the most shards first, without the discarded ones.
+
+        Two errors of the Hub that differ only in the request's id are the same reason.
+        """
+        # SQLite takes the other columns from the row that has the maximum: the newest shard's.
+        sql = (
+            "SELECT coalesce(error, ''), count(*) AS shards, sum(rows), path, sealed_at, max(id) FROM segments "
+            f"WHERE {_QUARANTINED} GROUP BY substr(error, 1, instr(error || ' (request ', ' (request ')) "
+            "ORDER BY shards DESC LIMIT ?"
+        )
+        return [RejectionReason(*row[:5]) for row in self._db.rows(sql, limit)]
 
     # Whether someone waits, and how much.
 

@@ -36,12 +36,12 @@ def main(minutes: float) -> None:
         alone, both, other = (stack.enter_context(page(*some)) for some in (spools[:1], spools[:2], spools[2:]))
         chrome = stack.enter_context(browser(path))
         time.sleep(minutes * 60)
-        _wait_for(alone, "ok")
+        _wait_for(alone, "uploading")
         _picture(chrome, alone, "healthy", 1280)
         _picture(chrome, both, "two", 1280)
         hubs[0].faults.add(Fault.rate_limit("commits", on="commit"))
         hubs[1].faults.add(Fault.status(503, on="commit", times=2))
-        _wait_for(alone, "backing off")
+        _wait_for(alone, "waiting")
         time.sleep(40)
         hubs[1].revoke(hubs[1].token)
         _picture(chrome, alone, "backing-off", 1280)
@@ -54,8 +54,8 @@ def main(minutes: float) -> None:
 def _wait_for(address: str, kind: str) -> None:
     def is_so() -> bool:
         with urllib.request.urlopen(f"{address}/api/spools") as answer:
-            spool = json.load(answer)["spools"][0]
-        return bool(spool["alive"] and spool["state"]["kind"] == kind)
+            info = json.load(answer)["spools"][0]["info"]
+        return bool(info["alive"] and info["condition"]["kind"] == kind)
 
     wait_until(is_so, f"the state is {kind}", 180)
 

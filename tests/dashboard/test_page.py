@@ -1,4 +1,4 @@
-"""The page in a real browser, beside real jobs that meet a Hub that fails."""
+"""The page in a real browser, with real jobs and a Hub that fails."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def browse(chrome: Any) -> Iterator[Open]:
         shown = context.new_page()
         shown.on("console", heard)
         shown.on("pageerror", lambda error: wrong.append(str(error)))
-        shown.on("request", lambda made: None if made.url.startswith(address) else wrong.append(made.url))
+        shown.on(
+            "request", lambda made: None if made.url.startswith(address.partition("#")[0]) else wrong.append(made.url)
+        )
         shown.goto(address)
         shown.wait_for_selector(wait)
         return shown
@@ -90,7 +92,7 @@ STATE = "kind => document.querySelector('.state span').textContent === kind"
 def test_the_figures_follow_a_job_in_another_process(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
     with job(hub, "user/rows", tmp_path / "spool") as process, page(tmp_path / "spool") as address:
         shown = browse(address, wait=".card")
-        until(shown, STATE, "Healthy")
+        until(shown, STATE, "Uploading")
         shown.wait_for_selector("tbody tr [data-mark=committed]")
         before = text(shown, "On the Hub")
         until(
@@ -109,18 +111,18 @@ def test_the_figures_follow_a_job_in_another_process(hub: LocalHub, browse: Open
 def test_the_state_follows_the_hub_and_changes_are_read_out(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
     with job(hub, "user/rows", tmp_path / "spool") as process, page(tmp_path / "spool") as address:
         shown = browse(address, wait=".card")
-        until(shown, STATE, "Healthy")
+        until(shown, STATE, "Uploading")
         shown.wait_for_selector("tbody tr [data-mark=committed]")
         said = shown.locator("[role=status]")
         hub.faults.add(Fault.rate_limit("commits", on="commit", times=1))
-        until(shown, STATE, "Backing off")
-        assert "user/rows: Backing off. The Hub's commit quota is used up. Next try at" in said.inner_text()
+        until(shown, STATE, "Waiting")
+        assert "user/rows: Waiting. The Hub's commit quota is used up. Next attempt at" in said.inner_text()
         assert text(shown, "Next commit").startswith("in ")
-        assert shown.title() == "Backing off – hubsync"
+        assert shown.title() == "Waiting – hubsync"
         process.kill()
         process.wait()
         until(shown, STATE, "Not running")
-        assert "The job is not running" in shown.locator(".reason").inner_text()
+        assert "No job has this spool open." in shown.locator(".reason").inner_text()
         assert f"hubsync drain {tmp_path / 'spool'}" in shown.locator(".lead").inner_text()
         assert "ended" in shown.locator(".processes").inner_text()
     hub.revoke(hub.token)
@@ -129,7 +131,7 @@ def test_the_state_follows_the_hub_and_changes_are_read_out(hub: LocalHub, brows
 def test_a_revoked_token_is_shown_and_so_is_its_end(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
     with job(hub, "user/rows", tmp_path / "spool"), page(tmp_path / "spool") as address:
         shown = browse(address, wait=".card")
-        until(shown, STATE, "Healthy")
+        until(shown, STATE, "Uploading")
         shown.wait_for_selector("tbody tr [data-mark=committed]")
         hub.revoke(hub.token)
         until(shown, STATE, "Blocked")
@@ -139,7 +141,7 @@ def test_a_revoked_token_is_shown_and_so_is_its_end(hub: LocalHub, browse: Open,
         first = shown.evaluate(age)
         until(shown, "first => document.querySelector('.big').textContent !== first", first)
         hub.add_user(hub.user, hub.token)
-        until(shown, STATE, "Healthy")
+        until(shown, STATE, "Uploading")
         assert not shown.locator(".reason").is_visible()
 
 
@@ -160,11 +162,81 @@ def test_several_spools_side_by_side_and_one_that_comes_and_goes(
         for file in (home / "two").glob("catalogue.sqlite*"):
             file.unlink()
         (home / "two" / "catalogue.sqlite").write_bytes(b"not a database" * 100)
-        until(shown, "() => document.querySelectorAll('.state span')[1].textContent === 'Corrupt'")
-        assert "hubsync drain --rescue" in shown.locator("article").nth(1).inner_text()
-        assert [shown.locator(".lead").nth(n).is_visible() for n in (0, 1)] == [True, False]
+        until(shown, "() => document.querySelectorAll('.state span')[0].textContent === 'Corrupt'")
+        assert "hubsync drain --rescue" in shown.locator("article").nth(0).inner_text()
+        assert [shown.locator(".lead").nth(n).is_visible() for n in (0, 1)] == [False, True]
         shutil.rmtree(home / "two")
         until(shown, "() => document.querySelectorAll('article').length === 1")
+
+
+@pytest.fixture
+def many(ended: Path, hub: LocalHub, tmp_path: Path) -> Path:
+    """A home with six spools: two that need someone, four that are finished."""
+    home = tmp_path / "home"
+    shutil.copytree(ended, home / "rejected")
+    (home / "corrupt").mkdir()
+    (home / "corrupt" / "catalogue.sqlite").write_bytes(b"not a database" * 100)
+    hub.start()
+    for n in range(4):
+        spool = home / f"finished-{n}"
+        with Uploader(f"user/rows-{n}", endpoint=hub.endpoint, token=hub.token, spool=spool) as up:
+            up.put([{"id": n} for n in range(10 * (n + 1))])
+        for lock in spool.rglob("*.lock"):
+            os.utime(lock, (0, 0))  # long ago
+    return home
+
+
+def names(shown: Any) -> list[str]:
+    return [str(text) for text in shown.locator(".overview .open").all_inner_texts()]
+
+
+def test_many_spools_have_an_overview_to_sort_and_filter(browse: Open, many: Path) -> None:
+    with page(HUBSYNC_HOME=str(many)) as address:
+        shown = browse(address, wait=".overview tbody tr")
+        assert names(shown) == ["corrupt", "user/rows", *(f"user/rows-{n}" for n in range(4))]
+        assert shown.locator("article").count() == 0
+        assert shown.locator(".chip").all_inner_texts() == ["All 6", "Running 0", "Needs attention 2", "Finished 4"]
+        by_rows = shown.locator("th button:text-is('On the Hub')")
+        by_rows.click()
+        assert names(shown)[:2] == ["user/rows", "user/rows-3"]
+        assert shown.locator("th[aria-sort=descending]").inner_text().startswith("On the Hub")
+        by_rows.click()
+        assert names(shown)[:3] == ["corrupt", "user/rows-0", "user/rows-1"]
+        by_rows.click()
+        assert names(shown)[0] == "corrupt"
+        assert shown.locator("th[aria-sort]").count() == 0
+        shown.locator(".chip", has_text="Finished").click()
+        assert names(shown) == [f"user/rows-{n}" for n in range(4)]
+        shown.locator("input[type=search]").fill("ROWS-2")
+        assert names(shown) == ["user/rows-2"]
+        shown.locator("input[type=search]").fill("no such spool")
+        assert shown.locator(".overview .none").inner_text() == "No spool matches."
+
+
+def test_a_spool_of_the_overview_opens_and_its_address_can_be_kept(browse: Open, many: Path) -> None:
+    with page(HUBSYNC_HOME=str(many)) as address:
+        shown = browse(address, wait=".overview tbody tr")
+        row = shown.locator(".open:text-is('user/rows-1')")
+        row.focus()
+        shown.keyboard.press("Enter")
+        shown.wait_for_selector("article .plot svg")
+        assert shown.locator("article h2").inner_text() == "user/rows-1"
+        assert row.get_attribute("aria-expanded") == "true"
+        again = browse(shown.url, wait="article .plot svg")
+        assert again.locator("article h2").inner_text() == "user/rows-1"
+        row.click()
+        shown.wait_for_selector("article", state="detached")
+        assert row.evaluate("e => e === document.activeElement")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_the_overview_fits_and_can_be_read(browse: Open, many: Path, width: int, scheme: str) -> None:
+    with page(HUBSYNC_HOME=str(many)) as address:
+        shown = browse(address, width=width, wait=".overview tbody tr", color_scheme=scheme)
+        assert shown.evaluate("() => document.documentElement.scrollWidth") <= width
+        found = shown.evaluate(CONTRASTS)["found"]
+        assert len(found) > 30
+        assert [entry for entry in found if entry[1] < 4.5] == []
 
 
 def test_the_page_outlives_its_server(browse: Open, ended: Path) -> None:
@@ -187,14 +259,14 @@ def test_what_was_refused_stands_at_the_top_and_nothing_says_that_all_went_well(
             up.flush()
         with page(tmp_path / "spool") as address:
             shown = browse(address)
-            until(shown, STATE, "Healthy")
-            assert shown.locator("header .refused").inner_text() == "3 rows in the dead letter"
+            until(shown, STATE, "Rows rejected")
+            assert shown.locator("header .rejected").inner_text() == "3 rows in the dead letter"
             said = shown.locator(".lead").inner_text()
-            assert "Every row is on the Hub but the 3 rows in the dead letter." in said
+            assert "Every row is on the Hub except 3 rows in the dead letter." in said
             assert "Everything else is on the Hub." in said
-            assert "None: what was refused is in the dead letter." in shown.locator(".changes").inner_text()
-            shown.locator(".refused").click()
-            assert shown.evaluate("() => document.activeElement.className") == "dead"
+            assert "No state changes. Rejected rows are in the dead letter." in shown.locator(".changes").inner_text()
+            shown.locator(".rejected").click()
+            assert shown.evaluate("() => document.activeElement.className") == "dead-letter"
 
 
 def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -> None:
@@ -206,7 +278,7 @@ def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -
         db.execute("UPDATE meta SET value = ? WHERE key = 'target'", (target.replace("user/rows", "user/<b>rows</b>"),))
     with page(ended) as address:
         shown = browse(address)
-        assert evil in shown.locator(".dead").inner_text()
+        assert evil in shown.locator(".dead-letter").inner_text()
         assert evil in shown.locator(".shards").inner_text()
         assert shown.locator("h2").inner_text() == "user/<b>rows</b>"
         assert shown.locator("img, b, body script").count() == 0
@@ -257,7 +329,7 @@ CONTRASTS = """() => {
   const found = [];
   for (const e of document.querySelectorAll('body *')) {
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.getClientRects().length || e.closest('.unseen, noscript, .skip, title')) continue;
+    if (!own || !e.getClientRects().length || e.closest('.visually-hidden, noscript, .skip, title')) continue;
     const style = getComputedStyle(e);
     const [a, b] = [light(rgba(e instanceof SVGElement ? style.fill : style.color)), light(ground(e))];
     found.push([e.textContent.trim().slice(0, 40), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]);
@@ -273,7 +345,7 @@ def test_all_text_can_be_read_in_light_and_in_the_dark(browse: Open, ended: Path
         shown = browse(address, color_scheme=scheme)
         for more in shown.locator("summary").all():
             more.click()
-        for tone in ("ok", "back", "blocked", "off"):
+        for tone in ("ok", "warning", "error", "idle"):
             # Whatever the state: the colours hang on one attribute.
             result = shown.evaluate(
                 f"() => {{ document.querySelector('.card').dataset.tone = '{tone}'; return ({CONTRASTS})(); }}"

@@ -1,4 +1,4 @@
-"""What is read of a spool while a job has it, and what is made of it."""
+"""What the dashboard reads of a spool while a job has it open, and what it makes of that."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from hubsync import HubsyncError, ShardPolicy, Uploader
+from hubsync.dashboard import history
 from hubsync.dashboard import snapshot as snapshots
-from hubsync.dashboard.history import STEP_S, STEPS, Watch, _Memory, _series, _Step
+from hubsync.dashboard.history import STEP_S, STEPS, SpoolHistories, _History, _series, _Step
 from hubsync.dashboard.snapshot import Depth, Process, Snapshot, next_commit, snapshot
+from hubsync.dashboard.view import Amount, Problem, SpoolDetail, SpoolInfo, SpoolView
 from hubsync.localhub import Fault, LocalHub
 from hubsync.model.target import Target
 from hubsync.spool import database
@@ -32,9 +33,32 @@ from tests.dashboard.browser import job, wait_until
 Make = Callable[..., Uploader]
 
 
-def one(watch: Watch) -> dict[str, Any]:
-    (card,) = watch.look()
-    return card
+def views(histories: SpoolHistories) -> list[SpoolView]:
+    histories.refresh()
+    return histories.views()
+
+
+def only(histories: SpoolHistories) -> SpoolView:
+    (view,) = views(histories)
+    return view
+
+
+def info(histories: SpoolHistories) -> SpoolInfo:
+    """The only spool, which can be read."""
+    found = only(histories).info
+    assert found is not None
+    return found
+
+
+def problems(histories: SpoolHistories) -> dict[str, Problem]:
+    """The problem of each spool that has one, by the name of its directory."""
+    return {Path(view.spool).name: view.problem for view in views(histories) if view.problem}
+
+
+def detail(histories: SpoolHistories) -> SpoolDetail:
+    found = info(histories).detail
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -44,35 +68,39 @@ def left(uploader: Make, tmp_path: Path) -> Path:
         for rows in (1, 2):
             up.put([{"id": n} for n in range(rows)])
             up.flush()
+    for lock in (tmp_path / "spool").rglob("*.lock"):
+        os.utime(lock, (0, 0))  # the job ended long ago
     return tmp_path / "spool"
 
 
-@pytest.mark.slow("waits until a job that stopped is seen to be silent")
+@pytest.mark.slow("waits until the heartbeat of a stopped job is old")
 def test_a_job_in_another_process_is_followed_until_it_is_killed(hub: LocalHub, tmp_path: Path) -> None:
-    watch = Watch([tmp_path / "spool"])
-    assert one(watch)["problem"]["kind"] == "not there"
+    histories = SpoolHistories([tmp_path / "spool"])
+    problem = only(histories).problem
+    assert problem is not None
+    assert problem.kind == "missing"
     with job(hub, "user/rows", tmp_path / "spool") as process:
-        first = wait_until(lambda: (card := one(watch)).get("commits") and card, "a commit")
-        assert (first["repo"], first["alive"], first["state"]["kind"]) == ("user/rows", True, "ok")
-        (writer,) = first["processes"]
-        assert (writer["pid"], writer["commits"], writer["alive"]) == (process.pid, True, True)
+        first = wait_until(lambda: (found := only(histories).info) and found.detail.commits and found, "a commit")
+        assert (first.repo, first.alive, first.condition.kind) == ("user/rows", True, "uploading")
+        (writer,) = first.detail.processes
+        assert (writer.pid, writer.commits, writer.alive) == (process.pid, True, True)
         wait_until(
             lambda: (
-                (card := one(watch))["committed"]["rows"] > first["committed"]["rows"]
-                and len(card["commits"]) > len(first["commits"])
-                and card["processes"][0]["rows"] > writer["rows"]
+                (found := info(histories)).committed.rows > first.committed.rows
+                and len(found.detail.commits) > len(first.detail.commits)
+                and found.detail.processes[0].rows > writer.rows
             ),
             "more rows, commits and counts",
         )
         process.send_signal(signal.SIGSTOP)
-        stopped = wait_until(lambda: not (card := one(watch))["alive"] and card, "it is seen that it stopped")
-        assert stopped["processes"][0]["there"]
+        stopped = wait_until(lambda: not (found := info(histories)).alive and found, "the heartbeat is old")
+        assert stopped.detail.processes[0].exists
         process.send_signal(signal.SIGCONT)
-        wait_until(lambda: one(watch)["alive"], "it goes on")
-    dead = wait_until(lambda: not (card := one(watch))["alive"] and card, "it is seen that it is dead")
-    assert not dead["processes"][0]["there"]
-    if dead["waiting"]["rows"]:
-        assert dead["next"]["why"].endswith(f"hubsync drain {tmp_path / 'spool'}")
+        wait_until(lambda: info(histories).alive, "a new heartbeat")
+    dead = wait_until(lambda: not (found := info(histories)).alive and found, "the heartbeat is old")
+    assert not dead.detail.processes[0].exists
+    if dead.waiting.rows:
+        assert dead.next.why.endswith(f"hubsync drain {tmp_path / 'spool'}")
 
 
 def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploader: Make, tmp_path: Path) -> None:
@@ -84,7 +112,9 @@ def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploa
             and live, "it tells that a row was spooled",
         )  # fmt: skip
         assert (live.pid, live.linger_s, live.shard_max_bytes) == (os.getpid(), 7, 1000)
-        assert one(Watch([up.spool]))["queue"]["max_bytes"] == 64 * 1024 * 1024
+        queue = detail(SpoolHistories([up.spool])).queue
+        assert queue is not None
+        assert queue.max_bytes == 64 * 1024 * 1024
     assert read_heartbeats(tmp_path / "spool") == {}
 
 
@@ -106,7 +136,7 @@ def test_a_job_whose_start_hangs_is_seen_to_be_alive(uploader: Make, hub: LocalH
             "beats",
         )
         assert not opened.is_set()
-        assert one(Watch([tmp_path / "spool"]))["alive"]
+        assert info(SpoolHistories([tmp_path / "spool"])).alive
     finally:
         hub.faults.clear()
         opening.join()
@@ -127,37 +157,39 @@ def test_what_a_job_tells_is_one_page_however_long_its_trouble(tmp_path: Path) -
     assert read_heartbeats(tmp_path) == {}
 
 
-def test_what_it_tells_counts_what_happened(left: Path) -> None:
-    card = one(Watch([left]))
-    assert card["committed"] == {"shards": 2, "rows": 3, "bytes": 27}
-    assert [(c["rows"], c["shards"]) for c in card["commits"]] == [(1, 1), (2, 1)]
-    assert card["quota"]["spent"] == 2
-    assert [shard["state"] for shard in card["shards"]] == ["committed", "committed"]
-    assert (card["waiting"]["rows"], card["oldest_age_s"], card["dead"]) == (0, None, [])
-    spooled = sum(card["series"]["spooled_rows"][:-1]) * STEP_S
-    assert sum(card["series"]["minute"][name] for name in ("spooled_rows", "committed_rows")) > 0
-    assert spooled <= 3.01
+def test_the_figures_are_those_of_the_spool(left: Path) -> None:
+    found = info(SpoolHistories([left]))
+    assert found.committed == Amount(shards=2, rows=3, bytes=27)
+    assert (found.waiting.rows, found.oldest_age_s) == (0, None)
+    shown = found.detail
+    assert shown is not None
+    assert [(commit.rows, commit.shards) for commit in shown.commits] == [(1, 1), (2, 1)]
+    assert shown.quota.spent == 2
+    assert [shard.state for shard in shown.shards] == ["committed", "committed"]
+    assert shown.rejected == []
+    assert found.minute.spooled_rows + found.minute.committed_rows > 0
+    assert sum(shown.series.spooled_rows[:-1]) * STEP_S <= 3.01
 
 
 def test_a_step_that_has_just_begun_is_no_peak() -> None:
-    """A look falls somewhere in a second, so that a step's first one may bring two seconds' rows within one."""
+    """A refresh may fall anywhere in a second, so a step's first one may bring the rows of two seconds."""
     steps = {99: _Step(spooled_rows=100), 100: _Step(spooled_rows=20)}
-    spooled = _series(_Memory(steps=steps), 1001.0)["spooled_rows"]
+    spooled = _series(_History(steps=steps), 1001.0).spooled_rows
     assert spooled[-2:] == [10, pytest.approx(120 / 11, abs=0.01)]
 
 
-def test_a_commit_is_counted_once_however_often_one_looks(left: Path) -> None:
-    watch = Watch([left])
-    first = [one(watch) for _ in range(5)][-1]
-    assert [(c["rows"], c["shards"]) for c in first["commits"]] == [(1, 1), (2, 1)]
-    assert len(first["shards"]) == 2
+def test_a_commit_is_counted_once_however_often_the_spool_is_read(left: Path) -> None:
+    histories = SpoolHistories([left])
+    last = [detail(histories) for _ in range(5)][-1]
+    assert [(commit.rows, commit.shards) for commit in last.commits] == [(1, 1), (2, 1)]
+    assert len(last.shards) == 2
 
 
 def test_shards_and_commits_have_links(left: Path, hub: LocalHub) -> None:
-    card = one(Watch([left]))
-    newest = card["shards"][0]
-    assert newest["url"] == f"{hub.endpoint}/datasets/user/rows/blob/main/{newest['path']}"
-    assert card["commits"][0]["url"].startswith(f"{hub.endpoint}/datasets/user/rows/commit/")
+    shown = detail(SpoolHistories([left]))
+    newest = shown.shards[0]
+    assert newest.url == f"{hub.endpoint}/datasets/user/rows/blob/main/{newest.path}"
+    assert (shown.commits[0].url or "").startswith(f"{hub.endpoint}/datasets/user/rows/commit/")
 
 
 def test_an_endpoint_that_is_no_web_address_has_no_links(left: Path) -> None:
@@ -167,8 +199,49 @@ def test_an_endpoint_that_is_no_web_address_has_no_links(left: Path) -> None:
             (msgspec.json.encode(Target("javascript:alert(1)//", "user/rows")).decode(),),
         )
     db.close()
-    card = one(Watch([left]))
-    assert [card["url"], *(s["url"] for s in card["shards"]), *(c["url"] for c in card["commits"])] == [None] * 5
+    found = info(SpoolHistories([left]))
+    assert found.detail is not None
+    links = [shard.url for shard in found.detail.shards] + [commit.url for commit in found.detail.commits]
+    assert [found.url, *links] == [None] * 5
+
+
+def test_only_opened_spools_have_detail_once_there_are_many(left: Path) -> None:
+    directories = [left, *(left.parent / f"copy-{n}" for n in range(3))]
+    for directory in directories[1:]:
+        shutil.copytree(left, directory)
+    assert [view.info.detail is not None for view in views(SpoolHistories(directories[:3])) if view.info] == [True] * 3
+    histories = SpoolHistories(directories)
+    found = views(histories)
+    assert [view.info.detail for view in found if view.info] == [None] * 4
+    opened = [view.info.detail is not None for view in histories.views([found[2].id]) if view.info]
+    assert opened == [False, False, True, False]
+
+
+def test_a_finished_spool_is_read_again_only_when_its_files_change(
+    left: Path, uploader: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = SpoolHistories([left])
+    histories.refresh()
+    read = []
+    monkeypatch.setattr(history, "snapshot", lambda *given: read.append(given) or snapshot(*given))
+    for _ in range(5):
+        assert info(histories).committed.rows == 3
+    assert read == []
+    with uploader() as up:
+        up.put([{"id": 1}])
+        up.flush()
+        assert info(histories).committed.rows == 4
+
+
+def test_spools_that_need_someone_come_first(left: Path, uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+    hub.faults.add(Fault.status(422, on="commit"))
+    with contextlib.suppress(HubsyncError), uploader(spool=tmp_path / "rejected") as up:
+        up.put([{"id": 1}])
+        up.flush()
+    hub.faults.clear()
+    with uploader(spool=tmp_path / "running"):
+        order = [tmp_path / name for name in ("rejected", "running", "spool", "missing")]
+        assert [Path(view.spool) for view in views(SpoolHistories(order[::-1]))] == order
 
 
 def test_a_look_leaves_no_trace_and_takes_no_lock(left: Path) -> None:
@@ -178,7 +251,7 @@ def test_a_look_leaves_no_trace_and_takes_no_lock(left: Path) -> None:
 
     before = traces()
     for _ in range(3):
-        one(Watch([left]))
+        only(SpoolHistories([left]))
     assert traces() == before
     assert all(file.stat().st_size == 0 for file in left.glob("*-wal"))
     with read_only(left / "catalogue.sqlite") as db, pytest.raises(sqlite3.OperationalError):
@@ -198,12 +271,12 @@ def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path, monkeypatch: pyt
 
 def test_who_opens_a_new_spool_and_who_looks_do_not_meet(hub: LocalHub, tmp_path: Path) -> None:
     """SQLite refuses to become WAL while another reads, and waits for nobody: a job would not start."""
-    watch = Watch([tmp_path / f"spool-{n}" for n in range(15)])
+    histories = SpoolHistories([tmp_path / f"spool-{n}" for n in range(15)])
     done = threading.Event()
 
     def look_on() -> None:
         while not done.is_set():
-            watch.look()
+            views(histories)
 
     looking = threading.Thread(target=look_on)
     looking.start()
@@ -213,26 +286,26 @@ def test_who_opens_a_new_spool_and_who_looks_do_not_meet(hub: LocalHub, tmp_path
     finally:
         done.set()
         looking.join()
-    assert [card["problem"] for card in watch.look()] == [None] * 15
+    assert [view.problem for view in views(histories)] == [None] * 15
 
 
 def test_a_spool_that_is_corrupt_newer_or_gone_is_a_card_that_says_so(left: Path) -> None:
-    watch = Watch([left, left.parent / "other"])
+    histories = SpoolHistories([left, left.parent / "other"])
     shutil.copytree(left, left.parent / "other")
-    assert [card["problem"] for card in watch.look()] == [None, None]
+    assert [view.problem for view in views(histories)] == [None, None]
     with contextlib.closing(sqlite3.connect(left / "catalogue.sqlite", isolation_level=None)) as db:
         db.execute(f"PRAGMA user_version = {VERSION + 1}")
-    assert watch.look()[0]["problem"]["kind"] == "newer version"
+    assert problems(histories)["spool"].kind == "newer version"
     for file in left.glob("catalogue.sqlite*"):
         file.unlink()
     (left / "catalogue.sqlite").write_bytes(b"no database at all, " * 500)
-    assert watch.look()[0]["problem"]["kind"] == "corrupt"
-    assert "--rescue" in watch.look()[0]["problem"]["text"]
+    assert problems(histories)["spool"].kind == "corrupt"
+    assert "--rescue" in problems(histories)["spool"].text
     shutil.rmtree(left)
-    gone, other = watch.look()
-    assert (gone["problem"]["kind"], other["problem"]) == ("not there", None)
+    assert {name: problem.kind for name, problem in problems(histories).items()} == {"spool": "missing"}
     shutil.copytree(left.parent / "other", left)
-    assert watch.look()[0]["committed"]["rows"] == 3
+    assert problems(histories) == {}
+    assert [view.info.committed.rows for view in views(histories) if view.info] == [3, 3]
 
 
 @pytest.mark.parametrize(
@@ -248,36 +321,38 @@ def test_what_is_not_understood_is_no_end_of_the_page(left: Path, key: str, valu
     shutil.copytree(left, left.parent / "other")
     with contextlib.closing(sqlite3.connect(left / "catalogue.sqlite", isolation_level=None)) as db:
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-    odd, other = Watch([left, left.parent / "other"]).look()
-    assert odd["problem"]["kind"] == "can't be read"
-    assert other["problem"] is None
+    histories = SpoolHistories([left, left.parent / "other"])
+    assert {name: problem.kind for name, problem in problems(histories).items()} == {"spool": "unreadable"}
 
 
 def test_without_a_spool_all_at_the_usual_place_are_followed(uploader: Make) -> None:
-    watch = Watch()
-    assert watch.look() == []
+    histories = SpoolHistories()
+    assert views(histories) == []
     for repo in ("user/a", "user/b"):
         with uploader(repo, spool=None) as up:
             up.put([{"id": 1}])
             directory = up.spool
-    assert [card["repo"] for card in watch.look()] == ["user/a", "user/b"]
+    assert [view.info.repo for view in views(histories) if view.info] == ["user/a", "user/b"]
     shutil.rmtree(directory)
-    assert [card["repo"] for card in watch.look()] == ["user/a"]
+    assert [view.info.repo for view in views(histories) if view.info] == ["user/a"]
 
 
-def test_the_dead_letter_and_its_reasons_are_shown(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
-    hub.faults.add(Fault.status(422, on="commit"))
-    watch = Watch([tmp_path / "spool"])
-    with contextlib.suppress(HubsyncError), uploader() as up:
-        watch.look()
-        up.put([{"id": 1}])
-        up.flush()
-    card = one(watch)
-    for seen in (card, one(Watch([tmp_path / "spool"]))):
-        assert seen["series"]["waiting_rows"] == [0] * STEPS  # for the Hub, which is not what a dead shard waits for
-    ((path, rows, why),) = [(d["path"], d["rows"], d["why"]) for d in card["dead"]]
-    assert path.startswith("data/")
-    assert (rows, "422" in why) == (1, True)
+def test_the_dead_letter_is_grouped_by_reason(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
+    histories = SpoolHistories([tmp_path / "spool"])
+    for status, shards in ((422, 1), (413, 2)):
+        for n in range(shards):
+            hub.faults.add(Fault.status(status, on="commit"))
+            with contextlib.suppress(HubsyncError), uploader() as up:
+                views(histories)
+                up.put([{"id": n}] * status)
+                up.flush()
+            hub.faults.clear()
+    shown = detail(histories)
+    for seen in (shown, detail(SpoolHistories([tmp_path / "spool"]))):
+        assert seen.series.waiting_rows == [0] * STEPS  # rejected rows do not wait for the Hub
+    assert [(group.shards, group.rows) for group in shown.rejected] == [(2, 826), (1, 422)]
+    assert ["413" in shown.rejected[0].why, "422" in shown.rejected[1].why] == [True, True]
+    assert all((group.path or "").startswith("data/") for group in shown.rejected)
 
 
 def test_the_last_changes_of_the_state_outlive_the_job(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
@@ -286,10 +361,10 @@ def test_the_last_changes_of_the_state_outlive_the_job(uploader: Make, hub: Loca
             hub.faults.add(Fault.status(code, on="commit", times=1))
             up.put([{"id": code}])
             up.flush()
-    changes = one(Watch([tmp_path / "spool"]))["changes"]
-    assert [change["kind"] for change in changes] == ["ok", "backing off"] * 2
-    assert "503" in changes[3]["reason"]
-    assert "500" in changes[1]["reason"]
+    changes = detail(SpoolHistories([tmp_path / "spool"])).changes
+    assert [change.kind for change in changes] == ["ok", "backing off"] * 2
+    assert "503" in changes[3].reason
+    assert "500" in changes[1].reason
 
 
 def test_only_so_many_changes_are_kept() -> None:
@@ -343,7 +418,7 @@ def test_a_long_backlog_hides_no_commit(left: Path) -> None:
             [(time.time(),)] * 1000,
         )
     found = snapshot(left, 100)
-    assert sorted(row["id"] for row in found.recent if row["state"] == "committed") == [1, 2]
+    assert sorted(row.id for row in found.recent if row.state == "committed") == [1, 2]
     assert found.waiting.rows == 10_000
 
 
@@ -367,7 +442,8 @@ def spool_with(
     return Snapshot(
         directory=Path("/spool"), at=now, target=Target("http://hub", "user/rows"),
         stored=Stored(state.kind, state.reason, state.until), depths=empty | depths, committed=Depth(), urgent=False,
-        governor=governor, sending_since=sending, next_up=[], recent=[], dead=[], processes=[process] if live else [],
+        governor=governor, sending_since=sending, next_up=[], recent=[], rejected=[],
+        processes=[process] if live else [],
     )  # fmt: skip
 
 
