@@ -1,10 +1,12 @@
-"""Small file operations: sync directories, replace files atomically, count whole lines."""
+"""Small file operations: sync directories, replace files atomically, count whole rows."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from hubsync._runtime import frames
 
 
 def fsync_directory(directory: Path) -> None:
@@ -53,6 +55,16 @@ def file_size(file: Path) -> int | None:
         return None
 
 
+def is_raw(name: str) -> bool:
+    """Return whether a segment's file is as its writer wrote it: JSON Lines or frames, and no shard's format yet."""
+    return name.endswith((".jsonl", frames.SUFFIX))
+
+
+def whole_rows(file: Path, limit: int) -> tuple[int, int]:
+    """Return how many whole rows the first `limit` bytes of a raw file begin with, and the size of these rows."""
+    return frames.whole_frames(file, limit) if file.suffix == frames.SUFFIX else whole_lines(file, limit)
+
+
 def whole_lines(file: Path, limit: int) -> tuple[int, int]:
     """Return how many whole lines the first `limit` bytes of a file begin with, and the size of these lines.
 
@@ -74,4 +86,4 @@ def is_complete(file: Path, accepted: int) -> bool:
     size = file_size(file)
     if size is None or size < accepted:
         return False
-    return file.suffix != ".jsonl" or whole_lines(file, accepted)[1] == accepted
+    return not is_raw(file.name) or whole_rows(file, accepted)[1] == accepted

@@ -75,7 +75,7 @@ class Compressor:
         assert row.path is not None
         lines = self._spool.file(row.file)
         # The committer's term is in the name, so one that stalled never overwrites the file of its successor.
-        stem = lines.name.removesuffix(".jsonl")
+        stem = lines.name.partition(".")[0]
         target = lines.with_name(f"{stem}.{self._spool.lease.term or 0}.{format_of(row.path)}")
         try:
             codecs.compress(lines, target, row.rows, self._spool.schemas.columns(row.config))

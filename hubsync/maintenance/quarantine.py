@@ -19,13 +19,13 @@ from typing import NamedTuple, Self
 
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.files import fsync_directory
+from hubsync._runtime.files import fsync_directory, is_raw
 from hubsync._runtime.formatting import datetime_text
 from hubsync.encoding.codecs import DamagedShard, open_lines
 from hubsync.encoding.rows import decode_row, encode
 from hubsync.errors import ConfigError, RowError, SpoolError, UnreadableRow
 from hubsync.model.hashing import hash_file
-from hubsync.model.layout import Format, format_of
+from hubsync.model.layout import format_of
 from hubsync.model.shard import QuarantinedShard
 from hubsync.policies import SpoolPolicy
 from hubsync.spool.opening import open_spool
@@ -119,7 +119,7 @@ class QuarantineCommands:
         """
         if out.is_dir():
             files = [(shard, self._file(shard).name) for shard in shards if shard.rows]
-            todo = [(out / f"{name.removesuffix(f'.{format_of(name)}')}.jsonl", [shard]) for shard, name in files]
+            todo = [(out / f"{name.removesuffix(_ending(name))}.jsonl", [shard]) for shard, name in files]
         else:
             todo = [(out, list(shards))]
         for path, _ in todo:
@@ -210,7 +210,7 @@ class QuarantineCommands:
         with self._catalogue.transaction():
             segment = self._still_dead(shard)
             writer = self._spool.writers.ensure(segment.writer)
-            name = _next_name(segment.file, writer, shard.id, format_of(rows.file.name))
+            name = _next_name(segment.file, writer, shard.id, rows.file.name)
             file = self._spool.file(name)
             file.unlink(missing_ok=True)  # a link that a crash has left
             try:
@@ -283,11 +283,19 @@ class QuarantineCommands:
             os.close(fd)
 
 
-def _next_name(file: str, writer: str, segment: int, format: Format) -> str:
-    """Return a name for the n-th resubmit, "{writer}-{n}-{segment}.jsonl"; no committer gives a compressed file a 0."""
+def _next_name(file: str, writer: str, segment: int, held: str) -> str:
+    """Return a name for the n-th resubmit, "{writer}-{n}-{segment}.jsonl"; no committer gives a compressed file a 0.
+
+    Its ending is that of `held`, the name of the file with the rows.
+    """
     parts = file.split("-")
     nth = int(parts[1]) + 1 if len(parts) == 3 else 1
-    return f"{writer}-{nth}-{segment:08d}.{'' if format == 'jsonl' else '0.'}{format}"
+    ending = _ending(held)
+    return f"{writer}-{nth}-{segment:08d}{ending if is_raw(ending) else f'.0{ending}'}"
+
+
+def _ending(name: str) -> str:
+    return Path(name).suffix if is_raw(name) else f".{format_of(name)}"
 
 
 def _problem(line: bytes) -> str | None:

@@ -24,7 +24,7 @@ import msgspec
 
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.file_lock import HEARTBEAT_S, FileLock
-from hubsync._runtime.files import whole_lines
+from hubsync._runtime.files import is_raw, whole_rows
 from hubsync.destinations.resolve import online_destination
 from hubsync.encoding.codecs import DamagedShard, read_lines
 from hubsync.errors import ConfigError, SpoolBusy, SpoolError
@@ -200,7 +200,7 @@ class _Builder:
                 by_stem.setdefault(_stem(file.name), []).append(file)
         current = []
         for files in by_stem.values():
-            best, *others = sorted(files, key=lambda f: (f.name in counted, f.suffix != ".jsonl", f.name), reverse=True)
+            best, *others = sorted(files, key=lambda f: (f.name in counted, not is_raw(f.name), f.name), reverse=True)
             current.append(best)
             self.obsolete += others
         return sorted(current, key=segment_id_of)
@@ -227,7 +227,7 @@ class _Builder:
 
     def _add(self, file: Path, about: dict[str, Any], accepted: int | None) -> None:
         """Enter a pending segment, unless the dataset holds its rows."""
-        rows = self._cut(file, accepted) if format_of(file.name) == "jsonl" else _count_rows(file)
+        rows = self._cut(file, accepted) if is_raw(file.name) else _count_rows(file)
         size = file.stat().st_size
         if rows == 0 or self._remote.oids.intersection(hash_file(file, size)):
             self.report.on_hub += rows > 0
@@ -244,18 +244,18 @@ class _Builder:
         self._segments.insert(**found, **{name: about[name] for name in names})
 
     def _cut(self, file: Path, accepted: int | None) -> int:
-        """Cut a file to what was accepted, at least to whole lines; return its rows."""
+        """Cut a file to what was accepted, at least to whole rows; return its rows."""
         size = file.stat().st_size
         if accepted is not None and size < accepted:
             self.report.unknown.append(f"{accepted - size:,} accepted bytes of {file.name}: they are missing.")
-        rows, length = whole_lines(file, size if accepted is None else min(size, accepted))
+        rows, length = whole_rows(file, size if accepted is None else min(size, accepted))
         if length < size:
             os.truncate(file, length)
         return rows
 
     def _add_dead(self, segment: int, path: str, file: Path) -> None:
         about = file.stat()
-        rows, size = whole_lines(file, about.st_size) if format_of(path) == "jsonl" else (0, about.st_size)
+        rows, size = whole_rows(file, about.st_size) if is_raw(path) else (0, about.st_size)
         self._segments.insert(
             id=segment, writer="", file="", config="default", split="train", template="", state="dead", bytes=size,
             rows=rows, opened_at=about.st_mtime, path=path, error="unknown: a rescue found it in the dead letter",

@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     """The encoded rows of one `put`.
 
     Attributes:
-        lines: The rows, as JSON Lines.
+        lines: The rows, as JSON Lines or as one frame of Arrow data.
         rows: How many there are.
         receipt: What `put` returned.
         source: The name of the sequence that `offset` counts.

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.files import fsync_directory
+from hubsync._runtime.files import fsync_directory, is_raw
 from hubsync.model.layout import format_of
 from hubsync.model.shard import QuarantinedShard
 from hubsync.spool.database import Catalogue
@@ -37,8 +37,8 @@ class Quarantine:
         path = self._segments.get(segment).path
         assert path is not None
         name = os.path.basename(path)
-        if format_of(file.name) == "jsonl":  # it was not compressed
-            name = f"{name.removesuffix('.' + format_of(name))}.jsonl"
+        if is_raw(file.name):  # it was not compressed
+            name = f"{name.removesuffix('.' + format_of(name))}{file.suffix}"
         target = self.directory / f"{segment:06d}-{name}"
         for stale in self.directory.glob(f"{segment:06d}-*"):
             if stale != target:

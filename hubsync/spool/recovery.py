@@ -1,7 +1,7 @@
 """What a dead or stalled process left: torn tails, open segments, files that nobody needs.
 
 Bytes are written first and then counted in the catalogue, so the catalogue knows which bytes were accepted: whatever a
-file holds beyond them is a torn tail. A power cut may have taken accepted bytes as well, of which whole lines are kept.
+file holds beyond them is a torn tail. A power cut may have taken accepted bytes as well, of which whole rows are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.file_lock import HeartbeatMonitor, is_held_here
-from hubsync._runtime.files import file_size, is_complete, whole_lines
+from hubsync._runtime.files import file_size, is_complete, is_raw, whole_rows
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
 from hubsync.spool.lease import CommitterLease
@@ -85,7 +85,7 @@ class Recovery:
             for file in self._files.glob(f"{writer}-*"):
                 state = self._state_of(file)
                 # A compressed file that is not counted may be the committer's, which is writing it now.
-                if state in ("committed", "dead") or (state is None and file.suffix == ".jsonl"):
+                if state in ("committed", "dead") or (state is None and is_raw(file.name)):
                     file.unlink(missing_ok=True)
 
     def _seal_open(self, writer: str) -> None:
@@ -108,18 +108,18 @@ class Recovery:
         if (file_size(file) or 0) > row.bytes:
             os.truncate(file, row.bytes)
         if row.bytes and not is_complete(file, row.bytes):
-            self.keep_whole_lines(segment, file, row.bytes)
+            self.keep_whole_rows(segment, file, row.bytes)
         failpoint(Failpoint.TAIL_CUT)
         self._segments.seal(segment)
 
-    def keep_whole_lines(self, segment: int, file: Path, accepted: int) -> None:
-        """Keep what a power cut left of a segment's accepted bytes, as far as its lines are whole.
+    def keep_whole_rows(self, segment: int, file: Path, accepted: int) -> None:
+        """Keep what a power cut left of a segment's accepted bytes, as far as its rows are whole.
 
         Within a transaction. Without durability="fsync", the kernel alone had those bytes.
         """
         rows, kept = 0, 0
-        if file_size(file) is not None and file.suffix == ".jsonl":  # a compressed file has no part that is whole
-            rows, kept = whole_lines(file, accepted)
+        if file_size(file) is not None and is_raw(file.name):  # a compressed file has no part that is whole
+            rows, kept = whole_rows(file, accepted)
             os.truncate(file, kept)
         lost = f"{accepted - kept:,} accepted bytes of {file.name} were lost by a power cut (durability='process')"
         self._segments.truncate(segment, size=kept, rows=rows, why=lost)

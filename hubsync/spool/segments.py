@@ -33,8 +33,8 @@ _PAGE = 500  # segments read at a time
 # segment that was ever committed.
 _PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
 _WAITING = f"{_PENDING} AND state != 'dead'"
-# Sealed as JSON Lines, while the shard has another format.
-_UNCOMPRESSED = "(file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl')"
+# Sealed as JSON Lines or frames, while the shard has another format.
+_UNCOMPRESSED = "((file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl') OR file LIKE '%.frames')"
 # A discarded shard keeps its number, keys and offsets.
 _DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
 _QUARANTINED = f"{_PENDING} AND state = 'dead' AND NOT {_DISCARDED}"
@@ -340,13 +340,13 @@ class Segments(SegmentQueries):
 
     # A writer's transitions.
 
-    def open(self, writer: str, layout: Layout, opened_at: float) -> tuple[int, str]:
+    def open(self, writer: str, layout: Layout, opened_at: float, suffix: str = ".jsonl") -> tuple[int, str]:
         """Open a segment; return its id and the name of its file."""
         segment = self._run(
             "INSERT INTO segments (writer, file, config, split, template, opened_at) VALUES (?, '', ?, ?, ?, ?)",
             writer, layout.config, layout.split, layout.template, opened_at,
         )  # fmt: skip
-        file = f"{writer}-{segment:08d}.jsonl"
+        file = f"{writer}-{segment:08d}{suffix}"
         self._run("UPDATE segments SET file = ? WHERE id = ?", file, segment)
         return segment, file
 

@@ -65,7 +65,7 @@ class Shards:
     def is_intact(self, segment: int) -> bool:
         """Return whether a sealed segment can be uploaded, after dealing with a damaged file.
 
-        Of a file that is too short the whole lines are kept. One that has its length but other content is quarantined:
+        Of a file that is too short the whole rows are kept. One that has its length but other content is quarantined:
         an operator must look at it. So a damaged segment does not hold up the others.
         """
         row = self._segments.get(segment)
@@ -83,7 +83,7 @@ class Shards:
                 )
                 self._quarantine.add(segment, file, why)
             else:
-                self._recovery.keep_whole_lines(segment, file, row.bytes)
+                self._recovery.keep_whole_rows(segment, file, row.bytes)
             is_dead = why is not None or not self._segments.get(segment).rows
             self._segments.reset_damaged(segment, is_dead=is_dead)
         if why is not None:

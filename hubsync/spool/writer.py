@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hubsync._runtime import frames
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.file_lock import FileLock
 from hubsync._runtime.files import fsync_directory
@@ -70,6 +71,23 @@ class _OpenSegment:
             self.id, self.file, self.fd, self.size, self.rows, self.batches, self.opened_at, self.schema,
             [], self.sha256, unhashed, False,
         )  # fmt: skip
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether its file consists of frames; otherwise it holds JSON Lines."""
+        return self.file.suffix == frames.SUFFIX
+
+    def add(self, batch: Batch) -> None:
+        """Add a batch to the parts that `write` writes."""
+        if self.is_framed and not frames.is_frame(batch.lines):
+            self._append(frames.header(b"J", batch.rows, batch.lines))
+        self._append(batch.lines)
+        self.rows += batch.rows
+        self.batches += 1
+
+    def _append(self, part: bytes) -> None:
+        self.parts.append(part)
+        self.size += len(part)
 
     def digest(self) -> str:
         """Return the sha256 of everything written. It changes nothing, since the take may still fail."""
@@ -145,6 +163,7 @@ class SpoolWriter:
         self._policy = policy
         self._open: _OpenSegment | None = None
         self._first_offsets: dict[str, int] = {}  # the highest offset of each source before this writer's first one
+        self._holds_frames = False  # a batch was one, so others may follow: lines go into the same segments
         self._is_torn = False  # the open segment's file has a tail that a failed take could not remove
         self._guard = threading.Lock()
 
@@ -218,10 +237,7 @@ class SpoolWriter:
         segment = self._segment_for(batch, take) if batch.rows else None
         self._record(batch, segment.id if segment else None)
         if segment is not None:
-            segment.parts.append(batch.lines)
-            segment.size += len(batch.lines)
-            segment.rows += batch.rows
-            segment.batches += 1
+            segment.add(batch)
             self._merge_schema(segment, batch.schema)
         return Accepted(segment.id if segment else None, False)
 
@@ -236,9 +252,9 @@ class SpoolWriter:
 
     def _quarantine(self, batch: Batch, take: _Take) -> int:
         """Quarantine a batch, as durably as any row: in a segment of its own that is dead from the beginning."""
-        segment = self._new_segment()
+        segment = self._new_segment(is_framed=frames.is_frame(batch.lines))
         take.touched[segment.id] = segment
-        segment.parts, segment.size, segment.rows, segment.batches = [batch.lines], len(batch.lines), batch.rows, 1
+        segment.add(batch)
         self._write(segment)
         self._segments.seal(segment.id, segment.digest())
         self._spool.quarantine.add(segment.id, segment.file, str(batch.set_aside))
@@ -257,7 +273,8 @@ class SpoolWriter:
             if segment.is_new:
                 segment.close()  # a take may fill more segments than a process may open files
         if self._open is None:
-            self._open = self._new_segment()
+            self._holds_frames = self._holds_frames or frames.is_frame(batch.lines)
+            self._open = self._new_segment(is_framed=self._holds_frames)
         take.touched[self._open.id] = self._open
         return self._open
 
@@ -269,13 +286,16 @@ class SpoolWriter:
         most = self._policy.max_rows
         if batch.schema is not segment.schema and not _merge(segment.schema, batch.schema):
             return False  # the dataset's schema became known in between
+        if frames.is_frame(batch.lines) and not segment.is_framed:
+            return False
         return segment.size + len(batch.lines) <= self._policy.max_bytes and (
             most is None or segment.rows + batch.rows <= most
         )
 
-    def _new_segment(self) -> _OpenSegment:
+    def _new_segment(self, *, is_framed: bool) -> _OpenSegment:
         now = self._spool.clock.time()
-        segment, name = self._segments.open(self.name, self._layout, now)
+        suffix = frames.SUFFIX if is_framed else ".jsonl"
+        segment, name = self._segments.open(self.name, self._layout, now, suffix)
         file = self._spool.file(name)
         fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         if self._spool.policy.durability == "fsync":
