@@ -21,8 +21,10 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
+from hubsync._runtime import threads
 from hubsync.encoding.codecs import SUFFIXES, open_lines
 from hubsync.localhub import LocalHub
+from hubsync.uploader import engine, monitor, spool_thread
 from tests.zygote import Program, Python, share_certificates
 
 Done = subprocess.CompletedProcess[str]
@@ -38,8 +40,8 @@ os.environ.update(HF_UPDATE_DOWNLOAD_COUNTS="0", HF_HUB_DISABLE_TELEMETRY="1")
 share_certificates()
 
 # No test asserts a duration, so none fails on a slow machine.
-settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("hubsync")
+settings.register_profile("hubsync", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+settings.register_profile("quick", settings.get_profile("hubsync"), max_examples=25)
 
 # A run in the background (nohup, `&` in a script) ignores Ctrl-C, and its children would as well.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -51,6 +53,19 @@ FAST: dict[str, Any] = {
     "commit": CommitPolicy(per_hour=100_000),
     "retry": RetryPolicy(initial_s=0.01, max_s=0.05, blocked_s=0.2, request_timeout_s=5),
 }
+
+
+_INTERVALS = (
+    (engine, "_FOLLOW_S"),  # what another process committed
+    (monitor, "_REFRESH_S"),  # the depth of the spool
+    (spool_thread, "_FULL_S"),  # whether a full disk has space again
+    (threads, "_NO_THREAD_S"),  # whether a thread can be started again
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the quick lane try fewer examples of each property."""
+    settings.load_profile("quick" if config.getoption("markexpr") == "not slow" else "hubsync")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,6 +85,9 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
         monkeypatch.delenv(name, raising=False)
+    # What hubsync looks for now and then, it looks for ten times as often: else the tests mostly wait.
+    for module, name in _INTERVALS:
+        monkeypatch.setattr(module, name, 0.05)
     # Read from the environment once, at the import: of whoever runs the tests, or of the first test that needs it.
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
         monkeypatch.setattr(constants, name, False)

@@ -80,7 +80,10 @@ async def test_a_flush_ends_a_long_wait_before_a_retry(simulated: SimulatedHub, 
     [
         ("stage", [TransientError("503")] * 3),
         ("commit", [TransientError("409", status=409), RateLimitedError("429", retry_after_s=0.0)]),
-        ("commit", [RateLimitedError("429", retry_after_s=0.0, commit_quota=True)]),
+        pytest.param(
+            ("commit", [RateLimitedError("429", retry_after_s=0.0, commit_quota=True)]),
+            marks=pytest.mark.slow("waits a second, the shortest wait after a refusal by the quota"),
+        ),
         ("commit", [AmbiguousError("reset")] * 3),
         ("head", [TransientError("503")]),
         ("read_file", [TransientError("503")]),
@@ -460,6 +463,7 @@ async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     assert len(set(asked)) == 1
 
 
+@pytest.mark.slow("waits a second, the shortest wait after a refusal by the quota")
 async def test_a_refusal_before_the_takeover_keeps_the_commits_of_the_last_hour(
     simulated: SimulatedHub, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploa
     assert read_heartbeats(tmp_path / "spool") == {}
 
 
+@pytest.mark.slow("waits for a heartbeat")
 def test_a_job_whose_start_hangs_is_seen_to_be_alive(uploader: Make, hub: LocalHub, tmp_path: Path) -> None:
     hub.faults.add(Fault.hang())
     up = uploader()

@@ -18,9 +18,9 @@ from hubsync.dashboard import server
 from tests.dashboard.browser import page
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
-    with page() as address:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with page(HUBSYNC_HOME=str(tmp_path_factory.mktemp("home"))) as address:
         yield address
 
 
@@ -38,7 +38,6 @@ def test_every_answer_says_what_a_browser_may_do_with_it(address: str) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
-@pytest.mark.slow("starts a server for each method")
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", ["/", "/api/spools"])
 def test_it_can_only_be_read(address: str, method: str, path: str) -> None:

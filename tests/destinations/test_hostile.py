@@ -60,6 +60,7 @@ def test_a_response_that_never_ends_times_out() -> None:
         assert "no complete response" in str(error)
 
 
+@pytest.mark.slow("waits for a timeout")
 def test_a_stalled_download_times_out_and_a_long_one_does_not() -> None:
     async def endless(piece: bytes) -> AsyncIterator[bytes]:
         for _ in range(10 if len(piece) > 1 else 10**9):
@@ -206,7 +207,6 @@ SHAPES: dict[str, Any] = {
 @pytest.mark.slow("tries many documents")
 @pytest.mark.parametrize("name", OPERATIONS)
 @given(data=st.data())
-@settings(max_examples=60)
 def test_any_json_gives_a_result_or_a_typed_error(name: str, data: st.DataObject) -> None:
     body = json.dumps(data.draw(JSON | mutated(SHAPES[name]))).encode()
     fake = FakeHub(replaced={name: lambda request: httpx.Response(200, content=body)})
@@ -218,7 +218,7 @@ def test_any_json_gives_a_result_or_a_typed_error(name: str, data: st.DataObject
 
 
 @given(body=JSON | mutated(BATCH))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_lfs_response_gives_an_upload_or_a_typed_error(plain_lfs: None, shard: Shard, body: Any) -> None:
     fake = FakeHub(lfs={"objects": []}, replaced={"batch": lambda request: httpx.Response(200, json=body)})
     result = talk(fake, lambda hub: hub.stage([shard]))
@@ -246,7 +246,7 @@ def test_invalid_part_counts_are_rejected(plain_lfs: None, shard: Shard, header:
 
 
 @given(body=JSON | mutated(GRANT))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_xet_grant_is_used_or_gives_a_typed_error(xet: list[str], shard: Shard, body: Any) -> None:
     xet.clear()
     fake = FakeHub(lfs=BATCH, replaced={"xet-write-token": lambda request: httpx.Response(200, json=body)})

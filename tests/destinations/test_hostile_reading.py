@@ -215,7 +215,7 @@ MARKS = st.builds(
 
 
 @given(mark=MARKS)
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_spool_can_continue_from_every_accepted_watermark(tmp_path: Path, mark: dict[str, Any]) -> None:
     try:
         found = decode_watermark(json.dumps(mark).encode(), ".hubsync/w.json")

@@ -159,6 +159,7 @@ def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_
     assert sys.unraisablehook == dropped.append  # which is as it was
 
 
+@pytest.mark.slow("starts a process")
 def test_a_signal_that_was_dropped_as_the_block_ended_is_no_second_one(
     hub: LocalHub, uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

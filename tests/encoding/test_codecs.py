@@ -12,7 +12,7 @@ import datasets
 import msgspec
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hubsync import ConfigError, Uploader
@@ -117,7 +117,6 @@ json_values = st.recursive(
 
 
 @pytest.mark.slow("tries many rows in each format")
-@settings(max_examples=60)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), json_values, min_size=1), min_size=1, max_size=6))
 def test_a_row_has_the_same_fingerprint_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, given: list[dict[str, Any]]

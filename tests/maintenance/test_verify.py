@@ -722,6 +722,7 @@ def test_the_command_says_what_it_compared_and_exits_0(
     assert (report["content"], report["spool"], report["repo"]) == (True, None, REPO)
 
 
+@pytest.mark.slow("starts a process")
 def test_the_command_lists_differences_and_exits_1(
     verifying: Verifying, uploader: Make, tamper: Tamper, hub: LocalHub, spool: Path
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_spool_rolled_back_while_segments_were_open_repeats_no_row(
     assert dataset.ids() == [0, 1, 10, 11, *([20] if grown else [])]
 
 
+@pytest.mark.slow("kills a job and opens its spool again")
 @pytest.mark.parametrize("state", ["open", "sealed", "staged"])
 def test_blocks_that_a_power_cut_zeroed_are_never_committed(
     hub: LocalHub,
@@ -176,6 +177,7 @@ def test_blocks_that_a_power_cut_zeroed_are_never_committed(
     assert "were lost by a power cut" in caplog.text
 
 
+@pytest.mark.slow("kills a job and opens its spool again")
 def test_a_file_that_was_changed_is_neither_committed_nor_deleted(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

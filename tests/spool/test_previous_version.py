@@ -137,6 +137,7 @@ def test_the_rate_limiter_continues_with_its_policy_and_share(spool: Path) -> No
     assert 50_000 <= quota <= 100_000
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_drain_uploads_every_row_once(spool: Path, run: Commands, hub: LocalHub, dataset: Dataset) -> None:
     done = run("drain", spool)
     assert done.returncode == 1, done.stderr  # the dead letter is not empty
@@ -224,6 +225,7 @@ def test_it_can_be_rebuilt_from_its_files(spool: Path, run: Commands, hub: Local
     assert dataset.ids() == sorted(COMMITTED + RESPONSE_LOST + WAITING), done.stderr
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_responses_that_are_lost_while_it_drains_repeat_no_row(spool: Path, hub: LocalHub, dataset: Dataset) -> None:
     fault = hub.faults.add(Fault.reset(when="after", on="commit", times=2))
     upload(spool)

@@ -119,6 +119,7 @@ def test_a_bar_shows_the_rows_and_the_state(terminal: Any, hub: LocalHub) -> Non
     assert text.endswith("the end")
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_nothing_that_a_job_prints_or_logs_is_erased(terminal: Any) -> None:
     job = terminal("step(); print('printed'); logging.warning('logged'); print('again'); step()")
     job.until(ROWS_3)
@@ -132,6 +133,7 @@ def test_nothing_that_a_job_prints_or_logs_is_erased(terminal: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_nothing_is_erased_as_the_bar_appears_or_disappears(terminal: Any) -> None:
     body = """
     step()
@@ -148,6 +150,7 @@ def test_nothing_is_erased_as_the_bar_appears_or_disappears(terminal: Any) -> No
     assert printed == [*(f"{word} {n}" for n in range(20) for word in ("first", "then")), "the end"]
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_a_piped_stdout_gets_only_what_the_job_prints(terminal: Any, tmp_path: Path) -> None:
     job = terminal("step(); print('a result'); step()", piped_stdout=tmp_path / "out.txt")
     job.until(ROWS_3)
@@ -157,6 +160,7 @@ def test_a_piped_stdout_gets_only_what_the_job_prints(terminal: Any, tmp_path: P
     assert (tmp_path / "out.txt").read_text() == "a result\nthe end\n"
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_two_uploaders_share_a_line(terminal: Any) -> None:
     body = """
     other = Uploader("user/more", progress=True)
@@ -200,6 +204,7 @@ def test_nothing_is_drawn_if_bars_are_disabled(terminal: Any, environ: dict[str,
     assert b"\x1b" not in job.raw
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_a_forked_child_can_print_and_show_its_own_progress(terminal: Any) -> None:
     body = """
     step()
@@ -221,6 +226,7 @@ def test_a_forked_child_can_print_and_show_its_own_progress(terminal: Any) -> No
     job.end()
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_a_terminal_that_accepts_no_output_delays_no_row(terminal: Any, dataset: Dataset, tmp_path: Path) -> None:
     job = terminal(f"step(); up.put([{{'id': 4}}]); up.flush(); open({str(tmp_path / 'done')!r}, 'w')")
     job.until(ROWS_3)
@@ -231,6 +237,7 @@ def test_a_terminal_that_accepts_no_output_delays_no_row(terminal: Any, dataset:
     assert job.end().endswith("the end")
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_a_job_survives_the_end_of_its_terminal(terminal: Any, dataset: Dataset, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     body = f"""
@@ -249,6 +256,7 @@ def test_a_job_survives_the_end_of_its_terminal(terminal: Any, dataset: Dataset,
     assert len(dataset.rows()) == 4
 
 
+@pytest.mark.slow("starts processes with a terminal")
 def test_the_command_line_shows_a_drain(hub: LocalHub, python: Python, tmp_path: Path) -> None:
     spool = tmp_path / "left"
     code = f"""

@@ -143,6 +143,7 @@ def test_a_flush_does_not_succeed_while_the_spool_takes_no_writes(uploader: Any)
         flushing()
 
 
+@pytest.mark.slow("waits for retries")
 def test_a_flush_survives_a_moment_in_which_no_file_can_be_opened(
     uploader: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,6 +322,7 @@ def test_rejections_are_reported_to_the_uploader_whose_rows_they_were(uploader: 
             follows.flush()
 
 
+@pytest.mark.slow("makes many commits")
 def test_if_every_commit_is_rejected_the_rows_are_not_at_fault(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     """For example, a full folder in the repo: a few shards are quarantined, then an operator must act."""
     retry = RetryPolicy(initial_s=0.01, max_s=0.02, blocked_s=0.2)

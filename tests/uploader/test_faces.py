@@ -128,6 +128,7 @@ def test_the_callers_event_loop_continues_while_a_new_column_is_looked_up(hub: L
     asyncio.run(run())
 
 
+@pytest.mark.slow("waits for a lock")
 def test_a_flush_that_timed_out_does_not_wait_for_the_catalogue(
     hub: LocalHub, tmp_path: Path, uploader: Callable[..., Uploader]
 ) -> None:

@@ -406,6 +406,7 @@ def test_a_batch_without_rows_is_committed_at_once(uploader: Make, dataset: Data
     assert dataset.paths() == []
 
 
+@pytest.mark.slow("makes a row of 200 MB")
 def test_a_row_of_200_mb_is_rejected_by_a_queue_that_cannot_hold_it(uploader: Make) -> None:
     with uploader() as up:
         with pytest.raises(BatchTooLarge, match="QueuePolicy"):
