@@ -66,7 +66,7 @@ class Compressor:
             LeaseLost: another process commits.
             BlockedError: a package is missing here.
         """
-        found = self._spool.segments.to_compress()
+        found = next(iter(self._spool.segments.to_compress()), None)
         if found is None:
             return "idle"
         if not self._spool.shards.is_intact(found.id):

@@ -82,7 +82,8 @@ class SchemaChecker:
             return conflict
         except Unreadable:
             return None
-        self._segments.set_schema(shard.segment, dumps(schema))
+        with self._spool.catalogue.transaction():
+            self._segments.set_schema(shard.segment, dumps(schema))
         return schema
 
     def are_published(self, schemas: Sequence[ShardSchema]) -> bool:
@@ -102,7 +103,8 @@ class SchemaChecker:
     def with_committed(self, shown: Mapping[str, StructOf]) -> dict[str, StructOf]:
         """Return `shown` with everything this spool committed, by config: the card was deleted, or left out."""
         merged = dict(shown)
-        committed = [(config, loads(text)) for config, text in self._segments.committed_schemas()]
+        texts = [*self._schemas.all_committed(), *self._segments.committed_schemas()]
+        committed = [(config, loads(text)) for config, text in texts]
         for config, schema in [*self._schemas.all_published().items(), *committed]:
             if self._schemas.policy(config) != "off":
                 with suppress(Conflict):

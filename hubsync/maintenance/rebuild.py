@@ -129,7 +129,7 @@ class _Builder:
         self._catalogue.set("target", msgspec.json.encode(target).decode())
         self._catalogue.set("private", json.dumps(private))
         self._catalogue.set("seeded", "1")
-        for table in ("writers", "series", "cards", "schemas"):
+        for table in ("writers", "series", "cards", "schemas", "committed_layouts"):
             self._copy(table, self._old.rows(table))
         keys = self._copy("keys", self._old.rows("keys"))
         offsets = Offsets(self._catalogue)

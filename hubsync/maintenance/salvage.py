@@ -21,6 +21,7 @@ from hubsync.spool.segments import Segment
 
 _TABLES = (
     "meta", "writers", "plans", "segments", "series", "offsets", "segment_offsets", "keys", "cards", "schemas",
+    "schema_texts", "committed_layouts",
 )  # fmt: skip
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 # The JSON of other names is a number.
@@ -43,7 +44,12 @@ class SalvagedCatalogue:
         for suffix in ("", "-wal"):
             with suppress(OSError):
                 shutil.copy(directory / f"catalogue.sqlite{suffix}", f"{self._copy}{suffix}")
-        self.segments = [Segment(**row) for row in self.rows("segments")]
+        texts = {row["id"]: row["text"] for row in self.rows("schema_texts")}
+        self.segments = [
+            Segment(**row, schema=schema or texts.get(known))
+            for row in self.rows("segments")
+            for schema, known in [(row.pop("schema"), row.pop("schema_id"))]
+        ]
 
     def rows(self, table: str) -> Iterator[dict[str, Any]]:
         """Yield the rows of a table that can be read and whose values have the right types."""
@@ -113,7 +119,7 @@ def _is_valid(table: str, row: Mapping[str, Any], columns: Mapping[str, tuple[ty
             msgspec.json.decode(row["value"], type=_META_TYPES.get(row["key"], int))
         elif table == "writers" and row["mark"] is not None:
             msgspec.json.decode(row["mark"], type=Watermark)
-        for name in ("schema", "known", "published"):
+        for name in ("schema", "known", "published", "committed", "text"):
             if row.get(name) is not None:
                 loads(row[name])
     except msgspec.DecodeError:

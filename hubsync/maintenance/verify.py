@@ -213,10 +213,22 @@ class _Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The catalogue at one moment: segments with a path, by path, and the watermarks that were committed last."""
+    """The catalogue at one moment.
+
+    Attributes:
+        segments: those with a path, by path, except for those that were committed long ago.
+        marks: the watermarks that were committed last.
+        expired: series of segments that were committed long ago, with the numbers below which they are.
+    """
 
     segments: Mapping[str, _Segment] = field(default_factory=dict)
     marks: Mapping[str, Watermark] = field(default_factory=dict)
+    expired: Mapping[str, int] = field(default_factory=dict)
+
+    def has(self, file: HubFile, series: str, number: int) -> bool:
+        """Return whether the spool committed this file at its path."""
+        segment = self.segments.get(file.path)
+        return number < self.expired.get(series, 0) if segment is None else segment.is_in(file)
 
 
 async def _head(
@@ -243,7 +255,7 @@ def _known(spool: Spool | None) -> _Known:
     # Not in one transaction, which a job would wait for: what is committed stays committed.
     marks = spool.writers.committed_watermarks()
     sealed = [_Segment(*(getattr(row, name) for name in _Segment._fields)) for row in spool.segments.with_path()]
-    return _Known({segment.path: segment for segment in sealed}, marks)
+    return _Known({segment.path: segment for segment in sealed}, marks, spool.segments.expired_numbers())
 
 
 # What differs.
@@ -360,15 +372,17 @@ def _gaps(one: Series, known: Mapping[int, _Segment], before: _Known) -> Iterato
 def _repeats(series: Sequence[Series], after: _Known) -> Iterator[Finding]:
     """Find the same content under several numbers."""
     by_oid: defaultdict[str, list[tuple[bool, HubFile]]] = defaultdict(list)
+    ours: set[HubFile] = set()
     for one in series:
         for number, files in sorted(one.shards.items()):
             by_oid[files[0].oid].append((number >= one.next, files[0]))
+            ours.update(files[:1] if after.has(files[0], one.name, number) else ())
     for found in by_oid.values():
         # The original is a file below its watermark, if there is one.
         files = [file for _, file in sorted(found, key=lambda pair: pair[0])]
         if len(files) == 1:
             continue
-        known = [f for f in files if (s := after.segments.get(f.path)) is not None and s.is_in(f)]
+        known = [file for file in files if file in ours]
         if len(known) == len(files):
             yield f"{files[1].path} holds the same as {files[0].path}: the job put the same rows more than once"
             continue

@@ -154,7 +154,10 @@ class Receipt:
 
     @property
     def sha(self) -> str | None:
-        """The sha of the commit that contains the batch; None until it is committed, and for a batch without rows."""
+        """The sha of the commit that contains the batch; None until it is committed, and for a batch without rows.
+
+        It is also None for a replay of a batch that was committed more than a thousand shards ago.
+        """
         return self._outcome.sha if self._outcome is not None else None
 
     @property

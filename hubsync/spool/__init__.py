@@ -8,6 +8,7 @@ spool       the directory, and the parts below
   plans       the next commit, written down before it is sent
   recovery    what dead and stalled processes left
   quarantine  rejected shards
+  retention   which settled segments the catalogue forgets
   lease       the right to commit
   writers, offsets, schemas, cards   tables of the catalogue, one owner each
 database    the catalogue's SQLite connection

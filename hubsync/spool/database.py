@@ -22,7 +22,7 @@ from typing import Any
 from hubsync._runtime.fork import after_fork_in_child, after_fork_in_parent, before_fork
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, one_line
 
-VERSION = 2
+VERSION = 3
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
 _open_catalogues: weakref.WeakSet[Catalogue] = weakref.WeakSet()
@@ -34,6 +34,7 @@ _TURN_S = 5.0  # how long one process waits while another opens a new catalogue
 _CHECKPOINT_BYTES = 16_000_000  # of write-ahead log, about a thousand takes
 _RESTART_FACTOR = 2  # times that: writers leave no gap in which the log could restart without making them wait
 _FRAME_BYTES = 4096 + 24  # a page of the log, and its header
+_SPARE_PAGES = 1000  # of the database, 4 MB: not worth giving back; more is, that many at a time
 _KEPT_BYTES = 1_000_000  # of the log's file, also on a full disk: room for a few commits that no one else can take
 
 _SCHEMA = """
@@ -84,8 +85,61 @@ ALTER TABLE segments ADD COLUMN schema TEXT;
 CREATE TABLE schemas (config TEXT PRIMARY KEY, known TEXT, published TEXT, policy TEXT) WITHOUT ROWID;
 """
 
+# What the committer polls is counted and indexed, so that a backlog of any size costs it the same; triggers count, so
+# that a job of version 2 that has the spool open counts as well. Equal schemas are stored once: `segments.schema` is
+# what version 2 wrote. Settled segments expire, and leave `committed_layouts` and `schemas.committed`.
+_BOUNDED = """
+ALTER TABLE segments ADD COLUMN schema_id INTEGER;
+CREATE TABLE schema_texts (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, text TEXT NOT NULL);
+CREATE INDEX schema_users ON segments (schema_id) WHERE schema_id IS NOT NULL;
+ALTER TABLE schemas ADD COLUMN committed TEXT;
+CREATE TABLE committed_layouts (
+    config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL, path TEXT NOT NULL,
+    PRIMARY KEY (config, split, template)
+) WITHOUT ROWID;
+
+CREATE INDEX aged ON segments (state, opened_at) WHERE state IN ('open', 'sealed', 'staged');
+CREATE INDEX urgent ON segments (state) WHERE urgent AND state IN ('open', 'sealed', 'staged');
+CREATE INDEX to_compress ON segments (id)
+    WHERE state = 'sealed'
+    AND ((substr(file, -6) = '.jsonl' AND substr(path, -6) != '.jsonl') OR substr(file, -7) = '.frames');
+CREATE INDEX to_stage ON segments (id)
+    WHERE state = 'sealed'
+    AND NOT ((substr(file, -6) = '.jsonl' AND substr(path, -6) != '.jsonl') OR substr(file, -7) = '.frames');
+CREATE INDEX settled ON segments (committed_at) WHERE state = 'committed';
+
+-- How much each state holds. What was discarded does not count: see `_DISCARDED` in segments.py.
+CREATE TABLE totals (
+    state TEXT PRIMARY KEY, shards INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO totals VALUES ('open', 0, 0, 0), ('sealed', 0, 0, 0), ('staged', 0, 0, 0), ('committed', 0, 0, 0),
+    ('dead', 0, 0, 0);
+INSERT OR REPLACE INTO totals SELECT state, count(*), sum(rows), sum(bytes) FROM segments
+    WHERE NOT (state = 'dead' AND rows = 0 AND file = '') GROUP BY state;
+CREATE TRIGGER count_inserted AFTER INSERT ON segments WHEN NOT (NEW.state = 'dead' AND NEW.rows = 0 AND NEW.file = '')
+BEGIN
+    UPDATE totals SET shards = shards + 1, rows = rows + NEW.rows, bytes = bytes + NEW.bytes WHERE state = NEW.state;
+END;
+CREATE TRIGGER count_deleted AFTER DELETE ON segments WHEN NOT (OLD.state = 'dead' AND OLD.rows = 0 AND OLD.file = '')
+BEGIN
+    UPDATE totals SET shards = shards - 1, rows = rows - OLD.rows, bytes = bytes - OLD.bytes WHERE state = OLD.state;
+END;
+CREATE TRIGGER count_resized AFTER UPDATE OF rows, bytes ON segments WHEN NEW.state = OLD.state AND NEW.state != 'dead'
+BEGIN
+    UPDATE totals SET rows = rows + NEW.rows - OLD.rows, bytes = bytes + NEW.bytes - OLD.bytes WHERE state = NEW.state;
+END;
+CREATE TRIGGER count_moved AFTER UPDATE OF state, rows, bytes, file ON segments
+WHEN NEW.state != OLD.state OR NEW.state = 'dead'
+BEGIN
+    UPDATE totals SET shards = shards - 1, rows = rows - OLD.rows, bytes = bytes - OLD.bytes
+        WHERE state = OLD.state AND NOT (OLD.state = 'dead' AND OLD.rows = 0 AND OLD.file = '');
+    UPDATE totals SET shards = shards + 1, rows = rows + NEW.rows, bytes = bytes + NEW.bytes
+        WHERE state = NEW.state AND NOT (NEW.state = 'dead' AND NEW.rows = 0 AND NEW.file = '');
+END;
+"""
+
 # The script at index n migrates version n to n + 1; version 0 is a new catalogue.
-_MIGRATIONS = [_SCHEMA, _SCHEMA_GUARD]
+_MIGRATIONS = [_SCHEMA, _SCHEMA_GUARD, _BOUNDED]
 
 
 class Catalogue:
@@ -117,6 +171,8 @@ class Catalogue:
         except SpoolVersionError:
             self._db.close()
             raise
+        if version == 0:
+            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
         # A checkpoint costs an fsync, so the engine makes it apart from the hot path: see `checkpoint`.
@@ -246,6 +302,9 @@ class Catalogue:
                 # if its room is needed, since that takes longer still.
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 db.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if cut else 'RESTART'})").fetchall()
+            free, pages = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_count"))
+            if free > max(_SPARE_PAGES, pages // 2):  # a backlog has gone; catalogues of version 2 only use it again
+                db.execute(f"PRAGMA incremental_vacuum({_SPARE_PAGES})").fetchall()
 
     def close(self) -> None:
         """Close the connection."""
@@ -391,9 +450,13 @@ def _wait_for_turn(fd: int, how: int) -> None:
             return
 
 
-def _statements(script: str) -> list[str]:
-    lines = (line.split("--")[0] for line in script.splitlines())
-    return [s for s in "\n".join(lines).split(";") if s.strip()]
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines():
+        statement += line.split("--")[0] + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 # SQLite keeps its file locks for the whole process, and a child does not inherit them. A child that used its parent's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 
 from hubsync.spool.database import Catalogue
 
@@ -46,6 +47,25 @@ class Offsets:
         """Return the sources of a segment's rows, each with its highest offset there."""
         rows = self._catalogue.rows("SELECT source, offset FROM segment_offsets WHERE segment = ?", segment)
         return [(source, offset) for source, offset in rows]
+
+    def expire(self, segments: Iterable[int], has_record: Callable[[int], bool]) -> None:
+        """Forget which of these segments, whose records were just deleted, held which offsets of a source.
+
+        Of segments without a record that follow each other in a source, the last one is kept: it tells that the offsets
+        up to its own were committed.
+        """
+        for segment in segments:
+            for source, offset in self.of_segment(segment):
+                for neighbour, direction in (("<", "DESC"), (">", "ASC")):
+                    row = self._catalogue.row(
+                        "SELECT offset, segment FROM segment_offsets WHERE source = ? AND "
+                        f"offset {neighbour} ? ORDER BY offset {direction} LIMIT 1",
+                        source, offset,
+                    )  # fmt: skip
+                    if row is not None and not has_record(row[1]):
+                        sql = "DELETE FROM segment_offsets WHERE source = ? AND offset = ?"
+                        self._catalogue.run(sql, source, min(row[0], offset))
+                        offset = max(row[0], offset)
 
     # Keys.
 

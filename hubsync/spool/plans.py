@@ -16,6 +16,7 @@ from hubsync.model.commit import Plan, SidecarFile
 from hubsync.model.shard import Shard
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
+from hubsync.spool.retention import Retention
 from hubsync.spool.segments import Segments
 from hubsync.spool.shards import Shards, remove_file
 from hubsync.spool.writers import Writers, watermark_file
@@ -30,6 +31,7 @@ class Plans:
         segments: Segments,
         shards: Shards,
         writers: Writers,
+        retention: Retention,
         lease: CommitterLease,
         clock: Clock,
     ) -> None:
@@ -37,6 +39,7 @@ class Plans:
         self._segments = segments
         self._shards = shards
         self._writers = writers
+        self._retention = retention
         self._lease = lease
         self._clock = clock
 
@@ -96,6 +99,8 @@ class Plans:
         for shard in committed:
             remove_file(shard.file)
             failpoint(Failpoint.FILE_REMOVED)
+        if committed:
+            self._retention.expire()
 
     def _count(self, shards: Sequence[Shard]) -> None:
         totals = {"rows": sum(s.rows for s in shards), "bytes": sum(s.size for s in shards), "shards": len(shards)}

@@ -129,10 +129,15 @@ class Recovery:
 
     def sweep(self) -> None:
         """Remove what a crash left: files of segments that are committed or dead, half-made links, old locks."""
+        newest = self._segments.newest()  # first: a file that is created meanwhile has a higher number
         for file in self._files.iterdir():
-            if self._state_of(file) in ("committed", "dead") or self._is_superseded(file):
+            number = segment_id_of(file)
+            is_expired = 0 < number <= newest and self._segments.state(number) is None
+            if is_expired or self._state_of(file) in ("committed", "dead") or self._is_superseded(file):
                 file.unlink(missing_ok=True)
         self._quarantine.sweep()
+        with self._catalogue.transaction():
+            self._segments.recount()
         for file in self._directory.glob("committer.*"):
             if file != self._lease.lock_file:
                 file.unlink(missing_ok=True)

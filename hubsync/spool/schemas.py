@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, loads, merge_structs
+from contextlib import suppress
+
+from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, loads, merge_structs
 from hubsync.spool.database import Catalogue
 
 
@@ -47,6 +49,25 @@ class Schemas:
                 "ON CONFLICT (config) DO UPDATE SET known = excluded.known",
                 config, dumps(merged),
             )  # fmt: skip
+
+    def add_committed(self, config: str, schema: str) -> None:
+        """Merge the schema of a committed segment, as JSON, into what is known of those. Within a transaction."""
+        known = self._catalogue.value("SELECT committed FROM schemas WHERE config = ?", config)
+        if schema == known:
+            return
+        with suppress(Conflict):  # `with_committed` would leave it out as well
+            merged = dumps(extend(loads(known) if known else EMPTY, loads(schema)))
+            if merged != known:
+                self._catalogue.run(
+                    "INSERT INTO schemas (config, committed) VALUES (?, ?) "
+                    "ON CONFLICT (config) DO UPDATE SET committed = excluded.committed",
+                    config, merged,
+                )  # fmt: skip
+
+    def all_committed(self) -> list[tuple[str, str]]:
+        """Return the schemas that `add_committed` merged, as JSON, with their configs."""
+        rows = self._catalogue.rows("SELECT config, committed FROM schemas WHERE committed IS NOT NULL")
+        return [(config, text) for config, text in rows]
 
     # What the card shows.
 

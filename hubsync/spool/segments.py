@@ -4,6 +4,7 @@
                      |  compress        |
                      +----quarantine----+--> dead --resubmit--> sealed
                                              dead --discard--> dead, without rows
+    committed --expire--> no longer in the catalogue
 
 A segment's bytes become its shard's bytes. `seal` fixes its path; `compress` replaces its file by one in the shard's
 format; `plan` and `unplan` tie it to a commit on its way. Transitions run inside the caller's transaction, so that a
@@ -13,13 +14,13 @@ of the caller: it fails an assertion or, if an outdated decision may legitimatel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
-
-import msgspec
 
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.errors import LeaseLost
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Mode, QuarantinedShard
 from hubsync.model.stats import SpoolDepth
@@ -29,12 +30,12 @@ SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
 
 _PAGE = 500  # segments read at a time
 
-# Combine it with any narrower condition on the state: SQLite then uses the index `pending`, and does not read every
-# segment that was ever committed.
+# Combine these with any narrower condition on the state: SQLite then uses the indexes that have them, and does not read
+# every segment of a long backlog.
 _PENDING = "state IN ('open', 'sealed', 'staged', 'dead')"
-_WAITING = f"{_PENDING} AND state != 'dead'"
+_WAITING = "state IN ('open', 'sealed', 'staged')"
 # Sealed as JSON Lines or frames, while the shard has another format.
-_UNCOMPRESSED = "((file LIKE '%.jsonl' AND path NOT LIKE '%.jsonl') OR file LIKE '%.frames')"
+_UNCOMPRESSED = "((substr(file, -6) = '.jsonl' AND substr(path, -6) != '.jsonl') OR substr(file, -7) = '.frames')"
 # A discarded shard keeps its number, keys and offsets.
 _DISCARDED = "(state = 'dead' AND rows = 0 AND file = '')"
 _QUARANTINED = f"{_PENDING} AND state = 'dead' AND NOT {_DISCARDED}"
@@ -140,7 +141,8 @@ class RowSource(Protocol):
     def value(self, sql: str, *values: Any) -> Any: ...
 
 
-_COLUMNS = ", ".join(Segment._fields)
+_SCHEMA = "coalesce(schema, (SELECT text FROM schema_texts WHERE id = schema_id))"  # version 2 wrote `schema`
+_COLUMNS = ", ".join(_SCHEMA if name == "schema" else name for name in Segment._fields)
 _SUMMARY = ", ".join(SegmentSummary._fields)
 
 
@@ -153,9 +155,15 @@ class SegmentQueries:
     # One segment.
 
     def get(self, segment: int) -> Segment:
-        """Return a segment that exists."""
+        """Return a segment that exists.
+
+        Raises:
+            LeaseLost: it has expired, so this process had stalled for long.
+        """
         row = self._db.row(f"SELECT {_COLUMNS} FROM segments WHERE id = ?", segment)
-        assert row is not None, segment
+        if row is None:
+            assert self._is_expired(segment), segment
+            raise LeaseLost(f"segment {segment} was committed by another process, while this one made no progress.")
         return Segment(*row)
 
     def find(self, segment: int) -> Segment | None:
@@ -178,9 +186,15 @@ class SegmentQueries:
         return state
 
     def outcome(self, segment: int) -> Outcome | None:
-        """Return what became of a segment; None if the catalogue has no such segment."""
+        """Return what became of a segment; None if it never existed. Of one that has expired, the commit is unknown."""
         row = self._db.row("SELECT state, sha, error FROM segments WHERE id = ?", segment)
-        return None if row is None else Outcome(*row)
+        if row is not None:
+            return Outcome(*row)
+        return Outcome("committed", None, None) if self._is_expired(segment) else None
+
+    def _is_expired(self, segment: int) -> bool:
+        """Return whether a segment that the catalogue does not contain was committed long ago."""
+        return 0 < segment <= self.newest()
 
     def pending_file(self, segment: int) -> str | None:
         """Return the file of a segment that is not committed yet; None if it is, or was discarded."""
@@ -191,16 +205,30 @@ class SegmentQueries:
         """Return whether a segment has this path in the dataset."""
         return self._db.row("SELECT 1 FROM segments WHERE path = ?", path) is not None
 
+    def _is_of_other_series(self, path: str, series: str) -> bool:
+        """Return whether a segment of another series had this path. It may have expired."""
+        others = self._db.rows(
+            "SELECT name, next FROM series WHERE name != ? AND instr(?, substr(name, 1, instr(name, '*') - 1)) = 1",
+            series, path,
+        )  # fmt: skip
+        return any(number < following for name, following in others for number in _numbers(name, path))
+
+    def expired_numbers(self) -> dict[str, int]:
+        """Return the series of segments that may have expired, each with the number after the highest one it gave."""
+        if self._db.row("SELECT 1 FROM committed_layouts LIMIT 1") is None:
+            return {}
+        return {row[0]: row[1] for row in self._db.rows("SELECT name, next FROM series")}
+
     # Many segments.
 
     def newest(self) -> int:
-        """Return the id of the newest segment; 0 if there are no segments."""
-        return int(self._db.value("SELECT max(id) FROM segments") or 0)
+        """Return the id of the newest segment there ever was; 0 if there was no segment."""
+        return int(self._db.value("SELECT seq FROM sqlite_sequence WHERE name = 'segments'") or 0)
 
     def newest_sealed(self) -> int:
         """Return the id of the newest segment that is sealed or staged; 0 if there is no such segment."""
-        sql = f"SELECT max(id) FROM segments WHERE {_PENDING} AND state IN ('sealed', 'staged')"
-        return int(self._db.value(sql) or 0)
+        newest = f"SELECT max(id) FROM segments WHERE {_PENDING} AND state = ?"
+        return max(self._db.value(newest, state) or 0 for state in ("sealed", "staged"))
 
     def open_of(self, writer: str) -> list[int]:
         """Return a writer's open segments."""
@@ -209,12 +237,11 @@ class SegmentQueries:
 
     def to_stage(self, limit: int) -> list[Segment]:
         """Return the oldest sealed segments that need no compression."""
-        return self._where(f"{_PENDING} AND state = 'sealed' AND NOT {_UNCOMPRESSED} ORDER BY id LIMIT ?", limit)
+        return self._where(f"state = 'sealed' AND NOT {_UNCOMPRESSED} ORDER BY id LIMIT ?", limit)
 
-    def to_compress(self) -> Segment | None:
-        """Return the oldest sealed segment that must be compressed; None if there is no such segment."""
-        found = self._where(f"{_PENDING} AND state = 'sealed' AND {_UNCOMPRESSED} ORDER BY id LIMIT 1")
-        return found[0] if found else None
+    def to_compress(self, limit: int = 1) -> list[Segment]:
+        """Return the oldest sealed segments that must be compressed."""
+        return self._where(f"state = 'sealed' AND {_UNCOMPRESSED} ORDER BY id LIMIT ?", limit)
 
     def staged_inline(self) -> list[Segment]:
         """Return the staged segments whose bytes travel inside the commit."""
@@ -226,27 +253,38 @@ class SegmentQueries:
 
     def waiting(self) -> list[Segment]:
         """Return the segments that are not on the Hub yet, without the dead ones, oldest first."""
-        return self._where(f"{_WAITING} ORDER BY id")
+        return self._where(f"{_PENDING} AND {_WAITING} ORDER BY id")
 
-    def waiting_with_sources(self, last: int) -> Iterator[tuple[Segment, list[str]]]:
-        """Yield the waiting segments up to the id `last`, oldest first, with the sources of their offsets."""
-        after = 0
-        while page := self._db.rows(
-            f"SELECT {_COLUMNS}, (SELECT json_group_array(source) FROM segment_offsets WHERE segment = id) "
-            f"FROM segments WHERE {_WAITING} AND id > ? AND id <= ? ORDER BY id LIMIT {_PAGE}",
-            after, last,
-        ):  # fmt: skip
-            for row in page:
-                *values, sources = row
-                yield Segment(*values), msgspec.json.decode(sources)
-            after = page[-1][0]
+    def ready(self) -> Iterator[Segment]:
+        """Yield the staged segments that no plan contains, oldest first."""
+        after, mine = 0, f"{_PENDING} AND state = 'staged' AND plan IS NULL"
+        while page := self._where(f"{mine} AND id > ? ORDER BY id LIMIT {_PAGE}", after):
+            yield from page
+            after = page[-1].id
+
+    def first_unready_offset(self, source: str) -> int | None:
+        """Return the lowest offset of a source in a segment that waits and can't be committed now; None without one."""
+        return self._first_offset(source, "AND NOT (s.state = 'staged' AND s.plan IS NULL)")
+
+    def first_offset_besides(self, source: str, segments: Collection[int]) -> int | None:
+        """Return the lowest offset of a source whose segment waits and is not one of `segments`."""
+        return self._first_offset(source, f"AND s.id NOT IN ({', '.join(map(str, segments))})")
+
+    def _first_offset(self, source: str, condition: str) -> int | None:
+        # A cross join keeps this order of the tables: along the offsets, up to the first that qualifies.
+        offset: int | None = self._db.value(
+            "SELECT o.offset FROM segment_offsets o CROSS JOIN segments s ON s.id = o.segment "
+            f"WHERE o.source = ? AND s.{_WAITING} {condition} ORDER BY o.offset LIMIT 1",
+            source,
+        )
+        return offset
 
     def planned(self, plan: int) -> list[int]:
         """Return the segments of a plan."""
         return [row[0] for row in self._db.rows("SELECT id FROM segments WHERE plan = ? ORDER BY id", plan)]
 
     def with_path(self) -> Iterator[Segment]:
-        """Yield every segment that was ever sealed, oldest first."""
+        """Yield every segment that was sealed and has not expired, oldest first."""
         after = 0
         while page := self._where(f"path IS NOT NULL AND id > ? ORDER BY id LIMIT {_PAGE}", after):
             yield from page
@@ -254,7 +292,12 @@ class SegmentQueries:
 
     def next_up(self, limit: int) -> list[SegmentSummary]:
         """Return the first segments of those that are not on the Hub yet, without the dead ones, oldest first."""
-        return self._summaries(f"{_WAITING} ORDER BY id LIMIT ?", limit)
+        first = [
+            segment
+            for state in ("open", "sealed", "staged")
+            for segment in self._summaries(f"{_PENDING} AND state = ? ORDER BY id LIMIT ?", state, limit)
+        ]
+        return sorted(first)[:limit]
 
     def latest(self, limit: int, *, before: int | None = None) -> list[SegmentSummary]:
         """Return the newest segments, newest first; with `before`, of those older than that segment."""
@@ -265,14 +308,15 @@ class SegmentQueries:
     def newest_committed_paths(self) -> dict[Layout, str]:
         """Return the path of the newest committed shard of each layout."""
         rows = self._db.rows(
+            "SELECT config, split, template, path, 0 FROM committed_layouts UNION ALL "
             "SELECT config, split, template, path, max(id) FROM segments WHERE state = 'committed' "
             "GROUP BY config, split, template"
         )
         return {Layout(config, split, template): path for config, split, template, path, _ in rows}
 
     def committed_schemas(self) -> list[tuple[str, str]]:
-        """Return the distinct pairs of config and schema of the committed segments."""
-        sql = "SELECT DISTINCT config, schema FROM segments WHERE state = 'committed' AND schema IS NOT NULL"
+        """Return the distinct pairs of config and schema of the committed segments that have not expired."""
+        sql = f"SELECT DISTINCT config, {_SCHEMA} AS text FROM segments WHERE state = 'committed' AND text IS NOT NULL"
         return [(config, schema) for config, schema in self._db.rows(sql)]
 
     def configs(self) -> list[str]:
@@ -298,24 +342,55 @@ class SegmentQueries:
         )
         return [RejectionReason(*row[:5]) for row in self._db.rows(sql, limit)]
 
+    def to_expire(self, *, keep: int, before: float, limit: int) -> list[Segment]:
+        """Return the segments that were committed first.
+
+        Args:
+            keep: how many of the newest to leave out.
+            before: leave out what was committed since then, in seconds since the epoch.
+            limit: the most to return.
+        """
+        spare = int(self._db.value("SELECT shards FROM totals WHERE state = 'committed'")) - keep
+        if spare <= 0:
+            return []
+        first = "state = 'committed' AND committed_at < ? ORDER BY committed_at LIMIT ?"
+        return self._where(first, before, min(spare, limit))
+
     # Whether someone waits, and how much.
 
     def has_urgent(self) -> bool:
         """Return whether a flush waits for any segment."""
-        return self._db.row(f"SELECT 1 FROM segments WHERE {_WAITING} AND urgent LIMIT 1") is not None
+        return self._db.row(f"SELECT 1 FROM segments WHERE urgent AND {_WAITING} LIMIT 1") is not None
 
     def has_urgent_staged(self) -> bool:
         """Return whether a flush waits for a staged segment."""
-        sql = f"SELECT 1 FROM segments WHERE {_PENDING} AND state = 'staged' AND urgent LIMIT 1"
+        sql = f"SELECT 1 FROM segments WHERE urgent AND {_WAITING} AND state = 'staged' LIMIT 1"
         return self._db.row(sql) is not None
 
     def depths(self) -> dict[str, StateDepth]:
         """Return how much each state holds, for those that hold anything. Committed and discarded ones do not count."""
+        if self._db.value("SELECT 1 FROM sqlite_master WHERE name = 'totals'") is None:
+            return self._counted_depths()
+        oldest = f"{_WAITING} AND state = ? AND rows > 0 ORDER BY opened_at LIMIT 1"
+        found = {}
+        for state, shards, rows, size in self._db.rows("SELECT state, shards, rows, bytes FROM totals WHERE shards"):
+            if state != "committed":
+                oldest_at = self._db.value(f"SELECT opened_at FROM segments WHERE {oldest}", state)
+                first_id = self._db.value(f"SELECT min(id) FROM segments WHERE {_PENDING} AND state = ?", state)
+                found[state] = StateDepth(shards, rows, size, oldest_at, first_id)
+        return found
+
+    def _counted_depths(self) -> dict[str, StateDepth]:
+        """Return the same for a catalogue of an older version."""
         rows = self._db.rows(
             "SELECT state, count(*), sum(rows), sum(bytes), min(CASE WHEN rows > 0 THEN opened_at END), min(id) "
             f"FROM segments WHERE {_PENDING} AND NOT {_DISCARDED} GROUP BY state"
         )
         return {state: StateDepth(*values) for state, *values in rows}
+
+    def held_bytes(self) -> int:
+        """Return the bytes of all segments that are not committed, with the dead letter."""
+        return int(self._db.value("SELECT sum(bytes) FROM totals WHERE state != 'committed'"))
 
     def _where(self, condition: str, *values: Any) -> list[Segment]:
         return [Segment(*row) for row in self._db.rows(f"SELECT {_COLUMNS} FROM segments WHERE {condition}", *values)]
@@ -357,8 +432,25 @@ class Segments(SegmentQueries):
 
     def set_schema(self, segment: int, schema: str) -> None:
         """Record the types of an uncommitted segment's columns, as JSON."""
-        sql = f"UPDATE segments SET schema = ? WHERE id = ? AND {_WAITING}"
-        self._catalogue.run(sql, schema, segment)
+        before = self._db.value("SELECT schema_id FROM segments WHERE id = ?", segment)
+        sql = f"UPDATE segments SET schema = NULL, schema_id = ? WHERE id = ? AND {_WAITING}"
+        self._run(sql, self._schema_id(schema), segment)
+        self._forget_schemas([before])
+
+    def _schema_id(self, schema: str) -> int:
+        digest = hashlib.blake2b(schema.encode(), digest_size=16).digest()
+        known: int | None = self._db.value("SELECT id FROM schema_texts WHERE digest = ?", digest)
+        if known is not None:
+            return known
+        return self._run("INSERT INTO schema_texts (digest, text) VALUES (?, ?)", digest, schema)
+
+    def _forget_schemas(self, ids: Iterable[int | None]) -> None:
+        """Delete those of these schemas that no segment has any more."""
+        for schema in {schema for schema in ids if schema is not None}:
+            self._run(
+                "DELETE FROM schema_texts WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM segments WHERE schema_id = ?1)",
+                schema,
+            )
 
     def truncate(self, segment: int, *, size: int, rows: int, why: str) -> None:
         """Record that a power cut left fewer bytes of an open or sealed segment than were accepted."""
@@ -439,8 +531,8 @@ class Segments(SegmentQueries):
         row = self.get(segment)
         assert row.state in ("sealed", "staged"), row
         series = layout.series(row.writer)
-        sql = "UPDATE segments SET config = ?, template = ?, schema = ? WHERE id = ?"
-        self._run(sql, layout.config, layout.template, schema, segment)
+        self._run("UPDATE segments SET config = ?, template = ? WHERE id = ?", layout.config, layout.template, segment)
+        self.set_schema(segment, schema)
         self._assign_path(segment, layout, row.writer, series, self._next(series))
 
     def plan(self, plan: int, segments: Iterable[int]) -> None:
@@ -491,10 +583,13 @@ class Segments(SegmentQueries):
         now = self._clock.time()
         self._change(
             "UPDATE segments SET file = ?, rows = ?, bytes = ?, sha256 = ?, git_oid = NULL, mode = NULL, "
-            "error = NULL, opened_at = ?, schema = ? WHERE id = ? AND state = 'dead'",
-            file, rows, size, sha256, now if is_edited else segment.opened_at,
-            None if is_edited else segment.schema, segment.id,
+            "error = NULL, opened_at = ? WHERE id = ? AND state = 'dead'",
+            file, rows, size, sha256, now if is_edited else segment.opened_at, segment.id,
         )  # fmt: skip
+        if is_edited:
+            schema = self._db.value("SELECT schema_id FROM segments WHERE id = ?", segment.id)
+            self._run("UPDATE segments SET schema = NULL, schema_id = NULL WHERE id = ?", segment.id)
+            self._forget_schemas([schema])
         if segment.seq is not None:
             self._run("UPDATE segments SET state = 'sealed', sealed_at = ? WHERE id = ?", now, segment.id)
         else:
@@ -506,12 +601,37 @@ class Segments(SegmentQueries):
         sql = "UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ? AND state = 'dead'"
         self._change(sql, why, segment)
 
+    # Segments that were committed long ago.
+
+    def expire(self, segments: Iterable[Segment]) -> None:
+        """Delete the records of committed segments. What a card needs of them is kept, by layout."""
+        schemas = set()
+        for segment in segments:
+            assert segment.state == "committed", segment
+            self._run(
+                "INSERT OR REPLACE INTO committed_layouts VALUES (?, ?, ?, ?)",
+                segment.config, segment.split, segment.template, segment.path,
+            )  # fmt: skip
+            schemas.add(self._db.value("SELECT schema_id FROM segments WHERE id = ?", segment.id))
+            self._run("DELETE FROM segments WHERE id = ?", segment.id)
+        self._forget_schemas(schemas)
+
+    def recount(self) -> None:
+        """Count again how much each state holds, in case a damaged catalogue says something else."""
+        self._run(
+            "UPDATE totals SET (shards, rows, bytes) = "
+            "(SELECT count(*), coalesce(sum(rows), 0), coalesce(sum(bytes), 0) FROM segments "
+            f"WHERE {_PENDING} AND state = totals.state AND NOT {_DISCARDED}) WHERE state != 'committed'"
+        )
+
     # Rebuilding a catalogue.
 
     def insert(self, **columns: object) -> None:
         """Enter a segment that a rebuild found, by its columns."""
-        names = ", ".join(columns)
         assert columns.keys() <= set(Segment._fields)
+        if (schema := columns.pop("schema", None)) is not None:
+            columns["schema_id"] = self._schema_id(str(schema))
+        names = ", ".join(columns)
         self._run(f"INSERT INTO segments ({names}) VALUES ({', '.join('?' * len(columns))})", *columns.values())
 
     # Sequence numbers.
@@ -529,7 +649,7 @@ class Segments(SegmentQueries):
     def _assign_path(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
         """Give a segment the first free number from `seq`, and seal it under that path."""
         # Two templates may meet in one path: "...1{seq}" and "...{seq}".
-        while self.is_path_taken(layout.path(writer, seq)):
+        while self.is_path_taken(path := layout.path(writer, seq)) or self._is_of_other_series(path, series):
             seq += 1
         self._run(
             "INSERT INTO series VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next", series, seq + 1
@@ -537,7 +657,7 @@ class Segments(SegmentQueries):
         self._run(
             "UPDATE segments SET state = 'sealed', sealed_at = ?, series = ?, seq = ?, path = ?, plan = NULL "
             "WHERE id = ?",
-            self._clock.time(), series, seq, layout.path(writer, seq), segment,
+            self._clock.time(), series, seq, path, segment,
         )  # fmt: skip
 
     def _run(self, sql: str, *values: Any) -> int:
@@ -549,6 +669,13 @@ class Segments(SegmentQueries):
         assert self._catalogue.in_transaction
         changed = self._catalogue.update(sql, *values)
         assert changed == 1, values
+
+
+def _numbers(series: str, path: str) -> list[int]:
+    """Return the number that a path has in a series, if it is one of its paths."""
+    before, _, after = series.partition("*")
+    number = path[len(before) : len(path) - len(after)]
+    return [int(number)] if path.startswith(before) and path.endswith(after) and number.isdecimal() else []
 
 
 def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> SpoolDepth:

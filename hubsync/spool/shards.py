@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
@@ -12,6 +14,7 @@ from hubsync.model.hashing import git_oid_of_file, hash_file
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Mode, Shard
 from hubsync.spool.lease import CommitterLease
+from hubsync.spool.offsets import Offsets
 from hubsync.spool.quarantine import Quarantine
 from hubsync.spool.recovery import Recovery
 from hubsync.spool.segments import Segment, Segments
@@ -25,10 +28,17 @@ class Shards:
     """The committer's view of the sealed segments. Changes need its lease: without it they raise `LeaseLost`."""
 
     def __init__(
-        self, directory: Path, segments: Segments, quarantine: Quarantine, recovery: Recovery, lease: CommitterLease
+        self,
+        directory: Path,
+        segments: Segments,
+        offsets: Offsets,
+        quarantine: Quarantine,
+        recovery: Recovery,
+        lease: CommitterLease,
     ) -> None:
         self._directory = directory
         self._segments = segments
+        self._offsets = offsets
         self._quarantine = quarantine
         self._recovery = recovery
         self._lease = lease
@@ -200,7 +210,7 @@ class Shards:
         """
         shards: list[Shard] = []
         inline = 0
-        for row in self._in_order(lambda row: row.state == "staged" and row.plan is None):
+        for row in self._in_order(self._segments.ready(), self._segments.first_unready_offset):
             inline += row.bytes if row.mode == "regular" else 0
             if len(shards) == limit or (shards and inline > max_inline_bytes):
                 break
@@ -210,21 +220,32 @@ class Shards:
     def in_order(self, shards: Sequence[Shard]) -> list[Shard]:
         """Return those of `shards` that may be committed while all others wait, oldest first."""
         ours = {shard.segment: shard for shard in shards}
-        return [ours[row.id] for row in self._in_order(lambda row: row.id in ours, max(ours, default=0))]
+        rows = (self._segments.get(segment) for segment in sorted(ours))
+        first_of_others = partial(self._segments.first_offset_besides, segments=ours)
+        return [ours[row.id] for row in self._in_order(rows, first_of_others)]
 
-    def _in_order(self, may_go: Callable[[Segment], bool], last: int | None = None) -> Iterator[Segment]:
-        """Yield the waiting segments that may go and overtake no other segment of the same source.
+    def _in_order(self, rows: Iterable[Segment], first_of_others: Callable[[str], int | None]) -> Iterator[Segment]:
+        """Yield those of `rows` that overtake no other waiting segment of the same source.
 
         So the watermark's offset says that all rows before it are in the dataset, and none after it: a job that lost
-        its disk and resumes from there neither skips a row nor repeats one. Only segments up to `last` can be
-        overtaken: later ones have later offsets.
+        its disk and resumes from there neither skips a row nor repeats one.
+
+        Args:
+            rows: segments that may go, oldest first.
+            first_of_others: the lowest offset of a source in a segment that must wait.
         """
-        waiting: set[str] = set()
-        for row, sources in self._segments.waiting_with_sources(self._segments.newest() if last is None else last):
-            if may_go(row) and waiting.isdisjoint(sources):
+        first: dict[str, float] = {}  # offset of each source that waits
+        for row in rows:
+            offsets = self._offsets.of_segment(row.id)
+            for source, _ in offsets:
+                if source not in first:
+                    found = first_of_others(source)
+                    first[source] = math.inf if found is None else found
+            if all(offset < first[source] for source, offset in offsets):
                 yield row
             else:
-                waiting.update(sources)
+                for source, offset in offsets:
+                    first[source] = min(first[source], offset)
 
 
 def remove_file(file: Path) -> None:

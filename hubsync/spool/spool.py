@@ -38,6 +38,7 @@ from hubsync.spool.offsets import Offsets
 from hubsync.spool.plans import Plans
 from hubsync.spool.quarantine import Quarantine
 from hubsync.spool.recovery import Recovery
+from hubsync.spool.retention import Retention
 from hubsync.spool.schemas import Schemas
 from hubsync.spool.segments import Segments, depth_of
 from hubsync.spool.shards import Shards
@@ -91,8 +92,9 @@ class Spool:
             self.lease,
             self.clock,
         )
-        self.shards = Shards(directory, self.segments, self.quarantine, self.recovery, self.lease)
-        self.plans = Plans(self.catalogue, self.segments, self.shards, self.writers, self.lease, self.clock)
+        self.shards = Shards(directory, self.segments, self.offsets, self.quarantine, self.recovery, self.lease)
+        retention = Retention(directory, self.segments, self.offsets, self.schemas, self.lease, self.clock)
+        self.plans = Plans(self.catalogue, self.segments, self.shards, self.writers, retention, self.lease, self.clock)
         self.cards = CardEntries(self.catalogue, self.segments, self.lease)
         self._is_seeded = False
 

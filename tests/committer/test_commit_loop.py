@@ -70,6 +70,7 @@ def test_frequent_queries_do_not_read_committed_segments(tmp_path: Path) -> None
     for sql in asked:
         if "segments" in sql and sql.startswith(("SELECT", "UPDATE")):
             steps = [row[3] for row in spool.catalogue.rows(f"EXPLAIN QUERY PLAN {sql}")]
-            assert not any(step.startswith("SCAN segments") for step in steps), sql
+            partial = ("SCAN segments USING INDEX to_stage", "SCAN segments USING INDEX to_compress")
+            assert not any(step.startswith("SCAN segments") and step not in partial for step in steps), sql
             assert "id <" not in sql or "pending" in steps[0], sql
     spool.close()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from sqlite3 import IntegrityError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hubsync.errors import LeaseLost
 from hubsync.model.layout import Layout
 from hubsync.spool.database import Catalogue
 from hubsync.spool.offsets import Offsets
@@ -203,12 +209,12 @@ def test_a_transition_changes_what_it_says_and_nothing_from_other_states(
 
 
 def test_the_table_of_transitions_is_complete() -> None:
-    apart = {"open", "unplan", "insert", "raise_next"}  # they have tests below
+    apart = {"open", "unplan", "insert", "raise_next", "expire", "recount"}  # they have tests below
     methods = {name for name in vars(Segments) if not name.startswith("_")}
     assert methods == {name.partition(",")[0] for name in TRANSITIONS} | apart
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSITIONS if name not in ("set_schema", "set_hashes")])
+@pytest.mark.parametrize("name", [name for name in TRANSITIONS if name != "set_hashes"])
 def test_a_transition_needs_a_transaction(segments: Segments, make: Callable[..., int], name: str) -> None:
     transition, allowed = TRANSITIONS[name]
     segment = make(next(iter(allowed)))
@@ -347,7 +353,7 @@ def test_a_discarded_segment_is_known_and_no_longer_listed(
 
 def test_a_segment_that_does_not_exist_is_not_found(segments: Segments) -> None:
     assert (segments.find(1), segments.state(1), segments.outcome(1), segments.pending_file(1)) == (None,) * 4
-    assert (segments.newest(), segments.newest_sealed(), segments.to_compress()) == (0, 0, None)
+    assert (segments.newest(), segments.newest_sealed(), segments.to_compress()) == (0, 0, [])
     with pytest.raises(AssertionError):
         segments.get(1)
 
@@ -365,16 +371,14 @@ def test_a_segment_is_staged_only_once_it_has_its_shards_format(
     packed = make("sealed")
     assert [row.id for row in segments.to_stage(10)] == [lines]
     assert [row.id for row in segments.uploadable()] == [lines]
-    found = segments.to_compress()
-    assert found is not None
-    assert found.id == packed
+    assert [row.id for row in segments.to_compress()] == [packed]
 
     with catalogue.transaction():
         segments.compress(packed, file="w.1.jsonl.gz", size=20, sha256="new", git_oid=None)
 
     assert [row.id for row in segments.to_stage(10)] == [lines, packed]
     assert [row.id for row in segments.to_stage(1)] == [lines]
-    assert segments.to_compress() is None
+    assert segments.to_compress() == []
 
 
 def test_each_query_finds_the_segments_of_its_states(segments: Segments, make: Callable[..., int]) -> None:
@@ -409,18 +413,29 @@ def test_what_was_committed_is_known_by_layout_and_config(segments: Segments, ma
     assert sorted(segments.configs()) == ["default", "other"]
 
 
-def test_waiting_segments_come_with_their_sources_page_by_page(
+def test_ready_segments_come_page_by_page(
     catalogue: Catalogue, segments: Segments, make: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hubsync.spool.segments._PAGE", 2)
-    ids = [make(state) for state in ("open", "committed", "sealed", "dead", "staged", "sealed")]
+    ids = [make(state) for state in ("staged", "committed", "staged", "dead", "staged", "sealed", "staged")]
+    with catalogue.transaction():
+        segments.plan(1, [ids[0]])
+    assert [row.id for row in segments.ready()] == [ids[2], ids[4], ids[6]]
+
+
+def test_the_first_waiting_offset_of_a_source_is_found(
+    catalogue: Catalogue, segments: Segments, make: Callable[..., int]
+) -> None:
+    ids = [make(state) for state in ("committed", "dead", "staged", "staged", "open", "sealed")]
     offsets = Offsets(catalogue)
     with catalogue.transaction():
-        offsets.assign("a", 1, ids[0])
-        offsets.assign("b", 1, ids[0])
-        offsets.assign("a", 2, ids[4])
-    found = [(row.id, sorted(sources)) for row, sources in segments.waiting_with_sources(ids[4])]
-    assert found == [(ids[0], ["a", "b"]), (ids[2], []), (ids[4], ["a"])]
+        for offset, segment in enumerate(ids):
+            offsets.assign("a", offset, segment)
+        offsets.assign("b", 7, ids[0])
+        segments.plan(1, [ids[3]])
+    assert (segments.first_unready_offset("a"), segments.first_unready_offset("b")) == (3, None)
+    assert segments.first_offset_besides("a", ids[2:4]) == 4
+    assert segments.first_offset_besides("a", []) == 2
 
 
 def test_urgent_segments_are_those_of_one_writer_or_of_all(
@@ -464,3 +479,152 @@ def test_the_quarantine_lists_the_oldest_or_the_newest_first(segments: Segments,
         (second, 3, "rejected"),
     ]
     assert [shard.id for shard in segments.quarantined(1, newest_first=True)] == [second]
+
+
+# Segments that were committed long ago.
+
+
+def test_the_oldest_committed_segments_expire_first(segments: Segments, clock: ManualClock, make: Any) -> None:
+    first, second, third = [make("committed") for _ in range(3)]
+    clock.advance(60)
+    late = make("committed")
+    make("staged")
+    for keep, before, limit, expected in [
+        (0, BEFORE + 1, 9, [first, second, third]),
+        (0, BEFORE, 9, []),
+        (2, BEFORE + 61, 9, [first, second]),
+        (0, BEFORE + 61, 9, [first, second, third, late]),
+        (0, BEFORE + 61, 1, [first]),
+        (5, BEFORE + 61, 9, []),
+    ]:
+        assert [row.id for row in segments.to_expire(keep=keep, before=before, limit=limit)] == expected
+
+
+def test_an_expired_segment_counts_as_committed(catalogue: Catalogue, segments: Segments, make: Any) -> None:
+    old, kept = make("committed"), make("committed")
+    with catalogue.transaction():
+        segments.expire([segments.get(old)])
+    assert [segments.outcome(n) for n in (old, kept, kept + 1)] == [
+        Outcome("committed", None, None), Outcome("committed", "first commit", None), None,
+    ]  # fmt: skip
+    assert (segments.find(old), segments.newest()) == (None, kept)
+    with pytest.raises(LeaseLost, match="committed by another process"):
+        segments.get(old)
+    assert segments.newest_committed_paths() == {LAYOUT: "data/train-w-00001.jsonl.gz"}
+
+
+def test_ids_and_numbers_continue_after_all_segments_have_expired(
+    catalogue: Catalogue, segments: Segments, make: Any
+) -> None:
+    old = make("committed")
+    with catalogue.transaction():
+        segments.expire([segments.get(old)])
+    assert (segments.newest(), segments.newest_committed_paths()) == (old, {LAYOUT: "data/train-w-00000.jsonl.gz"})
+    found = segments.get(make("sealed"))
+    assert (found.id, found.seq) == (old + 1, 1)
+
+
+def test_the_path_of_an_expired_segment_is_never_given_to_another(
+    catalogue: Catalogue, segments: Segments, make: Any
+) -> None:
+    """It would overwrite a file of the dataset."""
+    old = [make("committed", layout=Layout(template="data/{split}-{writer}-1{seq}.jsonl")) for _ in range(2)]
+    with catalogue.transaction():
+        segments.expire([segments.get(segment) for segment in old])
+    ids = [make("sealed", layout=Layout(template="data/{split}-{writer}-{seq}.jsonl")) for _ in range(11)]
+    assert [segments.get(segment).seq for segment in ids] == [*range(10), 12]
+
+
+def test_a_pending_segment_never_expires(catalogue: Catalogue, segments: Segments, make: Any) -> None:
+    for state in ("open", "sealed", "staged", "dead"):
+        segment = segments.get(make(state))
+        with pytest.raises(AssertionError), catalogue.transaction():
+            segments.expire([segment])
+
+
+def test_equal_schemas_are_stored_once_and_as_long_as_a_segment_has_them(
+    catalogue: Catalogue, segments: Segments, make: Any
+) -> None:
+    def texts() -> list[str]:
+        return [row[0] for row in catalogue.rows("SELECT text FROM schema_texts ORDER BY id")]
+
+    first, second = make("committed"), make("staged")
+    assert texts() == ['{"type":"old"}']
+    with catalogue.transaction():
+        segments.set_schema(second, '{"type":"wider"}')
+        segments.set_schema(second, '{"type":"new"}')
+    assert texts() == ['{"type":"old"}', '{"type":"new"}']
+    assert (segments.get(first).schema, segments.get(second).schema) == ('{"type":"old"}', '{"type":"new"}')
+    with catalogue.transaction():
+        segments.expire([segments.get(first)])
+    assert texts() == ['{"type":"new"}']
+    with catalogue.transaction():
+        segments.insert(
+            id=9, writer="w", file="w-9.jsonl", config="default", split="train", template="", opened_at=BEFORE,
+            schema='{"type":"new"}',
+        )  # fmt: skip
+    assert texts() == ['{"type":"new"}']
+    assert segments.get(9).schema == '{"type":"new"}'
+
+
+# What is counted.
+
+
+@settings(max_examples=40)
+@given(steps=st.lists(st.tuples(st.sampled_from([*TRANSITIONS, "expire", "make"]), st.integers(0, 7)), max_size=25))
+def test_the_totals_agree_with_the_segments_after_any_transitions(steps: list[tuple[str, int]]) -> None:
+    with TemporaryDirectory() as directory:
+        catalogue = Catalogue(Path(directory) / "catalogue.sqlite")
+        segments = Segments(catalogue, ManualClock(BEFORE))
+        ids: list[int] = []
+        for name, pick in [("make", 0), *steps]:
+            with suppress(AssertionError, IntegrityError, LeaseLost), catalogue.transaction():
+                if name == "make":
+                    ids.append(segments.open("w", LAYOUT, BEFORE)[0])
+                    segments.append(ids[-1], size=9 * pick, rows=pick, batches=1)
+                elif name == "expire":
+                    segments.expire([segments.get(ids[pick % len(ids)])])
+                else:
+                    TRANSITIONS[name][0](segments, ids[pick % len(ids)])
+        depths = segments.depths()
+        assert depths == {s: d._replace(oldest_at=depths[s].oldest_at) for s, d in segments._counted_depths().items()}
+        with catalogue.transaction():
+            segments.recount()
+        assert segments.depths() == depths
+        assert segments.held_bytes() == sum(depth.bytes for depth in depths.values())
+        catalogue.close()
+
+
+def test_polling_a_backlog_takes_the_same_steps_whatever_its_size(
+    catalogue: Catalogue, segments: Segments, make: Any
+) -> None:
+    polls = {
+        "to_stage": lambda: segments.to_stage(10), "to_compress": segments.to_compress,
+        "ready": lambda: next(segments.ready(), None), "urgent": segments.has_urgent,
+        "urgent staged": segments.has_urgent_staged, "depths": segments.depths, "held": segments.held_bytes,
+        "next up": lambda: segments.next_up(5), "open": lambda: segments.open_of("w"),
+        "newest sealed": segments.newest_sealed, "first offset": lambda: segments.first_unready_offset("a"),
+    }  # fmt: skip
+
+    def steps_of(poll: Callable[[], object]) -> int:
+        steps = []
+        catalogue._db.set_progress_handler(lambda: steps.append(1), 20)  # type: ignore[arg-type]
+        poll()
+        catalogue._db.set_progress_handler(None, 0)
+        return len(steps)
+
+    def fill(count: int) -> dict[str, int]:
+        with catalogue.transaction():
+            for layout in (LAYOUT, Layout(), Layout("other")):  # compressed, and not
+                for number in range(count):
+                    segment, _ = segments.open("w", layout, BEFORE)
+                    segments.append(segment, size=9, rows=1, batches=1)
+                    segments.seal(segment, "sha256")
+                    if layout.config == "other" and number < 20:  # a commit has a hundred at most
+                        segments.stage({segment: "lfs"})
+                        segments.plan(1, [segment])
+                    Offsets(catalogue).assign("a", segment, segment)
+        return {name: steps_of(poll) for name, poll in polls.items()}
+
+    few, many = fill(20), fill(1000)
+    assert {name: (few[name], many[name]) for name in polls if many[name] > 2 * few[name] + 3} == {}
