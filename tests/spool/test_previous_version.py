@@ -79,7 +79,7 @@ def reopened(spool: Path, hub: LocalHub) -> Iterator[Uploader]:
 
 def status(run: Commands, spool: Path) -> dict[str, Any]:
     done = run("status", spool, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 1), done.stderr  # 1: something needs attention
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts
 
