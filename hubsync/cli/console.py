@@ -79,10 +79,10 @@ def error_text(error: Exception) -> str:
     return "\n  ".join([str(error), *notes])
 
 
-def exit_with_error(error: HubsyncError) -> NoReturn:
-    """Print an error and exit with code 1."""
+def exit_with_error(error: HubsyncError, code: int = 1) -> NoReturn:
+    """Print an error and exit."""
     message(f"hubsync: {error_text(error)}")
-    sys.exit(1)
+    sys.exit(code)
 
 
 @contextmanager

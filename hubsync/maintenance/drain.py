@@ -5,7 +5,6 @@ Seals what dead writers left open, and commits for them. If another process comm
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from hubsync.spool.opening import open_spool
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.condition import SpoolFacts, condition_of
 from hubsync.telemetry.progress import Figures, Progress
-from hubsync.telemetry.status import State, Status
+from hubsync.telemetry.status import QUOTA, State, Status
 
 _POLL_S = 0.2
 _STALLED_S = 6.0  # how long a committer is watched before it counts as alive
@@ -42,6 +41,7 @@ def drain(
     directory: Path,
     *,
     timeout: float | None = None,
+    silent_s: float | None = None,
     commit: CommitPolicy | None = None,
     retry: RetryPolicy | None = None,
     progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
@@ -51,17 +51,18 @@ def drain(
     Args:
         directory: the spool.
         timeout: the longest time to drain, in seconds; None for no limit.
+        silent_s: how long the Hub may be away without any progress, in seconds; None for no limit.
         commit: None for the policy of the job that filled the spool.
         retry: None for the default.
         progress: called a few times a second.
 
     Raises:
         SpoolBusy: another live process commits for the spool, or writes to it.
-        NotDrained: `timeout` seconds passed.
+        NotDrained: `timeout` seconds passed, or the Hub was away for `silent_s` seconds.
         BlockedError: an operator must act.
     """
     try:
-        return anyio.run(_drain, directory, timeout, commit, retry or RetryPolicy(), progress)
+        return anyio.run(_drain, directory, _Limits(timeout, silent_s), commit, retry or RetryPolicy(), progress)
     except BaseExceptionGroup as group:
         error = root_cause(group)
         if isinstance(error, msgspec.DecodeError):  # a response of the Hub raises other errors
@@ -71,7 +72,7 @@ def drain(
 
 async def _drain(
     directory: Path,
-    timeout: float | None,
+    limits: _Limits,
     commit: CommitPolicy | None,
     retry: RetryPolicy,
     progress: Callable[[SpoolDepth, Status], None],
@@ -105,12 +106,35 @@ async def _drain(
             events=events,
         )
         try:
-            return await _until_empty(spool, committer, status, events, timeout, progress)
+            return await _until_empty(spool, committer, status, events, limits, progress)
         finally:
             with anyio.CancelScope(shield=True):
                 await destination.aclose()
     finally:
         spool.close()
+
+
+class _Limits:
+    """How long a drain may take."""
+
+    def __init__(self, timeout: float | None, silent_s: float | None) -> None:
+        self._timeout = timeout
+        self._silent_s = silent_s
+        self._began = self._answered = 0.0
+        self._waiting = SpoolDepth()
+
+    def start(self, now: float) -> None:
+        self._began = self._answered = now
+
+    def passed(self, now: float, depth: SpoolDepth, state: State) -> str:
+        """Return which limit has passed, in words; empty if none has."""
+        if state.kind != "backing off" or state.reason == QUOTA or depth != self._waiting:
+            self._answered, self._waiting = now, depth
+        if self._timeout is not None and now - self._began >= self._timeout:
+            return f"{seconds_text(self._timeout)} were not enough"
+        if self._silent_s is not None and now - self._answered >= self._silent_s:
+            return f"the Hub was away for {seconds_text(self._silent_s)}"
+        return ""
 
 
 class _Events(NoEvents):
@@ -127,11 +151,11 @@ async def _until_empty(
     committer: Committer,
     status: Status,
     events: _Events,
-    timeout: float | None,
+    limits: _Limits,
     progress: Callable[[SpoolDepth, Status], None],
 ) -> SpoolDepth:
     ended: HubsyncError | None = None
-    deadline = anyio.current_time() + (math.inf if timeout is None else timeout)
+    limits.start(anyio.current_time())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(committer.run)
         while True:
@@ -142,13 +166,12 @@ async def _until_empty(
             progress(depth, status)
             if (ended := events.error) or depth.sealed + depth.staged == 0:
                 break
-            if (left := deadline - anyio.current_time()) <= 0:
+            if passed := limits.passed(anyio.current_time(), depth, status.state):
                 facts = SpoolFacts(spool.directory, status.state, rows=depth.rows, is_open=True, committer="working",
                                    activity=status.activity)  # fmt: skip
-                why = f"{seconds_text(timeout or 0)} were not enough ({condition_of(facts)})."
-                ended = NotDrained(spool.directory, depth.rows, depth.bytes, why)
+                ended = NotDrained(spool.directory, depth.rows, depth.bytes, f"{passed} ({condition_of(facts)}).")
                 break
-            await anyio.sleep(min(_POLL_S, left))
+            await anyio.sleep(_POLL_S)
         tasks.cancel_scope.cancel()
     if isinstance(ended, BlockedError):
         ended.add_note(f"Safe in {spool.directory}: {count_text(depth.rows, 'row')}.")

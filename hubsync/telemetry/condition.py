@@ -18,7 +18,7 @@ Committer = Literal["working", "stalled", "none"]
 
 
 class ExitCode(IntEnum):
-    """The exit codes of `hubsync status` and `hubsync drain`. Other commands end with 0, 1 or 2."""
+    """The exit codes of `hubsync status` and `hubsync drain`, beyond those of every command."""
 
     OK = 0  # nothing needs you
     FAILED = 1  # an operator must act: blocked, rejected rows, or a spool that cannot be read

@@ -51,7 +51,7 @@ def test_a_corrupt_spool_does_not_hide_or_block_the_others(run: Commands, datase
     assert (facts[1]["spool"], facts[1]["rows_waiting"]) == (str(second), 3)
     assert "is corrupt" in run("status").stdout
     done = run("drain")
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert f"{first}: not uploaded: " in done.stderr
     assert f"{second}: all on the Hub." in done.stderr
     assert dataset.ids() == [0, 1, 2]
@@ -73,6 +73,49 @@ def test_a_spool_whose_hub_is_down_does_not_delay_the_others(
     assert draining.returncode == 130
     assert "Interrupted: 1 row not on the Hub yet" in said
     assert dataset.ids() == [0, 1]
+
+
+def test_a_spool_whose_hub_is_gone_is_left_and_the_others_are_drained(
+    run: Commands, dataset: Dataset, tmp_path: Path
+) -> None:
+    run("pipe", "user/gone", "--timeout", 0, stdin=jsonl(0, 1), HF_ENDPOINT="http://127.0.0.1:9")
+    run("pipe", "user/rows", stdin=jsonl(0, 2), HF_HUB_OFFLINE="1")
+    soon = "from hubsync.cli import drain; drain._SILENT_S = 0.5"
+    done = run("drain", prelude=soon)
+    assert done.returncode == 4
+    assert "not uploaded: 1 row (9 bytes) is not on the Hub yet: the Hub was away for 0.5 s (waiting: " in done.stderr
+    assert "127.0.0.1:9" in done.stderr
+    assert dataset.ids() == [0, 1]
+    again = run("drain", prelude=soon)
+    assert (again.returncode, "1 spool: nothing to upload." in again.stderr) == (4, True)
+
+
+def test_a_spool_whose_token_is_refused_does_not_stop_the_others(
+    run: Commands, hub: LocalHub, dataset: Dataset
+) -> None:
+    for repo in ("other/forbidden", "user/rows"):
+        run("pipe", repo, stdin=jsonl(0, 2), HF_HUB_OFFLINE="1")
+    done = run("drain")
+    assert done.returncode == 4
+    assert "other--forbidden" in done.stderr.split("not uploaded")[0].splitlines()[-1]
+    assert dataset.ids() == [0, 1]
+    facts = [json.loads(line) for line in run("status", "--json").stdout.splitlines()]
+    assert sorted(fact["condition"] for fact in facts) == ["blocked", "finished"]
+
+
+def test_the_exit_codes_of_one_spool(run: Commands, hub: LocalHub, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    run("pipe", "user/rows", "--spool", spool, stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
+    hub.faults.add(Fault.outage())
+    assert run("drain", spool, "--timeout", 0.5).returncode == 3
+    hub.faults.clear()
+    assert run("drain", spool, HF_TOKEN="hf_wrong").returncode == 1
+    hub.faults.add(Fault.status(422, on="commit"))
+    done = run("drain", spool)
+    assert (done.returncode, "all on the Hub but 3 rows in 1 rejected shard" in done.stderr) == (1, True)
+    hub.faults.clear()
+    assert run("dead-letter", "resubmit", spool, "--all", "--drain").returncode == 0
+    assert run("drain", spool).returncode == 0
 
 
 @pytest.mark.slow("waits for drains that run out of time")
