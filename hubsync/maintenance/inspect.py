@@ -89,6 +89,8 @@ def default_spools() -> Iterator[Path]:
     """Yield the spools in the default home, and directories there that this user may not look into."""
     home = default_home()
     for directory in sorted(home.iterdir()) if home.is_dir() else ():
+        if directory.name.startswith("."):  # of an interrupted `remove_spool`
+            continue
         try:
             os.stat(directory / "catalogue.sqlite")
         except PermissionError:  # another user's spool: opening it explains the problem

@@ -126,7 +126,7 @@ class QuarantineCommands:
             if path.exists() and not force:
                 raise _exists(path)
         for path, some in todo:
-            _write(path, (piece for shard in some for piece in self.lines(shard)), force=force)
+            write_file(path, (piece for shard in some for piece in self.lines(shard)), force=force)
         return [path for path, _ in todo]
 
     def resubmit(self, shard: QuarantinedShard) -> None:
@@ -309,7 +309,13 @@ def _problem(line: bytes) -> str | None:
     return None
 
 
-def _write(path: Path, pieces: Iterator[bytes], *, force: bool) -> None:
+def write_file(path: Path, pieces: Iterator[bytes], *, force: bool) -> None:
+    """Write a file completely or not at all.
+
+    Raises:
+        ConfigError: it exists, and `force` is False.
+        SpoolError: it cannot be written.
+    """
     new = None
     try:
         fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -62,13 +62,13 @@ class PendingSegments:
     def open(self, segment: PendingSegment) -> IO[bytes] | None:
         """Return a segment's rows as JSON Lines; None if it is committed by now."""
         try:
-            return _lines(segment.file, segment.bytes)
+            return segment_lines(segment.file, segment.bytes)
         except FileNotFoundError:  # compressed, which happens once at most, or committed
             file = self._file_of(segment.id)
         if file is None or file == segment.file:
             return None
         try:
-            return _lines(file, segment.bytes)
+            return segment_lines(file, segment.bytes)
         except FileNotFoundError:
             return None
 
@@ -90,7 +90,8 @@ def _has_more(read: ReadRange | None, rows: int) -> bool:
     return read is None or (not read.is_complete and read.rows < rows)
 
 
-def _lines(file: Path, size: int) -> IO[bytes]:
+def segment_lines(file: Path, size: int) -> IO[bytes]:
+    """Return the rows of a segment's file as JSON Lines; of one that is not compressed, the first `size` bytes."""
     if file.suffix == ".jsonl":
         with file.open("rb") as stream:
             return io.BytesIO(stream.read(size))

@@ -429,6 +429,8 @@ def _turn(directory: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     try:
         with suppress(OSError):  # a file system without such locks
             _wait_for_turn(fd, how)
+        if not os.path.samestat(os.fstat(fd), os.stat(directory)):
+            raise FileNotFoundError(errno.ENOENT, "it was removed in the meantime", str(directory))
         yield
     finally:
         with suppress(OSError):

@@ -44,6 +44,8 @@ from hubsync.spool.segments import Segments, depth_of
 from hubsync.spool.shards import Shards
 from hubsync.spool.writers import Writers
 
+_OPEN_TRIES = 3
+
 
 class Spool:
     """One spool directory, opened by this process: its parts, and how much it holds.
@@ -217,13 +219,19 @@ def _create(directory: Path, target: Target | None, is_synced: bool) -> Catalogu
             )
         if target is None:
             raise SpoolError(f"no spool exists at {directory}.")
-    try:
-        for folder in (directory, directory / "segments", directory / "writers", directory / "dead-letter"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpoolError(f"cannot create the spool {directory}: {error}. Use another directory: spool=…") from error
-    make_room_to_open(directory)
-    catalogue = Catalogue(path, fsync=is_synced)
+    for attempt in range(_OPEN_TRIES):
+        try:
+            for folder in (directory, directory / "segments", directory / "writers", directory / "dead-letter"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_room_to_open(directory)
+            catalogue = Catalogue(path, fsync=is_synced)
+            break
+        except OSError as error:
+            raise SpoolError(f"cannot create the spool {directory}: {error}. Use another directory: spool=…") from error
+        except SpoolError as error:  # perhaps `hubsync prune` removed it just now, empty
+            is_gone = isinstance(error.__cause__, FileNotFoundError) or not directory.exists()
+            if target is None or not is_gone or attempt == _OPEN_TRIES - 1:
+                raise
     if is_synced:
         fsync_with_parents(directory)
     return catalogue
