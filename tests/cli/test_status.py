@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hubsync import BlockedError, ShardsRefused, Uploader
-from hubsync.dashboard.history import Watch
+from hubsync.dashboard.snapshot import snapshot
 from hubsync.localhub import Fault, LocalHub
 from tests.cli.lines import jsonl
 from tests.conftest import Commands
@@ -70,8 +70,8 @@ def test_a_job_that_was_refused_before_its_first_row_is_shown_as_blocked(
     assert shown.returncode == 1
     assert "blocked: " in shown.stdout
     assert "this token may not write" in shown.stdout
-    card = Watch([tmp_path / "spool"]).look()[0]
-    assert (card["condition"]["kind"], card["changes"][0]["kind"]) == ("blocked", "blocked")
+    seen = snapshot(tmp_path / "spool", 10)
+    assert (seen.condition.kind, seen.stored.changes[-1].kind) == ("blocked", "blocked")
     hub.faults.clear()
     with uploader() as up:
         up.put([{"id": 1}])
