@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,10 +37,10 @@ class ParquetCodec(Codec):
         needed = f"pyarrow>={_MIN_PYARROW}"
         try:
             import pyarrow.json
-            import pyarrow.parquet  # noqa: F401
+            import pyarrow.parquet
         except ImportError as error:
             raise missing_package("parquet", "parquet", needed, error) from None
-        installed = metadata.version("pyarrow")
+        installed = pyarrow.__version__
         if int(installed.partition(".")[0]) < _MIN_PYARROW:
             raise missing_package("parquet", "parquet", needed, f"this is {installed}")
 
