@@ -141,9 +141,9 @@ class Ground:
 
     def control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """A call of the Hub's control interface: `hubsync.localhub.control`."""
-        request = urllib.request.Request(
-            f"{self.endpoint}/_localhub/{path}", method=method, data=json.dumps(body).encode() if body else None
-        )
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.endpoint}/_localhub/{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 

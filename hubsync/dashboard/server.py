@@ -1,7 +1,8 @@
 """The dashboard's server: one page, its style and script, and one JSON response; on 127.0.0.1, read-only.
 
 It accepts only GET, so a request cannot change anything. It accepts only the names of this machine as `Host`, so a
-website cannot read it through a DNS name of its own (DNS rebinding). The page loads nothing from other servers.
+website cannot read it through a DNS name of its own (DNS rebinding), and no request of another site's page. The page
+loads nothing from other servers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import anyio.to_thread
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,7 +31,7 @@ from hubsync.errors import ConfigError
 from hubsync.model.target import default_home
 
 _REFRESH_S = 1.0
-_HOST = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
+_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
                                  b"frame-ancestors 'none'"),
@@ -115,13 +117,24 @@ class _Guard:
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
         answer: ASGIApp = self._inner
         if len(hosts) != 1 or not _HOST.fullmatch(hosts[0].lower()):
             answer = Response("This page is only served under the names 127.0.0.1, localhost and [::1].\n", 421)
+        elif _is_for_another_site(headers):
+            answer = Response("No page of another site may read this one.\n", 403)
         elif scope["method"] != "GET":
             answer = Response("This page is read-only: use GET.\n", 405, {"Allow": "GET"})
         await answer(scope, receive, send_guarded)
+
+
+def _is_for_another_site(headers: Headers) -> bool:
+    """Return whether the request comes from a page of another site and is more than a click on a link to this page."""
+    own = f"http://{headers['host']}"
+    follows = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    is_own = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    return headers.get("origin", own) != own or not (is_own or follows)
 
 
 def serve(

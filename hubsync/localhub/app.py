@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
@@ -24,10 +25,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from hubsync.localhub import control
 from hubsync.localhub.api import commits, discussions, files, lfs, refs, repos, xet
 from hubsync.localhub.call import Call, HubError, json_response
-from hubsync.localhub.control import RequestLog, Served
+from hubsync.localhub.control import Control, RequestLog, Served
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import RequestWindows
 from hubsync.localhub.routing import Match, Router
@@ -114,6 +114,7 @@ class App:
         self._hub = hub
         self._faults = faults
         self._log = log
+        self._control = Control(faults, hub.limits, log, urlsplit(hub.endpoint).hostname or "")
         self._windows = RequestWindows(hub.limits, hub.clock)
         modules = (commits, files, refs, xet, lfs, discussions, repos)
         self._router = Router([route for module in modules for route in module.ROUTES])
@@ -126,10 +127,13 @@ class App:
         raw_path = scope["raw_path"].decode("ascii", "replace")
         headers = {"X-Request-Id": _request_id(scope), "Date": formatdate(self._hub.clock(), usegmt=True)}
         exchange = _Exchange(scope, receive, send, headers)
-        if raw_path.startswith(control.PREFIX) and (
-            response := await control.answer(scope, exchange.receive, self._faults, self._hub.limits, self._log)
-        ):
-            await response(scope, exchange.receive, exchange.send)
+        try:
+            controlled = await self._control.answer(scope, exchange.receive)
+        except HubError as refusal:
+            await exchange.drain()
+            controlled = refusal.response()
+        if controlled is not None:
+            await controlled(scope, exchange.receive, exchange.send)
             return
         match = self._router.match(scope["method"], raw_path)
         repo = match.params.get("repo") or self._repo_of_token(match, scope)

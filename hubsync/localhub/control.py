@@ -1,4 +1,4 @@
-"""The request log, and the control API, through which another process reads the log and sets faults.
+"""The request log, and the control API, through which another process reads the log and sets faults and limits.
 
 Everything is JSON under `/_localhub/`:
     GET health             {"status": "ok", "held": 0}
@@ -10,24 +10,33 @@ Everything is JSON under `/_localhub/`:
     POST release           end hangs, and let late effects take place
     GET limits             the fields of `Limits`
     PATCH limits           change some of them; answers with all
+
+POST and PATCH need `Content-Type: application/json`, which a browser sends for a page of another site only after
+asking, and that is never allowed. What a browser sends for such a page is refused, and so is a request to a name that a
+site may have given this machine.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from hubsync.localhub.call import json_response
+from hubsync.localhub.call import HubError, json_response
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import Limits
 
 PREFIX = "/_localhub/"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?")
+_RESOURCES = ("health", "requests", "faults", "release", "limits")
 _BODY_BYTES = 1 << 20
 _KEPT_REQUESTS = 100_000
 
@@ -80,51 +89,100 @@ class RequestLog:
             self._counters.clear()
 
 
-async def answer(scope: Scope, receive: Receive, faults: Faults, limits: Limits, log: RequestLog) -> Response | None:
-    """Answer a control request; return None if the path is not one. Faults never affect these requests."""
-    name, _, rest = scope["path"].removeprefix(PREFIX).partition("/")
-    method = scope["method"]
-    if name == "health":
-        return json_response({"status": "ok", "held": faults.held})
-    if name == "requests" and method == "DELETE":
-        log.clear()
-        return json_response({})
-    if name == "requests":
-        operation = parse_qs(scope["query_string"].decode()).get("operation", [None])[0]
-        requests = [item._asdict() for item in log.served(operation)]
-        return json_response({"counters": log.counters(), "requests": requests})
-    if name == "release" and method == "POST":
-        faults.release()
-        return json_response({})
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach what listens on `host`."""
+    address = _ip_address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+class Control:
+    """Answers the control requests of a Hub that listens on `host`; faults never affect them."""
+
+    def __init__(self, faults: Faults, limits: Limits, log: RequestLog, host: str) -> None:
+        self._faults = faults
+        self._limits = limits
+        self._log = log
+        self._host = host
+
+    async def answer(self, scope: Scope, receive: Receive) -> Response | None:
+        """Answer a control request; return None if the path is not one.
+
+        Raises:
+            HubError: The request is refused, or any request to a host name that is not ours.
+        """
+        name, _, number = scope["path"].removeprefix(PREFIX).partition("/")
+        controls = name in _RESOURCES
+        request = Request(scope, receive)
+        if controls or is_loopback(self._host):
+            self._check_host(request)
+        if not controls:
+            return None
+        handlers: dict[tuple[str, str], Callable[[Request, str, dict[str, Any]], object]] = {
+            ("GET", "health"): lambda *_: {"status": "ok", "held": self._faults.held},
+            ("GET", "requests"): self._requests,
+            ("DELETE", "requests"): lambda *_: self._log.clear(),
+            ("GET", "faults"): lambda *_: self._faults.active(),
+            ("POST", "faults"): lambda request, number, body: {"id": self._faults.add(Fault.from_json(body))},
+            ("DELETE", "faults"): self._remove,
+            ("POST", "release"): lambda *_: self._faults.release(),
+            ("GET", "limits"): lambda *_: msgspec.structs.asdict(self._limits),
+            ("PATCH", "limits"): self._change,
+        }
+        _refuse_other_sites(request)
+        handler = handlers.get((request.method, name))
+        if handler is None:
+            raise HubError(405, f"{request.method} is not for {name}")
+        try:
+            body = await _json_object(request) if request.method in ("POST", "PATCH") else {}
+            result = handler(request, number, body)
+            return json_response({} if result is None else result)
+        except ValueError as error:
+            raise HubError(400, str(error)) from None
+
+    def _check_host(self, request: Request) -> None:
+        """Refuse a request to a name that a site may have given this machine, to read the answers (421)."""
+        match = _HOST.fullmatch(request.headers.get("host", ""))
+        name = match[1].strip("[]").lower() if match else ""
+        if name not in ("localhost", self._host) and _ip_address(name) is None:
+            raise HubError(421, "This Hub answers to localhost and to IP addresses. Use one of them.")
+
+    def _requests(self, request: Request, *_: object) -> object:
+        operation = request.query_params.get("operation")
+        served = [item._asdict() for item in self._log.served(operation)]
+        return {"counters": self._log.counters(), "requests": served}
+
+    def _remove(self, request: Request, number: str, body: dict[str, Any]) -> None:
+        if not number:
+            self._faults.clear()
+        elif not (number.isdigit() and self._faults.remove(int(number))):
+            raise HubError(404, f"there is no fault {number}")
+
+    def _change(self, request: Request, number: str, body: dict[str, Any]) -> object:
+        self._limits.update(**body)
+        return msgspec.structs.asdict(self._limits)
+
+
+def _ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        if name == "limits":
-            if method == "PATCH":
-                limits.update(**await _json_object(receive))
-            return json_response(msgspec.structs.asdict(limits))
-        if name == "faults":
-            return await _faults(method, rest, receive, faults)
-    except ValueError as error:
-        return json_response({"error": str(error)}, status=400)
-    return None
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
 
 
-async def _faults(method: str, number: str, receive: Receive, faults: Faults) -> Response:
-    if method == "GET":
-        return json_response(faults.active())
-    if method == "DELETE" and not number:
-        faults.clear()
-        return json_response({})
-    if method == "DELETE":
-        found = number.isdigit() and faults.remove(int(number))
-        return json_response({} if found else {"error": f"there is no fault {number}"}, status=200 if found else 404)
-    return json_response({"id": faults.add(Fault.from_json(await _json_object(receive)))})
+def _refuse_other_sites(request: Request) -> None:
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
+    own = f"http://{request.headers.get('host', '')}"
+    if site not in ("none", "same-origin") or origin not in (None, own):
+        raise HubError(403, "A page of another site may not control this Hub")
 
 
-async def _json_object(receive: Receive) -> dict[str, Any]:
+async def _json_object(request: Request) -> dict[str, Any]:
+    """Return the body, of a type that no form can send (415)."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HubError(415, "The Content-Type must be application/json")
     body = bytearray()
-    while len(body) < _BODY_BYTES:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    return msgspec.json.decode(body, type=dict[str, Any])
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _BODY_BYTES:
+            raise HubError(413, "Payload Too Large")
+    return msgspec.json.decode(body or b"{}", type=dict[str, Any])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
+import secrets
 import signal
 import socket
 import tempfile
@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hubsync.localhub.app import App
-from hubsync.localhub.control import RequestLog, Served
+from hubsync.localhub.control import RequestLog, Served, is_loopback
 from hubsync.localhub.faults import Faults
 from hubsync.localhub.limits import Limits
 from hubsync.localhub.state import HubState
@@ -277,7 +277,8 @@ def serve(
     directory: str | Path,
     host: str = "127.0.0.1",
     port: int = 0,
-    users: Mapping[str, str] | None = None,
+    users: Mapping[str, str | None] | None = None,
+    orgs: Mapping[str, Iterable[str]] | None = None,
     *,
     say: Callable[[str], None] = print,
     **limits: Any,
@@ -288,27 +289,27 @@ def serve(
         directory: Where everything is stored.
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
-        users: Names and their write tokens; default: one user.
+        users: Names and their write tokens, None for a new one, which is said once; default: one user.
+        orgs: Organizations and their members.
         say: Gets the lines for the person who runs it.
         **limits: Fields of `Limits`.
     """
+    tokens = {name: token or f"hf_{secrets.token_hex(17)}" for name, token in (users or DEFAULT_USERS).items()}
     stopped = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with LocalHub(directory, host=host, port=port, users=users, **limits) as hub:
-            if not _is_loopback(host):
+        with LocalHub(directory, host=host, port=port, users=tokens, **limits) as hub:
+            if not is_loopback(host):
                 say(f"warning: {host} is not a loopback address; whoever reaches it can use this Hub")
             say(f"the embedded Hub is at {hub.endpoint}, in {hub.directory}")
             say("  ".join(f"export {name}={value}" for name, value in hub.environ().items()))
+            for org, members in (orgs or {}).items():
+                hub.add_org(org, members)
+            for name, token in (users or {}).items():
+                if token is None and name != hub.user:
+                    say(f"user {name} has a new token: {tokens[name]}")
             stopped.wait()
             say("stopping; the state is kept")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

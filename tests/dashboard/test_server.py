@@ -60,9 +60,24 @@ def test_the_names_of_this_machine_are_taken_with_any_port(address: str, host: s
     assert answer.json()["spools"] == []
 
 
-def test_no_other_site_is_let_in(address: str) -> None:
-    answer = httpx.get(f"{address}/api/spools", headers={"Origin": "https://evil.example"})
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+    ],
+)
+def test_no_other_site_is_let_in(address: str, headers: dict[str, str]) -> None:
+    answer = httpx.get(f"{address}/api/spools", headers=headers)
+    assert (answer.status_code, "spools" in answer.text) == (403, False)
     assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_a_link_on_another_site_leads_to_the_page(address: str) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert httpx.get(address, headers=headers).status_code == 200
 
 
 def test_it_listens_on_the_loopback_address_alone(address: str) -> None:

@@ -222,8 +222,9 @@ def test_the_control_api_shows_and_changes_the_limits(local_hub: LocalHub, http_
 def test_a_wrong_limit_is_refused_and_changes_nothing(
     local_hub: LocalHub, http_local: httpx.Client, body: bytes
 ) -> None:
+    headers = {"Content-Type": "application/json"}
     before = http_local.get("/_localhub/limits").json()
-    assert http_local.patch("/_localhub/limits", content=body).status_code == 400
+    assert http_local.patch("/_localhub/limits", content=body, headers=headers).status_code == 400
     assert http_local.get("/_localhub/limits").json() == before
     with pytest.raises(AttributeError):
         local_hub.limits.folders = 3  # type: ignore[attr-defined]
