@@ -10,6 +10,7 @@
     ├── BatchTooLarge (ValueError)    one batch is larger than the whole queue may be
     ├── ClosedError                   a call before `open` or after `close`
     ├── ForkedError                   a forked child used its parent's uploader
+    ├── ReentrantCall                 a finalizer or a hook in a thread of hubsync itself would wait for that thread
     ├── OffsetUnknown                 the spool is new and the Hub unreachable: offsets in the dataset are unknown
     ├── SpoolError                    the spool's directory, disk or catalogue
     │   ├── SpoolMismatch             the spool belongs to another repo, revision or endpoint
@@ -129,6 +130,14 @@ class ClosedError(HubsyncError):
 
 class ForkedError(HubsyncError):
     """This process was forked from the one that opened the uploader. Open another here: they may share a spool."""
+
+
+class ReentrantCall(HubsyncError):
+    """The call would wait for the thread that makes it: a thread of hubsync itself.
+
+    Python may run a `__del__`, a weak reference's callback or a telemetry hook of the job in any thread. There, `put`
+    accepts a batch without waiting (`ack="queued"`), and `stats` works; calls that must wait raise this.
+    """
 
 
 class OffsetUnknown(HubsyncError):

@@ -168,11 +168,11 @@ class Process:
     def run(self) -> bool:
         """Until there is nothing left to do; whether there was anything. Raises `Dead` where it died of it."""
         moved = False
-        while self.loop._ready or self.engine.queue._items:  # type: ignore[attr-defined]
+        while self.loop._ready or self._has_items():  # type: ignore[attr-defined]
             moved = True
             self.loop.call_soon(self.loop.stop)
             self.loop.run_forever()
-            if self.engine.queue._items:
+            if self._has_items():
                 self._spool()
         for task in self.tasks:
             if task.done():
@@ -181,6 +181,10 @@ class Process:
                     raise AssertionError("a part of the engine ended") from error
                 raise Dead
         return moved
+
+    def _has_items(self) -> bool:
+        queue = self.engine.queue
+        return queue._last() is not queue._taken
 
     def _spool(self) -> None:
         try:

@@ -4,18 +4,20 @@ Once a batch is spooled, its outcome is its segment's. All receipts of a segment
 worker's cost and memory do not grow with the number of batches that wait for a commit.
 
 Users see `Receipt`. The uploader moves a receipt on with `mark_spooled` and `mark_dropped`.
+
+A signal handler may interrupt a wait at any instruction and begin another one, so there are no locks. A waiter adds its
+callback and then looks at the state; whoever changes the state does so first, and then removes and calls the callbacks.
+A callback that both have seen belongs to the one who removes it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from typing import Literal
 
 import anyio
 
 from hubsync._runtime.exceptions import fresh_copy
-from hubsync._runtime.fork import after_fork_in_child
 from hubsync._runtime.notifiers import OneShotEvent, threadsafe_callback
 from hubsync.errors import HubsyncError, WaitTimeout
 
@@ -23,51 +25,57 @@ Callback = Callable[[], object]
 Until = Literal["spooled", "committed"]
 ReceiptState = Literal["queued", "spooled", "committed", "dropped", "refused"]
 
-# Guards every collection of callbacks. Taken only by waiters, and once per segment or take.
-_lock = threading.RLock()
+_GONE = object()
 
 
 class SegmentOutcome:
     """What happened to one segment: pending, committed, or rejected into the dead letter.
 
     Attributes:
-        settled: Whether it is committed or rejected.
-        sha: The commit that contains it.
-        error: Why it was rejected.
         abandoned: Why this process can no longer observe the outcome; another process may commit it.
         rows: Rows that this process put into it.
     """
 
-    __slots__ = ("_callbacks", "abandoned", "error", "rows", "settled", "sha")
+    __slots__ = ("_callbacks", "_outcome", "abandoned", "rows")
 
     def __init__(self, sha: str | None = None, settled: bool = False) -> None:
-        self.sha = sha
-        self.settled = settled
         self.rows = 0
-        self.error: HubsyncError | None = None
         self.abandoned: HubsyncError | None = None
-        self._callbacks: dict[Callback, None] = {}
+        self._outcome: dict[int, tuple[str | None, HubsyncError | None]] = {0: (sha, None)} if settled else {}
+        self._callbacks: dict[Callback, object] = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is committed or rejected."""
+        return bool(self._outcome)
+
+    @property
+    def sha(self) -> str | None:
+        """The commit that contains it."""
+        return self._outcome[0][0] if self._outcome else None
+
+    @property
+    def error(self) -> HubsyncError | None:
+        """Why it was rejected."""
+        return self._outcome[0][1] if self._outcome else None
 
     def settle(self, sha: str | None, error: HubsyncError | None = None) -> None:
         """Record that the segment is committed in `sha` or rejected with `error`, and notify all waiters.
 
         Only the first call has an effect.
         """
-        with _lock:
-            if self.settled:
-                return
-            self.sha, self.error, self.settled = sha, error, True
-            callbacks, self._callbacks = self._callbacks, {}
-        for callback in callbacks:
-            callback()
+        self._outcome.setdefault(0, (sha, error))
+        self._notify()
 
     def abandon(self, error: HubsyncError) -> None:
         """Fail all waiters with `error`: this process can no longer observe the outcome."""
-        with _lock:
-            self.abandoned = error
-            callbacks, self._callbacks = self._callbacks, {}
-        for callback in callbacks:
-            callback()
+        self.abandoned = error
+        self._notify()
+
+    def _notify(self) -> None:
+        for callback in list(self._callbacks):
+            if self._callbacks.pop(callback, _GONE) is not _GONE:
+                callback()
 
     def subscribe(self, callback: Callback) -> bool:
         """Have `callback` called once, when the outcome is settled or abandoned.
@@ -75,16 +83,14 @@ class SegmentOutcome:
         Returns:
             False if it already is: `callback` will not be called.
         """
-        with _lock:
-            if self.settled or self.abandoned is not None:
-                return False
-            self._callbacks[callback] = None
+        self._callbacks[callback] = None
+        if not self._outcome and self.abandoned is None:
             return True
+        return self._callbacks.pop(callback, _GONE) is _GONE
 
     def unsubscribe(self, callback: Callback) -> None:
         """Forget `callback`; do nothing if it is not subscribed."""
-        with _lock:
-            self._callbacks.pop(callback, None)
+        self._callbacks.pop(callback, None)
 
     def subscribers(self) -> int:
         """Return how many callbacks are subscribed."""
@@ -107,20 +113,18 @@ class OutcomeGroup(SegmentOutcome):
 
     def start(self) -> None:
         """Subscribe to the next member that is not settled; without one, settle the group."""
-        with _lock:
-            while self._pending and not self._pending[-1].subscribe(self.start):
-                member = self._pending.pop()
-                self._last_sha = self._last_sha or member.sha
-                self._first_error = member.error or member.abandoned or self._first_error
-            if self._pending:
+        while self._pending:
+            if self._pending[-1].subscribe(self.start):
                 return
+            member = self._pending.pop()
+            self._last_sha = self._last_sha or member.sha
+            self._first_error = member.error or member.abandoned or self._first_error
         self.settle(self._last_sha, self._first_error)
 
     def cancel(self) -> None:
         """Unsubscribe from the members."""
-        with _lock:
-            if self._pending:
-                self._pending[-1].unsubscribe(self.start)
+        for member in self._pending[-1:]:
+            member.unsubscribe(self.start)
 
 
 class Receipt:
@@ -219,22 +223,22 @@ class Receipt:
 
     def _subscribe(self, until: Until, callback: Callback) -> bool:
         """Have `callback` called once the batch is as far as `until`, or never will be; return False if it is."""
-        with _lock:
-            if self._outcome is None and self._error is None:
-                self._callbacks[callback] = until
-                return True
-            return (
-                self._error is None
-                and until == "committed"
-                and self._outcome is not None
-                and self._outcome.subscribe(callback)
-            )
+        self._callbacks[callback] = until
+        if self._outcome is None and self._error is None:
+            return True
+        if self._callbacks.pop(callback, None) is None:
+            return True
+        return (
+            self._error is None
+            and until == "committed"
+            and self._outcome is not None
+            and self._outcome.subscribe(callback)
+        )
 
     def _unsubscribe(self, callback: Callback) -> None:
-        with _lock:
-            self._callbacks.pop(callback, None)
-            if self._outcome is not None:
-                self._outcome.unsubscribe(callback)
+        self._callbacks.pop(callback, None)
+        if self._outcome is not None:
+            self._outcome.unsubscribe(callback)
 
 
 class ReceiptWaiter:
@@ -284,27 +288,17 @@ def outcome_of(receipt: Receipt) -> SegmentOutcome | None:
 
 def mark_spooled(receipt: Receipt, outcome: SegmentOutcome, *, replayed: bool) -> None:
     """Record that the batch is in the spool, in the segment that `outcome` describes, and notify its waiters."""
-    with _lock:
-        receipt._replayed = replayed
-        receipt._outcome = outcome
-        callbacks, receipt._callbacks = receipt._callbacks, {}
-        due = [
-            callback for callback, until in callbacks.items() if until == "spooled" or not outcome.subscribe(callback)
-        ]
-    for callback in due:
-        callback()
+    receipt._replayed = replayed
+    receipt._outcome = outcome
+    for callback in list(receipt._callbacks):
+        until = receipt._callbacks.pop(callback, None)
+        if until == "spooled" or (until == "committed" and not outcome.subscribe(callback)):
+            callback()
 
 
 def mark_dropped(receipt: Receipt, error: HubsyncError) -> None:
     """Record that the batch was not accepted, and notify its waiters."""
-    with _lock:
-        receipt._error = error
-        callbacks, receipt._callbacks = receipt._callbacks, {}
-    for callback in callbacks:
-        callback()
-
-
-@after_fork_in_child
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
+    receipt._error = error
+    for callback in list(receipt._callbacks):
+        if receipt._callbacks.pop(callback, None) is not None:
+            callback()

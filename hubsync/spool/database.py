@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hubsync._runtime import logs
 from hubsync._runtime.fork import after_fork_in_child, after_fork_in_parent, before_fork
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, one_line
 
@@ -198,7 +199,7 @@ class Catalogue:
         Raises:
             SpoolError: the disk or the database refuses.
         """
-        with self._lock:
+        with logs.transaction, self._lock:
             try:
                 with self._errors:
                     self._db.execute("BEGIN IMMEDIATE")

@@ -157,8 +157,7 @@ class Progress:
         try:
             yield
         finally:
-            self._drains.remove(began)
-            self._update_bar()
+            self._drains.remove(began)  # the next `tick` hides the bar: a signal handler may have interrupted one
 
     def tick(self) -> None:
         """Update what is shown; call it about twice a second. May block on the log, but not on a terminal."""

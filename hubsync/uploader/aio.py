@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 
 from hubsync._runtime import signals
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.logs import wait_for_logs_async
 from hubsync._runtime.notifiers import threadsafe_callback
 from hubsync._runtime.threads import run_in_thread
 from hubsync.encoding.rows import Rows
@@ -84,9 +85,8 @@ class AsyncUploader(BaseUploader):
         engine = self._ready()
         check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
-        if self._is_familiar(engine, encoded, offset):
-            place = self._admit(engine, encoded, offset)
-        else:
+        place = self._familiar(engine, encoded, offset)
+        if place is None:
             place = await run_in_thread(self._admit, engine, encoded, offset)
         batch = self._batch(encoded, place, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
@@ -112,6 +112,7 @@ class AsyncUploader(BaseUploader):
         with draining(engine, timeout), engine.flush() as flushed:
             await flushed.wait_async("committed", timeout)
         await run_in_thread(engine.monitor.refresh)
+        await wait_for_logs_async()
 
     def _depth(self, engine: Engine) -> SpoolDepth:
         """Return the depth half a second ago: reading the disk could block the event loop."""
@@ -147,6 +148,7 @@ class AsyncUploader(BaseUploader):
         try:
             with anyio.CancelScope(shield=True):
                 await run_in_thread(self._join, engine)
+                await wait_for_logs_async()
         finally:
             signals.shutdown.unregister(self._at_exit)
 
@@ -221,7 +223,7 @@ class AsyncUploader(BaseUploader):
     async def _drain_before_the_end(self, engine: Engine, why: str, seconds: float | None) -> None:
         """Upload what is possible in time; a second signal ends it at once."""
         bound = "" if seconds is None else f", for up to {seconds:.0f} s"
-        _log.warning("%s ended the job. Uploading what is left%s: %s.", why, bound, engine.spool.waiting_text())
+        _log.warning("%s ended the job. Uploading what is left%s: %s.", why, bound, engine.waiting_text())
         try:
             with (
                 anyio.CancelScope(shield=True) as self._draining,

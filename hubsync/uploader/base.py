@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import anyio
 
-from hubsync._runtime import signals
+from hubsync._runtime import logs, signals
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret
+from hubsync._runtime.threads import call_in_new_thread, own_thread
 from hubsync._runtime.validation import check_seconds, check_type, is_encodable
 from hubsync.encoding import codecs
 from hubsync.encoding.rows import Encoded, Rows, encode
@@ -34,6 +35,7 @@ from hubsync.errors import (
     HubsyncError,
     OffsetUnknown,
     QueueFull,
+    ReentrantCall,
 )
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Format, Layout
@@ -169,7 +171,8 @@ class BaseUploader:
         check_type(bool | None, "True, False or None", private=private, progress=progress)
         self._private = private
         self._progress = progress
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
+        self._is_opening = False
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -202,7 +205,10 @@ class BaseUploader:
             OffsetUnknown: The spool is new and the Hub has not answered yet.
             ClosedError: The uploader is not open.
         """
-        engine = self._ready()
+        engine = self._ready(waits=True)
+        return call_in_new_thread(self._highest, engine, source)
+
+    def _highest(self, engine: Engine, source: str) -> int | None:
         self._know_offsets(engine)
         return engine.spool.offsets.highest(source)
 
@@ -218,7 +224,7 @@ class BaseUploader:
             ClosedError: The uploader is not open.
         """
         check_type(str, "a string", key=key)
-        return self._ready().spool_thread.writer.knows(key)
+        return call_in_new_thread(self._ready(waits=True).spool_thread.writer.knows, key)
 
     def stats(self) -> Stats:
         """Return a snapshot of the queue, the spool, the engine's state and its counters.
@@ -232,7 +238,7 @@ class BaseUploader:
         return Stats(engine.status.state, queue, depth, copy.copy(engine.status.counts), age)
 
     def _depth(self, engine: Engine) -> SpoolDepth:
-        return engine.spool.depth()
+        return engine.monitor.depth() if own_thread.depth else call_in_new_thread(engine.spool.depth)
 
     # Opening.
 
@@ -270,14 +276,15 @@ class BaseUploader:
         return opening
 
     def _run(self, opening: Opening) -> None:
-        try:
-            engine = opening.built(self._build())
-            anyio.run(partial(engine.run, task_status=opening))
-        except BaseException as error:  # noqa: BLE001  (raised by `open`, or kept in engine.failure for the next call)
-            opening.failed(error)
-            _log.debug("the engine ended", exc_info=True)
-        finally:
-            opening.ended()
+        with own_thread:
+            try:
+                engine = opening.built(self._build())
+                anyio.run(partial(engine.run, task_status=opening))
+            except BaseException as error:  # noqa: BLE001  (raised by `open`, or kept for the next call)
+                opening.failed(error)
+                _log.debug("the engine ended", exc_info=True)
+            finally:
+                opening.ended()
 
     def _opened(self, opening: Opening) -> None:
         if opening.error is not None:
@@ -286,8 +293,12 @@ class BaseUploader:
         self._engine, self._pid = opening.engine, os.getpid()
         signals.shutdown.register(self._at_exit, self._grace_s)
 
-    def _ready(self) -> Engine:
-        """Return the engine of an open uploader, or raise an error that says why it can't be used."""
+    def _ready(self, *, waits: bool = False) -> Engine:
+        """Return the engine of an open uploader, or raise an error that says why it can't be used.
+
+        Args:
+            waits: the call waits for hubsync's threads, so it can't be made in one of them.
+        """
         engine = self._engine
         if os.getpid() != self._pid:
             raise ForkedError(
@@ -299,6 +310,8 @@ class BaseUploader:
         if engine is None:
             raise ClosedError(f"the uploader of {self.repo} is not open: write `with {type(self).__name__}(…) as up:`.")
         raise_failure(engine, self.repo)
+        if waits and own_thread.depth:
+            raise _reentrant("it would wait for itself")
         return engine
 
     # Putting.
@@ -326,10 +339,14 @@ class BaseUploader:
         # A step that identifies its batches by their content has transformed and encoded them already.
         return rows if isinstance(rows, Encoded) else self.encode(rows)
 
-    def _is_familiar(self, engine: Engine, encoded: Encoded, offset: int | None) -> bool:
-        """Return whether `_admit` needs nothing from the catalogue, so that it does not block."""
-        knows_offsets = offset is None or engine.is_offline or self._knows_offsets
-        return knows_offsets and (self._guard is None or self._guard.is_familiar(encoded))
+    def _familiar(self, engine: Engine, encoded: Encoded, offset: int | None) -> Admission | None:
+        """Return where a batch goes; None if only the catalogue tells, so that `_admit` may block."""
+        place = ANYWHERE if self._guard is None else self._guard.admit_familiar(encoded)
+        if place is not None and (offset is None or engine.is_offline or self._knows_offsets):
+            return place
+        if own_thread.depth:
+            raise _reentrant("a batch with new columns, or the first one with an offset, must wait for the spool")
+        return None
 
     def _admit(self, engine: Engine, encoded: Encoded, offset: int | None) -> Admission:
         if offset is not None:
@@ -360,6 +377,8 @@ class BaseUploader:
         if self._engine is None or self._closed or os.getpid() != self._pid:
             self._closed = True
             return None
+        if own_thread.depth:
+            raise _reentrant("it would wait for itself")
         self._engine.queue.refuse()
         return self._engine
 
@@ -376,6 +395,7 @@ class BaseUploader:
             engine.stop()
             self._join(engine)
             signals.shutdown.unregister(self._at_exit)
+            logs.wait_for_logs()
         raise_failure(engine, self.repo)
 
     def _join(self, engine: Engine) -> None:
@@ -397,6 +417,14 @@ class BaseUploader:
         except KeyboardInterrupt as error:
             _log.error("Ctrl-C ended the upload. %s", " ".join(getattr(error, "__notes__", ())))
             raise
+
+
+def _reentrant(why: str) -> ReentrantCall:
+    name = threading.current_thread().name
+    return ReentrantCall(
+        f"this was called in a thread of hubsync itself ({name}), for example by a __del__ or a weak reference's "
+        f"callback that a garbage collection ran there: {why}. Nothing was changed. Call it from a thread of the job."
+    )
 
 
 ANYWHERE = Admission()

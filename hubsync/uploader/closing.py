@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from hubsync._runtime import signals
 from hubsync._runtime.exceptions import fresh_copy
 from hubsync._runtime.formatting import count_text, seconds_text
+from hubsync._runtime.threads import call_in_new_thread
 from hubsync._runtime.validation import check_seconds
 from hubsync.errors import BlockedError, ClosedError, HubsyncError, NotDrained, SpoolLost
 from hubsync.telemetry.tracing import span
@@ -32,7 +33,7 @@ def draining(engine: Engine, timeout: float | None) -> Iterator[None]:
         with engine.monitor.progress.draining(), span("hubsync.drain", engine.monitor.source.attributes):
             yield
     except (TimeoutError, BlockedError, KeyboardInterrupt) as error:
-        engine.monitor.refresh()
+        call_in_new_thread(engine.monitor.refresh)
         left, spool = engine.monitor.depth(), engine.spool.directory
         if isinstance(error, TimeoutError):
             why = f"{seconds_text(timeout or 0)} were not enough ({engine.monitor.condition()})."
@@ -66,7 +67,7 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
     limit = "" if timeout is None else f", for up to {timeout:.0f} s"
     _log.warning(
         "%s ended the job. Uploading what is left%s: %s. Press Ctrl-C to stop; the rows stay in the spool.",
-        type(error).__name__, limit, spool.waiting_text(),
+        type(error).__name__, limit, engine.waiting_text(),
     )  # fmt: skip
     try:
         yield
@@ -75,7 +76,7 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
         error.add_note(f"hubsync: {failed}")
     except (KeyboardInterrupt, SystemExit):
         _log.error("Stopped by a second signal; %s. To upload them: hubsync drain %s",
-                   spool.waiting_text(), spool.directory)  # fmt: skip
+                   engine.waiting_text(), spool.directory)  # fmt: skip
         raise
     else:
         _log.warning("Done: all rows are in the spool." if engine.is_offline else "Done: all rows are on the Hub.")

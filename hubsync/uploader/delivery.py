@@ -1,12 +1,12 @@
 """Outcomes of segments, and the receipts and flushes that wait for them.
 
 The committer settles them if it is in this process; otherwise the catalogue tells. Rejected shards are remembered until
-a flush or the close has raised them. Safe for several threads.
+a flush or the close has raised them. Safe for several threads, and without a lock: see `model/receipt`.
 """
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
@@ -19,7 +19,7 @@ from hubsync.spool.spool import Spool
 class Flush(Receipt):
     """Committed once everything that it waits for is. Leaving its block ends the wait."""
 
-    __slots__ = ("_leave", "_of", "_take_refused")
+    __slots__ = ("_leave", "_of", "_take_refused", "has_left")
 
     def __init__(
         self, leave: Callable[[Flush], object], take_refused: Callable[[], ShardsRefused | None], of: Receipt | None
@@ -28,11 +28,13 @@ class Flush(Receipt):
         self._leave = leave
         self._take_refused = take_refused
         self._of = of
+        self.has_left = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.has_left = True
         self._leave(self)
 
     def _timeout_error(self, timeout: float | None) -> WaitTimeout:
@@ -59,10 +61,9 @@ class Delivery:
     def __init__(self, spool: Spool) -> None:
         self.is_unsure = False
         self._spool = spool
-        self._lock = threading.Lock()
         self._pending: dict[int, SegmentOutcome] = {}  # by segment
         self._flushes: dict[Flush, OutcomeGroup | None] = {}  # None: still an order in the queue
-        self._refused: ShardsRefused | None = None  # since the last flush; it counts all of them
+        self._refused: deque[tuple[ShardsRefused, int]] = deque()  # since the last flush, with their rows
 
     @property
     def pending_segments(self) -> int:
@@ -79,18 +80,16 @@ class Delivery:
         """
         if segment is None:
             return SegmentOutcome(settled=True)
-        with self._lock:
-            outcome = self._pending.setdefault(segment, SegmentOutcome())
-            outcome.rows += rows
+        outcome = self._pending.setdefault(segment, SegmentOutcome())
+        outcome.rows += rows
         if may_be_settled:
             self._read([segment])
         return outcome
 
     def pending(self, segments: Sequence[int]) -> list[SegmentOutcome]:
         """Return the outcomes of segments that the catalogue says are not committed, and settle those it dropped."""
-        with self._lock:
-            changed = self._pending.keys() ^ segments
-            outcomes = [self._pending.setdefault(segment, SegmentOutcome()) for segment in segments]
+        changed = set(self._pending).symmetric_difference(segments)
+        outcomes = [self._pending.setdefault(segment, SegmentOutcome()) for segment in segments]
         self._read(changed)
         return outcomes
 
@@ -100,25 +99,28 @@ class Delivery:
         Raises:
             SpoolError: the catalogue can't be read now.
         """
-        with self._lock:
-            segments = list(self._pending)
-        return "dead" in {self._read_one(segment) for segment in segments}
+        return "dead" in {self._read_one(segment) for segment in list(self._pending)}
 
     def settle(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
         """Settle a segment: it is committed in `sha`, or was quarantined with `error`."""
-        with self._lock:
-            outcome = self._pending.pop(segment, None)
-            if outcome is not None and outcome.rows and isinstance(error, ShardsRefused):
-                self._refused = self._refused or fresh_copy(error)
-                self._refused.shards += 1
-                self._refused.rows += outcome.rows
-        if outcome is not None:
-            outcome.settle(sha, error)
+        outcome = self._pending.pop(segment, None)
+        if outcome is None:
+            return
+        if outcome.rows and isinstance(error, ShardsRefused):
+            self._refused.append((error, outcome.rows))
+        outcome.settle(sha, error)
 
     def _take_refused(self) -> ShardsRefused | None:
         """Return the shards that were rejected since the last call."""
-        with self._lock:
-            refused, self._refused = self._refused, None
+        refused: ShardsRefused | None = None
+        while self._refused:
+            try:
+                error, rows = self._refused.popleft()
+            except IndexError:  # another flush took it
+                break
+            refused = refused or fresh_copy(error)
+            refused.shards += 1
+            refused.rows += rows
         if refused is not None and refused.shards > 1:
             refused.add_note(f"It is the first of {refused.shards:,} rejected shards ({refused.rows:,} rows).")
         return refused
@@ -144,42 +146,38 @@ class Delivery:
 
     def flush(self, of: Receipt | None) -> Flush:
         """Return a wait for everything, or for one batch. `begin` starts it, in its turn."""
-        flush = Flush(self._leave, self._take_refused if of is None else lambda: None, of)
-        with self._lock:
-            self._flushes[flush] = None
+        flush = Flush(self.forget, self._take_refused if of is None else lambda: None, of)
+        self._flushes[flush] = None
         return flush
 
     def begin(self, flush: Flush, outcomes: Iterable[SegmentOutcome]) -> None:
         """Let a flush wait for these outcomes."""
-        group = OutcomeGroup(outcomes)
-        with self._lock:
-            if flush not in self._flushes:
-                return
-            self._flushes[flush] = group
+        if flush not in self._flushes:
+            return
+        group = self._flushes[flush] = OutcomeGroup(outcomes)
+        if flush.has_left:
+            self.forget(flush)
+            return
         group.start()
         mark_spooled(flush, group, replayed=False)
 
-    def _leave(self, flush: Flush) -> None:
-        with self._lock:
-            group = self._flushes.pop(flush, None)
-        if group is not None:
+    def forget(self, flush: Flush) -> None:
+        """End a wait; do nothing if it has ended."""
+        if (group := self._flushes.pop(flush, None)) is not None:
             group.cancel()
 
     def block(self, error: HubsyncError) -> None:
         """Raise `error` from every flush that has begun. Everything accepted stays safe in the spool."""
-        with self._lock:
-            begun = [group for group in self._flushes.values() if group is not None]
-        for group in begun:
-            group.settle(None, error)
+        for group in list(self._flushes.values()):
+            if group is not None:
+                group.settle(None, error)
 
     def end(self, error: HubsyncError) -> None:
         """Fail all pending waiters: this process can no longer observe the outcomes."""
-        with self._lock:
-            flushes, outcomes = list(self._flushes.items()), list(self._pending.values())
-        for flush, group in flushes:
+        for flush, group in list(self._flushes.items()):
             if group is None:
                 mark_dropped(flush, error)
             else:
                 group.settle(None, error)
-        for outcome in outcomes:
+        for outcome in list(self._pending.values()):
             outcome.abandon(error)

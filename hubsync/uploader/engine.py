@@ -22,9 +22,10 @@ from anyio.abc import TaskStatus
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.exceptions import root_cause, unwrapped_hub_errors
 from hubsync._runtime.file_lock import HEARTBEAT_S
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.notifiers import Notifier, threadsafe_callback
 from hubsync._runtime.retry import Backoff
-from hubsync._runtime.threads import run_in_thread
+from hubsync._runtime.threads import call_in_new_thread, run_in_thread
 from hubsync.committer.committer import Committer
 from hubsync.destinations.base import Destination
 from hubsync.destinations.instrumented import InstrumentedDestination
@@ -106,7 +107,7 @@ class Engine:
             shard = replace(shard, max_bytes=min(shard.max_bytes, spool.disk.keep_room_for(shard.max_bytes)))
         self._linger_s = shard.linger_s
         stored = spool.catalogue.get("status")
-        self.status = Status(self._save_status, spool.waiting_text, stored=stored, now=clock.time)
+        self.status = Status(self._save_status, self.waiting_text, stored=stored, now=clock.time)
         self.queue = BoundedQueue(queue, clock.time)
         self.delivery = Delivery(spool)
         self.wakers = Wakers()
@@ -141,6 +142,12 @@ class Engine:
         """Only the committer's process speaks for the spool."""
         if self.is_offline or not self.spool.lease.is_held_by_others:
             self.spool.catalogue.set_if_idle("status", text)
+
+    def waiting_text(self) -> str:
+        """Return what is not on the Hub yet, for people. From any thread."""
+        in_memory = self.queue.depth().rows
+        more = f", and {count_text(in_memory, 'row')} in memory" if in_memory else ""
+        return call_in_new_thread(self.spool.waiting_text) + more
 
     # Running.
 
@@ -251,7 +258,7 @@ class Engine:
     def _end(self) -> None:
         self.queue.close()
         if self.is_offline and self.monitor.depth().rows:
-            waiting = self.spool.waiting_text()
+            waiting = self.waiting_text()
             _log.info("Offline: %s. To upload them: hubsync drain %s", waiting, self.spool.directory)
         ended: HubsyncError = ClosedError(f"the uploader has ended{f' by {self.failure!r}' if self.failure else ''}.")
         if isinstance(self.failure, SpoolLost):
@@ -280,7 +287,11 @@ class Engine:
             ClosedError: the uploader is closed.
         """
         flush = self.delivery.flush(of)
-        self.queue.order(Order(lambda: self.spool_thread.start_flush(flush, everything, of)))
+        try:
+            self.queue.order(Order(lambda: self.spool_thread.start_flush(flush, everything, of)))
+        except ClosedError:
+            self.delivery.forget(flush)
+            raise
         return flush
 
     def flush_batch(self, batch: Receipt) -> AbstractContextManager[Receipt]:

@@ -50,12 +50,13 @@ class SchemaGuard:
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and decoded
         self._same = Admission(EMPTY)
 
-    def is_familiar(self, encoded: Encoded) -> bool:
-        """Return whether a batch contains nothing new, so that `admit` does not need the catalogue."""
-        return encoded.profiler is self.profiler and not encoded.discoveries
+    def admit_familiar(self, encoded: Encoded) -> Admission | None:
+        """Return where a batch goes if it contains nothing new; else None."""
+        same = self._same
+        return same if encoded.profiler is self.profiler and not encoded.discoveries else None
 
     def admit(self, encoded: Encoded) -> Admission:
-        """Return where a batch goes.
+        """Return where a batch goes. It may wait for the catalogue, so call it in a thread of hubsync's.
 
         Raises:
             SchemaConflict: it conflicts with its columns, and the policy is to refuse it.
@@ -65,9 +66,8 @@ class SchemaGuard:
                 encoded = profile(encoded, self.profiler)
             if encoded.discoveries:
                 break
-            same = self._same
-            if encoded.profiler is self.profiler:  # else another thread has made the guard forget what it knew
-                return same
+            if (same := self.admit_familiar(encoded)) is not None:
+                return same  # else another thread has made the guard forget what it knew
         with self._lock:
             try:
                 if isinstance(encoded.columns, Conflict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.formatting import count_text
+from hubsync._runtime.notifiers import OneShotEvent
 from hubsync.errors import HubsyncError, SpoolError, SpoolLost
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
@@ -65,8 +65,8 @@ class SpoolThread:
         self._reported: set[str] = set()  # why batches were quarantined
         self._bytes_unchecked = _QUOTA_STEP  # since the last check of the quota: check before the first take
         self._takes = 0
-        self._is_stopping = threading.Event()
-        self._has_room = threading.Event()
+        self.is_stopping = False  # `stop` was called
+        self._has_room = OneShotEvent()
 
     # From any thread.
 
@@ -83,14 +83,9 @@ class SpoolThread:
         """Retry now if the spool was full: something was committed."""
         self._has_room.set()
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether `stop` was called."""
-        return self._is_stopping.is_set()
-
     def stop(self) -> None:
         """Spool what is queued, then end. A full disk is not waited for any more."""
-        self._is_stopping.set()
+        self.is_stopping = True
         self._has_room.set()
         self._queue.close()
 
@@ -222,7 +217,6 @@ class SpoolThread:
                 with suppress(SpoolError):
                     self._make_room()
                 self._wakers.wake()
-                self._has_room.clear()
                 self._has_room.wait(_FULL_S)
             else:
                 if self._status.troubled("spool thread"):

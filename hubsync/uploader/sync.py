@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.logs import wait_for_logs
+from hubsync._runtime.notifiers import OneShotEvent
+from hubsync._runtime.threads import call_in_new_thread, own_thread
 from hubsync.encoding.rows import Rows
+from hubsync.errors import ReentrantCall
 from hubsync.model.receipt import Receipt, mark_dropped
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
@@ -39,14 +42,22 @@ class Uploader(BaseUploader):
             BlockedError: The token may not write, or the repo cannot be created.
         """
         with self._opening:
+            if self._is_opening:
+                raise ReentrantCall(
+                    f"the uploader of {self.repo} is being opened by the code that this call interrupts."
+                )
             if self._engine is None and not self._closed:
-                done = threading.Event()
-                opening = self._begin(done.set)
+                done = OneShotEvent()
+                self._is_opening = True
                 try:
-                    done.wait()
-                except BaseException:
-                    opening.abandon()
-                    raise
+                    opening = self._begin(done.set)
+                    try:
+                        done.wait()
+                    except BaseException:
+                        opening.abandon()
+                        raise
+                finally:
+                    self._is_opening = False
                 self._opened(opening)
             self._ready()
         return self
@@ -99,7 +110,12 @@ class Uploader(BaseUploader):
         engine = self._ready()
         check_wait(ack, timeout)
         encoded = self._checked(rows, offset, source, key)
-        batch = self._batch(encoded, self._admit(engine, encoded, offset), offset, source, key)
+        place = self._familiar(engine, encoded, offset)
+        if place is None:
+            place = call_in_new_thread(self._admit, engine, encoded, offset)
+        if own_thread.depth:
+            ack = "queued"  # this thread must not wait for itself
+        batch = self._batch(encoded, place, offset, source, key)
         until = None if timeout is None else time.monotonic() + timeout
         if not engine.queue.put(batch, timeout):
             mark_dropped(batch.receipt, DROPPED)
@@ -124,9 +140,10 @@ class Uploader(BaseUploader):
             ShardsRefused: The Hub rejected shards, now or since the last flush. The rows are in the dead letter.
             ClosedError: The uploader is not open.
         """
-        engine = self._ready()
+        engine = self._ready(waits=True)
         with draining(engine, timeout), engine.flush() as flushed:
             flushed.wait("committed", timeout)
+        wait_for_logs()
 
     def close(self, timeout: float | None = None) -> None:
         """Upload everything accepted so far, and end. `with` calls this; a second call does nothing.

@@ -14,7 +14,6 @@ import pytest
 from hubsync import Uploader
 from hubsync.localhub import LocalHub
 from hubsync.maintenance.drain import drain
-from hubsync.model import receipt
 from hubsync.spool.database import Catalogue
 from tests.conftest import Dataset
 
@@ -75,25 +74,6 @@ def test_no_fork_happens_inside_a_transaction(tmp_path: Path) -> None:
     os.waitpid(forked(work), 0)
     thread.join()
     assert catalogue.get("child") == "was here"
-
-
-def test_a_receipts_lock_held_by_another_thread_is_free_in_the_child() -> None:
-    held, forked = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with receipt._lock:
-            held.set()
-            forked.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if receipt._lock.acquire(timeout=1) else 1)
-    forked.set()
-    thread.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_rows_of_a_forked_child_are_not_lost_when_its_parent_ends_first(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import anyio
@@ -12,6 +13,7 @@ from hubsync.model.batch import Batch
 from hubsync.model.receipt import Receipt
 from hubsync.policies import MIB
 from hubsync.uploader.queue import BoundedQueue, Order
+from tests.waiting import until
 
 
 def batch(size: int = 10) -> Batch:
@@ -112,7 +114,7 @@ def test_producers_that_gave_up_are_counted_and_not_kept(face: str) -> None:
             else:
                 anyio.run(queue.put_async, batch(), 0.1)
     assert (queue.depth().blocked, queue.depth().raised) == (3, 3)
-    assert not queue._producers
+    assert not queue.waiting_producers()
 
 
 def test_a_blocked_task_continues_once_there_is_room() -> None:
@@ -174,3 +176,138 @@ def test_a_closed_queue_returns_waiting_batches_and_then_nothing() -> None:
     assert queue.take() == []
     with pytest.raises(ClosedError):
         queue.put(batch())
+
+
+def wait_in_line(queue: BoundedQueue, *sizes: int) -> list[threading.Thread]:
+    """Start a producer for each size, and let them come one after the other."""
+    producers = []
+    for size in sizes:
+        ahead = queue.waiting_producers()
+        producers.append(threading.Thread(target=queue.put, args=(batch(size),)))
+        producers[-1].start()
+        until(lambda ahead=ahead: queue.waiting_producers() > ahead)  # type: ignore[misc]
+    return producers
+
+
+def test_a_large_batch_gets_in_before_small_ones_that_came_later() -> None:
+    queue = BoundedQueue(QueuePolicy(max_bytes=100))
+    queue.put(batch(60))
+    producers = wait_in_line(queue, 90, 10, 10)
+    assert queue.depth().bytes == 60  # there would be room for the small ones
+    queue.release(taken(queue))
+    for producer in producers:
+        producer.join(10)
+    assert [len(each.lines) for each in taken(queue)][:1] == [90]
+
+
+@pytest.mark.slow("each take passes through a thread")
+def test_a_large_batch_does_not_starve_among_many_small_ones() -> None:
+    queue = BoundedQueue(QueuePolicy(max_bytes=1000, max_batches=20))
+    stop = threading.Event()
+
+    def put_small() -> None:
+        while not stop.is_set():
+            queue.put(batch(30))
+
+    def spool() -> None:
+        while took := taken(queue):
+            queue.release(took)
+
+    threads = [threading.Thread(target=work) for work in [put_small] * 8 + [spool]]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        assert queue.put(batch(900), timeout=60)
+    stop.set()
+    for thread in threads[:-1]:
+        thread.join(60)
+    queue.close()
+    threads[-1].join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert queue.depth()[:3] == (0, 0, 0)
+
+
+def test_tasks_get_in_in_the_order_in_which_they_came() -> None:
+    queue = BoundedQueue(QueuePolicy(max_bytes=100))
+    queue.put(batch(60))
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            for size in (90, 20, 30):
+                tasks.start_soon(queue.put_async, batch(size))
+                await anyio.wait_all_tasks_blocked()
+            assert queue.depth().bytes == 60
+            for _ in range(2):
+                queue.release(taken(queue))
+                await anyio.wait_all_tasks_blocked()
+
+    anyio.run(run)
+    assert [len(each.lines) for each in taken(queue)] == [20, 30]
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+def test_a_waiter_that_leaves_lets_the_next_one_in(how: str) -> None:
+    queue = BoundedQueue(QueuePolicy(max_bytes=100))
+    queue.put(batch(60))
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks, anyio.create_task_group() as first:
+
+            async def put_large() -> None:
+                if how == "timeout":
+                    with pytest.raises(QueueFull):
+                        await queue.put_async(batch(90), 0.2)
+                else:
+                    await queue.put_async(batch(90))
+
+            first.start_soon(put_large)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(queue.put_async, batch(20))
+            await anyio.wait_all_tasks_blocked()
+            assert queue.depth().bytes == 60
+            if how == "cancelled":
+                first.cancel_scope.cancel()
+
+    anyio.run(run)
+    assert queue.depth().bytes == 80
+    assert not queue.waiting_producers()
+
+
+def test_a_put_that_a_signal_handler_ends_lets_the_next_one_in() -> None:
+    """It raises in the main thread while that waits for room, as Ctrl-C does."""
+    queue = BoundedQueue(QueuePolicy(max_bytes=100))
+    queue.put(batch(60))
+    others: list[threading.Thread] = []
+
+    def interrupt(*_: object) -> None:
+        others.extend(wait_in_line(queue, 20))
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            queue.put(batch(90))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    others[0].join(10)
+    assert queue.depth().bytes == 80
+
+
+def test_a_put_within_a_put_that_waits_goes_first() -> None:
+    """A signal handler's: what it interrupts can't go on before it."""
+    queue = BoundedQueue(QueuePolicy(max_bytes=100))
+    queue.put(batch(60))
+
+    def interrupt(*_: object) -> None:
+        queue.release(taken(queue))
+        queue.put(batch(70))
+        queue.release(taken(queue))
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert queue.put(batch(90))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [len(each.lines) for each in taken(queue)] == [90]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret, hide
+from hubsync._runtime.threads import run_in_thread
 from hubsync._runtime.validation import is_set
 from hubsync.destinations.hub.transport import HubHTTP
 from hubsync.errors import TransientError
@@ -66,9 +66,9 @@ class XetStore:
             raise TransientError(
                 f"xet-write-token: the store's URL is not safe ({grant.cas_url[:80]!r}); not followed."
             )
-        session = await anyio.to_thread.run_sync(self._get_session)
+        session = await run_in_thread(self._get_session)
         try:
-            await anyio.to_thread.run_sync(
+            await run_in_thread(
                 self._run, session, grant, [(str(s.file), s.sha256) for s in shards], abandon_on_cancel=True
             )
         except anyio.get_cancelled_exc_class():
