@@ -222,9 +222,9 @@ def test_a_put_that_waits_for_its_commit_looks_up_only_its_own_segment(
         hub.faults.add(Fault.outage())
         for n in range(1, 20):
             up.put([{"id": n}])
-        spool, asked = up._engine.spool, []
-        look = spool.segments.outcome
-        monkeypatch.setattr(spool.segments, "outcome", lambda segment: asked.append(segment) or look(segment))
+        delivery, asked = up._engine.delivery, []
+        read = delivery._read  # the spool thread's; `read_outcomes` looks up all of them once, at the start
+        monkeypatch.setattr(delivery, "_read", lambda segments: read(asked.extend(segments) or segments))
         with pytest.raises(TimeoutError):
             up.put([{"id": 20}], ack="committed", timeout=0)
         with pytest.raises(NotDrained):
