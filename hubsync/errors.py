@@ -32,7 +32,8 @@
         │   ├── AuthenticationError   401: no token, or an invalid or expired one
         │   ├── WriteForbiddenError   403: the token may not write to the repo
         │   ├── RepoMissingError      the repo or the branch does not exist
-        │   └── StorageQuotaError     the account's storage is full
+        │   ├── StorageQuotaError     the account's storage is full
+        │   └── FolderFullError       a folder of the repo has as many files as the Hub allows
         └── DefectError               413, 422, a rejected path: this content will never be accepted
 
 In brackets: the built-in exception that a class also is.
@@ -329,6 +330,21 @@ class RepoMissingError(BlockedError):
 
 class StorageQuotaError(BlockedError):
     """The account's storage is full."""
+
+
+class FolderFullError(BlockedError):
+    """400: a folder would hold more files than the Hub allows. Shards move to another folder, if that helps.
+
+    Attributes:
+        folders: The folders that the Hub names, each with a slash at both ends: "/data/".
+        limit: Files that the Hub allows in one folder; None if it does not say.
+    """
+
+    def __init__(
+        self, message: str, *, folders: tuple[str, ...] = (), limit: int | None = None, **response: Unpack[_Response]
+    ) -> None:
+        self.folders, self.limit = folders, limit
+        super().__init__(message, **response)
 
 
 class DefectError(HubError):

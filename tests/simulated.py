@@ -123,6 +123,12 @@ class SimulatedHub:
             path: RemoteFile(path, self._oid(files[path]) or "", self.touched[path]) for path in paths if path in files
         }
 
+    async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
+        self._call("count_files")
+        prefix = f"{folder}/" if folder else ""
+        below = {path.removeprefix(prefix) for path in self.history[int(at, 16) - 1] if path.startswith(prefix)}
+        return len(below if deep else {path.partition("/")[0] for path in below})
+
     async def read_file(self, path: str, at: str) -> bytes | None:
         self._call("read_file")
         return self.history[int(at, 16) - 1].get(path)

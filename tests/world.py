@@ -96,6 +96,9 @@ class Line:
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         return await self._do("find_files", lambda: self._hub.find_files(paths, at))
 
+    async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
+        return int(await self._do("count_files", lambda: self._hub.count_files(folder, at, most=most, deep=deep)))
+
     async def read_file(self, path: str, at: str) -> bytes | None:
         return await self._do("read_file", lambda: self._hub.read_file(path, at))
 

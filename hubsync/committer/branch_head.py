@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hubsync.model.commit import BranchTip
+
 
 class BranchHead:
     """The newest commit of the branch, as far as this committer knows.
@@ -12,12 +14,18 @@ class BranchHead:
     Attributes:
         sha: the commit; None if it must be read.
         moves: how often someone else moved it.
+        is_ours_alone: this committer created the repo and made every commit since.
     """
 
     def __init__(self) -> None:
         self.sha: str | None = None
         self.moves = 0
+        self.is_ours_alone = False
         self._unsure_up_to = 0
+
+    def connected(self, tip: BranchTip) -> None:
+        """The repo was found, or created."""
+        self.sha, self.is_ours_alone = tip.sha, tip.is_new
 
     def landed(self, sha: str) -> None:
         """Our own commit is the head now."""
@@ -27,6 +35,7 @@ class BranchHead:
         """Someone else's commit is the head: compare every segment up to the newest before it is committed."""
         self.sha = sha
         self.moves += 1
+        self.is_ours_alone = False
         self._unsure_up_to = newest_segment
 
     def taken_over(self, newest_segment: int) -> None:
@@ -36,6 +45,7 @@ class BranchHead:
     def forget(self) -> None:
         """Read the head again before the next commit."""
         self.sha = None
+        self.is_ours_alone = False
 
     def is_unsure_about(self, segment: int) -> bool:
         """Return whether another file may be at a segment's path."""

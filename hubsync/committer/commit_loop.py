@@ -11,6 +11,7 @@ from hubsync._runtime.retry import Backoff
 from hubsync.committer.branch_head import BranchHead
 from hubsync.committer.card_updater import CardUpdate, CardUpdater
 from hubsync.committer.events import DeliveryEvents
+from hubsync.committer.folder_guard import FolderGuard
 from hubsync.committer.rate_limiter import RateLimiter
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
@@ -18,8 +19,16 @@ from hubsync.committer.retry import Retrier
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
 from hubsync.committer.stager import POLL_S
 from hubsync.committer.wakeups import Wakeups
-from hubsync.destinations.base import Destination, Landed, NotSent, Rejected, Unknown
-from hubsync.errors import AmbiguousError, BlockedError, DefectError, StaleParentError, TransientError, UnreadableShard
+from hubsync.destinations.base import Destination, FolderFull, Landed, NotSent, Rejected, Unknown
+from hubsync.errors import (
+    AmbiguousError,
+    BlockedError,
+    DefectError,
+    FolderFullError,
+    StaleParentError,
+    TransientError,
+    UnreadableShard,
+)
 from hubsync.model.commit import Plan, commit_summary
 from hubsync.model.shard import Shard
 from hubsync.policies import CommitPolicy
@@ -44,6 +53,7 @@ class CommitLoop:
         rejections: Rejections,
         cards: CardUpdater,
         schemas: SchemaChecker,
+        folders: FolderGuard,
         clock: Clock,
         status: Status,
         events: DeliveryEvents,
@@ -59,6 +69,7 @@ class CommitLoop:
         self._rejections = rejections
         self._cards = cards
         self._schemas = schemas
+        self._folders = folders
         self._clock = clock
         self._status = status
         self._events = events
@@ -124,6 +135,9 @@ class CommitLoop:
             case NotSent(TransientError() as error):
                 await self._reconciler.settle(plan, {})
                 await self._not_sent(error, backoff)
+            case FolderFull(error):
+                await self._reconciler.settle(plan, {})
+                await self._folder_full(plan, error, backoff)
             case Rejected(error):
                 await self._reconciler.settle(plan, {})
                 self._head.forget()
@@ -138,6 +152,7 @@ class CommitLoop:
         self._rate_limiter.spent()
         failpoint(Failpoint.QUOTA_COUNTED)
         self._head.landed(sha)
+        await self._folders.landed(plan.shards)
         await self._reconciler.settle(plan, {shard.segment: sha for shard in plan.shards})
         self._status.report("commit", State())
         await self._cards.committed(card)
@@ -149,6 +164,13 @@ class CommitLoop:
         await self._retrier.back_off("commit", error, backoff)
         if await self._reconciler.reconcile(plan):
             backoff.reset()
+            self._folders.forget()
+
+    async def _folder_full(self, plan: Plan, error: FolderFullError, backoff: Backoff) -> None:
+        if await self._folders.refused(plan.shards, error):
+            await self._clock.sleep(backoff.after_failure())
+        else:
+            await self._retrier.wait_for_operator("commit", error)
 
     async def _not_sent(self, error: TransientError, backoff: Backoff) -> None:
         if error.status == 409:  # another commit is, or was, in progress
@@ -165,6 +187,7 @@ class CommitLoop:
         if is_unsure or await self._retrier.on_disk(self._spool.shards.may_share_paths, shards):
             done = await self._reconciler.compare(shards, self._head.sha or "")
             shards = [shard for shard in shards if shard.segment not in done]
+        shards = await self._folders.fit(shards, self._head.sha or "")
         return await self._retrier.on_disk(self._spool.shards.in_order, shards)
 
     async def _resolve_mismatch(self, mismatch: SchemaMismatch) -> None:

@@ -1,7 +1,7 @@
 """The committer: stages and commits the sealed segments of all writers of a spool, while it holds the spool's lease.
 
     compressor -> stager -> commit loop -> reconciler (settles)
-                                 card updater, schema check, rate limiter
+                                 card updater, schema check, folder guard, rate limiter
                      rejections: what the Hub rejects
 
 Every commit names its parent. So a commit whose response is lost, one that lands late, or one of a process that was
@@ -31,6 +31,7 @@ from hubsync.committer.card_updater import CardUpdater
 from hubsync.committer.commit_loop import CommitLoop
 from hubsync.committer.compressor import Compressor
 from hubsync.committer.events import DeliveryEvents, NoEvents
+from hubsync.committer.folder_guard import FolderGuard
 from hubsync.committer.rate_limiter import RateLimiter
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
@@ -83,13 +84,14 @@ class Committer:
             spool, destination, self._retrier, self._head, self._rollback, cards, rejections, status, events,
             self._wakeups,
         )  # fmt: skip
+        self._folders = FolderGuard(spool, destination, self._retrier, self._head, self._wakeups)
         self._compressor = Compressor(spool, self._retrier, rejections, self._wakeups)
         self._stager = Stager(
             spool, destination, self._retrier, self._reconciler, rejections, clock, status, self._wakeups
         )
         self._commit_loop = CommitLoop(
             spool, destination, commit, self._rate_limiter, self._head, self._retrier, self._reconciler, rejections,
-            cards, schemas, clock, status, events, self._wakeups,
+            cards, schemas, self._folders, clock, status, events, self._wakeups,
         )  # fmt: skip
 
     def wake(self) -> None:
@@ -115,7 +117,7 @@ class Committer:
         await run_in_thread(card.preload)
         private = await self._retrier.on_disk(lambda: self._spool.private)
         head = await self._destination.ensure_repo(private=private)
-        self._head.sha = head.sha
+        self._head.connected(head)
         gone = (await self._retrier.on_disk(self._spool.depth)).committed_rows if head.is_new else 0
         if gone:
             _log.warning(
@@ -206,6 +208,7 @@ class Committer:
         """Continue where the last committer died or stalled."""
         self._rate_limiter.load(self._spool.catalogue.get("governor"), self._save_rate_limiter)
         self._head.taken_over(self._spool.shards.take_over())
+        self._folders.forget()
         self._spool.recovery.sweep()
         self._status.save()
         failpoint(Failpoint.TAKEN_OVER)

@@ -6,7 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hubsync.errors import AmbiguousError, BlockedError, DefectError, StaleParentError, TransientError
+from hubsync.errors import (
+    AmbiguousError,
+    BlockedError,
+    DefectError,
+    FolderFullError,
+    StaleParentError,
+    TransientError,
+)
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import RemoteFile, Shard, Staged
 
@@ -26,6 +33,13 @@ class NotSent:
 
 
 @dataclass(frozen=True, slots=True)
+class FolderFull:
+    """Nothing landed: a folder has no room for the commit's files. They are not at fault; give them other paths."""
+
+    error: FolderFullError
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """Nothing landed: the destination rejects the commit's content, and will again."""
 
@@ -39,7 +53,7 @@ class Unknown:
     error: AmbiguousError | StaleParentError
 
 
-CommitOutcome = Landed | NotSent | Rejected | Unknown
+CommitOutcome = Landed | NotSent | FolderFull | Rejected | Unknown
 
 
 async def outcome_of(sending: Awaitable[str]) -> CommitOutcome:
@@ -48,6 +62,8 @@ async def outcome_of(sending: Awaitable[str]) -> CommitOutcome:
         return Landed(await sending)
     except (AmbiguousError, StaleParentError) as error:
         return Unknown(error)
+    except FolderFullError as error:
+        return FolderFull(error)
     except (TransientError, BlockedError) as error:
         return NotSent(error)
     except DefectError as error:
@@ -101,6 +117,17 @@ class Destination(Protocol):
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         """Return the files that exist at `paths` in the commit `at`, by path."""
+        ...
+
+    async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
+        """Return how many entries a folder has in the commit `at`; above `most`, any number above it.
+
+        Args:
+            folder: Its path, without a slash at either end; empty for the root.
+            at: The commit.
+            most: Where to stop counting.
+            deep: Count the files of all folders below it, too.
+        """
         ...
 
     async def read_file(self, path: str, at: str) -> bytes | None:

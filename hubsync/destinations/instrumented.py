@@ -64,6 +64,9 @@ class InstrumentedDestination:
         with self._status.doing("a request for the files"):
             return await self._inner.find_files(paths, at)
 
+    async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
+        return await self._inner.count_files(folder, at, most=most, deep=deep)
+
     async def read_file(self, path: str, at: str) -> bytes | None:
         with self._status.doing(f"a request for {path}"):
             return await self._inner.read_file(path, at)

@@ -17,6 +17,7 @@ from hubsync.model.target import Target
 from hubsync.schema.types import loads
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
+from hubsync.spool.folders import FolderFill
 from hubsync.spool.segments import Segment
 
 _TABLES = (
@@ -25,7 +26,9 @@ _TABLES = (
 )  # fmt: skip
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 # The JSON of other names is a number.
-_META_TYPES: dict[str, Any] = {"target": Target, "private": bool | None, "status": Any, "governor": dict}
+_META_TYPES: dict[str, Any] = {
+    "target": Target, "private": bool | None, "status": Any, "governor": dict, "folder": FolderFill,
+}  # fmt: skip
 
 
 class SalvagedCatalogue:
@@ -116,7 +119,7 @@ def _is_valid(table: str, row: Mapping[str, Any], columns: Mapping[str, tuple[ty
         return False
     try:
         if table == "meta":
-            msgspec.json.decode(row["value"], type=_META_TYPES.get(row["key"], int))
+            msgspec.json.decode(row["value"], type=_META_TYPES.get(row["key"].partition(":")[0], int))
         elif table == "writers" and row["mark"] is not None:
             msgspec.json.decode(row["mark"], type=Watermark)
         for name in ("schema", "known", "published", "committed", "text"):

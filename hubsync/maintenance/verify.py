@@ -24,6 +24,7 @@ from hubsync.encoding.codecs import SUFFIXES
 from hubsync.errors import BlockedError
 from hubsync.maintenance.shard_content import ShardContent, read_contents
 from hubsync.model.commit import Watermark, watermark_path
+from hubsync.model.layout import part_of
 from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
 from hubsync.reader.selection import Selection, select_files
@@ -344,9 +345,15 @@ def _numbers(series: Sequence[Series], before: _Known, after: _Known) -> Iterato
             for file in files if number >= one.next else ():
                 hint = "hubsync did not commit it, or the watermark was reset: see its history."
                 yield Difference("beyond", file.path, f"no number from {one.next} on", f"{file.size:,} bytes", hint)
-            for file in files[1:]:
+            firsts = _one_for_each_part(files)
+            for file in (file for file in files if file not in firsts):
                 same = f"it also as {files[0].path}"
                 yield Difference("repeat", file.path, f"number {number} once", same, _DELETE_COPY)
+
+
+def _one_for_each_part(files: Sequence[HubFile]) -> Sequence[HubFile]:
+    """Return the first file of each part: machines that share a series may use a number once in each."""
+    return list({part_of(file.path): file for file in reversed(files)}.values())
 
 
 def _gaps(one: Series, known: Mapping[int, _Segment], before: _Known) -> Iterator[Finding]:
@@ -375,8 +382,9 @@ def _repeats(series: Sequence[Series], after: _Known) -> Iterator[Finding]:
     ours: set[HubFile] = set()
     for one in series:
         for number, files in sorted(one.shards.items()):
-            by_oid[files[0].oid].append((number >= one.next, files[0]))
-            ours.update(files[:1] if after.has(files[0], one.name, number) else ())
+            for file in _one_for_each_part(files):
+                by_oid[file.oid].append((number >= one.next, file))
+                ours.update([file] if after.has(file, one.name, number) else ())
     for found in by_oid.values():
         # The original is a file below its watermark, if there is one.
         files = [file for _, file in sorted(found, key=lambda pair: pair[0])]

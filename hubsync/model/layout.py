@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 from hubsync._runtime.validation import check_type
 from hubsync.errors import ConfigError
@@ -18,6 +18,24 @@ _SPLIT = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _CONFIG = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _MAX_SIBLINGS = 100
 _SEQ = re.compile(r"\{seq(?:![rsa])?:?([^}]*)\}")  # captures the format specification
+
+PART_FILES = 1_000
+"""Shards in one folder, as far as this spool knows; later ones go to a new part. One page of the Hub's listing."""
+MAX_FOLDER_FILES = 5_000
+"""Shards in one folder, all writers and machines together. The Hub refuses more than 10,000 entries."""
+_PART = re.compile(r"part-[0-9]{4,}")
+
+
+class Part(NamedTuple):
+    """A folder `part-0001`, `part-0002`, … for the shards that the layout's own folder has no room for.
+
+    Attributes:
+        number: 0 for the layout's own folder.
+        is_above: it is above the layout's own folder, not in it: that folder can't take even one more folder.
+    """
+
+    number: int = 0
+    is_above: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +99,45 @@ class Layout:
             template = "{config}/" + self.template if is_custom else None
         return Layout.of(f"{self.config}-{number}", self.split, template, self.format)
 
-    def path(self, writer: str, seq: int) -> str:
+    def path(self, writer: str, seq: int, part: Part = Part()) -> str:  # noqa: B008  (immutable)
         """Return the path in the dataset of a writer's shard number `seq`."""
-        return self.template.format(config=self.config, split=self.split, writer=writer, seq=seq)
+        path = self.template.format(config=self.config, split=self.split, writer=writer, seq=seq)
+        return self._insert(path, f"part-{part.number:04d}", is_above=part.is_above) if part.number else path
+
+    @property
+    def folder(self) -> str:
+        """The folder that all shards share; below it, paths differ by writer or number. Parts are in or above it."""
+        components = self.template.split("/")[: self._depth]
+        return "/".join(components).format(config=self.config, split=self.split)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the shards are right in the folder, and not in folders of their own."""
+        return self._depth == self.template.count("/")
+
+    @property
+    def _depth(self) -> int:
+        components = self.template.split("/")
+        return next(n for n, component in enumerate(components) if "{writer" in component or "{seq" in component)
+
+    def like(self, path: str, writer: str, seq: int) -> str:
+        """Return the path of another number in the same folder as a shard's path."""
+        bare = self.path(writer, seq)
+        if path.count("/") == self.template.count("/"):
+            return bare
+        components = path.split("/")
+        at = self._depth if _PART.fullmatch(components[self._depth]) else self._depth - 1
+        return self._insert(bare, components[at], is_above=at < self._depth)
+
+    def part_folder(self, path: str) -> str:
+        """Return the layout's folder or its part, whichever a shard's path is in."""
+        is_part = path.count("/") > self.template.count("/")
+        return "/".join(path.split("/")[: self._depth + is_part])
+
+    def _insert(self, path: str, name: str, *, is_above: bool) -> str:
+        components = path.split("/")
+        components.insert(max(0, self._depth - is_above), name)
+        return "/".join(components)
 
     def series(self, writer: str) -> str:
         """Return the name of a run of sequence numbers. Two writers share it exactly if their paths could collide."""
@@ -94,6 +148,13 @@ class Layout:
         """The pattern that finds the shards of this config and split, of all writers."""
         pattern = re.sub(r"\{(writer|seq)[^}]*\}", "*", self.template).format(config=self.config, split=self.split)
         return re.sub(r"\*(-\*)+", "*", pattern)
+
+    def glob_of(self, path: str) -> str:
+        """Return the pattern that finds a shard: `glob`, or if it is in a part, the one that finds all parts."""
+        if path.count("/") == self.template.count("/"):
+            return self.glob
+        is_above = not _PART.fullmatch(path.split("/")[self._depth])
+        return self._insert(self.glob, "part-*", is_above=is_above)
 
 
 def _problem_with(layout: Layout) -> str | None:
@@ -119,6 +180,16 @@ def _problem_with(layout: Layout) -> str | None:
             "folders or names that begin with '__' (datasets ignores both)"
         )
     return None
+
+
+def without_part(path: str) -> str:
+    """Return the path that a shard in a part would have without it."""
+    return "/".join(component for component in path.split("/") if not _PART.fullmatch(component))
+
+
+def part_of(path: str) -> str:
+    """Return the name of the part that a path is in; empty if it is in none."""
+    return next((component for component in path.split("/") if _PART.fullmatch(component)), "")
 
 
 def _folder(config: str) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubFile
 from hubsync.encoding import codecs
+from hubsync.model.layout import without_part
 
 _log = logging.getLogger("hubsync")
 
@@ -68,5 +69,5 @@ def card_entries(content: bytes, repo: str) -> Sequence[card.Entry]:
 
 
 def path_order(path: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts 99999 before 100000."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d{1,17})", path)]
+    """Return a sort key that puts 99999 before 100000, and a writer's shards in order whatever folder they are in."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d{1,17})", without_part(path))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hubsync.destinations.hub.dataset import HubFile
 from hubsync.model.commit import Watermark
+from hubsync.model.layout import without_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Series:
         name: a shard's path with `*` in place of the number.
         next: the number after the last committed one.
         writers: those whose watermarks name the series.
-        shards: the files by number; more than one for a number means that something is wrong.
+        shards: the files by number; more than one for a number in one folder means that something is wrong.
     """
 
     name: str
@@ -41,9 +42,13 @@ def series_of(marks: Mapping[str, Watermark], files: Iterable[HubFile]) -> tuple
     others: list[HubFile] = []
     for file in files:
         # Look series up by what precedes a number: many writers times many files are too many patterns to try.
-        prefixes = (file.path[:i] for i, char in enumerate(file.path) if "0" <= char <= "9")
-        candidates = (pair for prefix in prefixes for pair in by_prefix.get(prefix, ()))
-        fits = [(one, int(match["n"])) for one, pattern in candidates if (match := pattern.fullmatch(file.path))]
+        fits = [
+            (one, int(match["n"]))
+            for path in {file.path, without_part(file.path)}
+            for end in (end for end, char in enumerate(path) if "0" <= char <= "9")
+            for one, pattern in by_prefix.get(path[:end], ())
+            if (match := pattern.fullmatch(path))
+        ]
         if fits:
             # Two templates may produce the same path ("1*" and "*"): prefer the series that has reached the number.
             one, number = max(fits, key=lambda fit: (fit[1] < fit[0].next, len(fit[0].name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
@@ -24,7 +25,7 @@ class CardEntries:
     def of(self, shards: Sequence[Shard]) -> list[CardKey]:
         """Return the entries that the card needs so that `shards` are found."""
         segments = [self._segments.get(shard.segment) for shard in shards]
-        return list(dict.fromkeys((row.config, row.split, row.layout.glob) for row in segments))
+        return list(dict.fromkeys(entry_of(row.layout, row.path) for row in segments if row.path is not None))
 
     def missing(self, shards: Sequence[Shard]) -> list[CardKey]:
         """Return those of them that the card may not contain yet."""
@@ -33,8 +34,7 @@ class CardEntries:
 
     def of_committed(self) -> dict[CardKey, str]:
         """Return the entries of everything this spool committed, each with the path of its newest shard."""
-        newest = self._segments.newest_committed_paths()
-        return {(layout.config, layout.split, layout.glob): path for layout, path in newest.items()}
+        return {entry_of(layout, path): path for layout, path in self._segments.newest_committed_paths()}
 
     def add(self, entries: Iterable[CardKey], *, replace: bool) -> None:
         """Record that the card contains these entries; with `replace`, no others."""
@@ -55,3 +55,8 @@ class CardEntries:
         if is_due != self.is_update_due:
             with self._lease.transaction():
                 self._catalogue.set("card_owed", str(int(is_due)))
+
+
+def entry_of(layout: Layout, path: str) -> CardKey:
+    """Return the entry that the card needs so that a shard is found."""
+    return layout.config, layout.split, layout.glob_of(path)

@@ -95,8 +95,8 @@ CREATE TABLE schema_texts (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, 
 CREATE INDEX schema_users ON segments (schema_id) WHERE schema_id IS NOT NULL;
 ALTER TABLE schemas ADD COLUMN committed TEXT;
 CREATE TABLE committed_layouts (
-    config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL, path TEXT NOT NULL,
-    PRIMARY KEY (config, split, template)
+    config TEXT NOT NULL, split TEXT NOT NULL, template TEXT NOT NULL, glob TEXT NOT NULL, path TEXT NOT NULL,
+    PRIMARY KEY (config, split, template, glob)
 ) WITHOUT ROWID;
 
 CREATE INDEX aged ON segments (state, opened_at) WHERE state IN ('open', 'sealed', 'staged');

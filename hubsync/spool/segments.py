@@ -25,6 +25,7 @@ from hubsync.model.layout import Layout
 from hubsync.model.shard import Mode, QuarantinedShard
 from hubsync.model.stats import SpoolDepth
 from hubsync.spool.database import Catalogue
+from hubsync.spool.folders import Folders
 
 SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
 
@@ -305,14 +306,14 @@ class SegmentQueries:
             return self._summaries("1 ORDER BY id DESC LIMIT ?", limit)
         return self._summaries("id < ? ORDER BY id DESC LIMIT ?", before, limit)
 
-    def newest_committed_paths(self) -> dict[Layout, str]:
-        """Return the path of the newest committed shard of each layout."""
+    def newest_committed_paths(self) -> list[tuple[Layout, str]]:
+        """Return the path of the newest committed shard of each layout; of shards in parts, separately."""
         rows = self._db.rows(
             "SELECT config, split, template, path, 0 FROM committed_layouts UNION ALL "
             "SELECT config, split, template, path, max(id) FROM segments WHERE state = 'committed' "
-            "GROUP BY config, split, template"
+            "GROUP BY config, split, template, length(replace(path, '/', '')) - length(path), path GLOB 'part-*'"
         )
-        return {Layout(config, split, template): path for config, split, template, path, _ in rows}
+        return [(Layout(config, split, template), path) for config, split, template, path, _ in rows]
 
     def committed_schemas(self) -> list[tuple[str, str]]:
         """Return the distinct pairs of config and schema of the committed segments that have not expired."""
@@ -412,6 +413,7 @@ class Segments(SegmentQueries):
         super().__init__(catalogue)
         self._catalogue = catalogue
         self._clock = clock
+        self.folders = Folders(catalogue)
 
     # A writer's transitions.
 
@@ -535,6 +537,14 @@ class Segments(SegmentQueries):
         self.set_schema(segment, schema)
         self._assign_path(segment, layout, row.writer, series, self._next(series))
 
+    def relocate(self, segment: int) -> None:
+        """Move a sealed or staged segment to the folder's newest part, under its number; it is staged again."""
+        row = self.get(segment)
+        assert row.state in ("sealed", "staged"), row
+        assert row.series is not None
+        assert row.seq is not None
+        self._assign_path(segment, row.layout, row.writer, row.series, row.seq)
+
     def plan(self, plan: int, segments: Iterable[int]) -> None:
         """Tie segments to a commit on its way."""
         for segment in segments:
@@ -608,9 +618,10 @@ class Segments(SegmentQueries):
         schemas = set()
         for segment in segments:
             assert segment.state == "committed", segment
+            assert segment.path is not None
             self._run(
-                "INSERT OR REPLACE INTO committed_layouts VALUES (?, ?, ?, ?)",
-                segment.config, segment.split, segment.template, segment.path,
+                "INSERT OR REPLACE INTO committed_layouts VALUES (?, ?, ?, ?, ?)",
+                segment.config, segment.split, segment.template, segment.layout.glob_of(segment.path), segment.path,
             )  # fmt: skip
             schemas.add(self._db.value("SELECT schema_id FROM segments WHERE id = ?", segment.id))
             self._run("DELETE FROM segments WHERE id = ?", segment.id)
@@ -648,12 +659,11 @@ class Segments(SegmentQueries):
 
     def _assign_path(self, segment: int, layout: Layout, writer: str, series: str, seq: int) -> None:
         """Give a segment the first free number from `seq`, and seal it under that path."""
+        part = self.folders.take(layout)
         # Two templates may meet in one path: "...1{seq}" and "...{seq}".
-        while self.is_path_taken(path := layout.path(writer, seq)) or self._is_of_other_series(path, series):
+        while self.is_path_taken(path := layout.path(writer, seq, part)) or self._is_of_other_series(layout.path(writer, seq), series):
             seq += 1
-        self._run(
-            "INSERT INTO series VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next", series, seq + 1
-        )
+        self.raise_next(series, seq + 1)
         self._run(
             "UPDATE segments SET state = 'sealed', sealed_at = ?, series = ?, seq = ?, path = ?, plan = NULL "
             "WHERE id = ?",

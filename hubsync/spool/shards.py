@@ -174,7 +174,8 @@ class Shards:
         """Return the paths of `count` further numbers of a shard's series, from `skip` after its own."""
         row = self._segments.get(shard.segment)
         assert row.seq is not None
-        return [row.layout.path(row.writer, row.seq + n) for n in range(skip, skip + count)]
+        assert row.path is not None
+        return [row.layout.like(row.path, row.writer, row.seq + n) for n in range(skip, skip + count)]
 
     def renumber(self, shard: Shard, steps: int) -> None:
         """Give a shard a number that is at least `steps` higher, and stage it again."""
@@ -183,6 +184,33 @@ class Shards:
             assert row.seq is not None
             self._segments.renumber(shard.segment, row.seq + steps)
         failpoint(Failpoint.RENUMBERED)
+
+    # Folders that are full.
+
+    def layout_of(self, shard: Shard) -> Layout:
+        """Return where a shard's rows belong."""
+        return self._segments.get(shard.segment).layout
+
+    def relocate(self, shards: Iterable[Shard], *, above: bool = False) -> None:
+        """Move shards out of a full folder, under their numbers, and stage them again.
+
+        Args:
+            shards: sealed or staged shards of one layout's folder.
+            above: that folder can't take even a folder more, so they go to one above it.
+        """
+        folders = self._segments.folders
+        with self._lease.transaction():
+            for shard in shards:
+                layout = self._segments.get(shard.segment).layout
+                if above and not folders.is_above(layout):
+                    folders.move_above(layout)
+                self._segments.relocate(shard.segment)
+        failpoint(Failpoint.RENUMBERED)
+
+    def found_in_folder(self, shard: Shard, files: int) -> None:
+        """Record how many files the dataset has in the folder of a shard."""
+        with self._lease.transaction():
+            self._segments.folders.found(self.layout_of(shard), shard.path, files)
 
     def move(self, shard: Shard, layout: Layout, schema: str, also: Callable[[], object]) -> None:
         """Move a shard to another config, and stage it again. `also` runs in the same transaction."""

@@ -161,6 +161,7 @@ class Spool:
                     self.offsets.advance(source, offset)
                 for series, following in mark.next.items():
                     self.segments.raise_next(series, following)
+            self.segments.folders.forget()
             self.catalogue.set("seeded", "1")
         failpoint(Failpoint.SEEDED)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubsync.errors import LeaseLost
-from hubsync.model.layout import Layout
+from hubsync.model.layout import PART_FILES, Layout
 from hubsync.spool.database import Catalogue
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.segments import Outcome, Segment, Segments, SegmentState, depth_of
@@ -81,6 +81,11 @@ def resubmit(segments: Segments, segment: int, *, is_edited: bool = False) -> No
     )  # fmt: skip
 
 
+def relocate(segments: Segments, segment: int) -> None:
+    segments.folders.found(LAYOUT, "data/train-w-00000.jsonl.gz", PART_FILES)
+    segments.relocate(segment)
+
+
 def in_each(states: tuple[SegmentState, ...], changed: dict[str, Any]) -> dict[SegmentState, dict[str, Any]]:
     return dict.fromkeys(states, changed)
 
@@ -92,6 +97,7 @@ MOVED: dict[str, Any] = {
     "config": "other", "template": "{config}/{split}-{seq}.jsonl", "schema": '{"type":"new"}',
     "series": "other/train-*.jsonl", "path": "other/train-0.jsonl", "sealed_at": NOW,
 }  # fmt: skip
+RELOCATED = {"path": "data/part-0001/train-w-00000.jsonl.gz", "sealed_at": NOW}
 SETTLED = {"state": "committed", "sha": "commit", "committed_at": NOW}
 QUARANTINED = {"state": "dead", "error": "a defect", "sealed_at": NOW}
 RESUBMITTED = {
@@ -152,6 +158,10 @@ TRANSITIONS: dict[str, tuple[Callable[[Segments, int], object], dict[SegmentStat
     "renumber": (
         lambda segments, n: segments.renumber(n, 7),
         {"sealed": SEALED_AGAIN, "staged": {**SEALED_AGAIN, "state": "sealed"}},
+    ),
+    "relocate": (
+        relocate,
+        {"sealed": RELOCATED, "staged": {**RELOCATED, "state": "sealed"}},
     ),
     "move": (
         lambda segments, n: segments.move(n, Layout("other", "train", MOVED["template"]), MOVED["schema"]),
@@ -301,7 +311,7 @@ def test_a_plan_that_did_not_land_releases_its_segments(
     assert segments.get(mine).state == "staged"
 
 
-@pytest.mark.parametrize("name", ["settle", "quarantine", "renumber", "move"])
+@pytest.mark.parametrize("name", ["settle", "quarantine", "renumber", "relocate", "move"])
 def test_a_segment_that_leaves_staged_leaves_its_plan(
     catalogue: Catalogue, segments: Segments, make: Callable[..., int], name: str
 ) -> None:
@@ -405,10 +415,10 @@ def test_what_was_committed_is_known_by_layout_and_config(segments: Segments, ma
     for layout in (LAYOUT, LAYOUT, other):
         make("committed", layout=layout)
     make("staged", layout=LAYOUT)
-    assert segments.newest_committed_paths() == {
-        LAYOUT: "data/train-w-00001.jsonl.gz",
-        other: "other/train-w-00000.jsonl",
-    }
+    assert sorted(path for _, path in segments.newest_committed_paths()) == [
+        "data/train-w-00001.jsonl.gz",
+        "other/train-w-00000.jsonl",
+    ]
     assert sorted(segments.committed_schemas()) == [("default", '{"type":"old"}'), ("other", '{"type":"old"}')]
     assert sorted(segments.configs()) == ["default", "other"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -212,7 +211,7 @@ def _add_entry(configs: list[Any], entry: Entry) -> bool:
         config["data_files"] = [*files, ours]
         return True
     paths = [split["path"]] if isinstance(split["path"], str) else list(split["path"])
-    if any(path == entry.glob or fnmatchcase(entry.glob.replace("*", "x"), path) for path in paths):
+    if any(path == entry.glob or glob_pattern(path).fullmatch(entry.glob.replace("*", "x")) for path in paths):
         return False
     split["path"] = [*paths, entry.glob]
     config["data_files"] = files

@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote
@@ -317,9 +317,25 @@ class HubDataset:
 
     async def list_files(self, at: str, folder: str = "") -> Sequence[HubFile]:
         """Return every file in the commit `at`, or below one of its folders; empty if the folder does not exist."""
-        files: list[HubFile] = []
         what = f"the files of {self.target.repo}"
-        first = f"{self._api}/tree/{at}{'/' if folder else ''}{quote(folder)}?recursive=true"
+        entries = [entry async for page in self._tree(at, folder, recursive=True) for entry in page]
+        return [_hub_file(what, folder, entry) for entry in entries if entry.type == "file"]
+
+    async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
+        """Return how many entries a folder has in the commit `at`; above `most`, any number above it."""
+        count = 0
+        with _commit_exists():
+            async with contextlib.aclosing(self._tree(at, folder, recursive=deep)) as pages:
+                async for page in pages:
+                    count += len(page)
+                    if count > most:
+                        break
+        return count
+
+    async def _tree(self, at: str, folder: str, *, recursive: bool) -> AsyncGenerator[list[_Entry]]:
+        """Yield the pages of a folder's listing; none if it does not exist."""
+        what = f"the files of {self.target.repo}"
+        first = f"{self._api}/tree/{at}{'/' if folder else ''}{quote(folder)}?recursive={str(recursive).lower()}"
         url: str | None = first
         seen: set[str] = set()
         while url:
@@ -330,17 +346,15 @@ class HubDataset:
                 response = await self._http.send(what, "GET", url)
             except RepoMissingError as error:
                 if error.missing == "file" and len(seen) == 1:
-                    return []
+                    return
                 raise
-            entries = response.decode(what, list[_Entry])
-            files += [_hub_file(what, folder, entry) for entry in entries if entry.type == "file"]
+            yield response.decode(what, list[_Entry])
             # Of the next page's URL only the cursor is used, on the first page's address.
             link = _next_page(response)
             cursor = _CURSOR.search(link) if link is not None else None
             if link is not None and cursor is None:  # else the files of the other pages would seem not to exist
                 raise TransientError(f"{what}: the next page has no cursor.")
             url = f"{first}&cursor={quote(unquote(cursor[1]), safe='')}" if cursor else None
-        return files
 
     async def list_commits(self, at: str, page: int) -> tuple[list[Commit], bool]:
         """Return a page of the history up to the commit `at`, newest first, and whether there are more pages."""

@@ -15,6 +15,7 @@ from hubsync.errors import (
     AuthenticationError,
     BlockedError,
     DefectError,
+    FolderFullError,
     HubError,
     RateLimitedError,
     RepoMissingError,
@@ -32,6 +33,9 @@ _RETRY_IN = re.compile(r"(?:in|after)\s+(?:about\s+)?(an?|[0-9]+)\s*(second|minu
 _SECONDS_TEXT = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _RATE_LIMIT = re.compile(r'"(\w+)"\s*;\s*r\s*=\s*([0-9]+)\s*;\s*t\s*=\s*([0-9]+)')
+_FOLDER_FULL = re.compile(r"too many files per directory", re.IGNORECASE)
+_FOLDER_LIMIT = re.compile(r"up to ([0-9]{1,9}) files", re.IGNORECASE)
+_FOLDERS = re.compile(r"directories:\s*(.*)", re.IGNORECASE | re.DOTALL)
 _ADVICE = "hubsync uses token=…, else HF_TOKEN, else the token of hf auth login. Set one there that has access."
 
 
@@ -76,6 +80,7 @@ _RULES = (
     _Rule({402}, StorageQuotaError),
     _Rule({403}, StorageQuotaError, text=re.compile("storage|quota", re.IGNORECASE)),
     _Rule({403}, WriteForbiddenError, advice=True),
+    _Rule({400, 413, 422}, FolderFullError, text=_FOLDER_FULL),
     # The content is never accepted.
     _Rule({400, 413, 422}, DefectError),
     _Rule(_ANY, BlockedError),
@@ -120,6 +125,13 @@ def classify(
     if issubclass(kind, RepoMissingError):
         shown = f"{message} ({code})" if rule.missing else message
         return kind(shown, status=status, request_id=request_id, missing=rule.missing)
+    if issubclass(kind, FolderFullError):
+        limit, named = _FOLDER_LIMIT.search(text), _FOLDERS.search(text)
+        # Names are separated by spaces or commas, and may contain them; each has a slash at both ends.
+        folders = tuple(re.findall(r"(?<![^\s,])/(?:[^,]*?/)?(?=[\s,]|$)", named[1])) if named else ()
+        return kind(
+            message, status=status, request_id=request_id, folders=folders, limit=int(limit[1]) if limit else None
+        )
     if rule.advice and token_sent:
         message = f"{message.rstrip('.')}. {_ADVICE}"
     return kind(message, status=status, request_id=request_id)
