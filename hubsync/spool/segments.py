@@ -661,7 +661,10 @@ class Segments(SegmentQueries):
         """Give a segment the first free number from `seq`, and seal it under that path."""
         part = self.folders.take(layout)
         # Two templates may meet in one path: "...1{seq}" and "...{seq}".
-        while self.is_path_taken(path := layout.path(writer, seq, part)) or self._is_of_other_series(layout.path(writer, seq), series):
+        # They may have expired, and then the name of their series tells, which is without the part.
+        while self.is_path_taken(path := layout.path(writer, seq, part)) or self._is_of_other_series(
+            layout.path(writer, seq), series
+        ):
             seq += 1
         self.raise_next(series, seq + 1)
         self._run(

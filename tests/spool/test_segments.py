@@ -520,7 +520,7 @@ def test_an_expired_segment_counts_as_committed(catalogue: Catalogue, segments: 
     assert (segments.find(old), segments.newest()) == (None, kept)
     with pytest.raises(LeaseLost, match="committed by another process"):
         segments.get(old)
-    assert segments.newest_committed_paths() == {LAYOUT: "data/train-w-00001.jsonl.gz"}
+    assert segments.newest_committed_paths() == [(LAYOUT, "data/train-w-00001.jsonl.gz")]
 
 
 def test_ids_and_numbers_continue_after_all_segments_have_expired(
@@ -529,7 +529,7 @@ def test_ids_and_numbers_continue_after_all_segments_have_expired(
     old = make("committed")
     with catalogue.transaction():
         segments.expire([segments.get(old)])
-    assert (segments.newest(), segments.newest_committed_paths()) == (old, {LAYOUT: "data/train-w-00000.jsonl.gz"})
+    assert (segments.newest(), segments.newest_committed_paths()) == (old, [(LAYOUT, "data/train-w-00000.jsonl.gz")])
     found = segments.get(make("sealed"))
     assert (found.id, found.seq) == (old + 1, 1)
 
