@@ -313,7 +313,11 @@ class SegmentQueries:
             "SELECT config, split, template, path, max(id) FROM segments WHERE state = 'committed' "
             "GROUP BY config, split, template, length(replace(path, '/', '')) - length(path), path GLOB 'part-*'"
         )
-        return [(Layout(config, split, template), path) for config, split, template, path, _ in rows]
+        found = {}
+        for config, split, template, path, _ in rows:
+            layout = Layout(config, split, template)
+            found[layout, layout.glob_of(path)] = path  # of an expired one only if there is no newer one
+        return [(layout, path) for (layout, _), path in found.items()]
 
     def committed_schemas(self) -> list[tuple[str, str]]:
         """Return the distinct pairs of config and schema of the committed segments that have not expired."""
