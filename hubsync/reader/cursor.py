@@ -11,7 +11,9 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +23,12 @@ from hubsync.errors import ConfigError
 
 SEGMENT = "segment/"  # the prefix of a `ReadRange.path` that is a segment in a spool, not a file in the dataset
 MASK = (1 << 64) - 1  # sums of fingerprints have 64 bits
-_VERSION = "hubsync-1:"
+_VERSION = "hubsync-2:"
+_OLD_VERSIONS = ("hubsync-1:",)
+_SEPARATOR = "."  # between parts; base64 does not use it
+_BLOCK = 64  # ranges of the smallest block,
+_FANOUT = 8  # and how many blocks are merged into a larger one
+_MAX_COUNTED_OFF = 1_000
 _OID_DIGITS = 16  # hex digits of an oid that a cursor keeps: it is only compared with the oid at the same path
 _MAX_BYTES = 1 << 28  # of a decompressed cursor; a range takes about 60
 _WHOLE_FLOAT = re.compile(rb"(?<=\d)\.0(?=[,}\]])")  # also matches inside strings, where it does no harm
@@ -115,7 +122,8 @@ def short_oid(oid: str) -> str:
     return oid[:_OID_DIGITS]
 
 
-class Cursor(msgspec.Struct):
+@dataclass
+class Cursor:
     """What a reader has read.
 
     Attributes:
@@ -128,26 +136,61 @@ class Cursor(msgspec.Struct):
 
     repo: str
     commit: str | None = None
-    # The names in the text keep cursors of earlier versions readable.
-    ranges: dict[str, ReadRange] = msgspec.field(default_factory=dict, name="pieces")
-    lost: list[ReadRange] = []
-    skip_counts: dict[int, int] = msgspec.field(default_factory=dict, name="again")
+    ranges: dict[str, ReadRange] = field(default_factory=dict)
+    lost: list[ReadRange] = field(default_factory=list)
+    skip_counts: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Prepare the text."""
+        self._text = _CursorText(self)
+
+    def range_of(self, path: str, oid: str = "") -> ReadRange:
+        """Return what was read of a file, before more of it is read."""
+        one = self.ranges.setdefault(path, ReadRange(path, oid))
+        self._text.touch(one)
+        return one
+
+    def skip(self, ranges: Iterable[ReadRange]) -> None:
+        """Note ranges of files that are not read."""
+        for one in ranges:
+            self.ranges[one.path] = one
+            self._text.touch(one)
+
+    def replace(self, standing: Iterable[ReadRange], lost: list[ReadRange], changed: Iterable[ReadRange]) -> None:
+        """Replace the ranges after a look at a commit.
+
+        Args:
+            standing: the ranges of files that still exist.
+            lost: those of files that are gone.
+            changed: those whose attributes were changed.
+        """
+        self.ranges, self.lost = {one.path: one for one in standing}, lost
+        self._text.forget(changed)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Forget what was read of files."""
+        for path in paths:
+            del self.ranges[path]
+        self._text.forget(())
 
     def expect_again(self, fingerprints: Iterable[int]) -> None:
         """Note that these rows were read, and will appear again."""
         for fingerprint in fingerprints:
             self.skip_counts[fingerprint] = self.skip_counts.get(fingerprint, 0) + 1
+        self._text.forget(())
 
     def was_read(self, fingerprint: int) -> bool:
         """Return whether a row was read before, and count it off."""
         count = self.skip_counts.pop(fingerprint, 0)
         if count > 1:
             self.skip_counts[fingerprint] = count - 1
+        if count:
+            self._text.count_off(fingerprint)
         return count > 0
 
     def encode(self) -> str:
-        """Return the cursor as text, about 20 bytes for each file."""
-        return _VERSION + base64.urlsafe_b64encode(zlib.compress(msgspec.msgpack.encode(self), 1)).decode()
+        """Return the cursor as text, about 50 bytes for each file. Call it after each row: only what changed is encoded."""
+        return self._text.encode()
 
     @classmethod
     def decode(cls, text: str, repo: str) -> Cursor:
@@ -156,16 +199,114 @@ class Cursor(msgspec.Struct):
         Raises:
             ConfigError: `text` is not a cursor, or is that of a newer hubsync or of another repo.
         """
-        if not text.startswith(_VERSION):
+        version = next((version for version in (_VERSION, *_OLD_VERSIONS) if text.startswith(version)), None)
+        if version is None:
             raise ConfigError(f"{text[:40]!r} is not a cursor of this hubsync, a commit sha or a time.")
+        found, left = cls(repo), _MAX_BYTES
         try:
-            unpack = zlib.decompressobj()
-            packed = unpack.decompress(base64.urlsafe_b64decode(text[len(_VERSION) :]), _MAX_BYTES)
-            if unpack.unconsumed_tail or not unpack.eof:
-                raise ValueError("it is truncated or too long")
-            found = msgspec.msgpack.decode(packed, type=cls)
+            for text_of_part in text[len(version) :].split(_SEPARATOR):
+                unpack = zlib.decompressobj()
+                packed = unpack.decompress(base64.urlsafe_b64decode(text_of_part), left)
+                if unpack.unconsumed_tail or not unpack.eof:
+                    raise ValueError("it is truncated or too long")
+                left = max(1, left - len(packed))
+                part = msgspec.msgpack.decode(packed, type=_Part)
+                found.commit = part.commit
+                found.ranges |= part.ranges
+                found.lost = [*found.lost, *part.lost]
+                found.skip_counts |= part.skip_counts
         except (ValueError, zlib.error, msgspec.DecodeError) as error:
             raise ConfigError(f"Cannot read the cursor {text[:20]!r}…: {error}.") from None
-        if found.repo != repo:
-            raise ConfigError(f"The cursor belongs to {found.repo}, not to {repo}.")
+        if part.repo != repo:
+            raise ConfigError(f"The cursor belongs to {part.repo}, not to {repo}.")
+        left_over = Counter(found.skip_counts)
+        left_over.subtract(part.counted_off)
+        found.skip_counts = {fingerprint: count for fingerprint, count in left_over.items() if count > 0}
+        found._text = _CursorText(found)
         return found
+
+
+class _Part(msgspec.Struct, omit_defaults=True):
+    """A part of a cursor's text. Later parts replace ranges of earlier ones; the last one names repo and commit."""
+
+    # The names in the text keep cursors of earlier versions readable.
+    repo: str = ""
+    commit: str | None = None
+    ranges: dict[str, ReadRange] = msgspec.field(default_factory=dict, name="pieces")
+    lost: list[ReadRange] = []
+    skip_counts: dict[int, int] = msgspec.field(default_factory=dict, name="again")
+    counted_off: dict[int, int] = {}  # from `skip_counts`
+
+    def encode(self) -> str:
+        return base64.urlsafe_b64encode(zlib.compress(msgspec.msgpack.encode(self), 1)).decode()
+
+
+class _Block(NamedTuple):
+    level: int
+    ranges: Sequence[ReadRange]
+    text: str
+
+
+class _CursorText:
+    """The text of a cursor, in parts, so that a row changes only the last one.
+
+    Ranges that no longer change are encoded in blocks. As in a log-structured merge tree, blocks of equal size are
+    merged, so each range is encoded a few times, however many there are.
+    """
+
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        self._blocks: list[_Block] = []
+        self._recent = dict(cursor.ranges)  # that are in no block, or have changed since
+        self._counted_off: Counter[int] = Counter()  # since the prefix was made
+        self._prefix: str | None = None
+
+    def touch(self, one: ReadRange) -> None:
+        """Note that a range may change from now on; the others do not."""
+        if len(self._recent) >= _BLOCK and one.path not in self._recent:
+            self._make_block()
+        self._recent[one.path] = one
+
+    def count_off(self, fingerprint: int) -> None:
+        """Note that a row was counted off."""
+        self._counted_off[fingerprint] += 1
+        if len(self._counted_off) > _MAX_COUNTED_OFF:
+            self._prefix = None
+
+    def forget(self, changed: Iterable[ReadRange]) -> None:
+        """Encode again what has changed: these ranges, those that are gone, `lost` and `skip_counts`."""
+        current, ids = self._cursor.ranges, {id(one) for one in changed}
+        blocks, self._blocks, recent = self._blocks, [], [*self._recent.values()]
+        for block in blocks:
+            if all(current.get(one.path) is one and id(one) not in ids for one in block.ranges):
+                self._blocks.append(block)
+            else:
+                recent += block.ranges
+        self._recent = {one.path: one for one in recent if current.get(one.path) is one}
+        self._prefix = None
+
+    def _make_block(self) -> None:
+        level = 0
+        ranges = self._recent
+        while (last := self._blocks[-_FANOUT + 1 :]) and len(last) == _FANOUT - 1 and last[0].level <= level:
+            ranges = {one.path: one for block in last for one in block.ranges} | ranges
+            del self._blocks[-_FANOUT + 1 :]
+            level += 1
+        while len(ranges) > _BLOCK * _FANOUT**level:
+            level += 1
+        self._blocks.append(_Block(level, [*ranges.values()], _Part(ranges=ranges).encode()))
+        self._recent = {}
+        self._prefix = None
+
+    def encode(self) -> str:
+        cursor = self._cursor
+        if len(self._recent) > _BLOCK:
+            self._make_block()
+        if self._prefix is None:
+            parts = [block.text for block in self._blocks]
+            if cursor.lost or cursor.skip_counts:
+                parts.append(_Part(lost=cursor.lost, skip_counts=cursor.skip_counts).encode())
+            self._counted_off.clear()
+            self._prefix = _VERSION + "".join(f"{part}{_SEPARATOR}" for part in parts)
+        last = _Part(cursor.repo, cursor.commit, self._recent, counted_off=self._counted_off)
+        return self._prefix + last.encode()

@@ -76,8 +76,8 @@ class FileStream:
             RepoMissingError: the commit does not exist.
         """
         snapshot = await self._reader.snapshot(commit)
-        for file in await self._select(snapshot):
-            self.cursor.ranges[file.path] = ReadRange(file.path, short_oid(file.oid), rows=-1, is_complete=True)
+        files = await self._select(snapshot)
+        self.cursor.skip(ReadRange(file.path, short_oid(file.oid), rows=-1, is_complete=True) for file in files)
         self.cursor.commit = commit
 
     async def open_next(self) -> OpenFile | None:
@@ -120,8 +120,7 @@ class FileStream:
         lines = self._segments.open(segment)
         if lines is None:
             return None  # committed: the next look at the Hub finds it
-        read = self.cursor.ranges.setdefault(segment.path, ReadRange(segment.path))
-        return OpenFile(segment.path, lines, read, is_final=False)
+        return OpenFile(segment.path, lines, self.cursor.range_of(segment.path), is_final=False)
 
     # The Hub.
 
@@ -152,12 +151,11 @@ class FileStream:
         gone = [one for one in gone if one.rows and not one.is_duplicated]
         known = await RewriteDetector(self._reader, cursor, standing, gone).recognize(fresh, snapshot)
         # No await from here on: a cursor that is saved meanwhile is the old one or the new one.
-        cursor.ranges = {one.path: one for one in standing}
-        cursor.lost = known.lost
         for one in known.found:
             one.is_complete = True  # a segment that is on the Hub now
         for one in known.duplicated:
             one.is_duplicated = True
+        cursor.replace(standing, known.lost, [*known.found, *known.duplicated])
         cursor.expect_again(known.fingerprints)
         cursor.commit = self._commit = commit
         self._queue.extend(fresh)
@@ -176,9 +174,7 @@ class FileStream:
     async def _open(self, file: HubFile) -> OpenFile:
         if not self._reader.holds(file):
             await self._reader.fetch(self._next_few(), self._commit or "")
-        read = self.cursor.ranges.get(file.path)
-        if read is None:
-            read = self.cursor.ranges[file.path] = ReadRange(file.path, short_oid(file.oid))
+        read = self.cursor.range_of(file.path, short_oid(file.oid))
         return OpenFile(file.path, self._reader.take(file), read, is_final=True)
 
     def _next_few(self) -> Sequence[HubFile]:

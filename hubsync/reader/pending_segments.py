@@ -47,9 +47,9 @@ class PendingSegments:
         with self._open() as spool:
             pending = {f"{SEGMENT}{row.id}@{row.opened_at}": row for row in spool.segments.waiting() if row.rows > 0}
             ranges = cursor.ranges
-            for path in [path for path, one in ranges.items() if one.is_segment and one.is_complete]:
-                if path not in pending:
-                    del ranges[path]
+            done = [path for path, one in ranges.items() if one.is_segment and one.is_complete and path not in pending]
+            if done:
+                cursor.forget(done)
             return [
                 PendingSegment(path, row.id, spool.file(row.file), row.bytes)
                 for path, row in pending.items()

@@ -147,7 +147,7 @@ class Rows(HubIterator[Row]):
 
     @property
     def cursor(self) -> str:
-        """Return the position after the row that was returned last, as text of about 20 bytes for each shard."""
+        """Return the position after the row that was returned last, as text of about 50 bytes for each shard."""
         if self._stream is None and self._since is not None:
             return self._since
         return self._cursor.encode()

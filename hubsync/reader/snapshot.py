@@ -7,7 +7,6 @@ disk. If a commit no longer exists because the history was squashed, `CommitGone
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import re
 import tempfile
@@ -26,6 +25,7 @@ from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile
 from hubsync.encoding import codecs
 from hubsync.errors import DefectError, RepoMissingError, StaleParentError, TransientError
 from hubsync.model.commit import Watermark, decode_watermark
+from hubsync.model.hashing import oid_hash
 from hubsync.policies import MIB, RetryPolicy
 from hubsync.reader.cursor import parse_line
 from hubsync.reader.selection import card_entries
@@ -65,9 +65,7 @@ class Download:
         self.file = file
         self.stream: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115  (handed on)
         self.size = 0
-        self._hash = hashlib.sha256() if file.is_large else hashlib.sha1(usedforsecurity=False)
-        if not file.is_large:
-            self._hash.update(b"blob %d\0" % file.size)
+        self._hash = oid_hash(file.oid, file.size)
 
     def write(self, piece: bytes) -> None:
         """Append a piece. Raises `_TooLarge` beyond the listed size: such a response may never end."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count, islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from hubsync.errors import ConfigError, DatasetRewritten
 from hubsync.localhub import LocalHub
+from hubsync.reader import cursor as cursors
 from hubsync.reader import rows
 from hubsync.reader.cursor import Cursor, ReadRange, fingerprint
 from hubsync.reader.rewrites import RangeMatcher, have_same_rows
@@ -41,6 +44,73 @@ def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, boo
     assert Cursor.decode(cursor.encode(), "user/rows") == cursor
     with pytest.raises(ConfigError):
         Cursor.decode(cursor.encode(), "user/other")
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_cursor_that_is_saved_after_each_row_is_whole_each_time(rng: random.Random) -> None:
+    cursor = Cursor("user/rows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cursors, "_BLOCK", 2)
+        patch.setattr(cursors, "_FANOUT", 3)
+        patch.setattr(cursors, "_MAX_COUNTED_OFF", 3)
+        for step in range(60):
+            match rng.randrange(6):
+                case 0 | 1 | 2:
+                    read = cursor.range_of(f"data/{rng.randrange(step + 1)}.jsonl", "ab" * 8)
+                    for _ in range(rng.randrange(3)):
+                        read.add(rng.randrange(4))
+                        cursor.was_read(rng.randrange(4))
+                case 3:
+                    cursor.expect_again(rng.randrange(4) for _ in range(5))
+                case 4:
+                    standing = [one for one in cursor.ranges.values() if rng.random() < 0.8]
+                    changed = standing[: rng.randrange(2)]
+                    for one in changed:
+                        one.is_duplicated = not one.is_duplicated
+                    lost = [one for one in cursor.ranges.values() if one not in standing]
+                    cursor.replace(standing, lost, changed)
+                    cursor.commit = f"{step:040x}"
+                case 5 if cursor.ranges:
+                    cursor.forget([rng.choice(list(cursor.ranges))])
+            again = Cursor.decode(cursor.encode(), "user/rows")
+            assert again == cursor
+            if rng.random() < 0.1:
+                cursor = again
+
+
+def test_a_cursor_costs_each_row_the_same_however_many_files_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed = [0]
+
+    def count_bytes(data: bytes, level: int) -> bytes:
+        compressed[0] += len(data)
+        return zlib.compress(data, level)
+
+    def cost_of(files: int) -> float:
+        """Return the bytes that are compressed per row while this many files of one row are read."""
+        cursor, compressed[0] = Cursor("user/rows", "f" * 40), 0
+        for n in range(files):
+            read = cursor.range_of(f"data/train-{n:05d}.jsonl", f"{n:016x}")
+            read.add(n)
+            read.is_complete = True
+            cursor.encode()
+        assert len(Cursor.decode(cursor.encode(), "user/rows").ranges) == files
+        return compressed[0] / files
+
+    monkeypatch.setattr(cursors, "zlib", SimpleNamespace(compress=count_bytes, decompressobj=zlib.decompressobj))
+    few, many = cost_of(1_000), cost_of(8_000)
+    assert many < 2 * few
+
+
+def test_a_cursor_of_an_earlier_version_is_read() -> None:
+    text = (
+        "hubsync-1:eAFrXVKUWpC_srQ4tUi_KL-8eFlyfm5uZslNjTQiwbKCzNTk1OLGNSmJJYn6iXpZxfl5Od"
+        "NReBsSk1AhMyvT4UNLcvKLSyZCVSZB9G1ITkGFjOzshw8tTUxPzMxr5GQCAKwPRqo="
+    )
+    found = Cursor.decode(text, "user/rows")
+    assert (found.commit, found.skip_counts) == ("f" * 40, {9: 2})
+    assert found.ranges == {"data/a.jsonl": ReadRange("data/a.jsonl", "ab" * 8, 3, 5, 2, is_complete=True)}
+    assert found.lost == [ReadRange("data/b.jsonl", "cd" * 8, 1, 7, 7, is_complete=True)]
+    assert Cursor.decode(found.encode(), "user/rows") == found
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=8), st.randoms(use_true_random=False))
