@@ -19,7 +19,7 @@ from typing import Any, Literal
 import anyio
 
 from hubsync._runtime.clock import SystemClock
-from hubsync.errors import ConfigError, UnreadableRow
+from hubsync.errors import ConfigError, RepoMissingError, UnreadableRow
 from hubsync.reader import Rows, Shard, follow, rows, shards
 
 _log = logging.getLogger("hubsync")
@@ -76,6 +76,7 @@ def write_last_rows(
     cursor_file: Path | None = None,
     bad_lines: BadLines = "fail",
     poll_s: float = 10.0,
+    must_exist: bool = False,
     spool: Path | None = None,
     **options: Any,
 ) -> None:
@@ -89,6 +90,7 @@ def write_last_rows(
             there.
         bad_lines: Whether a line that is not a row is an error, or is skipped and logged.
         poll_s: Seconds between two looks at the dataset.
+        must_exist: With `follow`, whether a dataset that does not exist is an error, or is waited for.
         spool: Include the rows of this spool that are not committed yet.
         options: As for `hubsync.reader.shards`.
 
@@ -100,14 +102,21 @@ def write_last_rows(
         cursor = _load_cursor(cursor_file) if cursor_file is not None else None
         if cursor is None:
             found = shards(repo, **options)
-            newest_last = sorted(found, key=lambda shard: shard.time.timestamp() if shard.time else 0.0)
+            try:
+                newest_last = sorted(found, key=lambda shard: shard.time.timestamp() if shard.time else 0.0)
+            except RepoMissingError:
+                if not follow or must_exist:
+                    raise
+                newest_last = []
             if not follow and spool is None:
                 require_shards(repo, newest_last, options)
             for line in _last_lines(repo, newest_last, count, bad_lines, options):
                 _write_all(line)
             cursor = found.commit
         if follow:
-            _follow(repo, cursor, cursor_file, bad_lines, poll_s, spool, options)
+            _follow(
+                repo, cursor, cursor_file, bad_lines, spool, {**options, "poll_s": poll_s, "must_exist": must_exist}
+            )
         elif cursor_file is not None and cursor is not None:
             given = {"since": cursor, **options}
             write_rows(repo, cursor_file=cursor_file, bad_lines=bad_lines, spool=spool or False, **given)
@@ -118,12 +127,11 @@ def _follow(
     cursor: str | None,
     cursor_file: Path | None,
     bad_lines: BadLines,
-    poll_s: float,
     spool: Path | None,
     options: dict[str, Any],
 ) -> None:
     clock = _SavingClock(cursor_file)
-    with follow(repo, cursor, poll_s=poll_s, spool=spool or False, clock=clock, **options) as reader:
+    with follow(repo, cursor, spool=spool or False, clock=clock, **options) as reader:
         clock.reader = reader
         _write(reader, cursor_file, bad_lines, unbuffered=True)
 

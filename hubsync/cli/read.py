@@ -66,6 +66,9 @@ def read(repo: str, spool: Path | None, **options: Any) -> None:
 )  # fmt: skip
 @click.option("-f", "--follow", is_flag=True, help="Then print new rows as they come, until Ctrl-C.")
 @click.option(
+    "--must-exist", is_flag=True, help="With -f: fail if the dataset does not exist, instead of waiting for it."
+)
+@click.option(
     "--poll", "poll_s", default=10.0, show_default=True, type=Seconds(min_open=True),
     help="Pause between two looks at the dataset.",
 )  # fmt: skip

@@ -62,6 +62,14 @@ def _progress(read: int, shards: int) -> None:
         message(f"\r{read:,} of {shards:,} shards read", nl=read == shards)
 
 
+def _rows(report: Report) -> str:
+    """Return how many rows there are and, if that differs, how many were committed."""
+    if report.rows is None:
+        return f"at most {count_text(report.marked_rows, 'row')}"
+    of = "" if report.rows == report.marked_rows else f" of {report.marked_rows:,} that were committed"
+    return f"{count_text(report.rows, 'row')}{of}"
+
+
 def print_report(report: Report) -> None:
     """Print the differences, the notes and the outcome, one per line."""
     lines = [f"{d.kind:9} {d.path}: expected {d.expected}; found {d.found}. {d.hint}" for d in report.differences]
@@ -69,7 +77,7 @@ def print_report(report: Report) -> None:
     outcome = "everything agrees" if report.ok else count_text(len(report.differences), "difference")
     lines.append(
         f"{report.repo} ({report.revision}) at {report.commit}: {outcome}. {count_text(report.shards, 'shard')}, "
-        f"{count_text(report.rows, 'row')}, {size_text(report.bytes)}, {count_text(report.writers, 'writer')}; "
+        f"{_rows(report)}, {size_text(report.bytes)}, {count_text(report.writers, 'writer')}; "
         + ("content read; " if report.content else "content not read (--content); ")
         + (f"compared with {report.spool}" if report.spool else "no spool compared")
     )

@@ -29,6 +29,7 @@ from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
 from hubsync.reader.selection import Selection, select_files
 from hubsync.reader.series import Series, series_of
+from hubsync.reader.shard_listing import read_origins
 from hubsync.reader.snapshot import Snapshot, SnapshotReader, Watermarks
 from hubsync.spool.opening import existing_default_spool, open_existing
 from hubsync.spool.segments import SegmentState
@@ -78,7 +79,9 @@ class Report:
         spool: the spool that was compared; None if the dataset was only checked for consistency.
         writers: the number of watermarks.
         shards: the number of files in writers' series.
-        rows: counted if the content was read, otherwise by the watermarks.
+        rows: the rows of these files: counted if the content was read; by the watermarks if nothing differs; else by
+            the spool's catalogue and the commits' descriptions, or None if these do not tell.
+        marked_rows: the rows that were committed, by the watermarks.
         bytes: the size of these files.
         content: whether every shard was downloaded and checked.
         differences: what is wrong.
@@ -91,7 +94,8 @@ class Report:
     spool: str | None
     writers: int
     shards: int
-    rows: int
+    rows: int | None
+    marked_rows: int
     bytes: int
     content: bool
     differences: tuple[Difference, ...]
@@ -164,20 +168,25 @@ async def _verify(
         entries = await reader.entries(snapshot)
         strangers = [one.file for one in select_files(others, entries, Selection())] if entries else []
         contents = await read_contents(reader, shards, snapshot.commit, progress) if content else {}
+        findings: list[Finding] = [
+            *_committed(before, snapshot),
+            *_watermarks(before, found),
+            *_unmarked(snapshot, found, others, alone=directory is None),
+            *_strangers(strangers, shards),
+            *_numbers(series, before, after),
+            *_repeats(series, after),
+            *_contents(shards, contents, after),
+            *(_rows(series, marks, contents) if content else ()),
+        ]
+        marked = sum(mark.rows for mark in found.by_writer.values())
+        rows: int | None = marked
+        if content:
+            rows = sum(read.rows for read in contents.values() if isinstance(read, ShardContent))
+        elif any(isinstance(finding, Difference) for finding in findings):
+            rows = await _count_rows(reader, shards, snapshot.commit, after)
     finally:
         with anyio.CancelScope(shield=True):
             await hub.aclose()
-    findings: list[Finding] = [
-        *_committed(before, snapshot),
-        *_watermarks(before, found),
-        *_unmarked(snapshot, found, others, alone=directory is None),
-        *_strangers(strangers, shards),
-        *_numbers(series, before, after),
-        *_repeats(series, after),
-        *_contents(shards, contents, after),
-        *(_rows(series, marks, contents) if content else ()),
-    ]
-    counted = [read.rows for read in contents.values() if isinstance(read, ShardContent)]
     return Report(
         repo=target.repo,
         revision=target.revision,
@@ -185,12 +194,22 @@ async def _verify(
         spool=str(directory) if directory is not None else None,
         writers=len(found.by_writer),
         shards=len(shards),
-        rows=sum(counted) if content else sum(mark.rows for mark in found.by_writer.values()),
+        rows=rows,
+        marked_rows=marked,
         bytes=sum(file.size for file in shards),
         content=content,
         differences=tuple(finding for finding in findings if isinstance(finding, Difference)),
         notes=tuple(finding for finding in findings if isinstance(finding, str)),
     )
+
+
+async def _count_rows(reader: SnapshotReader, shards: Sequence[HubFile], commit: str, after: _Known) -> int | None:
+    """Return the rows of shards without reading them; None if it is unknown how many one of them has."""
+    known = {file.path: s.rows for file in shards if (s := after.segments.get(file.path)) is not None and s.is_in(file)}
+    others = [file for file in shards if file.path not in known]
+    origins = await read_origins(reader, others, commit) if others else {}
+    counts = [*known.values(), *(origins[file.path][0] if file.path in origins else None for file in others)]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 # What the spool knows.

@@ -189,7 +189,7 @@ class Cursor:
         return count > 0
 
     def encode(self) -> str:
-        """Return the cursor as text, about 50 bytes for each file. Call it after each row: only what changed is encoded."""
+        """Return the cursor as text, about 50 bytes for each file. Only what changed since the last call is encoded."""
         return self._text.encode()
 
     @classmethod

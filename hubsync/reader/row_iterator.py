@@ -68,6 +68,7 @@ def follow(
     cursor: str | datetime | None = None,
     *,
     poll_s: float = 10.0,
+    must_exist: bool = False,
     config: str | None = None,
     split: str | None = None,
     spool: str | Path | bool = False,
@@ -78,11 +79,14 @@ def follow(
 ) -> Rows:
     """Return the dataset's rows, and then each new row as it arrives, forever.
 
+    A follower may start before its producer: it waits until the dataset exists, and says so in the log.
+
     Args:
         repo: The dataset, "namespace/name".
         cursor: Like `since` of `rows`; None for the beginning.
         poll_s: Seconds between two polls. A poll costs one request, and one more per 1,000 files if there is something
             new, so a large dataset is polled less often.
+        must_exist: Raise `RepoMissingError` if the dataset or branch does not exist, instead of waiting for it.
         config: Only rows of this config; None for all.
         split: Only rows of this split; None for all.
         spool: Like `spool` of `rows`.
@@ -93,6 +97,7 @@ def follow(
 
     Raises:
         ConfigError: `poll_s` is not positive.
+        RepoMissingError: While iterating: the dataset does not exist, and `must_exist` is True; or it was deleted.
         HubError: While iterating: the Hub cannot be read, and an operator must act. Transient errors are retried
             forever.
         UnreadableRow: While iterating: a line is not a row. Continue iterating to skip it.
@@ -101,7 +106,10 @@ def follow(
     if not poll_s > 0:
         raise ConfigError(f"poll_s must be a number of seconds above 0, not {poll_s!r}.")
     selection = Selection(config, split)
-    return Rows(repo, selection, cursor, spool, revision, endpoint, token, clock or SystemClock(), poll_s=poll_s)
+    return Rows(
+        repo, selection, cursor, spool, revision, endpoint, token, clock or SystemClock(), poll_s=poll_s,
+        must_exist=must_exist,
+    )  # fmt: skip
 
 
 class Rows(HubIterator[Row]):
@@ -123,6 +131,7 @@ class Rows(HubIterator[Row]):
         clock: Clock,
         *,
         poll_s: float | None,
+        must_exist: bool = True,
     ) -> None:
         """Create the iterator; nothing is requested before the first row is. See `rows`; with `poll_s`, see `follow`.
 
@@ -142,6 +151,7 @@ class Rows(HubIterator[Row]):
         else:
             self._spool = Path(spool).expanduser().absolute() if spool else None
         self._poll_s = poll_s
+        self._must_exist = must_exist or self._cursor.commit is not None  # else it was deleted
         self._stream: FileStream | None = None
         self._file: _FileRows | None = None
 
@@ -173,7 +183,9 @@ class Rows(HubIterator[Row]):
         return True
 
     async def _begin(self) -> FileStream:
-        reader = SnapshotReader(self._open_hub(), self._clock, retry_forever=self._poll_s is not None)
+        reader = SnapshotReader(
+            self._open_hub(), self._clock, retry_forever=self._poll_s is not None, must_exist=self._must_exist
+        )
         spool = None if self._spool is None else PendingSegments(self._target, self._spool, self._clock)
         stream = FileStream(reader, self._cursor, self._selection, spool)
         commit = await _commit_at(reader, self._start) if isinstance(self._start, datetime) else self._start

@@ -111,7 +111,7 @@ async def _list(reader: SnapshotReader, commit: str, selection: Selection) -> Se
         for number, files in one.shards.items()
         for file in files
     }
-    origins = await _origins(reader, [one.file for one in selected], commit)
+    origins = await read_origins(reader, [one.file for one in selected], commit)
     found = []
     for file, config, split in sorted(selected, key=lambda one: path_order(one.file.path)):
         writer, number = numbers.get(file.path, (None, None))
@@ -121,7 +121,7 @@ async def _list(reader: SnapshotReader, commit: str, selection: Selection) -> Se
     return found
 
 
-async def _origins(
+async def read_origins(
     reader: SnapshotReader, files: Sequence[HubFile], at: str
 ) -> Mapping[str, tuple[int | None, Commit]]:
     """Return the row count and the commit of each file: from hubsync's commit descriptions, else only the commit."""

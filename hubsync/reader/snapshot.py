@@ -7,6 +7,7 @@ disk. If a commit no longer exists because the history was squashed, `CommitGone
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import re
 import tempfile
@@ -33,6 +34,9 @@ from hubsync.reader.selection import card_entries
 T = TypeVar("T")
 S = TypeVar("S")
 
+_log = logging.getLogger("hubsync")
+
+_LOG_INTERVAL_S = 60.0  # between two lines while the dataset does not exist
 _MAX_TRIES = 6  # of one request; a 429 names its own wait
 _MAX_PATHS = 100  # in one request for the last commits of files
 _MEMORY_BYTES = 8 * MIB  # of a downloaded file; a larger one is held on disk
@@ -93,18 +97,30 @@ class SnapshotReader:
     `retry_forever`; and `CommitGone` if the commit no longer exists.
     """
 
-    def __init__(self, hub: HubDataset, clock: Clock, *, retry_forever: bool = False) -> None:
+    def __init__(self, hub: HubDataset, clock: Clock, *, retry_forever: bool = False, must_exist: bool = True) -> None:
         self.repo = hub.target.repo
         self._hub = hub
         self._clock = clock
         self._max_tries = None if retry_forever else _MAX_TRIES
+        self._must_exist = must_exist
+        self._logged_at: float | None = None
         self._held: dict[HubFile, IO[bytes]] = {}
         self._watermarks: dict[HubFile, Watermark | str] = {}
         self._card: tuple[HubFile | None, Sequence[card.Entry]] = (None, ())
 
     async def head(self) -> str | None:
-        """Return the newest commit of the branch; None if it has no commits."""
-        return (await self._retry(self._hub.head)).sha
+        """Return the newest commit of the branch; None if it has no commits or, unless it must, does not exist yet."""
+        try:
+            tip = await self._retry(self._hub.head)
+        except RepoMissingError as error:
+            if self._must_exist:
+                raise
+            if self._logged_at is None or self._clock.time() - self._logged_at >= _LOG_INTERVAL_S:
+                self._logged_at = self._clock.time()
+                _log.warning("Waiting until %s exists (%s).", self.repo, error)
+            return None
+        self._must_exist = True  # from now on, its absence means that it was deleted
+        return tip.sha
 
     async def snapshot(self, commit: str) -> Snapshot:
         """Return a commit with its files."""

@@ -130,6 +130,16 @@ def test_tail_follows_and_restarts_from_its_cursor_file(start: Any, uploader: Ma
     assert process.wait() == 143
 
 
+def test_tail_waits_for_a_dataset_that_does_not_exist_yet(run: Commands, start: Any, uploader: Make) -> None:
+    process = start("tail", "-f", "user/rows", "--poll", 0.05)
+    assert "Waiting until user/rows exists" in process.stderr.readline()
+    upload(uploader, 1, 2)
+    assert read_ids(process.stdout, 2) == [1, 2]
+    for args in (["-f", "--must-exist"], []):
+        done = run("tail", "user/other", *args)
+        assert (done.returncode, "user/other" in done.stderr) == (1, True)
+
+
 def test_tail_includes_rows_that_are_not_committed_yet(start: Any, uploader: Make, tmp_path: Path) -> None:
     upload(uploader, 0)
     with uploader() as up:

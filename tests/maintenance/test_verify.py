@@ -24,6 +24,7 @@ from hubsync import (
     Uploader,
 )
 from hubsync._runtime.clock import SystemClock
+from hubsync.cli.verify import print_report
 from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.errors import RateLimitedError
 from hubsync.localhub import Fault, LocalHub
@@ -240,6 +241,24 @@ def test_a_deleted_shard_is_missing(uploader: Make, check: Check, tamper: Tamper
     assert sha.last_commit.oid in missing.hint
     (gap,) = check().differences
     assert (gap.kind, gap.path, gap.expected) == ("gap", f"data/train-{writer}-*.jsonl", "number 1")
+
+
+@pytest.mark.parametrize("with_spool", [True, False])
+def test_the_summary_counts_the_rows_that_remain(
+    uploader: Make, check: Check, tamper: Tamper, spool: Path, capsys: pytest.CaptureFixture[str], with_spool: bool
+) -> None:
+    writer = write(uploader)
+    tamper.delete(path_of(writer, 1))
+    report = check(spool if with_spool else None)
+    assert (report.rows, report.marked_rows) == (10, 15)
+    print_report(report)
+    assert "2 shards, 10 rows of 15 that were committed, " in capsys.readouterr().out
+    if not with_spool:
+        tamper.api.super_squash_history("user/rows", repo_type="dataset")
+        report = check()
+        assert report.rows is None
+        print_report(report)
+        assert "2 shards, at most 15 rows, " in capsys.readouterr().out
 
 
 def test_a_gap_of_several_numbers_is_one_difference(uploader: Make, check: Check, tamper: Tamper) -> None:
@@ -774,7 +793,7 @@ def test_a_path_can_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -
     from hubsync.maintenance.verify import Difference
 
     difference = Difference("gap", "a\x1b[2J\nb", "c", "d", "e")
-    print_report(Report(REPO, "main", "0" * 40, None, 1, 1, 1, 1, False, (difference,), ()))
+    print_report(Report(REPO, "main", "0" * 40, None, 1, 1, 1, 1, 1, False, (difference,), ()))
     assert capsys.readouterr().out.startswith("gap       a�[2J�b: expected c; found d. e\n")
 
 

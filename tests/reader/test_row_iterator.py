@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -27,6 +28,7 @@ from hubsync.errors import DatasetRewritten, UnreadableRow
 from hubsync.localhub import Fault, LocalHub
 from hubsync.reader import follow, rows, shards
 from tests.conftest import Dataset
+from tests.waiting import until
 
 Make = Callable[..., Uploader]
 
@@ -449,6 +451,35 @@ def test_a_squash_between_the_listing_and_the_card_is_followed(repo: Repo, monke
     with repo.follow() as reader:
         assert ids(islice(reader, 5)) == list(range(5))
     assert len(squashes) == 1
+
+
+def test_a_follower_waits_for_a_dataset_that_does_not_exist_yet(repo: Repo, caplog: pytest.LogCaptureFixture) -> None:
+    with repo.follow(poll_s=0.01) as reader:
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(next, reader)
+            until(lambda: "Waiting until user/rows exists" in caplog.text)
+            repo.bring(1, 2)
+            assert first.result()["id"] == 1
+        assert next(reader)["id"] == 2
+        cursor = reader.cursor
+    assert caplog.text.count("Waiting until") == 1
+    with repo.follow(must_exist=True) as reader:
+        assert next(reader)["id"] == 1
+    repo.dataset.api.delete_repo("user/rows", repo_type="dataset")
+    for options in ({"must_exist": True}, {"cursor": cursor}):
+        with repo.follow(**options) as reader, pytest.raises(RepoMissingError):
+            next(reader)
+
+
+def test_a_follower_of_a_spool_does_not_wait_for_its_dataset(
+    repo: Repo, uploader: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with uploader() as up:
+        up.put([{"id": 1}])
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with repo.follow(spool=tmp_path / "spool") as reader:
+        assert next(reader)["id"] == 1
 
 
 def test_a_follower_waits_for_a_hub_that_is_down(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
