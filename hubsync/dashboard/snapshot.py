@@ -53,6 +53,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
+        """Whether its heartbeat is recent."""
         return self.heartbeat_age_s < SILENT_S  # its pid may be that of another container's namespace
 
 
@@ -76,6 +77,7 @@ class Snapshot:
 
     @property
     def alive(self) -> bool:
+        """Whether any process has a recent heartbeat."""
         return any(process.alive for process in self.processes)
 
     @property

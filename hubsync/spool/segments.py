@@ -137,9 +137,14 @@ class StateDepth(NamedTuple):
 class RowSource(Protocol):
     """A connection to the catalogue, for reading."""
 
-    def rows(self, sql: str, *values: Any) -> list[Any]: ...
-    def row(self, sql: str, *values: Any) -> Any: ...
-    def value(self, sql: str, *values: Any) -> Any: ...
+    def rows(self, sql: str, *values: Any) -> list[Any]:
+        """Return all rows of a query."""
+
+    def row(self, sql: str, *values: Any) -> Any:
+        """Return the first row of a query, or None."""
+
+    def value(self, sql: str, *values: Any) -> Any:
+        """Return the first value of the first row of a query, or None."""
 
 
 _SCHEMA = "coalesce(schema, (SELECT text FROM schema_texts WHERE id = schema_id))"  # version 2 wrote `schema`

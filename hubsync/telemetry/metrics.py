@@ -40,6 +40,7 @@ class Source:
 
     @property
     def attributes(self) -> dict[str, str]:
+        """The attributes of every value."""
         return {"hubsync.repo": self.repo, "hubsync.writer": self.writer}
 
 

@@ -108,6 +108,7 @@ class Status:
 
     @property
     def state(self) -> State:
+        """The state that is shown."""
         return self._shown
 
     def troubled(self, part: str) -> bool:

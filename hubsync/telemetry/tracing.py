@@ -51,10 +51,10 @@ def outcome_of(error: BaseException | None) -> Outcome:
 def span(
     name: str, attributes: Mapping[str, str | int], *, duration: str = "", root: bool = False
 ) -> Iterator[Callable[[BaseException], None]]:
-    """Record an operation as a span; `duration` names a histogram that records it as well. The block gets a
-    function for an error that it does not raise.
+    """Record an operation as a span; `duration` names a histogram that records it as well.
 
-    An error is recorded by its type and message, which contain no secret, and without its stack, which might.
+    The block gets a function for an error that it does not raise. An error is recorded by its type and message, which
+    contain no secret, and without its stack, which might.
     """
     found = instruments()
     if found is None:

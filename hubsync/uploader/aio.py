@@ -51,8 +51,10 @@ class AsyncUploader(BaseUploader):
     _wake: Callable[[], None]  # ends the block; called by a signal handler
 
     async def open(self) -> Self:
-        """Like `Uploader.open`. Prefer `async with`, which ends in order on SIGTERM; without it, accepted rows are
-        uploaded when the interpreter exits.
+        """Do what `Uploader.open` does.
+
+        Prefer `async with`, which ends in order on SIGTERM; without it, accepted rows are uploaded when the interpreter
+        exits.
         """
         self._opens = self._opens or anyio.Lock()
         async with self._opens:
