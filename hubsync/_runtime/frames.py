@@ -33,7 +33,7 @@ class Frame(NamedTuple):
     data: bytes
 
 
-def header(kind: Kind, rows: int, data: bytes) -> bytes:
+def header(kind: Kind, rows: int, data: bytes | memoryview) -> bytes:
     """Return the bytes that precede a frame's data."""
     return _HEADER.pack(_MAGIC, kind, rows, len(data), zlib.crc32(data, rows))
 

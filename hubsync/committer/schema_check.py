@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync.encoding.codecs import DamagedShard, open_lines
+from hubsync.encoding.codecs import DamagedShard, open_lines, typed_columns
 from hubsync.errors import ConfigError
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
@@ -198,6 +198,8 @@ def scan(file: Path) -> StructOf:
 
 
 def _scan(file: Path) -> StructOf:
+    if (typed := typed_columns(file)) is not None:
+        return typed
     decoder, profiler, schema = msgspec.json.Decoder(), RowProfiler(), EMPTY
     with open_lines(file.open("rb"), file.name) as stream:
         while lines := list(islice(stream, _LINES)):

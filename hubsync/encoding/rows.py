@@ -7,20 +7,21 @@ contract.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import Field, dataclass, field, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, is_dataclass
 from datetime import datetime, time
 from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from hubsync.encoding.diagnosis import check_rows, diagnose
+from hubsync.encoding.encoded import Encoded as Encoded
+from hubsync.encoding.tables import check_names, encode_tables, tables_of, typed
 from hubsync.encoding.transform import Transform, transformed
 from hubsync.encoding.values import encoder, spell_out_times, to_known
 from hubsync.errors import RowError
-from hubsync.schema.profiler import Discoveries, OpaqueType, RowProfiler
-from hubsync.schema.types import Conflict, StructOf, infer, merge_structs
+from hubsync.schema.profiler import OpaqueType, RowProfiler
+from hubsync.schema.types import Conflict, StructOf, infer
 
 
 class _Dataclass(Protocol):
@@ -42,60 +43,43 @@ class _Arrow(Protocol):
     def to_pylist(self) -> list[dict[str, Any]]: ...
 
 
+class _ArrowStream(Protocol):
+    """A table of any library, such as polars."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
 # msgspec raises these if another thread changes the rows.
 _CHANGED = (TypeError, ValueError, RuntimeError, LookupError)
-_SLICE_ROWS = 1_000  # of an Arrow table, converted to Python objects at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A batch as it will be in its shard.
-
-    Attributes:
-        lines: The rows as JSON, each with its newline.
-        rows: The number of rows.
-        discoveries: What `profiler` did not know, for its `remember`.
-        columns: The types of the columns, or why the batch conflicts with itself; None unless there are discoveries.
-        profiler: The profiler that looked at the batch; None if none did.
-    """
-
-    lines: bytes
-    rows: int
-    discoveries: Discoveries = field(default_factory=list)
-    columns: StructOf | Conflict | None = None
-    profiler: RowProfiler | None = None
 
 
 # One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
 Row = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Model
-# A batch: one row, an iterable of rows, a DataFrame, a `datasets.Dataset`, a `pyarrow.Table` or `RecordBatch`; or one
-# encoded before.
-Rows = Row | Iterable[Row] | _Arrow | Encoded
+# A batch: one row, an iterable of rows, a DataFrame, a `datasets.Dataset`, any Arrow table; or one encoded before.
+Rows = Row | Iterable[Row] | _Arrow | _ArrowStream | Encoded
 
 
-def encode(rows: Rows, profiler: RowProfiler | None = None, *, transform: Transform | None = None) -> Encoded:
+def encode(
+    rows: Rows, profiler: RowProfiler | None = None, *, transform: Transform | None = None, native: bool = False
+) -> Encoded:
     """Encode a batch.
 
     Args:
         rows: The batch.
         profiler: Knows the earlier batches; the result lists its discoveries.
         transform: Called with each row; returns the row to encode instead, or None to leave it out.
+        native: Whether the rows go to a Parquet shard, so that a table may stay Arrow data.
 
     Raises:
         RowError: A row or a value has no JSON form; see docs/reference/rows.md.
         TransformError: `transform` raised.
     """
-    tables = _arrow_slices(rows)
+    tables = tables_of(rows)
     if tables is None:
         return _transform_and_encode(_as_list(rows), profiler, transform)
-    parts: list[Encoded] = []
-    first = 0
-    for table in tables:
-        parts.append(_transform_and_encode(table.to_pylist(), profiler, transform, first))
-        first += table.num_rows
-    count = sum(part.rows for part in parts)
-    discoveries = [item for part in parts for item in part.discoveries]
-    return Encoded(b"".join(part.lines for part in parts), count, discoveries, _merge_columns(parts), profiler)
+    if transform is None:
+        return encode_tables(tables, profiler, native=native)
+    return _transform_and_encode([row for table in tables for row in table.to_pylist()], profiler, transform)
 
 
 def decode_row(line: bytes) -> dict[str, Any]:
@@ -115,6 +99,8 @@ def decode_row(line: bytes) -> dict[str, Any]:
 
 def profile(encoded: Encoded, profiler: RowProfiler) -> Encoded:
     """Let `profiler` look at a batch that was encoded without it."""
+    if encoded.is_typed:
+        return typed(encoded, profiler)
     rows = _decoder.decode_lines(encoded.lines)
     discoveries = profiler.profile(rows)
     return Encoded(encoded.lines, encoded.rows, discoveries, _columns(rows, 0) if discoveries else None, profiler)
@@ -176,22 +162,6 @@ def _columns(rows: Sequence[Any], first_row: int) -> StructOf | Conflict:
         return conflict
 
 
-def _merge_columns(parts: Sequence[Encoded]) -> StructOf | Conflict | None:
-    whole: StructOf | None = None
-    first_row = 0
-    for part in parts:
-        if isinstance(part.columns, Conflict):
-            return part.columns
-        if part.columns is not None:
-            try:
-                whole = merge_structs(whole, part.columns) if whole is not None else part.columns
-            except Conflict as conflict:
-                conflict.row = first_row
-                return conflict
-        first_row += part.rows
-    return whole
-
-
 def _as_list(rows: Any) -> Sequence[Row]:
     kind = type(rows)
     if isinstance(rows, list | tuple):
@@ -222,51 +192,12 @@ def _zip_columns(columns: dict[str, Any]) -> Sequence[Row]:
 def _rows_of_frame(frame: Any) -> Sequence[Row]:
     """Return the rows of a DataFrame of pandas or polars. An index that has a name is a column."""
     named = [name for name in getattr(getattr(frame, "index", None), "names", ()) if name is not None]
-    _check_names([*named, *frame.columns], len(frame))
+    check_names([*named, *frame.columns], len(frame))
     if hasattr(frame, "to_dicts"):
         rows: Sequence[Row] = frame.to_dicts()
     else:
         rows = (frame.reset_index() if named else frame).to_dict("records")
     return rows
-
-
-def _check_names(names: Sequence[Any], rows: int, path: str = "") -> None:
-    """Refuse columns of which a row, a mapping, would lose some."""
-    if not names and rows and not path:
-        raise RowError(0, "", f"the table has {rows:,} rows and no columns: readers would find nothing in them.")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise RowError(0, path, f"two columns are named {twice!r}, and a row keeps one of them. Rename the other.")
-
-
-def _arrow_slices(rows: Any) -> Iterator[Any] | None:
-    """Return the Arrow tables of a `datasets.Dataset`, a Table or a RecordBatch; None for all else. Imports neither."""
-    module = type(rows).__module__.partition(".")[0]
-    if module == "pyarrow" and hasattr(rows, "to_pylist") and hasattr(rows, "schema"):
-        _check_schema(rows.schema, rows.num_rows)
-        return (rows.slice(start, _SLICE_ROWS) for start in range(0, rows.num_rows, _SLICE_ROWS))
-    if module == "datasets" and isinstance(rows, dict):
-        raise RowError(
-            0, "", f"a {type(rows).__name__} holds several splits: put one of them, such as put(dataset['train'])."
-        )
-    if module == "datasets" and hasattr(rows, "with_format") and hasattr(rows, "num_rows"):
-        _check_names(rows.column_names, rows.num_rows)
-        slices: Iterator[Any] = rows.with_format("arrow").iter(batch_size=_SLICE_ROWS)
-        return slices
-    if module == "polars" and hasattr(rows, "to_arrow") and hasattr(rows, "to_dicts"):
-        with suppress(ImportError):  # else by `to_dicts`, which keeps no nanoseconds
-            return _arrow_slices(rows.to_arrow())
-    return None
-
-
-def _check_schema(fields: Any, rows: int, path: str = "") -> None:
-    _check_names([field.name for field in fields], rows, path)
-    for field_ in fields:
-        kind, below = field_.type, f"{path}.{field_.name}" if path else field_.name
-        while hasattr(kind, "value_type"):  # a list, or a dictionary
-            kind = kind.value_type
-        if hasattr(kind, "fields"):  # a struct
-            _check_schema(kind.fields, rows, below)
 
 
 _decoder = msgspec.json.Decoder()

@@ -40,7 +40,7 @@ def to_known(value: Any) -> Any:
         return iso_text(value)
     if isinstance(value, timedelta):
         exact = timedelta(value.days, value.seconds, value.microseconds)
-        return _duration(exact // timedelta(microseconds=1) * 1_000 + getattr(value, "nanoseconds", 0))
+        return duration(exact // timedelta(microseconds=1) * 1_000 + getattr(value, "nanoseconds", 0))
     return _from_array(value)
 
 
@@ -48,6 +48,13 @@ def iso_text(value: date | time) -> str:
     """Return a date or time in ISO 8601, with all of its zone: msgspec leaves out an offset's seconds."""
     text = value.isoformat()
     return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+
+
+def duration_text(ns: int) -> str:
+    """Return a duration in ISO 8601."""
+    text = msgspec.to_builtins(duration(ns))
+    assert isinstance(text, str)
+    return text
 
 
 def spell_out_times(value: Any) -> Any:
@@ -59,7 +66,7 @@ def spell_out_times(value: Any) -> Any:
     return iso_text(value) if isinstance(value, datetime | time) else value
 
 
-def _duration(ns: int) -> timedelta | str:
+def duration(ns: int) -> timedelta | str:
     """Return a duration; as text in ISO 8601 if it needs nanoseconds, which a timedelta does not have."""
     if ns % 1_000 == 0:
         return timedelta(microseconds=ns // 1_000)
@@ -116,13 +123,13 @@ def _from_timedelta64(value: Any) -> timedelta | str | None:
     unit, step = np.datetime_data(value.dtype)
     count = int(value.astype("i8")) * step
     if unit in _NS:
-        return _duration(count * _NS[unit])
+        return duration(count * _NS[unit])
     if unit not in _PER_NS:
         raise ValueError(_NO_LENGTH.format({"Y": "years", "M": "months"}.get(unit, "no unit")))
     whole, rest = divmod(count, _PER_NS[unit])
     if rest:
         raise ValueError(_FINE.format(value))
-    return _duration(whole)
+    return duration(whole)
 
 
 encoder = msgspec.json.Encoder(enc_hook=to_known)

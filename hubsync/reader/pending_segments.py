@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from hubsync._runtime.clock import Clock
+from hubsync._runtime.files import is_raw
 from hubsync.encoding.codecs import open_lines
 from hubsync.model.target import Target
 from hubsync.reader.cursor import SEGMENT, Cursor, ReadRange
@@ -92,7 +93,7 @@ def _has_more(read: ReadRange | None, rows: int) -> bool:
 
 def segment_lines(file: Path, size: int) -> IO[bytes]:
     """Return the rows of a segment's file as JSON Lines; of one that is not compressed, the first `size` bytes."""
-    if file.suffix == ".jsonl":
+    if is_raw(file.name):
         with file.open("rb") as stream:
-            return io.BytesIO(stream.read(size))
+            return open_lines(io.BytesIO(stream.read(size)), file.name)
     return open_lines(file.open("rb"), file.name)

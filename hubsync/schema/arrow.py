@@ -7,11 +7,12 @@ columns become their values, a map becomes a list of keys and values, a binary o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from hubsync.schema.features import feature_name, from_metadata, has_features, to_metadata
+from hubsync.schema.features import JSON, feature_name, from_metadata, has_features, to_metadata
 from hubsync.schema.types import (
     DTYPES,
     EXACT_FLOAT,
@@ -104,7 +105,9 @@ def _type_of(kind: Any, column: Any) -> ColumnType:
     if types.is_int64(kind):
         return _int_type(column)
     if str(kind).startswith("extension<arrow.json"):
-        return Foreign({"dtype": "json"}, None)
+        return JSON
+    if types.is_float64(kind):
+        return Foreign({"dtype": "float64"}, [])  # unlike a plain float, it must not become a float32
     return dtype_to_type(_dtype(kind))
 
 
@@ -217,17 +220,25 @@ def _storage(feature: str, kind: Foreign) -> Any:
 
 
 def arrow_schema(columns: StructOf, *, stored: bool = False) -> Any:
-    """Return the Arrow schema of columns whose types are all known; of a file, with the metadata of `datasets`."""
+    """Return the Arrow schema of columns whose types are all known.
+
+    With `stored`, it is the schema of a Parquet file. `datasets` reads its own features from the metadata, and for all
+    other columns the Arrow types.
+    """
     import pyarrow
 
     metadata = None
-    if stored and has_features(columns):
-        metadata = {_METADATA: msgspec.json.encode({"info": {"features": to_metadata(columns)}})}
+    features = StructOf({name: kind for name, kind in columns.fields.items() if has_features(kind)})
+    if stored and features.fields:
+        metadata = {_METADATA: msgspec.json.encode({"info": {"features": to_metadata(features)}})}
     fields = [(name, arrow_type(kind, stored=stored)) for name, kind in columns.fields.items()]
     return pyarrow.schema(fields, metadata=metadata)
 
 
 # Data.
+
+Leaf = Callable[[Any, str], Any]
+"""Returns the array to put in the place of one that is neither a struct nor a list, whose path it is given."""
 
 
 def normalized(table: Any) -> Any:
@@ -236,132 +247,176 @@ def normalized(table: Any) -> Any:
     Raises:
         UnsupportedType: A column has a type that no dataset has, or two columns have one name.
     """
+    return map_leaves(table, _normal)
+
+
+def map_leaves(table: Any, leaf: Leaf) -> Any:
+    """Return a table with `leaf` applied to its columns and, if they are nested, to what they contain.
+
+    Raises:
+        UnsupportedType: Two columns have one name.
+    """
     import pyarrow
 
     _check_names(table.schema, "")
     columns = []
     for field, column in zip(table.schema, table.columns, strict=True):
-        kind = _normal_type(field.type, field.name)
-        if column.type != kind:
-            chunks = [_converted(chunk, kind) for chunk in column.chunks]
-            column = pyarrow.chunked_array(chunks, type=kind)
-        columns.append(column)
-    schema = pyarrow.schema(
-        [pyarrow.field(field.name, column.type) for field, column in zip(table.schema, columns, strict=True)],
-        metadata=table.schema.metadata,
-    )
-    return pyarrow.table(columns, schema=schema) if columns else table
+        chunks = column.chunks or [pyarrow.nulls(0, field.type)]
+        new = [_map(chunk, leaf, field.name) for chunk in chunks]
+        is_same = all(one is other for one, other in zip(new, chunks, strict=True))
+        columns.append(column if is_same else pyarrow.chunked_array(new))
+    if not columns:
+        return table
+    fields = [(name, column.type) for name, column in zip(table.column_names, columns, strict=True)]
+    return pyarrow.table(columns, schema=pyarrow.schema(fields, metadata=table.schema.metadata))
+
+
+def _map(array: Any, leaf: Leaf, path: str) -> Any:
+    import pyarrow
+    from pyarrow import types
+
+    kind = array.type
+    if types.is_struct(kind) and len(kind):
+        _check_names(kind, f"{path}.")
+        children = array.flatten()
+        new = [_map(child, leaf, f"{path}.{field.name}") for field, child in zip(kind, children, strict=True)]
+        if all(one is other for one, other in zip(new, children, strict=True)):
+            return array
+        return pyarrow.StructArray.from_arrays(new, [field.name for field in kind], mask=array.is_null())
+    if types.is_fixed_size_list(kind):
+        items = _whole(array).values
+        new_items = _map(items, leaf, f"{path}[]")
+        if new_items is items:
+            return array
+        return pyarrow.FixedSizeListArray.from_arrays(new_items, kind.list_size, mask=array.is_null())
+    if types.is_list(kind) or types.is_large_list(kind):
+        items = array.flatten()
+        new_items = _map(items, leaf, f"{path}[]")
+        return array if new_items is items else _list(array, new_items, is_large=types.is_large_list(kind))
+    return leaf(array, path)
+
+
+def _whole(array: Any) -> Any:
+    """Return an array without an offset into its buffers."""
+    import pyarrow
+
+    return array.take(pyarrow.array(range(len(array)), pyarrow.int64()))
+
+
+def _list(array: Any, items: Any, *, is_large: bool = False) -> Any:
+    """Return an array of lists that are as long as those of `array`, with these elements."""
+    import pyarrow
+    from pyarrow import compute
+
+    width = pyarrow.int64() if is_large else pyarrow.int32()
+    lengths = compute.fill_null(compute.list_value_length(array), 0)
+    offsets = pyarrow.concat_arrays([pyarrow.array([0], width), compute.cumulative_sum(lengths).cast(width)])
+    maker = pyarrow.LargeListArray if is_large else pyarrow.ListArray
+    return maker.from_arrays(offsets, items, mask=array.is_null())
 
 
 def _check_names(fields: Any, path: str) -> None:
     names = [field.name for field in fields]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UnsupportedType(
-            f"{path}{twice}", "two columns have this name, and one of them would be lost. Rename one."
-        )
+        raise UnsupportedType(path + twice, "two columns have this name, and one of them would be lost. Rename one.")
     nul = next((name for name in names if "\0" in name), None)
     if nul is not None:
-        raise UnsupportedType(f"{path}{nul}", "the name contains a NUL, where readers cut it off. Rename it.")
+        raise UnsupportedType(path + nul, "the name contains a NUL, where readers cut it off. Rename it.")
 
 
-def _normal_type(kind: Any, path: str) -> Any:
-    """Return the Arrow type in which a column of the type `kind` is stored."""
+def _normal(array: Any, path: str) -> Any:
+    """Return a leaf in a type that `datasets` has."""
     import pyarrow
-    from pyarrow import types
+    from pyarrow import compute, types
 
-    if types.is_struct(kind):
-        _check_names(kind, f"{path}.")
-        return pyarrow.struct([(field.name, _normal_type(field.type, f"{path}.{field.name}")) for field in kind])
+    kind = array.type
+    if types.is_dictionary(kind):
+        return _map(array.dictionary_decode(), _normal, path)
+    if types.is_run_end_encoded(kind):
+        return _map(compute.run_end_decode(array), _normal, path)
     if types.is_map(kind):
-        key, item = _normal_type(kind.key_type, f"{path}[]"), _normal_type(kind.item_type, f"{path}[]")
-        return pyarrow.list_(pyarrow.struct([("key", key), ("value", item)]))
-    if types.is_fixed_size_list(kind):
-        return pyarrow.list_(_normal_type(kind.value_type, f"{path}[]"), kind.list_size)
-    if types.is_large_list(kind) or types.is_large_list_view(kind):
-        return pyarrow.large_list(_normal_type(kind.value_type, f"{path}[]"))
-    if types.is_list(kind) or types.is_list_view(kind):
-        return pyarrow.list_(_normal_type(kind.value_type, f"{path}[]"))
-    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return _normal_type(kind.value_type, path)
+        whole = _whole(array)
+        pairs = pyarrow.StructArray.from_arrays([whole.keys, whole.items], ["key", "value"])
+        lists = pyarrow.ListArray.from_arrays(whole.offsets, pairs, mask=array.is_null())
+        return _map(lists, _normal, path)
+    if types.is_list_view(kind) or types.is_large_list_view(kind):
+        lists = _list(array, array.flatten(), is_large=types.is_large_list_view(kind))
+        return _map(lists, _normal, path)
     if isinstance(kind, pyarrow.BaseExtensionType):
-        return _normal_extension(kind, path)
-    return _normal_scalar(kind, path)
-
-
-def _normal_extension(kind: Any, path: str) -> Any:
-    import pyarrow
-
-    name = str(getattr(kind, "extension_name", ""))
-    if name == "arrow.json":
-        return pyarrow.json_()
-    if name == "arrow.bool8":
-        return pyarrow.bool_()
-    return pyarrow.string() if name == "arrow.uuid" else _normal_type(kind.storage_type, path)
-
-
-def _normal_scalar(kind: Any, path: str) -> Any:
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_string_view(kind):
-        return pyarrow.string()
-    if types.is_fixed_size_binary(kind) or types.is_binary_view(kind):
-        return pyarrow.binary()
-    if types.is_decimal(kind) and kind.bit_width < 128:
-        return pyarrow.decimal128(kind.precision, kind.scale)
+        return _normal_extension(array, path)
     if types.is_union(kind) or types.is_interval(kind):
         raise UnsupportedType(path, f"`datasets` has no type for Arrow's {kind}. Cast the column before put.")
-    return kind
+    if types.is_string_view(kind):
+        return array.cast(pyarrow.string())
+    if types.is_fixed_size_binary(kind) or types.is_binary_view(kind):
+        return array.cast(pyarrow.binary())
+    if types.is_decimal(kind) and kind.bit_width < 128:
+        return array.cast(pyarrow.decimal128(kind.precision, kind.scale))
+    return array
 
 
-def _converted(array: Any, kind: Any) -> Any:
-    """Return an array in its normal type `kind`, with the same values."""
+def _normal_extension(array: Any, path: str) -> Any:
+    import pyarrow
+
+    name = str(getattr(array.type, "extension_name", ""))
+    if name == "arrow.json":
+        return (
+            array if array.type.storage_type == pyarrow.string() else array.storage.cast("string").cast(pyarrow.json_())
+        )
+    if name == "arrow.bool8":
+        return array.storage.cast(pyarrow.bool_())
+    if name == "arrow.uuid":
+        return pyarrow.array([None if value is None else str(value) for value in array.to_pylist()], pyarrow.string())
+    return _map(array.storage, _normal, path)
+
+
+def conformed(column: Any, kind: Any) -> Any:
+    """Return a column in a wider Arrow type, as `merge` joins two: fields that it lacks are null.
+
+    Raises:
+        ArrowInvalid: A value does not fit.
+    """
+    import pyarrow
+
+    if column.type == kind:
+        return column
+    return pyarrow.chunked_array([_conformed(chunk, kind) for chunk in column.chunks], type=kind)
+
+
+def _conformed(array: Any, kind: Any) -> Any:
     import pyarrow
     from pyarrow import types
 
     was = array.type
     if was == kind:
         return array
-    if types.is_dictionary(was):
-        return _converted(array.dictionary_decode(), kind)
-    if types.is_run_end_encoded(was):
-        return _converted(pyarrow.compute.run_end_decode(array), kind)
-    if str(getattr(was, "extension_name", "")) in ("arrow.uuid", "arrow.bool8"):
-        values = array.to_pylist()
-        return pyarrow.array([None if v is None else str(v) for v in values] if kind == "string" else values, kind)
-    if isinstance(was, pyarrow.BaseExtensionType):
-        return _converted(array.storage, kind)
-    if types.is_struct(was) and len(was):
-        children = [_converted(child, field.type) for child, field in zip(array.flatten(), kind, strict=True)]
-        return pyarrow.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
-    if types.is_nested(was) and not types.is_struct(was):
-        return _converted_list(array, kind)
+    if types.is_null(was):
+        return pyarrow.nulls(len(array), kind)
+    if types.is_struct(was) and types.is_struct(kind):
+        children = dict(zip((field.name for field in was), array.flatten(), strict=True))
+        missing = pyarrow.nulls(len(array))
+        new = [_conformed(children.get(field.name, missing), field.type) for field in kind]
+        return pyarrow.StructArray.from_arrays(new, fields=list(kind), mask=array.is_null())
+    if types.is_fixed_size_list(was) and types.is_fixed_size_list(kind):
+        items = _conformed(_whole(array).values, kind.value_type)
+        return pyarrow.FixedSizeListArray.from_arrays(items, kind.list_size, mask=array.is_null())
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _list(array, _conformed(array.flatten(), kind.value_type), is_large=types.is_large_list(kind))
+    if isinstance(kind, pyarrow.JsonType):
+        return json_text(array).cast(kind)
     return array.cast(kind)
 
 
-def _converted_list(array: Any, kind: Any) -> Any:
+def json_text(column: Any) -> Any:
+    """Return a column's values as JSON in strings; nulls stay nulls."""
     import pyarrow
-    from pyarrow import compute, types
 
-    was = array.type
-    if types.is_fixed_size_list(was):
-        whole = array.take(pyarrow.array(range(len(array)), pyarrow.int64()))  # without an offset
-        values = _converted(whole.values, kind.value_type)
-        return pyarrow.FixedSizeListArray.from_arrays(values, type=kind, mask=array.is_null())
-    if types.is_map(was):
-        whole = array.take(pyarrow.array(range(len(array)), pyarrow.int64()))
-        pairs = zip((whole.keys, whole.items), kind.value_type, strict=True)
-        values = [_converted(part, field.type) for part, field in pairs]
-        return pyarrow.ListArray.from_arrays(
-            whole.offsets, pyarrow.StructArray.from_arrays(values, fields=list(kind.value_type)), type=kind,
-            mask=array.is_null(),
-        )  # fmt: skip
-    lengths = compute.fill_null(compute.list_value_length(array), 0)
-    width = pyarrow.int64() if types.is_large_list(kind) else pyarrow.int32()
-    offsets = pyarrow.concat_arrays([pyarrow.array([0], width), compute.cumulative_sum(lengths).cast(width)])
-    maker = pyarrow.LargeListArray if types.is_large_list(kind) else pyarrow.ListArray
-    return maker.from_arrays(offsets, _converted(array.flatten(), kind.value_type), type=kind, mask=array.is_null())
+    if isinstance(column.type, pyarrow.JsonType):
+        return column.cast(pyarrow.string())
+    encode = msgspec.json.encode
+    values = column.to_pylist()
+    return pyarrow.array([None if value is None else encode(value).decode() for value in values], pyarrow.string())
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -10,6 +10,7 @@ from hubsync.schema.types import DTYPES, ColumnType, Foreign, ListOf, StructOf, 
 
 _LISTS = ("list", "sequence", "large_list")
 _WORDS = frozenset({"image", "audio", "video", "pdf", "nifti", "json"})  # features that need no options
+JSON = Foreign({"dtype": "json"}, None)
 # What `datasets` 3 writes, and newer versions leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "Image": {"decode": True}, "Audio": {"decode": True, "mono": True}, "Video": {"decode": True},
@@ -160,7 +161,7 @@ def has_features(kind: ColumnType) -> bool:
     """Return whether a type has a part that an Arrow type alone does not tell, such as an image."""
     if isinstance(kind, StructOf):
         return any(map(has_features, kind.fields.values()))
-    return has_features(kind.item) if isinstance(kind, ListOf) else feature_name(kind) is not None
+    return has_features(kind.item) if isinstance(kind, ListOf) else feature_name(kind) not in (None, "json")
 
 
 def _label_names(options: Mapping[str, Any]) -> list[str]:

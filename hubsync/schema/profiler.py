@@ -73,6 +73,7 @@ class RowProfiler:
 
     def __init__(self) -> None:
         self._root = _Node()
+        self.tables: set[str] = set()  # the types of typed batches, as JSON
         self._known = 0
 
     def profile(self, rows: Collection[Any]) -> Discoveries:
@@ -94,7 +95,7 @@ class RowProfiler:
         """Count these discoveries as known from now on."""
         self._known += len(found)
         if self._known > _MAX_KNOWN:
-            self._root, self._known = _Node(), 0
+            self._root, self.tables, self._known = _Node(), set(), 0
             return
         for known, item in found:
             known.add(item)

@@ -174,12 +174,12 @@ def _join_foreign(known: ColumnType, given: ColumnType) -> ColumnType | None:
     """Return the type that holds both, at least one of which is foreign; None if no type does."""
     if known == given or (isinstance(known, Foreign) and isinstance(given, Foreign) and known.entry == given.entry):
         return known
+    if isinstance(known, Foreign) and _takes(known, given):
+        return known
     one, other = _dtype_of(known), _dtype_of(given)
     joined = None if one is None or other is None else join(one, other)
     if joined is not None:
         return dtype_to_type(joined)
-    if isinstance(known, Foreign) and _takes(known, given):
-        return known
     return given if isinstance(given, Foreign) and _takes(given, known) else None
 
 
@@ -196,11 +196,16 @@ def dtype_to_type(dtype: str) -> ColumnType:
     if dtype == "wide":
         return "wide"
     scalar = _SCALAR_OF.get(dtype)
-    return scalar if scalar is not None else Foreign({"dtype": dtype}, _text_of(dtype))
+    return scalar if scalar is not None else Foreign({"dtype": dtype}, _taken_by(dtype))
 
 
-def _text_of(dtype: str) -> list[str]:
-    """Return which plain values `datasets` converts to a scalar type: text, if it can parse it."""
+def _taken_by(dtype: str) -> list[str]:
+    """Return which plain values `datasets` converts to a scalar type: numbers to a float, and text that it can parse.
+
+    An int may be too large for a smaller int, so both are widened (see `dtypes.join`).
+    """
+    if dtype in ("float16", "float32"):
+        return ["int", "float"]
     return ["string"] if dtype.startswith(("large_string", "string_view", "timestamp", "date")) else []
 
 
@@ -299,7 +304,7 @@ def describe(kind: ColumnType) -> str:
     if isinstance(kind, ListOf):
         return "an empty list" if kind.item == "null" else f"a list: {describe(kind.item)}"
     if isinstance(kind, Foreign):
-        return f"the card's {kind.entry.get('dtype', kind.entry)}"
+        return _shorten(str(kind.entry.get("dtype", kind.entry)))
     return "int64 beyond 2**53" if kind == "wide" else DTYPES[kind]
 
 

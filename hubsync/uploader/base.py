@@ -327,7 +327,7 @@ class BaseUploader:
             TransformError: The uploader's `transform` raised.
         """
         profiler = self._guard.profiler if self._guard is not None else None
-        return encode(rows, profiler, transform=self._transform)
+        return encode(rows, profiler, transform=self._transform, native=self._layout.format == "parquet")
 
     def _checked(self, rows: Rows, offset: int | None, source: str, key: str | None) -> Encoded:
         if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):

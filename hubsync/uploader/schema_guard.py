@@ -122,7 +122,7 @@ class SchemaGuard:
         """Return an error that names the row; it is searched for only now."""
         known = self._kinds.get(self._layout.config, EMPTY)
         if (row := conflict.row) is None:
-            row = first_that_conflicts(known, encoded.lines)
+            row = 0 if encoded.is_typed else first_that_conflicts(known, encoded.lines)
         known_as, given, why = describe(conflict.known), describe(conflict.given), None
         if isinstance(conflict, OutOfBounds):
             why = _TOO_MANY.format(conflict.reason)

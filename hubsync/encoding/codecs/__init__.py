@@ -15,16 +15,26 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO
 
+from hubsync._runtime import frames
 from hubsync._runtime.files import fsync_directory
+from hubsync.encoding.codecs import parquet
 from hubsync.encoding.codecs.base import Codec, DamagedShard
 from hubsync.encoding.codecs.gzip import GzipCodec
 from hubsync.encoding.codecs.jsonl import JsonlCodec
-from hubsync.encoding.codecs.parquet import ParquetCodec
+from hubsync.encoding.codecs.parquet import FramesCodec, ParquetCodec
 from hubsync.encoding.codecs.zstd import ZstdCodec
 from hubsync.model.layout import FORMATS, Format, format_of
-from hubsync.schema.types import EMPTY, StructOf
+from hubsync.schema.types import EMPTY, Conflict, StructOf
 
-__all__ = ["SUFFIXES", "DamagedShard", "check_installed", "compress", "open_lines", "read_lines"]
+__all__ = [
+    "SUFFIXES",
+    "DamagedShard",
+    "check_installed",
+    "compress",
+    "open_lines",
+    "read_lines",
+    "typed_columns",
+]
 
 SUFFIXES = tuple(f".{format}" for format in FORMATS)
 _CODECS: dict[Format, Codec] = {
@@ -33,6 +43,13 @@ _CODECS: dict[Format, Codec] = {
     "jsonl.zst": ZstdCodec(),
     "parquet": ParquetCodec(),
 }
+
+
+_FRAMES = FramesCodec()
+
+
+def _codec_of(name: str) -> Codec:
+    return _FRAMES if name.endswith(frames.SUFFIX) else _CODECS[format_of(name)]
 
 
 def check_installed(format: Format) -> None:
@@ -45,7 +62,7 @@ def check_installed(format: Format) -> None:
 
 
 def compress(source: Path, target: Path, rows: int, columns: StructOf = EMPTY) -> None:
-    """Write the lines of `source` to `target`, in the format of its name, completely or not at all.
+    """Write the rows of a raw file, lines or frames, to `target`, in the format of its name, completely or not at all.
 
     The file is on disk before it gets its name, whatever the spool's durability, because the lines are removed next.
     A Parquet file has at least the given columns of its config, so that all files are alike.
@@ -83,7 +100,7 @@ def open_lines(stream: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]
         DamagedShard: The shard is not in this format; reading the result may raise it, too.
         ConfigError: The format's package is not installed.
     """
-    codec = _CODECS[format_of(path)]
+    codec = _codec_of(path)
     codec.check_installed()
     try:
         return codec.open_lines(stream, close)
@@ -103,3 +120,23 @@ def read_lines(path: Path) -> Iterator[bytes]:
     """
     with closing(open_lines(path.open("rb"), path.name)) as lines:
         yield from lines
+
+
+def typed_columns(path: Path) -> StructOf | None:
+    """Return the types of the columns of a file on disk; None if all are of JSON's types, which its lines tell.
+
+    Raises:
+        OSError: The disk failed.
+        Conflict: The file contradicts itself.
+        DamagedShard: The file is not in the format of its name.
+        ConfigError: The format's package is not installed.
+    """
+    if not path.name.endswith((frames.SUFFIX, ".parquet")):
+        return None
+    _codec_of(path.name).check_installed()
+    try:
+        return parquet.typed_columns(path)
+    except (OSError, Conflict):
+        raise
+    except Exception as error:  # pyarrow raises builtins of many kinds
+        raise DamagedShard(f"{type(error).__name__}: {error}") from error

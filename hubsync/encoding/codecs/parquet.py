@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.frames import SUFFIX, read_frames
 from hubsync.encoding.codecs.base import Codec, missing_package
 from hubsync.encoding.codecs.zstd import LEVEL
-from hubsync.encoding.rows import encode
+from hubsync.encoding.tables import text_lines
 from hubsync.errors import DefectError
 from hubsync.policies import MIB
-from hubsync.schema.arrow import arrow_schema, columns_of, is_json_type
+from hubsync.schema.arrow import (
+    arrow_schema,
+    arrow_type,
+    columns_of,
+    columns_of_table,
+    conformed,
+    is_json_type,
+    json_text,
+)
+from hubsync.schema.features import JSON
 from hubsync.schema.types import EMPTY, ColumnType, Conflict, StructOf, merge, merge_structs, type_of
 
 _CHUNK = 32 * MIB  # of lines in memory at once, and per row group; Xet deduplicates larger groups better
@@ -63,24 +73,55 @@ class ParquetCodec(Codec):
 
     def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
         """Read the whole file now, into memory or a temporary file. The result can seek."""
-        from pyarrow import parquet
+        from pyarrow import Table, parquet
 
-        lines: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (returned)
-        file = parquet.ParquetFile(stream)
-        as_json = [field.name for field in file.schema_arrow if str(field.type).startswith("extension<arrow.json")]
-        for batch in file.iter_batches():
-            if not as_json:
-                lines.write(encode(batch).lines)
-                continue
-            rows = batch.to_pylist()
-            for row in rows:
-                for name in as_json:
-                    row[name] = None if row[name] is None else msgspec.json.decode(row[name])
-            lines.write(encode(rows).lines)
-        lines.seek(0)
-        if close:
-            stream.close()
-        return lines
+        batches = parquet.ParquetFile(stream).iter_batches()
+        return _spooled((text_lines(Table.from_batches([batch])) for batch in batches), stream if close else None)
+
+
+class FramesCodec(Codec):
+    """The frames of a segment. A shard never has this format: `compress` of another codec reads it."""
+
+    def check_installed(self) -> None:
+        """Import pyarrow, or raise a `ConfigError`."""
+        ParquetCodec().check_installed()
+
+    def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
+        """Refuse: only a segment's writer writes frames."""
+        raise DefectError(f"{source.name} can't become frames.")
+
+    def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
+        """Read the whole file now, as `ParquetCodec` does."""
+        chunks = (chunk if isinstance(chunk, bytes) else text_lines(chunk) for chunk in _frames(stream))
+        return _spooled(chunks, stream if close else None)
+
+
+def _spooled(pieces: Iterable[bytes], to_close: IO[bytes] | None) -> IO[bytes]:
+    lines: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  (returned)
+    lines.writelines(pieces)
+    lines.seek(0)
+    if to_close is not None:
+        to_close.close()
+    return lines
+
+
+def typed_columns(file: Path) -> StructOf | None:
+    """Return the types of a file whose columns are not all of JSON's types; None for any other file.
+
+    Raises:
+        Conflict: The file contradicts itself.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    if file.suffix == SUFFIX:
+        return _infer(file, frozenset())
+    columns = EMPTY
+    for batch in parquet.ParquetFile(file).iter_batches():
+        columns = merge_structs(columns, columns_of_table(pyarrow.Table.from_batches([batch])))
+        if is_json_type(columns):
+            return None
+    return columns
 
 
 class _Unfit(Exception):
@@ -127,30 +168,25 @@ class _ErrorKeeper(io.RawIOBase):
 def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], known: StructOf) -> None:
     from pyarrow import parquet
 
-    columns = _with_known(known, _infer(source, as_json), as_json)
+    columns = _with_known(known, _infer(source, as_json), as_json, may_be_typed=source.suffix == SUFFIX)
     if not columns.fields:
         raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
-    schema, stored = arrow_schema(columns), arrow_schema(columns, stored=True)
+    schema = arrow_schema(columns, stored=True)
+    tables = _tables(source, columns, as_json, schema)
     written = 0
     with (
         _ErrorKeeper(target) as sink,
         parquet.ParquetWriter(
             sink,
-            _with_json_type(stored, as_json),
+            schema,
             compression="zstd",
             compression_level=LEVEL,
             use_content_defined_chunking=True,
             write_page_index=True,
         ) as writer,
     ):
-        for chunk in _chunks(source):
-            table = _read_json(_encode_columns(chunk, as_json), schema)
-            if not all(map(_is_finite, table.itercolumns())):
-                raise _Unfit("a number is too large for a float")
-            table = _to_stored(table, stored)
+        for table in _row_groups(tables) if source.suffix == SUFFIX else tables:
             written += table.num_rows
-            if as_json:
-                table = table.cast(_with_json_type(table.schema, as_json))
             writer.write_table(table, row_group_size=max(1, table.num_rows))
             sink.check()
             failpoint(Failpoint.PARTLY_COMPRESSED)
@@ -158,11 +194,68 @@ def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], 
         raise _Unfit(f"{written:,} rows were read of {rows:,}")
 
 
-def _chunks(source: Path) -> Iterator[bytes]:
-    """Yield whole lines, about `_CHUNK` bytes at a time."""
+def _tables(source: Path, columns: StructOf, as_json: frozenset[str], schema: Any) -> Iterator[Any]:
+    """Yield the rows of a segment in the schema of the file."""
+    import pyarrow
+
+    for chunk in _chunks(source):
+        if isinstance(chunk, bytes):
+            table = _with_json_columns(_read_lines(_encode_columns(chunk, as_json), columns), as_json)
+        else:
+            table = _with_json_columns(chunk, as_json, json_text)
+        missing = pyarrow.chunked_array([pyarrow.nulls(table.num_rows)])
+        found = dict(zip(table.column_names, table.columns, strict=True))
+        yield pyarrow.table([conformed(found.get(f.name, missing), f.type) for f in schema], schema=schema)
+
+
+def _read_lines(lines: bytes, columns: StructOf) -> Any:
+    """Read lines as the columns of the file, as far as they are of JSON's types, and the others as pyarrow does."""
+    plain = StructOf({name: kind for name, kind in columns.fields.items() if is_json_type(kind)})
+    if len(plain.fields) < len(columns.fields):
+        inferred = columns_of(_read_json(lines).schema)
+        others = {name: kind for name, kind in inferred.fields.items() if name not in plain.fields}
+        plain = StructOf({**plain.fields, **others})
+    table = _read_json(lines, arrow_schema(plain))
+    if not all(map(_is_finite, table.itercolumns())):
+        raise _Unfit("a number is too large for a float")
+    return _to_stored(table, arrow_schema(plain, stored=True))
+
+
+def _row_groups(tables: Iterable[Any]) -> Iterator[Any]:
+    """Yield tables of about `_CHUNK` bytes: small ones together, large ones in parts."""
+    import pyarrow
+
+    held: list[Any] = []
+    size = 0
+    for table in tables:
+        if held and size + table.nbytes > _CHUNK:
+            yield pyarrow.concat_tables(held)
+            held, size = [], 0
+        step = max(1, table.num_rows * _CHUNK // max(1, table.nbytes))
+        if step < table.num_rows:
+            yield from (table.slice(start, step) for start in range(0, table.num_rows, step))
+        else:
+            held.append(table)
+            size += table.nbytes
+    if held:
+        yield pyarrow.concat_tables(held)
+
+
+def _chunks(source: Path) -> Iterator[Any]:
+    """Yield a segment's rows: whole lines, about `_CHUNK` bytes at a time; or a frame at a time, lines or a table."""
     with source.open("rb") as stream:
+        if source.suffix == SUFFIX:
+            yield from _frames(stream)
+            return
         while chunk := stream.read(_CHUNK):
             yield chunk if chunk.endswith(b"\n") else chunk + stream.readline()
+
+
+def _frames(stream: IO[bytes]) -> Iterator[Any]:
+    from pyarrow import ipc
+
+    for frame in read_frames(stream):
+        yield frame.data if frame.kind == b"J" else ipc.open_stream(frame.data).read_all()
 
 
 def _read_json(lines: bytes, schema: Any = None) -> Any:
@@ -179,19 +272,27 @@ def _read_json(lines: bytes, schema: Any = None) -> Any:
 
 
 def _infer(source: Path, as_json: frozenset[str]) -> StructOf:
-    """Return the columns of all lines of a file. A column without a common type raises, in pyarrow or in the merge."""
+    """Return the columns of all rows of a segment. One without a common type raises, in pyarrow or in the merge."""
     columns = EMPTY
     for chunk in _chunks(source):
-        columns = merge_structs(columns, columns_of(_read_json(_encode_columns(chunk, as_json)).schema))
+        if isinstance(chunk, bytes):
+            found = columns_of(_read_json(_encode_columns(chunk, as_json)).schema)
+        else:
+            found = columns_of_table(chunk)
+        found = StructOf({name: JSON if name in as_json else kind for name, kind in found.fields.items()})
+        columns = merge_structs(columns, found)
         failpoint(Failpoint.PARTLY_COMPRESSED)
     return columns
 
 
-def _with_known(known: StructOf, found: StructOf, as_json: frozenset[str]) -> StructOf:
-    """Return the columns of a shard, with what is known of its config: a column of nulls gets its known type."""
+def _with_known(known: StructOf, found: StructOf, as_json: frozenset[str], *, may_be_typed: bool) -> StructOf:
+    """Return the columns of a shard, with what is known of its config: a column of nulls gets its known type.
+
+    Lines are stored in JSON's types, whatever else the card says: `datasets` converts them.
+    """
     fields: dict[str, ColumnType] = {}
     for name, kind in known.fields.items():
-        if name not in as_json and is_json_type(kind):
+        if name not in as_json and (is_json_type(kind) or (may_be_typed and arrow_type(kind) is not None)):
             try:
                 fields[name] = merge(kind, found.fields.get(name, "null"))
             except Conflict:
@@ -253,23 +354,44 @@ def _mixed_columns(source: Path) -> frozenset[str]:
     """Return the columns whose values have no common type."""
     known: dict[str, ColumnType] = {}
     mixed: set[str] = set()
-    for row in _rows(source):
-        for name, value in row.items():
-            try:
-                known[name] = merge(known.get(name, "null"), type_of(value))
-            except (Conflict, RecursionError):
-                mixed.add(name)
+    for name, kind in _types(source):
+        try:
+            if kind is None:
+                raise Conflict(name, "null", "null")
+            known[name] = merge(known.get(name, "null"), kind)
+        except Conflict:
+            mixed.add(name)
     return frozenset(mixed)
 
 
+def _types(source: Path) -> Iterator[tuple[str, ColumnType | None]]:
+    """Yield the columns of all rows with their types; None for a value that contradicts itself."""
+    for chunk in _chunks(source):
+        if not isinstance(chunk, bytes):
+            yield from columns_of_table(chunk).fields.items()
+            continue
+        for line in chunk.splitlines():
+            for name, value in msgspec.json.decode(line).items():
+                try:
+                    yield name, type_of(value)
+                except (Conflict, RecursionError):
+                    yield name, None
+
+
 def _all_columns(source: Path) -> frozenset[str]:
-    return frozenset(name for row in _rows(source) for name in row)
+    return frozenset(name for name, _ in _types(source))
 
 
-def _rows(source: Path) -> Iterator[dict[str, Any]]:
-    with source.open("rb") as stream:
-        for line in stream:
-            yield msgspec.json.decode(line)
+def _with_json_columns(
+    table: Any, as_json: frozenset[str], encode: Callable[[Any], Any] = lambda column: column
+) -> Any:
+    """Return a table with the columns of `as_json` as JSON; `encode` makes strings of JSON of a column."""
+    import pyarrow
+
+    for index, name in enumerate(table.column_names):
+        if name in as_json:
+            table = table.set_column(index, name, encode(table.column(index)).cast(pyarrow.json_()))
+    return table
 
 
 def _encode_columns(lines: bytes, as_json: frozenset[str]) -> bytes:
@@ -286,12 +408,3 @@ def _encoded_columns(lines: Iterable[bytes], as_json: frozenset[str]) -> Iterato
             if row[name] is not None:
                 row[name] = msgspec.json.encode(row[name]).decode()
         yield row
-
-
-def _with_json_type(schema: Any, as_json: frozenset[str]) -> Any:
-    """Return the schema of the file, in which a string that holds JSON says so."""
-    import pyarrow
-
-    return pyarrow.schema(
-        [(f.name, pyarrow.json_() if f.name in as_json and pyarrow.types.is_string(f.type) else f.type) for f in schema]
-    )

@@ -1,0 +1,338 @@
+"""Encode Arrow tables: as frames of Arrow data for Parquet shards, and as JSON Lines for all other formats.
+
+A table brings its types. Parquet stores them. With JSON Lines the card has them, and `load_dataset` restores the values
+from their text; a type that it can't restore from JSON is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from hubsync._runtime import frames
+from hubsync.encoding.diagnosis import check_rows
+from hubsync.encoding.encoded import Encoded
+from hubsync.encoding.values import duration_text, encoder
+from hubsync.errors import RowError, one_line
+from hubsync.schema.arrow import UnsupportedType, columns_of_table, map_leaves, normalized
+from hubsync.schema.features import feature_name
+from hubsync.schema.profiler import RowProfiler
+from hubsync.schema.types import EMPTY, ColumnType, ListOf, StructOf, dumps, merge_structs
+
+_SLICE_ROWS = 1_000  # of a table, converted at a time
+_REMEDY = "JSON Lines can't carry it. Use format='parquet', or convert the column to text before put."
+_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_HEADER = frames.header(b"A", 0, b"")
+
+
+def encode_tables(tables: Iterable[Any], profiler: RowProfiler | None, *, native: bool) -> Encoded:
+    """Encode the tables of one batch, all of which have the same schema.
+
+    Args:
+        tables: The batch, a slice at a time.
+        profiler: Knows the earlier batches.
+        native: Whether the rows go to a Parquet shard, as Arrow data.
+
+    Raises:
+        RowError: The shards' format can't hold a column or a value.
+    """
+    sink = _Stream() if native else _Lines()
+    columns, first_row = EMPTY, 0
+    for table in _checked(tables):
+        if not table.num_rows:
+            continue
+        try:
+            normal = normalized(table)
+            found = columns_of_table(normal)
+            columns = merge_structs(columns, found)
+        except UnsupportedType as error:
+            raise RowError(first_row, error.path, error.why) from None
+        sink.add(normal, found, first_row)
+        first_row += table.num_rows
+    return typed(Encoded(sink.data(first_row), first_row, columns=columns, is_typed=True), profiler)
+
+
+def typed(encoded: Encoded, profiler: RowProfiler | None) -> Encoded:
+    """Return a typed batch with what `profiler` does not know of its types yet."""
+    assert isinstance(encoded.columns, StructOf)
+    key = dumps(encoded.columns)
+    is_new = profiler is not None and encoded.rows > 0 and key not in profiler.tables
+    discoveries = [(profiler.tables, key)] if is_new and profiler is not None else []
+    return Encoded(encoded.lines, encoded.rows, discoveries, encoded.columns, profiler, is_typed=True)
+
+
+def _checked(tables: Iterable[Any]) -> Iterator[Any]:
+    """Yield tables; an error of the library that makes them says which rows it could not read."""
+    made, first_row = iter(tables), 0
+    while True:
+        try:
+            table = next(made)
+        except StopIteration:
+            return
+        except RowError:
+            raise
+        except Exception as error:
+            raise RowError(first_row, "", f"the rows from here on can't be read ({one_line(str(error))}).") from error
+        yield table
+        first_row += table.num_rows
+
+
+class _Stream:
+    """Writes tables as one frame, which holds an Arrow IPC stream."""
+
+    def __init__(self) -> None:
+        self._file = io.BytesIO(_HEADER)
+        self._file.seek(len(_HEADER))
+        self._writer: Any = None
+
+    def add(self, table: Any, columns: StructOf, first_row: int) -> None:
+        import pyarrow
+
+        if self._writer is None:
+            self._writer = pyarrow.ipc.new_stream(self._file, table.schema)
+        self._writer.write_table(table)
+
+    def data(self, rows: int) -> bytes:
+        if self._writer is None:
+            return b""
+        self._writer.close()
+        with self._file.getbuffer() as whole:
+            whole[: len(_HEADER)] = frames.header(b"A", rows, whole[len(_HEADER) :])
+        return self._file.getvalue()
+
+
+class _Lines:
+    """Writes tables as JSON Lines."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def add(self, table: Any, columns: StructOf, first_row: int) -> None:
+        for name, kind in columns.fields.items():
+            _check_carried(kind, name, first_row)
+        try:
+            self._parts.append(_encode(map_leaves(table, _json_leaf), columns))
+        except _Unfit:
+            check_rows(table.to_pylist(), first_row)
+            raise
+        except UnsupportedType as error:
+            raise RowError(first_row, error.path, error.why) from None
+
+    def data(self, rows: int) -> bytes:
+        return b"".join(self._parts)
+
+
+def text_lines(table: Any) -> bytes:
+    """Return the rows of a table as JSON Lines, for people and programs that read rows as JSON.
+
+    What JSON does not have is text: base64, or ISO 8601; an infinity is `"Infinity"`, and a NaN is null.
+    """
+    table = normalized(table)
+    return _encode(map_leaves(table, _text_leaf), columns_of_table(table))
+
+
+# JSON.
+
+
+class _Unfit(Exception):
+    """A column holds a value that JSON does not have."""
+
+
+def _encode(table: Any, columns: StructOf) -> bytes:
+    rows = table.to_pylist()
+    for name, kind in columns.fields.items():
+        if _holds_json(kind):
+            for row in rows:
+                row[name] = _decoded(row[name], kind)
+    return encoder.encode_lines(rows)
+
+
+def _holds_json(kind: ColumnType) -> bool:
+    if isinstance(kind, StructOf):
+        return any(map(_holds_json, kind.fields.values()))
+    return _holds_json(kind.item) if isinstance(kind, ListOf) else feature_name(kind) == "json"
+
+
+def _decoded(value: Any, kind: ColumnType) -> Any:
+    """Return a value in which the JSON of `Json` columns is decoded."""
+    if value is None or not _holds_json(kind):
+        return value
+    if isinstance(kind, StructOf):
+        return {name: _decoded(value[name], field) for name, field in kind.fields.items()}
+    if isinstance(kind, ListOf):
+        return [_decoded(item, kind.item) for item in value]
+    return msgspec.json.decode(value)
+
+
+def _check_carried(kind: ColumnType, path: str, first_row: int) -> None:
+    if isinstance(kind, StructOf):
+        for name, field in kind.fields.items():
+            _check_carried(field, f"{path}.{name}", first_row)
+    elif isinstance(kind, ListOf):
+        _check_carried(kind.item, f"{path}[]", first_row)
+    elif feature_name(kind) in ("image", "audio", "video", "pdf", "nifti"):
+        raise RowError(first_row, path, f"the column's type is {feature_name(kind)}: {_REMEDY}")
+
+
+def _json_leaf(array: Any, path: str) -> Any:
+    """Return a leaf as text from which `load_dataset` restores it with the card's types."""
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_time(kind) or types.is_duration(kind):
+        raise UnsupportedType(path, f"the column's type is {kind}: {_REMEDY}")
+    if types.is_floating(kind) and compute.any(compute.is_inf(array)).as_py():
+        raise _Unfit
+    if types.is_uint64(kind) and (compute.max(array).as_py() or 0) >= 1 << 63:
+        raise _Unfit
+    return _plain_leaf(array, path)
+
+
+def _text_leaf(array: Any, path: str) -> Any:
+    """Return a leaf as text that people can read."""
+    import pyarrow
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        values = array.to_pylist()
+        return pyarrow.array([None if v is None else base64.b64encode(v).decode() for v in values], pyarrow.string())
+    if types.is_duration(kind):
+        counts = array.cast(pyarrow.int64()).to_pylist()
+        factor = _NS[kind.unit]
+        return pyarrow.array([None if n is None else duration_text(n * factor) for n in counts], pyarrow.string())
+    if types.is_time(kind):
+        return _without_zeros(array.cast(pyarrow.string()))
+    if types.is_floating(kind) and compute.any(compute.is_inf(array)).as_py():
+        names = {float("inf"): "Infinity", float("-inf"): "-Infinity"}
+        values = [names.get(v) or (None if v is None or v != v else repr(v)) for v in array.to_pylist()]
+        return pyarrow.array(values, pyarrow.string())
+    return _plain_leaf(array, path)
+
+
+def _plain_leaf(array: Any, path: str) -> Any:
+    import pyarrow
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_timestamp(kind):
+        if kind.tz is not None:
+            array = array.cast(pyarrow.timestamp(kind.unit, "UTC"))
+        _check_years(array, path)
+        return _without_zeros(compute.replace_substring(array.cast(pyarrow.string()), " ", "T"))
+    if types.is_date(kind):
+        _check_years(array, path)
+        return array.cast(pyarrow.string())
+    if types.is_decimal(kind):
+        return pyarrow.array([None if v is None else str(v) for v in array.to_pylist()], pyarrow.string())
+    if types.is_float16(kind):
+        return array.cast(pyarrow.float32())
+    return array.cast(pyarrow.string()) if isinstance(kind, pyarrow.JsonType) else array
+
+
+def _check_years(array: Any, path: str) -> None:
+    """Refuse what has no text in ISO 8601 that readers parse."""
+    from pyarrow import compute
+
+    years = compute.min_max(compute.year(array)).as_py()
+    if years["min"] is not None and not (years["min"] >= 1 and years["max"] <= 9999):
+        raise UnsupportedType(path, "it holds a time outside the years 1 to 9999, which readers can't parse.")
+
+
+def _without_zeros(texts: Any) -> Any:
+    """Return times without zeros at the end of a fraction, so that one time has one text, whatever its unit."""
+    from pyarrow import compute
+
+    texts = compute.replace_substring_regex(texts, r"(\.\d*?)0+(Z?)$", r"\1\2")
+    return compute.replace_substring_regex(texts, r"\.(Z?)$", r"\1")
+
+
+# What is a table.
+
+
+def tables_of(rows: Any) -> Iterator[Any] | None:
+    """Return the Arrow tables of a batch; None if it has no Arrow form. Imports only pyarrow, and only for a table.
+
+    Raises:
+        RowError: It can't be one batch, or two of its columns have one name.
+    """
+    if isinstance(rows, list | tuple):
+        return None
+    module = type(rows).__module__.partition(".")[0]
+    if module == "datasets":
+        return _tables_of_dataset(rows)
+    if module == "pandas" and hasattr(rows, "columns"):
+        return _tables_of_frame(rows)
+    is_arrow = module == "pyarrow" and hasattr(rows, "schema")
+    if not (is_arrow or hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__")):
+        return None
+    try:
+        import pyarrow
+    except ImportError:
+        return None
+    try:
+        table = rows if isinstance(rows, pyarrow.Table) else pyarrow.table(rows)
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise RowError(0, "", f"a batch is a table, and this {type(rows).__name__} is none ({error}).") from None
+    return _slices(table)
+
+
+def _slices(table: Any) -> Iterator[Any]:
+    check_names(table.column_names, table.num_rows)
+    _check_schema(table.schema)
+    return (table.slice(start, _SLICE_ROWS) for start in range(0, table.num_rows, _SLICE_ROWS))
+
+
+def _check_schema(fields: Any, path: str = "") -> None:
+    for field in fields:
+        kind, below = field.type, f"{path}.{field.name}" if path else field.name
+        while hasattr(kind, "value_type"):  # a list, or a dictionary
+            kind = kind.value_type
+        if hasattr(kind, "fields"):  # a struct
+            check_names([child.name for child in kind.fields], 0, below)
+            _check_schema(kind.fields, below)
+
+
+def _tables_of_dataset(rows: Any) -> Iterator[Any] | None:
+    if isinstance(rows, dict):
+        name = type(rows).__name__
+        raise RowError(0, "", f"a {name} holds several splits: put one of them, such as put(dataset['train']).")
+    if not (hasattr(rows, "with_format") and hasattr(rows, "num_rows")):
+        return None
+    check_names(rows.column_names, rows.num_rows)
+    tables: Iterator[Any] = rows.with_format("arrow").iter(batch_size=_SLICE_ROWS)
+    return tables
+
+
+def _tables_of_frame(frame: Any) -> Iterator[Any] | None:
+    """Return the tables of a DataFrame of pandas; None if its values need a closer look. A named index is a column."""
+    named = [name for name in frame.index.names if name is not None]
+    names = [*named, *frame.columns]
+    check_names(names, len(frame))
+    if not all(isinstance(name, str) for name in names):
+        return None
+    with suppress(ImportError):
+        import pyarrow
+
+        with suppress(pyarrow.ArrowException, TypeError, ValueError, OverflowError):
+            table = pyarrow.Table.from_pandas(frame.reset_index() if named else frame, preserve_index=False)
+            return _slices(table.replace_schema_metadata(None))
+    return None
+
+
+def check_names(names: Sequence[Any], rows: int, path: str = "") -> None:
+    """Refuse columns of which a row, a mapping, would lose some.
+
+    Raises:
+        RowError: There are no columns, or two of them have one name.
+    """
+    if not names and rows and not path:
+        raise RowError(0, "", f"the table has {rows:,} rows and no columns: readers would find nothing in them.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RowError(0, path, f"two columns are named {twice!r}, and a row keeps one of them. Rename the other.")

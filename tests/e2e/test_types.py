@@ -1,0 +1,289 @@
+"""Tables keep their types and values on the way to the dataset, in Parquet and, as far as JSON goes, in JSON Lines."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+import signal
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import hf_hub_download
+
+from hubsync import RowError, SchemaConflict, SchemaPolicy, Uploader
+from hubsync.localhub import LocalHub
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.quarantine import QuarantineCommands
+from hubsync.maintenance.rebuild import rebuild
+from hubsync.maintenance.verify import verify
+from hubsync.model.layout import FORMATS, Format
+from hubsync.reader import rows as read_rows
+from tests.conftest import FAST, Dataset
+from tests.zygote import Python
+
+pytestmark = pytest.mark.slow("loads datasets, or runs processes")
+
+NOON = dt.datetime(2026, 1, 1, 12, 0, 0, 120_000)
+ANYWHERE: dict[str, Any] = {  # what every format carries
+    "i8": pa.array([1, None, -128], pa.int8()),
+    "u32": pa.array([1, None, 2**32 - 1], pa.uint32()),
+    "i64": pa.array([2**62, None, -1]),
+    "f16": pa.array([0.5, None, 2.0], pa.float16()),
+    "f32": pa.array([0.1, None, 2.0], pa.float32()),
+    "f64": pa.array([0.1, None, 1e300]),
+    "text": pa.array(["a", None, "ü"]),
+    "large": pa.array(["a", None, "ü"], pa.large_string()),
+    "kind": pa.array(["a", None, "a"]).dictionary_encode(),
+    "flag": pa.array([True, None, False]),
+    "seconds": pa.array([NOON.replace(microsecond=0), None, dt.datetime(1, 1, 1)], pa.timestamp("s")),
+    "at": pa.array([NOON, None, NOON], pa.timestamp("ms", "UTC")),
+    "paris": pa.array([NOON, None, NOON], pa.timestamp("us", "Europe/Paris")),
+    "ns": pa.array([1, None, 1_700_000_000_123_456_789], pa.timestamp("ns")),
+    "day": pa.array([NOON.date(), None, dt.date(1900, 1, 1)]),
+    "price": pa.array([Decimal("1.25"), None, Decimal("-0.50")], pa.decimal128(12, 2)),
+    "huge": pa.array([Decimal(10) ** 50, None, Decimal(1)], pa.decimal256(60, 0)),
+    "vector": pa.array([[1, 2], None, [0.5, 3]], pa.list_(pa.float32(), 2)),
+    "many": pa.array([[1], None, []], pa.large_list(pa.int16())),
+    "tags": pa.array([["a", None], None, []], pa.list_(pa.string())),
+    "meta": pa.array([{"n": 1, "at": NOON}, {"n": None, "at": None}, {"n": 3, "at": NOON}],
+                     pa.struct([("n", pa.uint8()), ("at", pa.timestamp("us"))])),
+    "parts": pa.array([[{"x": 1}], None, []], pa.list_(pa.struct([("x", pa.int8())]))),
+    "nothing": pa.nulls(3),
+}  # fmt: skip
+PARQUET_ONLY: dict[str, Any] = {
+    "raw": pa.array([b"\x00\xff", None, b""]),
+    "large_raw": pa.array([b"\x00\xff", None, b""], pa.large_binary()),
+    "took": pa.array([dt.timedelta(seconds=1.5), None, dt.timedelta(-1)], pa.duration("us")),
+    "time": pa.array([NOON.time(), None, dt.time(0)], pa.time64("us")),
+    "short": pa.array([dt.time(1), None, dt.time(0)], pa.time32("s")),
+    "bytes_of": pa.array([{"bytes": b"x", "path": None}, None, {"bytes": None, "path": "p"}],
+                         pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    "u64": pa.array([2**64 - 1, None, 0], pa.uint64()),
+    "inf": pa.array([math.inf, None, -math.inf]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def made(local_hub: LocalHub, tmp_path: Path) -> Callable[..., Uploader]:
+    def make(**changes: Any) -> Uploader:
+        return Uploader("user/rows", **{"spool": tmp_path / "spool", **FAST, **changes})
+
+    return make
+
+
+def load(**options: Any) -> Any:
+    return datasets.load_dataset("user/rows", split="train", download_mode="force_redownload", **options)
+
+
+def as_datasets_has(table: Any) -> Any:
+    """A table as `datasets` keeps it in memory: the value that every way through the Hub is compared with."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(index, field.name, table.column(index).cast(field.type.value_type))
+    return datasets.Dataset(table)
+
+
+def values(dataset: Any) -> list[Any]:
+    return dataset.with_format("arrow")[:].to_pylist()  # type: ignore[no-any-return]
+
+
+class Stream:
+    """A table of a library that hubsync does not know, such as polars."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize("source", ["table", "batch", "dataset", "stream", "array"])
+def test_parquet_keeps_every_type(source: str, made: Callable[..., Uploader], tmp_path: Path) -> None:
+    table = pa.table({**ANYWHERE, **PARQUET_ONLY})
+    made_from = {
+        "table": table, "batch": table.to_batches()[0], "dataset": as_datasets_has(table), "stream": Stream(table),
+        "array": pa.StructArray.from_arrays([column.combine_chunks() for column in table.columns], table.column_names),
+    }  # fmt: skip
+    with made(format="parquet") as up:
+        assert up.put(made_from[source]).rows == 3
+    back, want = load(), as_datasets_has(table)
+    assert back.features == want.features
+    assert values(back) == values(want)
+    assert verify("user/rows", spool=tmp_path / "spool", content=True).differences == ()
+
+
+@pytest.mark.parametrize("format", [one for one in FORMATS if one != "parquet"])
+def test_json_lines_keep_the_types_that_load_dataset_restores(format: Format, made: Callable[..., Uploader]) -> None:
+    table = pa.table(ANYWHERE)
+    with made(format=format) as up:
+        up.put(table)
+    back, want = load(), as_datasets_has(table)
+    assert back.features == want.features
+    assert values(back) == values(want)
+
+
+@pytest.mark.parametrize("name", PARQUET_ONLY)
+def test_what_json_lines_cannot_carry_is_refused(name: str, made: Callable[..., Uploader]) -> None:
+    with made() as up:
+        with pytest.raises(RowError) as refused:
+            up.put(pa.table({"id": [1, 2, 3], name: PARQUET_ONLY[name]}))
+        if name not in ("u64", "inf"):  # for which a string will do
+            assert "format='parquet'" in str(refused.value)
+        assert refused.value.path.startswith(name)
+        assert up.stats().counts.spooled_rows == 0
+
+
+def test_a_frame_of_pandas_brings_its_types(made: Callable[..., Uploader]) -> None:
+    columns = {
+        "n": pd.array([1, 2], "int32"), "f": pd.array([0.5, 1], "float32"), "at": pd.to_datetime(["2026-01-01"] * 2),
+        "who": ["a", None], "kind": pd.Categorical(["x", "y"]), "missing": [1.5, None], "lists": [[1], None],
+    }  # fmt: skip
+    frame = pd.DataFrame(columns)
+    with made() as up:
+        up.put(frame[frame.n > 0])
+    back = load()
+    assert back.features["n"] == datasets.Value("int32")
+    assert back.features["f"] == datasets.Value("float32")
+    assert back.features["at"].dtype.startswith("timestamp[")
+    assert back["kind"][:] == ["x", "y"]
+    assert (back["who"][:], back["missing"][:], back["lists"][:]) == (["a", None], [1.5, None], [[1], None])
+    assert "__index_level_0__" not in back.features
+
+
+def test_labels_keep_their_names_in_json_lines(made: Callable[..., Uploader]) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"]), "x": datasets.Value("int16")})
+    with made() as up:
+        up.put(datasets.Dataset.from_dict({"label": [1, 0, None], "x": [1, 2, 3]}, features=features))
+    back = load()
+    assert back.features == features
+    assert back["label"][:] == [1, 0, None]
+
+
+def test_a_parquet_file_alone_tells_its_features(made: Callable[..., Uploader], dataset_paths: Any) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"]), "image": datasets.Image()})
+    rows = {"label": [1], "image": [{"bytes": b"x", "path": None}]}
+    with made(format="parquet") as up:
+        up.put(datasets.Dataset.from_dict(rows, features=features))
+    (path,) = dataset_paths()
+    assert datasets.Features.from_arrow_schema(pq.read_schema(path)) == features
+
+
+@pytest.fixture
+def dataset_paths(local_hub: LocalHub) -> Callable[[], list[str]]:
+    def paths() -> list[str]:
+        found = Dataset(local_hub).paths(".parquet")
+        return [hf_hub_download("user/rows", path, repo_type="dataset") for path in found]
+
+    return paths
+
+
+# Mixed sources.
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_column_is_widened_to_hold_a_later_type(format: Format, made: Callable[..., Uploader]) -> None:
+    with made(format=format) as up:
+        up.put(pa.table({"n": pa.array([1], pa.int32()), "f": pa.array([1], pa.int16())}))
+        up.flush()
+        assert load().features["n"] == datasets.Value("int32")
+        up.put(pa.table({"n": [2**60], "f": [0.1]}))
+        up.put([{"n": 3, "f": 2.5}])
+        up.put(pa.table({"n": pa.array([4], pa.int8()), "f": pa.array([0.5], pa.float32())}))
+    back = load()
+    assert back.features["n"] == datasets.Value("int64")
+    assert back.features["f"] == datasets.Value("float64")
+    assert (back["n"][:], back["f"][:]) == ([1, 2**60, 3, 4], [1.0, 0.1, 2.5, 0.5])
+
+
+def test_alternating_sources_share_shards(made: Callable[..., Uploader], dataset_paths: Any) -> None:
+    with made(format="parquet") as up:
+        for n in range(20):
+            up.put([{"id": 2 * n, "text": "plain"}])
+            up.put(pa.table({"id": [2 * n + 1], "raw": [b"\xff"]}))
+    assert sorted(load()["id"][:]) == list(range(40))
+    assert len(dataset_paths()) == 2  # one of lines, before the first table
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_table_that_does_not_fit_is_refused(format: Format, made: Callable[..., Uploader]) -> None:
+    with made(format=format, schema=SchemaPolicy(on_conflict="refuse")) as up:
+        up.put(pa.table({"x": pa.array([1], pa.int32())}))
+        with pytest.raises(SchemaConflict, match="int32"):
+            up.put(pa.table({"x": ["text"]}))
+        with pytest.raises(SchemaConflict):
+            up.put([{"x": "text"}])
+    assert load()["x"][:] == [1]
+
+
+# Faults.
+
+
+@pytest.mark.parametrize("is_rescued", [False, True])
+def test_a_table_survives_the_process(
+    is_rescued: bool, made: Callable[..., Uploader], python: Python, tmp_path: Path
+) -> None:
+    program = """
+import os, signal, sys
+import pyarrow as pa
+from hubsync import Uploader
+up = Uploader("user/rows", spool=sys.argv[1], format="parquet").open()
+up.put(pa.table({"id": [1, 2], "raw": [b"\\xff", None], "at": pa.array([0, 1], pa.timestamp("ms"))}))
+up.put([{"id": 3, "text": "plain"}])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = python.run("-c", program, tmp_path / "spool", env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (file,) = (tmp_path / "spool" / "segments").glob("*.frames")
+    with file.open("ab") as torn:
+        torn.write(b"\xffhsfA")  # what the next take had begun to write
+    if is_rescued:
+        for part in (tmp_path / "spool").glob("catalogue.sqlite*"):
+            part.unlink()
+        report = rebuild(tmp_path / "spool")
+        assert report is not None
+        assert report.rows == 3
+    drain(tmp_path / "spool")
+    back = load()
+    assert back.features["at"] == datasets.Value("timestamp[ms]")
+    assert sorted((row["id"], row["raw"]) for row in back) == [(1, b"\xff"), (2, None), (3, None)]
+
+
+def test_a_rejected_table_can_be_exported_and_resubmitted(made: Callable[..., Uploader], tmp_path: Path) -> None:
+    with made(format="parquet", schema=SchemaPolicy(on_conflict="dead letter")) as up:
+        up.put(pa.table({"x": pa.array([1], pa.int32())}))
+        up.put(pa.table({"x": [b"\xff"], "at": pa.array([0], pa.timestamp("s"))}))
+    with QuarantineCommands(tmp_path / "spool") as commands:
+        (shard,) = commands.shards()
+        assert b"".join(commands.lines(shard)) == b'{"x":"/w==","at":"1970-01-01T00:00:00"}\n'
+        (file,) = commands.export([shard], tmp_path)
+        assert file.name.endswith(".jsonl")
+        assert commands.edited_files([shard]) == []
+        file.write_text('{"x":2,"at":"1970-01-01T00:00:00"}\n')
+        commands.resubmit_edited(shard, file)
+    drain(tmp_path / "spool")
+    assert sorted(load()["x"][:]) == [1, 2]
+
+
+def test_readers_get_typed_rows_as_text_once_before_and_after_the_commit(
+    made: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    table = pa.table({"id": [1, 2], "raw": [b"\xff", None], "at": pa.array([0, 1500], pa.timestamp("ms", "UTC"))})
+    want = [
+        {"id": 1, "raw": "/w==", "at": "1970-01-01T00:00:00Z"},
+        {"id": 2, "raw": None, "at": "1970-01-01T00:00:01.5Z"},
+    ]
+    with made(format="parquet") as up:
+        up.put(table)
+        reader = read_rows("user/rows", spool=tmp_path / "spool")
+        assert list(reader) == want
+        up.flush()
+        assert list(read_rows("user/rows", since=reader.cursor)) == []
+    assert list(read_rows("user/rows")) == want
