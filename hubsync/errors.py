@@ -11,6 +11,8 @@
     ├── ClosedError                   a call before `open` or after `close`
     ├── ForkedError                   a forked child used its parent's uploader
     ├── ReentrantCall                 a finalizer or a hook in a thread of hubsync itself would wait for that thread
+    ├── OffsetOrderError              a batch came after one with a higher offset of its source
+    │   └── SourceInUse               another open uploader of the spool puts offsets of the same source
     ├── OffsetUnknown                 the spool is new and the Hub unreachable: offsets in the dataset are unknown
     ├── SpoolError                    the spool's directory, disk or catalogue
     │   ├── SpoolMismatch             the spool belongs to another repo, revision or endpoint
@@ -139,6 +141,32 @@ class ReentrantCall(HubsyncError):
     Python may run a `__del__`, a weak reference's callback or a telemetry hook of the job in any thread. There, `put`
     accepts a batch without waiting (`ack="queued"`), and `stats` works; calls that must wait raise this.
     """
+
+
+class OffsetOrderError(HubsyncError):
+    """A batch came after one with the same or a higher offset of its source, in one run. It was not accepted.
+
+    Attributes:
+        source: The source.
+        offset: The batch's offset.
+        last: The highest offset that was accepted from this source.
+    """
+
+    def __init__(self, source: str, offset: int, last: int | None, why: str | None = None) -> None:
+        self.source, self.offset, self.last, self._why = source, offset, last, why
+        super().__init__(
+            why
+            or f"offset {offset} of source {source!r} came after {last} in the same run. Its batch was not accepted; "
+            "everything before is safe. The offsets of a source must rise: put each source from one thread or task, "
+            "give each its own source=, or let hubsync put them in order: docs/how-to/resume-after-a-crash.md."
+        )
+
+    def __reduce__(self) -> tuple[type[OffsetOrderError], tuple[str, int, int | None, str | None]]:
+        return type(self), (self.source, self.offset, self.last, self._why)
+
+
+class SourceInUse(OffsetOrderError):
+    """Another open uploader of the same spool puts offsets of the same source. The batch was not accepted."""
 
 
 class OffsetUnknown(HubsyncError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 import threading
 import weakref
 from contextlib import suppress
@@ -134,6 +135,45 @@ class FileLock:
                 os.close(fd)
 
 
+class ByteLocks:
+    """Exclusive locks on single bytes of one file: any number of locks, with one open file, that end with the process.
+
+    They need Linux's locks of open files. Elsewhere, the locks of POSIX exclude other processes only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def acquire(self, number: int) -> bool:
+        """Try to lock a byte, without waiting; return True if it is locked now, or if the disk has no such locks.
+
+        Args:
+            number: Which byte, from 0 and below 2**62. The file stays empty.
+        """
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
+            _held_bytes.add(self)
+        try:
+            if hasattr(fcntl, "F_OFD_SETLK"):
+                lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
+            else:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return True
+
+    def release(self) -> None:
+        """Release all of them."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+_held_bytes: weakref.WeakSet[ByteLocks] = weakref.WeakSet()
+
+
 class HeartbeatMonitor:
     """Detects that the holder of a lock has stalled, from outside its process."""
 
@@ -173,3 +213,5 @@ def _close_in_child() -> None:
         if lock._fd is not None:
             os.close(lock._fd)
             lock._fd = None
+    for locks in list(_held_bytes):
+        locks.release()

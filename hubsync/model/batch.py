@@ -22,6 +22,7 @@ class Batch(NamedTuple):
         schema: The column types of its config, including this batch; None if it was not checked.
         layout: Where its shards go, if not to the uploader's own layout.
         set_aside: Why it goes to the dead letter; None if it does not.
+        waits: The caller of `put` waits until it is spooled, so it learns what goes wrong.
     """
 
     lines: bytes
@@ -33,3 +34,4 @@ class Batch(NamedTuple):
     schema: StructOf | None = None
     layout: Layout | None = None
     set_aside: str | None = None
+    waits: bool = False

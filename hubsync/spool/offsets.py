@@ -1,10 +1,14 @@
-"""Keys and offsets: what makes a repeated batch known, so that it adds nothing."""
+"""Keys and offsets: what makes a repeated batch known, so that it adds nothing; and the order of offsets."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Collection, Iterable
 
+from hubsync._runtime.file_lock import ByteLocks
+from hubsync.errors import OffsetOrderError, SourceInUse
+from hubsync.model.batch import Batch
 from hubsync.spool.database import Catalogue
 
 
@@ -85,6 +89,69 @@ class Offsets:
     def forget_keys(self, segment: int) -> None:
         """Forget the keys of a segment that lost all its rows, so that its batches may be put again."""
         self._catalogue.run("DELETE FROM keys WHERE segment = ?", segment)
+
+
+class OffsetOrder:
+    """The offsets that one uploader puts: within its run they rise, and no other open uploader uses their sources.
+
+    What was accepted before its first batch of a source is a replay, which a job repeats after a restart.
+    """
+
+    def __init__(self, offsets: Offsets, locks: ByteLocks, others: Callable[[], Collection[int]]) -> None:
+        """Claim nothing yet.
+
+        Args:
+            offsets: those of the spool.
+            locks: one for each source.
+            others: returns the processes that have the spool open.
+        """
+        self._offsets = offsets
+        self._locks = locks
+        self._others = others
+        self._sources: dict[str, tuple[int, int, int]] = {}  # the highest before this run; the last, and its content
+
+    def find(self, batch: Batch) -> tuple[int | None] | None:
+        """Return the segment of a batch that was accepted before; None for a new one. Within a transaction.
+
+        Raises:
+            OffsetOrderError: this run has put a higher offset, or another batch with this one.
+            SourceInUse: another open uploader puts offsets of this source.
+        """
+        source, offset = batch.source, batch.offset
+        assert offset is not None
+        if source not in self._sources and not self._locks.acquire(_source_number(source)):
+            raise self._in_use(source, offset)
+        highest = self._offsets.highest(source)
+        first, last, content = self._sources.setdefault(source, (-1 if highest is None else highest, -1, 0))
+        if highest is None or offset > highest:
+            self._sources[source] = first, offset, _content_of(batch)
+            return None
+        if offset > first and (offset < highest or (offset == last and content != _content_of(batch))):
+            raise OffsetOrderError(source, offset, highest)
+        return (self._offsets.segment_with(source, offset),)
+
+    def release(self) -> None:
+        """Let other uploaders use the sources."""
+        self._locks.release()
+
+    def _in_use(self, source: str, offset: int) -> SourceInUse:
+        others = sorted(pid for pid in self._others() if pid != os.getpid())
+        who = f"of process {', '.join(map(str, others))} " if others else "of this process "
+        why = (
+            f"another open uploader {who}puts offsets of source {source!r}, so the batch with offset {offset} was not "
+            "accepted: one of the two would lose rows as replays. Everything accepted is safe. Give each of them its "
+            "own source=, such as the name of its part of the input; or end the other one first."
+        )
+        return SourceInUse(source, offset, self._offsets.highest(source), why)
+
+
+def _content_of(batch: Batch) -> int:
+    """Return a number that tells apart the batches that a job could confuse, in about a microsecond."""
+    return hash((batch.rows, len(batch.lines), batch.lines[:1_000], batch.lines[-1_000:]))
+
+
+def _source_number(source: str) -> int:
+    return int.from_bytes(_digest(source)[:8], "big") >> 2
 
 
 def _digest(key: str) -> bytes:

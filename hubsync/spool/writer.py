@@ -21,11 +21,12 @@ from hubsync._runtime import frames
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.file_lock import FileLock
 from hubsync._runtime.files import fsync_directory
-from hubsync.errors import SpoolError
+from hubsync.errors import OffsetOrderError, SpoolError
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.policies import ShardPolicy
 from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, merge_structs
+from hubsync.spool.offsets import OffsetOrder
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -33,10 +34,17 @@ _WRITEV = 512  # parts in one system call; below every system's IOV_MAX
 
 
 class Accepted(NamedTuple):
-    """What became of one batch: the segment that holds it (None if it has no rows), and whether it was known."""
+    """What became of one batch.
+
+    Attributes:
+        segment: the segment that holds it; None if it has no rows.
+        replayed: it was known, and nothing was added.
+        error: why it was not accepted; None if it was.
+    """
 
     segment: int | None
     replayed: bool
+    error: OffsetOrderError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -132,8 +140,14 @@ class SpoolWriter:
     """
 
     @classmethod
-    def open(cls, spool: Spool, layout: Layout, policy: ShardPolicy) -> SpoolWriter:
+    def open(cls, spool: Spool, layout: Layout, policy: ShardPolicy, order: OffsetOrder | None = None) -> SpoolWriter:
         """Become a writer: under the name of one that is dead, continuing its numbers, else under a new name.
+
+        Args:
+            spool: the spool.
+            layout: where the rows belong.
+            policy: when segments are sealed.
+            order: the order of offsets, of another writer of the same uploader.
 
         Raises:
             SpoolError: the spool can't be written.
@@ -146,15 +160,18 @@ class SpoolWriter:
             failpoint(Failpoint.NAME_TAKEN)
             spool.recovery.recover(name)
             spool.writers.register(name, layout, spool.private)
-            return cls(spool, name, lock, layout, policy)
+            return cls(spool, name, lock, layout, policy, order or spool.writers.offset_order())
         except BaseException as error:
             lock.release()  # else no one could take the name as long as this process lives
             if isinstance(error, OSError):
                 raise SpoolError(f"cannot write to the spool {spool.directory}: {error}.") from error
             raise
 
-    def __init__(self, spool: Spool, name: str, lock: FileLock, layout: Layout, policy: ShardPolicy) -> None:
+    def __init__(
+        self, spool: Spool, name: str, lock: FileLock, layout: Layout, policy: ShardPolicy, order: OffsetOrder
+    ) -> None:
         self.name = name
+        self.order = order
         self._spool = spool
         self._segments = spool.segments
         self._offsets = spool.offsets
@@ -162,7 +179,6 @@ class SpoolWriter:
         self._layout = layout
         self._policy = policy
         self._open: _OpenSegment | None = None
-        self._first_offsets: dict[str, int] = {}  # the highest offset of each source before this writer's first one
         self._holds_frames = False  # a batch was one, so others may follow: lines go into the same segments
         self._is_torn = False  # the open segment's file has a tail that a failed take could not remove
         self._guard = threading.Lock()
@@ -227,9 +243,12 @@ class SpoolWriter:
             self._open = None
 
     def _accept(self, batch: Batch, take: _Take) -> Accepted:
-        known = self._find_replay(batch)
+        try:
+            known = self._find_replay(batch)
+        except OffsetOrderError as error:
+            return Accepted(None, False, error)
         if known is not None:
-            return known
+            return Accepted(known[0], True)
         if batch.set_aside is not None:
             dead = self._quarantine(batch, take)
             self._record(batch, dead)
@@ -319,27 +338,11 @@ class SpoolWriter:
 
     # Keys and offsets.
 
-    def _find_replay(self, batch: Batch) -> Accepted | None:
-        """Return what became of a batch that was accepted before; None for a new one."""
+    def _find_replay(self, batch: Batch) -> tuple[int | None] | None:
+        """Return the segment of a batch that was accepted before; None for a new one."""
         if batch.key is not None and (found := self._offsets.find_key(batch.key)) is not None:
-            return Accepted(found[0], True)
-        if batch.offset is not None:
-            highest = self._offsets.highest(batch.source)
-            first = self._first_offsets.setdefault(batch.source, -1 if highest is None else highest)
-            if highest is not None and batch.offset <= highest:
-                if first < batch.offset < highest:
-                    self._warn_of_order(batch, highest)
-                return Accepted(self._offsets.segment_with(batch.source, batch.offset), True)
-        return None
-
-    def _warn_of_order(self, batch: Batch, highest: int) -> None:
-        """Warn once per source: a batch may also be repeated on purpose, after an error."""
-        self._first_offsets[batch.source] = 1 << 63  # above any offset
-        _log.warning(
-            "offset %d of source %r came after %d in the same run, so it counts as a replay and adds nothing. If its "
-            "rows are new, they are missing now: offsets must increase. Put each source from one thread or task, or "
-            "use key= instead.", batch.offset, batch.source, highest,
-        )  # fmt: skip
+            return found
+        return None if batch.offset is None else self.order.find(batch)
 
     def _record(self, batch: Batch, segment: int | None) -> None:
         if batch.key is not None:
@@ -421,6 +424,7 @@ class SpoolWriter:
             if self._open is not None:
                 self._open.close()
                 self._open = None
+        self.order.release()
         self._lock.release()
 
 

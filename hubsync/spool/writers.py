@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from hubsync._runtime.file_lock import FileLock
+from hubsync._runtime.file_lock import ByteLocks, FileLock
 from hubsync._runtime.files import write_atomically
 from hubsync.model.commit import SidecarFile, Watermark
 from hubsync.model.hashing import git_blob_oid
@@ -23,7 +23,7 @@ from hubsync.model.shard import Shard
 from hubsync.model.target import Target
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
-from hubsync.spool.offsets import Offsets
+from hubsync.spool.offsets import OffsetOrder, Offsets
 from hubsync.spool.segments import Segments
 
 
@@ -75,6 +75,10 @@ class Writers:
     def lock(self, name: str) -> FileLock:
         """Return the lock that a living writer holds on its name."""
         return FileLock(self._directory / f"{name}.lock")
+
+    def offset_order(self) -> OffsetOrder:
+        """Return the order of offsets for an uploader that was just opened."""
+        return OffsetOrder(self._offsets, ByteLocks(self._directory / "sources"), self.pids)
 
     def pids(self) -> set[int]:
         """Return the processes that have the spool open to write."""

@@ -6,6 +6,7 @@
     spool_thread    queue to spool
     engine          the event loop: committer, linger, heartbeats, what other processes commit
     delivery        receipts and flushes that wait for outcomes
+    in_order        batches that finish in any order
 
 ``opening`` and ``closing`` begin and end an engine; ``monitor`` knows its depth and shows it; ``wakers`` connect the
 thread to the event loop.

@@ -28,8 +28,9 @@ from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
-from hubsync.uploader.closing import draining, raise_failure, seconds_after
+from hubsync.uploader.closing import draining, seconds_after
 from hubsync.uploader.engine import Engine
+from hubsync.uploader.in_order import MAX_BATCHES, MAX_BYTES, AsyncInOrder
 
 _log = logging.getLogger("hubsync")
 
@@ -75,7 +76,7 @@ class AsyncUploader(BaseUploader):
         rows: Rows,
         *,
         offset: int | None = None,
-        source: str = "default",
+        source: str | None = None,
         key: str | None = None,
         ack: Ack = "spooled",
         timeout: float | None = None,
@@ -90,7 +91,7 @@ class AsyncUploader(BaseUploader):
         place = self._familiar(engine, encoded, offset)
         if place is None:
             place = await run_in_thread(self._admit, engine, encoded, offset)
-        batch = self._batch(encoded, place, offset, source, key)
+        batch = self._batch(encoded, place, offset, source, key, ack)
         until = None if timeout is None else time.monotonic() + timeout
         if ack == "committed" and engine.is_offline:
             ack = "spooled"  # offline, it gets no further
@@ -107,6 +108,16 @@ class AsyncUploader(BaseUploader):
             with engine.flush_batch(batch.receipt) as told:
                 await told.wait_async(ack, left)
         return batch.receipt
+
+    def in_order(
+        self, source: str | None = None, *, max_batches: int = MAX_BATCHES, max_bytes: int = MAX_BYTES
+    ) -> AsyncInOrder:
+        """Like `Uploader.in_order`. It reads the catalogue, as `offset` does."""
+        name = source or self._source
+        highest = self.offset(name)
+        ordered = AsyncInOrder(self, name, 0 if highest is None else highest + 1, max_batches, max_bytes)
+        self._ordered.append(ordered)
+        return ordered
 
     async def flush(self, timeout: float | None = None) -> None:
         """Like `Uploader.flush`, without blocking the event loop."""
@@ -131,7 +142,7 @@ class AsyncUploader(BaseUploader):
                     failpoint(Failpoint.DRAINED)
         finally:
             await self._end(engine)
-        raise_failure(engine, self.repo)
+        self._raise_failure(engine)
 
     async def _drain_async(self, engine: Engine, timeout: float | None) -> None:
         try:

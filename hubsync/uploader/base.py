@@ -42,6 +42,7 @@ from hubsync.model.layout import Format, Layout
 from hubsync.model.receipt import Receipt
 from hubsync.model.stats import Counts, QueueDepth, SpoolDepth
 from hubsync.policies import (
+    Ack,
     CommitPolicy,
     QueuePolicy,
     RetryPolicy,
@@ -53,7 +54,9 @@ from hubsync.policies import (
 from hubsync.telemetry.status import State
 from hubsync.uploader.closing import after_error, drain, draining, raise_failure
 from hubsync.uploader.engine import Engine
+from hubsync.uploader.in_order import Reorderer
 from hubsync.uploader.opening import Opening
+from hubsync.uploader.ranks import default_source
 from hubsync.uploader.schema_guard import Admission, SchemaGuard
 
 _log = logging.getLogger("hubsync")
@@ -174,6 +177,8 @@ class BaseUploader:
         self._opening = threading.RLock()
         self._is_opening = False
         self._pid = os.getpid()
+        self._source = default_source()
+        self._ordered: list[Reorderer] = []
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._engine is not None else "not opened"
@@ -189,14 +194,14 @@ class BaseUploader:
         """This uploader's name among the dataset's writers."""
         return self._ready().writer_name
 
-    def offset(self, source: str = "default") -> int | None:
+    def offset(self, source: str | None = None) -> int | None:
         """Return the highest offset that is accepted and durable, here or in the dataset.
 
         This reads the spool's catalogue, as `known` does, and blocks while another process locks the catalogue. In an
         event loop, use `asyncio.to_thread(up.offset)`.
 
         Args:
-            source: The name that was given to `put`.
+            source: The name that was given to `put`; None for its default.
 
         Returns:
             The offset, or None if no batch of this source was accepted.
@@ -206,7 +211,7 @@ class BaseUploader:
             ClosedError: The uploader is not open.
         """
         engine = self._ready(waits=True)
-        return call_in_new_thread(self._highest, engine, source)
+        return call_in_new_thread(self._highest, engine, source or self._source)
 
     def _highest(self, engine: Engine, source: str) -> int | None:
         self._know_offsets(engine)
@@ -329,11 +334,11 @@ class BaseUploader:
         profiler = self._guard.profiler if self._guard is not None else None
         return encode(rows, profiler, transform=self._transform, native=self._layout.format == "parquet")
 
-    def _checked(self, rows: Rows, offset: int | None, source: str, key: str | None) -> Encoded:
+    def _checked(self, rows: Rows, offset: int | None, source: str | None, key: str | None) -> Encoded:
         if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):
             raise ConfigError(f"offset must be an int from 0, not {offset!r}.")
-        if not (isinstance(source, str) and is_encodable(source)):
-            raise ConfigError(f"source must be a string that UTF-8 can encode, not {source!r}.")
+        if source is not None and not (isinstance(source, str) and source and is_encodable(source)):
+            raise ConfigError(f"source must be None or a non-empty string that UTF-8 can encode, not {source!r}.")
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigError(f"key must be a non-empty string, not {key!r}.")
         # A step that identifies its batches by their content has transformed and encoded them already.
@@ -362,10 +367,13 @@ class BaseUploader:
                 "without an offset."
             )
 
-    def _batch(self, encoded: Encoded, place: Admission, offset: int | None, source: str, key: str | None) -> Batch:
+    def _batch(
+        self, encoded: Encoded, place: Admission, offset: int | None, source: str | None, key: str | None, ack: Ack
+    ) -> Batch:
         failpoint(Failpoint.ENCODED)
         receipt = Receipt(encoded.rows, len(encoded.lines))
-        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place)
+        source = source or self._source
+        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place, waits=ack != "queued")
 
     # Closing.
 
@@ -396,7 +404,12 @@ class BaseUploader:
             self._join(engine)
             signals.shutdown.unregister(self._at_exit)
             logs.wait_for_logs()
+        self._raise_failure(engine)
+
+    def _raise_failure(self, engine: Engine) -> None:
         raise_failure(engine, self.repo)
+        for gap in filter(None, (ordered.gap() for ordered in self._ordered)):
+            raise gap
 
     def _join(self, engine: Engine) -> None:
         if self._thread is not None:

@@ -19,14 +19,14 @@ from hubsync.spool.spool import Spool
 class Flush(Receipt):
     """Committed once everything that it waits for is. Leaving its block ends the wait."""
 
-    __slots__ = ("_leave", "_of", "_take_refused", "has_left")
+    __slots__ = ("_leave", "_of", "_take_failure", "has_left")
 
     def __init__(
-        self, leave: Callable[[Flush], object], take_refused: Callable[[], ShardsRefused | None], of: Receipt | None
+        self, leave: Callable[[Flush], object], take_failure: Callable[[], HubsyncError | None], of: Receipt | None
     ) -> None:
         super().__init__(0, 0)
         self._leave = leave
-        self._take_refused = take_refused
+        self._take_failure = take_failure
         self._of = of
         self.has_left = False
 
@@ -41,13 +41,13 @@ class Flush(Receipt):
         return wait_timeout(self if self._of is None else self._of, timeout)
 
     def _result(self, until: Until) -> str | None:
-        """Return the sha, or raise; also for shards that were rejected before the flush began."""
+        """Return the sha, or raise; also for what went wrong before the flush began."""
         try:
             sha = super()._result(until)
         except ShardsRefused as error:
-            raise (self._take_refused() or error) from None
-        if (refused := self._take_refused()) is not None:
-            raise refused
+            raise (self._take_failure() or error) from None
+        if (failure := self._take_failure()) is not None:
+            raise failure
         return sha
 
 
@@ -63,6 +63,7 @@ class Delivery:
         self._spool = spool
         self._pending: dict[int, SegmentOutcome] = {}  # by segment
         self._flushes: dict[Flush, OutcomeGroup | None] = {}  # None: still an order in the queue
+        self._failures: deque[HubsyncError] = deque()
         self._refused: deque[tuple[ShardsRefused, int]] = deque()  # since the last flush, with their rows
 
     @property
@@ -110,8 +111,22 @@ class Delivery:
             self._refused.append((error, outcome.rows))
         outcome.settle(sha, error)
 
+    def fail(self, error: HubsyncError) -> None:
+        """Raise `error` from the next flush or the close: the caller of the `put` no longer waits for it."""
+        self._failures.append(error)
+
+    def _take_failure(self) -> HubsyncError | None:
+        """Return what went wrong since the last call: a batch that was not accepted, or rejected shards."""
+        try:
+            failure = self._failures.popleft()
+        except IndexError:
+            return self._take_refused()
+        if more := len(self._failures):
+            self._failures.clear()
+            failure.add_note(f"It is the first of {more + 1:,} batches that were not accepted.")
+        return failure
+
     def _take_refused(self) -> ShardsRefused | None:
-        """Return the shards that were rejected since the last call."""
         refused: ShardsRefused | None = None
         while self._refused:
             try:
@@ -146,7 +161,7 @@ class Delivery:
 
     def flush(self, of: Receipt | None) -> Flush:
         """Return a wait for everything, or for one batch. `begin` starts it, in its turn."""
-        flush = Flush(self.forget, self._take_refused if of is None else lambda: None, of)
+        flush = Flush(self.forget, self._take_failure if of is None else lambda: None, of)
         self._flushes[flush] = None
         return flush
 

@@ -137,7 +137,10 @@ class SpoolThread:
             _log.error("%d rows in memory were not accepted: %s", sum(batch.rows for batch in batches), error)
         else:
             accepted, sealed = result
-            for batch, (segment, replayed) in zip(batches, accepted, strict=True):
+            for batch, (segment, replayed, refused) in zip(batches, accepted, strict=True):
+                if refused is not None:
+                    self._refuse(batch, refused)
+                    continue
                 rows = 0 if replayed or batch.set_aside is not None else batch.rows
                 outcome = self._delivery.outcome(segment, rows, may_be_settled=replayed or segment in sealed)
                 mark_spooled(batch.receipt, outcome, replayed=replayed)
@@ -150,6 +153,13 @@ class SpoolThread:
                 writer.hash_written()
             self._bound_write_ahead_log()
         self._queue.release(batches)
+
+    def _refuse(self, batch: Batch, error: HubsyncError) -> None:
+        """Give a batch back to the caller; if that no longer waits, to the next flush or the close."""
+        mark_dropped(batch.receipt, error)
+        if not batch.waits:
+            self._delivery.fail(error)
+            _log.error("%s were not accepted: %s", count_text(batch.rows, "row"), error)
 
     def _append(self, batches: list[Batch]) -> tuple[list[Accepted], list[int]]:
         spool = self._spool
@@ -170,19 +180,19 @@ class SpoolThread:
         if batch.layout is None:
             return self.writer
         if batch.layout not in self._siblings:
-            opened = SpoolWriter.open(self._spool, batch.layout, self._shard)
+            opened = SpoolWriter.open(self._spool, batch.layout, self._shard, self.writer.order)
             self._siblings = {**self._siblings, batch.layout: opened}  # a new dict: the event loop reads the old one
         return self._siblings[batch.layout]
 
     def _count(self, batches: list[Batch], accepted: list[Accepted]) -> None:
-        new = [batch for batch, found in zip(batches, accepted, strict=True) if not found.replayed]
+        new = [batch for batch, found in zip(batches, accepted, strict=True) if not (found.replayed or found.error)]
         size = sum(len(batch.lines) for batch in new)
         self._bytes_unchecked = (0 if self._bytes_unchecked >= _QUOTA_STEP else self._bytes_unchecked) + size
         counts = self._status.counts
         counts.spooled_batches += len(new)
         counts.spooled_rows += sum(batch.rows for batch in new)
         counts.spooled_bytes += size
-        counts.replayed_batches += len(batches) - len(new)
+        counts.replayed_batches += sum(found.replayed for found in accepted)
         for batch in new:
             if batch.set_aside is not None:
                 counts.refusals += 1

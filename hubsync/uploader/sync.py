@@ -17,6 +17,7 @@ from hubsync.model.receipt import Receipt, mark_dropped
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader
 from hubsync.uploader.closing import draining, seconds_after
+from hubsync.uploader.in_order import MAX_BATCHES, MAX_BYTES, InOrder
 
 
 class Uploader(BaseUploader):
@@ -67,7 +68,7 @@ class Uploader(BaseUploader):
         rows: Rows,
         *,
         offset: int | None = None,
-        source: str = "default",
+        source: str | None = None,
         key: str | None = None,
         ack: Ack = "spooled",
         timeout: float | None = None,
@@ -77,9 +78,11 @@ class Uploader(BaseUploader):
         Args:
             rows: A list of dicts, dataclasses, msgspec Structs or pydantic models; or a `datasets.Dataset`, a
                 `pyarrow.Table` or `RecordBatch`.
-            offset: The batch's position in `source`. Offsets must rise. A batch whose offset is not above the highest
-                accepted one is a replay: nothing is added, and the receipt says so.
-            source: The name of the sequence that `offset` counts.
+            offset: The batch's position in `source`. Offsets must rise within a run. A batch whose offset was accepted
+                in an earlier run is a replay: nothing is added, and the receipt says so.
+            source: The name of the sequence that `offset` counts; one open uploader at a time may use it. None for
+                "default", or in a job of several ranks for one name a rank, such as "default-rank3" (from RANK,
+                SLURM_PROCID and others; see docs/how-to/resume-after-a-crash.md).
             key: A unique name for the batch. A batch whose key was accepted before is a replay.
             ack: How far the batch must be before this returns: "queued" (in memory), "spooled" (it survives the
                 process), or "committed" (on the Hub; its shard is sealed now, as by `flush`).
@@ -94,6 +97,8 @@ class Uploader(BaseUploader):
             SchemaConflict: A value does not fit its column. The batch was not accepted.
             BatchTooLarge: The batch is larger than the queue may be. It was not accepted.
             QueueFull: The queue is full and its policy is "raise", or `timeout` passed. The batch was not accepted.
+            OffsetOrderError: The batch came after one with a higher offset, or (`SourceInUse`) another open uploader
+                uses the source. The batch was not accepted. With `ack="queued"`, `flush` and `close` raise it.
             ClosedError: The uploader is not open. The batch was not accepted.
             ForkedError: This process was forked from the one that opened the uploader. The batch was not accepted.
             SpoolLost: The spool was deleted or is corrupt. The batch was not accepted.
@@ -115,7 +120,7 @@ class Uploader(BaseUploader):
             place = call_in_new_thread(self._admit, engine, encoded, offset)
         if own_thread.depth:
             ack = "queued"  # this thread must not wait for itself
-        batch = self._batch(encoded, place, offset, source, key)
+        batch = self._batch(encoded, place, offset, source, key, ack)
         until = None if timeout is None else time.monotonic() + timeout
         if not engine.queue.put(batch, timeout):
             mark_dropped(batch.receipt, DROPPED)
@@ -127,6 +132,33 @@ class Uploader(BaseUploader):
             with engine.flush_batch(batch.receipt) if ack == "committed" else nullcontext(batch.receipt) as told:
                 told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
+
+    def in_order(
+        self, source: str | None = None, *, max_batches: int = MAX_BATCHES, max_bytes: int = MAX_BYTES
+    ) -> InOrder:
+        """Return a helper that puts batches in the order of their offsets, for a pool that finishes them in any order.
+
+            ordered = up.in_order()
+            with ThreadPoolExecutor(8) as pool:
+                for n in range(ordered.next, len(prompts)):
+                    pool.submit(lambda n=n: ordered.put(generate(prompts[n]), n))
+
+        Its `next` is the first offset that is missing. `close` raises `OffsetOrderError` if an offset was left out.
+
+        Args:
+            source: The source of the offsets, as in `put`.
+            max_batches: Batches that may wait in memory for an earlier one. Further ones block.
+            max_bytes: Encoded bytes that may wait.
+
+        Raises:
+            OffsetUnknown: The spool is new and the Hub has not answered yet.
+            ClosedError: The uploader is not open.
+        """
+        name = source or self._source
+        highest = self.offset(name)
+        ordered = InOrder(self, name, 0 if highest is None else highest + 1, max_batches, max_bytes)
+        self._ordered.append(ordered)
+        return ordered
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything accepted so far is committed.

@@ -66,5 +66,6 @@ def all_sealed(spool: Spool) -> list[Shard]:
 
 
 def die(writer: SpoolWriter) -> None:
-    """The process ends here: the lock goes, and nothing else happens."""
+    """The process ends here: the locks go, and nothing else happens."""
+    writer.order.release()
     writer._lock.release()

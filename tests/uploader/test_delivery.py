@@ -59,7 +59,7 @@ def in_thread(work: Callable[[], Any]) -> Callable[[], Any]:
     return answer
 
 
-@pytest.mark.parametrize("source", ["run-\udce9", None, 1.5, b"x", ["a"]])
+@pytest.mark.parametrize("source", ["run-\udce9", "", 1.5, b"x", ["a"]])
 def test_put_rejects_a_source_that_is_not_text(uploader: Any, dataset: Dataset, source: Any) -> None:
     with uploader() as up:
         with pytest.raises(ConfigError, match="source"):

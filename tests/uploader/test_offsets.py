@@ -1,0 +1,298 @@
+"""Offsets: their order within a run, one uploader per source, ranks, and batches that finish in any order."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from hubsync import AsyncUploader, OffsetOrderError, QueueFull, SourceInUse, Uploader
+from hubsync.localhub import LocalHub
+from hubsync.uploader.in_order import InOrder
+from hubsync.uploader.ranks import default_source
+from tests.conftest import FAST, Commands, Dataset
+from tests.waiting import until
+
+Make = Callable[..., Uploader]
+
+
+def test_an_offset_below_the_last_one_of_this_run_is_refused(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}], offset=1)
+        up.put([{"id": 5}], offset=5)
+        with pytest.raises(OffsetOrderError, match="offset 3 of source 'default' came after 5") as raised:
+            up.put([{"id": 3}], offset=3)
+        up.put([{"id": 3}], offset=3, source="other")
+        up.put([{"id": 6}], offset=6)
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert (error.source, error.offset, error.last) == ("default", 3, 5)
+    assert dataset.ids() == [1, 3, 5, 6]
+
+
+def test_another_batch_with_the_last_offset_is_refused_and_the_same_one_is_a_replay(
+    uploader: Make, dataset: Dataset
+) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}], offset=1)
+        assert up.put([{"id": 1}], offset=1).replayed  # as after a timeout
+        with pytest.raises(OffsetOrderError):
+            up.put([{"id": 2}], offset=1)
+    assert dataset.ids() == [1]
+
+
+def test_a_replay_after_a_restart_is_silent(uploader: Make, dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    with uploader() as up:
+        for n in range(4):
+            up.put([{"id": n}], offset=n)
+    with uploader() as up:
+        receipts = [up.put([{"id": n}], offset=n) for n in range(6)]
+    assert [receipt.replayed for receipt in receipts] == [True] * 4 + [False] * 2
+    assert dataset.ids() == [*range(6)]
+    assert not [record for record in caplog.records if "offset" in record.getMessage()]
+
+
+@pytest.mark.parametrize("how", ["flush", "close"])
+def test_an_offset_out_of_order_that_no_put_waited_for_is_raised_by_the_next_flush(uploader: Make, how: str) -> None:
+    up = uploader().open()
+    up.put([{"id": 5}], offset=5)
+    receipt = up.put([{"id": 3}], offset=3, ack="queued")
+    with pytest.raises(OffsetOrderError):
+        up.flush() if how == "flush" else up.close()
+    assert receipt.state == "dropped"
+    up.close()
+
+
+def test_two_open_uploaders_of_one_process_cannot_share_a_source(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as one, uploader() as two:
+        one.put([{"id": 0}], offset=0)
+        with pytest.raises(SourceInUse, match="another open uploader of this process puts offsets of source 'default'"):
+            two.put([{"id": 1}], offset=1)
+        two.put([{"id": 2}], offset=0, source="two")
+        one.close()
+        two.put([{"id": 3}], offset=1)
+    assert dataset.ids() == [0, 2, 3]
+
+
+RANK = """
+import sys
+from hubsync import Uploader
+spool, endpoint, token = sys.argv[1:4]
+with Uploader("user/rows", endpoint=endpoint, token=token, spool=spool) as up:
+    for n in range(5):
+        up.put([{"id": int(sys.argv[4]) * 10 + n}], offset=n)
+    print("put", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_ranks_of_one_job_have_sources_of_their_own(
+    run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
+) -> None:
+    ranks = [
+        run.python(
+            "-c", RANK, str(tmp_path / "spool"), hub.endpoint, hub.token, str(rank), RANK=str(rank), WORLD_SIZE="4"
+        )
+        for rank in range(4)
+    ]
+    for process in ranks:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() in ("put", b"put")
+    for process in ranks:
+        process.communicate("")
+        assert process.wait() == 0
+    assert dataset.ids() == [rank * 10 + n for rank in range(4) for n in range(5)]
+
+
+def test_processes_without_ranks_cannot_share_a_source(
+    run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
+) -> None:
+    """The second one fails; once the first one is killed, a third one continues at once."""
+    args = "-c", RANK, str(tmp_path / "spool"), hub.endpoint, hub.token
+    first = run.python(*args, "0")
+    assert first.stdout is not None
+    assert first.stdout.readline().strip() in ("put", b"put")
+    with run.python(*args, "1") as second:
+        _, log = second.communicate("")
+        assert second.wait() == 1
+        assert "SourceInUse: another open uploader of process" in log
+    first.kill()
+    first.wait()
+    with run.python(*args, "1") as third:
+        third.communicate("")
+        assert third.wait() == 0
+    assert dataset.ids() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("environment", "source"),
+    [
+        ({}, "default"),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, "default-rank3"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "default"),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}, "default-rank2"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_ARRAY_TASK_ID": "7"}, "default-array7"),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, "default-rank1"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "default-rank1"),
+        ({"JOB_COMPLETION_INDEX": "5"}, "default-array5"),
+        ({"RANK": "x"}, "default"),
+    ],
+)
+def test_the_default_source_names_the_rank(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], source: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_source() == source
+
+
+# Batches that finish in any order.
+
+
+def test_a_thread_pool_puts_its_batches_in_order(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        ordered = up.in_order(max_batches=20)
+        numbers = [*range(200)]
+        for start in range(0, 200, 20):  # within what may wait, in any order
+            part = numbers[start : start + 20]
+            random.Random(start).shuffle(part)
+            numbers[start : start + 20] = part
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(ordered.put, [{"id": n}], n) for n in numbers]:
+                done.result(60)
+        assert ordered.next == 200
+        assert up.offset() == 199
+    assert dataset.ids() == [*range(200)]
+
+
+def test_a_batch_beyond_the_limit_blocks_until_the_missing_one_comes(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        ordered = up.in_order(max_batches=2)
+        ordered.put([{"id": 1}], 1)
+        ordered.put([{"id": 2}], 2)
+        with pytest.raises(QueueFull, match="offset 0 of source 'default' did not come"):
+            ordered.put([{"id": 3}], 3, timeout=0.05)
+        late = threading.Thread(target=ordered.put, args=([{"id": 3}], 3))
+        late.start()
+        until(lambda: ordered._blocked)
+        ordered.put([], 0)
+        late.join(60)
+    assert dataset.ids() == [1, 2, 3]
+
+
+def test_a_missing_offset_is_raised_by_close(uploader: Make, dataset: Dataset) -> None:
+    up = uploader().open()
+    ordered = up.in_order()
+    ordered.put([{"id": 0}], 0)
+    ordered.put([{"id": 2}, {"id": 3}], 2)
+    with pytest.raises(OffsetOrderError, match="offset 1 of source 'default' was never put, so 2 rows"):
+        up.close()
+    assert dataset.ids() == [0]
+
+
+def test_two_batches_with_one_number_are_refused(uploader: Make) -> None:
+    with uploader() as up:
+        ordered = up.in_order()
+        ordered.put([{"id": 1}], 1)
+        with pytest.raises(OffsetOrderError, match="two batches have the offset 1"):
+            ordered.put([{"id": 2}], 1)
+        ordered.put([{"id": 0}], 0)
+        with pytest.raises(OffsetOrderError):
+            ordered.put([{"id": 9}], 0)
+
+
+def test_a_batch_that_conflicts_names_its_offset_and_can_be_put_again(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        ordered = up.in_order()
+        ordered.put([{"id": 0}], 0)
+        ordered.put([{"id": "text"}], 2)
+        with pytest.raises(ValueError, match="id") as raised:
+            ordered.put([{"id": 1}], 1)
+        assert raised.value.__notes__ == ["It is the batch with offset 2 of source 'default'."]
+        ordered.put([{"id": 2}], 2)
+    assert dataset.ids() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_pool_of_tasks_puts_its_batches_in_order(
+    hub: LocalHub, dataset: Dataset, tmp_path: Path, backend: str
+) -> None:
+    given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
+
+    async def run() -> None:
+        async with AsyncUploader("user/rows", **given) as up:
+            ordered = up.in_order(max_batches=10)
+            rng = random.Random(1)
+
+            async def work(n: int) -> None:
+                await anyio.sleep(rng.random() * 0.01)
+                await ordered.put([{"id": n}], n)
+
+            async with anyio.create_task_group() as tasks:
+                for n in range(ordered.next, 100):
+                    tasks.start_soon(work, n)
+
+    anyio.run(run, backend=backend)
+    assert dataset.ids() == [*range(100)]
+
+
+POOL = """
+import random, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from hubsync import ShardPolicy, Uploader
+spool, endpoint, token = sys.argv[1:4]
+rng = random.Random()
+
+def work(n):
+    time.sleep(rng.random() * 0.01)
+    ordered.put([{"id": n}], n)
+
+with Uploader("user/rows", endpoint=endpoint, token=token, spool=spool, shard=ShardPolicy(max_rows=20)) as up:
+    ordered = up.in_order()
+    print(ordered.next, flush=True)
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(work, n) for n in range(ordered.next, 400)]:
+            done.result()
+"""
+
+
+@pytest.mark.slow("a job that is killed again and again")
+def test_a_pool_that_is_killed_resumes_without_a_gap(
+    run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
+) -> None:
+    rng = random.Random(7)
+    starts = []
+    for kills in range(30):
+        with run.python("-c", POOL, str(tmp_path / "spool"), hub.endpoint, hub.token) as job:
+            assert job.stdout is not None
+            starts.append(int(job.stdout.readline()))
+            if kills < 4:
+                try:
+                    job.wait(rng.uniform(0.05, 0.25))
+                except Exception:  # it still runs
+                    job.kill()
+                    job.wait()
+                    continue
+            else:
+                _, log = job.communicate("")
+                assert job.wait() == 0, log
+                break
+    assert starts == sorted(starts)
+    assert len(starts) > 1
+    assert dataset.ids() == [*range(400)]
+
+
+def test_the_helper_says_what_it_waits_for(uploader: Make) -> None:
+    with uploader() as up:
+        ordered: InOrder = up.in_order("prompts")
+        ordered.put([{"id": 1}], 1)
+        assert repr(ordered) == "<in order, source 'prompts': next is 0, 1 wait for it>"
+        ordered.put([{"id": 0}], 0)
+        assert json.dumps(up.offset("prompts")) == "1"
