@@ -30,10 +30,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hubsync.localhub.call import Operation
     from hubsync.localhub.control import Served
     from hubsync.localhub.faults import Fault, Faults
     from hubsync.localhub.limits import Limits
+    from hubsync.localhub.protocol import Operation
     from hubsync.localhub.server import LocalHub, serve
 
 __all__ = ["Fault", "Faults", "Limits", "LocalHub", "Operation", "Served", "serve"]
@@ -43,7 +43,7 @@ _MODULES = {
     "Faults": "faults",
     "Limits": "limits",
     "LocalHub": "server",
-    "Operation": "call",
+    "Operation": "protocol",
     "Served": "control",
     "serve": "server",
 }

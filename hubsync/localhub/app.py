@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from inspect import iscoroutinefunction
 from urllib.parse import urlsplit
 
 import anyio
@@ -26,11 +27,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from hubsync.localhub.api import commits, discussions, files, lfs, refs, repos, xet
-from hubsync.localhub.call import Call, HubError, json_response
 from hubsync.localhub.control import Control, RequestLog, Served
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import RequestWindows
-from hubsync.localhub.routing import Match, Router
+from hubsync.localhub.protocol import HubError, json_response
+from hubsync.localhub.routing import Call, Match, Router
 from hubsync.localhub.state import HubState
 
 _MAX_BODY_BYTES = 256 << 20
@@ -186,19 +187,22 @@ class App:
 
     async def _run_handler(self, match: Match, exchange: _Exchange, request: Request) -> Response:
         self._windows.check(exchange.headers, match.operation)
-        if match.route is None:
+        if match.handler is None:
             raise HubError(404, "Sorry, we can't find the page you are looking for.")
-        call = Call(match.operation, request, match.params)
-        if match.route.stream is not None:
-            return await match.route.stream(self._hub, call)
+        call = Call(self._hub, request, match.params)
+        if iscoroutinefunction(match.handler):
+            response = await match.handler(self._hub, call)
+            assert isinstance(response, Response)
+            return response
         body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > _MAX_BODY_BYTES:
                 raise HubError(413, "Payload Too Large")
         call.body = bytes(body)
-        assert match.route.handler is not None
-        return await self._hub.in_thread(match.route.handler, self._hub, call)
+        response = await self._hub.in_thread(match.handler, self._hub, call)
+        assert isinstance(response, Response)
+        return response
 
     # Faults
 

@@ -30,9 +30,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from hubsync.localhub.call import HubError, json_response
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import Limits
+from hubsync.localhub.protocol import HubError, json_response
 
 PREFIX = "/_localhub/"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?")

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import json
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
-from hubsync.localhub.call import Operation
+import msgspec
+
 from hubsync.localhub.limits import commit_limit_text
+from hubsync.localhub.protocol import Operation
 
 Kind = Literal["latency", "bandwidth", "status", "reset", "hang", "late", "outage", "hostile"]
 When = Literal["before", "after"]
@@ -32,7 +33,7 @@ Shape = Literal["html", "garbage", "huge", "redirect", "empty", "truncated", "wr
 RateShape = Literal["api", "commits", "retry-after"]
 
 _OPERATIONS = {*map(str, Operation), "*"}
-_API_POLICY = (("RateLimit-Policy", '"fixed window";"api";q=1000;w=300'),)
+_API_POLICY = ("RateLimit-Policy", '"fixed window";"api";q=1000;w=300')
 
 
 class Aim(TypedDict, total=False):
@@ -43,15 +44,14 @@ class Aim(TypedDict, total=False):
     that name this `namespace/name`.
     """
 
-    on: str | Iterable[str]
+    on: str | Collection[str]
     times: int | None
     after: int
     probability: float
     repo: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way to fail. Build it with the constructors below; times are real seconds, whatever the Hub's clock says.
 
     Attributes:
@@ -66,7 +66,7 @@ class Fault:
     """
 
     kind: Kind
-    on: str | Iterable[str] = "*"
+    on: str | Collection[str] = "*"
     times: int | None = None
     after: int = 0
     probability: float = 1.0
@@ -80,20 +80,21 @@ class Fault:
     shape: Shape | None = None
 
     def __post_init__(self) -> None:
-        operations = (self.on,) if isinstance(self.on, str) else tuple(self.on)
-        object.__setattr__(self, "on", tuple(str(operation) for operation in operations))
-        if unknown := [operation for operation in self.on if operation not in _OPERATIONS]:
-            raise ValueError(f"unknown operations {unknown}; there are {sorted(_OPERATIONS)}")
+        operations = (self.on,) if isinstance(self.on, str) else tuple(map(str, self.on))
+        msgspec.structs.force_setattr(self, "on", operations)
+        if unknown := {*operations} - _OPERATIONS:
+            raise ValueError(f"unknown operations {sorted(unknown)}; there are {sorted(_OPERATIONS)}")
         if self.kind not in get_args(Kind) or self.when not in get_args(When):
             raise ValueError(f"unknown kind {self.kind!r} or time {self.when!r}")
-        if self.kind == "status" and not (self.code is not None and 400 <= self.code < 600):
-            raise ValueError("a status fault needs a code from 400 to 599")
-        if self.kind == "hostile" and self.shape not in get_args(Shape):
-            raise ValueError(f"a hostile fault needs a shape, one of {get_args(Shape)}")
-        if (self.kind == "latency" and self.seconds is None) or (
-            self.kind == "bandwidth" and not (self.bytes_per_s or 0) > 0
-        ):
-            raise ValueError(f"a {self.kind} fault needs its measure")
+        needs = {
+            "status": ("a code from 400 to 599", self.code is not None and 400 <= self.code < 600),
+            "hostile": (f"a shape, one of {get_args(Shape)}", self.shape in get_args(Shape)),
+            "latency": ("seconds", self.seconds is not None),
+            "bandwidth": ("bytes_per_s above 0", (self.bytes_per_s or 0) > 0),
+        }
+        what, has_it = needs.get(self.kind, ("", True))
+        if not has_it:
+            raise ValueError(f"a {self.kind} fault needs {what}")
         if not 0 <= self.probability <= 1 or self.after < 0 or (self.times is not None and self.times < 1):
             raise ValueError("probability must be in 0..1, after at least 0, times at least 1")
 
@@ -145,20 +146,20 @@ class Fault:
             limit, error = '"api";r=936;t=271', commit_limit_text(128, 3600)
         else:
             limit, error = f'"api";r=0;t={seconds}', f"We had to rate limit you. Retry after {seconds} seconds."
-        headers = (("RateLimit", limit), *_API_POLICY)
+        headers = (("RateLimit", limit), _API_POLICY)
         return cls(kind="status", code=429, body=json.dumps({"error": error}), headers=headers, **aim)
 
     @classmethod
     def conflict(cls, **aim: Unpack[Aim]) -> Fault:
         """Answer 409: another commit is in progress."""
-        body = '{"error":"Another commit is in progress on this branch. Please retry later."}'
-        return cls(kind="status", code=409, body=body, **aim)
+        error = "Another commit is in progress on this branch. Please retry later."
+        return cls.status(409, body=json.dumps({"error": error}), **aim)
 
     @classmethod
     def stale(cls, **aim: Unpack[Aim]) -> Fault:
         """Answer 412: the parent is not the head."""
-        body = '{"error":"The branch was updated since you opened this page. Please refresh and try again."}'
-        return cls(kind="status", code=412, body=body, **aim)
+        error = "The branch was updated since you opened this page. Please refresh and try again."
+        return cls.status(412, body=json.dumps({"error": error}), **aim)
 
     @classmethod
     def reset(cls, *, when: When = "before", **aim: Unpack[Aim]) -> Fault:
@@ -198,21 +199,18 @@ class Fault:
         """
         fields = dict(value)
         if isinstance(fields.get("headers"), dict):
-            fields["headers"] = tuple((str(name), str(text)) for name, text in fields["headers"].items())
-        kind = fields.get("kind")
+            fields["headers"] = tuple(fields["headers"].items())
         try:
-            if kind in ("rate_limit", "conflict", "stale"):
-                del fields["kind"]
-                made: Fault = getattr(cls, str(kind))(**fields)
+            if fields.get("kind") in ("rate_limit", "conflict", "stale"):
+                made: Fault = getattr(cls, fields.pop("kind"))(**fields)
                 return made
-            return cls(**fields)
+            return msgspec.convert(fields, cls)
         except TypeError as error:
             raise ValueError(f"bad fault: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return its fields in the form of the control API."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {"headers": dict(self.headers), "on": list(self.on)}
+        return msgspec.structs.asdict(self) | {"headers": dict(self.headers), "on": list(self.on)}
 
     def matches(self, operation: Operation, repo: str | None) -> bool:
         """Return whether it is for a request of this operation, to this repo."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from starlette.types import Scope
 
-from hubsync.localhub.call import HubError, Operation
+from hubsync.localhub.protocol import HubError, Operation
 from hubsync.localhub.storage.store import Caller, Store
 
 _WINDOW_S = 300

@@ -1,8 +1,4 @@
-"""What every handler works with: the stores, the limits, and the Hub's rules on who may see and do what.
-
-`readable`, `downloadable` and `writable` are the only ways from a request to a repo, so a private repo looks like a
-missing one everywhere, and a read token or a stranger is refused before a handler looks at anything.
-"""
+"""What every handler works with: the stores and the limits, signed addresses, revisions and trees."""
 
 from __future__ import annotations
 
@@ -20,11 +16,11 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from hubsync.localhub.call import Call, HubError
 from hubsync.localhub.limits import CommitQuota, Limits
+from hubsync.localhub.protocol import HubError
 from hubsync.localhub.storage.blobs import BlobStore, Upload
 from hubsync.localhub.storage.history import Commit, Content, FolderLimit, History, PathConflict
-from hubsync.localhub.storage.store import Caller, Repo, Store
+from hubsync.localhub.storage.store import Repo, Store
 from hubsync.localhub.xet.cas import ContentStore
 
 T = TypeVar("T")
@@ -115,69 +111,6 @@ class HubState:
 
     def _signature(self, body: str) -> str:
         return hmac.new(self._secret, body.encode(), hashlib.sha256).hexdigest()[:32]
-
-    # Callers and what they may do
-
-    def caller(self, call: Call) -> Caller | None:
-        """Return the token's owner, or None for an anonymous request. A bad token is refused for any request (401)."""
-        header = call.request.headers.get("authorization", "")
-        scheme, _, token = header.partition(" ")
-        if not header:
-            return None
-        caller = self.store.caller(token.strip(), self.clock()) if scheme.lower() == "bearer" else None
-        if caller is None:
-            raise HubError(401, "Invalid credentials in Authorization header")
-        return caller
-
-    def authenticated(self, call: Call) -> Caller:
-        """Return the token's owner; refuse an anonymous request (401)."""
-        caller = self.caller(call)
-        if caller is None:
-            raise HubError(401, "Invalid username or password.")
-        return caller
-
-    def may_read(self, caller: Caller | None, repo: Repo) -> bool:
-        """Return whether a caller may know of a repo."""
-        return not repo.private or (caller is not None and self.store.owns(caller, repo.namespace))
-
-    def find_repo(self, caller: Caller | None, repo_type: str, name: str) -> Repo:
-        """Return a repo. Missing and forbidden ones look alike: 401 to a stranger, 404 to a user."""
-        repo = self.store.repo(repo_type, name)
-        if repo is None or not self.may_read(caller, repo):
-            if caller is None:
-                raise HubError(401, "Invalid username or password.", code="RepoNotFound")
-            raise HubError(404, "Repository not found", code="RepoNotFound")
-        return repo
-
-    def readable(self, call: Call) -> Repo:
-        """Return the repo that a request names, if the caller may know of it."""
-        return self.find_repo(self.caller(call), call.repo_type, call.repo_name)
-
-    def downloadable(self, call: Call) -> Repo:
-        """Return the repo that a request names, if the caller may read its files: of a gated repo, only its owners."""
-        repo = self.readable(call)
-        if repo.extra.get("gated"):
-            caller = self.caller(call)
-            if caller is None or not self.store.owns(caller, repo.namespace):
-                message = (
-                    f"Access to {repo.type} {repo.name} is restricted and you are not in the authorized list. "
-                    f"Visit {self.endpoint}/{repo.web_path} to ask for access."
-                )
-                raise HubError(401 if caller is None else 403, message, code="GatedRepo")
-        return repo
-
-    def writable(self, call: Call, *, pull_request: bool = False) -> tuple[Repo, Caller]:
-        """Return the repo that a request names and the caller, if they may write to it.
-
-        To open a pull request, a write token and a readable repo are enough.
-        """
-        repo = self.readable(call)
-        caller = self.authenticated(call)
-        if caller.role != "write":
-            raise HubError(403, "Forbidden: you must use a write token to upload to a repository.")
-        if not pull_request and not self.store.owns(caller, repo.namespace):
-            raise HubError(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
-        return repo, caller
 
     # Revisions and small files
 

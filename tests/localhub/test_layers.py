@@ -10,7 +10,7 @@ import pytest
 import hubsync.localhub
 
 PACKAGE = Path(hubsync.localhub.__file__).parent
-LAYERS = ["storage", "xet", "call", "limits", "faults", "state", "routing", "api", "control", "app", "server"]
+LAYERS = ["storage", "xet", "protocol", "limits", "faults", "state", "routing", "api", "control", "app", "server"]
 INSIDE = {
     "storage": ["git", "blobs", "store", "history"],
     "xet": ["formats", "cas"],

@@ -17,8 +17,8 @@ import msgspec
 from starlette.responses import Response
 
 from hubsync.localhub.api import cards, discussions
-from hubsync.localhub.call import Call, HubError, Operation, json_response
-from hubsync.localhub.routing import Route
+from hubsync.localhub.protocol import HubError, Operation, json_response
+from hubsync.localhub.routing import Call, Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage import git
 from hubsync.localhub.storage.store import Caller, Repo
@@ -28,37 +28,30 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OID = re.compile(r"[0-9a-f]{40}\Z")
 
 
-# Preupload
-
-
 def preupload(hub: HubState, call: Call) -> Response:
     """Decide for each file whether it is regular, large or ignored, and show what the repo has at its path."""
-    repo, _ = hub.writable(call, pull_request=call.flag("create_pr"))
-    commit = hub.revision(repo, call.params["rev"])
-    body = call.json()
+    call.writable(pull_request=call.flag("create_pr"))
+    tree, body, most = call.commit.tree, call.json(), hub.limits.preupload_files
     files = body.get("files")
     if not isinstance(files, list):
         raise HubError(400, '"files" must be an array')
-    if len(files) > hub.limits.preupload_files:
-        raise HubError(400, f'"files" must contain less than or equal to {hub.limits.preupload_files} items')
+    if len(files) > most:
+        raise HubError(400, f'"files" must contain less than or equal to {most} items')
 
     def committed(path: str) -> str:
-        return hub.text(hub.history.file(commit.tree, path))
+        return hub.text(hub.history.file(tree, path))
 
     ignore = committed(".gitignore") if body.get("gitIgnore") is None else str(body["gitIgnore"])
     attributes = str(body.get("gitAttributes") or committed(".gitattributes"))
-    modes = [_upload_mode(hub, commit.tree, ignore, attributes, item) for item in files]
-    return json_response({"files": modes, "commitOid": commit.oid})
+    modes = [_upload_mode(hub, tree, ignore, attributes, item) for item in files]
+    return json_response({"files": modes, "commitOid": call.commit.oid})
 
 
 def _upload_mode(hub: HubState, tree: str, ignore: str, attributes: str, item: object) -> dict[str, Any]:
     if not isinstance(item, dict) or not isinstance(item.get("size"), int) or item["size"] < 0:
         raise HubError(400, '"files" items need a "path", a "size" and a "sample"')
     path = _checked_path(item.get("path"))
-    try:
-        binascii.a2b_base64(str(item.get("sample") or ""), strict_mode=True)
-    except binascii.Error:
-        raise HubError(400, f'"sample" of {path} is not base64') from None
+    _decoded(str(item.get("sample") or ""), path)
     large = item["size"] >= hub.limits.regular_bytes or git.lfs_tracked(attributes, path)
     mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": git.ignored(ignore, path)}
     present = hub.history.file(tree, path)
@@ -71,7 +64,11 @@ def _checked_path(path: object) -> str:
     return str(path)
 
 
-# Commit
+def _decoded(text: str, path: str) -> bytes:
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise HubError(400, f"Invalid base64 content for {path}") from None
 
 
 class _Value(msgspec.Struct):
@@ -111,7 +108,7 @@ class _Draft:
 async def commit(hub: HubState, call: Call) -> Response:
     """Apply all operations of a commit, or none."""
     create_pr = call.flag("create_pr")
-    repo, caller = await hub.in_thread(hub.writable, call, pull_request=create_pr)
+    repo, caller = await hub.in_thread(call.writable, pull_request=create_pr)
     await hub.in_thread(hub.quota.check, caller)
     media_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("application/x-ndjson", "application/ndjson"):
@@ -181,10 +178,7 @@ def _add_regular(hub: HubState, draft: _Draft, path: str, value: _Value) -> None
     text, is_base64 = value.content, value.encoding == "base64"
     if text is None or value.encoding not in ("base64", "utf-8"):
         raise HubError(400, f'"content" of {path} must be a string, its "encoding" base64 or utf-8')
-    try:
-        data = binascii.a2b_base64(text, strict_mode=True) if is_base64 else text.encode()
-    except (binascii.Error, ValueError):
-        raise HubError(400, f"Invalid base64 content for {path}") from None
+    data = _decoded(text, path) if is_base64 else text.encode()
     draft.inlined_bytes += len(data)
     if draft.inlined_bytes > hub.limits.inlined_bytes:
         raise HubError(413, "Payload Too Large")
@@ -269,5 +263,5 @@ def _removals(hub: HubState, tree: str, draft: _Draft) -> dict[str, str | None]:
 
 ROUTES = [
     Route(Operation.PREUPLOAD, "POST", "/api/{type}/{repo}/preupload/{rev}", preupload),
-    Route(Operation.COMMIT, "POST", "/api/{type}/{repo}/commit/{rev}", stream=commit),
+    Route(Operation.COMMIT, "POST", "/api/{type}/{repo}/commit/{rev}", commit),
 ]

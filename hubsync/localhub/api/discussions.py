@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
-from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
-from hubsync.localhub.routing import Route
+from hubsync.localhub.protocol import HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Call, Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage.history import Commit
 from hubsync.localhub.storage.store import Caller, Repo
@@ -39,7 +39,7 @@ def open_pull_request(hub: HubState, repo: Repo, author: str, target: str, base:
 def note_commit(hub: HubState, repo: Repo, ref: str, author: str, commit: Commit) -> None:
     """Record a commit if it is on a pull request's ref."""
     if ref.startswith("refs/pr/"):
-        document = _load(hub, repo, int(ref.rsplit("/", 1)[1]))
+        document = _load(hub, repo, ref.rsplit("/", 1)[1])
         document["events"].append(_event(hub, author, "commit", {"subject": commit.title, "oid": commit.oid}))
         _save(hub, repo, document)
 
@@ -49,11 +49,10 @@ def note_commit(hub: HubState, repo: Repo, ref: str, author: str, commit: Commit
 
 def listing(hub: HubState, call: Call) -> Response:
     """List a page of a repo's discussions, newest first."""
-    repo, query = hub.readable(call), call.request.query_params
+    repo, query = call.repo, call.request.query_params
     rows = hub.store.rows("SELECT body FROM discussion WHERE repo = ? ORDER BY num DESC", repo.id)
     is_pull = {"pull_request": True, "discussion": False}.get(query.get("type", "all"))
-    statuses = _STATUSES.get(query.get("status", "all"))
-    author = query.get("author", "").lower()
+    statuses, author = _STATUSES.get(query.get("status", "all")), query.get("author", "").lower()
     found = [
         document
         for document in (json.loads(row[0]) for row in rows)
@@ -63,67 +62,60 @@ def listing(hub: HubState, call: Call) -> Response:
     ]
     start = _PAGE * int(query.get("p", "0")) if query.get("p", "0").isdigit() else 0
     fields = ("num", "title", "status", "author", "isPullRequest", "createdAt")
-    shown = [
-        {**{key: document[key] for key in fields}, "repo": _named(repo)} for document in found[start : start + _PAGE]
-    ]
+    shown = [{key: item[key] for key in fields} | {"repo": _named(repo)} for item in found[start : start + _PAGE]]
     return json_response({"discussions": shown, "count": len(found), "start": start, "numClosedDiscussions": 0})
 
 
 def create(hub: HubState, call: Call) -> Response:
     """Open a discussion, or a pull request that is an empty draft."""
-    repo, caller = hub.readable(call), _participant(hub, call)
-    body = call.json()
+    repo, caller, body = call.repo, _participant(call), call.json()
     title, text = str(body.get("title") or "").strip(), str(body.get("description") or "")
     if len(title) < 3 or len(title) > 200:
         raise HubError(400, '"title" length must be between 3 and 200 characters')
     with hub.store.transaction():
-        base = hub.revision(repo, "main")
-        if body.get("pullRequest"):
-            document = _create(hub, repo, caller.name, title, text, target="refs/heads/main", base=base)
+        base = hub.revision(repo, "main") if body.get("pullRequest") else None
+        document = _create(hub, repo, caller.name, title, text, target="refs/heads/main", base=base)
+        if base is not None:
             document["status"] = "draft"
             hub.history.set_ref(repo, f"refs/pr/{document['num']}", base.oid)
-        else:
-            document = _create(hub, repo, caller.name, title, text)
         _save(hub, repo, document)
-    shown = {"num": document["num"], "title": title, "url": _url(hub, repo, document)}
-    return json_response({**shown, "pullRequest": document["isPullRequest"]}, status=201)
+    shown = {"num": document["num"], "title": title, "url": _url(hub, repo, document), "pullRequest": base is not None}
+    return json_response(shown, status=201)
 
 
 def details(hub: HubState, call: Call) -> Response:
     """Show a discussion with its events and, of a pull request, its conflicts."""
-    repo = hub.readable(call)
-    document = _load(hub, repo, _number(call))
-    body = {**document, "repo": _named(repo)}
+    document = _load(hub, call.repo, call.params["num"])
+    body = {**document, "repo": _named(call.repo)}
     if document["isPullRequest"]:
         is_open = document["status"] in _STATUSES["open"]
-        body["filesWithConflicts"] = _changes(hub, repo, document).conflicts if is_open else []
+        body["filesWithConflicts"] = _changes(hub, call.repo, document).conflicts if is_open else []
     return json_response(body)
 
 
 def comment(hub: HubState, call: Call) -> Response:
     """Add a comment."""
-    repo, caller = hub.readable(call), _participant(hub, call)
-    text = str(call.json().get("comment") or "").strip()
+    caller, text = _participant(call), str(call.json().get("comment") or "").strip()
     if not text:
         raise HubError(400, '"comment" is not allowed to be empty')
-    with _edited(hub, repo, call) as document:
-        event = _comment(hub, caller.name, text)
-        document["events"].append(event)
-    return json_response({"newMessage": event}, status=201)
+    with _edited(hub, call) as document:
+        document["events"].append(_comment(hub, caller.name, text))
+    return json_response({"newMessage": document["events"][-1]}, status=201)
 
 
 def change_status(hub: HubState, call: Call) -> Response:
-    """Open or close a discussion that is not merged."""
-    repo, caller = hub.readable(call), _participant(hub, call)
-    body = call.json()
+    """Open or close a discussion that is not merged; its author may, and the owners of the repo."""
+    caller, body = _participant(call), call.json()
     status = body.get("status")
     if status not in ("open", "closed", "draft"):
         raise HubError(400, '"status" must be one of [draft, open, closed]')
-    with _edited(hub, repo, call, owner=caller) as document:
+    event = _event(hub, caller.name, "status-change", {"status": status})
+    with _edited(hub, call) as document:
+        if caller.name != document["author"]["name"] and not call.owns(call.repo):
+            raise HubError(403, "Only its author and the owners of the repo may change this")
         if document["status"] == "merged":
             raise HubError(400, "This pull request is merged")
         document["status"] = status
-        event = _event(hub, caller.name, "status-change", {"status": status})
         document["events"].append(event)
         if body.get("comment"):
             document["events"].append(_comment(hub, caller.name, str(body["comment"])))
@@ -132,8 +124,8 @@ def change_status(hub: HubState, call: Call) -> Response:
 
 def merge(hub: HubState, call: Call) -> Response:
     """Merge an open pull request without conflicts."""
-    repo, caller = hub.writable(call)
-    with _edited(hub, repo, call) as document:
+    repo, caller = call.writable()
+    with _edited(hub, call) as document:
         if not document["isPullRequest"] or document["status"] not in _STATUSES["open"]:
             raise HubError(400, "Only an open pull request can be merged")
         if document["status"] == "draft":
@@ -155,7 +147,7 @@ def merge(hub: HubState, call: Call) -> Response:
 
 
 def _create(
-    hub: HubState, repo: Repo, author: str, title: str, text: str, *, target: str = "", base: Commit | None = None
+    hub: HubState, repo: Repo, author: str, title: str, text: str, *, target: str, base: Commit | None
 ) -> Document:
     """Return a new document, open; with a base, of a pull request into the ref `target`."""
     row = hub.store.row("SELECT coalesce(max(num), 0) + 1 FROM discussion WHERE repo = ?", repo.id)
@@ -172,8 +164,10 @@ def _save(hub: HubState, repo: Repo, document: Document) -> None:
     hub.store.write("INSERT OR REPLACE INTO discussion VALUES (?, ?, ?)", *row)
 
 
-def _load(hub: HubState, repo: Repo, num: int) -> Document:
-    row = hub.store.row("SELECT body FROM discussion WHERE repo = ? AND num = ?", repo.id, num)
+def _load(hub: HubState, repo: Repo, num: str) -> Document:
+    if not num.isdecimal() or len(num) > 9:
+        raise HubError(400, "A discussion is known by its number")
+    row = hub.store.row("SELECT body FROM discussion WHERE repo = ? AND num = ?", repo.id, int(num))
     if row is None:
         raise HubError(404, f"Discussion {num} does not exist in {repo.name}")
     document: Document = json.loads(row[0])
@@ -181,23 +175,12 @@ def _load(hub: HubState, repo: Repo, num: int) -> Document:
 
 
 @contextlib.contextmanager
-def _edited(hub: HubState, repo: Repo, call: Call, *, owner: Caller | None = None) -> Iterator[Document]:
-    """Load the discussion of a request, and save it after the block, in one transaction.
-
-    An `owner` must have opened the discussion or own the repo (403).
-    """
+def _edited(hub: HubState, call: Call) -> Iterator[Document]:
+    """Load the discussion of a request, and save it after the block, in one transaction."""
     with hub.store.transaction():
-        document = _load(hub, repo, _number(call))
-        if owner and owner.name != document["author"]["name"] and not hub.store.owns(owner, repo.namespace):
-            raise HubError(403, "Only its author and the owners of the repo may change this")
+        document = _load(hub, call.repo, call.params["num"])
         yield document
-        _save(hub, repo, document)
-
-
-def _number(call: Call) -> int:
-    if not call.params["num"].isdigit():
-        raise HubError(400, "A discussion is known by its number")
-    return int(call.params["num"])
+        _save(hub, call.repo, document)
 
 
 def _url(hub: HubState, repo: Repo, document: Document) -> str:
@@ -208,8 +191,8 @@ def _named(repo: Repo) -> dict[str, str]:
     return {"name": repo.name, "type": repo.type}
 
 
-def _participant(hub: HubState, call: Call) -> Caller:
-    caller = hub.authenticated(call)
+def _participant(call: Call) -> Caller:
+    _, caller = call.repo, call.user
     if caller.role != "write":
         raise HubError(403, "Forbidden: you must use a write token to take part in discussions.")
     return caller

@@ -12,8 +12,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub.call import Call, HubError, Operation, json_response
-from hubsync.localhub.routing import Route
+from hubsync.localhub.protocol import HubError, Operation, json_response
+from hubsync.localhub.routing import Call, Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage.blobs import Upload
 from hubsync.localhub.storage.store import Repo
@@ -26,19 +26,14 @@ _MEDIA_TYPE = {"Content-Type": "application/vnd.git-lfs+json"}
 def batch(hub: HubState, call: Call) -> Response:
     """Tell where to upload, or from where to download, each of many objects."""
     body = call.json()
-    operation = body.get("operation")
-    if operation == "download":
-        repo = hub.downloadable(call)
-    elif operation == "upload":
-        repo, _ = hub.writable(call, pull_request=True)
-    else:
+    operation, objects, most = body.get("operation"), body.get("objects"), hub.limits.lfs_batch_objects
+    if operation not in ("download", "upload"):
         raise HubError(422, '"operation" must be upload or download')
-    objects = body.get("objects")
+    repo = call.downloadable() if operation == "download" else call.writable(pull_request=True)[0]
     if not isinstance(objects, list) or body.get("hash_algo", "sha256") != "sha256":
         raise HubError(422, '"objects" must be an array, "hash_algo" sha256')
-    if len(objects) > hub.limits.lfs_batch_objects:
-        most = hub.limits.lfs_batch_objects
-        raise HubError(422, f'"objects" must contain less than or equal to {most} items', headers=_MEDIA_TYPE)
+    if len(objects) > most:
+        raise HubError(422, f'"objects" must contain less than or equal to {most} items')
     shown = [_actions(hub, repo, operation, item) for item in objects]
     multipart = any("header" in item.get("actions", {}).get("upload", {}) for item in shown)
     return json_response({"transfer": "multipart" if multipart else "basic", "objects": shown}, headers=_MEDIA_TYPE)
@@ -47,26 +42,24 @@ def batch(hub: HubState, call: Call) -> Response:
 def _actions(hub: HubState, repo: Repo, operation: str, item: object) -> dict[str, Any]:
     if not isinstance(item, dict) or not _SHA256.match(str(item.get("oid"))) or not isinstance(item.get("size"), int):
         raise HubError(422, '"objects" items need an "oid" (sha256) and a "size"')
-    oid, size = str(item["oid"]), int(item["size"])
+    oid, size, expires = str(item["oid"]), int(item["size"]), hub.clock() + _TTL_S
     shown: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
     granted = hub.store.granted(repo.id, oid) is not None
-    expires = hub.clock() + _TTL_S
     if operation == "download":
         if not granted:
             return {"oid": oid, "size": size, "error": {"code": 404, "message": "Object does not exist"}}
         signed = hub.sign({"sha256": oid, "repo": repo.id, "commit": "", "exp": expires})
-        shown["actions"] = {"download": {"href": f"{hub.endpoint}/_localhub/blob/{signed}/{oid}"}}
-    elif not granted:
-        ticket = hub.sign({"upload": oid, "size": size, "repo": repo.id, "exp": expires})
-        base = f"{hub.endpoint}/_localhub/lfs/{ticket}"
-        upload: dict[str, Any] = {"href": base}
-        part_bytes = hub.limits.lfs_multipart_bytes
-        if size > part_bytes:
-            parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
-            upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
-        verify = f"{hub.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"
-        shown["actions"] = {"upload": upload, "verify": {"href": verify}}
-    return shown
+        return shown | {"actions": {"download": {"href": f"{hub.endpoint}/_localhub/blob/{signed}/{oid}"}}}
+    if granted:
+        return shown
+    base = f"{hub.endpoint}/_localhub/lfs/" + hub.sign({"upload": oid, "size": size, "repo": repo.id, "exp": expires})
+    upload: dict[str, Any] = {"href": base}
+    part_bytes = hub.limits.lfs_multipart_bytes
+    if size > part_bytes:
+        parts = {str(number): f"{base}/{number}" for number in range(1, -(-size // part_bytes) + 1)}
+        upload = {"href": f"{base}/complete", "header": {"chunk_size": str(part_bytes), **parts}}
+    verify = {"href": f"{hub.endpoint}/{repo.web_path}.git/info/lfs/objects/verify"}
+    return shown | {"actions": {"upload": upload, "verify": verify}}
 
 
 async def put_object(hub: HubState, call: Call) -> Response:
@@ -98,10 +91,14 @@ async def put_part(hub: HubState, call: Call) -> Response:
 
 def complete(hub: HubState, call: Call) -> Response:
     """Join the parts of an object in the order of the request."""
-    ticket = _ticket(hub, call)
+    ticket, named = _ticket(hub, call), call.json().get("parts")
     parts = hub.blobs.parts(f"{ticket['repo']}-{ticket['upload']}")
     with hub.blobs.upload(sha256=True) as upload:
-        for number, etag in _named_parts(call.json().get("parts")):
+        for item in named if isinstance(named, list) else []:
+            number, etag = (item.get("partNumber"), item.get("etag")) if isinstance(item, dict) else (None, None)
+            etag = str(etag).strip('"')
+            if not isinstance(number, int) or not _SHA256.match(etag):  # both become part of a file name
+                raise HubError(400, '"parts" items need a "partNumber" and the "etag" of the upload')
             part = parts / f"{number}-{etag}"
             if not part.exists():
                 raise HubError(400, f"Part {number} was never uploaded")
@@ -128,21 +125,9 @@ def _register(hub: HubState, ticket: dict[str, Any], upload: Upload) -> None:
     hub.store.grant(ticket["repo"], sha256, hub.clock())
 
 
-def _named_parts(parts: object) -> list[tuple[int, str]]:
-    """Return the (number, ETag) of the parts in a request. Both become part of a file name, so both are checked."""
-    named: list[tuple[int, str]] = []
-    for item in parts if isinstance(parts, list) else []:
-        number, etag = (item.get("partNumber"), item.get("etag")) if isinstance(item, dict) else (None, None)
-        etag = str(etag).strip('"')
-        if not isinstance(number, int) or not _SHA256.match(etag):
-            raise HubError(400, '"parts" items need a "partNumber" and the "etag" of the upload')
-        named.append((number, etag))
-    return named
-
-
 def verify(hub: HubState, call: Call) -> Response:
     """Confirm that an object was uploaded."""
-    repo, _ = hub.writable(call, pull_request=True)
+    repo, _ = call.writable(pull_request=True)
     body = call.json()
     size = hub.store.granted(repo.id, str(body.get("oid")))
     if size is None or size != body.get("size"):
@@ -152,23 +137,21 @@ def verify(hub: HubState, call: Call) -> Response:
 
 def duplicate(hub: HubState, call: Call) -> Response:
     """Let commits of another repo of the caller refer to large objects of this one."""
-    source = hub.downloadable(call)
-    body = call.json()
+    source, body = call.downloadable(), call.json()
     target, files = body.get("target"), body.get("files")
     if not isinstance(target, dict) or not isinstance(files, list):
         raise HubError(400, '"target" and "files" are required')
-    call.params = {"type": f"{target.get('type')}s", "repo": str(target.get("name"))}
-    repo, _ = hub.writable(call)
-    succeeded: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
+    params = {"type": f"{target.get('type')}s", "repo": str(target.get("name"))}
+    repo, _ = Call(hub, call.request, params).writable()
+    answer: dict[str, list[dict[str, Any]]] = {"success": [], "failed": []}
     for item in files:
         sha256 = str(item.get("sha256")) if isinstance(item, dict) else str(item)
         if hub.store.granted(source.id, sha256) is None:
-            failed.append({"sha256": sha256, "error": "Object does not exist"})
+            answer["failed"].append({"sha256": sha256, "error": "Object does not exist"})
         else:
             hub.store.grant(repo.id, sha256, hub.clock())
-            succeeded.append({"sha256": sha256})
-    return json_response({"success": succeeded, "failed": failed})
+            answer["success"].append({"sha256": sha256})
+    return json_response(answer)
 
 
 _LFS = "/_localhub/lfs/{ticket}"
@@ -176,8 +159,8 @@ _BATCH = "/{web}(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects"
 ROUTES = [
     Route(Operation.LFS_BATCH, "POST", _BATCH + "/batch", batch),
     Route(Operation.LFS_VERIFY, "POST", _BATCH + "/verify", verify),
-    Route(Operation.LFS_UPLOAD, "PUT", _LFS, stream=put_object),
-    Route(Operation.LFS_UPLOAD, "PUT", _LFS + "/(?P<number>[0-9]+)", stream=put_part),
+    Route(Operation.LFS_UPLOAD, "PUT", _LFS, put_object),
+    Route(Operation.LFS_UPLOAD, "PUT", _LFS + "/(?P<number>[0-9]+)", put_part),
     Route(Operation.LFS_UPLOAD, "POST", _LFS + "/complete", complete),
     Route(Operation.LFS_FILES, "POST", "/api/{type}/{repo}/lfs-files/duplicate", duplicate),
 ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import itertools
 import re
 from typing import Any
 
 from starlette.responses import Response
 
-from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
-from hubsync.localhub.routing import Route
+from hubsync.localhub.protocol import HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Call, Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage import git
 from hubsync.localhub.storage.history import Commit
@@ -20,31 +19,29 @@ _BAD_REF = re.compile(r"[\x00-\x20~^:?*\[\\\x7f]|\.\.|@\{|//|/\.|^[./-]|[./]$|\.
 
 def refs(hub: HubState, call: Call) -> Response:
     """List branches, tags and, with `include_prs`, pull requests."""
-    repo = hub.readable(call)
-
-    def listed(prefix: str) -> list[dict[str, str]]:
-        found = hub.history.refs(repo, prefix)
-        return [{"name": name, "ref": prefix + name, "targetCommit": oid} for name, oid in found.items()]
-
-    body = {"branches": listed("refs/heads/"), "converts": listed("refs/convert/"), "tags": listed("refs/tags/")}
+    kinds = {"branches": "refs/heads/", "converts": "refs/convert/", "tags": "refs/tags/"}
     if call.flag("include_prs"):
-        body["pullRequests"] = listed("refs/pr/")
+        kinds["pullRequests"] = "refs/pr/"
+    body = {
+        kind: [
+            {"name": name, "ref": prefix + name, "targetCommit": oid}
+            for name, oid in hub.history.refs(call.repo, prefix).items()
+        ]
+        for kind, prefix in kinds.items()
+    }
     return json_response(body)
 
 
 def commits(hub: HubState, call: Call) -> Response:
     """List a page of a revision's commits, newest first."""
-    repo = hub.readable(call)
-    head = hub.revision(repo, call.params["rev"])
     page = call.integer("p", 1, most=10**6) if "p" in call.request.query_params else 0
     limit = call.integer("limit", 50, most=100)
     formatted = "formatted" in call.request.query_params.getlist("expand[]")
-    log = hub.history.log(repo, head.oid)
-    shown = [_shown(commit, formatted) for commit in itertools.islice(log, page * limit, (page + 1) * limit)]
-    total = sum(1 for _ in hub.history.log(repo, head.oid))
-    headers = {"X-Total-Count": str(total)}
-    if total > (page + 1) * limit:
-        headers |= call.next_link(hub.endpoint, "p", str(page + 1))
+    log = list(hub.history.log(call.repo, call.commit.oid))
+    headers = {"X-Total-Count": str(len(log))}
+    if len(log) > (page + 1) * limit:
+        headers |= call.next_link("p", str(page + 1))
+    shown = [_shown(commit, formatted) for commit in log[page * limit : (page + 1) * limit]]
     return json_response(shown, headers=headers)
 
 
@@ -59,59 +56,40 @@ def _shown(commit: Commit, formatted: bool) -> dict[str, Any]:
     return item
 
 
-def create_branch(hub: HubState, call: Call) -> Response:
-    """Create a branch at `startingPoint`, or an empty one."""
-    repo, _ = hub.writable(call)
-    name = _checked(call.params["name"])
+def create(hub: HubState, call: Call) -> Response:
+    """Create a tag at a revision, or a branch at `startingPoint` or without files."""
+    repo, _ = call.writable()
     body = call.json()
+    is_tag = "rev" in call.params
+    name = body.get("tag") if is_tag else call.params["name"]
+    if not isinstance(name, str) or not name or _BAD_REF.search(name) or len(name) > 200:
+        raise HubError(400, f"Invalid reference name: {name!r}")
+    full = f"refs/tags/{name}" if is_tag else f"refs/heads/{name}"
     with hub.store.transaction():
-        if hub.history.ref(repo, f"refs/heads/{name}"):
-            raise HubError(409, f"Reference refs/heads/{name} already exists")
-        commit = hub.revision(repo, str(body.get("startingPoint") or "main"))
-        if body.get("emptyBranch"):
-            commit = hub.history.add_commit(repo, git.EMPTY_TREE, None, repo.namespace, "initial commit")
-        hub.history.set_ref(repo, f"refs/heads/{name}", commit.oid)
+        start = hub.revision(repo, call.params["rev"] if is_tag else str(body.get("startingPoint") or "main"))
+        if hub.history.ref(repo, full):
+            raise HubError(409, f"Reference {full} already exists")
+        if body.get("emptyBranch") and not is_tag:
+            start = hub.history.add_commit(repo, git.EMPTY_TREE, None, repo.namespace, "initial commit")
+        hub.history.set_ref(repo, full, start.oid)
     return json_response({"success": True})
 
 
-def delete_branch(hub: HubState, call: Call) -> Response:
-    """Delete any branch but main."""
-    repo, _ = hub.writable(call)
-    name = call.params["name"]
-    if name == "main":
+def delete(hub: HubState, call: Call) -> Response:
+    """Delete a tag, or any branch but main."""
+    repo, _ = call.writable()
+    name, is_tag = call.params["name"], call.params["kind"] == "tag"
+    if name == "main" and not is_tag:
         raise HubError(403, "Cannot delete refs/heads/main")
-    full = name if name.startswith("refs/") else f"refs/heads/{name}"
+    full = f"refs/tags/{name}" if is_tag else name if name.startswith("refs/") else f"refs/heads/{name}"
     if not hub.history.delete_ref(repo, full):
         raise HubError(404, f"Invalid rev id: {full}", code="RevisionNotFound")
     return json_response({"success": True})
 
 
-def create_tag(hub: HubState, call: Call) -> Response:
-    """Create a tag at a revision."""
-    repo, _ = hub.writable(call)
-    tag = call.json().get("tag")
-    if not isinstance(tag, str):
-        raise HubError(400, '"tag" is required')
-    with hub.store.transaction():
-        commit = hub.revision(repo, call.params["rev"])
-        full = f"refs/tags/{_checked(tag)}"
-        if hub.history.ref(repo, full):
-            raise HubError(409, f"Tag reference {full} already exists")
-        hub.history.set_ref(repo, full, commit.oid)
-    return json_response({"success": True})
-
-
-def delete_tag(hub: HubState, call: Call) -> Response:
-    """Delete a tag."""
-    repo, _ = hub.writable(call)
-    if not hub.history.delete_ref(repo, f"refs/tags/{call.params['name']}"):
-        raise HubError(404, f"Tag not found: {call.params['name']}", code="RevisionNotFound")
-    return json_response({"success": True})
-
-
 def squash(hub: HubState, call: Call) -> Response:
     """Replace a branch's commits by one with the same files."""
-    repo, caller = hub.writable(call)
+    repo, caller = call.writable()
     branch = call.params["rev"]
     title = str(call.json().get("message") or f"Super-squash branch '{branch}'")
     with hub.store.transaction():
@@ -125,18 +103,11 @@ def squash(hub: HubState, call: Call) -> Response:
     return json_response({"success": True, "commitOid": commit.oid})
 
 
-def _checked(name: str) -> str:
-    if not name or _BAD_REF.search(name) or len(name) > 200:
-        raise HubError(400, f"Invalid reference name: {name!r}")
-    return name
-
-
 ROUTES = [
     Route(Operation.REFS, "GET", "/api/{type}/{repo}/refs", refs),
     Route(Operation.COMMITS, "GET", "/api/{type}/{repo}/commits/{rev}", commits),
-    Route(Operation.REF_WRITE, "POST", "/api/{type}/{repo}/branch/{name}", create_branch),
-    Route(Operation.REF_WRITE, "DELETE", "/api/{type}/{repo}/branch/{name}", delete_branch),
-    Route(Operation.REF_WRITE, "POST", "/api/{type}/{repo}/tag/{rev}", create_tag),
-    Route(Operation.REF_WRITE, "DELETE", "/api/{type}/{repo}/tag/{name}", delete_tag),
+    Route(Operation.REF_WRITE, "POST", "/api/{type}/{repo}/branch/{name}", create),
+    Route(Operation.REF_WRITE, "POST", "/api/{type}/{repo}/tag/{rev}", create),
+    Route(Operation.REF_WRITE, "DELETE", "/api/{type}/{repo}/(?P<kind>branch|tag)/{name}", delete),
     Route(Operation.SQUASH, "POST", "/api/{type}/{repo}/super-squash/{rev}", squash),
 ]

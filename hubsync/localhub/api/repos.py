@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from starlette.responses import Response
 
 from hubsync.localhub.api import cards
-from hubsync.localhub.call import Call, HubError, Operation, iso, json_response
-from hubsync.localhub.routing import Route
+from hubsync.localhub.protocol import HubError, Operation, iso, json_response
+from hubsync.localhub.routing import Call, Route
 from hubsync.localhub.state import HubState
 from hubsync.localhub.storage import git
 from hubsync.localhub.storage.history import Commit
@@ -22,50 +22,29 @@ _VISIBILITIES = ("public", "private", "protected")
 _NAME = re.compile(r"(?!.*--)(?!.*\.\.)[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
 _DEFAULT_LIST = 100
 _SORTS = ("createdAt", "downloads", "lastModified", "likes", "trendingScore")
-_EXPANDABLE = {
-    "model": (
-        "author", "baseModels", "cardData", "childrenModelCount", "config", "createdAt", "disabled", "downloads",
-        "downloadsAllTime", "evalResults", "gated", "gguf", "inference", "inferenceProviderMapping", "lastModified",
-        "library_name", "likes", "mask_token", "model-index", "pipeline_tag", "private", "resourceGroup", "safetensors",
-        "sha", "siblings", "spaces", "tags", "transformersInfo", "trendingScore", "usedStorage", "widgetData",
-        "gitalyUid", "xetEnabled",
-    ),
-    "dataset": (
-        "author", "cardData", "citation", "createdAt", "description", "disabled", "downloads", "downloadsAllTime",
-        "gated", "lastModified", "likes", "mainSize", "paperswithcode_id", "private", "resourceGroup", "sha",
-        "siblings", "tags", "trendingScore", "usedStorage", "gitalyUid", "xetEnabled",
-    ),
-    "space": (
-        "author", "cardData", "createdAt", "datasets", "disabled", "lastModified", "likes", "models", "private",
-        "region", "resourceGroup", "runtime", "sdk", "sha", "siblings", "subdomain", "tags", "trendingScore",
-        "usedStorage", "gitalyUid", "xetEnabled",
-    ),
-}  # fmt: skip
 
 
 def whoami(hub: HubState, call: Call) -> Response:
     """Describe the token and its owner."""
-    caller = hub.authenticated(call)
+    caller = call.user
+    token = {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)}
     body = _account(hub, "user", caller.name) | {
-        "email": f"{caller.name}@localhost",
-        "emailVerified": True,
-        "isPro": False,
-        "orgs": [_account(hub, "org", org) for org in hub.store.orgs(caller.name)],
-        "auth": {
-            "type": "access_token",
-            "accessToken": {"displayName": "localhub", "role": caller.role, "createdAt": iso(0)},
-        },
-    }
+        "email": f"{caller.name}@localhost", "emailVerified": True, "isPro": False,
+        "orgs": [
+            _account(hub, "org", org) | {"roleInOrg": "admin", "isEnterprise": False}
+            for org in hub.store.orgs(caller.name)
+        ],
+        "auth": {"type": "access_token", "accessToken": token},
+    }  # fmt: skip
     return json_response(body)
 
 
 def _account(hub: HubState, kind: str, name: str) -> dict[str, Any]:
-    shown = {
+    return {
         "type": kind, "id": _hex_id(kind, name), "name": name, "email": None,
         "fullname": hub.store.account(name).fullname, "avatarUrl": "/avatars/default.svg",
         "canPay": False, "periodEnd": None,
     }  # fmt: skip
-    return shown | {"roleInOrg": "admin", "isEnterprise": False} if kind == "org" else shown
 
 
 # Create, delete, move, change
@@ -73,11 +52,8 @@ def _account(hub: HubState, kind: str, name: str) -> dict[str, Any]:
 
 def create(hub: HubState, call: Call) -> Response:
     """Create a repo with its first commit."""
-    body = call.json()
-    repo_type, caller = _checked_type(body), hub.authenticated(call)
-    name, namespace = str(body.get("name") or ""), str(body.get("organization") or caller.name)
-    if name.count("/") == 1 and not body.get("organization"):
-        namespace, name = name.split("/")
+    body, caller = call.json(), call.user
+    repo_type, (namespace, name) = _checked_type(body), _full_name(body, caller)
     name = _new_name(hub, caller, namespace, name, repo_type)
     visibility = _checked_visibility(body, "public, private, protected")
     private = visibility == "private" or bool(body.get("private", hub.store.account(namespace).private))
@@ -113,22 +89,18 @@ def _first_commit(hub: HubState, repo: Repo) -> None:
 def delete(hub: HubState, call: Call) -> Response:
     """Delete a repo."""
     body = call.json()
-    caller = hub.authenticated(call)
-    name = str(body.get("name") or "")
-    full = name if "/" in name else f"{body.get('organization') or caller.name}/{name}"
-    repo, _ = _administered(hub, call, _checked_type(body), full)
-    hub.store.delete_repo(repo)
+    hub.store.delete_repo(_administered(call, _checked_type(body), "/".join(_full_name(body, call.user))))
     return json_response({"success": True})
 
 
 def move(hub: HubState, call: Call) -> Response:
     """Rename a repo, within a namespace or to another one."""
     body = call.json()
-    source, target = str(body.get("fromRepo") or ""), str(body.get("toRepo") or "")
+    target = str(body.get("toRepo") or "")
     namespace, _, name = target.partition("/")
     _check_name(name)
-    repo, caller = _administered(hub, call, _checked_type(body), source)
-    full = _new_name(hub, caller, namespace, name, repo.type)
+    repo = _administered(call, _checked_type(body), str(body.get("fromRepo") or ""))
+    full = _new_name(hub, call.user, namespace, name, repo.type)
     with hub.store.transaction():
         existing = _existing(hub, repo.type, target)
         if existing is not None and existing.id != repo.id:
@@ -140,7 +112,7 @@ def move(hub: HubState, call: Call) -> Response:
 def settings(hub: HubState, call: Call) -> Response:
     """Change a repo's visibility, or who may read its files."""
     body = call.json()
-    repo, _ = _administered(hub, call, call.repo_type, call.repo_name)
+    repo = _administered(call, call.repo_type, call.params["repo"])
     gated = body.get("gated", repo.extra.get("gated", False))
     if gated not in (False, "auto", "manual"):
         raise HubError(400, '"gated" must be one of [false, auto, manual]')
@@ -155,10 +127,18 @@ def settings(hub: HubState, call: Call) -> Response:
 
 def auth_check(hub: HubState, call: Call) -> Response:
     """Confirm that the caller may read a repo's files, or write to it."""
-    hub.downloadable(call)
+    call.downloadable()
     if call.params.get("write"):
-        hub.writable(call)
+        call.writable()
     return json_response({"status": "ok"})
+
+
+def _full_name(body: dict[str, Any], caller: Caller) -> tuple[str, str]:
+    """Return the namespace and the name of a repo that a body names, in either of two ways."""
+    name, namespace = str(body.get("name") or ""), body.get("organization")
+    if name.count("/") == 1 and not namespace:
+        namespace, name = name.split("/")
+    return str(namespace or caller.name), name
 
 
 def _checked_type(body: dict[str, Any]) -> str:
@@ -196,13 +176,13 @@ def _existing(hub: HubState, repo_type: str, name: str) -> Repo | None:
     return repo if repo is not None and repo.name.lower() == name.lower() else None
 
 
-def _administered(hub: HubState, call: Call, repo_type: str, name: str) -> tuple[Repo, Caller]:
-    """Return a repo that the caller may administer, and the caller."""
-    caller = hub.authenticated(call)
-    repo = hub.find_repo(caller, repo_type, name)
-    if caller.role != "write" or not hub.store.owns(caller, repo.namespace):
+def _administered(call: Call, repo_type: str, name: str) -> Repo:
+    """Return a repo that the caller may administer."""
+    role = call.user.role
+    repo = call.find_repo(repo_type, name)
+    if role != "write" or not call.owns(repo):
         raise HubError(403, f"You don't have the rights to administer {repo.type} {repo.name}")
-    return repo, caller
+    return repo
 
 
 # Info and listings
@@ -210,14 +190,12 @@ def _administered(hub: HubState, call: Call, repo_type: str, name: str) -> tuple
 
 def info(hub: HubState, call: Call) -> Response:
     """Describe a repo at a revision."""
-    repo = hub.readable(call)
-    commit = hub.revision(repo, call.params.get("rev", "main"))
-    body = _described(hub, repo, commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
+    body = _described(hub, call.repo, call.commit, blobs=call.flag("blobs") or call.flag("files_metadata"))
     if call.flag("securityStatus"):
         body["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
     if expanded := _expanded(call):
         body = {key: value for key, value in body.items() if key in ("_id", "id", *expanded)}
-    return json_response(body, headers={"X-Repo-Commit": commit.oid})
+    return json_response(body, headers={"X-Repo-Commit": call.commit.oid})
 
 
 def listing(hub: HubState, call: Call) -> Response:
@@ -225,7 +203,7 @@ def listing(hub: HubState, call: Call) -> Response:
 
     Of the Hub's filters, `author`, `search`, `gated` and `filter` (tags, all of which a repo must have) are supported.
     """
-    caller, query = hub.caller(call), call.request.query_params
+    query = call.request.query_params
     limit, start = call.integer("limit", _DEFAULT_LIST, most=1000), call.integer("cursor", 0, most=10**9)
     expanded, full, sort = _expanded(call), call.flag("full"), query.get("sort", "")
     if sort not in ("", *_SORTS):
@@ -238,13 +216,13 @@ def listing(hub: HubState, call: Call) -> Response:
         if (not author or repo.namespace.lower() == author)
         and all(word in repo.name.lower() for word in words)
         and (not gated or bool(repo.extra.get("gated")) == (gated == "true"))
-        and hub.may_read(caller, repo)
+        and call.may_read(repo)
     ]
     if sort == "lastModified":
         repos.sort(key=lambda repo: hub.revision(repo, "main").created, reverse=True)
     bodies = (_described(hub, repo, hub.revision(repo, "main")) for repo in repos)
     page = list(itertools.islice((body for body in bodies if tags <= set(body["tags"])), start, start + limit + 1))
-    headers = call.next_link(hub.endpoint, "cursor", str(start + limit)) if len(page) > limit else {}
+    headers = call.next_link("cursor", str(start + limit)) if len(page) > limit else {}
     if expanded:
         page = [{key: body[key] for key in ("_id", "id", *expanded) if key in body} for body in page]
     else:
@@ -255,11 +233,14 @@ def listing(hub: HubState, call: Call) -> Response:
 
 
 def _expanded(call: Call) -> list[str]:
-    """Return the only fields that the caller wants; empty for all."""
+    """Return the only fields that the caller wants, of those that huggingface_hub knows; empty for all."""
+    from huggingface_hub import hf_api
+
     wanted = call.request.query_params.getlist("expand") + call.request.query_params.getlist("expand[]")
+    known = (*get_args(getattr(hf_api, f"Expand{call.repo_type.title()}Property_T")), "gitalyUid", "xetEnabled")
     for place, name in enumerate(wanted):
-        if name not in _EXPANDABLE[call.repo_type]:
-            raise _invalid_option(_EXPANDABLE[call.repo_type], f"expand[{place}]")
+        if name not in known:
+            raise _invalid_option(known, f"expand[{place}]")
     return wanted
 
 

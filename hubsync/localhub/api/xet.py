@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from hubsync.localhub.call import Call, HubError, Operation, json_response
-from hubsync.localhub.routing import Route
+from hubsync.localhub.protocol import HubError, Operation, json_response
+from hubsync.localhub.routing import Call, Route, ranged, requested_range
 from hubsync.localhub.state import HubState
 from hubsync.localhub.xet import formats
 from hubsync.localhub.xet.cas import UnknownXorbError
@@ -17,16 +18,12 @@ from hubsync.localhub.xet.formats import XetFormatError
 _XORB_BYTES = 80 << 20  # the protocol's 64 MiB of content, and room for headers and a footer
 _URL_TTL_S = 3600.0
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
 
 
 def token(hub: HubState, call: Call) -> Response:
     """Issue a token to write to one repo or read from it, for a short time."""
     scope, revision = call.params["scope"], call.params.get("rev", "main")
-    if scope == "write":
-        repo, _ = hub.writable(call, pull_request=call.flag("create_pr"))
-    else:
-        repo = hub.downloadable(call)
+    repo = call.writable(pull_request=call.flag("create_pr"))[0] if scope == "write" else call.downloadable()
     if revision != "None":
         hub.revision(repo, revision)
     expires = int(hub.clock() + hub.limits.xet_token_ttl_s)
@@ -37,8 +34,7 @@ def token(hub: HubState, call: Call) -> Response:
 
 def _claims(hub: HubState, call: Call, scope: str) -> dict[str, Any]:
     """Return what the request's Xet token allows; a write token may also read."""
-    header = call.request.headers.get("authorization", "")
-    found = hub.verify(header.partition(" ")[2].strip()) if header else None
+    found = hub.verify(call.request.headers.get("authorization", "").partition(" ")[2].strip())
     if found is None or found.get("scope") not in ("read", "write"):
         raise HubError(401, "Invalid or expired Xet token")
     if scope == "write" and found["scope"] != "write":
@@ -81,10 +77,8 @@ def put_shard(hub: HubState, call: Call) -> Response:
         files = formats.read_shard(call.body)
         for file in files:
             hub.cas.check(file)
-    except XetFormatError as error:
+    except (XetFormatError, UnknownXorbError) as error:
         raise HubError(400, f"Bad shard: {error}") from None
-    except UnknownXorbError as error:
-        raise HubError(400, str(error)) from None
     with hub.store.transaction():
         for file in files:
             hub.cas.add_file(file)
@@ -102,16 +96,10 @@ def reconstruction(hub: HubState, call: Call) -> Response:
     file = hub.cas.file(call.params["hash"])
     if file is None:
         raise HubError(404, "Not Found")
-    size = file.size
-    start, end = 0, size
-    if header := call.request.headers.get("range"):
-        match = _RANGE.match(header)
-        if match is None:
-            raise HubError(400, "Bad range")
-        start, end = _clipped(match, size)
-        if start >= size or end <= start:
-            raise HubError(416, "Range Not Satisfiable")
-    offset, kept = hub.cas.cut(file.terms, start, end)
+    found = requested_range(call, file.size, {})
+    if found is None and "range" in call.request.headers:
+        raise HubError(400, "Bad range")
+    offset, kept = hub.cas.cut(file.terms, *(found or (0, file.size)))
     fetch: dict[str, list[dict[str, Any]]] = {}
     for term in dict.fromkeys(kept):
         first, last = hub.cas.extent(term)
@@ -133,22 +121,12 @@ def reconstruction(hub: HubState, call: Call) -> Response:
 def xorb_data(hub: HubState, call: Call) -> Response:
     """Serve a byte range of a stored xorb, at the signed address in a reconstruction."""
     name = str(hub.verify_address(call.params["signed"], "xorb")["xorb"])
-    size = hub.blobs.size("xorb", name)
-    match = _RANGE.match(call.request.headers.get("range", ""))
-    start, end, status = 0, size, 200
+
+    def pieces(start: int, end: int) -> Iterator[bytes]:
+        return hub.blobs.stream("xorb", name, start, end)
+
     headers = {"Accept-Ranges": "bytes"}
-    if match:
-        (start, end), status = _clipped(match, size), 206
-        if start >= end:
-            raise HubError(416, "Range Not Satisfiable", headers={"Content-Range": f"bytes */{size}"})
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    headers["Content-Length"] = str(end - start)
-    return StreamingResponse(hub.blobs.stream("xorb", name, start, end), status, headers, "application/octet-stream")
-
-
-def _clipped(match: re.Match[str], size: int) -> tuple[int, int]:
-    """Return the start and the end (exclusive) of a requested range, the end no later than `size`."""
-    return int(match[1]), min(int(match[2]) + 1 if match[2] else size, size)
+    return ranged(call, hub.blobs.size("xorb", name), headers, pieces, "application/octet-stream")
 
 
 _CAS = "/_localhub/cas/{hub}"
@@ -156,7 +134,7 @@ ROUTES = [
     Route(Operation.XET_TOKEN, "GET", "/api/{type}/{repo}/xet-(?P<scope>read|write)-token/{rev}", token),
     Route(Operation.XET_TOKEN, "GET", "/api/{type}/{repo}/xet-(?P<scope>read|write)-token", token),
     Route(Operation.XORB_GRANT, "POST", _CAS + "/v1/xorb-grants/{prefix}/{hash}", not_offered),
-    Route(Operation.XORB, "POST", _CAS + "/v1/xorbs/{prefix}/{hash}", stream=put_xorb),
+    Route(Operation.XORB, "POST", _CAS + "/v1/xorbs/{prefix}/{hash}", put_xorb),
     Route(Operation.SHARD, "POST", _CAS + "/(?P<version>v[12])/shards", put_shard),
     Route(Operation.SHARD, "POST", _CAS + "/shards", put_shard),
     Route(Operation.RECONSTRUCTION, "GET", _CAS + "/v2/reconstructions/{hash}", not_offered),
