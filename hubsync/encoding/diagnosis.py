@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from hubsync.encoding.values import INFINITE, encoder
+from hubsync.encoding.media import feature_of
+from hubsync.encoding.values import BINARY, INFINITE, encoder
 from hubsync.errors import RowError
 from hubsync.schema.profiler import INFINITIES, LEAVES
 from hubsync.schema.types import INT64
@@ -22,6 +23,7 @@ _NOT_TEXT = "the key {!r} is not a string, but column names are. Use str(key)."
 _NUL = "the key {!r} contains a NUL, where readers cut off a column's name. Remove it."
 _RAW = "msgspec.Raw is written unchecked and may not be JSON. Decode it before put."
 _TOO_DEEP = "the value is nested too deep for readers."
+_BINARY = "{} can't be in JSON Lines. Use format='parquet', or declare text: features={{'name': 'base64'}}."
 _NOT_A_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SURROGATE = (
     "{} holds a lone surrogate (half of a character), which UTF-8 can't encode and readers refuse. "
@@ -45,6 +47,28 @@ def check_rows(rows: Sequence[Any], first_row: int) -> None:
         if type(row) is not dict:
             _check_is_row(row, first_row + index)
         _check(row, first_row + index, "")
+
+
+def find_binary(rows: Sequence[Any]) -> RowError | None:
+    """Return the error of the first value that only Parquet can hold, bytes or media; None without one."""
+    try:
+        for index, row in enumerate(rows):
+            if (found := _binary_in(row, "")) is not None:
+                path, value = found
+                kind = (
+                    "bytes" if isinstance(value, BINARY) else f"a {type(value).__module__}.{type(value).__qualname__}"
+                )
+                return RowError(index, path, _BINARY.format(kind))
+    except RecursionError:
+        return None
+    return None
+
+
+def _binary_in(value: Any, path: str) -> tuple[str, Any] | None:
+    if isinstance(value, BINARY) or feature_of(value) is not None:
+        return path, value
+    found = (_binary_in(item, _join(path, step)) for step, item in _children(value) if type(item) not in _HARMLESS)
+    return next((one for one in found if one is not None), None)
 
 
 def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowError | None:

@@ -14,11 +14,20 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from hubsync.encoding.diagnosis import check_rows, diagnose
+from hubsync.encoding.diagnosis import check_rows, diagnose, find_binary
 from hubsync.encoding.encoded import Encoded as Encoded
-from hubsync.encoding.tables import check_names, encode_tables, tables_of, typed
+from hubsync.encoding.tables import (
+    PLAIN,
+    Types,
+    check_names,
+    encode_tables,
+    encode_typed_rows,
+    rows_of_tables,
+    tables_of,
+    typed,
+)
 from hubsync.encoding.transform import Transform, transformed
-from hubsync.encoding.values import encoder, spell_out_times, to_known
+from hubsync.encoding.values import BINARY, encoder, spell_out_times, to_known
 from hubsync.errors import RowError
 from hubsync.schema.profiler import OpaqueType, RowProfiler
 from hubsync.schema.types import Conflict, StructOf, infer
@@ -60,7 +69,7 @@ Rows = Row | Iterable[Row] | _Arrow | _ArrowStream | Encoded
 
 
 def encode(
-    rows: Rows, profiler: RowProfiler | None = None, *, transform: Transform | None = None, native: bool = False
+    rows: Rows, profiler: RowProfiler | None = None, *, transform: Transform | None = None, types: Types = PLAIN
 ) -> Encoded:
     """Encode a batch.
 
@@ -68,7 +77,7 @@ def encode(
         rows: The batch.
         profiler: Knows the earlier batches; the result lists its discoveries.
         transform: Called with each row; returns the row to encode instead, or None to leave it out.
-        native: Whether the rows go to a Parquet shard, so that a table may stay Arrow data.
+        types: What is known of the columns, and whether a table may stay Arrow data.
 
     Raises:
         RowError: A row or a value has no JSON form; see docs/reference/rows.md.
@@ -76,10 +85,12 @@ def encode(
     """
     tables = tables_of(rows)
     if tables is None:
-        return _transform_and_encode(_as_list(rows), profiler, transform)
+        return _transform_and_encode(_as_list(rows), profiler, transform, types)
     if transform is None:
-        return encode_tables(tables, profiler, native=native)
-    return _transform_and_encode([row for table in tables for row in table.to_pylist()], profiler, transform)
+        return encode_tables(tables, profiler, types)
+    plain, columns = rows_of_tables(tables)
+    known = StructOf({**columns.fields, **types.known.fields})
+    return _transform_and_encode(plain, profiler, transform, types._replace(known=known))
 
 
 def decode_row(line: bytes) -> dict[str, Any]:
@@ -107,19 +118,19 @@ def profile(encoded: Encoded, profiler: RowProfiler) -> Encoded:
 
 
 def _transform_and_encode(
-    rows: Sequence[Row], profiler: RowProfiler | None, transform: Transform | None, first_row: int = 0
+    rows: Sequence[Row], profiler: RowProfiler | None, transform: Transform | None, types: Types
 ) -> Encoded:
     if transform is None:
-        return _encode(rows, profiler, first_row)
+        return _encode(rows, profiler, types)
     kept: list[int] = []  # the index in the caller's batch of each row
     new_rows: list[Row] = []
-    for index, row in enumerate(rows, first_row):
+    for index, row in enumerate(rows):
         new = transformed(row, transform, index)
         if new is not None:
             kept.append(index)
             new_rows.append(new)
     try:
-        encoded = _encode(new_rows, profiler)
+        encoded = _encode(new_rows, profiler, types)
         if isinstance(encoded.columns, Conflict):
             encoded.columns.row = kept[encoded.columns.row or 0]
         return encoded
@@ -127,30 +138,36 @@ def _transform_and_encode(
         raise type(error)(kept[error.row], error.path, error.reason) from None
 
 
-def _encode(rows: Sequence[Row], profiler: RowProfiler | None, first_row: int = 0) -> Encoded:
+def _encode(rows: Sequence[Row], profiler: RowProfiler | None, types: Types) -> Encoded:
+    if types.declared.fields or types.known.fields:
+        return encode_typed_rows(rows, profiler, types)
     plain: Sequence[Any] = rows
     used = profiler or RowProfiler()
     try:
         try:
             discoveries = used.profile(rows)
         except OpaqueType:  # the types do not determine the JSON, so profile what will be encoded
-            plain = msgspec.to_builtins(rows, enc_hook=to_known, builtin_types=(datetime, time))
+            plain = msgspec.to_builtins(rows, enc_hook=to_known, builtin_types=(datetime, time, *BINARY))
             try:
                 discoveries = used.profile(plain)
             except OpaqueType:
                 plain = spell_out_times(plain)
                 discoveries = used.profile(plain)
         if discoveries and plain is not rows:
-            check_rows(rows, first_row)  # for keys, which JSON turns into strings
+            check_rows(rows, 0)  # for keys, which JSON turns into strings
         lines = encoder.encode_lines(plain)
-        columns = _columns(plain, first_row) if discoveries and profiler is not None else None
+        columns = _columns(plain, 0) if discoveries and profiler is not None else None
     except RowError:
         raise
     except Exception as error:  # whatever it is, the caller learns which value caused it
-        if (found := diagnose(rows, plain, first_row)) is not None:
+        if (binary := find_binary(rows)) is not None:
+            if types.native:
+                return encode_typed_rows(rows, profiler, types)
+            raise binary from None
+        if (found := diagnose(rows, plain, 0)) is not None:
             raise found from None
         if isinstance(error, _CHANGED):
-            raise RowError(first_row, "", "the batch changed while it was being encoded.") from error
+            raise RowError(0, "", "the batch changed while it was being encoded.") from error
         raise  # from a signal handler, such as a time limit
     return Encoded(lines, len(rows), discoveries if profiler is not None else [], columns, profiler)
 

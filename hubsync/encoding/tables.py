@@ -10,16 +10,18 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from hubsync._runtime import frames
 from hubsync.encoding.diagnosis import check_rows
 from hubsync.encoding.encoded import Encoded
+from hubsync.encoding.media import FEATURES, embedded, holds_media
+from hubsync.encoding.typed import BASE64, column_of, fitting, table_of_rows
 from hubsync.encoding.values import duration_text, encoder
 from hubsync.errors import RowError, one_line
-from hubsync.schema.arrow import UnsupportedType, columns_of_table, map_leaves, normalized
+from hubsync.schema.arrow import UnsupportedType, arrow_schema, columns_of_table, is_json_type, map_leaves, normalized
 from hubsync.schema.features import feature_name
 from hubsync.schema.profiler import RowProfiler
 from hubsync.schema.types import EMPTY, ColumnType, ListOf, StructOf, dumps, merge_structs
@@ -30,31 +32,93 @@ _NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _HEADER = frames.header(b"A", 0, b"")
 
 
-def encode_tables(tables: Iterable[Any], profiler: RowProfiler | None, *, native: bool) -> Encoded:
-    """Encode the tables of one batch, all of which have the same schema.
+class Types(NamedTuple):
+    """What is known of a batch's columns before it is encoded.
 
-    Args:
-        tables: The batch, a slice at a time.
-        profiler: Knows the earlier batches.
+    Attributes:
         native: Whether the rows go to a Parquet shard, as Arrow data.
+        declared: Types that every value must fit.
+        known: Types of the config that JSON does not have; a column gets its own if all its values fit.
+    """
+
+    native: bool = False
+    declared: StructOf = EMPTY
+    known: StructOf = EMPTY
+
+
+PLAIN = Types()
+
+
+def rows_of_tables(tables: Iterable[Any]) -> tuple[list[dict[str, Any]], StructOf]:
+    """Return the rows of tables, and the types that JSON does not have."""
+    rows: list[dict[str, Any]] = []
+    columns = EMPTY
+    for table in _checked(tables):
+        try:
+            normal = normalized(table)
+        except UnsupportedType as error:
+            raise RowError(len(rows), error.path, error.why) from None
+        columns = merge_structs(columns, columns_of_table(normal))
+        rows += normal.to_pylist()
+    return rows, StructOf({name: kind for name, kind in columns.fields.items() if not is_json_type(kind)})
+
+
+def encode_tables(tables: Iterable[Any], profiler: RowProfiler | None, types: Types) -> Encoded:
+    """Encode the tables of one batch, a slice at a time.
 
     Raises:
-        RowError: The shards' format can't hold a column or a value.
+        RowError: The shards' format can't hold a column or a value, or one does not fit its declared type.
     """
-    sink = _Stream() if native else _Lines()
+    sink = _Stream() if types.native else _Lines()
     columns, first_row = EMPTY, 0
     for table in _checked(tables):
         if not table.num_rows:
             continue
         try:
-            normal = normalized(table)
-            found = columns_of_table(normal)
-            columns = merge_structs(columns, found)
+            normal, found = _conformed(normalized(table), types, first_row)
         except UnsupportedType as error:
             raise RowError(first_row, error.path, error.why) from None
+        columns = merge_structs(columns, found)
         sink.add(normal, found, first_row)
         first_row += table.num_rows
-    return typed(Encoded(sink.data(first_row), first_row, columns=columns, is_typed=True), profiler)
+    return typed(Encoded(sink.data(), first_row, columns=columns, is_typed=True), profiler)
+
+
+def encode_typed_rows(rows: Sequence[Any], profiler: RowProfiler | None, types: Types) -> Encoded:
+    """Encode rows as a table, because some of their types are declared or are not JSON's.
+
+    Raises:
+        RowError: The shards' format can't hold a value, or one does not fit its declared type.
+    """
+    sink, columns = _Stream() if types.native else _Lines(), EMPTY
+    if rows:
+        table, columns = table_of_rows(rows, types.declared, types.known)
+        sink.add(table, columns, 0)
+    return typed(Encoded(sink.data(), len(rows), columns=columns, is_typed=True), profiler)
+
+
+def _conformed(table: Any, types: Types, first_row: int) -> tuple[Any, StructOf]:
+    """Return a table in its declared and known types, with the bytes of files that it names; and all its types."""
+    import pyarrow
+
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    kinds = columns_of_table(table).fields
+    for name, kind in types.declared.fields.items():
+        column = columns.get(name)
+        if column is None or kinds[name] != kind:
+            values = [None] * table.num_rows if column is None else column.to_pylist()
+            columns[name] = pyarrow.chunked_array([column_of(values, kind, name, first_row)])
+            kinds[name] = kind if feature_name(kind) != BASE64 else "string"
+    for name, kind in types.known.fields.items():
+        if name in columns and name not in types.declared.fields and kinds[name] != kind:
+            values = columns[name].to_pylist()
+            if (fit := fitting(values, kind, name)) is not None:
+                columns[name] = pyarrow.chunked_array([column_of(values, fit, name, first_row)])
+                kinds[name] = fit
+    for name, kind in kinds.items():
+        if holds_media(kind):
+            columns[name] = embedded(columns[name], kind, first_row)
+    return pyarrow.table(list(columns.values()), names=list(columns)), StructOf(kinds)
 
 
 def typed(encoded: Encoded, profiler: RowProfiler | None) -> Encoded:
@@ -83,27 +147,41 @@ def _checked(tables: Iterable[Any]) -> Iterator[Any]:
 
 
 class _Stream:
-    """Writes tables as one frame, which holds an Arrow IPC stream."""
+    """Writes tables as frames of Arrow IPC streams: one, unless the types of a slice differ."""
 
     def __init__(self) -> None:
-        self._file = io.BytesIO(_HEADER)
-        self._file.seek(len(_HEADER))
+        self._frames: list[bytes] = []
+        self._file = io.BytesIO()
         self._writer: Any = None
+        self._schema: Any = None
+        self._rows = 0
 
     def add(self, table: Any, columns: StructOf, first_row: int) -> None:
-        import pyarrow
+        from pyarrow import ipc
 
-        if self._writer is None:
-            self._writer = pyarrow.ipc.new_stream(self._file, table.schema)
-        self._writer.write_table(table)
+        metadata = arrow_schema(columns, stored=True).metadata
+        schema = table.schema.with_metadata(metadata)
+        if self._schema is None or not self._schema.equals(schema, check_metadata=True):
+            self._end()
+            self._schema = schema
+            self._file = io.BytesIO(_HEADER)
+            self._file.seek(len(_HEADER))
+            self._writer = ipc.new_stream(self._file, self._schema)
+        self._writer.write_table(table.replace_schema_metadata(metadata))
+        self._rows += table.num_rows
 
-    def data(self, rows: int) -> bytes:
+    def _end(self) -> None:
         if self._writer is None:
-            return b""
+            return
         self._writer.close()
         with self._file.getbuffer() as whole:
-            whole[: len(_HEADER)] = frames.header(b"A", rows, whole[len(_HEADER) :])
-        return self._file.getvalue()
+            whole[: len(_HEADER)] = frames.header(b"A", self._rows, whole[len(_HEADER) :])
+        self._frames.append(self._file.getvalue())
+        self._writer, self._rows = None, 0
+
+    def data(self) -> bytes:
+        self._end()
+        return self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
 
 
 class _Lines:
@@ -123,7 +201,7 @@ class _Lines:
         except UnsupportedType as error:
             raise RowError(first_row, error.path, error.why) from None
 
-    def data(self, rows: int) -> bytes:
+    def data(self) -> bytes:
         return b"".join(self._parts)
 
 
@@ -175,7 +253,7 @@ def _check_carried(kind: ColumnType, path: str, first_row: int) -> None:
             _check_carried(field, f"{path}.{name}", first_row)
     elif isinstance(kind, ListOf):
         _check_carried(kind.item, f"{path}[]", first_row)
-    elif feature_name(kind) in ("image", "audio", "video", "pdf", "nifti"):
+    elif feature_name(kind) in FEATURES:
         raise RowError(first_row, path, f"the column's type is {feature_name(kind)}: {_REMEDY}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+BINARY = (bytes, bytearray, memoryview)
 INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
 _NO_LENGTH = "a numpy.timedelta64 in {} has no fixed length. Convert it to days or seconds."
 _FINE = "{} is finer than a nanosecond, which no reader keeps. Round it, or use a string."

@@ -24,6 +24,7 @@ from hubsync.schema.types import (
 )
 
 _METADATA = b"huggingface"  # the key under which `datasets` stores features in a schema
+_FLOAT64 = Foreign({"dtype": "float64"}, [])
 _UNIT = re.compile(r"(timestamp|duration|time32|time64)\[(s|ms|us|ns)(?:, *tz=(.+))?\]")
 _DECIMAL = re.compile(r"decimal(128|256)\((\d+), *(-?\d+)\)")
 
@@ -107,7 +108,7 @@ def _type_of(kind: Any, column: Any) -> ColumnType:
     if str(kind).startswith("extension<arrow.json"):
         return JSON
     if types.is_float64(kind):
-        return Foreign({"dtype": "float64"}, [])  # unlike a plain float, it must not become a float32
+        return _FLOAT64  # unlike a plain float, it must not become a float32
     return dtype_to_type(_dtype(kind))
 
 
@@ -180,6 +181,15 @@ def is_json_type(kind: ColumnType) -> bool:
     if isinstance(kind, ListOf):
         return kind.length == -1 and not kind.is_large and is_json_type(kind.item)
     return isinstance(kind, str)
+
+
+def has_own_type(kind: ColumnType) -> bool:
+    """Return whether plain values must be converted to a type, because JSON does not have it."""
+    if isinstance(kind, StructOf):
+        return any(map(has_own_type, kind.fields.values()))
+    if isinstance(kind, ListOf):
+        return kind.length != -1 or kind.is_large or has_own_type(kind.item)
+    return isinstance(kind, Foreign) and kind.entry not in (JSON.entry, _FLOAT64.entry) and arrow_type(kind) is not None
 
 
 def _scalar(dtype: str) -> Any:
@@ -292,8 +302,15 @@ def _map(array: Any, leaf: Leaf, path: str) -> Any:
     if types.is_list(kind) or types.is_large_list(kind):
         items = array.flatten()
         new_items = _map(items, leaf, f"{path}[]")
-        return array if new_items is items else _list(array, new_items, is_large=types.is_large_list(kind))
+        return array if new_items is items else replace_items(array, new_items)
     return leaf(array, path)
+
+
+def replace_items(array: Any, items: Any) -> Any:
+    """Return an array of lists with other elements, as many as before."""
+    from pyarrow import types
+
+    return _list(array, items, is_large=types.is_large_list(array.type))
 
 
 def _whole(array: Any) -> Any:
@@ -391,7 +408,7 @@ def _conformed(array: Any, kind: Any) -> Any:
     was = array.type
     if was == kind:
         return array
-    if types.is_null(was):
+    if types.is_null(was) or types.is_null(kind):  # a struct without fields becomes null
         return pyarrow.nulls(len(array), kind)
     if types.is_struct(was) and types.is_struct(kind):
         children = dict(zip((field.name for field in was), array.flatten(), strict=True))

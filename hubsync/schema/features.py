@@ -9,7 +9,7 @@ from typing import Any
 from hubsync.schema.types import DTYPES, ColumnType, Foreign, ListOf, StructOf, dtype_to_type
 
 _LISTS = ("list", "sequence", "large_list")
-_WORDS = frozenset({"image", "audio", "video", "pdf", "nifti", "json"})  # features that need no options
+_WORDS = frozenset({"image", "audio", "video", "pdf", "nifti", "json", "base64"})  # features that need no options
 JSON = Foreign({"dtype": "json"}, None)
 # What `datasets` 3 writes, and newer versions leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ import msgspec
 
 from hubsync.schema.types import EXACT_FLOAT, INT64
 
-LEAVES = frozenset({str, int, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal, bytes})
+LEAVES = frozenset({str, int, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal})
 INFINITIES = frozenset({math.inf, -math.inf})
 
 _LISTS = frozenset({list, tuple})

@@ -61,6 +61,7 @@ class Foreign(msgspec.Struct, frozen=True, tag="foreign"):
 
 ColumnType = Scalar | ListOf | StructOf | Foreign
 EMPTY = StructOf({})
+BINARY = Foreign({"dtype": "binary"}, [])
 DTYPES: dict[Scalar, str] = {
     "null": "null", "bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "string": "string",
 }  # fmt: skip
@@ -69,9 +70,10 @@ _SCALAR_OF: dict[str, Scalar] = {"int": "int", **{DTYPES[one]: one for one in DT
 _JOINS: dict[frozenset[str], Scalar] = {frozenset(("int", "wide")): "wide", frozenset(("int", "float")): "float"}
 _SCALARS: dict[type, Scalar] = {
     NoneType: "null", bool: "bool", str: "string", datetime: "string", date: "string", UUID: "string",
-    Decimal: "string", bytes: "string",
+    Decimal: "string",
 }  # fmt: skip
 _LISTS = frozenset({list, tuple})
+_BINARY = frozenset({bytes, bytearray, memoryview})
 _MAX_NAME = 200  # characters of a column name in a message
 
 
@@ -254,7 +256,7 @@ def type_of(value: Any, path: str = "") -> ColumnType:
         return StructOf({key: type_of(item, f"{path}.{key}" if path else key) for key, item in value.items()})
     if kind in _LISTS:
         return ListOf(_item_type(value, f"{path}[]"))
-    return "string"
+    return BINARY if kind in _BINARY else "string"
 
 
 def _item_type(values: Sequence[Any], path: str) -> ColumnType:
@@ -265,6 +267,8 @@ def _item_type(values: Sequence[Any], path: str) -> ColumnType:
             item = merge(item, scalar, path)
     if float in kinds and any(value == value for value in values if type(value) is float):
         item = merge(item, "float", path)
+    if not _BINARY.isdisjoint(kinds):
+        item = merge(item, BINARY, path)
     if int in kinds:
         ints = values if len(kinds) == 1 else [value for value in values if type(value) is int]
         item = merge(item, _int_type(min(ints), max(ints)), path)

@@ -27,7 +27,9 @@ from hubsync._runtime.threads import call_in_new_thread, own_thread
 from hubsync._runtime.validation import check_seconds, check_type, is_encodable
 from hubsync.encoding import codecs
 from hubsync.encoding.rows import Encoded, Rows, encode
+from hubsync.encoding.tables import Types
 from hubsync.encoding.transform import Transform, check_transform
+from hubsync.encoding.typed import Features, declared_types
 from hubsync.errors import (
     ClosedError,
     ConfigError,
@@ -51,6 +53,7 @@ from hubsync.policies import (
     SpoolPolicy,
     policies,
 )
+from hubsync.schema.types import EMPTY
 from hubsync.telemetry.status import State
 from hubsync.uploader.closing import after_error, drain, draining, raise_failure
 from hubsync.uploader.engine import Engine
@@ -109,6 +112,7 @@ class BaseUploader:
         retry: RetryPolicy | None = None,
         transform: Transform | None = None,
         schema: SchemaPolicy | None = SchemaPolicy(),  # noqa: B008  (frozen)
+        features: Features | None = None,
         grace_s: float | None = 25.0,
         progress: bool | None = None,
         clock: Clock | None = None,
@@ -139,6 +143,9 @@ class BaseUploader:
                 instead, or None to leave it out. See docs/how-to/redact-rows.md.
             schema: What to do with rows that would stop the dataset from loading. None turns the check off, and the
                 card then does not describe the columns.
+            features: Types of columns, for rows that are plain dicts: a `datasets.Features`, a `pyarrow.Schema`, or a
+                mapping of names to types, such as "int32", "timestamp[ms]" or "image". A row whose values do not fit
+                is refused. See docs/concepts/schemas.md.
             grace_s: Seconds to upload after SIGTERM or Ctrl-C; the rest stays in the spool. SIGTERM ends the block with
                 `SystemExit(143)`, unless another handler is set. The default fits the 30 s that Kubernetes, SLURM and
                 spot machines give. None leaves SIGTERM alone, and puts no limit on Ctrl-C.
@@ -165,6 +172,10 @@ class BaseUploader:
         self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
         check_transform(transform)
         self._transform = transform
+        try:
+            self._declared = declared_types(features)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"features: {error}.") from None
         check_type(SchemaPolicy | None, "a SchemaPolicy(…), or None", schema=schema)
         self._schema = schema
         check_seconds(grace_s=grace_s)
@@ -332,7 +343,9 @@ class BaseUploader:
             TransformError: The uploader's `transform` raised.
         """
         profiler = self._guard.profiler if self._guard is not None else None
-        return encode(rows, profiler, transform=self._transform, native=self._layout.format == "parquet")
+        known = self._guard.typed_columns if self._guard is not None else EMPTY
+        types = Types(self._layout.format == "parquet", self._declared, known)
+        return encode(rows, profiler, transform=self._transform, types=types)
 
     def _checked(self, rows: Rows, offset: int | None, source: str | None, key: str | None) -> Encoded:
         if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**63):

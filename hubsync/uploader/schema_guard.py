@@ -16,6 +16,7 @@ from hubsync.errors import SchemaConflict
 from hubsync.model.layout import Layout
 from hubsync.policies import SchemaPolicy
 from hubsync.schema import types
+from hubsync.schema.arrow import has_own_type
 from hubsync.schema.profiler import RowProfiler
 from hubsync.schema.types import EMPTY, Conflict, OutOfBounds, StructOf, describe
 from hubsync.spool.spool import Spool
@@ -49,6 +50,18 @@ class SchemaGuard:
         self._kinds: dict[str, StructOf] = {}  # what was accepted here, by config
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and decoded
         self._same = Admission(EMPTY)
+        self._last = EMPTY, EMPTY  # types of the config, and those of them that JSON does not have
+        if (stored := self._read(layout.config)) is not None:
+            self._kinds[layout.config] = stored
+
+    @property
+    def typed_columns(self) -> StructOf:
+        """The columns of the uploader's config whose types JSON does not have: rows are converted to them."""
+        known = self._kinds.get(self._layout.config, EMPTY)
+        if known is not self._last[0]:
+            typed = {name: kind for name, kind in known.fields.items() if has_own_type(kind)}
+            self._last = known, StructOf(typed)
+        return self._last[1]
 
     def admit_familiar(self, encoded: Encoded) -> Admission | None:
         """Return where a batch goes if it contains nothing new; else None."""

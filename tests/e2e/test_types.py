@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
+import random
 import signal
 from collections.abc import Callable
 from decimal import Decimal
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import hf_hub_download
+from PIL import Image
 
-from hubsync import RowError, SchemaConflict, SchemaPolicy, Uploader
+from hubsync import ConfigError, RowError, SchemaConflict, SchemaPolicy, ShardPolicy, Uploader
 from hubsync.localhub import LocalHub
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.quarantine import QuarantineCommands
@@ -287,3 +290,122 @@ def test_readers_get_typed_rows_as_text_once_before_and_after_the_commit(
         up.flush()
         assert list(read_rows("user/rows", since=reader.cursor)) == []
     assert list(read_rows("user/rows")) == want
+
+
+# Declared types.
+
+DECLARED = datasets.Features(
+    {
+        "n": datasets.Value("int16"),
+        "at": datasets.Value("timestamp[ms, tz=UTC]"),
+        "price": datasets.Value("decimal128(8, 2)"),
+        "label": datasets.ClassLabel(names=["no", "yes"]),
+        "vector": datasets.Sequence(datasets.Value("float32"), length=2),
+        "grid": datasets.Array2D((1, 2), "int8"),
+        "meta": {"kind": datasets.ClassLabel(names=["a"])},
+    }
+)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_declared_types_are_those_of_plain_dicts(format: Format, made: Callable[..., Uploader]) -> None:
+    utc = NOON.replace(tzinfo=dt.UTC)
+    with made(format=format, features=DECLARED) as up:
+        up.put([{"n": 1, "at": utc, "price": Decimal("1.50"), "label": "yes", "vector": [1, 2], "grid": [[1, 2]]}])
+        up.put([{"n": 2, "label": 0, "meta": {"kind": "a"}, "more": "text"}])
+        with pytest.raises(RowError, match="int16"):
+            up.put([{"n": 1}, {"n": 70_000}])
+    back = load()
+    assert back.features == datasets.Features({**DECLARED, "more": datasets.Value("string")})
+    assert values(back) == [
+        {"n": 1, "at": utc, "price": Decimal("1.50"), "label": 1, "vector": [1, 2], "grid": [[1, 2]],
+         "meta": None, "more": None},
+        {"n": 2, "at": None, "price": None, "label": 0, "vector": None, "grid": None, "meta": {"kind": 0},
+         "more": "text"},
+    ]  # fmt: skip
+
+
+def test_base64_is_text_on_request(made: Callable[..., Uploader]) -> None:
+    with made(features={"raw": "base64"}) as up:
+        up.put([{"raw": b"\xff"}])
+        up.put(pa.table({"raw": [b"\x00"]}))
+    assert load()["raw"][:] == ["/w==", "AA=="]
+
+
+@pytest.mark.parametrize("features", [{"x": "int9"}, "int8", {"x": object()}])
+def test_features_that_are_no_types_are_refused(features: Any) -> None:
+    with pytest.raises(ConfigError, match="features: "):
+        Uploader("user/rows", features=features)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_plain_rows_take_the_types_of_an_earlier_table(format: Format, made: Callable[..., Uploader]) -> None:
+    features = datasets.Features({"n": datasets.Value("int32"), "label": datasets.ClassLabel(names=["no", "yes"]),
+                                  "at": datasets.Value("timestamp[ms]"), "f": datasets.Value("float32")})  # fmt: skip
+    with made(format=format) as up:
+        up.put(datasets.Dataset.from_dict({"n": [1], "label": [0], "at": [NOON], "f": [0.5]}, features=features))
+        up.put([{"n": 2, "label": "yes", "at": NOON, "f": 2}, {"n": None}])
+    with made(format=format) as up:
+        up.put([{"n": 3, "f": 1.5}])
+    back = load()
+    assert back.features == features
+    assert back["n"][:] == [1, 2, None, 3]
+    assert back["label"][:] == [0, 1, None, None]
+    assert back["f"][:] == [0.5, 2, None, 1.5]
+
+
+# Media.
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.frombytes("RGB", (8, 8), random.Random(seed).randbytes(192))
+
+
+def test_images_and_sound_load_as_what_they_are(made: Callable[..., Uploader], tmp_path: Path) -> None:
+    file = tmp_path / "local.png"
+    picture(1).save(file)
+    sound = {"array": np.linspace(-1, 1, 100, dtype=np.float32), "sampling_rate": 8_000}
+    features = datasets.Features({"image": datasets.Image(), "audio": datasets.Audio(sampling_rate=8_000)})
+    with made(format="parquet", features=features) as up:
+        up.put([{"image": picture(), "audio": sound, "id": 0}, {"image": str(file), "id": 1}])
+        up.put(datasets.Dataset.from_dict({"image": [str(file)], "id": [2]}, features=datasets.Features(
+            {"image": datasets.Image(), "id": datasets.Value("int64")})))  # fmt: skip
+    file.unlink()
+    back = load()
+    assert back.features == datasets.Features({**features, "id": datasets.Value("int64")})
+    assert [one.tobytes() for one in back["image"][:]] == [picture(n).tobytes() for n in (0, 1, 1)]
+    data = back.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]["bytes"]
+    assert np.array_equal(np.frombuffer(data[44:], np.float32), sound["array"])
+
+
+def test_an_image_needs_no_declaration(made: Callable[..., Uploader]) -> None:
+    with made(format="parquet") as up:
+        up.put([{"id": 0, "image": picture(), "more": [picture(1)]}])
+        up.put([{"id": 1, "image": None, "more": []}])
+    back = load()
+    assert back.features["image"] == datasets.Image()
+    assert back.features["more"].feature == datasets.Image()
+    assert back[0]["more"][0].tobytes() == picture(1).tobytes()
+    assert back[1]["image"] is None
+
+
+@pytest.mark.parametrize("value", [b"x", picture(), {"bytes": b"x", "path": None}], ids=["bytes", "image", "mapping"])
+def test_media_in_json_lines_are_refused_with_the_remedy(value: Any, made: Callable[..., Uploader]) -> None:
+    for features in (None, {"image": "image"}):
+        with made(features=features) as up, pytest.raises(RowError, match="format='parquet'"):
+            up.put([{"image": value}])
+
+
+def test_row_groups_of_images_are_small_enough_for_the_viewer(
+    made: Callable[..., Uploader], dataset_paths: Any
+) -> None:
+    data = random.Random(0).randbytes(100_000)
+    with made(format="parquet", shard=ShardPolicy(max_bytes=200 << 20)) as up:
+        for batch in range(10):
+            up.put([{"id": 100 * batch + n, "image": {"bytes": data, "path": None}} for n in range(100)])
+    (path,) = dataset_paths()
+    about = pq.ParquetFile(path).metadata
+    assert about.num_rows == 1_000
+    sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
+    assert max(sizes) <= 100 << 20
+    assert min(about.row_group(n).num_rows for n in range(about.num_row_groups - 1)) >= 100

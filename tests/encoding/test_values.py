@@ -162,7 +162,11 @@ TABLE: list[tuple[str, str, list[tuple[Any, Any]]]] = [
         ],
     ),
     ("Enum", "its value", [(Colour.RED, "red"), (Level.HIGH, 3)]),
-    ("bytes, bytearray, memoryview", "base64 text", [(b"\x00\xff", "AP8="), (np.bytes_(b"x"), "eA==")]),
+    (
+        "bytes, bytearray, memoryview, an image (PIL), decoded audio or video (`datasets`)",
+        "**rejected** in JSON Lines; stored as it is with `format=\"parquet\"`",
+        [(b"\x00\xff", REJECTED), (np.bytes_(b"x"), REJECTED), ([{"a": bytearray(b"x")}], REJECTED)],
+    ),
     ("set, frozenset", "a list, in no particular order", [({3}, [3]), (frozenset({3}), [3])]),
     (
         "dataclass, msgspec Struct, pydantic model, other mappings",
