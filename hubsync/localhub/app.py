@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -126,7 +127,8 @@ class App:
         if scope["type"] != "http":
             return
         raw_path = scope["raw_path"].decode("ascii", "replace")
-        headers = {"X-Request-Id": _request_id(scope), "Date": formatdate(self._hub.clock(), usegmt=True)}
+        asked = Headers(scope=scope)
+        headers = {"X-Request-Id": _request_id(asked), "Date": formatdate(self._hub.clock(), usegmt=True)}
         exchange = _Exchange(scope, receive, send, headers)
         try:
             controlled = await self._control.answer(scope, exchange.receive)
@@ -137,7 +139,7 @@ class App:
             await controlled(scope, exchange.receive, exchange.send)
             return
         match = self._router.match(scope["method"], raw_path)
-        repo = match.params.get("repo") or self._repo_of_token(match, scope)
+        repo = match.params.get("repo") or self._repo_of_token(match, asked)
         drawn = self._faults.draw(match.operation, repo)
         exchange.bytes_per_s = drawn.bytes_per_s
         exchange.headers |= self._windows.count(scope, match.operation)
@@ -146,7 +148,7 @@ class App:
             request = (match.operation, scope["method"], raw_path)
             response = (exchange.status, exchange.bytes_in, exchange.bytes_out)
             fault = drawn.fault.kind if drawn.fault else None
-            self._log.add(Served(*request, *response, repo, fault, _header(scope, b"user-agent")))
+            self._log.add(Served(*request, *response, repo, fault, asked.get("user-agent")))
 
         exchange.on_end = log
         try:
@@ -159,11 +161,11 @@ class App:
         finally:
             exchange.end()
 
-    def _repo_of_token(self, match: Match, scope: Scope) -> str | None:
+    def _repo_of_token(self, match: Match, asked: Headers) -> str | None:
         """Return the repo of a request that names it only in a signed token: to the CAS, or about a large object."""
         signed = match.params.get("ticket") or match.params.get("claims")
         if signed is None and "hub" in match.params:
-            signed = (_header(scope, b"authorization") or "").partition(" ")[2]
+            signed = asked.get("authorization", "").partition(" ")[2]
         claims = self._hub.verify(signed) if signed else None
         repo = self._hub.store.repo_by_id(int(claims.get("repo", 0))) if claims else None
         return None if repo is None else repo.name
@@ -192,15 +194,12 @@ class App:
         call = Call(self._hub, request, match.params)
         if iscoroutinefunction(match.handler):
             response = await match.handler(self._hub, call)
-            assert isinstance(response, Response)
-            return response
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > _MAX_BODY_BYTES:
-                raise HubError(413, "Payload Too Large")
-        call.body = bytes(body)
-        response = await self._hub.in_thread(match.handler, self._hub, call)
+        else:
+            async for piece in request.stream():
+                call.body += piece
+                if len(call.body) > _MAX_BODY_BYTES:
+                    raise HubError(413, "Payload Too Large")
+            response = await self._hub.in_thread(match.handler, self._hub, call)
         assert isinstance(response, Response)
         return response
 
@@ -284,17 +283,10 @@ class App:
         await exchange.abort()
 
 
-def _header(scope: Scope, name: bytes) -> str | None:
-    value: bytes | None = dict(scope["headers"]).get(name)
-    return None if value is None else value.decode("latin-1")
-
-
-def _request_id(scope: Scope) -> str:
+def _request_id(asked: Headers) -> str:
     """Return the id that the client gave its request, or one that contains the client's trace id, as the Hub does."""
-    given, trace = _header(scope, b"x-request-id"), _header(scope, b"x-amzn-trace-id")
-    if given is not None:
-        return given
-    return f"Root=1-{secrets.token_hex(4)}-{secrets.token_hex(12)}" + (f";{trace}" if trace else "")
+    made = f"Root=1-{secrets.token_hex(4)}-{secrets.token_hex(12)}"
+    return asked.get("x-request-id") or ";".join(filter(None, (made, asked.get("x-amzn-trace-id"))))
 
 
 async def _discard(message: Message) -> None:

@@ -63,8 +63,13 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._served: deque[Served] = deque(maxlen=_KEPT_REQUESTS)
-        self._counters: Counter[str] = Counter()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all requests."""
+        with self._lock:
+            self._served: deque[Served] = deque(maxlen=_KEPT_REQUESTS)
+            self._counters: Counter[str] = Counter()
 
     def add(self, served: Served) -> None:
         """Log a request."""
@@ -81,12 +86,6 @@ class RequestLog:
         """Return the number of requests by operation, whatever their responses."""
         with self._lock:
             return dict(self._counters)
-
-    def clear(self) -> None:
-        """Forget all requests."""
-        with self._lock:
-            self._served.clear()
-            self._counters.clear()
 
 
 def is_loopback(host: str) -> bool:

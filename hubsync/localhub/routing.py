@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlencode
@@ -42,7 +42,7 @@ class Call:
     hub: HubState
     request: Request
     params: dict[str, str]
-    body: bytes = b""
+    body: bytearray = field(default_factory=bytearray)
 
     # The caller, and what they may do
 

@@ -289,7 +289,7 @@ def serve(
         directory: Where everything is stored.
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
-        users: Names and their write tokens, None for a new one, which is said once; default: one user.
+        users: Names and their write tokens, None for a new one, which is printed once; default: one user.
         orgs: Organizations and their members.
         say: Gets the lines for the person who runs it.
         **limits: Fields of `Limits`.

@@ -150,10 +150,9 @@ def _create(
     hub: HubState, repo: Repo, author: str, title: str, text: str, *, target: str, base: Commit | None
 ) -> Document:
     """Return a new document, open; with a base, of a pull request into the ref `target`."""
-    row = hub.store.row("SELECT coalesce(max(num), 0) + 1 FROM discussion WHERE repo = ?", repo.id)
-    assert row is not None
+    ((num,),) = hub.store.rows("SELECT coalesce(max(num), 0) + 1 FROM discussion WHERE repo = ?", repo.id)
     document: Document = {
-        "num": int(row[0]), "title": title, "status": "open", "author": {"name": author, "type": "user"},
+        "num": num, "title": title, "status": "open", "author": {"name": author, "type": "user"},
         "isPullRequest": base is not None, "createdAt": iso(hub.clock()), "events": [_comment(hub, author, text)],
     }  # fmt: skip
     return document if base is None else document | {"changes": {"base": target, "start": base.oid}}

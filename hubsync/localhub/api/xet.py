@@ -74,7 +74,7 @@ def put_shard(hub: HubState, call: Call) -> Response:
     """Register the files that a shard describes, for commits of the token's repo."""
     allowed = _claims(hub, call, "write")
     try:
-        files = formats.read_shard(call.body)
+        files = formats.read_shard(bytes(call.body))
         for file in files:
             hub.cas.check(file)
     except (XetFormatError, UnknownXorbError) as error:

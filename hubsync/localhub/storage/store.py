@@ -1,8 +1,7 @@
 """The embedded Hub's database: one SQLite file (WAL) that holds everything but the contents.
 
-This module has the connection and its lock, the schema, and the rows on accounts, repos and large objects. The rows of
-git are read and written in `history`, those of Xet in `xet.cas`. All use `transaction()`, so a commit is one
-transaction, and a restart finds it whole or not at all.
+Here are the schema and the rows on accounts, repos and large objects; `history` has those of git, `xet.cas` those of
+Xet. All use `transaction()`, so a restart finds a commit whole or not at all.
 """
 
 from __future__ import annotations
@@ -50,7 +49,6 @@ CREATE INDEX IF NOT EXISTS quota_at ON quota (account, at);
 CREATE TABLE IF NOT EXISTS discussion (
     repo INTEGER NOT NULL, num INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (repo, num)) WITHOUT ROWID;
 """
-_REPO_SQL = "SELECT r.id, r.type, r.name, r.private, r.created, r.extra FROM repo r"
 
 
 class Account(NamedTuple):
@@ -105,7 +103,6 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
-        self._depth = 0
         # The lock serializes; SQLite's own thread check would only forbid the worker threads.
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -122,19 +119,12 @@ class Store:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block as one transaction; a nested one is part of the outermost."""
         with self._lock:
-            if self._depth == 0:
-                self._db.execute("BEGIN IMMEDIATE")
-            self._depth += 1
-            try:
+            if self._db.in_transaction:
                 yield self._db
-            except BaseException:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._depth -= 1
-            if self._depth == 0:
-                self._db.execute("COMMIT")
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:  # commits, or rolls back if the block raises
+                yield self._db
 
     def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""
@@ -143,9 +133,7 @@ class Store:
 
     def row(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         """Return the first row of a query, or None."""
-        with self._lock:
-            found: tuple[Any, ...] | None = self._db.execute(sql, values).fetchone()
-            return found
+        return next(iter(self.rows(sql, *values)), None)
 
     def write(self, sql: str, *values: object) -> int:
         """Run one statement; return how many rows it changed."""
@@ -155,9 +143,7 @@ class Store:
     def setting(self, key: str, default: str) -> str:
         """Return a value that is written at its first use and never changes."""
         self.write("INSERT OR IGNORE INTO setting VALUES (?, ?)", key, default)
-        row = self.row("SELECT value FROM setting WHERE key = ?", key)
-        assert row is not None
-        return str(row[0])
+        return str(self.rows("SELECT value FROM setting WHERE key = ?", key)[0][0])
 
     # Accounts and tokens
 
@@ -203,32 +189,32 @@ class Store:
 
     def repo(self, repo_type: str, name: str) -> Repo | None:
         """Return a repo by its name, in any case, or by a name it had before it was moved."""
-        row = self.row(f"{_REPO_SQL} WHERE r.type = ? AND r.name = ?", repo_type, name)
-        if row is None:
-            sql = f"{_REPO_SQL} JOIN moved m ON r.id = m.repo WHERE m.type = ? AND m.name = ?"
-            row = self.row(sql, repo_type, name)
-        return None if row is None else _repo(row)
+        found = self._repos("WHERE r.type = ? AND r.name = ?", repo_type, name)
+        moved = "JOIN moved m ON r.id = m.repo WHERE m.type = ? AND m.name = ?"
+        return next(iter(found or self._repos(moved, repo_type, name)), None)
 
     def repo_by_id(self, repo_id: int) -> Repo | None:
         """Return a repo by its id, or None."""
-        row = self.row(f"{_REPO_SQL} WHERE r.id = ?", repo_id)
-        return None if row is None else _repo(row)
+        return next(iter(self._repos("WHERE r.id = ?", repo_id)), None)
 
     def repos(self, repo_type: str) -> list[Repo]:
         """Return all repos of a type, newest first."""
-        return [_repo(row) for row in self.rows(f"{_REPO_SQL} WHERE r.type = ? ORDER BY r.id DESC", repo_type)]
+        return self._repos("WHERE r.type = ? ORDER BY r.id DESC", repo_type)
+
+    def _repos(self, where: str, *values: object) -> list[Repo]:
+        sql = f"SELECT r.id, r.type, r.name, r.private, r.created, r.extra FROM repo r {where}"
+        return [
+            Repo(number, kind, name, bool(private), created, json.loads(extra))
+            for number, kind, name, private, created, extra in self.rows(sql, *values)
+        ]
 
     def add_repo(self, repo_type: str, name: str, private: bool, now: float, extra: dict[str, Any]) -> Repo:
         """Create a repo; its name no longer leads to a repo that was moved away from it."""
         with self.transaction() as db:
             db.execute("DELETE FROM moved WHERE type = ? AND name = ?", (repo_type, name))
-            cursor = db.execute(
-                "INSERT INTO repo (type, name, private, created, extra) VALUES (?, ?, ?, ?, ?)",
-                (repo_type, name, private, now, json.dumps(extra)),
-            )
-            found = self.repo_by_id(int(cursor.lastrowid or 0))
-        assert found is not None
-        return found
+            sql = "INSERT INTO repo (type, name, private, created, extra) VALUES (?, ?, ?, ?, ?)"
+            cursor = db.execute(sql, (repo_type, name, private, now, json.dumps(extra)))
+            return self._repos("WHERE r.id = ?", cursor.lastrowid)[0]
 
     def delete_repo(self, repo: Repo) -> None:
         """Delete a repo with all its rows."""
@@ -264,8 +250,7 @@ class Store:
     def used_bytes(self, repo: Repo) -> int:
         """Return the bytes of all large objects that the repo's commits may refer to."""
         sql = "SELECT coalesce(sum(l.size), 0) FROM granted g JOIN large l ON l.sha256 = g.sha256 WHERE g.repo = ?"
-        row = self.row(sql, repo.id)
-        return int(row[0]) if row else 0
+        return int(self.rows(sql, repo.id)[0][0])
 
     def add_large(self, sha256: str, size: int, *, xet_hash: str | None) -> None:
         """Record a large object that is stored as a Xet file or, without a Xet hash, as a blob."""
@@ -279,7 +264,3 @@ class Store:
         """Return a large object, or None."""
         row = self.row("SELECT size, xet, plain FROM large WHERE sha256 = ?", sha256)
         return None if row is None else LargeObject(int(row[0]), row[1], bool(row[2]))
-
-
-def _repo(row: tuple[Any, ...]) -> Repo:
-    return Repo(id=row[0], type=row[1], name=row[2], private=bool(row[3]), created=row[4], extra=json.loads(row[5]))
