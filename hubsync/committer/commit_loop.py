@@ -134,7 +134,7 @@ class CommitLoop:
                 await self._retrier.wait_for_operator("commit", error)
             case NotSent(TransientError() as error):
                 await self._reconciler.settle(plan, {})
-                await self._not_sent(error, backoff)
+                await self._not_sent(plan, error, backoff)
             case FolderFull(error):
                 await self._reconciler.settle(plan, {})
                 await self._folder_full(plan, error, backoff)
@@ -172,11 +172,12 @@ class CommitLoop:
         else:
             await self._retrier.wait_for_operator("commit", error)
 
-    async def _not_sent(self, error: TransientError, backoff: Backoff) -> None:
+    async def _not_sent(self, plan: Plan, error: TransientError, backoff: Backoff) -> None:
         if error.status == 409:  # another commit is, or was, in progress
             self._head.forget()
         await self._retrier.back_off("commit", error, backoff)
         if isinstance(error, UnreadableShard):
+            self._spool.shards.suspect(shard for shard in plan.shards if shard.mode == "regular")
             await self.restage_damaged()
 
     async def _committable(self, shards: Sequence[Shard]) -> list[Shard]:

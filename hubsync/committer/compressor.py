@@ -66,12 +66,9 @@ class Compressor:
             LeaseLost: another process commits.
             BlockedError: a package is missing here.
         """
-        found = next(iter(self._spool.segments.to_compress()), None)
-        if found is None:
+        row = self._spool.shards.next_to_compress()
+        if row is None:
             return "idle"
-        if not self._spool.shards.is_intact(found.id):
-            return "done"
-        row = self._spool.segments.get(found.id)
         assert row.path is not None
         lines = self._spool.file(row.file)
         # The committer's term is in the name, so one that stalled never overwrites the file of its successor.
@@ -83,6 +80,10 @@ class Compressor:
             raise BlockedError(f"{row.path} can't be compressed here: {error}") from None
         except DefectError as error:
             return Incompressible(self._spool.shards.get(row.id), error)
+        except OSError:
+            if self._spool.shards.is_readable(row.id):
+                raise  # the disk does not take the compressed file
+            return "done"
         try:
             failpoint(Failpoint.COMPRESSED)
             self._record(row, target)

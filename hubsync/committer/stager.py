@@ -13,7 +13,7 @@ from hubsync.committer.rejections import Rejections
 from hubsync.committer.retry import Retrier
 from hubsync.committer.wakeups import Wakeups
 from hubsync.destinations.base import Destination
-from hubsync.errors import DefectError, HubError
+from hubsync.errors import DefectError, HubError, UnreadableShard
 from hubsync.model.shard import Shard, Staged
 from hubsync.policies import MIB
 from hubsync.spool.spool import Spool
@@ -48,6 +48,7 @@ class Stager:
         self._clock = clock
         self._status = status
         self._wakeups = wakeups
+        self._unreadable = retrier.backoff()  # after a lot with a file that could not be read
         self._lots: list[frozenset[int]] = []  # the segments that are being uploaded
 
     async def run(self) -> None:
@@ -76,8 +77,13 @@ class Stager:
         self._wakeups.stage.notify()
 
     async def _stage(self, shards: Sequence[Shard]) -> None:
+        upload = partial(self._upload, shards)
         try:
-            staged = await self._retrier.until_success("stage", partial(self._upload, shards), raises=(DefectError,))
+            staged = await self._retrier.until_success("stage", upload, raises=(DefectError, UnreadableShard))
+        except UnreadableShard as error:  # each is read before it is in a lot again, so one holds up no other
+            self._spool.shards.suspect(shards)
+            await self._retrier.back_off("stage", error, self._unreadable)
+            return
         except DefectError as error:
             if len(shards) > 1:
                 async with anyio.create_task_group() as tasks:  # alone, so that one bad shard holds up no other
@@ -86,6 +92,7 @@ class Stager:
             elif not await self._rejections.may_retry(shards[0]):
                 await self._rejections.give_up("stage", shards[0], error)
             return
+        self._unreadable.reset()
         doubtful = [shard for shard, found in zip(shards, staged, strict=True) if found.remote_oid]
         done = await self._reconciler.compare_at_head("stage", doubtful) if doubtful else set()
         modes = {s.segment: found.mode for s, found in zip(shards, staged, strict=True) if s.segment not in done}

@@ -5,6 +5,7 @@ spool       the directory, and the parts below
   writer      appends batches to segments, in takes
   segments    every SQL statement on segments: named transitions, typed rows
   shards      sealed segments: checked, hashed, picked for staging and committing
+  unreadable  files that the disk refuses
   plans       the next commit, written down before it is sent
   recovery    what dead and stalled processes left
   quarantine  rejected shards

@@ -1,7 +1,7 @@
 """What a dead or stalled process left: torn tails, open segments, files that nobody needs.
 
 Bytes are written first and then counted in the catalogue, so the catalogue knows which bytes were accepted: whatever a
-file holds beyond them is a torn tail. A power cut may have taken accepted bytes as well, of which whole rows are kept.
+file holds beyond them is a torn tail.
 """
 
 from __future__ import annotations
@@ -9,21 +9,32 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.file_lock import HeartbeatMonitor, is_held_here
-from hubsync._runtime.files import file_size, is_complete, is_raw, whole_rows
+from hubsync._runtime.files import is_raw
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
 from hubsync.spool.lease import CommitterLease
-from hubsync.spool.offsets import Offsets
 from hubsync.spool.quarantine import Quarantine
 from hubsync.spool.segments import Segments
+from hubsync.spool.unreadable import regular_size
 from hubsync.spool.writers import Writers
 
 _log = logging.getLogger("hubsync")
+
+
+def cut_torn_tail(file: Path, accepted: int) -> None:
+    """Cut a file to its accepted bytes.
+
+    Raises:
+        OSError: the disk refuses, or something else is in the file's place.
+    """
+    if (regular_size(file) or 0) > accepted:
+        os.truncate(file, accepted)
 
 
 class Recovery:
@@ -34,7 +45,6 @@ class Recovery:
         directory: Path,
         catalogue: Catalogue,
         segments: Segments,
-        offsets: Offsets,
         writers: Writers,
         quarantine: Quarantine,
         lease: CommitterLease,
@@ -44,7 +54,6 @@ class Recovery:
         self._files = directory / "segments"
         self._catalogue = catalogue
         self._segments = segments
-        self._offsets = offsets
         self._writers = writers
         self._quarantine = quarantine
         self._lease = lease
@@ -52,7 +61,6 @@ class Recovery:
         self._adopting = threading.Lock()
         self._monitors: dict[Path, HeartbeatMonitor] = {}
         self._recovered: dict[str, int] = {}  # dead writers that need no further look, by epoch
-        self._refused: set[int] = set()  # segments whose file the disk refuses
 
     def adopt(self) -> None:
         """Seal the open segments of writers that died or stalled, and remove what the dead had not counted.
@@ -86,46 +94,26 @@ class Recovery:
                 state = self._state_of(file)
                 # A compressed file that is not counted may be the committer's, which is writing it now.
                 if state in ("committed", "dead") or (state is None and is_raw(file.name)):
-                    file.unlink(missing_ok=True)
+                    self._remove(file, state)
 
     def _seal_open(self, writer: str) -> None:
         for segment in self._segments.open_of(writer):
-            try:
-                with self._catalogue.transaction():
-                    self._seal(segment)
-            except OSError as error:  # its file cannot be read: it stays open and blocks nothing else
-                if segment not in self._refused:
-                    self._refused.add(segment)
-                    _log.error("Cannot read rows that writer %s left: %s. They wait for the next job or drain.",
-                               writer, error)  # fmt: skip
+            with self._catalogue.transaction():
+                self._seal(segment)
             failpoint(Failpoint.ADOPTED)
 
     def _seal(self, segment: int) -> None:
+        """Seal a segment without reading its file: all other processes wait for this transaction.
+
+        What it holds is checked before it is uploaded: see `Shards`.
+        """
         row = self._segments.get(segment)
         if row.state != "open":
             return  # its writer was alive after all, and faster
-        file = self._files / row.file
-        if (file_size(file) or 0) > row.bytes:
-            os.truncate(file, row.bytes)
-        if row.bytes and not is_complete(file, row.bytes):
-            self.keep_whole_rows(segment, file, row.bytes)
+        with suppress(OSError):  # then it is cut when it is checked
+            cut_torn_tail(self._files / row.file, row.bytes)
         failpoint(Failpoint.TAIL_CUT)
         self._segments.seal(segment)
-
-    def keep_whole_rows(self, segment: int, file: Path, accepted: int) -> None:
-        """Keep what a power cut left of a segment's accepted bytes, as far as its rows are whole.
-
-        Within a transaction. Without durability="fsync", the kernel alone had those bytes.
-        """
-        rows, kept = 0, 0
-        if file_size(file) is not None and is_raw(file.name):  # a compressed file has no part that is whole
-            rows, kept = whole_rows(file, accepted)
-            os.truncate(file, kept)
-        lost = f"{accepted - kept:,} accepted bytes of {file.name} were lost by a power cut (durability='process')"
-        self._segments.truncate(segment, size=kept, rows=rows, why=lost)
-        if not rows:
-            self._offsets.forget_keys(segment)  # nothing of it is uploaded, so its batches may be put again
-        _log.error("%s. Its %d whole rows are uploaded.", lost, rows)
 
     def sweep(self) -> None:
         """Remove what a crash left: files of segments that are committed or dead, half-made links, old locks."""
@@ -133,8 +121,9 @@ class Recovery:
         for file in self._files.iterdir():
             number = segment_id_of(file)
             is_expired = 0 < number <= newest and self._segments.state(number) is None
-            if is_expired or self._state_of(file) in ("committed", "dead") or self._is_superseded(file):
-                file.unlink(missing_ok=True)
+            state = self._state_of(file)
+            if is_expired or state in ("committed", "dead") or self._is_superseded(file):
+                self._remove(file, state)
         self._quarantine.sweep()
         with self._catalogue.transaction():
             self._segments.recount()
@@ -142,10 +131,17 @@ class Recovery:
             if file != self._lease.lock_file:
                 file.unlink(missing_ok=True)
 
+    def _remove(self, file: Path, state: str | None) -> None:
+        if state == "dead":
+            self._quarantine.take(segment_id_of(file), file)
+        else:
+            with suppress(OSError):  # something else is in its place
+                file.unlink(missing_ok=True)
+
     def _is_superseded(self, file: Path) -> bool:
         """Return whether the catalogue counts another file of the same segment, which is there."""
         segment = self._segments.find(segment_id_of(file))
-        if segment is None or segment.file == file.name or file_size(self._files / segment.file) is None:
+        if segment is None or segment.file == file.name or not (self._files / segment.file).is_file():
             return False
         # An id that was given twice belongs to another writer's file.
         return segment.file.partition(".")[0] == file.name.partition(".")[0]

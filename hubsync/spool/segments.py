@@ -333,6 +333,10 @@ class SegmentQueries:
         """Return the configs of all segments."""
         return [row[0] for row in self._db.rows("SELECT DISTINCT config FROM segments")]
 
+    def dead(self) -> list[Segment]:
+        """Return the dead segments, without the discarded ones."""
+        return self._where(_QUARANTINED)
+
     def quarantined(self, limit: int = -1, *, newest_first: bool = False) -> list[QuarantinedShard]:
         """Return the dead shards, without the discarded ones."""
         columns, order = "id, path, rows, bytes, sealed_at, error", "DESC" if newest_first else "ASC"

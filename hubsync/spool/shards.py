@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.files import file_size, is_complete
+from hubsync._runtime.files import is_complete, is_raw, whole_rows
 from hubsync.model.hashing import git_oid_of_file, hash_file
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Mode, Shard
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.quarantine import Quarantine
-from hubsync.spool.recovery import Recovery
+from hubsync.spool.recovery import cut_torn_tail
 from hubsync.spool.segments import Segment, Segments
+from hubsync.spool.unreadable import UnreadableFiles, regular_size
 
 _log = logging.getLogger("hubsync")
 
+_AHEAD = 20  # segments looked at for the next one to compress
 _SMALL = 16 << 20  # bytes, below which a Hub may keep a file as a regular one; its bound is about 10 MB
 
 
@@ -33,15 +37,15 @@ class Shards:
         segments: Segments,
         offsets: Offsets,
         quarantine: Quarantine,
-        recovery: Recovery,
         lease: CommitterLease,
+        clock: Clock,
     ) -> None:
         self._directory = directory
         self._segments = segments
         self._offsets = offsets
         self._quarantine = quarantine
-        self._recovery = recovery
         self._lease = lease
+        self._unreadable = UnreadableFiles(directory / "segments", clock)
         self._inherited = 0  # segments up to this one may have met a crash or a power cut
         self._checked: set[int] = set()  # those of them whose files were read here and are intact
 
@@ -55,7 +59,7 @@ class Shards:
         return self._directory / "segments" / name
 
     def get(self, segment: int) -> Shard:
-        """Return a sealed segment as a shard, hashed."""
+        """Return a sealed segment as a shard, hashed. One that was never hashed must be intact."""
         row = self._segments.get(segment)
         file = self.file(row.file)
         sha256, git_oid = row.sha256, row.git_oid
@@ -70,48 +74,51 @@ class Shards:
         assert row.path is not None
         return Shard(segment, row.writer, file, row.path, row.bytes, row.rows, sha256, git_oid, row.mode)
 
-    # Files that a power cut or a person may have damaged.
+    # Files that a power cut, a disk or a person may have damaged.
 
     def is_intact(self, segment: int) -> bool:
-        """Return whether a sealed segment can be uploaded, after dealing with a damaged file.
+        """Return whether a sealed segment can be uploaded now, after dealing with a damaged file.
 
-        Of a file that is too short the whole rows are kept. One that has its length but other content is quarantined:
-        an operator must look at it. So a damaged segment does not hold up the others.
+        Of a file that is too short the whole rows are kept. One that has its length but other content is quarantined,
+        and so is one that cannot be read, after a few attempts: an operator must look at it. So a damaged segment does
+        not hold up the others.
+
+        Raises:
+            OSError: the disk is at fault, and not this file.
         """
         row = self._segments.get(segment)
-        file = self.file(row.file)
-        if self._is_as_written(row, file):
-            return True
-        why = None
-        with self._lease.transaction():
-            if self._segments.state(segment) != "sealed":
-                return False
-            if is_complete(file, row.bytes):
-                why = (
-                    f"{file.name} does not have the sha256 that was written: the disk or someone changed it after its "
-                    "rows were accepted"
-                )
-                self._quarantine.add(segment, file, why)
-            else:
-                self._recovery.keep_whole_rows(segment, file, row.bytes)
-            is_dead = why is not None or not self._segments.get(segment).rows
-            self._segments.reset_damaged(segment, is_dead=is_dead)
-        if why is not None:
-            file.unlink(missing_ok=True)
-            _log.error("%s. Its %d rows are in the dead letter; to look at them: hubsync dead-letter list %s",
-                       why, row.rows, self._directory)  # fmt: skip
-        return not is_dead
+        try:
+            return self._is_as_written(row) or self._keep_what_is_left(row)
+        except OSError as error:
+            self._could_not_read(row, error)
+            return False
 
-    def _is_as_written(self, row: Segment, file: Path) -> bool:
+    def _usable(self, segment: int) -> Shard | None:
+        """Return a sealed segment as a shard if it is intact."""
+        if not self.is_intact(segment):
+            return None
+        try:
+            shard = self.get(segment)
+        except OSError as error:
+            self._could_not_read(self._segments.get(segment), error)
+            return None
+        self._unreadable.forget(segment)
+        return shard
+
+    def _is_as_written(self, row: Segment) -> bool:
         """Return whether a segment's file holds what its writer wrote.
 
         Its size tells for our own. A file that another process left is also read, once: what that process read may
         have been in memory only, and not on the disk.
         """
-        size = file_size(file)
+        file = self.file(row.file)
+        size = regular_size(file)
         if size is None or size < row.bytes:
             return False
-        if row.id > self._inherited or row.sha256 is None or row.id in self._checked:
+        if row.sha256 is None:  # it was sealed for a writer that died
+            cut_torn_tail(file, row.bytes)
+            return is_complete(file, row.bytes)
+        if row.id not in self._unreadable and (row.id > self._inherited or row.id in self._checked):
             return True
         sha256, git_oid = hash_file(file, row.bytes)
         if sha256 != row.sha256:
@@ -121,14 +128,93 @@ class Shards:
         failpoint(Failpoint.HASHED)
         return True
 
+    def _keep_what_is_left(self, row: Segment) -> bool:
+        """Keep the whole rows of a damaged file, or quarantine it; return whether rows are left to upload."""
+        file = self.file(row.file)
+        size = regular_size(file)
+        if size is not None and size >= row.bytes and is_complete(file, row.bytes):
+            why = (
+                f"{file.name} does not have the sha256 that was written: the disk or someone changed it after its rows "
+                "were accepted"
+            )
+            self._quarantine_file(row, why, is_changed=True)
+            return False
+        # A compressed file has no part that is whole.
+        rows, kept = whole_rows(file, row.bytes) if size is not None and is_raw(file.name) else (0, 0)
+        lost = (
+            f"{row.bytes - kept:,} accepted bytes of {file.name} were lost by a power cut (durability='process'), or "
+            "someone deleted them"
+        )
+        with self._lease.transaction():
+            if self._segments.state(row.id) != "sealed":
+                return False
+            if rows:
+                os.truncate(file, kept)
+            self._segments.truncate(row.id, size=kept, rows=rows, why=lost)
+            if not rows:
+                self._offsets.forget_keys(row.id)  # nothing of it is uploaded, so its batches may be put again
+            self._segments.reset_damaged(row.id, is_dead=not rows)
+        if not rows:
+            self._unreadable.forget(row.id)
+        _log.error("%s. Its %d whole rows are uploaded.", lost, rows)
+        return rows > 0
+
+    def _could_not_read(self, row: Segment, error: OSError) -> None:
+        if self._unreadable.failed(row.id, error):
+            self._quarantine_file(row, f"its file {self.file(row.file)} cannot be read: {error}")
+
+    def _quarantine_file(self, row: Segment, why: str, *, is_changed: bool = False) -> None:
+        """Quarantine a sealed segment whose file must not be uploaded."""
+        file = self.file(row.file)
+        with self._lease.transaction():
+            if self._segments.state(row.id) != "sealed":
+                return
+            self._quarantine.add(row.id, file, why, is_linked=False)
+            if is_changed:
+                self._segments.reset_damaged(row.id, is_dead=True)
+        self._unreadable.forget(row.id)
+        self._quarantine.take(row.id, file)
+        _log.error("%s is not uploaded: %s. Its %d rows are in the dead letter; everything else continues. To look at "
+                   "them: hubsync dead-letter list %s", row.path, why, row.rows, self._directory)  # fmt: skip
+
+    def suspect(self, shards: Iterable[Shard]) -> None:
+        """Read the files of these shards as a whole before they are staged again: one of them could not be read."""
+        self._unreadable.suspect(shard.segment for shard in shards)
+
+    def is_readable(self, segment: int) -> bool:
+        """Return whether a sealed segment's file can be read, reading it as a whole."""
+        self._unreadable.suspect([segment])
+        return self.is_intact(segment)
+
     def damaged(self) -> list[Shard]:
         """Return the staged shards that travel inside the commit and whose file is no longer what it was."""
-        rows = self._segments.staged_inline()
-        return [self.get(row.id) for row in rows if not self._is_as_written(row, self.file(row.file))]
+        return [self.get(row.id) for row in self._segments.staged_inline() if not self._can_be_sent(row)]
+
+    def _can_be_sent(self, row: Segment) -> bool:
+        try:
+            return self._is_as_written(row)
+        except OSError:
+            self._unreadable.suspect([row.id])
+            return False
 
     def present(self) -> list[Shard]:
-        """Return all sealed and staged shards whose file exists."""
-        return [self.get(row.id) for row in self._segments.uploadable() if file_size(self.file(row.file)) is not None]
+        """Return all sealed and staged shards whose file can be read."""
+        shards = []
+        for row in self._segments.uploadable():
+            if row.state == "staged":
+                shards.append(self.get(row.id))
+            elif (shard := self._usable(row.id)) is not None:
+                shards.append(shard)
+        return shards
+
+    # Compressing.
+
+    def next_to_compress(self) -> Segment | None:
+        """Return the oldest sealed segment that must be compressed and can be read now; None without one."""
+        for row in self._segments.to_compress(_AHEAD + len(self._unreadable)):
+            if not self._unreadable.is_resting(row.id) and self.is_intact(row.id):
+                return self._segments.get(row.id)
+        return None
 
     # Staging.
 
@@ -142,14 +228,14 @@ class Shards:
         """
         shards: list[Shard] = []
         held = 0
-        for row in self._segments.to_stage(limit + len(besides)):
-            if row.id in besides:
+        for row in self._segments.to_stage(limit + len(besides) + len(self._unreadable)):
+            if row.id in besides or self._unreadable.is_resting(row.id):
                 continue
             held += row.bytes
-            if shards and held > max_bytes:
+            if len(shards) == limit or (shards and held > max_bytes):
                 break
-            if self.is_intact(row.id):
-                shards.append(self.get(row.id))
+            if (shard := self._usable(row.id)) is not None:
+                shards.append(shard)
         return shards
 
     def mark_staged(self, modes: Mapping[int, Mode]) -> None:
@@ -222,9 +308,9 @@ class Shards:
     def quarantine(self, shard: Shard, why: str) -> Path:
         """Quarantine a shard that can't be committed; return its file there."""
         with self._lease.transaction():
-            kept = self._quarantine.add(shard.segment, shard.file, why)
+            kept = self._quarantine.add(shard.segment, shard.file, why, is_linked=False)
         failpoint(Failpoint.QUARANTINED)
-        remove_file(shard.file)
+        self._quarantine.take(shard.segment, shard.file)
         return kept
 
     # The next commit.

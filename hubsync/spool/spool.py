@@ -88,13 +88,12 @@ class Spool:
             directory,
             self.catalogue,
             self.segments,
-            self.offsets,
             self.writers,
             self.quarantine,
             self.lease,
             self.clock,
         )
-        self.shards = Shards(directory, self.segments, self.offsets, self.quarantine, self.recovery, self.lease)
+        self.shards = Shards(directory, self.segments, self.offsets, self.quarantine, self.lease, self.clock)
         retention = Retention(directory, self.segments, self.offsets, self.schemas, self.lease, self.clock)
         self.plans = Plans(self.catalogue, self.segments, self.shards, self.writers, retention, self.lease, self.clock)
         self.cards = CardEntries(self.catalogue, self.segments, self.lease)

@@ -1,0 +1,279 @@
+"""A segment file that cannot be read is quarantined alone, after a few attempts; everything else continues."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hubsync import NotDrained, ShardPolicy, ShardsRefused, Uploader
+from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance.drain import drain
+from hubsync.maintenance.quarantine import QuarantineCommands
+from hubsync.spool import shards as shards_module
+from hubsync.spool import unreadable
+from hubsync.spool.spool import Spool
+from tests.conftest import FAST, Dataset
+from tests.spool.conftest import all_sealed, batch, die, shards_of, writer_of
+from tests.waiting import until
+
+
+def directory_in_its_place(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+    (file / "somebody's").write_text("file")
+
+
+def pipe_in_its_place(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)  # opening it would wait forever
+
+
+def loop_of_links(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file)
+
+
+def bad_blocks(file: Path) -> None:
+    """Reading this process's memory from address 0 fails with EIO."""
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+
+
+DAMAGES = [directory_in_its_place, pipe_in_its_place, loop_of_links, bad_blocks]
+every_damage = pytest.mark.parametrize("damage", DAMAGES)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
+    monkeypatch.setattr(unreadable, "_WAITS_S", (0.01, 0.01))
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+
+
+def files(spool: Path) -> list[Path]:
+    return sorted((spool / "segments").glob("*-*.jsonl"))
+
+
+@pytest.fixture
+def left(hub: LocalHub, uploader: Callable[..., Uploader], tmp_path: Path) -> Path:
+    """A spool with eight shards that a job could not upload before it ended."""
+    up = uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)).open()
+    hub.faults.add(Fault.outage())
+    for n in range(8):
+        up.put([{"id": n}])
+    with pytest.raises(NotDrained):
+        up.close(timeout=0.2)
+    hub.faults.clear()
+    return tmp_path / "spool"
+
+
+def rejected(spool: Path) -> list[tuple[int, int]]:
+    with QuarantineCommands(spool) as commands:
+        return [(shard.id, shard.rows) for shard in commands.shards() if "cannot be read" in shard.why]
+
+
+@every_damage
+def test_drain_uploads_all_others(damage: Callable[[Path], None], left: Path, dataset: Dataset) -> None:
+    damage(files(left)[2])
+    assert drain(left, timeout=60, retry=FAST["retry"]).dead == 1
+    assert dataset.ids() == [0, 1, *range(3, 8)]
+    assert rejected(left) == [(3, 1)]
+    drain(left, timeout=60, retry=FAST["retry"])  # and its remains are in nobody's way
+    assert rejected(left) == [(3, 1)]
+
+
+@every_damage
+def test_a_restarted_job_uploads_all_others(
+    damage: Callable[[Path], None], left: Path, dataset: Dataset, uploader: Callable[..., Uploader]
+) -> None:
+    damage(files(left)[2])
+    with uploader() as up:
+        up.put([{"id": 8}])
+        with pytest.raises(ShardsRefused, match="cannot be read"):
+            up.flush(timeout=60)
+        until(lambda: up.stats().spool.rows == 0)
+    assert dataset.ids() == [0, 1, *range(3, 9)]
+    assert rejected(left) == [(3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "outage"),
+    [*((damage, "*") for damage in DAMAGES), (directory_in_its_place, "commit"), (bad_blocks, "commit")],
+)
+def test_a_running_job_reports_it_to_the_flush_and_uploads_all_others(
+    damage: Callable[[Path], None], outage: str, hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    hub.faults.add(Fault.outage(on=outage))
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
+        for n in range(8):
+            up.put([{"id": n}], ack="spooled")
+        if outage == "commit":
+            until(lambda: up.stats().spool.staged == 8)
+        damage(files(tmp_path / "spool")[2])
+        hub.faults.clear()
+        with pytest.raises(ShardsRefused, match=r"cannot be read|lost"):
+            up.flush(timeout=60)
+        assert dataset.ids() == [0, 1, *range(3, 8)]
+    assert rejected(tmp_path / "spool") == [(3, 1)]
+
+
+@every_damage
+def test_compression_passes_it_by(
+    damage: Callable[[Path], None], uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with uploader(format="jsonl.gz", shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
+        for n in range(8):
+            up.put([{"id": n}])
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    damage(files(tmp_path / "spool")[0])
+    assert drain(tmp_path / "spool", timeout=60, retry=FAST["retry"]).dead == 1
+    assert dataset.ids() == list(range(1, 8))
+
+
+@every_damage
+def test_so_does_what_a_killed_writer_left_open(
+    damage: Callable[[Path], None], open_spool: Callable[..., Spool], caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = open_spool()
+    lost, kept = writer_of(spool), writer_of(spool)
+    lost.append([batch(1, 2)])
+    kept.append([batch(3)])
+    damage(spool.file(f"{lost.name}-00000001.jsonl"))
+    die(lost)
+    die(kept)
+    assert spool.lease.acquire()
+    spool.recovery.adopt()
+    for _ in range(3):
+        (shard,) = all_sealed(spool)
+        spool.clock.advance(1)  # type: ignore[attr-defined]
+    assert shard.file.read_bytes() == b'{"id":3}\n'
+    assert [(row.id, row.rows) for row in spool.quarantine.shards()] == [(1, 2)]
+    assert sum("Its 2 rows are in the dead letter" in record.message for record in caplog.records) == 1
+
+
+def test_a_file_that_can_be_read_again_is_uploaded(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=1)
+    writer.append([batch(1), batch(2)])
+    file = spool.file(f"{writer.name}-00000001.jsonl")
+    content = file.read_bytes()
+    assert spool.lease.acquire()
+    directory_in_its_place(file)
+    assert [shard.segment for shard in all_sealed(spool)] == [2]
+    (file / "somebody's").unlink()
+    file.rmdir()
+    file.write_bytes(content)
+    assert [shard.segment for shard in all_sealed(spool)] == [2]  # it rests
+    spool.clock.advance(1)  # type: ignore[attr-defined]
+    assert [shard.segment for shard in all_sealed(spool)] == [1, 2]
+
+
+def test_many_of_them_hold_up_nothing(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool, max_rows=1)
+    for n in range(50):
+        writer.append([batch(n)])
+    assert spool.lease.acquire()
+    for file in files(spool.directory)[:48]:
+        loop_of_links(file)
+    found = [shard.segment for _ in range(9) for shard in spool.shards.to_stage(10, 1 << 30)]
+    assert set(found) == {49, 50}
+
+
+def test_a_disk_that_refuses_everything_costs_no_segment(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer_of(spool, max_rows=1).append([batch(1)])
+    assert spool.lease.acquire()
+    refused = OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def refuse(*_: object) -> None:
+        raise refused
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "regular_size", refuse)
+        patch.setattr(os, "scandir", refuse)
+        for _ in range(9):
+            with pytest.raises(OSError, match="Input/output error"):
+                all_sealed(spool)
+            spool.clock.advance(60)  # type: ignore[attr-defined]
+    assert [shard.segment for shard in all_sealed(spool)] == [1]
+
+
+def test_too_many_open_files_cost_no_segment(open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = open_spool()
+    writer_of(spool, max_rows=1).append([batch(1)])
+    assert spool.lease.acquire()
+
+    def refuse(file: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "regular_size", refuse)
+        for _ in range(9):
+            with pytest.raises(OSError, match="Too many open files"):
+                all_sealed(spool)
+    assert [shard.segment for shard in all_sealed(spool)] == [1]
+
+
+# The directory of rejected shards.
+
+
+def test_rejecting_a_batch_takes_the_same_time_whatever_was_rejected_before(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+
+    def no_listing(*_: object) -> None:
+        raise AssertionError("the directory of rejected shards is read inside the transaction of a put")
+
+    monkeypatch.setattr(Path, "glob", no_listing)
+    monkeypatch.setattr(os, "scandir", no_listing)
+    monkeypatch.setattr(os, "listdir", no_listing)
+    writer.append([batch(1, set_aside="a defect")])
+    monkeypatch.undo()
+    (shard,) = spool.quarantine.shards()
+    kept = spool.quarantine.file_of(shard.id)
+    assert kept is not None
+    assert kept.read_bytes() == b'{"id":1}\n'
+
+
+def test_a_file_of_a_transaction_that_was_rolled_back_is_removed(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    stale = spool.quarantine.directory / "000001-train-other-00000.jsonl"
+    stale.write_bytes(b'{"id":0}\n')
+    writer_of(spool).append([batch(1, set_aside="a defect")])
+    spool.quarantine.sweep()
+    kept = spool.quarantine.file_of(1)
+    assert kept is not None
+    assert list(spool.quarantine.directory.iterdir()) == [kept]
+    assert kept.read_bytes() == b'{"id":1}\n'
+
+
+def test_a_rejected_shard_whose_file_could_not_be_linked_keeps_its_rows(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer_of(spool, max_rows=1).append([batch(1)])
+    (shard,) = all_sealed(spool)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        patch.setattr(os, "replace", refuse)  # killed before it was moved
+        shards_of(spool).quarantine(shard, "a defect")
+    spool.recovery.sweep()
+    kept = spool.quarantine.file_of(shard.segment)
+    assert kept is not None
+    assert kept.read_bytes() == b'{"id":1}\n'
+    assert files(spool.directory) == []
