@@ -22,7 +22,7 @@ from hubsync.spool.spool import Spool
 from hubsync.spool.writer import Accepted, SpoolWriter
 from hubsync.testing import ManualClock
 from tests.conftest import FAST, Dataset
-from tests.spool.conftest import all_sealed, batch, plans_of, shards_of, writer_of
+from tests.spool.conftest import all_sealed, batch, die, plans_of, shards_of, writer_of
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,8 @@ def test_replays_of_expired_segments_are_committed(open_spool: Callable[..., Spo
     commit_all(spool)
     expire(spool, writer)
     waiting = writer.append([batch(9, offset=9)])[0][0].segment
-    ((by_key, by_offset, recent, pending), _) = writer.append(
+    die(writer)  # and its job is started again
+    ((by_key, by_offset, recent, pending), _) = writer_of(spool).append(
         [batch(1, key="key 1"), batch(101, offset=1), batch(104, offset=4), batch(9, offset=9)]
     )
     assert by_key.replayed
@@ -87,10 +88,9 @@ def test_a_quarantined_segment_between_expired_ones_keeps_its_offsets(open_spool
     commit_all(spool)
     expire(spool, writer, 3)
     assert [row.id for row in spool.segments.with_path()] == [segments[3], 8, 9, 10]
-    outcomes = [
-        spool.segments.outcome(accepted.segment or 0)
-        for accepted in writer.append([batch(n, offset=n) for n in range(7)])[0]
-    ]
+    die(writer)
+    replays, _ = writer_of(spool).append([batch(n, offset=n) for n in range(7)])
+    outcomes = [spool.segments.outcome(accepted.segment or 0) for accepted in replays]
     assert [outcome.state for outcome in outcomes if outcome] == [*["committed"] * 3, "dead", *["committed"] * 3]
     assert spool.catalogue.value("SELECT count(*) FROM segment_offsets") == 3
 
@@ -149,12 +149,13 @@ def test_a_dataset_is_whole_after_the_records_of_its_shards_are_gone(
     options: Any = {**FAST, "shard": ShardPolicy(max_rows=1), "endpoint": hub.endpoint, "token": hub.token}
     for start in range(0, 40, 20):
         with Uploader("user/rows", spool=tmp_path / "spool", **options) as up:
+            if start:
+                replay = up.put([{"id": 5}], offset=10, ack="committed", timeout=60)
+                assert (replay.state, replay.replayed) == ("committed", True)
             for n in range(start, start + 20):
                 up.put([{"id": n // 2}], offset=n, key=f"key {n}")  # half of the shards are equal to another one
                 if n % 5 == 4:
                     up.flush(timeout=60)
-            replay = up.put([{"id": 0}], offset=start // 2, ack="committed", timeout=60)
-            assert (replay.state, replay.replayed) == ("committed", True)
             assert up.offset() == start + 19
     assert dataset.ids() == sorted(n // 2 for n in range(40))
     report = verify("user/rows", spool=tmp_path / "spool", endpoint=hub.endpoint, token=hub.token, content=True)
