@@ -29,7 +29,7 @@ def test_halving_a_rejected_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch:
     def pass_time(seconds: float, step: float) -> None:
         for _ in range(int(seconds / step)):
             for call in world.calls():
-                bad = call.body is not None and any(b"bad" in content for content in call.body.files.values())
+                bad = call.body is not None and any(b'"bad"' in content for content in call.body.files.values())
                 if call.body is not None and not bad:
                     landed.append(world.clock.time())
                 world.answer(call, "defect" if bad else "ok")
