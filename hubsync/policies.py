@@ -5,6 +5,7 @@ The defaults serve a user who sets nothing. Each policy checks its values when i
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -81,7 +82,7 @@ class CommitPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Intervals between retries. Transient errors are retried forever, with full jitter.
+    """Intervals between retries, and how long `open` and `close` wait. Transient errors are retried, with full jitter.
 
     The wait before attempt `n` is `random() * min(max_s, initial_s * 2**n)`.
 
@@ -90,12 +91,19 @@ class RetryPolicy:
         max_s: Upper bound of every wait, in seconds.
         blocked_s: Seconds between attempts while an operator must act (a revoked token, a deleted repo).
         request_timeout_s: Timeout of one request, in seconds. The Hub advises 60 s for a commit.
+        open_timeout_s: Seconds that a new spool may take to reach the Hub. `open` waits that long for a Hub that hangs
+            or is busy, and then goes on without it; `offset` and the first `put` with an offset wait for the rest of
+            this time until the dataset's offsets are known.
+        close_timeout_s: Seconds that `close` may take if it is given no `timeout`; the rest stays in the spool. None
+            for $HUBSYNC_CLOSE_TIMEOUT_S or, without that, for no limit.
     """
 
     initial_s: float = 1.0
     max_s: float = 120.0
     blocked_s: float = 60.0
     request_timeout_s: float = 60.0
+    open_timeout_s: float = 15.0
+    close_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         check_positive(
@@ -104,7 +112,9 @@ class RetryPolicy:
             max_s=self.max_s,
             blocked_s=self.blocked_s,
             request_timeout_s=self.request_timeout_s,
+            open_timeout_s=self.open_timeout_s,
         )
+        check_seconds(close_timeout_s=self.close_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +145,23 @@ def check_wait(ack: Ack, timeout: float | None) -> None:
     if ack not in get_args(Ack):
         raise ConfigError(f'ack must be "queued", "spooled" or "committed", not {ack!r}.')
     check_seconds(timeout=timeout)
+
+
+def close_timeout_s(policy: RetryPolicy) -> float | None:
+    """Return the timeout of a `close` that is given none.
+
+    Raises:
+        ConfigError: $HUBSYNC_CLOSE_TIMEOUT_S is not a number of seconds.
+    """
+    text = os.environ.get("HUBSYNC_CLOSE_TIMEOUT_S", "").strip()
+    if policy.close_timeout_s is not None or not text:
+        return policy.close_timeout_s
+    try:
+        seconds = float(text)
+        check_seconds(seconds=seconds)
+    except ValueError:
+        raise ConfigError(f"HUBSYNC_CLOSE_TIMEOUT_S must be a number of seconds, 0 or more, not {text!r}.") from None
+    return seconds
 
 
 def policies(

@@ -159,6 +159,11 @@ class Progress:
         finally:
             self._drains.remove(began)  # the next `tick` hides the bar: a signal handler may have interrupted one
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether a caller waits until everything is committed."""
+        return bool(self._drains)
+
     def tick(self) -> None:
         """Update what is shown; call it about twice a second. May block on the log, but not on a terminal."""
         if self._bars is False:

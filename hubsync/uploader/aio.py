@@ -135,6 +135,7 @@ class AsyncUploader(BaseUploader):
         """Like `Uploader.close`, from any task. If it is cancelled, the uploader ends all the same."""
         if (engine := self._begin_close()) is None:
             return
+        timeout = self._close_timeout_s if timeout is None else timeout
         try:
             with draining(engine, timeout):
                 if engine.failure is None:

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -51,6 +52,7 @@ from hubsync.policies import (
     SchemaPolicy,
     ShardPolicy,
     SpoolPolicy,
+    close_timeout_s,
     policies,
 )
 from hubsync.schema.types import EMPTY
@@ -63,6 +65,7 @@ from hubsync.uploader.ranks import default_source
 from hubsync.uploader.schema_guard import Admission, SchemaGuard
 
 _log = logging.getLogger("hubsync")
+_SEED_POLL_S = 0.05  # how often a put looks whether the offsets of the dataset are known
 
 
 class Stats(NamedTuple):
@@ -170,6 +173,7 @@ class BaseUploader:
         codecs.check_installed(format)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
         self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
+        self._close_timeout_s = close_timeout_s(self._retry)
         check_transform(transform)
         self._transform = transform
         try:
@@ -286,6 +290,7 @@ class BaseUploader:
     def _begin(self, wake: Callable[[], object]) -> Opening:
         """Build and run the engine in a new thread; `wake` is called there once it is open, or has failed."""
         opening = Opening(wake)
+        self._opened_at = time.monotonic()
         name = f"hubsync {self.repo}"
         self._thread = threading.Thread(target=self._run, args=(opening,), name=name, daemon=True)
         self._thread.start()
@@ -307,6 +312,7 @@ class BaseUploader:
             opening.abandon()
             raise opening.error
         self._engine, self._pid = opening.engine, os.getpid()
+        self._seeded_by = self._opened_at + self._retry.open_timeout_s
         signals.shutdown.register(self._at_exit, self._grace_s)
 
     def _ready(self, *, waits: bool = False) -> Engine:
@@ -373,12 +379,18 @@ class BaseUploader:
         return ANYWHERE if self._guard is None else self._guard.admit(encoded)
 
     def _know_offsets(self, engine: Engine) -> None:
-        if not engine.is_offline and not engine.spool.is_seeded:
-            raise OffsetUnknown(
-                f"the spool {engine.spool.directory} is new and {self._target.endpoint} can't be reached, so the "
-                f"offsets that {self.repo} contains are unknown. Try again when the Hub answers, or put "
-                "without an offset."
-            )
+        """Wait until the offsets in the dataset are known. It may block, for up to `open_timeout_s` after `open`."""
+        while not (engine.is_offline or engine.spool.is_seeded):
+            left, is_blocked = self._seeded_by - time.monotonic(), engine.status.state.kind == "blocked"
+            if left <= 0 or is_blocked or engine.spool_thread.is_stopping:
+                tried = "" if is_blocked else f" was tried for {self._retry.open_timeout_s:g} s and"
+                raise OffsetUnknown(
+                    f"the spool {engine.spool.directory} is new, and {self._target.endpoint}{tried} can't be reached "
+                    f"({engine.monitor.condition()}), so the offsets that {self.repo} contains are unknown. The "
+                    "uploader goes on trying: repeat the call later, put without an offset, or set a longer "
+                    "RetryPolicy(open_timeout_s=…)."
+                )
+            time.sleep(min(_SEED_POLL_S, left))
 
     def _batch(
         self, encoded: Encoded, place: Admission, offset: int | None, source: str | None, key: str | None, ack: Ack
@@ -406,6 +418,7 @@ class BaseUploader:
     def _close(self, timeout: float | None) -> None:
         if (engine := self._begin_close()) is None:
             return
+        timeout = self._close_timeout_s if timeout is None else timeout
         try:
             with draining(engine, timeout):
                 if engine.failure is None:

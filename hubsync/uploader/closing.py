@@ -36,7 +36,7 @@ def draining(engine: Engine, timeout: float | None) -> Iterator[None]:
         call_in_new_thread(engine.monitor.refresh)
         left, spool = engine.monitor.depth(), engine.spool.directory
         if isinstance(error, TimeoutError):
-            why = f"{seconds_text(timeout or 0)} were not enough ({engine.monitor.condition()})."
+            why = f"{seconds_text(timeout or 0)} were not enough ({call_in_new_thread(engine.monitor.condition)})."
             raise NotDrained(spool, left.rows, left.bytes, why) from None
         what = f"{count_text(left.rows, 'row')} ({left.bytes:,} bytes)"
         then = "Once that is fixed, the" if isinstance(error, BlockedError) else "The"

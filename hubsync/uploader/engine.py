@@ -55,7 +55,6 @@ Service = Callable[[], Coroutine[None, None, None]]
 
 _log = logging.getLogger("hubsync")
 
-_CONNECT_S = 15.0  # how long a start may wait for a Hub that hangs
 _FOLLOW_S = 0.5  # how soon a writer notices what another process committed for it
 _IDLE_S = 3600.0
 
@@ -212,9 +211,10 @@ class Engine:
 
     async def _connect(self, committer: Committer) -> None:
         """Check access. If the Hub can't be reached, report it and go on: the committer keeps trying."""
-        why = f"the Hub did not answer in {_CONNECT_S:g} s"
+        seconds = self._retry.open_timeout_s
+        why = f"the Hub did not answer in {seconds:g} s"
         backoff = Backoff(self._retry.initial_s, self._retry.max_s, self._rng)
-        with anyio.move_on_after(_CONNECT_S):
+        with anyio.move_on_after(seconds):
             while True:
                 try:
                     await committer.connect()

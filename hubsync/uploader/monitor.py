@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
 
 from hubsync._runtime.clock import Clock
+from hubsync._runtime.formatting import duration_text, waiting_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.errors import SpoolError
 from hubsync.model.stats import Counts, SpoolDepth
@@ -17,9 +19,11 @@ from hubsync.telemetry.condition import Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, remove_heartbeat, write_heartbeat
 from hubsync.telemetry.metrics import Source
 from hubsync.telemetry.progress import Figures, Progress
-from hubsync.telemetry.status import State, Status, read_stored
+from hubsync.telemetry.status import QUOTA, State, Status, read_stored
 from hubsync.uploader.queue import BoundedQueue
+from hubsync.uploader.stall_reporter import StallReporter
 
+_log = logging.getLogger("hubsync")
 _REFRESH_S = 0.5  # how old the spool's depth may be
 
 
@@ -51,6 +55,7 @@ class Monitor:
         self._committed_before = self._last[0].committed_rows
         self._committer_state: State | None = None  # another process's, while that commits for this uploader
         self.source = Source(spool.target.repo, writer, status, queue.depth, self.depth, clock.time)
+        self._stall = StallReporter(clock.time)
         self.progress = Progress(self.figures, progress, clock.time)
 
     async def run(self) -> None:
@@ -63,6 +68,41 @@ class Monitor:
         self._spool.catalogue.checkpoint()
         self.refresh()
         self.progress.tick()
+        self._report_stall()
+
+    def _report_stall(self) -> None:
+        """Log at least once a minute that rows wait and nothing progresses: how many, why, and what to do."""
+        depth, queue, condition = self.depth(), self._queue.depth(), self.condition()
+        rows, size = depth.rows + queue.rows, depth.bytes + queue.bytes
+        is_draining = self.progress.is_draining
+        seconds = self._stall.due(
+            (depth.committed_shards, depth.staged, depth.dead),
+            is_stuck=rows > 0 and self._is_stuck(condition),
+            someone_waits=rows > 0 and (is_draining or self._queue.waiting_producers() > 0),
+        )
+        if seconds is None:
+            return
+        if condition.kind == "blocked":
+            then = "Rows are safe in the spool; uploads go on once that is fixed"
+        else:
+            then = "Rows are safe in the spool; uploads go on as soon as possible"
+        if is_draining:
+            then += f". Press Ctrl-C to stop waiting; hubsync drain {self._spool.directory} uploads them later"
+        _log.warning(
+            "Nothing has been uploaded for %s: %s in %s; %s. %s.",
+            duration_text(seconds), waiting_text(rows, size), self._spool.directory, condition, then,
+        )  # fmt: skip
+
+    def _is_stuck(self, condition: Condition) -> bool:
+        """Return whether this process should report a wait that no caller notices: if it commits, or its spool is full.
+
+        Waiting for linger or for the pace that `CommitPolicy` sets is no reason to report.
+        """
+        state = self._status.state
+        if state.kind == "spool full":
+            return True
+        has_problem = condition.kind in ("waiting", "blocked") or state.reason == QUOTA or bool(self._status.activity)
+        return has_problem and self._spool.lease.is_held
 
     def refresh(self) -> None:
         """Read the spool's depth. If the catalogue is busy, keep the last one."""

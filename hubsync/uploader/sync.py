@@ -183,7 +183,7 @@ class Uploader(BaseUploader):
         Whatever this raises, every accepted row is on the Hub or in the spool.
 
         Args:
-            timeout: Seconds to wait; None waits forever.
+            timeout: Seconds to wait; None for `RetryPolicy.close_timeout_s`, which is no limit by default.
 
         Raises:
             NotDrained: `timeout` seconds passed. The rows are safe in the spool.

@@ -243,21 +243,6 @@ def test_offline_says_where_the_rows_are(
     ]
 
 
-def test_an_offset_that_comes_behind_a_higher_one_of_the_same_run_is_told_once(uploader: Make, lines: Any) -> None:
-    """A pool of threads that put in any order, say: it adds nothing, and that is no replay of an earlier run."""
-    with uploader() as up:
-        up.put([{"id": 1}], offset=1)
-    with uploader() as up:
-        up.put([{"id": 1}], offset=1)  # a replay, as it should be
-        up.put([{"id": 9}], offset=9)
-        up.put([{"id": 9}], offset=9)  # perhaps after an error
-        assert lines("offset") == []
-        up.put([{"id": 5}], offset=5)
-        up.put([{"id": 6}], offset=6)
-    (said,) = lines("offset")
-    assert said.startswith("WARNING offset 5 of source 'default' came after 9 in the same run")
-
-
 def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
     uploader: Make, hub: LocalHub, tmp_path: Path
 ) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 import pytest
 
-from hubsync import AsyncUploader, OffsetOrderError, QueueFull, SourceInUse, Uploader
-from hubsync.localhub import LocalHub
+from hubsync import AsyncUploader, HubsyncError, OffsetOrderError, QueueFull, RetryPolicy, SourceInUse, Uploader
+from hubsync.localhub import Fault, LocalHub
 from hubsync.uploader.in_order import InOrder
 from hubsync.uploader.ranks import default_source
 from tests.conftest import FAST, Commands, Dataset
@@ -296,3 +296,39 @@ def test_the_helper_says_what_it_waits_for(uploader: Make) -> None:
         assert repr(ordered) == "<in order, source 'prompts': next is 0, 1 wait for it>"
         ordered.put([{"id": 0}], 0)
         assert json.dumps(up.offset("prompts")) == "1"
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.reset(times=1), Fault.reset(on="preupload", times=3), Fault.hang(0.3, times=2)]
+)
+def test_offsets_are_known_although_the_first_requests_fail(
+    hub: LocalHub, uploader: Make, dataset: Dataset, fault: Fault
+) -> None:
+    """With a new spool, the first requests decide where a job resumes."""
+    with uploader() as up:
+        up.put([{"id": 4}], offset=4)
+    hub.faults.add(fault)
+    with uploader(spool=None, retry=RetryPolicy(initial_s=0.01, max_s=0.05, request_timeout_s=0.2)) as up:
+        assert up.offset() == 4
+        up.put([{"id": 5}], offset=5)
+    assert dataset.ids() == [4, 5]
+
+
+def test_a_commit_that_lands_and_is_reset_at_the_start_is_waited_for(
+    hub: LocalHub, uploader: Make, dataset: Dataset
+) -> None:
+    """The one that moves the head, so that nothing of the lost spool lands any more."""
+    with uploader() as up:
+        up.put([{"id": 4}], offset=4)
+    hub.faults.add(Fault.reset(on="commit", when="after", times=1))
+    with uploader(spool=None) as up:
+        assert up.offset() == 4
+    assert dataset.ids() == [4]
+
+
+def test_a_blocked_hub_is_not_waited_for(hub: LocalHub, uploader: Make, dataset: Dataset) -> None:
+    hub.faults.add(Fault.reset(times=1))
+    hub.faults.add(Fault.status(403))
+    with pytest.raises(HubsyncError), uploader() as up:
+        up.offset()
+    hub.faults.clear()

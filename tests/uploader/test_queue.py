@@ -192,7 +192,7 @@ def wait_in_line(queue: BoundedQueue, *sizes: int) -> list[threading.Thread]:
 def test_a_large_batch_gets_in_before_small_ones_that_came_later() -> None:
     queue = BoundedQueue(QueuePolicy(max_bytes=100))
     queue.put(batch(60))
-    producers = wait_in_line(queue, 90, 10, 10)
+    producers = wait_in_line(queue, 90, 5, 5)
     assert queue.depth().bytes == 60  # there would be room for the small ones
     queue.release(taken(queue))
     for producer in producers:
