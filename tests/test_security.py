@@ -508,7 +508,7 @@ def test_a_servers_text_cannot_style_the_status_output(uploader: Make, hub: Loca
         with pytest.raises(BlockedError):
             up.flush()
         shown = CliRunner().invoke(cli, ["status", str(tmp_path / "spool")], env={"COLUMNS": "400"})
-    assert shown.exit_code == 0, shown.exception
+    assert shown.exit_code == 1, shown.exception  # the spool is blocked
     assert said in shown.output
 
 

@@ -85,7 +85,9 @@ async def wait_for_logs_async() -> None:
 
 def _handle(record: logging.LogRecord) -> None:
     if own_thread.depth or transaction.depth:
-        _emitter.put(record)
+        # Filtered here, not only by the thread that emits it: what hides the secrets of a request knows them only here.
+        if logging.getLogger(record.name).filter(record):
+            _emitter.put(record)
     else:
         _emit(record)
 

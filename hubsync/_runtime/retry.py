@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from hubsync._runtime.clock import Clock
+from hubsync._runtime.formatting import seconds_text
 from hubsync.errors import TransientError
 
 _log = logging.getLogger("hubsync")
@@ -46,11 +47,12 @@ async def retry_transient(
         operation: Called again for each attempt.
         backoff: Decides how long to wait between attempts.
         clock: The clock to wait by.
-        max_tries: How often it may fail. None retries forever, and logs only the first failure as a warning.
+        max_tries: How often it may fail; None retries forever.
 
     Raises:
         TransientError: The last of `max_tries` failures.
     """
+    reason = None
     while True:
         try:
             return await operation()
@@ -58,6 +60,7 @@ async def retry_transient(
             wait_s = backoff.after_failure(error.retry_after_s)
             if backoff.failures == max_tries:
                 raise
-            level = logging.WARNING if backoff.failures == 1 or max_tries is not None else logging.DEBUG
-            _log.log(level, "%s; trying again in %.0f s.", error, wait_s)
+            # The same failure is a warning once.
+            level, reason = logging.DEBUG if error.reason == reason else logging.WARNING, error.reason
+            _log.log(level, "%s; trying again in %s.", str(error).rstrip("."), seconds_text(wait_s))
             await clock.sleep(wait_s)

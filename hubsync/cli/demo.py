@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import click
 
 from hubsync._runtime.formatting import count_text
-from hubsync.cli.console import Seconds, needs_extra
+from hubsync.cli.console import DIRECTORY, Seconds, needs_extra
 from hubsync.cli.demo_job import corpus
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ _POLL_S = 0.05
 @click.option("--rows", default=4_000, show_default=True, type=click.IntRange(1), help="Rows the job generates.")
 @click.option("--crash", is_flag=True, help="Kill the job with SIGKILL halfway, and restart it.")
 @click.option("--outage", "outage_s", default=3.0, show_default=True, type=Seconds(), help="How long the Hub is down.")
-@click.option(
-    "--dir", "directory", type=click.Path(path_type=Path), help="Keep the Hub and the spool in this directory."
-)
+@click.option("--dir", "directory", type=DIRECTORY, help="Keep the Hub and the spool in this directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def demo(rows: int, crash: bool, outage_s: float, directory: Path | None, as_json: bool) -> None:
     """Run a real job against an embedded Hub, offline.

@@ -79,6 +79,10 @@ def _print_table(console: Console, reports: list[SpoolReport]) -> None:
             map(_cells, shown),
             width=None if console.is_terminal else 80,
         )
+    for report in shown:
+        if report.error is not None:
+            console.print()
+            print_lines([(str(report.directory), report.error)])
     if commands := list(dict.fromkeys(r.condition.command for r in shown if r.condition.command)):
         console.print("\nTo do:")
         print_lines([("", command) for command in commands])

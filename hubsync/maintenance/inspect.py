@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubsync._runtime.clock import SystemClock
-from hubsync.errors import HubsyncError
+from hubsync.errors import ConfigError, HubsyncError
 from hubsync.model.shard import QuarantinedShard
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target, default_home
@@ -88,7 +88,13 @@ class SpoolReport:
 def default_spools() -> Iterator[Path]:
     """Yield the spools in the default home, and directories there that this user may not look into."""
     home = default_home()
-    for directory in sorted(home.iterdir()) if home.is_dir() else ():
+    try:
+        found = sorted(home.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot list the spools in {home}: {error.strerror}. Check HUBSYNC_HOME.") from error
+    for directory in found:
         if directory.name.startswith("."):  # of an interrupted `remove_spool`
             continue
         try:

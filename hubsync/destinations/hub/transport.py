@@ -21,6 +21,7 @@ import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret, hide, in_use, quieten_logs
+from hubsync.destinations.hub.proxies import problem_text, proxy_text
 from hubsync.destinations.hub.responses import classify
 from hubsync.errors import AmbiguousError, AuthenticationError, BlockedError, ConfigError, HubError, TransientError
 
@@ -321,7 +322,9 @@ class HubHTTP:
             if _is_about_certificates(error):
                 why = f"nothing was sent, because the certificate of {address.origin} cannot be verified"
                 return request.failed(BlockedError, why, error, advice=_CERTIFICATE_ADVICE)
-            return request.failed(TransientError, f"{address.origin} is unreachable", error)
+            proxy = proxy_text(address.url.scheme, address.url.host)
+            there = address.origin if proxy is None else f"{proxy} for {address.origin}"
+            return request.failed(TransientError, f"{there} is unreachable", error)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: invalid headers
             return request.failed(request.lost, "no response", error)
 
@@ -390,10 +393,10 @@ def _client(timeout_s: float, transport: httpx.AsyncBaseTransport | None) -> htt
             follow_redirects=False,
         )
     except OSError as error:
-        why = f"SSL_CERT_FILE or SSL_CERT_DIR: {error}"
+        why = f"check SSL_CERT_FILE or SSL_CERT_DIR: {error}"
     except (ImportError, ValueError, httpx.InvalidURL) as error:  # its text may show the proxy's password
-        why = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY: {type(error).__name__}"
-    raise ConfigError(f"the environment does not allow a connection. Check {why}.")
+        why = problem_text(error)
+    raise ConfigError(f"the environment does not allow a connection: {why}.")
 
 
 def user_agent(version: str) -> str:
