@@ -14,6 +14,7 @@ import click
 from benchmarks import (
     chaos,
     cost,
+    damage,
     freshness,
     keys,
     loss,
@@ -44,6 +45,7 @@ _LONG: dict[str, Callable[..., report.Report]] = {
     "keys": keys.run,
     "soak": soak.run,
     "chaos": chaos.run,
+    "damage": damage.run,
 }
 
 _RESULTS = Path(__file__).parent / "results"
@@ -58,17 +60,21 @@ _RESULTS = Path(__file__).parent / "results"
     help="Write NAME.json, .md, .png and .svg here. [default: benchmarks/results; with --quick, quick/ in it]",
 )
 @click.option("--kills", default=100, show_default=True, help="chaos: SIGKILLs for each seed.")
-@click.option("--seed", "seeds", multiple=True, type=int, default=[1], show_default=True, help="chaos: repeatable.")
+@click.option("--rounds", default=100, show_default=True, help="damage: jobs for each seed.")
+@click.option(
+    "--seed", "seeds", multiple=True, type=int, default=[1], show_default=True, help="chaos, damage: repeatable."
+)
 @click.option(
     "--producers", default=2, show_default=True, type=click.IntRange(1), help="chaos: processes on the spool."
 )
 @click.option("--minutes", default=60.0, show_default=True, help="soak: how long.")
-@click.option("--keep", type=click.Path(path_type=Path), help="chaos: keep the Hub, the spool and all logs here.")
+@click.option("--keep", type=click.Path(path_type=Path), help="chaos, damage: keep what the run leaves here.")
 def main(
     names: tuple[str, ...],
     quick: bool,
     out: Path | None,
     kills: int,
+    rounds: int,
     seeds: tuple[int, ...],
     producers: int,
     minutes: float,
@@ -77,7 +83,7 @@ def main(
     """The benchmarks of hubsync, against an embedded Hub in a process of its own.
 
     NAME is stall, loss, throughput, cost, memory, freshness, recovery or scale; those are run when none is given.
-    pipeline, keys, soak and chaos take longer, and are run by name.
+    pipeline, keys, soak, chaos and damage take longer, and are run by name.
     """
     out = out or (_RESULTS / "quick" if quick else _RESULTS)
     good = True
@@ -85,6 +91,8 @@ def main(
     for name in names or _ALL:
         if name == "chaos":
             found = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
+        elif name == "damage":
+            found = damage.run(quick=quick, rounds=rounds, seeds=seeds, keep=keep)
         elif name == "soak":
             found = soak.run(quick=quick, minutes=minutes)
         else:

@@ -1,10 +1,9 @@
-"""Whether a job always ends when files of its spool are damaged: with every row on the Hub, or with an error that names
-what is lost.
+"""Whether a job always ends when files of its spool are damaged: finished, or with an error that names what is lost.
 
 Each round has an embedded Hub, a job, and one to three faults drawn from a seed: a file of the spool is deleted, cut,
-grows, or becomes a directory (reading it fails with EISDIR, as EIO would); the catalogue is overwritten; a small disk is
+grows, or becomes a directory (reading it fails with EISDIR, as EIO would); the catalogue is damaged; a small disk is
 full for a while. They happen while the job runs, or after SIGKILL and before it starts again. Afterwards `drain` runs,
-with `--rescue` if it says so, and the dataset is compared with what the job was told.
+with `--rescue` if it says so, and the dataset is compared with the ledger of the job.
 """
 
 from __future__ import annotations
