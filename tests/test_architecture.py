@@ -130,7 +130,8 @@ SQL_ON_SEGMENTS = re.compile(r"\b(FROM|INTO|UPDATE|JOIN|TABLE|ON)\s+[\"`\[]?segm
 
 def test_only_one_module_has_sql_on_segments() -> None:
     owners = {"hubsync.spool.segments", "hubsync.spool.database"}  # the statements; the schema
-    found = {module for module in MODULES if any(map(SQL_ON_SEGMENTS.search, strings(module)))}
+    named = [module for module, file in MODULES.items() if "segments" in file.read_text()]
+    found = {module for module in named if any(map(SQL_ON_SEGMENTS.search, strings(module)))}
     assert found == owners
 
 

@@ -114,6 +114,7 @@ def test_an_endless_line_ends_the_stream(make: Make, feed: Any) -> None:
         assert spooled(up.spool) == [1]
 
 
+@pytest.mark.slow("reads many megabytes")
 def test_a_long_line_is_searched_only_once(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A pipe returns a page at a time; a page that was searched is not searched again."""
     from hubsync.cli import stdin_reader as module

@@ -77,6 +77,7 @@ def test_a_repo_created_again_gets_a_card_for_new_rows_only(uploader: Make, data
         reader.sees([{"id": 2, "text": "b"}])
 
 
+@pytest.mark.slow("uploads a card of megabytes")
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_card_that_is_too_large_to_read_does_not_stop_commits(
     uploader: Make, dataset: Dataset, is_first: bool

@@ -65,7 +65,14 @@ def fill(dataset: Dataset, folder: str, files: int) -> None:
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
-    "path", [None, "{config}/{split}-{seq:05d}.jsonl", "{split}/{writer}/{seq}.jsonl", "{split}-{seq}.jsonl"]
+    "path",
+    [
+        None,
+        *(
+            pytest.param(path, marks=pytest.mark.slow("uploads many shards"))
+            for path in ("{config}/{split}-{seq:05d}.jsonl", "{split}/{writer}/{seq}.jsonl", "{split}-{seq}.jsonl")
+        ),
+    ],
 )
 def test_later_shards_go_to_numbered_folders_and_are_all_found(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], path: str | None
@@ -88,6 +95,7 @@ def test_later_shards_go_to_numbered_folders_and_are_all_found(
     assert verify("user/rows", endpoint=hub.endpoint, token=hub.token, content=True).differences == ()
 
 
+@pytest.mark.slow("uploads many shards")
 @pytest.mark.usefixtures("small_parts")
 def test_several_writers_and_machines_share_the_count(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
@@ -108,6 +116,7 @@ def test_several_writers_and_machines_share_the_count(
     assert verify("user/rows", endpoint=hub.endpoint, token=hub.token).differences == ()
 
 
+@pytest.mark.slow("uploads many shards")
 @pytest.mark.parametrize("files", [28, 30])
 def test_a_folder_that_is_full_already_stops_nothing(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], files: int
@@ -158,6 +167,7 @@ def test_load_dataset_returns_the_rows_of_all_folders(
         assert sorted(row["id"] for row in streamed) == list(range(20))
 
 
+@pytest.mark.slow("uploads many shards")
 def test_shards_that_an_earlier_version_sealed_move_on_if_their_folder_is_full(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_shard_of_many_megabytes_is_read_in_pieces(uploader: Make, check: Chec
     assert (report.differences, report.rows) == ((), 6_000)
 
 
+@pytest.mark.slow("several jobs write")
 def test_series_that_several_machines_share_agree(uploader: Make, check: Check, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     write(uploader, path=SHARED, spool=one)
@@ -469,6 +470,7 @@ def test_a_copy_of_a_watermark_is_told_and_counts_nothing(uploader: Make, check:
 # Content.
 
 
+@pytest.mark.slow("several jobs write")
 def test_rows_are_compared_over_all_series_that_writers_share(
     uploader: Make, check: Check, tamper: Tamper, tmp_path: Path
 ) -> None:
@@ -641,6 +643,7 @@ def test_what_passes_by_itself_is_tried_again(uploader: Make, check: Check, hub:
         check()
 
 
+@pytest.mark.slow("waits for retries")
 def test_a_hub_that_goes_away_or_refuses_in_the_middle_is_an_error_and_no_difference(
     uploader: Make, check: Check, hub: LocalHub, tamper: Tamper
 ) -> None:

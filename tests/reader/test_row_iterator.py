@@ -335,6 +335,7 @@ def test_a_compaction_to_parquet_is_known_again(repo: Repo) -> None:
     assert repo.since(cursor) == list(range(12, 20))
 
 
+@pytest.mark.slow("makes many commits")
 def test_a_compaction_in_two_commits_either_way_round_repeats_nothing(repo: Repo) -> None:
     for begin in (0, 100):
         repo.bring(*range(begin, begin + 20))

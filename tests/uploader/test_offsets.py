@@ -93,6 +93,7 @@ with Uploader("user/rows", endpoint=endpoint, token=token, spool=spool) as up:
 """
 
 
+@pytest.mark.slow("starts four processes")
 def test_ranks_of_one_job_have_sources_of_their_own(
     run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
 ) -> None:

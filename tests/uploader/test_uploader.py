@@ -222,6 +222,7 @@ def test_closing_at_once_uploads_what_dead_processes_left(
     assert dataset.ids() == [0, 1]
 
 
+@pytest.mark.slow("many threads")
 def test_producers_in_many_threads_lose_nothing(uploader: Make, dataset: Dataset) -> None:
     with uploader(queue=QueuePolicy(max_batches=4), shard=ShardPolicy(max_rows=50)) as up:
 
@@ -426,6 +427,7 @@ def test_a_row_of_200_mb_is_uploaded_if_the_queue_is_large_enough(
     assert info.size == receipt.bytes > 200_000_000
 
 
+@pytest.mark.slow("waits for room in the spool")
 def test_a_full_spool_blocks_the_producer_and_loses_nothing(uploader: Make, hub: LocalHub, dataset: Dataset) -> None:
     policy = QueuePolicy(max_batches=2)
     spool = SpoolPolicy(directory=Path(os.environ["HUBSYNC_HOME"]) / "small", max_bytes=9_000_000)
