@@ -97,7 +97,7 @@ class SchemaConflict(RowError):
         self.known, self.given, self._why = known, given, why
         usual = (
             f"it is {given}, and the column holds {known}: a dataset with both cannot be loaded. Convert them to one "
-            'type, or pass schema=SchemaPolicy(on_conflict="dead letter") or "new config" to the uploader.'
+            'type, or pass schema=SchemaPolicy(on_conflict="json") to the uploader.'
         )
         super().__init__(row, path, why or usual)
 

@@ -6,6 +6,7 @@ The defaults serve a user who sets nothing. Each policy checks its values when i
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -179,7 +180,7 @@ def policies(
 
 
 _POLICIES = (QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy)
-OnConflict = Literal["refuse", "dead letter", "new config"]
+OnConflict = Literal["json", "refuse", "dead letter", "new config"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,13 +188,25 @@ class SchemaPolicy:
     """How to keep the dataset loadable when rows change their columns. See docs/concepts/schemas.md.
 
     Attributes:
-        on_conflict: What to do with a batch whose values do not fit their columns. "refuse": `put` raises
-            `SchemaConflict`. "dead letter": keep it in the spool, and say so in its receipt. "new config": write it to
-            the first of `config-2`, `config-3`, … that it fits.
+        on_conflict: What to do with a batch whose values do not fit their columns. "json": the column becomes JSON and
+            holds values of any shape. "refuse": `put` raises `SchemaConflict`. "dead letter": keep the batch in the
+            spool, and say so in its receipt. "new config": write it to the first of `config-2`, `config-3`, … that it
+            fits.
+        on_declared: With "json", what to do if the column's type is of a table, or a person wrote it into the card: it
+            stays. "refuse" or "dead letter".
+        json_columns: Names of columns that are JSON from the beginning.
     """
 
-    on_conflict: OnConflict = "refuse"
+    on_conflict: OnConflict = "json"
+    on_declared: Literal["refuse", "dead letter"] = "refuse"
+    json_columns: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        if self.on_conflict not in ("refuse", "dead letter", "new config"):
-            raise ConfigError(f'on_conflict must be "refuse", "dead letter" or "new config", not {self.on_conflict!r}.')
+        if self.on_conflict not in get_args(OnConflict):
+            choices = ", ".join(f'"{one}"' for one in get_args(OnConflict)[:-1])
+            raise ConfigError(f'on_conflict must be {choices} or "new config", not {self.on_conflict!r}.')
+        if self.on_declared not in ("refuse", "dead letter"):
+            raise ConfigError(f'on_declared must be "refuse" or "dead letter", not {self.on_declared!r}.')
+        names = self.json_columns
+        if isinstance(names, str) or not (isinstance(names, Collection) and all(isinstance(n, str) for n in names)):
+            raise ConfigError(f"json_columns must be a list of column names, not {names!r}.")

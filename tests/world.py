@@ -199,7 +199,8 @@ class Process:
         """As `Uploader.put` with ack="spooled"."""
         receipt = Receipt(1, len(row))
         place = Admission() if self.guard is None else self.guard.admit(Encoded(row, 1))
-        assert self.engine.queue.put(Batch(row, 1, receipt, source, offset, key, *place))
+        row = row if place.lines is None else place.lines
+        assert self.engine.queue.put(Batch(row, 1, receipt, source, offset, key, *place[:3]))
         self._spool()
         assert receipt.state != "queued"
         return receipt

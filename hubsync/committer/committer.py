@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 import anyio
@@ -158,11 +158,14 @@ class Committer:
                 case outcome:
                     raise outcome.error
         shown: Mapping[str, StructOf] = {}
+        declared: set[str] = set()
         with suppress(card.CardError, DefectError):
             content = await self._destination.read_file(card.PATH, head.sha or "")
             current = await run_in_thread(card.Card, content, self._spool.target.repo)
             shown = await run_in_thread(current.features)
-        await self._retrier.on_disk(self._spool.seed, marks, shown)
+            written = {series for mark in marks for series in mark.next}
+            declared = set(shown) - {entry.config for entry in current.entries() if _holds(entry, written)}
+        await self._retrier.on_disk(self._spool.seed, marks, shown, declared)
 
     # Running.
 
@@ -216,3 +219,9 @@ class Committer:
     def _save_rate_limiter(self, state: str) -> None:
         with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.lease.transaction():
             self._spool.catalogue.set("governor", state)
+
+
+def _holds(entry: card.Entry, series: Collection[str]) -> bool:
+    """Return whether a config's pattern finds the shards of a series."""
+    pattern = card.glob_pattern(entry.glob)
+    return any(pattern.fullmatch(name.replace("*", "0")) for name in series)

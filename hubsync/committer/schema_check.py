@@ -7,6 +7,7 @@ recorded. Its file is read only if they conflict with the card, or if nothing wa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -20,11 +21,18 @@ from hubsync.encoding.codecs import DamagedShard, open_lines, typed_columns
 from hubsync.errors import ConfigError
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
-from hubsync.schema.profiler import OpaqueType, RowProfiler
+from hubsync.schema.profiler import OpaqueType, RowProfiler, SuspiciousValue
 from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, infer, loads, merge_structs
+from hubsync.schema.widening import JSON_NEEDS, Widening, as_json, is_declared, with_literals
 from hubsync.spool.spool import Spool
 
+_log = logging.getLogger("hubsync")
+
 _LINES = 500  # inspected at once
+
+_UNREADABLE = (
+    OpaqueType, SuspiciousValue, DamagedShard, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError,
+)  # fmt: skip
 
 
 class Unreadable(ValueError):
@@ -125,28 +133,51 @@ class SchemaChecker:
         """
         features: dict[str, StructOf] = {}
         for item in schemas:
-            known = features.get(item.config) or shown.get(item.config) or EMPTY
             if item.schema is None:
                 continue
+            known = features.get(item.config) or self._shown(item.config, shown)
             exact: StructOf | None = None
             try:
                 if isinstance(item.schema, Conflict):
                     raise item.schema
-                features[item.config] = extend(known, item.schema)
+                features[item.config] = self._extend(item, known, item.schema)
             except Conflict as recorded:
                 try:
                     exact = scan(item.shard.file)  # its writer may have recorded more than it holds
-                    features[item.config] = extend(known, exact)
+                    if isinstance(item.schema, StructOf):
+                        exact = as_json(exact, item.schema)
+                    features[item.config] = self._extend(item, known, exact)
                 except (Conflict, Unreadable) as found:
                     self._learn(shown)
                     conflict = found if isinstance(found, Conflict) else recorded
                     return {}, self._mismatch(item, exact, conflict, shown)
         return features, None
 
+    def _shown(self, config: str, shown: Mapping[str, StructOf]) -> StructOf:
+        """Return what the card says of a config, and what this spool knows of its strings, which a card can't say."""
+        return with_literals(shown.get(config) or EMPTY, self._schemas.known(config) or EMPTY)
+
+    def _extend(self, item: ShardSchema, known: StructOf, given: StructOf) -> StructOf:
+        """Merge the schema of a shard; with the policy "json", columns without a common type become JSON."""
+        try:
+            return extend(known, given)
+        except Conflict:
+            if self._schemas.policy(item.config) != "json":
+                raise
+        widening = Widening(
+            parquet=item.shard.path.endswith(".parquet"),
+            are_written=True,
+            declared=self._schemas.declared(item.config),
+        )
+        merged = widening.merge(known, given)
+        for change in widening.outermost:
+            _log.warning("%s. %s", change, JSON_NEEDS)
+        return merged
+
     def _mismatch(
         self, item: ShardSchema, schema: StructOf | None, conflict: Conflict, shown: Mapping[str, StructOf]
     ) -> SchemaMismatch:
-        base = None if schema is None else self._base(item.config)
+        base = None if schema is None else self._base(item.config, conflict)
         if schema is not None and base is not None:
             row = self._segments.get(item.shard.segment)
             for layout in Layout(base, row.split, row.template).siblings():
@@ -159,10 +190,11 @@ class SchemaChecker:
                     return SchemaMismatch(item.shard, conflict.message, layout, schema)
         return SchemaMismatch(item.shard, conflict.message)
 
-    def _base(self, config: str) -> str | None:
+    def _base(self, config: str, conflict: Conflict) -> str | None:
         """Return the config whose conflicts go to new configs: this one, or the one it is a sibling of; else None."""
         for name in (config, config.rpartition("-")[0]):
-            if name and self._schemas.policy(name) == "new config":
+            policy = self._schemas.policy(name) if name else "off"
+            if policy == "new config" or (policy == "json" and not is_declared(conflict)):
                 return name
         return None
 
@@ -193,7 +225,15 @@ def scan(file: Path) -> StructOf:
     """
     try:
         return _scan(file)
-    except (OpaqueType, DamagedShard, ConfigError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        OpaqueType,
+        SuspiciousValue,
+        DamagedShard,
+        ConfigError,
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
         raise Unreadable(str(file)) from error
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import msgspec
+
+from hubsync.encoding.values import encoder
+from hubsync.schema.json_text import escaped, unescaped
 from hubsync.schema.profiler import Discoveries, RowProfiler
-from hubsync.schema.types import Conflict, StructOf
+from hubsync.schema.types import EMPTY, Conflict, StructOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,8 @@ class Encoded:
         columns: The types of the columns, or why the batch conflicts with itself; None unless there are discoveries.
         profiler: The profiler that looked at the batch; None if none did.
         is_typed: The types are a table's, or declared; otherwise they were inferred from the rows.
+        places: What the profiler knew to be JSON when it looked.
+        escaped: The columns whose strings are written for a JSON column; see `hubsync.schema.json_text`.
     """
 
     lines: bytes
@@ -27,3 +34,27 @@ class Encoded:
     columns: StructOf | Conflict | None = None
     profiler: RowProfiler | None = None
     is_typed: bool = False
+    places: StructOf = EMPTY
+    escaped: frozenset[str] = frozenset()
+
+    @property
+    def content(self) -> bytes:
+        """What the batch would be without JSON columns: equal rows have equal content."""
+        if not self.escaped:
+            return self.lines
+        return encoder.encode_lines([unescaped(row, self.escaped) for row in decode_rows(self.lines)])
+
+    def with_escaped(self, columns: frozenset[str]) -> Encoded:
+        """Return the batch with strings written for these JSON columns."""
+        if columns <= self.escaped:
+            return self
+        rows = escaped(decode_rows(self.lines), columns - self.escaped)
+        return replace(self, lines=encoder.encode_lines(rows), escaped=columns | self.escaped)
+
+
+def decode_rows(lines: bytes) -> list[Any]:
+    """Return the rows of a batch that is JSON."""
+    return _decoder.decode_lines(lines)
+
+
+_decoder = msgspec.json.Decoder()

@@ -8,7 +8,7 @@ contract.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, is_dataclass
+from dataclasses import Field, is_dataclass, replace
 from datetime import datetime, time
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +16,7 @@ import msgspec
 
 from hubsync.encoding.diagnosis import check_rows, diagnose, find_binary
 from hubsync.encoding.encoded import Encoded as Encoded
+from hubsync.encoding.encoded import decode_rows
 from hubsync.encoding.tables import (
     PLAIN,
     Types,
@@ -29,6 +30,7 @@ from hubsync.encoding.tables import (
 from hubsync.encoding.transform import Transform, transformed
 from hubsync.encoding.values import BINARY, encoder, spell_out_times, to_known
 from hubsync.errors import RowError
+from hubsync.schema.json_text import escaped
 from hubsync.schema.profiler import OpaqueType, RowProfiler
 from hubsync.schema.types import Conflict, StructOf, infer
 
@@ -109,12 +111,15 @@ def decode_row(line: bytes) -> dict[str, Any]:
 
 
 def profile(encoded: Encoded, profiler: RowProfiler) -> Encoded:
-    """Let `profiler` look at a batch that was encoded without it."""
+    """Let `profiler` look at a batch that was encoded without it, or before it knew what is JSON."""
     if encoded.is_typed:
         return typed(encoded, profiler)
-    rows = _decoder.decode_lines(encoded.lines)
+    places = profiler.places
+    encoded = encoded.with_escaped(profiler.escaped)
+    rows = decode_rows(encoded.lines)
     discoveries = profiler.profile(rows)
-    return Encoded(encoded.lines, encoded.rows, discoveries, _columns(rows, 0) if discoveries else None, profiler)
+    columns = _columns(rows, 0, places) if discoveries else None
+    return replace(encoded, discoveries=discoveries, columns=columns, profiler=profiler, places=places)
 
 
 def _transform_and_encode(
@@ -143,6 +148,7 @@ def _encode(rows: Sequence[Row], profiler: RowProfiler | None, types: Types) -> 
         return encode_typed_rows(rows, profiler, types)
     plain: Sequence[Any] = rows
     used = profiler or RowProfiler()
+    places, names = used.places, used.escaped
     try:
         try:
             discoveries = used.profile(rows)
@@ -155,8 +161,8 @@ def _encode(rows: Sequence[Row], profiler: RowProfiler | None, types: Types) -> 
                 discoveries = used.profile(plain)
         if discoveries and plain is not rows:
             check_rows(rows, 0)  # for keys, which JSON turns into strings
-        lines = encoder.encode_lines(plain)
-        columns = _columns(plain, 0) if discoveries and profiler is not None else None
+        lines = encoder.encode_lines(escaped(plain, names) if names else plain)
+        columns = _columns(plain, 0, places) if discoveries and profiler is not None else None
     except RowError:
         raise
     except Exception as error:  # whatever it is, the caller learns which value caused it
@@ -169,12 +175,13 @@ def _encode(rows: Sequence[Row], profiler: RowProfiler | None, types: Types) -> 
         if isinstance(error, _CHANGED):
             raise RowError(0, "", "the batch changed while it was being encoded.") from error
         raise  # from a signal handler, such as a time limit
-    return Encoded(lines, len(rows), discoveries if profiler is not None else [], columns, profiler)
+    discoveries = discoveries if profiler is not None else []
+    return Encoded(lines, len(rows), discoveries, columns, profiler, places=places, escaped=names)
 
 
-def _columns(rows: Sequence[Any], first_row: int) -> StructOf | Conflict:
+def _columns(rows: Sequence[Any], first_row: int, places: StructOf) -> StructOf | Conflict:
     try:
-        return infer(rows, first_row)
+        return infer(rows, first_row, places)
     except Conflict as conflict:
         return conflict
 
@@ -215,6 +222,3 @@ def _rows_of_frame(frame: Any) -> Sequence[Row]:
     else:
         rows = (frame.reset_index() if named else frame).to_dict("records")
     return rows
-
-
-_decoder = msgspec.json.Decoder()

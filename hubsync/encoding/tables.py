@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +24,7 @@ from hubsync.encoding.values import duration_text, encoder
 from hubsync.errors import RowError, one_line
 from hubsync.schema.arrow import UnsupportedType, arrow_schema, columns_of_table, is_json_type, map_leaves, normalized
 from hubsync.schema.features import feature_name
+from hubsync.schema.json_text import any_reads_as_json
 from hubsync.schema.profiler import RowProfiler
 from hubsync.schema.types import EMPTY, ColumnType, ListOf, StructOf, dumps, merge_structs
 
@@ -76,6 +78,8 @@ def encode_tables(tables: Iterable[Any], profiler: RowProfiler | None, types: Ty
             continue
         try:
             normal, found = _conformed(normalized(table), types, first_row)
+            if not types.native:
+                found = _with_literals(found, normal)
         except UnsupportedType as error:
             raise RowError(first_row, error.path, error.why) from None
         columns = merge_structs(columns, found)
@@ -124,10 +128,27 @@ def _conformed(table: Any, types: Types, first_row: int) -> tuple[Any, StructOf]
 def typed(encoded: Encoded, profiler: RowProfiler | None) -> Encoded:
     """Return a typed batch with what `profiler` does not know of its types yet."""
     assert isinstance(encoded.columns, StructOf)
+    if profiler is None:
+        return encoded
+    places = profiler.places
+    encoded = encoded.with_escaped(profiler.escaped)
+    assert isinstance(encoded.columns, StructOf)
     key = dumps(encoded.columns)
-    is_new = profiler is not None and encoded.rows > 0 and key not in profiler.tables
-    discoveries = [(profiler.tables, key)] if is_new and profiler is not None else []
-    return Encoded(encoded.lines, encoded.rows, discoveries, encoded.columns, profiler, is_typed=True)
+    discoveries = [(profiler.tables, key)] if encoded.rows > 0 and key not in profiler.tables else []
+    return replace(encoded, discoveries=discoveries, profiler=profiler, places=places)
+
+
+def _with_literals(columns: StructOf, table: Any) -> StructOf:
+    """Return the columns with those marked that have strings which read as JSON."""
+    texts = (name for name, kind in columns.fields.items() if kind == "string")
+    literals: dict[str, ColumnType] = {
+        name: "literal" for name in texts if any_reads_as_json(_texts_of(table.column(name)))
+    }
+    return StructOf({**columns.fields, **literals}) if literals else columns
+
+
+def _texts_of(column: Any) -> list[str]:
+    return [text for text in column.to_pylist() if text is not None]
 
 
 def _checked(tables: Iterable[Any]) -> Iterator[Any]:

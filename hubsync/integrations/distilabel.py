@@ -67,8 +67,8 @@ class HuggingFaceHubCheckpointer(Step):
             `datasets` reads one format per repo.
         input_batch_size: Rows per shard.
         private: Whether to create the repo as a private one; None for the account's default.
-        on_conflict: What happens to a batch whose types conflict with the dataset; see `hubsync.SchemaPolicy`. The
-            default keeps it as a dead letter. None: types are not checked.
+        on_conflict: What happens to a batch whose types conflict with the dataset; see `hubsync.SchemaPolicy`. In
+            none but "refuse" does it end the run. None: types are not checked.
         run: The run's name. A later run with the same name skips the rows at positions that are stored, whatever they
             contain, even on another machine. Needs one replica, and a Hub that answers if the spool is new.
 
@@ -95,7 +95,7 @@ class HuggingFaceHubCheckpointer(Step):
     format: Format = "jsonl"
     endpoint: str | None = None
     revision: str = "main"
-    on_conflict: OnConflict | None = "dead letter"
+    on_conflict: OnConflict | None = "json"
     run: str | None = None
     is_transformed: bool = False  # serialized instead of `transform`: a reloaded step must not run without it
 

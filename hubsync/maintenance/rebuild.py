@@ -180,7 +180,7 @@ class _Builder:
         offsets = self._old.rows("segment_offsets")
         self._copy("segment_offsets", (row for row in offsets if self._segments.find(row["segment"]) is not None))
         if not self._old.is_complete("schemas"):  # the default policy, so that the dataset loads
-            self._copy("schemas", ({"config": config, "policy": "refuse"} for config in self._segments.configs()))
+            self._copy("schemas", ({"config": config, "policy": "json"} for config in self._segments.configs()))
         for file in self._dead_letter.glob("*-*.*"):
             number, _, name = file.name.partition("-")
             if number.isdigit() and self._segments.find(int(number)) is None:

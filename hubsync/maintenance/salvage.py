@@ -28,6 +28,7 @@ _TYPES = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 # The JSON of other names is a number.
 _META_TYPES: dict[str, Any] = {
     "target": Target, "private": bool | None, "status": Any, "governor": dict, "folder": FolderFill,
+    "declared": dict[str, list[str]],
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Counts(msgspec.Struct):
-    """Totals since this process opened its uploader."""
+    """Totals since this process opened its uploader. A widened column has become JSON."""
 
     spooled_batches: int = 0
     spooled_rows: int = 0
@@ -20,6 +20,7 @@ class Counts(msgspec.Struct):
     committed_rows: int = 0
     committed_bytes: int = 0
     committed_shards: int = 0
+    widened_columns: int = 0
 
 
 class QueueDepth(NamedTuple):

@@ -47,6 +47,7 @@ def uploader_for(
     Raises:
         ConfigError: A setting that can never work.
     """
+    conflict = settings.on_conflict
     return Uploader(
         settings.repo_id,
         config=f"config-{number}",
@@ -63,14 +64,14 @@ def uploader_for(
         commit=settings.commit,
         retry=settings.retry,
         transform=transform,
-        schema=SchemaPolicy(on_conflict=settings.on_conflict) if settings.on_conflict is not None else None,
+        schema=None if conflict is None else SchemaPolicy(on_conflict=conflict, on_declared="dead letter"),
         grace_s=None,  # the framework handles signals
     )
 
 
 def content_key(place: str, encoded: Encoded) -> str:
     """Return a key by which a batch counts as a replay if an equal one was put at the same place."""
-    return f"{place}/{hashlib.sha256(encoded.lines).hexdigest()}"
+    return f"{place}/{hashlib.sha256(encoded.content).hexdigest()}"
 
 
 def drain(uploaders: Iterable[Uploader], timeout: float | None) -> list[HubsyncError]:

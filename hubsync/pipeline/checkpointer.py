@@ -35,8 +35,8 @@ class HuggingFaceHubCheckpointer(DurableStep):
         input_batch_size: Rows per shard.
         linger_s: Seconds that a row waits at most before its shard is uploaded, even if it is not full.
         transform: As in `hubsync.Uploader`, for the uploaded rows; the rows passed downstream stay unchanged.
-        on_conflict: What happens to a batch whose types conflict with the dataset; see `SchemaPolicy`. The default
-            keeps it as a dead letter and the run continues. None: types are not checked.
+        on_conflict: What happens to a batch whose types conflict with the dataset; see `SchemaPolicy`. In none
+            but "refuse" does it end the run. None: types are not checked.
         drain_s: Seconds that the end of the run may wait for the Hub; None for no limit. Rows that are not uploaded by
             then stay in the spool, and the log says where.
     """
@@ -55,7 +55,7 @@ class HuggingFaceHubCheckpointer(DurableStep):
     commit: CommitPolicy | None = None
     retry: RetryPolicy | None = None
     transform: Transform | None = None
-    on_conflict: OnConflict | None = "dead letter"
+    on_conflict: OnConflict | None = "json"
     drain_s: float | None = None
 
     def __init__(self, *, repo_id: str, **fields: Any) -> None:

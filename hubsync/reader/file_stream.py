@@ -39,12 +39,14 @@ class OpenFile(NamedTuple):
         lines: its content as JSON Lines, from the first row.
         read: what was read of it before.
         is_final: the file has no further rows after these.
+        escaped: columns whose strings are written for a JSON column; see `hubsync.schema.json_text`.
     """
 
     path: str
     lines: IO[bytes]
     read: ReadRange
     is_final: bool
+    escaped: frozenset[str] = frozenset()
 
 
 class FileStream:
@@ -61,6 +63,7 @@ class FileStream:
         self._queue: deque[HubFile | PendingSegment] = deque()
         self._commit: str | None = None  # that of the queued files
         self._listed = 0  # files in the last listing
+        self._escaped: dict[HubFile, frozenset[str]] = {}
         self._warned: set[str] = set()
         self._looks: list[Callable[[], Awaitable[None]]] = []
         self.begin_pass()
@@ -120,7 +123,8 @@ class FileStream:
         lines = self._segments.open(segment)
         if lines is None:
             return None  # committed: the next look at the Hub finds it
-        return OpenFile(segment.path, lines, self.cursor.range_of(segment.path), is_final=False)
+        read = self.cursor.range_of(segment.path)
+        return OpenFile(segment.path, lines, read, is_final=False, escaped=segment.escaped)
 
     # The Hub.
 
@@ -163,9 +167,12 @@ class FileStream:
     async def _select(self, snapshot: Snapshot) -> list[HubFile]:
         """Return the files with selected rows, and warn once about each that cannot be read."""
         found = []
-        for file, _, _ in select_files(snapshot.files.values(), await self._reader.entries(snapshot), self._selection):
+        card = await self._reader.card(snapshot)
+        for file, config, _ in select_files(snapshot.files.values(), card.entries, self._selection):
             if file.path.endswith(SUFFIXES):
                 found.append(file)
+                if (columns := card.json_columns.get(config)) and not file.path.endswith(".parquet"):
+                    self._escaped[file] = columns
             elif file.path not in self._warned:
                 self._warned.add(file.path)
                 _log.warning("Not reading %s: its format is none of %s.", one_line(file.path), ", ".join(SUFFIXES))
@@ -175,7 +182,8 @@ class FileStream:
         if not self._reader.holds(file):
             await self._reader.fetch(self._next_few(), self._commit or "")
         read = self.cursor.range_of(file.path, short_oid(file.oid))
-        return OpenFile(file.path, self._reader.take(file), read, is_final=True)
+        escaped = self._escaped.get(file, frozenset())
+        return OpenFile(file.path, self._reader.take(file), read, is_final=True, escaped=escaped)
 
     def _next_few(self) -> Sequence[HubFile]:
         few: list[HubFile] = []

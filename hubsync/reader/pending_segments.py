@@ -11,10 +11,13 @@ from typing import IO, NamedTuple
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.files import is_raw
 from hubsync.encoding.codecs import open_lines
+from hubsync.model.layout import format_of
 from hubsync.model.target import Target
 from hubsync.reader.cursor import SEGMENT, Cursor, ReadRange
 from hubsync.reader.selection import Selection
+from hubsync.schema.types import EMPTY, json_columns
 from hubsync.spool.opening import open_existing
+from hubsync.spool.segments import Segment
 from hubsync.spool.spool import Spool
 
 
@@ -24,12 +27,14 @@ class PendingSegment(NamedTuple):
     Attributes:
         path: what a cursor calls it; unlike its id it is never used again.
         file, bytes: the rows are the first `bytes` of `file`.
+        escaped: columns whose strings are written for a JSON column.
     """
 
     path: str
     id: int
     file: Path
     bytes: int
+    escaped: frozenset[str] = frozenset()
 
 
 class PendingSegments:
@@ -52,7 +57,7 @@ class PendingSegments:
             if done:
                 cursor.forget(done)
             return [
-                PendingSegment(path, row.id, spool.file(row.file), row.bytes)
+                PendingSegment(path, row.id, spool.file(row.file), row.bytes, _escaped(spool, row))
                 for path, row in pending.items()
                 if selection.includes(row.path, row.config, row.split)
                 # It may have landed without the catalogue knowing yet.
@@ -85,6 +90,12 @@ class PendingSegments:
             yield spool
         finally:
             spool.close()
+
+
+def _escaped(spool: Spool, row: Segment) -> frozenset[str]:
+    if format_of(row.path or row.template) == "parquet":
+        return frozenset()
+    return json_columns(spool.schemas.known(row.config) or EMPTY)
 
 
 def _has_more(read: ReadRange | None, rows: int) -> bool:

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync.encoding.codecs import DamagedShard
 from hubsync.errors import ConfigError, UnreadableRow
@@ -19,6 +21,7 @@ from hubsync.reader.pending_segments import PendingSegments
 from hubsync.reader.selection import Selection
 from hubsync.reader.shard_listing import parse_time
 from hubsync.reader.snapshot import SnapshotReader
+from hubsync.schema.json_text import unescaped
 from hubsync.spool.opening import existing_default_spool
 
 Row = dict[str, Any]
@@ -228,8 +231,9 @@ class _FileRows:
                 continue
             if parsed.row is None:
                 raise UnreadableRow(self._file.path, self._number, parsed.problem)
-            self.line = line
-            return parsed.row
+            row = unescaped(parsed.row, self._file.escaped)
+            self.line = line if row is parsed.row else msgspec.json.encode(row) + b"\n"
+            return row
         return None
 
     def _next_line(self) -> bytes:

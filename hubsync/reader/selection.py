@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubFile
 from hubsync.encoding import codecs
 from hubsync.model.layout import without_part
+from hubsync.schema.types import json_columns
 
 _log = logging.getLogger("hubsync")
 
@@ -59,13 +61,22 @@ def select_files(files: Iterable[HubFile], entries: Sequence[card.Entry], select
     return found
 
 
-def card_entries(content: bytes, repo: str) -> Sequence[card.Entry]:
-    """Return the configs and splits of a card; log a warning and return none if its YAML cannot be read."""
+class CardContent(NamedTuple):
+    """What a card says: its configs and splits, and the columns of each config that are JSON."""
+
+    entries: Sequence[card.Entry] = ()
+    json_columns: Mapping[str, frozenset[str]] = MappingProxyType({})
+
+
+def card_content(content: bytes, repo: str) -> CardContent:
+    """Return what a card says; log a warning and return nothing if its YAML cannot be read."""
     try:
-        return card.Card(content, repo).entries()
+        parsed = card.Card(content, repo)
+        columns = {config: json_columns(features) for config, features in parsed.features().items()}
+        return CardContent(parsed.entries(), columns)
     except card.CardError as error:
         _log.warning("Cannot read the card of %s (%s); continuing as if it listed no configs.", repo, error)
-        return ()
+        return CardContent()
 
 
 def path_order(path: str) -> list[tuple[int, str]]:

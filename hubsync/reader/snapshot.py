@@ -29,7 +29,7 @@ from hubsync.model.commit import Watermark, decode_watermark
 from hubsync.model.hashing import oid_hash
 from hubsync.policies import MIB, RetryPolicy
 from hubsync.reader.cursor import parse_line
-from hubsync.reader.selection import card_entries
+from hubsync.reader.selection import CardContent, card_content
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -106,7 +106,7 @@ class SnapshotReader:
         self._logged_at: float | None = None
         self._held: dict[HubFile, IO[bytes]] = {}
         self._watermarks: dict[HubFile, Watermark | str] = {}
-        self._card: tuple[HubFile | None, Sequence[card.Entry]] = (None, ())
+        self._card: tuple[HubFile | None, CardContent] = (None, CardContent())
 
     async def head(self) -> str | None:
         """Return the newest commit of the branch; None if it has no commits or, unless it must, does not exist yet."""
@@ -129,13 +129,19 @@ class SnapshotReader:
 
     async def entries(self, snapshot: Snapshot) -> Sequence[card.Entry]:
         """Return the configs and splits that the card shows; none if there is no readable card."""
+        return (await self.card(snapshot)).entries
+
+    async def card(self, snapshot: Snapshot) -> CardContent:
+        """Return what the card says; nothing if there is no readable card."""
         listed = snapshot.files.get(card.PATH)
         if listed != self._card[0]:
             content: bytes | None = None
             if listed is not None:
                 with contextlib.suppress(DefectError):  # too large for a card
                     content = await self._at_commit(self._hub.read_file, card.PATH, snapshot.commit)
-            self._card = (listed, await anyio.to_thread.run_sync(card_entries, content, self.repo) if content else ())
+            nothing = CardContent()
+            parsed = await anyio.to_thread.run_sync(card_content, content, self.repo) if content else nothing
+            self._card = (listed, parsed)
         return self._card[1]
 
     async def watermarks(self, snapshot: Snapshot) -> Watermarks:

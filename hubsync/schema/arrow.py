@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from hubsync.schema.features import JSON, feature_name, from_metadata, has_features, to_metadata
+from hubsync.schema.features import feature_name, from_metadata, has_features, to_metadata
 from hubsync.schema.types import (
     DTYPES,
     EXACT_FLOAT,
+    JSON,
     ColumnType,
     Foreign,
     ListOf,

@@ -10,7 +10,6 @@ from hubsync.schema.types import DTYPES, ColumnType, Foreign, ListOf, StructOf, 
 
 _LISTS = ("list", "sequence", "large_list")
 _WORDS = frozenset({"image", "audio", "video", "pdf", "nifti", "json", "base64"})  # features that need no options
-JSON = Foreign({"dtype": "json"}, None)
 # What `datasets` 3 writes, and newer versions leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "Image": {"decode": True}, "Audio": {"decode": True, "mono": True}, "Video": {"decode": True},

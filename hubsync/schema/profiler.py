@@ -18,14 +18,28 @@ from uuid import UUID
 
 import msgspec
 
-from hubsync.schema.types import EXACT_FLOAT, INT64
+from hubsync.schema.json_text import any_reads_as_json
+from hubsync.schema.types import (
+    EMPTY,
+    EXACT_FLOAT,
+    INT64,
+    LITERALS,
+    ColumnType,
+    ListOf,
+    StructOf,
+    is_json,
+    json_columns,
+)
 
-LEAVES = frozenset({str, int, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal})
+LEAVES: frozenset[type] = frozenset({str, int, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal})
 INFINITIES = frozenset({math.inf, -math.inf})
 
 _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
+_NESTED = _LISTS | {dict, float, NoneType}
 _FLOAT = frozenset({float})
+_STR = frozenset({str})
+_LITERAL = -1  # among the sizes of a column: it has strings that read as JSON
 _INTS = frozenset({int, bool})
 _TIMES = frozenset({datetime, time})
 _MINUTE = timedelta(minutes=1)
@@ -71,10 +85,29 @@ class RowProfiler:
     Threads that use it at the same time may lose a discovery; it is then discovered again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: StructOf = EMPTY, *, escapes: bool = True) -> None:
+        """Begin without any knowledge, except for what is JSON.
+
+        Args:
+            places: See the property.
+            escapes: Whether strings that read as JSON are written as JSON text in a JSON column, as JSON Lines need.
+        """
         self._root = _Node()
         self.tables: set[str] = set()  # the types of typed batches, as JSON
         self._known = 0
+        self._escapes = escapes
+        self.places = places
+
+    @property
+    def places(self) -> StructOf:
+        """What is JSON in the config, as `json_places` returns it: it may have any shape."""
+        return self._places
+
+    @places.setter
+    def places(self, places: StructOf) -> None:
+        self.escaped = json_columns(places) if self._escapes else frozenset()
+        self._places = places  # last, as a thread that reads both reads this first
+        _mark(self._root, places)
 
     def profile(self, rows: Collection[Any]) -> Discoveries:
         """Return what `remember` has not seen yet; empty if the rows are like earlier ones.
@@ -88,7 +121,7 @@ class RowProfiler:
         if rows:
             if set(map(type, rows)) != {dict}:
                 raise OpaqueType
-            _profile(rows, self._root, found)
+            _profile(rows, self._root, found, self._root)
         return found
 
     def remember(self, found: Discoveries) -> None:
@@ -96,6 +129,7 @@ class RowProfiler:
         self._known += len(found)
         if self._known > _MAX_KNOWN:
             self._root, self.tables, self._known = _Node(), set(), 0
+            _mark(self._root, self._places)
             return
         for known, item in found:
             known.add(item)
@@ -104,17 +138,19 @@ class RowProfiler:
 class _Node:
     """One place in the rows: the rows themselves, a column, or the elements of a list column."""
 
-    __slots__ = ("columns", "elements", "keys", "kinds", "sizes")
+    __slots__ = ("columns", "elements", "is_column", "is_json", "keys", "kinds", "sizes")
 
     def __init__(self) -> None:
         self.keys: set[tuple[str, ...]] = set()
         self.kinds: set[frozenset[type]] = set()
         self.sizes: set[int] = set()
+        self.is_json = False
+        self.is_column = False  # of strings, it matters what they read as
         self.columns: dict[str, _Node] = {}
         self.elements: _Node | None = None
 
 
-def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries) -> None:
+def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries, root: _Node | None = None) -> None:
     signatures = set(map(tuple, dicts))
     for keys in signatures:
         alike = dicts if len(signatures) == 1 else [item for item in dicts if tuple(item) == keys]
@@ -125,25 +161,25 @@ def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries)
         for key, column in zip(keys, zip(*map(dict.values, alike), strict=True), strict=True):
             if (below := node.columns.get(key)) is None:
                 below = node.columns[key] = _Node()
+                below.is_column = node is root
             _profile_values(column, below, found)
 
 
 def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> None:
+    if node.is_json:
+        node, found = _Node(), []  # looked at only for what no row may hold
     kinds = frozenset(map(type, values))
-    is_missing = float in kinds and _are_missing(values if kinds == _FLOAT else list(_of(_FLOAT, values)))
-    if is_missing and kinds not in node.kinds:
-        kinds = kinds - _FLOAT | {NoneType}
+    if float in kinds and _are_missing(values if kinds == _FLOAT else list(_of(_FLOAT, values))):
+        kinds = kinds if kinds in node.kinds else kinds - _FLOAT | {NoneType}
     if kinds not in node.kinds:
         if not kinds <= _PLAIN:
             raise OpaqueType
         found.append((node.kinds, kinds))
-    if int in kinds:
-        sizes = _sizes(values if kinds <= _INTS else list(_of(_INTS, values)))
-        found += ((node.sizes, size) for size in sizes - node.sizes)
-    if not _TIMES.isdisjoint(kinds) and any(map(_has_odd_zone, _of(_TIMES, values))):
-        raise OpaqueType
     if kinds <= LEAVES:
+        _profile_leaves(values, kinds, node, found)
         return
+    if not kinds <= _NESTED:
+        _profile_leaves(list(_of(LEAVES, values)), kinds & LEAVES, node, found)
     if dict in kinds:
         _profile(values if len(kinds) == 1 else list(_of({dict}, values)), node, found)
     if not _LISTS.isdisjoint(kinds):
@@ -153,6 +189,21 @@ def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> N
         elif _are_known_numbers(lists, node.elements):
             return
         _profile_values(list(chain.from_iterable(lists)), node.elements, found)
+
+
+def _profile_leaves(values: Sequence[Any], kinds: frozenset[type], node: _Node, found: Discoveries) -> None:
+    is_text = str in kinds and node.is_column and _LITERAL not in node.sizes
+    if is_text and any_reads_as_json(values if kinds == _STR else list(_of(_STR, values))):
+        found.append((node.sizes, _LITERAL))
+    if kinds == _STR:
+        return
+    if int in kinds:
+        sizes = _sizes(values if kinds <= _INTS else list(_of(_INTS, values)))
+        found += ((node.sizes, size) for size in sizes - node.sizes)
+    if not _TIMES.isdisjoint(kinds) and any(map(_has_odd_zone, _of(_TIMES, values))):
+        raise OpaqueType
+    if node.is_column and not LITERALS.isdisjoint(kinds) and _LITERAL not in node.sizes:
+        found.append((node.sizes, _LITERAL))
 
 
 def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
@@ -169,6 +220,17 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
                 return False
             return True
     return False
+
+
+def _mark(node: _Node, kind: ColumnType) -> None:
+    """Mark the places that are JSON; `kind` has no others."""
+    node.is_json = is_json(kind)
+    if isinstance(kind, StructOf):
+        for name, below in kind.fields.items():
+            _mark(node.columns.setdefault(name, _Node()), below)
+    elif isinstance(kind, ListOf):
+        node.elements = node.elements or _Node()
+        _mark(node.elements, kind.item)
 
 
 def _are_missing(floats: Sequence[float]) -> bool:

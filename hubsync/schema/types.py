@@ -19,12 +19,14 @@ from uuid import UUID
 import msgspec
 
 from hubsync.schema.dtypes import join
+from hubsync.schema.json_text import reads_as_json
 
 EXACT_FLOAT = 1 << 53  # a float holds ints up to here exactly; beyond, the reader refuses to make a float of them
 INT64 = 1 << 63
 
-# A float holds an `int` exactly (up to 2**53), but not a `wide` one, which fits int64. Beyond, the reader uses a float.
-Scalar = Literal["null", "bool", "int", "wide", "float", "string"]
+# A float holds an `int` exactly (up to 2**53), but not a `wide` one, which fits int64. Some strings of a `literal`
+# column read as JSON, such as "4": it must not become a column of JSON, where they would be numbers.
+Scalar = Literal["null", "bool", "int", "wide", "float", "string", "literal"]
 
 
 class ListOf(msgspec.Struct, frozen=True, tag="list", omit_defaults=True):
@@ -62,18 +64,25 @@ class Foreign(msgspec.Struct, frozen=True, tag="foreign"):
 ColumnType = Scalar | ListOf | StructOf | Foreign
 EMPTY = StructOf({})
 BINARY = Foreign({"dtype": "binary"}, [])
+JSON = Foreign({"dtype": "json"}, None)  # the `Json` feature of `datasets`: values of any shape, as JSON text
 DTYPES: dict[Scalar, str] = {
     "null": "null", "bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "string": "string",
+    "literal": "string",
 }  # fmt: skip
 MAX_FIELDS, MAX_DEPTH = 4_096, 50  # fields of a config in total; nesting of one column
-_SCALAR_OF: dict[str, Scalar] = {"int": "int", **{DTYPES[one]: one for one in DTYPES if one != "wide"}}
-_JOINS: dict[frozenset[str], Scalar] = {frozenset(("int", "wide")): "wide", frozenset(("int", "float")): "float"}
+_SCALAR_OF: dict[str, Scalar] = {"int": "int", **{DTYPES[one]: one for one in DTYPES if one not in ("wide", "literal")}}
+_JOINS: dict[frozenset[str], Scalar] = {
+    frozenset(("int", "wide")): "wide",
+    frozenset(("int", "float")): "float",
+    frozenset(("string", "literal")): "literal",
+}  # fmt: skip
 _SCALARS: dict[type, Scalar] = {
     NoneType: "null", bool: "bool", str: "string", datetime: "string", date: "string", UUID: "string",
     Decimal: "string",
 }  # fmt: skip
 _LISTS = frozenset({list, tuple})
 _BINARY = frozenset({bytes, bytearray, memoryview})
+LITERALS = frozenset({Decimal})  # their text may read as JSON
 _MAX_NAME = 200  # characters of a column name in a message
 
 
@@ -165,11 +174,15 @@ def extend(known: StructOf, given: StructOf) -> StructOf:
         OutOfBounds: The merged type is too large.
     """
     merged = merge_structs(known, given)
-    if merged is not known:
-        fields, depth = _measure(merged)
-        if fields > MAX_FIELDS or depth > MAX_DEPTH:
-            raise OutOfBounds("", known, given)
+    if merged is not known and not is_within_bounds(merged):
+        raise OutOfBounds("", known, given)
     return merged
+
+
+def is_within_bounds(columns: StructOf) -> bool:
+    """Return whether a card can describe all fields."""
+    fields, depth = measure(columns)
+    return fields <= MAX_FIELDS and depth <= MAX_DEPTH
 
 
 def _join_foreign(known: ColumnType, given: ColumnType) -> ColumnType | None:
@@ -211,11 +224,41 @@ def _taken_by(dtype: str) -> list[str]:
     return ["string"] if dtype.startswith(("large_string", "string_view", "timestamp", "date")) else []
 
 
+def is_json(kind: ColumnType | None) -> bool:
+    """Return whether a type is `JSON`, whoever declared it."""
+    return isinstance(kind, Foreign) and kind.entry == JSON.entry
+
+
+def json_places(columns: StructOf) -> StructOf:
+    """Return the columns that are JSON, or have a part that is, without their other parts."""
+    found = {name: _json_part(kind) for name, kind in columns.fields.items()}
+    return StructOf({name: kind for name, kind in found.items() if kind is not None})
+
+
+def _json_part(kind: ColumnType) -> ColumnType | None:
+    if isinstance(kind, StructOf):
+        part = json_places(kind)
+        return part if part.fields else None
+    if isinstance(kind, ListOf):
+        item = _json_part(kind.item)
+        return None if item is None else ListOf(item)
+    return kind if is_json(kind) else None
+
+
+def json_columns(columns: StructOf) -> frozenset[str]:
+    """Return the names of the columns that are JSON as a whole."""
+    return frozenset(name for name, kind in columns.fields.items() if is_json(kind))
+
+
 def _takes(foreign: Foreign, kind: ColumnType) -> bool:
+    if kind == "literal":
+        if is_json(foreign):
+            return False
+        kind = "string"
     return not isinstance(kind, Foreign) and (foreign.takes is None or kind in foreign.takes)
 
 
-def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0) -> StructOf:
+def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0, known: StructOf = EMPTY) -> StructOf:
     """Return the type of a batch of plain values, as `json` returns them or `encode` accepts them.
 
     A NaN counts as null, as which it is written.
@@ -223,6 +266,7 @@ def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0) -> StructOf:
     Args:
         rows: The batch.
         first_row: The index to report for the first row.
+        known: Types of the config. Whatever is JSON in it is JSON here, and is not looked at.
 
     Raises:
         Conflict: Two rows of the batch conflict; names the second one.
@@ -230,22 +274,35 @@ def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0) -> StructOf:
     kind = EMPTY
     for index, row in enumerate(rows):
         try:
-            found = type_of(row)
-            assert isinstance(found, StructOf)
-            kind = merge_structs(kind, found)
+            kind = merge_structs(kind, row_type(row, known))
         except Conflict as conflict:
             conflict.row = first_row + index
             raise
     return kind
 
 
-def type_of(value: Any, path: str = "") -> ColumnType:
-    """Return the type of one plain value.
+def row_type(row: Mapping[str, Any], known: StructOf = EMPTY) -> StructOf:
+    """Return the type of one row of plain values; see `infer`."""
+    return StructOf({name: column_type(value, name, known.fields.get(name)) for name, value in row.items()})
+
+
+def column_type(value: Any, name: str, known: ColumnType | None = None) -> ColumnType:
+    """Return the type of a value at the top of a row, where it matters what a string reads as; see `type_of`."""
+    kind = type_of(value, name, known)
+    if kind != "string":
+        return kind
+    return "literal" if type(value) in LITERALS or (type(value) is str and reads_as_json(value)) else "string"
+
+
+def type_of(value: Any, path: str = "", known: ColumnType | None = None) -> ColumnType:
+    """Return the type of one plain value; where `known` is JSON, the value is not looked at.
 
     Raises:
         Conflict: The elements of a list conflict.
     """
     kind = type(value)
+    if is_json(known):
+        return "null" if value is None else JSON
     if kind is int:
         return _int_type(value, value)
     if kind is float:
@@ -253,15 +310,20 @@ def type_of(value: Any, path: str = "") -> ColumnType:
     if (scalar := _SCALARS.get(kind)) is not None:
         return scalar
     if kind is dict:
-        return StructOf({key: type_of(item, f"{path}.{key}" if path else key) for key, item in value.items()})
+        below = known.fields if isinstance(known, StructOf) else EMPTY.fields
+        return StructOf(
+            {key: type_of(item, f"{path}.{key}" if path else key, below.get(key)) for key, item in value.items()}
+        )
     if kind in _LISTS:
-        return ListOf(_item_type(value, f"{path}[]"))
+        return ListOf(_item_type(value, f"{path}[]", known.item if isinstance(known, ListOf) else None))
     return BINARY if kind in _BINARY else "string"
 
 
-def _item_type(values: Sequence[Any], path: str) -> ColumnType:
+def _item_type(values: Sequence[Any], path: str, known: ColumnType | None) -> ColumnType:
     kinds = set(map(type, values))
     item: ColumnType = "null"
+    if is_json(known):
+        return item if kinds <= {NoneType} else JSON
     for kind in kinds:
         if (scalar := _SCALARS.get(kind)) is not None:
             item = merge(item, scalar, path)
@@ -273,12 +335,13 @@ def _item_type(values: Sequence[Any], path: str) -> ColumnType:
         ints = values if len(kinds) == 1 else [value for value in values if type(value) is int]
         item = merge(item, _int_type(min(ints), max(ints)), path)
     if not _LISTS.isdisjoint(kinds):
-        inner = [value for value in values if type(value) in _LISTS]
-        item = merge(item, ListOf(_item_type(list(chain.from_iterable(inner)), f"{path}[]")), path)
+        inner = list(chain.from_iterable(value for value in values if type(value) in _LISTS))
+        below = known.item if isinstance(known, ListOf) else None
+        item = merge(item, ListOf(_item_type(inner, f"{path}[]", below)), path)
     if dict in kinds:
         for value in values:
             if type(value) is dict:
-                item = merge(item, type_of(value, path), path)
+                item = merge(item, type_of(value, path, known), path)
     return item
 
 
@@ -289,13 +352,13 @@ def _int_type(least: int, greatest: int) -> Scalar:
     return "wide" if least >= -INT64 and greatest < INT64 else "float"
 
 
-def _measure(kind: ColumnType) -> tuple[int, int]:
+def measure(kind: ColumnType) -> tuple[int, int]:
     """Return the number of fields in total, and the depth."""
     if isinstance(kind, ListOf):
-        fields, depth = _measure(kind.item)
+        fields, depth = measure(kind.item)
         return fields, depth + 1
     if isinstance(kind, StructOf):
-        below = [_measure(field) for field in kind.fields.values()]
+        below = [measure(field) for field in kind.fields.values()]
         return len(below) + sum(n for n, _ in below), 1 + max((depth for _, depth in below), default=0)
     return 0, 0
 
@@ -307,6 +370,8 @@ def describe(kind: ColumnType) -> str:
         return f"a struct of {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "an empty struct"
     if isinstance(kind, ListOf):
         return "an empty list" if kind.item == "null" else f"a list: {describe(kind.item)}"
+    if is_json(kind):
+        return "JSON"
     if isinstance(kind, Foreign):
         return _shorten(str(kind.entry.get("dtype", kind.entry)))
     return "int64 beyond 2**53" if kind == "wide" else DTYPES[kind]

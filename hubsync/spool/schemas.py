@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+
+import msgspec
 
 from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, loads, merge_structs
 from hubsync.spool.database import Catalogue
@@ -85,6 +88,17 @@ class Schemas:
         """Record what the card says of a config. Within a transaction."""
         self.add(config, schema, wins=True)
         self._catalogue.run("UPDATE schemas SET published = ? WHERE config = ?", dumps(schema), config)
+
+    # What a person declared.
+
+    def declare(self, columns: Mapping[str, Sequence[str]]) -> None:
+        """Record the columns that a person's card described before hubsync wrote, by config. Within a transaction."""
+        self._catalogue.set("declared", msgspec.json.encode(columns).decode())
+
+    def declared(self, config: str) -> frozenset[str]:
+        """Return the columns of a config that a person declared."""
+        text = self._catalogue.get("declared")
+        return frozenset() if text is None else frozenset(msgspec.json.decode(text).get(config, ()))
 
     # What happens on a conflict.
 

@@ -13,7 +13,7 @@ Any number of processes may open one spool: each is a writer with a locked name,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -145,14 +145,21 @@ class Spool:
         self._is_seeded = self._is_seeded or self.catalogue.get("seeded") is not None
         return self._is_seeded
 
-    def seed(self, watermarks: Iterable[Watermark], schemas: Mapping[str, StructOf] = MappingProxyType({})) -> None:
+    def seed(
+        self,
+        watermarks: Iterable[Watermark],
+        schemas: Mapping[str, StructOf] = MappingProxyType({}),
+        declared: Collection[str] = (),
+    ) -> None:
         """Continue from what earlier spools, now lost, committed. For the committer.
 
         Args:
             watermarks: those of the dataset.
             schemas: what the dataset's card says of its columns, by config.
+            declared: the configs that a person described, as hubsync has not written to them.
         """
         with self.lease.transaction():
+            self.schemas.declare({config: list(schemas[config].fields) for config in declared})
             for config, schema in schemas.items():
                 self.schemas.publish(config, schema)
             for mark in watermarks:

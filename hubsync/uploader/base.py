@@ -12,8 +12,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -116,6 +117,7 @@ class BaseUploader:
         transform: Transform | None = None,
         schema: SchemaPolicy | None = SchemaPolicy(),  # noqa: B008  (frozen)
         features: Features | None = None,
+        json_columns: Collection[str] = (),
         grace_s: float | None = 25.0,
         progress: bool | None = None,
         clock: Clock | None = None,
@@ -149,6 +151,8 @@ class BaseUploader:
             features: Types of columns, for rows that are plain dicts: a `datasets.Features`, a `pyarrow.Schema`, or a
                 mapping of names to types, such as "int32", "timestamp[ms]" or "image". A row whose values do not fit
                 is refused. See docs/concepts/schemas.md.
+            json_columns: Names of columns that hold values of any shape, in addition to those of `schema`. See
+                docs/concepts/schemas.md.
             grace_s: Seconds to upload after SIGTERM or Ctrl-C; the rest stays in the spool. SIGTERM ends the block with
                 `SystemExit(143)`, unless another handler is set. The default fits the 30 s that Kubernetes, SLURM and
                 spot machines give. None leaves SIGTERM alone, and puts no limit on Ctrl-C.
@@ -181,7 +185,8 @@ class BaseUploader:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"features: {error}.") from None
         check_type(SchemaPolicy | None, "a SchemaPolicy(…), or None", schema=schema)
-        self._schema = schema
+        names = SchemaPolicy(json_columns=json_columns).json_columns
+        self._schema = schema and replace(schema, json_columns=[*schema.json_columns, *names])
         check_seconds(grace_s=grace_s)
         self._grace_s = grace_s
         self._clock: Clock = clock or SystemClock()
@@ -376,7 +381,11 @@ class BaseUploader:
         if offset is not None:
             self._know_offsets(engine)
             self._knows_offsets = True
-        return ANYWHERE if self._guard is None else self._guard.admit(encoded)
+        if self._guard is None:
+            return ANYWHERE
+        place = self._guard.admit(encoded)
+        engine.status.counts.widened_columns = self._guard.widened
+        return place
 
     def _know_offsets(self, engine: Engine) -> None:
         """Wait until the offsets in the dataset are known. It may block, for up to `open_timeout_s` after `open`."""
@@ -396,9 +405,12 @@ class BaseUploader:
         self, encoded: Encoded, place: Admission, offset: int | None, source: str | None, key: str | None, ack: Ack
     ) -> Batch:
         failpoint(Failpoint.ENCODED)
-        receipt = Receipt(encoded.rows, len(encoded.lines))
-        source = source or self._source
-        return Batch(encoded.lines, encoded.rows, receipt, source, offset, key, *place, waits=ack != "queued")
+        lines = encoded.lines if place.lines is None else place.lines
+        receipt = Receipt(encoded.rows, len(lines))
+        return Batch(
+            lines, encoded.rows, receipt, source or self._source, offset, key,
+            place.types, place.layout, place.set_aside, waits=ack != "queued",
+        )  # fmt: skip
 
     # Closing.
 

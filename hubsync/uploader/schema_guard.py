@@ -1,16 +1,16 @@
-"""Check the columns of each batch at `put`, and decide where it may go.
+"""The schema guard: check a batch's columns before it is accepted, so that the dataset keeps loading.
 
-It costs nothing while rows look like those before: the profiler finds what is new, and only that is checked. What two
-processes accept at the same moment is checked by the committer (`schema_check`).
+The profiler finds what is new, and only that is checked. A conflict makes a column JSON, unless the policy is another.
+What two processes accept at the same moment is checked by the committer (`schema_check`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from typing import NamedTuple
 
+from hubsync.encoding.encoded import decode_rows
 from hubsync.encoding.rows import Encoded, profile
 from hubsync.errors import SchemaConflict
 from hubsync.model.layout import Layout
@@ -18,7 +18,8 @@ from hubsync.policies import SchemaPolicy
 from hubsync.schema import types
 from hubsync.schema.arrow import has_own_type
 from hubsync.schema.profiler import RowProfiler
-from hubsync.schema.types import EMPTY, Conflict, OutOfBounds, StructOf, describe
+from hubsync.schema.types import EMPTY, JSON, Conflict, OutOfBounds, StructOf, describe
+from hubsync.schema.widening import JSON_NEEDS, Widening, as_json, is_declared
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -31,42 +32,62 @@ class Admission(NamedTuple):
         types: what the columns hold with it; None if the config is not checked.
         layout: the config it goes to; None for the uploader's own.
         set_aside: why it is quarantined; None if it is not.
+        lines: what to write, if not what was encoded: a column has become JSON.
     """
 
     types: StructOf | None = None
     layout: Layout | None = None
     set_aside: str | None = None
+    lines: bytes | None = None
 
 
 class SchemaGuard:
-    """The schema guard of one uploader. Safe for several threads."""
+    """The schema guard of one uploader. Safe for several threads.
+
+    Attributes:
+        profiler: knows what was accepted.
+        widened: how many columns became JSON here.
+    """
 
     def __init__(self, spool: Spool, layout: Layout, policy: SchemaPolicy) -> None:
-        self.profiler = RowProfiler()
         self._spool = spool
         self._layout = layout
         self._policy = policy
+        self._declared = StructOf(dict.fromkeys(policy.json_columns, JSON))
         self._lock = threading.Lock()
         self._kinds: dict[str, StructOf] = {}  # what was accepted here, by config
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and decoded
         self._same = Admission(EMPTY)
+        self._reported: set[str] = set()
+        self._is_parquet = layout.format == "parquet"
+        self.profiler = RowProfiler(self._declared, escapes=not self._is_parquet)
+        self.widened = 0
         self._last = EMPTY, EMPTY  # types of the config, and those of them that JSON does not have
         if (stored := self._read(layout.config)) is not None:
             self._kinds[layout.config] = stored
 
     @property
     def typed_columns(self) -> StructOf:
-        """The columns of the uploader's config whose types JSON does not have: rows are converted to them."""
+        """The columns of the uploader's config whose types JSON does not have: rows are converted to them.
+
+        If there are any, those of type JSON are among them.
+        """
         known = self._kinds.get(self._layout.config, EMPTY)
         if known is not self._last[0]:
-            typed = {name: kind for name, kind in known.fields.items() if has_own_type(kind)}
-            self._last = known, StructOf(typed)
+            fields = known.fields.items()
+            typed = {name: kind for name, kind in fields if has_own_type(kind)}
+            as_json = {name: kind for name, kind in fields if types.is_json(kind)}
+            self._last = known, StructOf({**typed, **as_json} if typed else {})
         return self._last[1]
 
     def admit_familiar(self, encoded: Encoded) -> Admission | None:
         """Return where a batch goes if it contains nothing new; else None."""
         same = self._same
-        return same if encoded.profiler is self.profiler and not encoded.discoveries else None
+        return same if self._is_current(encoded) and not encoded.discoveries else None
+
+    def _is_current(self, encoded: Encoded) -> bool:
+        """Return whether the profiler looked at a batch, and knows no more JSON columns since then."""
+        return encoded.profiler is self.profiler and encoded.places is self.profiler.places
 
     def admit(self, encoded: Encoded) -> Admission:
         """Return where a batch goes. It may wait for the catalogue, so call it in a thread of hubsync's.
@@ -74,39 +95,58 @@ class SchemaGuard:
         Raises:
             SchemaConflict: it conflicts with its columns, and the policy is to refuse it.
         """
-        while True:
-            if encoded.profiler is not self.profiler:
+        given = encoded
+        while not encoded.discoveries:
+            if not self._is_current(encoded):
                 encoded = profile(encoded, self.profiler)
-            if encoded.discoveries:
-                break
-            if (same := self.admit_familiar(encoded)) is not None:
-                return same  # else another thread has made the guard forget what it knew
+            elif (same := self.admit_familiar(encoded)) is not None:
+                return same if encoded is given else same._replace(lines=encoded.lines)
         with self._lock:
+            if not self._is_current(encoded):
+                encoded = profile(encoded, self.profiler)
             try:
                 if isinstance(encoded.columns, Conflict):
                     raise encoded.columns
-                self._same = Admission(self._with(self._layout.config, encoded.columns or EMPTY))
+                known = self._with(self._layout.config, encoded.columns or EMPTY)
             except Conflict as conflict:
                 return self._conflict(encoded, conflict)
-            self.profiler.remember(encoded.discoveries)  # only now: from here on, other threads rely on `_same`
-            return self._same
+            return self._accept(encoded, known)
+
+    def _accept(self, encoded: Encoded, known: StructOf) -> Admission:
+        """Remember a batch, and what is JSON with it."""
+        places = StructOf({**self._declared.fields, **types.json_places(known).fields})
+        if places != self.profiler.places:
+            self.profiler.places = places
+        encoded = encoded.with_escaped(self.profiler.escaped)
+        self._same = Admission(known)
+        self.profiler.remember(encoded.discoveries)  # only now: from here on, other threads rely on `_same`
+        return self._same._replace(lines=encoded.lines)
 
     def forget(self) -> None:
         """Check everything again from now on: the dataset holds something that was not known here."""
         with self._lock:
-            self.profiler, self._kinds, self._same = RowProfiler(), {}, Admission(EMPTY)
+            self._forget()
+            self._kinds, self._same = {}, Admission(EMPTY)
+
+    def _forget(self) -> None:
+        self.profiler = RowProfiler(self.profiler.places, escapes=not self._is_parquet)
 
     def _with(self, config: str, kind: StructOf) -> StructOf:
         """Merge types into a config's columns, and return them."""
+        known = self._known(config)
+        known = self._kinds[config] = types.extend(known, as_json(kind, known))
+        return known
+
+    def _known(self, config: str) -> StructOf:
+        """Return what the columns of a config hold, by all that this spool knows."""
         known = self._kinds.get(config, EMPTY)
         if (stored := self._read(config)) is not None:
             try:
                 known = types.merge_structs(known, stored)
             except Conflict:  # another process was faster: its types are the dataset's; ours are checked at the commit
                 known = stored
-                self.profiler = RowProfiler()  # rows that fitted before may not fit now
+                self._forget()  # rows that fitted before may not fit now
         self._kinds[config] = known
-        known = self._kinds[config] = types.extend(known, kind)
         return known
 
     def _read(self, config: str) -> StructOf | None:
@@ -119,45 +159,85 @@ class SchemaGuard:
             was = self._stored[config] = (text, types.loads(text))
         return was[1]
 
+    # Conflicts.
+
     def _conflict(self, encoded: Encoded, conflict: Conflict) -> Admission:
+        policy: str = self._policy.on_conflict
+        if policy == "json":
+            try:
+                return self._widen(encoded)
+            except Conflict as found:
+                conflict = found
         error = self._error(encoded, conflict)
-        if self._policy.on_conflict == "dead letter":
+        if policy == "json" and is_declared(conflict):
+            policy = self._policy.on_declared
+        if policy == "dead letter":
             return Admission(set_aside=f"{conflict.message} (line {error.row + 1})")
-        if self._policy.on_conflict == "new config" and isinstance(encoded.columns, StructOf):
+        if policy in ("json", "new config") and isinstance(encoded.columns, StructOf):
             for layout in self._layout.siblings():
                 try:
-                    return Admission(self._with(layout.config, encoded.columns), layout)
+                    admission = Admission(self._with(layout.config, encoded.columns), layout)
                 except Conflict:
                     continue
+                if policy == "json":
+                    self._report_sibling(layout.config, conflict)
+                return admission
         raise error from None
 
+    def _widen(self, encoded: Encoded) -> Admission:
+        config = self._layout.config
+        declared = self._spool.schemas.declared(config)
+        widening = Widening(parquet=self._is_parquet, declared=declared)
+        known = self._known(config)
+        columns = encoded.columns
+        if not isinstance(columns, StructOf):
+            columns = widening.infer(decode_rows(encoded.lines), known)
+        widened = self._kinds[config] = widening.merge(known, as_json(columns, known))
+        for change in widening.outermost:
+            row = self._row(encoded, known, change.conflict)
+            _log.warning("%s (row %d of a batch). %s", change, row, JSON_NEEDS)
+        self.widened += len(widening.outermost)
+        return self._accept(encoded, widened)
+
+    def _report_sibling(self, config: str, conflict: Conflict) -> None:
+        if config not in self._reported:
+            self._reported.add(config)
+            why = "" if isinstance(conflict, OutOfBounds) else _NOT_JSON
+            _log.warning("%s%s. Batches like this go to the config %s.", conflict.message, why, config)
+
+    def _row(self, encoded: Encoded, known: StructOf, conflict: Conflict) -> int:
+        """Return the row that conflicts; it is searched for only now."""
+        if conflict.row is not None:
+            return conflict.row
+        return 0 if encoded.is_typed else first_that_conflicts(known, encoded.lines) or 0
+
     def _error(self, encoded: Encoded, conflict: Conflict) -> SchemaConflict:
-        """Return an error that names the row; it is searched for only now."""
+        """Return an error that names the row."""
         known = self._kinds.get(self._layout.config, EMPTY)
-        if (row := conflict.row) is None:
-            row = 0 if encoded.is_typed else first_that_conflicts(known, encoded.lines)
+        row = self._row(encoded, known, conflict)
         known_as, given, why = describe(conflict.known), describe(conflict.given), None
         if isinstance(conflict, OutOfBounds):
             why = _TOO_MANY.format(conflict.reason)
         elif isinstance(encoded.columns, Conflict):
             why = _WITHIN.format(given, known_as, _SEPARATE if self._policy.on_conflict == "new config" else _ONE_TYPE)
-        return SchemaConflict(row or 0, conflict.path, known_as, given, why)
+        return SchemaConflict(row, conflict.path, known_as, given, why)
 
 
+_NOT_JSON = ", and it can't become JSON: readers would take strings that are in it already for numbers or null"
 _TOO_MANY = (
     "{}, which a card cannot describe. Store keys that are data as a list of key and value, or set "
-    'schema=SchemaPolicy(on_conflict="dead letter") or "new config".'
+    'schema=SchemaPolicy(on_conflict="json").'
 )
 _WITHIN = "it is {}, and others in the batch are {}: a file with both can't be loaded. {}"
 _SEPARATE = "Put them in separate batches, and each goes to a config that can hold it."
-_ONE_TYPE = 'Make them one type, or set schema=SchemaPolicy(on_conflict="dead letter").'
+_ONE_TYPE = 'Make them one type, or set schema=SchemaPolicy(on_conflict="json").'
 
 
 def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:
     """Return the index of the first line that conflicts with `known` and the lines before it."""
-    for index, line in enumerate(lines.splitlines()):
+    for index, row in enumerate(decode_rows(lines)):
         try:
-            known = types.extend(known, types.infer([json.loads(line)]))
+            known = types.extend(known, as_json(types.row_type(row, known), known))
         except Conflict:
             return index
     return None

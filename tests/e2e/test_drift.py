@@ -87,8 +87,6 @@ DRIFT: list[list[Any]] = [
     [{"id": 6, "info": {"b": {"c": "deep", "d": [1, 2.5]}}, "score": float("nan"), "tags": None}],
     [{"info": {"a": None}, "id": 7, "new": {"x": Decimal("1.5"), "at": UUID(int=5)}}, {"id": 8, "text": "c"}],
     [{"id": 9, "big": 2**60}, {"id": 10, "big": 1}],
-    [{"id": 11, "huge": 2**70}, {"id": 12, "huge": 1}],
-    [{"id": 13, "huge": 2}],
     [{"id": 14.25}],
 ]
 
@@ -143,7 +141,7 @@ def test_a_restart_knows_the_schema_from_the_catalogue_or_the_card(
     with uploader() as up:
         up.put([{"a": "text", "b": [1]}])
     for spool in (tmp_path / "spool", tmp_path / "another machine's"):
-        with uploader(spool=spool) as up:
+        with uploader(spool=spool, schema=REFUSE) as up:
             with pytest.raises(
                 SchemaConflict, match=r"row 1, field 'a': it is a struct of x, and the column holds str"
             ):
@@ -152,6 +150,7 @@ def test_a_restart_knows_the_schema_from_the_catalogue_or_the_card(
     reader.sees([{"a": "text", "b": [1]}, *({"b": [2.5], "more": name} for name in ("spool", "another machine's"))])
 
 
+REFUSE = SchemaPolicy(on_conflict="refuse")
 CONFLICTS: list[tuple[Any, Any, str]] = [
     ({"a": "x"}, {"a": {"b": 1}}, "a"),
     ({"a": [{"b": 1}]}, {"a": [{"b": [1]}]}, "a[].b"),
@@ -163,7 +162,7 @@ CONFLICTS: list[tuple[Any, Any, str]] = [
 
 @pytest.mark.parametrize(("first", "second", "path"), CONFLICTS)
 def test_a_conflict_is_refused_at_put(uploader: Make, reader: Reader, first: Any, second: Any, path: str) -> None:
-    with uploader() as up:
+    with uploader(schema=REFUSE) as up:
         up.put([first])
         for batch in ([first, second], [second]):
             with pytest.raises(SchemaConflict) as refused:
@@ -187,7 +186,7 @@ def test_without_the_guard_the_same_conflict_breaks_the_dataset(
 
 def test_a_batch_that_conflicts_with_itself_is_refused(uploader: Make) -> None:
     told = r"row 2, field 'm\[\]\.c': it is a list: string, and others in the batch are string: .*Make them one type"
-    with uploader() as up, pytest.raises(SchemaConflict, match=told):
+    with uploader(schema=REFUSE) as up, pytest.raises(SchemaConflict, match=told):
         up.put([{"m": []}, {"m": [{"c": "x"}]}, {"m": [{"c": ["y"]}]}])
 
 
@@ -397,7 +396,7 @@ def test_a_quarantined_batch_exists_once_wherever_the_process_dies(
 
 
 def test_put_sees_the_schema_of_other_processes(uploader: Make, reader: Reader) -> None:
-    with uploader() as one, uploader() as two:
+    with uploader(schema=REFUSE) as one, uploader(schema=REFUSE) as two:
         one.put([{"a": "x"}])
         with pytest.raises(SchemaConflict):
             two.put([{"a": 1}])

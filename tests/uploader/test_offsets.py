@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from hubsync import AsyncUploader, HubsyncError, OffsetOrderError, QueueFull, RetryPolicy, SourceInUse, Uploader
+from hubsync import AsyncUploader, HubsyncError, OffsetOrderError, QueueFull, RetryPolicy, SchemaPolicy, SourceInUse, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.uploader.in_order import InOrder
 from hubsync.uploader.ranks import default_source
@@ -210,7 +210,7 @@ def test_two_batches_with_one_number_are_refused(uploader: Make) -> None:
 
 
 def test_a_batch_that_conflicts_names_its_offset_and_can_be_put_again(uploader: Make, dataset: Dataset) -> None:
-    with uploader() as up:
+    with uploader(schema=SchemaPolicy(on_conflict="refuse")) as up:
         ordered = up.in_order()
         ordered.put([{"id": 0}], 0)
         ordered.put([{"id": "text"}], 2)

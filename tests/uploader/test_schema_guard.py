@@ -16,6 +16,8 @@ from hubsync.schema.types import infer
 from hubsync.spool.spool import Spool
 from hubsync.uploader.schema_guard import SchemaGuard
 
+REFUSE = SchemaPolicy(on_conflict="refuse")
+
 
 def test_an_unknown_conflict_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match="on_conflict"):
@@ -27,7 +29,7 @@ def test_an_unknown_conflict_policy_is_refused() -> None:
 )
 def test_more_columns_than_a_card_can_describe_are_a_conflict(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
-    guard = SchemaGuard(spool, Layout(), SchemaPolicy())
+    guard = SchemaGuard(spool, Layout(), REFUSE)
     for n in range(4):
         guard.admit(encode([{f"{n}-{m}": 1 for m in range(1_000)}], guard.profiler))
     with pytest.raises(
@@ -43,7 +45,7 @@ def test_more_columns_than_a_card_can_describe_are_a_conflict(tmp_path: Path, ro
 
 def test_batches_encoded_elsewhere_are_checked(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
-    guard = SchemaGuard(spool, Layout(), SchemaPolicy())
+    guard = SchemaGuard(spool, Layout(), REFUSE)
     guard.admit(encode([{"a": 1}]))
     with pytest.raises(SchemaConflict, match="row 1"):
         guard.admit(encode([{"a": 2}, {"a": "x"}]))
@@ -52,7 +54,7 @@ def test_batches_encoded_elsewhere_are_checked(tmp_path: Path) -> None:
 
 def test_what_fitted_before_is_checked_again_once_another_process_changed_the_schema(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
-    guard = SchemaGuard(spool, Layout(), SchemaPolicy())
+    guard = SchemaGuard(spool, Layout(), REFUSE)
     guard.admit(encode([{"a": 1}], guard.profiler))
     with spool.catalogue.transaction():  # the committer found text in the dataset, in a process that is not this one
         spool.schemas.add("default", infer([{"a": "text"}]), wins=True)

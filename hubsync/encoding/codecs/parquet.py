@@ -31,8 +31,17 @@ from hubsync.schema.arrow import (
     is_json_type,
     json_text,
 )
-from hubsync.schema.features import JSON
-from hubsync.schema.types import EMPTY, ColumnType, Conflict, StructOf, merge, merge_structs, type_of
+from hubsync.schema.types import (
+    EMPTY,
+    JSON,
+    ColumnType,
+    Conflict,
+    StructOf,
+    json_columns,
+    merge,
+    merge_structs,
+    type_of,
+)
 
 _CHUNK = 32 * MIB  # of lines in memory at once, and per row group; Xet deduplicates larger groups better
 _IN_MEMORY = 8 * MIB  # of lines when reading; more go to a temporary file
@@ -63,7 +72,7 @@ class ParquetCodec(Codec):
             try:
                 target.seek(0)
                 target.truncate()
-                _write(source, target, rows, choose(source), columns)
+                _write(source, target, rows, choose(source) | json_columns(columns), columns)
                 return
             except (pyarrow.ArrowException, RecursionError, Conflict, _Unfit) as error:
                 if isinstance(error, OSError):

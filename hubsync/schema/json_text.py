@@ -1,0 +1,64 @@
+r"""Strings in a column of type JSON.
+
+`datasets` stores such a column as JSON text, and takes a string for JSON text if it can parse it: the text "4" comes
+back as the number 4. hubsync writes such a string as JSON text (`"\"4\""`), so it comes back as it was. Any other
+value is written as in any column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+_SPACE = " \t\r\n\ufeff"  # what the parser of `datasets` skips
+_CLOSING = {"{": "}", "[": "]", '"': '"'}
+# It accepts `1.`, `01` and `-e` as well.
+_SCALAR = re.compile(r"(?=.)-?[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]*)?|true|false|null|NaN|-?Infinity")
+_FIRST = frozenset('{["-0123456789tfnNI' + _SPACE)
+_first_of = itemgetter(slice(1))
+
+
+def reads_as_json(text: str) -> bool:
+    """Return whether `datasets` may take a string for JSON text. It is True for some that it can't parse."""
+    if text[:1] not in _FIRST:
+        return False
+    core = text.strip(_SPACE)
+    if (closing := _CLOSING.get(core[:1])) is not None:
+        return len(core) > 1 and core[-1] == closing
+    return _SCALAR.fullmatch(core) is not None
+
+
+def any_reads_as_json(texts: Sequence[str]) -> bool:
+    """Return `any(map(reads_as_json, texts))`. Nearly all texts are told by their first character, in C."""
+    return not _FIRST.isdisjoint(map(_first_of, texts)) and any(map(reads_as_json, texts))
+
+
+def escaped(rows: Sequence[Mapping[str, Any]], columns: Collection[str]) -> Sequence[Mapping[str, Any]]:
+    """Return rows whose strings in JSON columns come back as they are. A row without such strings is not copied."""
+    return [_with(row, columns, _escape) for row in rows]
+
+
+def unescaped(row: dict[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    """Return a row that `escaped` wrote as it was before."""
+    unescaped: dict[str, Any] = _with(row, columns, _unescape)
+    return unescaped
+
+
+def _with(row: Any, columns: Collection[str], change: Callable[[str], Any]) -> Any:
+    texts = {name: text for name in columns if type(text := row.get(name)) is str and reads_as_json(text)}
+    return {**row, **{name: change(text) for name, text in texts.items()}} if texts else row
+
+
+def _escape(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _unescape(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
