@@ -14,7 +14,16 @@ from typing import Any
 import anyio
 import pytest
 
-from hubsync import AsyncUploader, HubsyncError, OffsetOrderError, QueueFull, RetryPolicy, SchemaPolicy, SourceInUse, Uploader
+from hubsync import (
+    AsyncUploader,
+    HubsyncError,
+    OffsetOrderError,
+    QueueFull,
+    RetryPolicy,
+    SchemaPolicy,
+    SourceInUse,
+    Uploader,
+)
 from hubsync.localhub import Fault, LocalHub
 from hubsync.uploader.in_order import InOrder
 from hubsync.uploader.ranks import default_source
