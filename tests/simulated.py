@@ -16,6 +16,7 @@ from hubsync.destinations.base import CommitOutcome, outcome_of
 from hubsync.errors import AmbiguousError, RepoMissingError, StaleParentError
 from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
+from hubsync.model.watermarks import RemoteWatermarks, decode_watermarks, is_watermark
 
 
 class Body(NamedTuple):
@@ -114,6 +115,8 @@ class SimulatedHub:
             if self.files.get(shard.path, body.files[shard.path]) != body.files[shard.path]
         ]
         self.commits.append(body.plan)
+        for path in body.plan.deletions:
+            del self.files[path]
         return self._land(body.files)
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
@@ -139,16 +142,14 @@ class SimulatedHub:
             take(content)
         return content is not None
 
-    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
+    async def read_watermarks(self, at: str) -> RemoteWatermarks:
         self._call("read_watermarks")
-        return self.marks()
+        files = self.history[int(at, 16) - 1] if at else {}
+        return RemoteWatermarks.of({p: decode_watermarks(c, p) for p, c in files.items() if is_watermark(p)})
 
     def marks(self) -> list[Watermark]:
-        return [
-            msgspec.json.decode(content, type=Watermark)
-            for path, content in self.files.items()
-            if path.startswith(".hubsync/")
-        ]
+        files = {path: decode_watermarks(content, path) for path, content in self.files.items() if is_watermark(path)}
+        return list(RemoteWatermarks.of(files).by_writer.values())
 
     async def aclose(self) -> None:
         pass

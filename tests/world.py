@@ -30,11 +30,12 @@ from hubsync.errors import (
     TransientError,
 )
 from hubsync.model.batch import Batch
-from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.commit import BranchTip, Plan
 from hubsync.model.layout import Layout
 from hubsync.model.receipt import Receipt
 from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
 from hubsync.model.target import Target
+from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.testing import ManualClock
@@ -105,8 +106,9 @@ class Line:
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
         return bool(await self._do("download", lambda: self._hub.download(path, at, take)))
 
-    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
-        return await self._do("read_watermarks", lambda: self._hub.read_watermarks(at))
+    async def read_watermarks(self, at: str) -> RemoteWatermarks:
+        found: RemoteWatermarks = await self._do("read_watermarks", lambda: self._hub.read_watermarks(at))
+        return found
 
     async def commit(self, plan: Plan) -> CommitOutcome:
         return await outcome_of(self._commit(plan))

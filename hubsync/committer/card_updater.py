@@ -69,6 +69,7 @@ class CardUpdater:
         self._clock = clock
         self._rejections = 0
         self._retry_at = 0.0
+        self._content: tuple[int, bytes | None] | None = None  # the card, and the head's `moves` when it was read
         self._read_at_move: int | None = None  # the head's `moves` when the card was last read
 
     def reconsider(self) -> None:
@@ -92,7 +93,7 @@ class CardUpdater:
             await on_disk(self._spool.cards.set_update_due, True)
             return CardUpdate()
         moves = self._head.moves
-        ask = partial(self._destination.read_file, card.PATH, at)
+        ask = partial(self.read, at)
         try:
             content = await self._retrier.until_success("read", ask, raises=(StaleParentError, DefectError))
             current = await run_in_thread(card.Card, content, self._spool.target.repo)
@@ -123,6 +124,17 @@ class CardUpdater:
         file = None if merged is None else SidecarFile(card.PATH, merged)
         return CardUpdate(file, entries, features, is_first=content is None)
 
+    async def read(self, at: str) -> bytes | None:
+        """Return the card at the head, the commit `at`, reading it only if someone else moved the head since.
+
+        Raises:
+            HubError: it can't be read.
+        """
+        if self._content is None or self._content[0] != self._head.moves:
+            moves = self._head.moves
+            self._content = moves, await self._destination.read_file(card.PATH, at)
+        return self._content[1]
+
     async def _all_entries(self, shards: Sequence[Shard], at: str) -> list[card.Entry]:
         """Return the entries of `shards`, and of everything committed before that is still in the dataset."""
         newest = await self._retrier.on_disk(self._spool.cards.of_committed)
@@ -149,5 +161,6 @@ class CardUpdater:
         await self._retrier.on_disk(partial(self._spool.cards.add, update.entries, replace=update.is_first))
         await self._retrier.on_disk(self._schemas.mark_published, update.features)
         if update.file is not None:
+            self._content = self._head.moves, update.file.content
             self._rejections = 0
             await self._retrier.on_disk(self._spool.cards.set_update_due, False)

@@ -17,6 +17,7 @@ from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
 from hubsync.committer.retry import Retrier
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
+from hubsync.committer.seeding import Seeding
 from hubsync.committer.stager import POLL_S
 from hubsync.committer.wakeups import Wakeups
 from hubsync.destinations.base import Destination, FolderFull, Landed, NotSent, Rejected, Unknown
@@ -31,6 +32,7 @@ from hubsync.errors import (
 )
 from hubsync.model.commit import Plan, commit_summary
 from hubsync.model.shard import Shard
+from hubsync.model.watermarks import FOLDER
 from hubsync.policies import CommitPolicy
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.status import QUOTA, State, Status
@@ -54,6 +56,7 @@ class CommitLoop:
         cards: CardUpdater,
         schemas: SchemaChecker,
         folders: FolderGuard,
+        seeding: Seeding,
         clock: Clock,
         status: Status,
         events: DeliveryEvents,
@@ -70,6 +73,7 @@ class CommitLoop:
         self._cards = cards
         self._schemas = schemas
         self._folders = folders
+        self._seeding = seeding
         self._clock = clock
         self._status = status
         self._events = events
@@ -167,7 +171,11 @@ class CommitLoop:
             self._folders.forget()
 
     async def _folder_full(self, plan: Plan, error: FolderFullError, backoff: Backoff) -> None:
-        if await self._folders.refused(plan.shards, error):
+        if f"/{FOLDER}/" in error.folders:
+            has_room = await self._seeding.make_room()
+        else:
+            has_room = await self._folders.refused(plan.shards, error)
+        if has_room:
             await self._clock.sleep(backoff.after_failure())
         else:
             await self._retrier.wait_for_operator("commit", error)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 import anyio
@@ -38,13 +37,13 @@ from hubsync.committer.rejections import Rejections
 from hubsync.committer.retry import Retrier
 from hubsync.committer.rollback import RollbackDetector
 from hubsync.committer.schema_check import SchemaChecker
+from hubsync.committer.seeding import Seeding
 from hubsync.committer.stager import POLL_S, Stager
 from hubsync.committer.wakeups import Wakeups
-from hubsync.destinations.base import Destination, Landed, NotSent
+from hubsync.destinations.base import Destination
 from hubsync.destinations.hub import card
-from hubsync.errors import DefectError, LeaseLost, RateLimitedError, SpoolError
+from hubsync.errors import LeaseLost, SpoolError
 from hubsync.policies import CommitPolicy, RetryPolicy
-from hubsync.schema.types import StructOf
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.status import Status
 
@@ -79,6 +78,7 @@ class Committer:
         self._rollback = RollbackDetector(spool, destination, self._retrier)
         schemas = SchemaChecker(spool)
         cards = CardUpdater(spool, schemas, destination, self._retrier, self._head, clock)
+        self._seeding = Seeding(spool, destination, self._retrier, self._head, self._rate_limiter, cards)
         rejections = Rejections(spool, self._retrier, cards, clock, status, events)
         self._reconciler = Reconciler(
             spool, destination, self._retrier, self._head, self._rollback, cards, rejections, status, events,
@@ -91,7 +91,7 @@ class Committer:
         )
         self._commit_loop = CommitLoop(
             spool, destination, commit, self._rate_limiter, self._head, self._retrier, self._reconciler, rejections,
-            cards, schemas, self._folders, clock, status, events, self._wakeups,
+            cards, schemas, self._folders, self._seeding, clock, status, events, self._wakeups,
         )  # fmt: skip
 
     def wake(self) -> None:
@@ -130,7 +130,8 @@ class Committer:
                 try:
                     async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
                         tasks.start_soon(self._refresh_lease)
-                        await (self._rollback.check(self._head.sha or "") if is_seeded else self._seed())
+                        await self._retrier.on_disk(self._load_rate_limiter)
+                        await (self._rollback.check(self._head.sha or "") if is_seeded else self._seeding.seed(head))
                         tasks.cancel_scope.cancel()
                     self._is_connected = True
                 except* LeaseLost:
@@ -139,33 +140,6 @@ class Committer:
                 self._is_connected = True
             else:
                 await self._clock.sleep(POLL_S)
-
-    async def _seed(self) -> None:
-        """Continue from what earlier spools, now lost, committed; nothing of theirs may land any more.
-
-        A commit of a process that died with its disk may still be on its way, and would add rows after the watermark
-        from which a job resumes. A small commit moves the head first, so that such a commit is refused.
-        """
-        head = await self._destination.head()
-        marks = await self._destination.read_watermarks(head.sha) if head.sha else []
-        if any(mark.offsets for mark in marks):
-            match await self._destination.commit(await self._retrier.on_disk(self._spool.plans.claim, head.sha)):
-                case Landed(sha):
-                    self._head.landed(sha)
-                case NotSent(RateLimitedError(commit_quota=True) as error):
-                    _log.warning("%s The job resumes by the offsets as they are; a commit that is still on its way "
-                                 "could repeat rows.", error)  # fmt: skip
-                case outcome:
-                    raise outcome.error
-        shown: Mapping[str, StructOf] = {}
-        declared: set[str] = set()
-        with suppress(card.CardError, DefectError):
-            content = await self._destination.read_file(card.PATH, head.sha or "")
-            current = await run_in_thread(card.Card, content, self._spool.target.repo)
-            shown = await run_in_thread(current.features)
-            written = {series for mark in marks for series in mark.next}
-            declared = set(shown) - {entry.config for entry in current.entries() if _holds(entry, written)}
-        await self._retrier.on_disk(self._spool.seed, marks, shown, declared)
 
     # Running.
 
@@ -209,19 +183,18 @@ class Committer:
 
     def _take_over(self) -> None:
         """Continue where the last committer died or stalled."""
-        self._rate_limiter.load(self._spool.catalogue.get("governor"), self._save_rate_limiter)
-        self._head.taken_over(self._spool.shards.take_over())
+        self._load_rate_limiter()
+        newest = self._spool.shards.take_over()
+        if self._spool.lease.term != 1:  # else nobody has committed before
+            self._head.taken_over(newest)
         self._folders.forget()
         self._spool.recovery.sweep()
         self._status.save()
         failpoint(Failpoint.TAKEN_OVER)
 
+    def _load_rate_limiter(self) -> None:
+        self._rate_limiter.load(self._spool.catalogue.get("governor"), self._save_rate_limiter)
+
     def _save_rate_limiter(self, state: str) -> None:
         with suppress(SpoolError), self._spool.catalogue.impatient(), self._spool.lease.transaction():
             self._spool.catalogue.set("governor", state)
-
-
-def _holds(entry: card.Entry, series: Collection[str]) -> bool:
-    """Return whether a config's pattern finds the shards of a series."""
-    pattern = card.glob_pattern(entry.glob)
-    return any(pattern.fullmatch(name.replace("*", "0")) for name in series)

@@ -15,6 +15,7 @@ from hubsync.committer.retry import Retrier
 from hubsync.destinations.base import Destination
 from hubsync.model.commit import Watermark
 from hubsync.model.shard import Shard
+from hubsync.model.watermarks import FIRST_FOLDED
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -42,9 +43,12 @@ class RollbackDetector:
         """
         await self._retrier.on_disk(self._spool.recovery.adopt)  # segments of dead writers get the numbers they had
         ours = await self._retrier.on_disk(self._spool.writers.watermark_oids)
-        found = await self._destination.find_files(list(ours), at)
-        if any(file.oid != ours[path] for path, file in found.items()):
-            marks = [mark for mark in await self._destination.read_watermarks(at) if mark.path in ours]
+        found = dict(await self._destination.find_files([FIRST_FOLDED, *ours], at))
+        # Other spools fold what looks finished. Of a watermark that is gone the dataset may know more, all the same.
+        has_folded = found.pop(FIRST_FOLDED, None) is not None and len(found) < len(ours)
+        if has_folded or any(file.oid != ours[path] for path, file in found.items()):
+            every = (await self._destination.read_watermarks(at)).by_writer.values()
+            marks = [mark for mark in every if mark.path in ours]
             self._ahead = [mark for mark in marks if await self._retrier.on_disk(self._spool.writers.is_behind, mark)]
             await self._retrier.on_disk(self._spool.seed, self._ahead)
 

@@ -14,8 +14,9 @@ from hubsync.errors import (
     StaleParentError,
     TransientError,
 )
-from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.commit import BranchTip, Plan
 from hubsync.model.shard import RemoteFile, Shard, Staged
+from hubsync.model.watermarks import RemoteWatermarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,8 @@ class Destination(Protocol):
         """Pass a file's content in the commit `at` to `write`, piece by piece; return False if it does not exist."""
         ...
 
-    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
-        """Return the watermarks of all writers in the commit `at`."""
+    async def read_watermarks(self, at: str) -> RemoteWatermarks:
+        """Return the watermarks of all writers in the commit `at`. A call after an error continues where it stopped."""
         ...
 
     async def aclose(self) -> None:

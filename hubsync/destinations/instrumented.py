@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hubsync._runtime.formatting import count_text
 from hubsync.destinations.base import CommitOutcome, Destination, Landed
-from hubsync.model.commit import BranchTip, Plan, Watermark
+from hubsync.model.commit import BranchTip, Plan
 from hubsync.model.shard import RemoteFile, Shard, Staged
+from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.telemetry.status import Status
 from hubsync.telemetry.tracing import span
 
@@ -75,7 +76,7 @@ class InstrumentedDestination:
         with self._status.doing(f"a request for {path}"):
             return await self._inner.download(path, at, take)
 
-    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
+    async def read_watermarks(self, at: str) -> RemoteWatermarks:
         with self._status.doing("a request for the watermarks"):
             return await self._inner.read_watermarks(at)
 

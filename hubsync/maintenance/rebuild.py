@@ -100,7 +100,7 @@ async def read_remote(target: Target, private: bool | None, retry: RetryPolicy) 
     try:
         head = (await destination.ensure_repo(private=private)).sha or ""
         oids = {file.oid for file in await destination.list_files(head)}
-        return RemoteState(oids, await destination.read_watermarks(head))
+        return RemoteState(oids, list((await destination.read_watermarks(head)).by_writer.values()))
     finally:
         await destination.aclose()
 

@@ -26,11 +26,12 @@ from hubsync.maintenance.shard_content import ShardContent, read_contents
 from hubsync.model.commit import Watermark, watermark_path
 from hubsync.model.layout import part_of
 from hubsync.model.target import Target
+from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.policies import RetryPolicy
 from hubsync.reader.selection import Selection, select_files
 from hubsync.reader.series import Series, series_of
 from hubsync.reader.shard_listing import read_origins
-from hubsync.reader.snapshot import Snapshot, SnapshotReader, Watermarks
+from hubsync.reader.snapshot import Snapshot, SnapshotReader
 from hubsync.spool.opening import existing_default_spool, open_existing
 from hubsync.spool.segments import SegmentState
 from hubsync.spool.spool import Spool
@@ -300,7 +301,7 @@ def _committed(before: _Known, snapshot: Snapshot) -> Iterator[Finding]:
             yield f"{path}: {segment.error}"
 
 
-def _watermarks(before: _Known, found: Watermarks) -> Iterator[Finding]:
+def _watermarks(before: _Known, found: RemoteWatermarks) -> Iterator[Finding]:
     """Compare the watermarks with the spool's own."""
     for path, problem in found.unreadable.items():
         yield Difference("watermark", path, "the watermark of its writer", f"an unusable file ({problem})", _RESTORE)
@@ -322,13 +323,15 @@ def _lower(mark: Watermark, there: Watermark | None) -> tuple[str, str]:
     return ", ".join(f"{what} {n}" for what, n, _ in low), ", ".join(f"{what} {n}" for what, _, n in low)
 
 
-def _unmarked(snapshot: Snapshot, found: Watermarks, others: Sequence[HubFile], *, alone: bool) -> Iterator[Finding]:
+def _unmarked(
+    snapshot: Snapshot, found: RemoteWatermarks, others: Sequence[HubFile], *, alone: bool
+) -> Iterator[Finding]:
     """Find shards whose watermark must be gone; without a spool, also rows without any watermark at all."""
     rows = [file for file in others if file.path.endswith(SUFFIXES)]
     orphans: defaultdict[str, list[str]] = defaultdict(list)
     for file in rows:
         match = _DEFAULT_NAME.fullmatch(file.path)
-        if match and watermark_path(match[1]) not in snapshot.files:
+        if match and match[1] not in found.by_writer and watermark_path(match[1]) not in snapshot.files:
             orphans[watermark_path(match[1])].append(file.path)
     for path, shards in orphans.items():
         expected = f"the watermark of {len(shards):,} shards, such as {shards[0]}"

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
-
-import msgspec
 
 from hubsync.model.shard import Shard
 
@@ -34,6 +31,7 @@ class Plan:
         parent: The commit that it builds on; None for an empty branch.
         summary: The commit's title.
         term: The number of the committer that wrote it. The terms of one spool never overlap.
+        deletions: The paths of files to delete.
     """
 
     id: int
@@ -42,18 +40,20 @@ class Plan:
     parent: str | None = None
     summary: str = ""
     term: int = 0
+    deletions: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """How far one writer is in the dataset: the content of `.hubsync/<writer>.json`.
+    """How far one writer is in the dataset. `watermarks` says in which files that is.
 
     Attributes:
         writer: The writer's name.
         epoch: How often the writer was opened.
         next: The next sequence number by series (a path with `*` for the number).
         rows: Rows committed by this writer.
-        offsets: The highest committed offset by source.
+        offsets: The highest committed offset by source, without those in earlier pages.
+        pages: How many files of earlier offsets the writer has written.
     """
 
     writer: str
@@ -61,6 +61,7 @@ class Watermark:
     next: Mapping[str, int] = field(default_factory=dict)
     rows: int = 0
     offsets: Mapping[str, int] = field(default_factory=dict)
+    pages: int = 0
 
     @property
     def path(self) -> str:
@@ -71,38 +72,6 @@ class Watermark:
 def watermark_path(writer: str) -> str:
     """Return the path of a writer's watermark in the dataset."""
     return f".hubsync/{writer}.json"
-
-
-# What SQLite can hold, and for a sequence number enough room to continue from it.
-_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-
-
-class _UntrustedWatermark(msgspec.Struct):
-    """A watermark as the dataset holds it: anyone who may write there can have edited it."""
-
-    writer: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-    epoch: _Number
-    next: dict[str, _Number] = {}
-    rows: _Size = 0
-    offsets: dict[str, _Size] = {}
-
-
-def decode_watermark(content: bytes, path: str) -> Watermark:
-    """Return the watermark in the dataset file `path`.
-
-    Raises:
-        ValueError: `content` is not a watermark, or it belongs to another writer.
-    """
-    try:
-        mark = msgspec.json.decode(content, type=_UntrustedWatermark)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-    if path != watermark_path(mark.writer):
-        raise ValueError(f"it is the watermark of {mark.writer!r}")
-    for name in (*mark.next, *mark.offsets):
-        name.encode()  # raises for a lone surrogate, which SQLite cannot store
-    return Watermark(mark.writer, mark.epoch, mark.next, mark.rows, mark.offsets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ PART_FILES = 1_000
 """Shards in one folder, as far as this spool knows; later ones go to a new part. One page of the Hub's listing."""
 MAX_FOLDER_FILES = 5_000
 """Shards in one folder, all writers and machines together. The Hub refuses more than 10,000 entries."""
-_PART = re.compile(r"part-[0-9]{4,}")
+_PART = re.compile(r"part-([0-9]{4,}|\*)")
 
 
 class Part(NamedTuple):
@@ -183,7 +183,7 @@ def _problem_with(layout: Layout) -> str | None:
 
 
 def without_part(path: str) -> str:
-    """Return the path that a shard in a part would have without it."""
+    """Return the path, or the pattern, that a shard in a part would have without it."""
     return "/".join(component for component in path.split("/") if not _PART.fullmatch(component))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import re
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -25,8 +24,9 @@ from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import Commit, HubDataset, HubFile
 from hubsync.encoding import codecs
 from hubsync.errors import DefectError, RepoMissingError, StaleParentError, TransientError
-from hubsync.model.commit import Watermark, decode_watermark
+from hubsync.model.commit import Watermark
 from hubsync.model.hashing import oid_hash
+from hubsync.model.watermarks import RemoteWatermarks, is_watermark
 from hubsync.policies import MIB, RetryPolicy
 from hubsync.reader.cursor import parse_line
 from hubsync.reader.selection import CardContent, card_content
@@ -41,7 +41,6 @@ _MAX_TRIES = 6  # of one request; a 429 names its own wait
 _MAX_PATHS = 100  # in one request for the last commits of files
 _MEMORY_BYTES = 8 * MIB  # of a downloaded file; a larger one is held on disk
 _CONCURRENCY = 4  # files that are read at once
-_WATERMARK = re.compile(r"\.hubsync/[^/]+\.json")
 
 
 class CommitGone(RepoMissingError):
@@ -53,13 +52,6 @@ class Snapshot(NamedTuple):
 
     commit: str
     files: Mapping[str, HubFile]
-
-
-class Watermarks(NamedTuple):
-    """The watermarks in a snapshot: the readable ones by writer, the others by path with the reason."""
-
-    by_writer: Mapping[str, Watermark]
-    unreadable: Mapping[str, str]
 
 
 class Download:
@@ -105,7 +97,7 @@ class SnapshotReader:
         self._must_exist = must_exist
         self._logged_at: float | None = None
         self._held: dict[HubFile, IO[bytes]] = {}
-        self._watermarks: dict[HubFile, Watermark | str] = {}
+        self._watermarks: dict[HubFile, list[Watermark] | str] = {}
         self._card: tuple[HubFile | None, CardContent] = (None, CardContent())
 
     async def head(self) -> str | None:
@@ -144,23 +136,17 @@ class SnapshotReader:
             self._card = (listed, parsed)
         return self._card[1]
 
-    async def watermarks(self, snapshot: Snapshot) -> Watermarks:
+    async def watermarks(self, snapshot: Snapshot) -> RemoteWatermarks:
         """Return the writers' watermarks."""
-        files = [file for path, file in snapshot.files.items() if _WATERMARK.fullmatch(path)]
+        files = [file for path, file in snapshot.files.items() if is_watermark(path)]
         known = {file: self._watermarks[file] for file in files if file in self._watermarks}
 
         async def read(file: HubFile) -> None:
-            try:
-                content = await self._at_commit(self._hub.read_file, file.path, snapshot.commit)
-                known[file] = decode_watermark(content or b"", file.path)
-            except (ValueError, DefectError) as error:
-                known[file] = str(error)
+            known[file] = await self._at_commit(partial(self._hub.read_watermark_file, file), snapshot.commit)
 
         await run_few_at_once([file for file in files if file not in known], read)
         self._watermarks = known
-        readable = {mark.writer: mark for mark in known.values() if isinstance(mark, Watermark)}
-        unreadable = {file.path: problem for file, problem in known.items() if isinstance(problem, str)}
-        return Watermarks(dict(sorted(readable.items())), unreadable)
+        return RemoteWatermarks.of({file.path: marks for file, marks in known.items()})
 
     async def history(self, commit: str) -> AsyncGenerator[Commit]:
         """Yield `commit` and those before it, the newest first."""

@@ -14,12 +14,13 @@ from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync.model.commit import Plan, SidecarFile
 from hubsync.model.shard import Shard
+from hubsync.model.watermarks import watermark_files
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.retention import Retention
 from hubsync.spool.segments import Segments
 from hubsync.spool.shards import Shards, remove_file
-from hubsync.spool.writers import Writers, watermark_file
+from hubsync.spool.writers import Writers
 
 
 class Plans:
@@ -53,7 +54,9 @@ class Plans:
             summary: the commit's title.
         """
         with self._lease.transaction():
-            files = [*([card] if card else []), *map(watermark_file, self._writers.next_watermarks(shards).values())]
+            files = [card] if card else []
+            for mark in self._writers.next_watermarks(shards).values():
+                files += watermark_files(mark)[1]
             plan = self._catalogue.run(
                 "INSERT INTO plans (created_at, parent, summary, notes) VALUES (?, ?, ?, ?)",
                 self._clock.time(), parent, summary, msgspec.msgpack.encode(files),
@@ -66,8 +69,8 @@ class Plans:
     def claim(self, parent: str | None) -> Plan:
         """Return a commit without shards that only says that a writer is here. It is not written down."""
         name = self._writers.any_name()
-        file = watermark_file(self._writers.current_watermark(name))
-        return Plan(0, (), (file,), parent, f"Open writer {name}", self._lease.term or 0)
+        _, files = watermark_files(self._writers.current_watermark(name))
+        return Plan(0, (), files, parent, f"Open writer {name}", self._lease.term or 0)
 
     def open(self) -> Plan | None:
         """Return the plan that an earlier process left; it may have landed. None if there is no such plan."""

@@ -16,11 +16,12 @@ import msgspec
 
 from hubsync._runtime.file_lock import ByteLocks, FileLock
 from hubsync._runtime.files import write_atomically
-from hubsync.model.commit import SidecarFile, Watermark
+from hubsync.model.commit import Watermark
 from hubsync.model.hashing import git_blob_oid
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
 from hubsync.model.target import Target
+from hubsync.model.watermarks import watermark_files
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import OffsetOrder, Offsets
@@ -130,8 +131,12 @@ class Writers:
         return {name: msgspec.json.decode(mark, type=Watermark) for name, mark in rows}
 
     def watermark_oids(self) -> dict[str, str]:
-        """Return the git oids of the watermark files as they were last committed, by path."""
-        files = [watermark_file(self._committed(name)) for name in self.names()]
+        """Return the git oids of the watermark files as they were last committed, by path.
+
+        That of a writer that never committed is left out, unless it may have, and this catalogue was set back since.
+        """
+        names = self._catalogue.rows("SELECT name FROM writers WHERE mark IS NOT NULL OR epoch > 1")
+        files = [watermark_files(self._committed(name))[1][0] for (name,) in names]
         return {file.path: git_blob_oid(file.content) for file in files}
 
     def current_watermark(self, name: str) -> Watermark:
@@ -155,8 +160,8 @@ class Writers:
         return marks
 
     def set_watermark(self, mark: Watermark) -> None:
-        """Record that the dataset contains this watermark. Within a transaction."""
-        text = msgspec.json.encode(mark).decode()
+        """Record that a commit has written this watermark. Within a transaction."""
+        text = msgspec.json.encode(watermark_files(mark)[0]).decode()
         self._catalogue.run("UPDATE writers SET mark = ? WHERE name = ?", text, mark.writer)
 
     def accept_watermark(self, mark: Watermark) -> None:
@@ -167,17 +172,12 @@ class Writers:
     def is_behind(self, mark: Watermark) -> bool:
         """Return whether the dataset contains more of a writer of ours than the catalogue knows."""
         ours = self._committed(mark.writer)
-        return (
-            mark.rows > ours.rows
-            or any(n > ours.next.get(series, 0) for series, n in mark.next.items())
-            or any(n > ours.offsets.get(source, -1) for source, n in mark.offsets.items())
-        )
+        if mark.rows > ours.rows or any(n > ours.next.get(series, 0) for series, n in mark.next.items()):
+            return True
+        ahead = ((source, n) for source, n in mark.offsets.items() if n > ours.offsets.get(source, -1))
+        # Of those in earlier pages only the highest that was accepted is known.
+        return any(not ours.pages or n > (self._offsets.highest(source) or -1) for source, n in ahead)
 
     def _committed(self, name: str) -> Watermark:
         mark = self._catalogue.value("SELECT mark FROM writers WHERE name = ?", name)
         return Watermark(name, 0) if mark is None else msgspec.json.decode(mark, type=Watermark)
-
-
-def watermark_file(mark: Watermark) -> SidecarFile:
-    """Return the file that holds a watermark in the dataset."""
-    return SidecarFile(mark.path, msgspec.json.format(msgspec.json.encode(mark), indent=2) + b"\n")

@@ -135,7 +135,7 @@ def plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask_watermarks(hub: HubDataset) -> object:
-    return await hub.read_watermarks(SHA)
+    return list((await hub.read_watermarks(SHA)).by_writer.values())
 
 
 async def ask_card(hub: HubDataset) -> object:

@@ -37,10 +37,11 @@ from hubsync.errors import (
     UnreadableShard,
     one_line,
 )
-from hubsync.model.commit import BranchTip, Plan, Watermark, decode_watermark
+from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.hashing import oid_hash
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.model.target import Target
+from hubsync.model.watermarks import FOLDER, RemoteWatermarks, decode_watermarks, is_watermark
 
 if TYPE_CHECKING:
     import httpx
@@ -52,8 +53,7 @@ _PATHS = 100  # paths in one paths-info request
 _BASE64_BYTES = 3 << 17  # encoded at a time: a multiple of 3, and a short hold of the GIL
 _COMMITS_PER_PAGE = 100
 _MAX_PAGES = 20_000  # of a tree: 1,000 files each
-_MAX_WATERMARKS = 10_000  # writers of one dataset; the Hub's limit for the files of a folder
-_MAX_WATERMARK_BYTES = 64 << 20  # of all of them
+_MAX_WATERMARK_BYTES = 1 << 30  # of all writers: none that hubsync wrote may be left out
 _NEXT_PAGE = re.compile(r"""<([^<>]*)>(?:\s*;[^,<>]*?)?;\s*rel\s*=\s*["']?next\b""", re.IGNORECASE)
 _CURSOR = re.compile(r"[?&]cursor=([^&]+)")
 _MAX_LINK = 4096  # characters of a header that the pattern searches, in milliseconds at worst
@@ -131,6 +131,7 @@ class HubDataset:
         self._rev = quote(target.revision, safe="")
         self._api = f"api/datasets/{target.repo}"
         self._xet = XetStore(self._http, f"{self._api}/xet-write-token/{self._rev}") if xet_available() else None
+        self._marks: dict[HubFile, list[Watermark] | str] = {}  # as read last
         self._lfs = LfsStore(self._http, f"datasets/{target.repo}.git/info/lfs/objects/batch", target.revision)
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
@@ -154,13 +155,16 @@ class HubDataset:
                     f"HfApi().create_branch({repo!r}, branch={branch!r}, repo_type='dataset')",
                     status=error.status,
                 ) from None
-            await self._create(private)
-            tip = await self._tip_of_new_repo()
+            is_new = await self._create(private)
+            tip = await self._tip_of_new_repo(is_new=is_new)
+            if is_new:
+                return tip
         # Asking for an upload mode changes nothing, and fails if the token may not write.
         await self._preupload([{"path": ".hubsync/probe.json", "size": 2, "sample": "e30="}])
         return tip
 
-    async def _create(self, private: bool | None) -> None:
+    async def _create(self, private: bool | None) -> bool:
+        """Create the repo; return False if another process was faster."""
         namespace, name = self.target.repo.split("/")
         body: dict[str, Any] = {"type": "dataset", "name": name, "organization": namespace}
         if private is not None:
@@ -171,13 +175,15 @@ class HubDataset:
         except TransientError as error:
             if error.status != 409 or "conflicting operation" in error.reason:  # else another process created it
                 raise
+            return False
         except DefectError as error:
             raise RepoMissingError(str(error), status=error.status) from None
         failpoint(Failpoint.REPO_CREATED)
+        return True
 
-    async def _tip_of_new_repo(self) -> BranchTip:
+    async def _tip_of_new_repo(self, *, is_new: bool) -> BranchTip:
         try:
-            return BranchTip((await self.head()).sha, is_new=True)
+            return BranchTip((await self.head()).sha, is_new)
         except RepoMissingError as error:  # a repo that was just created may not be on all servers yet
             raise TransientError(str(error), status=error.status) from None
 
@@ -271,10 +277,10 @@ class HubDataset:
             found = next((file for file in await self._paths_info([path], at) if file.path == path), None)
             return None if found is None else await self._read(_hub_file("paths-info", "", found), at)
 
-    async def _read(self, file: HubFile, at: str) -> bytes:
+    async def _read(self, file: HubFile, at: str, *, most: int = MAX_BODY) -> bytes:
         what = f"{file.path} of {self.target.repo}"
-        if file.size > MAX_BODY:
-            raise DefectError(f"{what} has {file.size:,} bytes; more than {MAX_BODY:,} are not read.")
+        if file.size > most:
+            raise DefectError(f"{what} has {file.size:,} bytes; more than {most:,} are not read.")
         content = io.BytesIO()  # its repr does not show what a server may have sent back
         oid = oid_hash(file.oid, file.size)
 
@@ -288,32 +294,37 @@ class HubDataset:
             raise TransientError(f"{what}: the content does not match the oid that the Hub lists.")
         return content.getvalue()
 
-    async def read_watermarks(self, at: str) -> Sequence[Watermark]:
-        """Return the watermarks of all writers in the commit `at`. Log and skip those that are invalid."""
-        files = [file for file in await self.list_files(at, ".hubsync") if file.path.endswith(".json")]
-        if len(files) > _MAX_WATERMARKS:
-            raise TransientError(f"{self.target.repo} lists {len(files):,} watermarks; that cannot be right.")
-        watermarks: list[Watermark] = []
-        size = 0
+    async def read_watermarks(self, at: str) -> RemoteWatermarks:
+        """Return the watermarks of all writers in the commit `at`. Log those that are invalid.
+
+        Earlier versions wrote a file for each writer, so there may be thousands: what was read is kept until the next
+        call, which continues after an error.
+        """
+        files = [file for file in await self.list_files(at, FOLDER) if is_watermark(file.path)]
+        self._marks = known = {file: self._marks[file] for file in files if file in self._marks}
+        if sum(file.size for file in files) > _MAX_WATERMARK_BYTES:
+            raise TransientError(f"{self.target.repo}: the watermarks have over {_MAX_WATERMARK_BYTES:,} bytes.")
         limiter = anyio.CapacityLimiter(8)
 
         async def read(file: HubFile) -> None:
-            nonlocal size
-            try:
-                async with limiter:
-                    content = await self._read(file, at)
-                size += len(content)
-                watermarks.append(decode_watermark(content, file.path))
-            except (ValueError, DefectError) as error:
-                what, why = one_line(file.path), one_line(str(error))
-                _log.warning("%s of %s is not a watermark (%s); skipped.", what, self.target.repo, why)
-            if size > _MAX_WATERMARK_BYTES:
-                raise TransientError(f"{self.target.repo}: the watermarks have over {_MAX_WATERMARK_BYTES:,} bytes.")
+            async with limiter:
+                known[file] = await self.read_watermark_file(file, at)
+            if isinstance(why := known[file], str):
+                _log.warning("%s of %s is not a watermark (%s); skipped.", one_line(file.path), self.target.repo, why)
 
         async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
             for file in files:
-                tasks.start_soon(read, file)
-        return watermarks
+                if file not in known:
+                    tasks.start_soon(read, file)
+        return RemoteWatermarks.of({file.path: marks for file, marks in known.items()})
+
+    async def read_watermark_file(self, file: HubFile, at: str) -> list[Watermark] | str:
+        """Return the watermarks in a file of the commit `at`; or why it holds none."""
+        try:
+            content = await self._read(file, at, most=_MAX_WATERMARK_BYTES)
+            return await run_in_thread(decode_watermarks, content, file.path)
+        except (ValueError, DefectError) as error:
+            return one_line(str(error))
 
     async def list_files(self, at: str, folder: str = "") -> Sequence[HubFile]:
         """Return every file in the commit `at`, or below one of its folders; empty if the folder does not exist."""
@@ -451,6 +462,8 @@ async def _ndjson(header: Mapping[str, str], plan: Plan) -> AsyncIterator[bytes]
         content = base64.b64encode(sidecar.content).decode()
         yield _line("file", {"path": sidecar.path, "encoding": "base64", "content": content})
         failpoint(Failpoint.HALF_SENT)
+    for path in plan.deletions:
+        yield _line("deletedFile", {"path": path})
     for shard in plan.shards:
         if shard.mode == "lfs":
             yield _line("lfsFile", {"path": shard.path, "algo": "sha256", "oid": shard.sha256, "size": shard.size})
