@@ -9,21 +9,22 @@ How a request travels, and the modules it passes:
     server          LocalHub: a thread with an event loop that accepts the connection and parses HTTP
       v
     app             one ASGI application: finds the operation, draws the faults, writes the log
-      | control     requests under /_localhub/ that read the log and set faults
+      | control     requests under /_localhub/ that read the log, and set faults and limits
       | faults      what goes wrong with this request, if anything
-      | limits      how many requests and commits are left
-      v
-    routing         method and path -> Route: the operation and its handler
+      | limits      what is allowed: requests, commits, sizes
       v
     api/            the handlers, one module per part of the API: repos, commits, files, refs, lfs, xet, discussions
-      | call        what a handler gets (Call) and gives (a response, or HubError)
       v
-    state           HubState: who the caller is, what they may see and write; owns everything below
+    routing         method and path -> handler; what a handler gets (Call): the caller, the repo, what they may do
+      v
+    state           HubState: revisions, signed addresses; owns everything below
       v
     xet/            xorbs and shards: their formats, and the store of the files made from them
     storage/        the SQLite database, git history, and content on disk
 
-A module imports only from modules further down (`call`, `limits` and `faults` import no handler and no state).
+`protocol` has what all of them share: the operations, JSON responses and refusals (HubError).
+
+A module imports only from modules further down (`limits` and `faults` import no handler and no state).
 """
 
 from importlib import import_module

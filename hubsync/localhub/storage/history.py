@@ -6,10 +6,11 @@ Commits share trees, as in git, so a commit writes only the directories it chang
 
 from __future__ import annotations
 
+import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from hubsync.localhub.storage import git
@@ -66,7 +67,7 @@ class History:
     def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._trees: OrderedDict[str, dict[str, Entry]] = OrderedDict()
+        self.tree = lru_cache(_CACHED_TREES)(self._read_tree)
 
     # Refs
 
@@ -166,18 +167,11 @@ class History:
 
     # Trees
 
-    def tree(self, oid: str) -> dict[str, Entry]:
+    def _read_tree(self, oid: str) -> dict[str, Entry]:
         """Return a directory's entries. The dictionary is cached: never change it."""
-        cached = self._trees.get(oid)
-        if cached is None:
-            if oid == git.EMPTY_TREE:
-                return {}
-            row = self._store.row("SELECT data FROM tree WHERE oid = ?", oid)
-            assert row is not None, f"tree {oid} is missing"
-            cached = self._trees[oid] = git.decode_tree(row[0])
-            while len(self._trees) > _CACHED_TREES:
-                self._trees.popitem(last=False)
-        return cached
+        if oid == git.EMPTY_TREE:
+            return {}
+        return git.decode_tree(self._store.rows("SELECT data FROM tree WHERE oid = ?", oid)[0][0])
 
     def entry(self, root: str, path: str) -> Entry | None:
         """Return the entry at `path`, or None; the empty path is the root directory."""
@@ -208,15 +202,9 @@ class History:
         return {node.path: contents[node.entry.oid] for node in nodes}
 
     def write_tree(self, root: str, changes: Mapping[str, str | None], *, most_entries: int | None = None) -> str:
-        """Write a tree with changes to the one at `root`; empty folders vanish.
+        """Write a tree with changes to the one at `root`, and return its oid; empty folders vanish.
 
-        Args:
-            root: The oid of the tree to change.
-            changes: Path -> the file's new oid, or None to remove a file or a whole folder.
-            most_entries: How many entries a folder that grows may end with; None for no limit.
-
-        Returns:
-            The oid of the new tree.
+        `changes` maps a path to the file's new oid, or to None to remove a file or a whole folder.
 
         Raises:
             PathConflict: A change needs a folder where a file is, or the other way round.
@@ -276,11 +264,5 @@ class History:
 
     def contents(self, oids: Iterable[str]) -> dict[str, Content]:
         """Return the contents of many file oids."""
-        wanted = list(dict.fromkeys(oids))
-        found: dict[str, Content] = {}
-        for start in range(0, len(wanted), 500):
-            some = wanted[start : start + 500]
-            marks = ",".join("?" * len(some))
-            rows = self._store.rows(f"SELECT oid, size, sha256 FROM object WHERE oid IN ({marks})", *some)
-            found.update((row[0], Content(*row)) for row in rows)
-        return found
+        sql = "SELECT oid, size, sha256 FROM object WHERE oid IN (SELECT value FROM json_each(?))"
+        return {row[0]: Content(*row) for row in self._store.rows(sql, json.dumps([*oids]))}
