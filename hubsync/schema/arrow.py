@@ -295,7 +295,7 @@ def _map(array: Any, leaf: Leaf, path: str) -> Any:
             return array
         return pyarrow.StructArray.from_arrays(new, [field.name for field in kind], mask=array.is_null())
     if types.is_fixed_size_list(kind):
-        items = _whole(array).values
+        items = _fixed_items(array)
         new_items = _map(items, leaf, f"{path}[]")
         if new_items is items:
             return array
@@ -314,11 +314,10 @@ def replace_items(array: Any, items: Any) -> Any:
     return _list(array, items, is_large=types.is_large_list(array.type))
 
 
-def _whole(array: Any) -> Any:
-    """Return an array without an offset into its buffers."""
-    import pyarrow
-
-    return array.take(pyarrow.array(range(len(array)), pyarrow.int64()))
+def _fixed_items(array: Any) -> Any:
+    """Return the elements of all lists of fixed size, also those of nulls."""
+    size = array.type.list_size
+    return array.values.slice(array.offset * size, len(array) * size)
 
 
 def _list(array: Any, items: Any, *, is_large: bool = False) -> Any:
@@ -354,9 +353,10 @@ def _normal(array: Any, path: str) -> Any:
     if types.is_run_end_encoded(kind):
         return _map(compute.run_end_decode(array), _normal, path)
     if types.is_map(kind):
-        whole = _whole(array)
-        pairs = pyarrow.StructArray.from_arrays([whole.keys, whole.items], ["key", "value"])
-        lists = pyarrow.ListArray.from_arrays(whole.offsets, pairs, mask=array.is_null())
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        pairs = pyarrow.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+        offsets = compute.subtract(array.offsets, first)  # of a slice, they do not begin with 0
+        lists = pyarrow.ListArray.from_arrays(offsets, pairs.slice(first, last - first), mask=array.is_null())
         return _map(lists, _normal, path)
     if types.is_list_view(kind) or types.is_large_list_view(kind):
         lists = _list(array, array.flatten(), is_large=types.is_large_list_view(kind))
@@ -389,6 +389,18 @@ def _normal_extension(array: Any, path: str) -> Any:
     return _map(array.storage, _normal, path)
 
 
+def has_null_vectors(column: Any) -> bool:
+    """Return whether a column has nulls in the place of lists of fixed size."""
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_struct(kind):
+        return any(map(has_null_vectors, column.flatten()))
+    if types.is_fixed_size_list(kind):
+        return column.null_count > 0 or has_null_vectors(_flat(column))
+    return (types.is_list(kind) or types.is_large_list(kind)) and has_null_vectors(_flat(column))
+
+
 def conformed(column: Any, kind: Any) -> Any:
     """Return a column in a wider Arrow type, as `merge` joins two: fields that it lacks are null.
 
@@ -417,7 +429,7 @@ def _conformed(array: Any, kind: Any) -> Any:
         new = [_conformed(children.get(field.name, missing), field.type) for field in kind]
         return pyarrow.StructArray.from_arrays(new, fields=list(kind), mask=array.is_null())
     if types.is_fixed_size_list(was) and types.is_fixed_size_list(kind):
-        items = _conformed(_whole(array).values, kind.value_type)
+        items = _conformed(_fixed_items(array), kind.value_type)
         return pyarrow.FixedSizeListArray.from_arrays(items, kind.list_size, mask=array.is_null())
     if types.is_list(kind) or types.is_large_list(kind):
         return _list(array, _conformed(array.flatten(), kind.value_type), is_large=types.is_large_list(kind))

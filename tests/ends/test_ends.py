@@ -51,3 +51,11 @@ def test_all_of_it_works_with_the_lowest(hub: LocalHub, xet: bool) -> None:
     assert {"huggingface_hub", "datasets", "anyio"} <= set(bounds)
     for name, version in bounds.items():
         assert found[name].split(".")[: version.count(".") + 1] == version.split("."), name
+
+
+@pytest.mark.parametrize("python", [Path(sys.executable), LOWEST / "bin" / "python"], ids=["newest", "lowest"])
+def test_types_survive_with_the_oldest_and_the_newest_datasets(python: Path, hub: LocalHub) -> None:
+    job = JOB.with_name("types_job.py")
+    environ = {**os.environ, **hub.environ()}
+    done = subprocess.run([python, job], env=environ, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

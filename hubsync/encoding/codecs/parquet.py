@@ -28,6 +28,7 @@ from hubsync.schema.arrow import (
     columns_of,
     columns_of_table,
     conformed,
+    has_null_vectors,
     is_json_type,
     json_text,
 )
@@ -36,6 +37,7 @@ from hubsync.schema.types import (
     JSON,
     ColumnType,
     Conflict,
+    ListOf,
     StructOf,
     json_columns,
     merge,
@@ -180,7 +182,7 @@ def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], 
     columns = _with_known(known, _infer(source, as_json), as_json, may_be_typed=source.suffix == SUFFIX)
     if not columns.fields:
         raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
-    schema = arrow_schema(columns, stored=True)
+    schema = arrow_schema(_readable(source, columns), stored=True)
     tables = _tables(source, columns, as_json, schema)
     written = 0
     with (
@@ -201,6 +203,30 @@ def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], 
             failpoint(Failpoint.PARTLY_COMPRESSED)
     if written != rows:
         raise _Unfit(f"{written:,} rows were read of {rows:,}")
+
+
+def _readable(source: Path, columns: StructOf) -> StructOf:
+    """Return the columns as the file has them: pyarrow 21 can't read lists of fixed size if one of them is null.
+
+    The card tells their length.
+    """
+    vectors = {
+        name for name, kind in columns.fields.items() if source.suffix == SUFFIX and _without_lengths(kind) != kind
+    }
+    if not vectors:
+        return columns
+    whole = set(vectors)
+    for chunk in _chunks(source):
+        found = set() if isinstance(chunk, bytes) else whole.intersection(chunk.column_names)
+        whole = {name for name in found if not has_null_vectors(chunk[name])}
+    loose = vectors - whole
+    return StructOf({name: _without_lengths(kind) if name in loose else kind for name, kind in columns.fields.items()})
+
+
+def _without_lengths(kind: ColumnType) -> ColumnType:
+    if isinstance(kind, StructOf):
+        return StructOf({name: _without_lengths(field) for name, field in kind.fields.items()})
+    return ListOf(_without_lengths(kind.item), is_large=kind.is_large) if isinstance(kind, ListOf) else kind
 
 
 def _tables(source: Path, columns: StructOf, as_json: frozenset[str], schema: Any) -> Iterator[Any]:
