@@ -94,8 +94,9 @@ def test_repo_names_that_the_hub_refuses_are_refused(http: httpx.Client, local_h
     assert http.post("/api/repos/create", json={"name": name, "type": "dataset"}).status_code == 400
 
 
-def test_a_bad_token_is_refused_even_for_a_public_repo(local_hub: LocalHub, repo: str) -> None:
-    answer = httpx.get(f"{local_hub.endpoint}/api/datasets/{repo}", headers={"Authorization": "Bearer hf_wrong"})
+@pytest.mark.parametrize("path", ["/user/rollouts", "", "/user/rollouts/tree/main", "/user/rollouts/refs"])
+def test_a_bad_token_is_refused_even_for_a_public_repo(local_hub: LocalHub, repo: str, path: str) -> None:
+    answer = httpx.get(f"{local_hub.endpoint}/api/datasets{path}", headers={"Authorization": "Bearer hf_wrong"})
     assert answer.status_code == 401
     assert answer.headers["X-Error-Message"] == "Invalid credentials in Authorization header"
 
@@ -152,6 +153,11 @@ def test_a_gated_repo_shows_itself_but_not_its_files(local_hub: LocalHub, api: H
     assert httpx.get(f"{local_hub.endpoint}/api/datasets/{repo}", headers=headers).status_code == 200
     refused = httpx.get(f"{local_hub.endpoint}/datasets/{repo}/resolve/main/.gitattributes", headers=headers)
     assert (refused.status_code, refused.headers["X-Error-Code"]) == (403, "GatedRepo")
+
+
+def test_a_missing_revision_is_named_before_a_bad_name_of_a_tag(repo: str, http: httpx.Client) -> None:
+    for revision, status in (("nowhere", 404), ("main", 400)):
+        assert http.post(f"/api/datasets/{repo}/tag/{revision}", json={"tag": "not a tag"}).status_code == status
 
 
 @pytest.mark.parametrize("license", ["MIT", "asdf", "[mit, asdf]", "{name: mit}"])

@@ -97,7 +97,7 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
-@pytest.fixture(params=["regular", "large"])
+@pytest.fixture(params=["regular", pytest.param("large", marks=pytest.mark.slow("the same tests with large files"))])
 def mode(request: pytest.FixtureRequest, tamper: Tamper) -> str:
     """Shards as git blobs, and as LFS objects, which `.gitattributes` forces."""
     if request.param == "large":

@@ -62,11 +62,11 @@ def create(hub: HubState, call: Call) -> Response:
     body = call.json()
     is_tag = "rev" in call.params
     name = body.get("tag") if is_tag else call.params["name"]
-    if not isinstance(name, str) or not name or _BAD_REF.search(name) or len(name) > 200:
-        raise HubError(400, f"Invalid reference name: {name!r}")
     full = f"refs/tags/{name}" if is_tag else f"refs/heads/{name}"
     with hub.store.transaction():
         start = hub.revision(repo, call.params["rev"] if is_tag else str(body.get("startingPoint") or "main"))
+        if not isinstance(name, str) or not name or _BAD_REF.search(name) or len(name) > 200:
+            raise HubError(400, f"Invalid reference name: {name!r}")
         if hub.history.ref(repo, full):
             raise HubError(409, f"Reference {full} already exists")
         if body.get("emptyBranch") and not is_tag:
