@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 
 from hubsync._runtime.file_lock import ByteLocks
@@ -91,20 +92,29 @@ class Offsets:
         self._catalogue.run("DELETE FROM keys WHERE segment = ?", segment)
 
 
+# What this process has put, by spool, source and offset, for the newest batches: a process that opens a second uploader
+# and puts other rows with the same offsets has not been restarted.
+_put_here: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+_REMEMBERED = 20_000
+
+
 class OffsetOrder:
     """The offsets that one uploader puts: within its run they rise, and no other open uploader uses their sources.
 
-    What was accepted before its first batch of a source is a replay, which a job repeats after a restart.
+    What was accepted before its first batch of a source is a replay, which a job repeats after a restart. But if this
+    very process accepted other rows with that offset, and the source is the default one, two loops share the source.
     """
 
-    def __init__(self, offsets: Offsets, locks: ByteLocks, others: Callable[[], Collection[int]]) -> None:
+    def __init__(self, offsets: Offsets, locks: ByteLocks, others: Callable[[], Collection[int]], spool: str) -> None:
         """Claim nothing yet.
 
         Args:
             offsets: those of the spool.
             locks: one for each source.
             others: returns the processes that have the spool open.
+            spool: its name within this process.
         """
+        self._spool = spool
         self._offsets = offsets
         self._locks = locks
         self._others = others
@@ -124,11 +134,35 @@ class OffsetOrder:
         highest = self._offsets.highest(source)
         first, last, content = self._sources.setdefault(source, (-1 if highest is None else highest, -1, 0))
         if highest is None or offset > highest:
-            self._sources[source] = first, offset, _content_of(batch)
+            content = _content_of(batch)
+            self._sources[source] = first, offset, content
+            if batch.is_default_source:
+                self._remember(offset, content, source)
             return None
         if offset > first and (offset < highest or (offset == last and content != _content_of(batch))):
             raise OffsetOrderError(source, offset, highest)
+        if batch.is_default_source and self._put_other_rows(batch):
+            raise self._put_twice(source, offset, highest)
         return (self._offsets.segment_with(source, offset),)
+
+    def _remember(self, offset: int, content: int, source: str) -> None:
+        _put_here[self._spool, source, offset] = content
+        if len(_put_here) > _REMEMBERED:
+            _put_here.popitem(last=False)
+
+    def _put_other_rows(self, batch: Batch) -> bool:
+        """Return whether this process has put a batch with the same offset and other rows."""
+        assert batch.offset is not None
+        content = _put_here.get((self._spool, batch.source, batch.offset))
+        return content is not None and content != _content_of(batch)
+
+    def _put_twice(self, source: str, offset: int, highest: int | None) -> OffsetOrderError:
+        why = (
+            f"this process has put offset {offset} of source {source!r} before, with other rows, so the batch was not "
+            "accepted. Everything accepted is safe. To continue a loop, begin after offset(); give each loop of its "
+            "own a source= of its own."
+        )
+        return OffsetOrderError(source, offset, highest, why)
 
     def release(self) -> None:
         """Let other uploaders use the sources."""

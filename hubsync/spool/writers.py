@@ -79,7 +79,7 @@ class Writers:
 
     def offset_order(self) -> OffsetOrder:
         """Return the order of offsets for an uploader that was just opened."""
-        return OffsetOrder(self._offsets, ByteLocks(self._directory / "sources"), self.pids)
+        return OffsetOrder(self._offsets, ByteLocks(self._directory / "sources"), self.pids, str(self._directory))
 
     def pids(self) -> set[int]:
         """Return the processes that have the spool open to write."""

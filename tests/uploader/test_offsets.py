@@ -57,6 +57,21 @@ def test_another_batch_with_the_last_offset_is_refused_and_the_same_one_is_a_rep
     assert dataset.ids() == [1]
 
 
+def test_other_rows_with_an_offset_that_this_process_has_put_are_refused(uploader: Make, dataset: Dataset) -> None:
+    """Two loops one after the other, such as ranks in a pool of one process; not a restart."""
+    for rank in range(2):
+        with uploader() as up:
+            for n in range(3):
+                if rank == 0:
+                    up.put([{"id": n}], offset=n)
+                else:
+                    with pytest.raises(OffsetOrderError, match=r"has put offset . of source 'default' before"):
+                        up.put([{"id": 10 + n}], offset=n)
+                    assert up.put([{"id": n}], offset=n).replayed
+                up.put([{"id": 100 * (rank + 1) + n}], offset=n, source=f"loop-{rank}")
+    assert dataset.ids() == [*range(3), *range(100, 103), *range(200, 203)]
+
+
 def test_a_replay_after_a_restart_is_silent(uploader: Make, dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
     with uploader() as up:
         for n in range(4):
