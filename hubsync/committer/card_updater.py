@@ -124,6 +124,10 @@ class CardUpdater:
         file = None if merged is None else SidecarFile(card.PATH, merged)
         return CardUpdate(file, entries, features, is_first=content is None)
 
+    def none_exists(self) -> None:
+        """The commit at the head has no card."""
+        self._content = self._head.moves, None
+
     async def read(self, at: str) -> bytes | None:
         """Return the card at the head, the commit `at`, reading it only if someone else moved the head since.
 

@@ -54,7 +54,9 @@ class Seeding:
         from which a job resumes. A small commit moves the head first, so that such a commit is refused.
         """
         found = RemoteWatermarks()
-        if head.sha and not head.is_new:
+        if head.is_empty:
+            self._cards.none_exists()
+        elif head.sha and not head.is_new:
             found = await self._destination.read_watermarks(head.sha)
         has_moved = head.sha is not None and found.should_be_folded and await self._has_folded(found, head.sha)
         if found.has_offsets and not has_moved:

@@ -76,10 +76,17 @@ def watermark_path(writer: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BranchTip:
-    """The newest commit of the branch, None if it is empty; and whether the repo was just created."""
+    """The newest commit of the branch.
+
+    Attributes:
+        sha: The commit; None if the branch has none.
+        is_new: This call has created the repo.
+        is_empty: The commit has no card and no rows, as far as the Hub says.
+    """
 
     sha: str | None
     is_new: bool = False
+    is_empty: bool = False
 
 
 def commit_summary(shards: Sequence[Shard]) -> str:

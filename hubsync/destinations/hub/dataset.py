@@ -51,6 +51,7 @@ _PREUPLOAD_FILES = 256  # files in one preupload request, the Hub's limit
 _SAMPLE_BYTES = 512  # of a file, which preupload looks at
 _PATHS = 100  # paths in one paths-info request
 _BASE64_BYTES = 3 << 17  # encoded at a time: a multiple of 3, and a short hold of the GIL
+_CREATED_WITH = {".gitattributes"}  # the files of a new repo
 _COMMITS_PER_PAGE = 100
 _MAX_PAGES = 20_000  # of a tree: 1,000 files each
 _MAX_WATERMARK_BYTES = 1 << 30  # of all writers: none that hubsync wrote may be left out
@@ -66,8 +67,13 @@ _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # what SQLite can hold
 
 
+class _Sibling(msgspec.Struct):
+    rfilename: str
+
+
 class _Revision(msgspec.Struct):
     sha: _Sha
+    siblings: list[_Sibling] | None = None
 
 
 class _Committed(msgspec.Struct, rename="camel"):
@@ -183,15 +189,20 @@ class HubDataset:
 
     async def _tip_of_new_repo(self, *, is_new: bool) -> BranchTip:
         try:
-            return BranchTip((await self.head()).sha, is_new)
+            found = await self._revision("expand=sha&expand=siblings")
         except RepoMissingError as error:  # a repo that was just created may not be on all servers yet
             raise TransientError(str(error), status=error.status) from None
+        names = None if found.siblings is None else {sibling.rfilename for sibling in found.siblings}
+        return BranchTip(found.sha, is_new, is_empty=is_new and names is not None and names <= _CREATED_WITH)
 
     async def head(self) -> BranchTip:
         """Return the branch's newest commit."""
+        return BranchTip((await self._revision("expand=sha")).sha)
+
+    async def _revision(self, query: str) -> _Revision:
         what = f"{self.target.repo} at {self.target.revision}"
-        response = await self._http.send(what, "GET", f"{self._api}/revision/{self._rev}?expand=sha")
-        return BranchTip(response.decode(what, _Revision).sha)
+        response = await self._http.send(what, "GET", f"{self._api}/revision/{self._rev}?{query}")
+        return response.decode(what, _Revision)
 
     async def stage(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         """Ask how the Hub stores each shard, and upload those that it stores as blobs. Idempotent."""
