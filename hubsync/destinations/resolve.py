@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from hubsync._runtime.secret import Secret
@@ -21,8 +22,10 @@ from hubsync.policies import RetryPolicy
 _log = logging.getLogger("hubsync")
 
 
-def target_of(repo: str, endpoint: str | None, revision: str) -> Target:
+def target_of(repo: str, endpoint: str | None, revision: str, *, may_lack_namespace: bool = False) -> Target:
     """Return the branch of the dataset `repo`; `endpoint` defaults to HF_ENDPOINT, then to the Hugging Face Hub.
+
+    With `may_lack_namespace`, the repo may be a name only; see `with_namespace`.
 
     Raises:
         ConfigError: The repo id, the endpoint or the revision is invalid.
@@ -40,7 +43,36 @@ def target_of(repo: str, endpoint: str | None, revision: str) -> Target:
     check_type(str, "a branch", revision=revision)
     if not revision or any(c in revision for c in "\0 \n\\"):
         raise ConfigError(f"invalid revision {revision!r}: expected the name of a branch.")
+    if may_lack_namespace and isinstance(repo, str) and repo and "/" not in repo:
+        check_repo_id(f"user/{repo}")
+        return Target(url, repo, revision)
     return Target(url, check_repo_id(repo), revision)
+
+
+def with_namespace(target: Target, token: Secret | str | None) -> Target:
+    """Return a target whose repo belongs to the token's account if it names none, as in `Dataset.push_to_hub`.
+
+    Raises:
+        ConfigError: The Hub does not say whose token it is.
+    """
+    source = token_source(token)
+    del token
+    if "/" in target.repo:
+        return target
+    why = "HF_HUB_OFFLINE is set"
+    if not is_offline():
+        from huggingface_hub import HfApi
+
+        try:
+            secret = source()
+            account = HfApi(endpoint=target.endpoint, token=secret.reveal() if secret else False).whoami()["name"]
+            return replace(target, repo=check_repo_id(f"{account}/{target.repo}"))
+        except Exception as error:  # noqa: BLE001  (of the network, or of the Hub)
+            why = type(error).__name__
+    raise ConfigError(
+        f"the repo id {target.repo!r} has no namespace, and {target.endpoint} does not say whose token this is "
+        f"({why}). Write it with one, such as 'user/{target.repo}'."
+    )
 
 
 def _is_endpoint(url: str) -> bool:

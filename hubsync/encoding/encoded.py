@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ class Encoded:
         profiler: The profiler that looked at the batch; None if none did.
         is_typed: The types are a table's, or declared; otherwise they were inferred from the rows.
         places: What the profiler knew to be JSON when it looked.
+        conflicts: Why columns of a typed batch are JSON; those of another are in `columns`.
         escaped: The columns whose strings are written for a JSON column; see `hubsync.schema.json_text`.
     """
 
@@ -35,6 +37,7 @@ class Encoded:
     profiler: RowProfiler | None = None
     is_typed: bool = False
     places: StructOf = EMPTY
+    conflicts: Sequence[Conflict] = ()
     escaped: frozenset[str] = frozenset()
 
     @property

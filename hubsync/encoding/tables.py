@@ -26,7 +26,7 @@ from hubsync.schema.arrow import UnsupportedType, arrow_schema, columns_of_table
 from hubsync.schema.features import feature_name
 from hubsync.schema.json_text import any_reads_as_json
 from hubsync.schema.profiler import RowProfiler
-from hubsync.schema.types import EMPTY, ColumnType, ListOf, StructOf, dumps, merge_structs
+from hubsync.schema.types import EMPTY, ColumnType, Conflict, ListOf, StructOf, dumps, merge_structs
 
 _SLICE_ROWS = 1_000  # of a table, converted at a time
 _REMEDY = "JSON Lines can't carry it. Use format='parquet', or convert the column to text before put."
@@ -41,11 +41,13 @@ class Types(NamedTuple):
         native: Whether the rows go to a Parquet shard, as Arrow data.
         declared: Types that every value must fit.
         known: Types of the config that JSON does not have; a column gets its own if all its values fit.
+        widens: Whether a column of rows without a common type becomes JSON.
     """
 
     native: bool = False
     declared: StructOf = EMPTY
     known: StructOf = EMPTY
+    widens: bool = False
 
 
 PLAIN = Types()
@@ -95,10 +97,12 @@ def encode_typed_rows(rows: Sequence[Any], profiler: RowProfiler | None, types: 
         RowError: The shards' format can't hold a value, or one does not fit its declared type.
     """
     sink, columns = _Stream() if types.native else _Lines(), EMPTY
+    conflicts: list[Conflict] = []
     if rows:
-        table, columns = table_of_rows(rows, types.declared, types.known)
+        table, columns = table_of_rows(rows, types.declared, types.known, conflicts=conflicts if types.widens else None)
         sink.add(table, columns, 0)
-    return typed(Encoded(sink.data(), len(rows), columns=columns, is_typed=True), profiler)
+    encoded = Encoded(sink.data(), len(rows), columns=columns, is_typed=True, conflicts=conflicts)
+    return typed(encoded, profiler)
 
 
 def _conformed(table: Any, types: Types, first_row: int) -> tuple[Any, StructOf]:

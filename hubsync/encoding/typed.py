@@ -18,9 +18,9 @@ from hubsync.encoding import media
 from hubsync.encoding.diagnosis import check_rows
 from hubsync.encoding.values import BINARY, spell_out_times, to_known
 from hubsync.errors import RowError
-from hubsync.schema.arrow import arrow_type, columns_of_table
+from hubsync.schema.arrow import arrow_type, columns_of_table, has_own_type
 from hubsync.schema.features import class_names, feature_name
-from hubsync.schema.types import EMPTY, ColumnType, Conflict, Foreign, ListOf, StructOf, describe, infer
+from hubsync.schema.types import EMPTY, JSON, ColumnType, Conflict, Foreign, ListOf, StructOf, describe, infer
 
 Features = Mapping[str, Any]
 """What `Uploader(features=…)` takes: a `datasets.Features`, or names with their types."""
@@ -38,7 +38,11 @@ class _Unfit(Exception):
 
 
 def table_of_rows(
-    rows: Sequence[Any], declared: StructOf, known: StructOf = EMPTY, first_row: int = 0
+    rows: Sequence[Any],
+    declared: StructOf,
+    known: StructOf = EMPTY,
+    first_row: int = 0,
+    conflicts: list[Conflict] | None = None,
 ) -> tuple[Any, StructOf]:
     """Return rows as a table with at least the declared columns, and the types of its columns.
 
@@ -47,6 +51,7 @@ def table_of_rows(
         declared: Types that values must fit.
         known: Types that a column gets if all its values fit.
         first_row: The index to report for the first row.
+        conflicts: Where to add what conflicts in a column, which becomes JSON then; None refuses it.
 
     Raises:
         RowError: A value does not fit its declared type, or has no type at all.
@@ -65,7 +70,7 @@ def table_of_rows(
         if kind is None and name in known.fields:
             kind = fitting(values, known.fields[name], name)
         if kind is None:
-            values, kind = _inferred(values, name, first_row)
+            values, kind = _inferred(values, name, first_row, conflicts)
         columns.append(column_of(values, kind, name, first_row))
         fields[name] = kind
     table = pyarrow.table(columns, names=list(names))
@@ -328,7 +333,9 @@ _CONVERTERS: tuple[tuple[str, Callable[[Any, str], Any]], ...] = (
 # Columns without a declared type.
 
 
-def _inferred(values: Sequence[Any], name: str, first_row: int) -> tuple[list[Any], ColumnType]:
+def _inferred(
+    values: Sequence[Any], name: str, first_row: int, conflicts: list[Conflict] | None
+) -> tuple[list[Any], ColumnType]:
     """Return the values of a column as plain ones, and their type: what JSON has, bytes, and media."""
     features: dict[str, str] = {}
     raw = [_without_media(value, name, features, first_row + index) for index, value in enumerate(values)]
@@ -339,6 +346,9 @@ def _inferred(values: Sequence[Any], name: str, first_row: int) -> tuple[list[An
         check_rows(rows, first_row)
         kind = infer(rows, first_row).fields.get(name, "null")
     except Conflict as conflict:
+        if conflicts is not None and not features and not any(map(has_own_type, (conflict.known, conflict.given))):
+            conflicts.append(conflict)
+            return _without_nan(plain), JSON
         why = f"{conflict.reason}. Make them one type, or declare one with features=."
         raise RowError(conflict.row or first_row, conflict.path, why) from None
     except (TypeError, ValueError) as error:

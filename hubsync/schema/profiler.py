@@ -39,6 +39,7 @@ _PLAIN = LEAVES | _LISTS | {float, dict}
 _NESTED = _LISTS | {dict, float, NoneType}
 _FLOAT = frozenset({float})
 _STR = frozenset({str})
+_NO_TEXT = _LISTS | {NoneType, bool, int, float, dict}
 _LITERAL = -1  # among the sizes of a column: it has strings that read as JSON
 _INTS = frozenset({int, bool})
 _TIMES = frozenset({datetime, time})
@@ -166,9 +167,11 @@ def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries,
 
 
 def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> None:
-    if node.is_json:
-        node, found = _Node(), []  # looked at only for what no row may hold
     kinds = frozenset(map(type, values))
+    if node.is_json:
+        if not (node.is_column or kinds <= _NO_TEXT or _LITERAL in node.sizes):
+            found.append((node.sizes, _LITERAL))
+        node, found = _Node(), []  # looked at only for what no row may hold
     if float in kinds and _are_missing(values if kinds == _FLOAT else list(_of(_FLOAT, values))):
         kinds = kinds if kinds in node.kinds else kinds - _FLOAT | {NoneType}
     if kinds not in node.kinds:
@@ -222,15 +225,17 @@ def _are_known_numbers(lists: Sequence[Any], elements: _Node) -> bool:
     return False
 
 
-def _mark(node: _Node, kind: ColumnType) -> None:
+def _mark(node: _Node, kind: ColumnType, *, is_root: bool = True) -> None:
     """Mark the places that are JSON; `kind` has no others."""
     node.is_json = is_json(kind)
     if isinstance(kind, StructOf):
         for name, below in kind.fields.items():
-            _mark(node.columns.setdefault(name, _Node()), below)
+            column = node.columns.setdefault(name, _Node())
+            column.is_column = is_root
+            _mark(column, below, is_root=False)
     elif isinstance(kind, ListOf):
         node.elements = node.elements or _Node()
-        _mark(node.elements, kind.item)
+        _mark(node.elements, kind.item, is_root=False)
 
 
 def _are_missing(floats: Sequence[float]) -> bool:

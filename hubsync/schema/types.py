@@ -82,6 +82,7 @@ _SCALARS: dict[type, Scalar] = {
 }  # fmt: skip
 _LISTS = frozenset({list, tuple})
 _BINARY = frozenset({bytes, bytearray, memoryview})
+_NO_TEXT = _LISTS | {NoneType, bool, int, float, dict}
 LITERALS = frozenset({Decimal})  # their text may read as JSON
 _MAX_NAME = 200  # characters of a column name in a message
 
@@ -159,7 +160,10 @@ def merge_structs(known: StructOf, given: StructOf, path: str = "") -> StructOf:
     fields: dict[str, ColumnType] | None = None
     for name, kind in given.fields.items():
         was = known.fields.get(name)
-        now = kind if was is None else merge(was, kind, f"{path}.{name}" if path else name)
+        if was is not None and not path and "string" in (was, kind) and JSON in (was, kind):
+            now = was if is_json(was) else kind  # strings of a whole column are told apart; see `json_text`
+        else:
+            now = kind if was is None else merge(was, kind, f"{path}.{name}" if path else name)
         if now is not was:
             fields = fields or dict(known.fields)
             fields[name] = now
@@ -252,9 +256,9 @@ def json_columns(columns: StructOf) -> frozenset[str]:
 
 def _takes(foreign: Foreign, kind: ColumnType) -> bool:
     if kind == "literal":
-        if is_json(foreign):
-            return False
         kind = "string"
+    if kind == "string" and is_json(foreign):
+        return False  # inside a struct or list; see `merge_structs` for whole columns
     return not isinstance(kind, Foreign) and (foreign.takes is None or kind in foreign.takes)
 
 
@@ -266,7 +270,7 @@ def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0, known: StructOf
     Args:
         rows: The batch.
         first_row: The index to report for the first row.
-        known: Types of the config. Whatever is JSON in it is JSON here, and is not looked at.
+        known: Types of the config. What is JSON in it is JSON here, except for text inside a struct or a list.
 
     Raises:
         Conflict: Two rows of the batch conflict; names the second one.
@@ -288,6 +292,8 @@ def row_type(row: Mapping[str, Any], known: StructOf = EMPTY) -> StructOf:
 
 def column_type(value: Any, name: str, known: ColumnType | None = None) -> ColumnType:
     """Return the type of a value at the top of a row, where it matters what a string reads as; see `type_of`."""
+    if is_json(known):
+        return "null" if value is None else JSON
     kind = type_of(value, name, known)
     if kind != "string":
         return kind
@@ -295,14 +301,14 @@ def column_type(value: Any, name: str, known: ColumnType | None = None) -> Colum
 
 
 def type_of(value: Any, path: str = "", known: ColumnType | None = None) -> ColumnType:
-    """Return the type of one plain value; where `known` is JSON, the value is not looked at.
+    """Return the type of one plain value; where `known` is JSON, only text is another type.
 
     Raises:
         Conflict: The elements of a list conflict.
     """
     kind = type(value)
     if is_json(known):
-        return "null" if value is None else JSON
+        return "null" if value is None else JSON if kind in _NO_TEXT else "string"
     if kind is int:
         return _int_type(value, value)
     if kind is float:
@@ -323,7 +329,7 @@ def _item_type(values: Sequence[Any], path: str, known: ColumnType | None) -> Co
     kinds = set(map(type, values))
     item: ColumnType = "null"
     if is_json(known):
-        return item if kinds <= {NoneType} else JSON
+        return item if kinds <= {NoneType} else JSON if kinds <= _NO_TEXT else "string"
     for kind in kinds:
         if (scalar := _SCALARS.get(kind)) is not None:
             item = merge(item, scalar, path)

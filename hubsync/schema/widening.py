@@ -130,7 +130,7 @@ class Widening:
             change
             for n, change in enumerate(self.changes)
             if change.path not in paths[:n]
-            and not any(change.path.startswith((f"{path}.", f"{path}[")) for path in paths)
+            and not any(change.path != path and is_within(change.path, path) for path in paths)
         ]
 
     def infer(self, rows: Iterable[Mapping[str, Any]], known: StructOf = EMPTY) -> StructOf:
@@ -145,10 +145,16 @@ class Widening:
         return columns
 
     def _value(self, value: Any, name: str, known: ColumnType | None) -> ColumnType:
+        before = len(self.changes)
         try:
             return column_type(value, name, known)
         except Conflict:
-            return self._type_of(value, name)
+            kind = self._type_of(value, name)
+        if not self._parquet:
+            return kind
+        first = self.changes[before].conflict
+        del self.changes[before:]
+        return self._json(name, first)
 
     def _type_of(self, value: Any, path: str) -> ColumnType:
         """Return the type of a value that conflicts with itself."""
@@ -169,6 +175,8 @@ class Widening:
             return known
         before = len(self.changes)
         try:
+            if is_json(given) and not is_json(known) and known != "null":
+                raise Conflict(name, known, given)
             widened = self._widen(known, given, name)
             if len(self.changes) == before or not (self._parquet or name in self._declared):
                 return widened
@@ -177,9 +185,9 @@ class Widening:
             raise
         except Conflict as found:
             conflict = found
+        del self.changes[before:]
         if name in self._declared or is_fixed(known, given):
             raise Fixed(conflict.path, conflict.known, conflict.given, conflict.row, name in self._declared)
-        del self.changes[before:]
         _check_widenable(known, conflict)
         _check_widenable(given, conflict)
         return known if is_json(known) else self._json(name, conflict)
@@ -240,6 +248,11 @@ class Widening:
     def _json(self, path: str, conflict: Conflict) -> ColumnType:
         self.changes.append(Widened(path, conflict))
         return JSON
+
+
+def is_within(path: str, place: str) -> bool:
+    """Return whether a path is a place or within it."""
+    return path == place or path.startswith((f"{place}.", f"{place}["))
 
 
 def as_json(given: StructOf, known: StructOf) -> StructOf:

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,7 @@ class BaseUploader:
     _guard: SchemaGuard | None = None
     _thread: threading.Thread | None = None  # the engine's
     _closed = False
+    _final: Stats | None = None  # of an uploader that is closed
     _knows_offsets = False
 
     def __init__(
@@ -126,7 +127,8 @@ class BaseUploader:
         """Check the arguments. The disk and the network are used by `open` only.
 
         Args:
-            repo_id: The dataset, "namespace/name". It is created if it does not exist.
+            repo_id: The dataset, "namespace/name". It is created if it does not exist. Without a namespace, it is that
+                of the token's account, which `open` asks the Hub for.
             config: The config that the rows belong to.
             split: The split that the rows belong to.
             path: Template of the shards' paths, with the fields {config}, {split}, {writer} and {seq:05d}. None for
@@ -172,7 +174,7 @@ class BaseUploader:
         if not has_token:
             raise ConfigError("token must be a non-empty string, or None for the token that huggingface_hub finds.")
         self.repo = repo_id
-        self._target = target_of(repo_id, endpoint, revision)
+        self._target = target_of(repo_id, endpoint, revision, may_lack_namespace=True)
         self._layout = Layout.of(config, split, path, format)
         codecs.check_installed(format)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
@@ -252,13 +254,18 @@ class BaseUploader:
         return call_in_new_thread(self._ready(waits=True).spool_thread.writer.knows, key)
 
     def stats(self) -> Stats:
-        """Return a snapshot of the queue, the spool, the engine's state and its counters.
+        """Return a snapshot of the queue, the spool, the engine's state and its counters; after `close`, the last one.
 
         Raises:
-            ClosedError: The uploader is not open.
+            ClosedError: The uploader was not opened.
         """
+        if self._final is not None:
+            return self._final
         engine = self._ready()
-        queue, depth = engine.queue.depth(), self._depth(engine)
+        return self._snapshot(engine, self._depth(engine))
+
+    def _snapshot(self, engine: Engine, depth: SpoolDepth) -> Stats:
+        queue = engine.queue.depth()
         age = depth.oldest_age_s(self._clock.time(), queue.oldest_at)
         return Stats(engine.status.state, queue, depth, copy.copy(engine.status.counts), age)
 
@@ -268,9 +275,11 @@ class BaseUploader:
     # Opening.
 
     def _build(self) -> Engine:
-        from hubsync.destinations.resolve import destination_of
+        from hubsync.destinations.resolve import destination_of, with_namespace
         from hubsync.spool.opening import open_spool
 
+        self._target = with_namespace(self._target, self._secret)
+        self.repo = self._target.repo
         spool = open_spool(self._target, self._where, self._clock, private=self._private)
         try:
             spool.schemas.set_policy(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
@@ -355,7 +364,8 @@ class BaseUploader:
         """
         profiler = self._guard.profiler if self._guard is not None else None
         known = self._guard.typed_columns if self._guard is not None else EMPTY
-        types = Types(self._layout.format == "parquet", self._declared, known)
+        widens = self._schema is not None and self._schema.on_conflict == "json"
+        types = Types(self._layout.format == "parquet", self._declared, known, widens)
         return encode(rows, profiler, transform=self._transform, types=types)
 
     def _checked(self, rows: Rows, offset: int | None, source: str | None, key: str | None) -> Encoded:
@@ -452,6 +462,8 @@ class BaseUploader:
     def _join(self, engine: Engine) -> None:
         if self._thread is not None:
             self._thread.join()
+        with suppress(HubsyncError, OSError):  # the spool may be lost
+            self._final = self._snapshot(engine, engine.spool.depth())
         engine.spool.close()
 
     def _after_error(self, error: BaseException, timeout: float | None) -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from hubsync.schema import types
 from hubsync.schema.arrow import has_own_type
 from hubsync.schema.profiler import RowProfiler
 from hubsync.schema.types import EMPTY, JSON, Conflict, OutOfBounds, StructOf, describe
-from hubsync.schema.widening import JSON_NEEDS, Widening, as_json, is_declared
+from hubsync.schema.widening import JSON_NEEDS, Widened, Widening, as_json, is_declared, is_within
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -107,10 +107,18 @@ class SchemaGuard:
             try:
                 if isinstance(encoded.columns, Conflict):
                     raise encoded.columns
+                self._check_json(encoded, encoded.columns or EMPTY)
                 known = self._with(self._layout.config, encoded.columns or EMPTY)
             except Conflict as conflict:
                 return self._conflict(encoded, conflict)
             return self._accept(encoded, known)
+
+    def _check_json(self, encoded: Encoded, columns: StructOf) -> None:
+        """Raise a `Conflict` if a column that is known would become JSON, or a typed batch conflicts with itself."""
+        known = self._known(self._layout.config)
+        for name in types.json_columns(columns) - self._declared.fields.keys() - types.json_columns(known):
+            if known.fields.get(name, "null") != "null" or encoded.conflicts:
+                raise Conflict(name, known.fields.get(name, "null"), columns.fields[name])
 
     def _accept(self, encoded: Encoded, known: StructOf) -> Admission:
         """Remember a batch, and what is JSON with it."""
@@ -193,10 +201,16 @@ class SchemaGuard:
         if not isinstance(columns, StructOf):
             columns = widening.infer(decode_rows(encoded.lines), known)
         widened = self._kinds[config] = widening.merge(known, as_json(columns, known))
-        for change in widening.outermost:
+        changes = widening.outermost
+        before = types.json_columns(known) | {change.path for change in changes}
+        for conflict in encoded.conflicts:
+            name = next((name for name in types.json_columns(widened) if is_within(conflict.path, name)), None)
+            if name is not None and name not in before:
+                changes.append(Widened(name, conflict))
+        for change in changes:
             row = self._row(encoded, known, change.conflict)
             _log.warning("%s (row %d of a batch). %s", change, row, JSON_NEEDS)
-        self.widened += len(widening.outermost)
+        self.widened += len(changes)
         return self._accept(encoded, widened)
 
     def _report_sibling(self, config: str, conflict: Conflict) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hubsync import QueuePolicy, SpoolError, Uploader
+from hubsync import QueuePolicy, SchemaPolicy, SpoolError, Uploader
 from hubsync.cli.stdin_reader import BadLine, read_stream
 
 Make = Callable[..., Uploader]
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_no_partial_bad_line(
 
 def test_a_row_of_another_schema_is_a_bad_line(make: Make, feed: Any) -> None:
     lines = line(1) + line(2) + b'{"id": "three"}\n' + line(4)
-    with make() as up:
+    with make(schema=SchemaPolicy(on_conflict="refuse")) as up:
         with pytest.raises(BadLine, match=r"line 3: field 'id'"):
             read_stream(feed(lambda fd: write_all(fd, lines)), up, source="a")
         assert up.offset("a") == 2

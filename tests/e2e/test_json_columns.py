@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ MIXED: dict[str, list[Any]] = {
         [{"role": "user", "content": [{"type": "image"}, "4"]}, {"role": "tool", "content": None}],
     ],
     "deep inside": [{"a": [{"b": {"c": 1}}]}, {"a": [{"b": {"c": [1]}}]}, {"a": [{"b": {"c": {"d": "4"}}}]}],
+    "text where JSON is": [{"a": True}, {"a": 1}, {"a": [1]}, {"a": "4"}, {"a": {"b": "5"}}],
     "dates": ["2026-01-01", {"at": "2026-01-01T00:00:00"}, "2026-01-02"],
 }
 
@@ -274,6 +276,33 @@ def test_a_restart_on_another_machine_knows_what_is_json(
             up.put([{"id": 3 * n, "v": "4"}, {"id": 3 * n + 1, "v": 4}])
             up.put([{"id": 3 * n + 2, "v": "null"}])
     assert [row["v"] for row in in_order(load())] == ["4", 4, "null"] * 3
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_columns_next_to_declared_types_become_json_too(
+    uploader: Make, load: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture, format: Any
+) -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5)
+    batches: list[list[Any]] = [[{"a": 1}], [{"a": [1]}, {"a": {"b": "4"}}], [[1], None, "4", 5], ["x"]]
+    numbers = iter(range(100))
+    put = [[{"id": next(numbers), "at": at, "v": value} for value in batch] for batch in batches]
+    with uploader(features={"at": "timestamp[s]"}, format=format) as up, caplog.at_level(logging.WARNING, "hubsync"):
+        for batch in put:
+            up.put(batch, ack="committed")
+        assert up.stats().counts.widened_columns == len([r for r in caplog.records if "is JSON" in r.getMessage()]) > 0
+    assert in_order(load()) == [row for batch in put for row in batch]
+
+
+def test_tables_of_other_shapes_make_a_column_json(uploader: Make, load: Callable[..., list[Any]]) -> None:
+    import pyarrow as pa
+
+    with uploader() as up:
+        up.put(pa.table({"id": [0], "v": [1]}), ack="committed")
+        up.put(pa.table({"id": [1], "v": [{"a": "4"}]}), ack="committed")
+        up.put(pa.table({"id": [2, 3], "v": ["4", "x"]}))
+        up.put([{"id": 4, "v": "5"}])
+        up.put(pa.table({"id": [5], "v": pa.array(['{"b": 1}'], pa.json_())}))
+    assert [row["v"] for row in in_order(load())] == [1, {"a": "4"}, "4", "x", "5", {"b": 1}]
 
 
 CARD = """---

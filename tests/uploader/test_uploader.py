@@ -21,6 +21,7 @@ from hubsync import (
     AuthenticationError,
     BatchTooLarge,
     ClosedError,
+    ConfigError,
     ForkedError,
     NotDrained,
     OffsetUnknown,
@@ -556,3 +557,30 @@ def test_two_threads_that_open_one_uploader_open_it_once(uploader: Make) -> None
         assert [one.result() is up for one in [pool.submit(up.open) for _ in range(4)]] == [True] * 4
     with up:
         assert len(list((up.spool / "writers").glob("*.lock"))) == 1
+
+
+def test_the_last_stats_stay_readable_after_the_block(uploader: Make) -> None:
+    with uploader() as up:
+        up.put([{"id": 1}, {"id": 2}])
+    stats = up.stats()
+    assert (stats.counts.committed_rows, stats.spool.committed_rows, stats.queue.batches) == (2, 2, 0)
+    with pytest.raises(ClosedError, match="is closed"):
+        up.put([{"id": 3}])
+    with pytest.raises(ClosedError, match="is not open"):
+        uploader().stats()
+
+
+def test_a_repo_without_a_namespace_belongs_to_the_tokens_account(uploader: Make, dataset: Dataset) -> None:
+    with uploader("rows") as up:
+        up.put([{"id": 1}])
+        assert up.repo == "user/rows"
+    assert dataset.ids() == [1]
+
+
+def test_a_repo_without_a_namespace_needs_a_hub_that_answers(uploader: Make) -> None:
+    with pytest.raises(ConfigError, match=r"'rows' has no namespace, and .* Write it with one, such as 'user/rows'"):
+        uploader("rows", endpoint="http://127.0.0.1:9").open()
+    with pytest.raises(ConfigError, match="invalid repo id"):
+        uploader("")
+    with pytest.raises(ConfigError, match="invalid repo id"):
+        uploader("a b")
