@@ -34,6 +34,7 @@
         │   ├── AuthenticationError   401: no token, or an invalid or expired one
         │   ├── WriteForbiddenError   403: the token may not write to the repo
         │   ├── RepoMissingError      the repo or the branch does not exist
+        │   ├── DatasetConflict       the rows would not load, or would change how the dataset loads
         │   ├── StorageQuotaError     the account's storage is full
         │   └── FolderFullError       a folder of the repo has as many files as the Hub allows
         └── DefectError               413, 422, a rejected path: this content will never be accepted
@@ -354,6 +355,13 @@ class RepoMissingError(BlockedError):
     ) -> None:
         self.missing = missing
         super().__init__(message, **response)
+
+
+class DatasetConflict(BlockedError):
+    """The rows cannot be added so that they load and everything else in the dataset loads as before.
+
+    `open` raises it before any row is accepted. If the dataset changes later, the rows stay in the spool until it fits.
+    """
 
 
 class StorageQuotaError(BlockedError):

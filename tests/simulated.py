@@ -27,6 +27,11 @@ class Body(NamedTuple):
     plan: Plan
 
 
+class ListedFile(NamedTuple):
+    path: str
+    size: int
+
+
 class SimulatedHub:
     """One dataset branch. Survives the worker that talks to it, as the Hub does."""
 
@@ -135,6 +140,11 @@ class SimulatedHub:
     async def read_file(self, path: str, at: str) -> bytes | None:
         self._call("read_file")
         return self.history[int(at, 16) - 1].get(path)
+
+    async def list_files(self, at: str, folder: str = "") -> Sequence[ListedFile]:
+        self._call("list_files")
+        files = self.history[int(at, 16) - 1]
+        return [ListedFile(path, len(content)) for path, content in files.items() if path.startswith(folder)]
 
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
         content = await self.read_file(path, at)

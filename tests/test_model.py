@@ -170,7 +170,7 @@ class Jobs(RuleBasedStateMachine):
     def somebody_else_commits(self, kind: str) -> None:
         hub = self.world.hub
         ours = sum(path.startswith("data/train-0") for path in hub.files)
-        path = {"file": "notes.txt", "card": "README.md", "our path": f"data/train-{ours:05d}.jsonl"}[kind]
+        path = {"file": "notes.md", "card": "README.md", "our path": f"data/train-{ours:05d}.jsonl"}[kind]
         self.card_is_ours = self.card_is_ours and kind != "card"
         if path not in hub.files or kind != "our path":
             hub.foreign_commit(path, b"" if kind == "our path" else b"# By a person, %d times\n" % len(hub.history))

@@ -39,7 +39,7 @@ from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.testing import ManualClock
-from hubsync.uploader.engine import Engine
+from hubsync.uploader.engine import Engine, Placement
 from hubsync.uploader.queue import Order
 from hubsync.uploader.schema_guard import Admission, SchemaGuard
 from tests.simulated import Body, SimulatedHub
@@ -103,6 +103,9 @@ class Line:
     async def read_file(self, path: str, at: str) -> bytes | None:
         return await self._do("read_file", lambda: self._hub.read_file(path, at))
 
+    async def list_files(self, at: str, folder: str = "") -> Sequence[Any]:
+        return list(await self._do("list_files", lambda: self._hub.list_files(at, folder)))
+
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
         return bool(await self._do("download", lambda: self._hub.download(path, at, take)))
 
@@ -161,7 +164,7 @@ class Process:
         spool.schemas.set_policy("default", "off" if schema is None else schema.on_conflict)
         self.guard = None if schema is None else SchemaGuard(spool, layout, schema)
         self.engine = Engine(
-            spool, self.line, layout=layout, queue=QueuePolicy(),
+            spool, self.line, placement=Placement(layout, layout.format, is_custom=True), queue=QueuePolicy(),
             shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
             rng=random.Random(1), on_schema_mismatch=self.guard.forget if self.guard is not None else lambda: None,
         )  # fmt: skip

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @click.option("--config", default="default", show_default=True, help="Config of the dataset.")
 @click.option("--split", default="train", show_default=True, help="Split of the dataset.")
 @click.option("--path", help="Template of the shard paths, such as {config}/{split}-{writer}-{seq:05d}.jsonl.")
-@click.option("--format", type=click.Choice(FORMATS), default="jsonl", show_default=True, help="Format of the shards.")
+@click.option(
+    "--format", type=click.Choice(FORMATS), default=None,
+    help="Format of the shards; by default that of the dataset, jsonl for a new one.",
+)  # fmt: skip
 @click.option("--private/--public", default=None, help="Visibility of the repo, if it does not exist yet.")
 @click.option("--revision", default="main", show_default=True, help="Branch to commit to.")
 @click.option("--spool", type=DIRECTORY, help="Directory for rows that are not committed yet.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,8 +21,10 @@ from hubsync.committer.retry import Retrier
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
 from hubsync.destinations.base import Destination
 from hubsync.destinations.hub import card
-from hubsync.errors import DefectError, StaleParentError
+from hubsync.destinations.hub.existing import Existing, examine
+from hubsync.errors import DatasetConflict, DefectError, StaleParentError
 from hubsync.model.commit import SidecarFile
+from hubsync.model.layout import Layout, format_of
 from hubsync.model.shard import Shard
 from hubsync.schema.types import StructOf
 from hubsync.spool.spool import Spool
@@ -76,39 +78,43 @@ class CardUpdater:
         """Try the card again: it was not at fault, or someone may have changed it."""
         self._rejections = 0
 
-    async def next(self, shards: Sequence[Shard], at: str) -> CardUpdate | SchemaMismatch:
+    async def next(self, shards: Sequence[Shard], at: str) -> CardUpdate | SchemaMismatch | None:
         """Return the card's update for a commit of `shards` on the commit `at`; or a shard that does not fit.
+
+        None if shards were moved to other paths, because at theirs they would not load or change what loads.
 
         Raises:
             StaleParentError: the commit `at` is gone.
+            DatasetConflict: there is no path at which they would load.
         """
         on_disk = self._retrier.on_disk
-        entries = [card.Entry(*entry) for entry in await on_disk(self._spool.cards.missing, shards)]
+        missing = {card.Entry(*entry) for entry in await on_disk(self._spool.cards.missing, shards)}
         schemas = await on_disk(self._schemas.of, shards)
         is_due = await on_disk(lambda: self._spool.cards.is_update_due)
-        is_unchanged = not (entries or is_due) and self._read_at_move == self._head.moves
+        is_counted = any(_is_counted(shard) for shard in shards)
+        is_unchanged = not (missing or is_due or is_counted) and self._read_at_move == self._head.moves
         if is_unchanged and await on_disk(self._schemas.are_published, schemas):
             return CardUpdate()
         if self._rejections >= _TRIES and self._clock.time() < self._retry_at:
             await on_disk(self._spool.cards.set_update_due, True)
             return CardUpdate()
         moves = self._head.moves
-        ask = partial(self.read, at)
         try:
-            content = await self._retrier.until_success("read", ask, raises=(StaleParentError, DefectError))
-            current = await run_in_thread(card.Card, content, self._spool.target.repo)
-            shown = await run_in_thread(current.features)
-            is_complete = is_due or content is None
+            entries = [card.Entry(*entry) for entry in await on_disk(self._spool.cards.of, shards)]
+            existing = await self._examine(entries, at, missing, has_schema=bool(schemas))
+            if await self._move_misplaced(existing, shards):
+                return None
+            shown = await run_in_thread(existing.card.features)
+            is_complete = is_due or not existing.has_card
             if is_complete:
                 entries = await self._all_entries(shards, at)
                 shown = await on_disk(self._schemas.with_committed, shown)
             features, mismatch = await on_disk(self._schemas.merge, schemas, shown)
             if mismatch is not None:
                 return mismatch
-            if clash := await run_in_thread(current.format_conflict, entries):
-                _log.warning("%s", clash)
             features = {**shown, **features} if is_complete else features
-            merged = await run_in_thread(current.merge, entries, features)
+            added = await on_disk(self._added, shards)
+            merged = await run_in_thread(existing.card.merge, entries, features, added)
             failpoint(Failpoint.CARD_MERGED)
         except (card.CardError, DefectError) as error:
             self._rejections, self._retry_at = _TRIES, math.inf  # until someone changes it
@@ -122,7 +128,55 @@ class CardUpdater:
         if merged is None and is_due:
             await on_disk(self._spool.cards.set_update_due, False)
         file = None if merged is None else SidecarFile(card.PATH, merged)
-        return CardUpdate(file, entries, features, is_first=content is None)
+        return CardUpdate(file, entries, features, is_first=not existing.has_card)
+
+    async def _examine(
+        self, entries: Sequence[card.Entry], at: str, missing: Collection[card.Entry], *, has_schema: bool
+    ) -> Existing:
+        known = set(entries).difference(missing)
+        repo = self._spool.target.repo
+
+        async def ask() -> Existing:
+            content = await self.read(at) if at else None
+            return await examine(
+                self._destination, repo, at or None, content, entries, known=known, has_schema=has_schema
+            )
+
+        raises = (StaleParentError, DefectError, DatasetConflict)
+        return await self._retrier.until_success("read", ask, raises=raises)
+
+    async def _move_misplaced(self, existing: Existing, shards: Sequence[Shard]) -> bool:
+        """Move shards that would not load where they are; return whether there were any.
+
+        `open` chose good paths; but the Hub may have been unreachable then, or someone has changed the dataset since.
+        """
+        problems: dict[card.Entry, str | None] = {}
+        is_any = False
+        for shard in shards:
+            entry = card.Entry(*await self._retrier.on_disk(self._spool.cards.entry, shard))
+            if entry not in problems:
+                problems[entry] = await run_in_thread(existing.problem_with, entry)
+            if (problem := problems[entry]) is None:
+                continue
+            layout: Layout = await self._retrier.on_disk(self._spool.shards.layout_of, shard)
+            # A shard that is compressed keeps its format; JSON Lines can still become any.
+            format = None if shard.file.suffix == ".jsonl" else layout.format
+            is_custom = layout.template not in [other.template for other in layout.alternatives(layout.format)]
+            place = partial(existing.place, layout, format, is_custom=is_custom)
+            better = await run_in_thread(place)
+            if better == layout:  # only a part of its folder does not fit
+                raise existing.conflict(layout, problem)
+            _log.warning("%s cannot stay there (%s); its rows go to %s.", shard.path, problem, better.glob)
+            await self._retrier.on_disk(self._spool.shards.move, shard, better, None, lambda: None)
+            is_any = True
+        return is_any
+
+    def _added(self, shards: Sequence[Shard]) -> list[card.Added]:
+        found = []
+        for shard in shards:
+            config, split, _ = self._spool.cards.entry(shard)
+            found.append(card.Added(config, split, shard.rows, shard.size, _is_counted(shard)))
+        return found
 
     def none_exists(self) -> None:
         """The commit at the head has no card."""
@@ -168,3 +222,7 @@ class CardUpdater:
             self._content = self._head.moves, update.file.content
             self._rejections = 0
             await self._retrier.on_disk(self._spool.cards.set_update_due, False)
+
+
+def _is_counted(shard: Shard) -> bool:
+    return format_of(shard.path) == "parquet"

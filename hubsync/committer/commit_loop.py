@@ -24,6 +24,7 @@ from hubsync.destinations.base import Destination, FolderFull, Landed, NotSent, 
 from hubsync.errors import (
     AmbiguousError,
     BlockedError,
+    DatasetConflict,
     DefectError,
     FolderFullError,
     StaleParentError,
@@ -118,6 +119,13 @@ class CommitLoop:
         except StaleParentError as error:  # the head is gone: the history was squashed
             self._head.forget()
             await self._retrier.back_off("commit", error, backoff)
+            return
+        except DatasetConflict as error:
+            self._head.forget()
+            await self._retrier.wait_for_operator("commit", error)
+            return
+        if card is None:  # shards were moved: they are staged again
+            self._wakeups.all()
             return
         if isinstance(card, SchemaMismatch):
             await self._resolve_mismatch(card)

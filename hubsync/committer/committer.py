@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 from contextlib import suppress
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -42,7 +43,9 @@ from hubsync.committer.stager import POLL_S, Stager
 from hubsync.committer.wakeups import Wakeups
 from hubsync.destinations.base import Destination
 from hubsync.destinations.hub import card
-from hubsync.errors import LeaseLost, SpoolError
+from hubsync.destinations.hub.existing import place
+from hubsync.errors import DatasetConflict, DefectError, LeaseLost, SpoolError, StaleParentError
+from hubsync.model.layout import Format, Layout
 from hubsync.policies import CommitPolicy, RetryPolicy
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.status import Status
@@ -77,7 +80,7 @@ class Committer:
         self._retrier = Retrier(spool, retry, clock, rng, status, self._rate_limiter, events)
         self._rollback = RollbackDetector(spool, destination, self._retrier)
         schemas = SchemaChecker(spool)
-        cards = CardUpdater(spool, schemas, destination, self._retrier, self._head, clock)
+        self._cards = cards = CardUpdater(spool, schemas, destination, self._retrier, self._head, clock)
         self._seeding = Seeding(spool, destination, self._retrier, self._head, self._rate_limiter, cards)
         rejections = Rejections(spool, self._retrier, cards, clock, status, events)
         self._reconciler = Reconciler(
@@ -140,6 +143,48 @@ class Committer:
                 self._is_connected = True
             else:
                 await self._clock.sleep(POLL_S)
+
+    async def place(self, wanted: Layout, format: Format | None, *, is_custom: bool, has_schema: bool) -> Layout:
+        """Return where an uploader's shards go in the dataset as it is now, and learn the columns of their config.
+
+        Args:
+            wanted: where they go in a new dataset.
+            format: the format that the user asked for; None to follow the dataset.
+            is_custom: whether the user chose the paths.
+            has_schema: whether rows are checked against the columns.
+
+        Raises:
+            DatasetConflict: the rows would not load, or would change what loads.
+            TransientError: the Hub can't be reached now.
+        """
+        repo, backoff = self._spool.target.repo, self._retrier.backoff()
+        while True:
+            try:
+                at = self._head.sha or (await self._destination.head()).sha
+                content = await self._cards.read(at) if at else None
+                layout, existing = await place(
+                    self._destination, at, repo, content, wanted, format, is_custom=is_custom, has_schema=has_schema
+                )
+                shown = await run_in_thread(existing.card.features)
+                break
+            except StaleParentError as error:
+                self._head.forget()
+                await self._retrier.back_off("read", error, backoff)
+            except (card.CardError, DefectError) as error:
+                raise DatasetConflict(
+                    f"the card of {repo} cannot be read, so load_dataset would not find the rows: {error}. Nothing was "
+                    "changed. Fix the YAML in its README.md."
+                ) from error
+        if (today := existing.replaced_default(layout.config)) is not None:
+            _log.warning(
+                "load_dataset(%r) loads the config %r now, and 'default' once these rows are committed. To keep it, "
+                "pass another config=…", repo, today,
+            )  # fmt: skip
+        if has_schema and layout.config in shown:
+            others = existing.holds_others(layout.config)
+            learn = partial(self._spool.learn, layout.config, shown[layout.config], is_declared=others)
+            await self._retrier.on_disk(learn)
+        return layout
 
     # Running.
 

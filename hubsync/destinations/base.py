@@ -71,6 +71,18 @@ async def outcome_of(sending: Awaitable[str]) -> CommitOutcome:
         return Rejected(error)
 
 
+class ListedFile(Protocol):
+    """A file in a listing of the repo."""
+
+    @property
+    def path(self) -> str:
+        """Its path."""
+
+    @property
+    def size(self) -> int:
+        """Its size, in bytes."""
+
+
 class Destination(Protocol):
     """Where shards go.
 
@@ -129,6 +141,10 @@ class Destination(Protocol):
             most: Where to stop counting.
             deep: Count the files of all folders below it, too.
         """
+        ...
+
+    async def list_files(self, at: str, folder: str = "") -> Sequence[ListedFile]:
+        """Return every file in the commit `at`, or below one of its folders."""
         ...
 
     async def read_file(self, path: str, at: str) -> bytes | None:

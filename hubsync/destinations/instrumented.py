@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from hubsync._runtime.formatting import count_text
-from hubsync.destinations.base import CommitOutcome, Destination, Landed
+from hubsync.destinations.base import CommitOutcome, Destination, Landed, ListedFile
 from hubsync.model.commit import BranchTip, Plan
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.model.watermarks import RemoteWatermarks
@@ -67,6 +67,10 @@ class InstrumentedDestination:
 
     async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
         return await self._inner.count_files(folder, at, most=most, deep=deep)
+
+    async def list_files(self, at: str, folder: str = "") -> Sequence[ListedFile]:
+        with self._status.doing("a request for the files"):
+            return await self._inner.list_files(at, folder)
 
     async def read_file(self, path: str, at: str) -> bytes | None:
         with self._status.doing(f"a request for {path}"):

@@ -67,16 +67,26 @@ class Layout:
             raise ConfigError(f"path template {self.template!r} {problem}.")
 
     @classmethod
-    def of(cls, config: str, split: str, path: str | None, format: Format) -> Self:
+    def of(cls, config: str, split: str, path: str | None, format: Format | None) -> Self:
         """Return the layout of shards in one format, with the default template if `path` is None.
+
+        Args:
+            config: The config.
+            split: The split.
+            path: The template.
+            format: The format; None for the one that `path` ends in, else JSON Lines.
 
         Raises:
             ConfigError: An argument is invalid, or `path` ends in another format.
         """
-        if format not in FORMATS:
-            raise ConfigError(f"format must be one of {', '.join(map(repr, FORMATS))}, not {format!r}.")
-        layout = cls(config, split, path or f"{_folder(config)}/{{split}}-{{writer}}-{{seq:05d}}.{format}")
-        if layout.format != format:
+        if format is not None and format not in FORMATS:
+            raise ConfigError(f"format must be one of {', '.join(map(repr, FORMATS))}, or None, not {format!r}.")
+        if split == "all":
+            raise ConfigError('split "all" means every split in load_dataset, so it cannot be loaded by name.')
+        if str(config).lower() == "readme.md":
+            raise ConfigError(f"config {config!r} is the name of the dataset's card. Use another name.")
+        layout = cls(config, split, path or f"{_folder(config)}/{{split}}-{{writer}}-{{seq:05d}}.{format or 'jsonl'}")
+        if format is not None and layout.format != format:
             raise ConfigError(
                 f"path template {path!r} ends in .{layout.format}, but the shards are {format!r}: pass "
                 f"format={layout.format!r}, or let the template end in .{format}."
@@ -87,6 +97,14 @@ class Layout:
     def format(self) -> Format:
         """The shards' format."""
         return format_of(self.path("w", 0))
+
+    def alternatives(self, format: Format) -> Iterator[Layout]:
+        """Yield layouts in this format with the default template, in one folder after another."""
+        layout = Layout.of(self.config, self.split, None, format)
+        yield layout
+        rest = layout.template.removeprefix(_folder(self.config))
+        for folder in ("configs/{config}", "hubsync/{config}", "hubsync/{config}/{split}"):
+            yield Layout(self.config, self.split, folder + rest)
 
     def siblings(self) -> Iterator[Layout]:
         """Yield the same layout in other configs: `{config}-2`, `{config}-3` and so on."""
@@ -193,7 +211,8 @@ def part_of(path: str) -> str:
 
 
 def _folder(config: str) -> str:
-    return "data" if config == "default" else "{config}"
+    """Return the folder of a config's shards. That of "default" is `data`, so a config of that name gets another."""
+    return {"default": "data", "data": "configs/{config}"}.get(config, "{config}")
 
 
 def format_of(path: str) -> Format:

@@ -24,8 +24,11 @@ class CardEntries:
 
     def of(self, shards: Sequence[Shard]) -> list[CardKey]:
         """Return the entries that the card needs so that `shards` are found."""
-        segments = [self._segments.get(shard.segment) for shard in shards]
-        return list(dict.fromkeys(entry_of(row.layout, row.path) for row in segments if row.path is not None))
+        return list(dict.fromkeys(map(self.entry, shards)))
+
+    def entry(self, shard: Shard) -> CardKey:
+        """Return the entry that the card needs so that a shard is found."""
+        return entry_of(self._segments.get(shard.segment).layout, shard.path)
 
     def missing(self, shards: Sequence[Shard]) -> list[CardKey]:
         """Return those of them that the card may not contain yet."""

@@ -95,6 +95,12 @@ class Schemas:
         """Record the columns that a person's card described before hubsync wrote, by config. Within a transaction."""
         self._catalogue.set("declared", msgspec.json.encode(columns).decode())
 
+    def declare_also(self, config: str, columns: Sequence[str]) -> None:
+        """Record the columns of one more config that others described. Within a transaction."""
+        text = self._catalogue.get("declared")
+        known: dict[str, Sequence[str]] = {} if text is None else msgspec.json.decode(text)
+        self.declare({**known, config: columns})
+
     def declared(self, config: str) -> frozenset[str]:
         """Return the columns of a config that a person declared."""
         text = self._catalogue.get("declared")

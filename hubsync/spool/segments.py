@@ -541,13 +541,14 @@ class Segments(SegmentQueries):
         assert row.series is not None
         self._assign_path(segment, row.layout, row.writer, row.series, max(at_least, self._next(row.series)))
 
-    def move(self, segment: int, layout: Layout, schema: str) -> None:
+    def move(self, segment: int, layout: Layout, schema: str | None) -> None:
         """Move a sealed or staged segment to another config, under a new number; it is staged again."""
         row = self.get(segment)
         assert row.state in ("sealed", "staged"), row
         series = layout.series(row.writer)
         self._run("UPDATE segments SET config = ?, template = ? WHERE id = ?", layout.config, layout.template, segment)
-        self.set_schema(segment, schema)
+        if schema is not None:
+            self.set_schema(segment, schema)
         self._assign_path(segment, layout, row.writer, series, self._next(series))
 
     def relocate(self, segment: int) -> None:

@@ -298,7 +298,7 @@ class Shards:
         with self._lease.transaction():
             self._segments.folders.found(self.layout_of(shard), shard.path, files)
 
-    def move(self, shard: Shard, layout: Layout, schema: str, also: Callable[[], object]) -> None:
+    def move(self, shard: Shard, layout: Layout, schema: str | None, also: Callable[[], object]) -> None:
         """Move a shard to another config, and stage it again. `also` runs in the same transaction."""
         with self._lease.transaction():
             also()

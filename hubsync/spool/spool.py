@@ -171,6 +171,19 @@ class Spool:
             self.catalogue.set("seeded", "1")
         failpoint(Failpoint.SEEDED)
 
+    def learn(self, config: str, schema: StructOf, *, is_declared: bool) -> None:
+        """Record what the columns of a config in the dataset hold, so that rows are checked against them.
+
+        Args:
+            config: the config.
+            schema: the types of its columns.
+            is_declared: others' files are in the config, so a column cannot become JSON.
+        """
+        with self.catalogue.transaction():
+            self.schemas.add(config, schema, wins=True)
+            if is_declared:
+                self.schemas.declare_also(config, list(schema.fields))
+
     # How much it holds.
 
     def mark_urgent(self, writer: str | None) -> list[int]:

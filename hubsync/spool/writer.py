@@ -184,6 +184,18 @@ class SpoolWriter:
         self._guard = threading.Lock()
 
     @property
+    def layout(self) -> Layout:
+        """Where its segments go in the dataset."""
+        return self._layout
+
+    def relocate(self, layout: Layout, policy: ShardPolicy) -> None:
+        """Write the next segments to other paths. Nothing may have been appended yet."""
+        with self._guard:
+            assert self._open is None
+            self._layout, self._policy = layout, policy
+            self._spool.writers.note(self.name, layout, self._spool.private)
+
+    @property
     def opened_at(self) -> float | None:
         """When the oldest row of the open segment came; None if no segment is open."""
         segment = self._open

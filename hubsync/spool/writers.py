@@ -98,7 +98,7 @@ class Writers:
                 "INSERT INTO writers (name, epoch) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET epoch = epoch + 1",
                 name,
             )
-        self._note(name, layout, private)
+        self.note(name, layout, private)
 
     def ensure(self, name: str) -> str:
         """Return a writer to count a shard for: this one or, if a rebuild did not find it, another one."""
@@ -112,7 +112,8 @@ class Writers:
             self._catalogue.run("INSERT OR IGNORE INTO writers (name, epoch) VALUES (?, 1)", names[0])
         return names[0]
 
-    def _note(self, name: str, layout: Layout, private: bool | None) -> None:
+    def note(self, name: str, layout: Layout, private: bool | None) -> None:
+        """Write down where a writer's rows belong from now on."""
         path = self._directory / f"{name}.json"
         note = WriterNote(self._target, [])
         with suppress(OSError, msgspec.DecodeError):

@@ -59,7 +59,7 @@ from hubsync.policies import (
 from hubsync.schema.types import EMPTY
 from hubsync.telemetry.status import State
 from hubsync.uploader.closing import after_error, drain, draining, raise_failure
-from hubsync.uploader.engine import Engine
+from hubsync.uploader.engine import Engine, Placement
 from hubsync.uploader.in_order import Reorderer
 from hubsync.uploader.opening import Opening
 from hubsync.uploader.ranks import default_source
@@ -105,7 +105,7 @@ class BaseUploader:
         config: str = "default",
         split: str = "train",
         path: str | None = None,
-        format: Format = "jsonl",
+        format: Format | None = None,
         private: bool | None = None,
         token: str | None = None,
         endpoint: str | None = None,
@@ -134,8 +134,8 @@ class BaseUploader:
             path: Template of the shards' paths, with the fields {config}, {split}, {writer} and {seq:05d}. None for
                 "data/{split}-{writer}-{seq:05d}.jsonl", below "{config}/" unless that is "default".
             format: File format of the shards: "jsonl", "jsonl.gz", "jsonl.zst" (needs hf-hubsync[zstd]) or "parquet"
-                (needs hf-hubsync[parquet]). Shards are compressed outside the job's path. See
-                docs/how-to/choose-a-format.md.
+                (needs hf-hubsync[parquet]). None follows the files that the dataset holds, and is "jsonl" for a new
+                one. Shards are compressed outside the job's path. See docs/how-to/choose-a-format.md.
             private: Whether a repo that is created now is private. The spool remembers it. None for what was chosen
                 before, or the account's default.
             token: None for HF_TOKEN or the token that `hf auth login` stored, read again whenever it is needed.
@@ -176,7 +176,9 @@ class BaseUploader:
         self.repo = repo_id
         self._target = target_of(repo_id, endpoint, revision, may_lack_namespace=True)
         self._layout = Layout.of(config, split, path, format)
-        codecs.check_installed(format)
+        codecs.check_installed(self._layout.format)
+        asked = self._layout.format if path is not None else format
+        self._placement = Placement(self._layout, asked, path is not None, schema is not None)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
         self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
         self._close_timeout_s = close_timeout_s(self._retry)
@@ -287,7 +289,7 @@ class BaseUploader:
             return Engine(
                 spool,
                 destination_of(self._target, self._secret, self._retry),
-                layout=self._layout,
+                placement=self._placement,
                 queue=self._queue,
                 shard=self._shard,
                 commit=self._commit,
@@ -327,6 +329,10 @@ class BaseUploader:
             raise opening.error
         self._engine, self._pid = opening.engine, os.getpid()
         self._seeded_by = self._opened_at + self._retry.open_timeout_s
+        if self._engine is not None:
+            self._layout = self._engine.layout
+            if self._guard is not None:
+                self._guard.relocate(self._layout)
         signals.shutdown.register(self._at_exit, self._grace_s)
 
     def _ready(self, *, waits: bool = False) -> Engine:

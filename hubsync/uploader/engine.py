@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskStatus
@@ -29,6 +30,7 @@ from hubsync._runtime.threads import call_in_new_thread, run_in_thread
 from hubsync.committer.committer import Committer
 from hubsync.destinations.base import Destination
 from hubsync.destinations.instrumented import InstrumentedDestination
+from hubsync.encoding import codecs
 from hubsync.errors import (
     BlockedError,
     ClosedError,
@@ -39,7 +41,7 @@ from hubsync.errors import (
     SpoolLost,
     TransientError,
 )
-from hubsync.model.layout import Layout
+from hubsync.model.layout import Format, Layout
 from hubsync.model.receipt import Receipt
 from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy
 from hubsync.spool.spool import Spool
@@ -52,6 +54,23 @@ from hubsync.uploader.spool_thread import SpoolThread
 from hubsync.uploader.wakers import Wakers
 
 Service = Callable[[], Coroutine[None, None, None]]
+
+
+class Placement(NamedTuple):
+    """Where the user wants the rows.
+
+    Attributes:
+        layout: where they go in a new dataset.
+        format: the format that the user asked for; None to follow the dataset.
+        is_custom: whether the user chose the paths.
+        has_schema: whether rows are checked against the columns of the dataset.
+    """
+
+    layout: Layout
+    format: Format | None = None
+    is_custom: bool = False
+    has_schema: bool = True
+
 
 _log = logging.getLogger("hubsync")
 
@@ -71,7 +90,7 @@ class Engine:
         spool: Spool,
         destination: Destination | None,
         *,
-        layout: Layout,
+        placement: Placement,
         queue: QueuePolicy,
         shard: ShardPolicy,
         commit: CommitPolicy,
@@ -86,7 +105,7 @@ class Engine:
         Args:
             spool: where the rows go first.
             destination: where the committer sends them; None (offline) to spool only.
-            layout: where the rows belong in the dataset.
+            placement: where the rows belong in the dataset.
             queue: the queue's bounds.
             shard: when segments are sealed.
             commit: how commits are paced.
@@ -102,6 +121,8 @@ class Engine:
         self._retry = retry
         self._rng = rng
         self._on_schema_mismatch = on_schema_mismatch
+        self._placement, layout = placement, placement.layout
+        self._shard = shard
         if layout.format != "jsonl":
             shard = replace(shard, max_bytes=min(shard.max_bytes, spool.disk.keep_room_for(shard.max_bytes)))
         self._linger_s = shard.linger_s
@@ -218,6 +239,7 @@ class Engine:
             while True:
                 try:
                     await committer.connect()
+                    await self._place(committer)
                     return
                 except BlockedError as error:  # whoever looks at the spool later must see why the job ended
                     self.status.report("read", State("blocked", error.reason), log=False)
@@ -228,6 +250,22 @@ class Engine:
                         break
                     await self._clock.sleep(backoff.after_failure(error.retry_after_s))
         self.status.report("read", State("backing off", why))
+
+    async def _place(self, committer: Committer) -> None:
+        """Choose the shards' paths and format for the dataset as it is, before any row is accepted."""
+        _, format, is_custom, has_schema = self._placement
+        layout = await committer.place(self.layout, format, is_custom=is_custom, has_schema=has_schema)
+        if layout != self.layout:
+            codecs.check_installed(layout.format)
+            shard = self._shard
+            if layout.format != "jsonl":
+                shard = replace(shard, max_bytes=min(shard.max_bytes, self.spool.disk.keep_room_for(shard.max_bytes)))
+            await run_in_thread(self.spool_thread.relocate, layout, shard)
+
+    @property
+    def layout(self) -> Layout:
+        """Where this uploader's shards go."""
+        return self.spool_thread.writer.layout
 
     async def _run_spool_thread(self) -> None:
         try:

@@ -51,7 +51,6 @@ class SchemaGuard:
 
     def __init__(self, spool: Spool, layout: Layout, policy: SchemaPolicy) -> None:
         self._spool = spool
-        self._layout = layout
         self._policy = policy
         self._declared = StructOf(dict.fromkeys(policy.json_columns, JSON))
         self._lock = threading.Lock()
@@ -59,10 +58,14 @@ class SchemaGuard:
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and decoded
         self._same = Admission(EMPTY)
         self._reported: set[str] = set()
-        self._is_parquet = layout.format == "parquet"
-        self.profiler = RowProfiler(self._declared, escapes=not self._is_parquet)
         self.widened = 0
         self._last = EMPTY, EMPTY  # types of the config, and those of them that JSON does not have
+        self.relocate(layout)
+
+    def relocate(self, layout: Layout) -> None:
+        """Check rows for this layout from now on. Nothing may have been put yet."""
+        self._layout, self._is_parquet = layout, layout.format == "parquet"
+        self.profiler = RowProfiler(self._declared, escapes=not self._is_parquet)
         if (stored := self._read(layout.config)) is not None:
             self._kinds[layout.config] = stored
 

@@ -68,6 +68,11 @@ class SpoolThread:
         self.is_stopping = False  # `stop` was called
         self._has_room = OneShotEvent()
 
+    def relocate(self, layout: Layout, shard: ShardPolicy) -> None:
+        """Write to other paths from now on. Nothing may have been put yet."""
+        self._shard = shard
+        self.writer.relocate(layout, shard)
+
     # From any thread.
 
     @property

@@ -17,6 +17,7 @@ from hubsync import (
     AsyncUploader,
     ClosedError,
     CommitPolicy,
+    DatasetConflict,
     NotDrained,
     RetryPolicy,
     ShardPolicy,
@@ -112,11 +113,11 @@ async def test_a_commit_whose_response_is_lost_is_not_sent_again(simulated: Simu
 
 
 async def test_a_foreign_commit_in_between_loses_nothing(simulated: SimulatedHub, tmp_path: Path) -> None:
-    simulated.before_commit = lambda: simulated.foreign_commit("theirs.txt", b"theirs")
+    simulated.before_commit = lambda: simulated.foreign_commit("theirs.md", b"theirs")
     async with open_uploader(tmp_path) as up:
         await up.put([{"id": 1}])
     assert ids(simulated) == [1]
-    assert simulated.files["theirs.txt"] == b"theirs"
+    assert simulated.files["theirs.md"] == b"theirs"
 
 
 async def test_an_edit_of_the_card_in_between_is_kept(simulated: SimulatedHub, tmp_path: Path) -> None:
@@ -232,11 +233,20 @@ async def test_a_catalogue_that_cannot_grow_pauses_everything_and_loses_nothing(
 
 
 async def test_an_unreadable_card_does_not_stop_commits(simulated: SimulatedHub, tmp_path: Path) -> None:
-    simulated.foreign_commit("README.md", b"---\na: [unclosed\n---\n")
+    simulated.before_commit = lambda: simulated.foreign_commit("README.md", b"---\na: [unclosed\n---\n")
     async with open_uploader(tmp_path) as up:
         await up.put([{"id": 1}])
     assert ids(simulated) == [1]
     assert simulated.files["README.md"] == b"---\na: [unclosed\n---\n"
+
+
+@pytest.mark.parametrize("yaml", [b"a: [unclosed", b"configs: 5", b"configs:\n- data_files: a.jsonl", b"- a list"])
+async def test_an_unreadable_card_is_refused_at_open(simulated: SimulatedHub, tmp_path: Path, yaml: bytes) -> None:
+    simulated.foreign_commit("README.md", b"---\n" + yaml + b"\n---\n")
+    with pytest.raises(DatasetConflict, match="Fix the YAML in its README"):
+        async with open_uploader(tmp_path):
+            pass
+    assert simulated.files.keys() == {"README.md"}
 
 
 async def test_many_shards_share_one_commit(simulated: SimulatedHub, tmp_path: Path) -> None:

@@ -185,7 +185,11 @@ def test_watermarks_and_pages_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
         b"---\nx: !!python/object/apply:os.abort []\n---\n",
         b"---\nconfigs:\n- \x1b]0;title\x07: {\n---\n",
         b"---\nconfigs: 2024-99-99 99:99:99\n---\n",
-        b"#" * 2_000_000,
+        b"---\n#" + b"#" * 2_000_000 + b"\n---\n",
+        b"---\na: &a [x, x, x, x]\n"
+        + b"".join(b"%c: &%c [*%c, *%c, *%c, *%c]\n" % (n, n, n - 1, n - 1, n - 1, n - 1) for n in range(98, 123))
+        + b"---\n",
+        b"---\na: &a [*a]\n---\n",
     ],
 )
 def test_a_hostile_card_is_not_changed(text: bytes) -> None:

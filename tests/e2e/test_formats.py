@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import pytest
 
-from hubsync import ConfigError, NotDrained, ShardPolicy, Uploader
+from hubsync import ConfigError, DatasetConflict, NotDrained, ShardPolicy, Uploader
 from hubsync.encoding import codecs
 from hubsync.errors import ShardsRefused
 from hubsync.localhub import Fault, LocalHub
@@ -39,7 +39,7 @@ def test_a_template_with_another_suffix_than_the_format_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"ends in \.jsonl, but the shards are 'parquet'"):
         Uploader("user/rows", path="data/{split}-{seq}.jsonl", format="parquet")
     with pytest.raises(ConfigError, match="pass format='parquet'"):
-        Uploader("user/rows", path="data/{split}-{seq}.parquet")
+        Uploader("user/rows", path="data/{split}-{seq}.parquet", format="jsonl")
     with pytest.raises(ConfigError, match="format must be one of"):
         Uploader("user/rows", format="csv")  # type: ignore[arg-type]
 
@@ -106,14 +106,13 @@ def test_a_job_that_resumes_in_another_format_uploads_both(
     assert len(dataset.paths(tuple(f".{format}" for format in FORMATS))) == 5
 
 
-def test_a_mix_of_file_kinds_is_reported(
-    local_hub: LocalHub, made: Callable[..., Uploader], caplog: pytest.LogCaptureFixture
-) -> None:
-    for format in ("jsonl", "jsonl.gz", "parquet"):
-        assert "load_dataset reads one kind" not in caplog.text
+def test_a_mix_of_file_kinds_is_refused(local_hub: LocalHub, made: Callable[..., Uploader]) -> None:
+    formats: list[Format | None] = ["jsonl", "jsonl.gz", None]
+    for format in formats:
         with made(format=format) as up:
             up.put([{"id": 0}])
-    assert "contains data/train-*.jsonl, and now data/train-*.parquet: load_dataset reads one kind" in caplog.text
+    with pytest.raises(DatasetConflict, match="load_dataset reads one kind of file per repo"):
+        made(format="parquet").open()
 
 
 @pytest.mark.parametrize("format", COMPRESSED)

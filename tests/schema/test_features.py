@@ -64,7 +64,7 @@ def test_features_written_by_a_person_are_kept_and_extended() -> None:
     head = yaml.safe_load(new.decode().split("---")[1])
     was = yaml.safe_load(WRITTEN_BY_A_PERSON.split("---")[1])["dataset_info"]
     assert head["license"] == "mit"
-    (info,) = head["dataset_info"]
+    info = head["dataset_info"]
     assert info["splits"] == was["splits"]
     assert info["features"][:4] == was["features"][:4]
     assert info["features"][-1] == {"name": "more", "dtype": "float64"}

@@ -1,23 +1,33 @@
 """The dataset card, which makes `datasets.load_dataset` find every config and split from the first commit on.
 
-hubsync adds what is missing to the card's `configs:` and `dataset_info:`, and keeps every word and key that people
-wrote. huggingface_hub reads and writes the YAML.
+hubsync adds what is missing to the card's `configs:` and `dataset_info:`. Every other byte stays as people wrote it.
 """
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from hubsync.destinations.hub.front_matter import FrontMatter
+from hubsync.destinations.hub.globs import covers, glob_pattern, may_meet, normalized
 from hubsync.errors import one_line
 from hubsync.schema.features import from_features, to_features
 from hubsync.schema.types import Conflict, StructOf, merge_structs
 
+__all__ = ["PATH", "Added", "Card", "CardError", "Entry", "glob_pattern", "preload"]
+
 PATH = "README.md"
-_MAX_BYTES = 1 << 20  # YAML is parsed in Python, which blocks the job's threads
+_SIZES = ("splits", "download_size", "dataset_size")  # of `dataset_info`; `datasets` loads nothing if they are wrong
+_PARAMETERS = {
+    "field",
+    "encoding",
+    "encoding_errors",
+    "columns",
+    "filters",
+}  # of a config that change how files are read
 
 
 class Entry(NamedTuple):
@@ -28,22 +38,39 @@ class Entry(NamedTuple):
     glob: str
 
 
+class Added(NamedTuple):
+    """Rows that a commit adds to a split, with their size in bytes.
+
+    Attributes:
+        is_counted: whether the card keeps the split's sizes. It does for Parquet, where `push_to_hub` needs them.
+    """
+
+    config: str
+    split: str
+    rows: int
+    bytes: int
+    is_counted: bool
+
+
 class CardError(ValueError):
     """The existing card cannot be read, so hubsync does not change it."""
 
 
-def preload() -> Any:
-    """Import huggingface_hub's card class and return it.
-
-    The import is slow, so it happens late; but it must not happen first at interpreter exit, when Python refuses it.
-    """
-    from huggingface_hub import DatasetCard
-
-    return DatasetCard
+def preload() -> None:
+    """Import the YAML parser: the import must not happen first at interpreter exit, when Python refuses it."""
+    FrontMatter("---\na: 1\n---\n")
 
 
 class Card:
-    """A dataset's card. Its YAML is parsed once, because parsing blocks the job's threads."""
+    """A dataset's card. Its YAML is parsed once, because parsing blocks the job's threads.
+
+    Changes are collected; `content` returns the card with all of them.
+
+    Attributes:
+        first: the config that must come first once it is added; None if the order stays.
+    """
+
+    first: str | None = None
 
     def __init__(self, existing: bytes | None, repo: str) -> None:
         """Parse the card that exists in the dataset; None creates a new one.
@@ -51,16 +78,26 @@ class Card:
         Raises:
             CardError: Its YAML is invalid.
         """
-        if existing is not None and len(existing) > _MAX_BYTES:
-            raise CardError(f"{PATH} has {len(existing):,} bytes; hubsync does not change one over {_MAX_BYTES:,}.")
         self._repo = repo
         self._is_new = existing is None
-        if existing is None:
-            text = "---\nconfigs: []\n---\n" + _BODY.format(name=repo.split("/")[-1], repo=repo)
-        else:
-            text = existing.decode("utf-8", "surrogateescape")
+        text = _BODY.format(name=repo.split("/")[-1], repo=repo) if existing is None else _decoded(existing)
         with _as_card_error():
-            self._card = preload()(text, ignore_metadata_errors=False)
+            self._front = FrontMatter(text)
+        self._data: dict[str, Any] = copy.deepcopy(self._front.data)
+        self._fresh: set[tuple[str, str]] = set()  # configs with splits that had no entry before
+
+    # What it says.
+
+    def configs(self) -> list[dict[str, Any]]:
+        """Return the items of `configs:`.
+
+        Raises:
+            CardError: They are invalid.
+        """
+        found = _as_list(self._data.get("configs"))
+        if any(not isinstance(config, dict) or "config_name" not in config for config in found):
+            raise CardError(f"{PATH}: each item of `configs:` must be a mapping with a config_name")
+        return found
 
     def entries(self) -> list[Entry]:
         """Return the card's patterns for configs and splits, one entry each.
@@ -70,8 +107,8 @@ class Card:
         """
         with _as_card_error():
             return [
-                Entry(_name(config), split, pattern)
-                for config in self._configs()
+                Entry(_name(config), split, _below(config.get("data_dir"), pattern))
+                for config in _as_list(self._data.get("configs"))
                 for split, pattern in _patterns(config.get("data_files") or [])
             ]
 
@@ -83,28 +120,70 @@ class Card:
         """
         found = {}
         with _as_card_error():
-            for info in self._infos():
+            for info in _as_list(self._data.get("dataset_info")):
                 with suppress(ValueError):
                     found[_name(info)] = from_features(info.get("features") or [])
         return found
 
-    def format_conflict(self, ours: Sequence[Entry]) -> str | None:
-        """Return what is wrong if the card shows files of another kind than `ours`; `datasets` reads one kind per repo.
+    def default_config(self) -> str | None:
+        """Return the config that `load_dataset` loads if none is named; None if it needs a name.
+
+        Raises:
+            CardError: Several configs are the default, so nothing loads.
+        """
+        with _as_card_error():
+            configs = self.configs()
+            found = [_name(c) for c in configs if len(configs) == 1 or _name(c) == "default" or c.get("default")]
+            if len(found) > 1:
+                raise CardError(f"{PATH}: several configs are the default one: {', '.join(found)}")
+            infos = [_name(info) for info in _as_list(self._data.get("dataset_info"))]
+            return found[0] if found else infos[0] if len(set(infos)) == 1 and infos[0] in map(_name, configs) else None
+
+    def lists(self, entry: Entry) -> bool:
+        """Return whether the card finds everything that an entry's glob finds, in the entry's config and split."""
+        return any(
+            (config, split) == entry[:2] and (normalized(glob) == entry.glob or covers(glob, entry.glob))
+            for config, split, glob in self.entries()
+        )
+
+    def problem_with(self, entry: Entry) -> str | None:
+        """Return why rows at an entry's glob would not load as this entry, or would load elsewhere; None if they do.
 
         Raises:
             CardError: The card's `configs:` are invalid.
         """
-        kinds = {_file_kind(entry.glob) for entry in ours}
-        other = next((e.glob for e in self.entries() if (kind := _file_kind(e.glob)) and kind not in kinds), None)
-        if other is None or not ours:
-            return None
-        return (
-            f"{self._repo} contains {other}, and now {ours[0].glob}: load_dataset reads one kind of file per repo, so "
-            "it can no longer load this one. Use the old format, or another repo."
-        )
+        name = f"{entry.config}/{entry.split}"
+        finding = [other for other in self.entries() if may_meet(other.glob, entry.glob)]
+        for config, split, glob in finding:
+            if (config, split) != entry[:2]:
+                return f"its pattern {glob!r} of {config}/{split} meets {entry.glob!r} of {name}"
+            if normalized(glob) != entry.glob and not covers(glob, entry.glob):
+                return f"its pattern {glob!r} finds only some of {entry.glob!r} in {name}, which would load twice"
+        if len(finding) > 1:
+            return f"several of its patterns of {name} find {entry.glob!r}, whose rows would load twice"
+        for item in self.configs():
+            folder = None if item.get("data_files") else item.get("data_dir")
+            if _name(item) != entry.config:
+                if folder and may_meet(_below(folder, "**"), entry.glob):
+                    return f"its config {_name(item)} takes everything in {folder!r}, where {entry.glob!r} is"
+            elif found := _PARAMETERS & set(item):
+                return f"its config {entry.config} sets {', '.join(sorted(found))}, which changes how files are read"
+        return None
 
-    def merge(self, entries: Sequence[Entry], features: Mapping[str, StructOf] = MappingProxyType({})) -> bytes | None:
+    # Changes.
+
+    def merge(
+        self,
+        entries: Sequence[Entry],
+        features: Mapping[str, StructOf] = MappingProxyType({}),
+        added: Sequence[Added] = (),
+    ) -> bytes | None:
         """Add `entries` to the card's `configs:` and `features`, by config, to its `dataset_info:`.
+
+        Args:
+            entries: What the card must find.
+            features: The columns of each config.
+            added: The rows of the commit, whose splits the card's sizes must still describe.
 
         Returns:
             The new card; None if it already contains all of them.
@@ -113,37 +192,155 @@ class Card:
             CardError: The card's `configs:` or `dataset_info:` are invalid.
         """
         with _as_card_error():
-            configs, infos = self._configs(), self._infos()
-            new_entries = [entry for entry in entries if _add_entry(configs, entry)]
-            new_features = [c for c, columns in features.items() if columns.fields and _add_features(infos, c, columns)]
-            if new_features:
-                self._card.data["dataset_info"] = infos
-            elif not (new_entries or self._is_new):
-                return None
-            self._card.data["configs"] = configs
-            return self._text().encode("utf-8", "surrogateescape")
+            default = self.default_config()
+            for entry in entries:
+                self._add(entry)
+            for config, columns in features.items():
+                if columns.fields:
+                    self._declare(config, columns)
+            self._count(added)
+            if self.first is not None:
+                self._data["configs"] = sorted(self.configs(), key=lambda config: _name(config) != self.first)
+            if default is not None and self.default_config_or_none() != default:
+                self._make_default(default)
+        return self.content()
 
-    def _text(self) -> str:
-        text = str(self._card)
-        if "\x85" in text:  # perhaps a column's name: PyYAML reads it as a line break, but does not escape it
-            from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+    def content(self) -> bytes | None:
+        """Return the card with all changes; None if nothing changed.
 
-            end = "\r\n" if "\r\n" in text else "\n"
-            yaml = yaml_dump(self._card.data.to_dict(), sort_keys=False, line_break=end, allow_unicode=False).strip()
-            text = f"---{end}{yaml}{end}---{end}{self._card.text}"
-        return text
+        Raises:
+            CardError: The YAML cannot be edited in place.
+        """
+        with _as_card_error():
+            text = self._front.with_data(self._data)
+        return None if text == self._front.text and not self._is_new else text.encode("utf-8", "surrogateescape")
 
-    def _configs(self) -> list[Any]:
-        return _as_list(self._card.data.get("configs"))
+    def set_files(self, config: str, files: Mapping[str, Sequence[str]]) -> None:
+        """Say in so many words what a config contains: the patterns of each split."""
+        listed = [{"split": split, "path": _one_or_many(paths)} for split, paths in files.items()]
+        configs = self.configs()
+        found = next((item for item in configs if _name(item) == config), None)
+        if found is None:
+            configs.append({"config_name": config, "data_files": listed})
+        else:
+            found.pop("data_dir", None)
+            found["data_files"] = listed
+        self._data["configs"] = configs
 
-    def _infos(self) -> list[Any]:
-        return _as_list(self._card.data.get("dataset_info"))
+    def set_info(self, config: str, info: Mapping[str, Any]) -> None:
+        """Declare what `datasets` knows of a config: `features`, perhaps `splits`. Keys that are there win."""
+        found = self._info(config)
+        for key, value in info.items():
+            found.setdefault(key, value)
+
+    def _add(self, entry: Entry) -> None:
+        if self.lists(entry):
+            return
+        configs = self.configs()
+        config = next((item for item in configs if _name(item) == entry.config), None)
+        if not any((name, split) == entry[:2] for name, split, _ in self.entries()):
+            self._fresh.add(entry[:2])
+        if config is None:
+            configs.append({"config_name": entry.config, "data_files": [{"split": entry.split, "path": entry.glob}]})
+            self._data["configs"] = configs
+            return
+        files: dict[str, list[str]] = {}
+        for split, pattern in _patterns(config.get("data_files") or []):
+            files.setdefault(split, []).append(_below(config.get("data_dir"), pattern))
+        files.setdefault(entry.split, []).append(entry.glob)
+        self.set_files(entry.config, files)
+
+    def _make_default(self, name: str) -> None:
+        """Keep `name` the default config. A config called "default" always is it, so it takes that over."""
+        configs = self.configs()
+        has_default = any(_name(config) == "default" for config in configs)
+        for config in configs:
+            if has_default:
+                config.pop("default", None)
+            elif _name(config) == name:
+                config["default"] = True
+
+    def _info(self, config: str) -> dict[str, Any]:
+        """Return a config's item of `dataset_info:`, creating it if it is missing."""
+        infos = _as_list(self._data.get("dataset_info"))
+        found = next((info for info in infos if _name(info) == config), None)
+        if found is None:
+            for other in infos:
+                other.setdefault("config_name", "default")  # optional only while there is one config
+            found = {"config_name": config}
+            infos.append(found)
+            self._data["dataset_info"] = infos
+        return found
+
+    def _declare(self, config: str, columns: StructOf) -> None:
+        """Add a config's column types."""
+        info = self._info(config)
+        try:
+            known = from_features(info.get("features") or [])
+            merged = merge_structs(known, columns)
+        except (ValueError, Conflict):  # somebody else declared them: keep them
+            return
+        if merged is not known:
+            info["features"] = to_features(merged)
+
+    def _count(self, added: Sequence[Added]) -> None:
+        """Let the sizes include `added`, or remove them: `datasets` loads nothing if they are wrong."""
+        for config in dict.fromkeys(item.config for item in added):
+            if not any(_name(info) == config for info in _as_list(self._data.get("dataset_info"))):
+                continue
+            info = self._info(config)
+            here = [item for item in added if item.config == config]
+            if not all(item.is_counted and self._counted(info, item) for item in here):
+                for key in _SIZES:
+                    info.pop(key, None)
+
+    def _counted(self, info: dict[str, Any], item: Added) -> bool:
+        """Add rows to a split's sizes; return whether the sizes are known."""
+        is_fresh = (item.config, item.split) in self._fresh
+        if "splits" not in info and "features" in info and is_fresh and self._has_only(item.config, item.split):
+            info.update(splits=[], download_size=0, dataset_size=0)
+        splits = info.get("splits")
+        if not isinstance(splits, list) or not all(isinstance(one, dict) and "name" in one for one in splits):
+            return False
+        split = next((one for one in splits if one["name"] == item.split), None)
+        if split is None:
+            if not is_fresh:
+                return False
+            split = {"name": item.split, "num_bytes": 0, "num_examples": 0}
+            splits.append(split)
+        for holder, key, more in (
+            (split, "num_bytes", item.bytes),
+            (split, "num_examples", item.rows),
+            (info, "download_size", item.bytes),
+            (info, "dataset_size", item.bytes),
+        ):
+            if not isinstance(known := holder.get(key), int):
+                return False
+            holder[key] = known + more
+        return True
+
+    def _has_only(self, config: str, split: str) -> bool:
+        """Return whether a config had no entries before this change but those of `split`, or other fresh ones."""
+        return all((name, other) in self._fresh for name, other, _ in self.entries() if name == config)
+
+    def default_config_or_none(self) -> str | None:
+        """Return the default config; None if there is none, or if several configs are."""
+        try:
+            return self.default_config()
+        except CardError:
+            return None
+
+
+def _decoded(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
 
 
 @contextmanager
 def _as_card_error() -> Iterator[None]:
     try:
         yield
+    except CardError:
+        raise
     except Exception as error:  # the YAML can have any shape
         raise CardError(one_line(f"{PATH}: {type(error).__name__}: {error}")) from error
 
@@ -157,29 +354,13 @@ def _name(item: Any) -> str:
     return str(item.get("config_name", "default"))
 
 
-def _file_kind(glob: str) -> str | None:
-    if re.search(r"\.(jsonl|ndjson|json)(\.\w+)?$", glob):
-        return "json"
-    return "parquet" if glob.endswith(".parquet") else None
+def _below(folder: str | None, pattern: str) -> str:
+    """Return a pattern of a config whose files are below `folder`, relative to the repo's root."""
+    return pattern if not folder else f"{folder.rstrip('/')}/{pattern}".removeprefix("./")
 
 
-def _add_features(infos: list[Any], config: str, columns: StructOf) -> bool:
-    """Add a config's column types; return whether that changes anything."""
-    info = next((info for info in infos if info.get("config_name", "default") == config), None)
-    if info is None:
-        for other in infos:
-            other.setdefault("config_name", "default")  # optional only while there is one config
-        infos.append({"config_name": config, "features": to_features(columns)})
-        return True
-    try:
-        known = from_features(info.get("features") or [])
-        merged = merge_structs(known, columns)
-    except (ValueError, Conflict):  # somebody else declared them: keep them
-        return False
-    if merged is known:
-        return False
-    info["features"] = to_features(merged)
-    return True
+def _one_or_many(paths: Sequence[str]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else list(paths)
 
 
 def _patterns(files: Any) -> list[tuple[str, str]]:
@@ -192,45 +373,9 @@ def _patterns(files: Any) -> list[tuple[str, str]]:
     return found
 
 
-def _add_entry(configs: list[Any], entry: Entry) -> bool:
-    """Add an entry; return whether that changes anything."""
-    config = next((config for config in configs if config.get("config_name", "default") == entry.config), None)
-    ours = {"split": entry.split, "path": entry.glob}
-    if config is None:
-        configs.append({"config_name": entry.config, "data_files": [ours]})
-        return True
-    files = config.get("data_files")
-    if files is None:
-        config["data_files"] = [ours]
-        return True
-    if isinstance(files, str) or not any(isinstance(file, dict) for file in files):
-        # A bare pattern, or a list of them, belongs to the split `train`.
-        files = [{"split": "train", "path": files}]
-    split = next((file for file in files if isinstance(file, dict) and file.get("split") == entry.split), None)
-    if split is None:
-        config["data_files"] = [*files, ours]
-        return True
-    paths = [split["path"]] if isinstance(split["path"], str) else list(split["path"])
-    if any(path == entry.glob or glob_pattern(path).fullmatch(entry.glob.replace("*", "x")) for path in paths):
-        return False
-    split["path"] = [*paths, entry.glob]
-    config["data_files"] = files
-    return True
+_BODY = """---
+---
 
-
-def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Return a pattern for the paths that `datasets` finds by `glob`: `*` stays within a folder, `**` does not."""
-    regex = ""
-    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob.removeprefix("./")):
-        if part.startswith("["):
-            inside = part[1:-1].replace("\\", r"\\")
-            regex += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
-        else:
-            regex += {"**/": r"(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
-    return re.compile(regex)
-
-
-_BODY = """
 # {name}
 
 This dataset grows while a job runs: hubsync uploads its rows, shard by shard.

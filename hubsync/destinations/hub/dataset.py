@@ -76,6 +76,15 @@ class _Revision(msgspec.Struct):
     siblings: list[_Sibling] | None = None
 
 
+class _Ref(msgspec.Struct):
+    name: str
+
+
+class _Refs(msgspec.Struct):
+    branches: list[_Ref] = []
+    tags: list[_Ref] = []
+
+
 class _Committed(msgspec.Struct, rename="camel"):
     commit_oid: _Sha
 
@@ -165,9 +174,24 @@ class HubDataset:
             tip = await self._tip_of_new_repo(is_new=is_new)
             if is_new:
                 return tip
+        if branch != "main" and not branch.startswith("refs/"):
+            await self._check_branch()
         # Asking for an upload mode changes nothing, and fails if the token may not write.
         await self._preupload([{"path": ".hubsync/probe.json", "size": 2, "sample": "e30="}])
         return tip
+
+    async def _check_branch(self) -> None:
+        """Raise `RepoMissingError` if the revision is not a branch."""
+        repo, revision = self.target.repo, self.target.revision
+        what = f"the branches of {repo}"
+        refs = (await self._http.send(what, "GET", f"{self._api}/refs")).decode(what, _Refs)
+        if revision in (ref.name for ref in refs.branches):
+            return
+        kind = "tag" if revision in (ref.name for ref in refs.tags) else "commit"
+        raise RepoMissingError(
+            f"revision {revision!r} of {repo} is a {kind}, to which nothing can be added. Nothing was changed. Pass "
+            "the name of a branch.", missing="revision",
+        )  # fmt: skip
 
     async def _create(self, private: bool | None) -> bool:
         """Create the repo; return False if another process was faster."""

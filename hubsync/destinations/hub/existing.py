@@ -1,0 +1,414 @@
+"""What a dataset holds before hubsync adds to it, and where new shards can go without changing how any of it loads.
+
+`datasets` reads a repo by its card, or guesses from file names if the card lists no files. New shards would change the
+guess, so it is written into the card first. All of this happens once for each new config and split: later commits find
+their entry in the card.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from glob import escape
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from hubsync._runtime.threads import run_in_thread
+from hubsync.destinations.base import Destination
+from hubsync.destinations.hub import inference
+from hubsync.destinations.hub.card import PATH, Card, Entry
+from hubsync.destinations.hub.globs import covers, matches
+from hubsync.errors import DatasetConflict, one_line
+from hubsync.model.layout import FORMATS, Format, Layout, format_of
+
+Kind = Literal["json", "parquet"]
+
+_INFOS, _YAML = "dataset_infos.json", ".huggingface.yaml"  # both describe a dataset, like the card
+_IGNORED = {PATH, _INFOS, "dataset_info.json", "config.json", "dataset_dict.json"}  # by `datasets`, in any folder
+# No reason to import `datasets`.
+_NO_DATA = (".py", ".md", ".ipynb", ".sh", ".yaml", ".yml", ".cfg", ".ini", "license.txt", "requirements.txt")
+_KINDS: dict[str, Kind] = {"json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet"}
+_SHARD = re.compile(r"-[0-9a-f]{8}-\d{5,}\.\w+(\.\w+)?")  # how the names of hubsync's own shards end
+_MAX_LISTED = 1_000  # files that are listed one by one in a card
+_SAMPLE_BYTES = 16 << 20  # of a JSON Lines file; `datasets` infers types from the first 10 MiB
+_MAX_SAMPLE_BYTES = 128 << 20  # of a file that must be read as a whole
+
+
+class Existing(NamedTuple):
+    """A dataset at one commit.
+
+    Attributes:
+        repo: Its id.
+        card: Its card, in which everything is explicit that new shards would change.
+        has_card: Whether the repo has a card.
+        kind: What its files are; None if it holds none, or if nobody looked.
+        files: The paths of its files; None if nobody looked, because the card has the entries that were asked for.
+    """
+
+    repo: str
+    card: Card
+    has_card: bool
+    kind: Kind | None = None
+    files: Collection[str] | None = None
+
+    def problem_with(self, entry: Entry) -> str | None:
+        """Return why shards at an entry's glob would not load, or change what loads; None if all is well."""
+        kind = _kind_of(entry.glob)
+        if self.kind is not None and kind != self.kind:
+            return f"it holds {_NAMES[self.kind]}, and {_ONE_KIND}, not {entry.glob!r} as well"
+        if (problem := self.card.problem_with(entry)) is not None:
+            return f"its card lists files that meet ours: {problem}"
+        if self.files is None or self.card.lists(entry):
+            return None
+        folders = entry.glob.split("/")[:-1]
+        for depth in range(1, len(folders) + 1):
+            if (folder := "/".join(folders[:depth])) in self.files:
+                return f"{folder!r} is a file, and the shards need a folder of that name"
+        listed = [other for other in self.card.entries() if other[:2] == entry[:2]]
+        for path in self.files:
+            if matches(entry.glob, path) and not _SHARD.search(path) and not any(matches(e.glob, path) for e in listed):
+                return f"{entry.glob!r} would find {path!r}, which is not in {entry.config}/{entry.split} today"
+        return None
+
+    def place(self, wanted: Layout, format: Format | None, *, is_custom: bool) -> Layout:
+        """Return the layout for new shards: `wanted`, or the same in another format or folder.
+
+        Args:
+            wanted: The config, the split and the paths.
+            format: The format that the user asked for; None to follow the dataset.
+            is_custom: Whether the user chose the paths, so that only these will do.
+
+        Raises:
+            DatasetConflict: There is no place where the rows would load and nothing else would change.
+        """
+        choices = [wanted] if is_custom else self._choices(wanted, format)
+        problems = {layout: self.problem_with(_entry_of(layout)) for layout in choices}
+        listed = [layout for layout in choices if self.card.lists(_entry_of(layout))]
+        for layout in [*listed, *choices]:
+            if problems[layout] is None:
+                return layout
+        raise self.conflict(wanted, str(problems[choices[0]]))
+
+    def replaced_default(self, config: str) -> str | None:
+        """Return the config that `load_dataset` loads without a name today, if adding `config` changes that."""
+        today = self.card.default_config_or_none()
+        return today if config == "default" and today not in (None, "default") else None
+
+    def holds_others(self, config: str) -> bool:
+        """Return whether a config has files that hubsync did not write, as far as anybody looked."""
+        patterns = [entry.glob for entry in self.card.entries() if entry.config == config]
+        theirs = (path for path in self.files or () if not _SHARD.search(path))
+        return any(matches(pattern, path) for path in theirs for pattern in patterns)
+
+    def conflict(self, layout: Layout, why: str) -> DatasetConflict:
+        """Return the error for rows that cannot be added."""
+        return _conflict(self.repo, layout.config, layout.split, why, _entry_of(layout))
+
+    def _choices(self, wanted: Layout, format: Format | None) -> list[Layout]:
+        same = [e for e in self.card.entries() if e.config == wanted.config]
+        formats = [format_of(e.glob) for e in same if e.split == wanted.split and e.glob.endswith(_ENDINGS)]
+        formats += [format_of(e.glob) for e in same if e.glob.endswith(_ENDINGS)]
+        follows = next((found for found in formats if self.kind in (None, _kind_of("." + found))), None)
+        chosen = format or follows or ("parquet" if self.kind == "parquet" else wanted.format)
+        return list(wanted.alternatives(chosen))
+
+
+_ENDINGS = tuple(f".{one}" for one in FORMATS)
+_ONE_KIND = "load_dataset reads one kind of file per repo"
+_NAMES = {"json": "JSON files", "parquet": "Parquet files"}
+
+
+async def examine(
+    source: Destination,
+    repo: str,
+    at: str | None,
+    content: bytes | None,
+    entries: Sequence[Entry],
+    *,
+    known: Collection[Entry] = (),
+    has_schema: bool = True,
+) -> Existing:
+    """Return what a dataset holds in the commit `at`, made explicit as far as `entries` would change it.
+
+    Args:
+        source: The repo.
+        repo: Its id.
+        at: The commit; None for an empty branch.
+        content: The card in that commit; None if it has none.
+        entries: What is to be added; the card may list it already.
+        known: Entries that were committed before, so that nobody needs to look again while the card lists them.
+        has_schema: Whether the card will declare the columns of the entries' configs, so that it must declare those of
+            the rows that are there.
+
+    Raises:
+        CardError: The card cannot be read.
+        DatasetConflict: `datasets` loads something that no card can say together with JSON Lines or Parquet.
+    """
+    card = await run_in_thread(Card, content, repo)
+    is_listed = all(card.lists(entry) and (entry in known or _is_clear(card, entry)) for entry in entries)
+    if at is None or (entries and is_listed):
+        return Existing(repo, card, content is not None)
+    return await _Examination(source, repo, at, card, content, entries, has_schema).run()
+
+
+async def place(
+    source: Destination,
+    at: str | None,
+    repo: str,
+    content: bytes | None,
+    wanted: Layout,
+    format: Format | None,
+    *,
+    is_custom: bool,
+    has_schema: bool,
+) -> tuple[Layout, Existing]:
+    """Return where new shards can go, and the dataset as it is.
+
+    Args:
+        source: The repo.
+        at: The commit; None for an empty branch.
+        repo: The repo's id.
+        content: The card in that commit; None if it has none.
+        wanted: The config, the split, and the paths for a new dataset.
+        format: The format that the user asked for; None to follow the dataset.
+        is_custom: Whether the user chose the paths, so that only these will do.
+        has_schema: See `examine`.
+
+    Raises:
+        CardError: The card cannot be read.
+        DatasetConflict: There is no such place.
+    """
+    card = await run_in_thread(Card, content, repo)
+    formats = FORMATS if format is None else (format,)
+    choices = [wanted] if is_custom else [layout for one in formats for layout in wanted.alternatives(one)]
+    for layout in choices:
+        if _is_clear(card, _entry_of(layout)):
+            wanted = layout
+            break
+    existing = await examine(source, repo, at, content, [_entry_of(wanted)], has_schema=has_schema)
+    return existing.place(wanted, format, is_custom=is_custom), existing
+
+
+class _Examination:
+    """One look at a repo whose card lacks entries."""
+
+    def __init__(
+        self,
+        source: Destination,
+        repo: str,
+        at: str,
+        card: Card,
+        content: bytes | None,
+        entries: Sequence[Entry],
+        has_schema: bool,
+    ) -> None:
+        self._source = source
+        self._repo = repo
+        self._at = at
+        self._card = card
+        self._contents = {} if content is None else {PATH: content}
+        self._entries = entries
+        self._has_schema = has_schema
+        self._sizes: dict[str, int] = {}
+
+    async def run(self) -> Existing:
+        files = await self._source.list_files(self._at)
+        self._sizes = {file.path: file.size for file in files}
+        await self._read_descriptions()
+        self._card.default_config()  # raises if nothing loads because several configs are the default
+        inferred = await self._infer_what_is_implicit()
+        kind = self._kind(inferred)
+        await self._declare_features(inferred)
+        return Existing(self._repo, self._card, PATH in self._contents, kind, self._sizes.keys())
+
+    async def _read_descriptions(self) -> None:
+        if _YAML in self._sizes:
+            raise self._conflict(f"{_YAML} overrides the card. Move its content to the YAML of {PATH}")
+        if (script := f"{self._repo.split('/')[-1]}.py") in self._sizes:
+            raise self._conflict(f"it has a loading script, {script}, which decides what loads")
+        if _INFOS in self._sizes:
+            self._contents[_INFOS] = await self._source.read_file(_INFOS, self._at) or b""
+
+    async def _infer_what_is_implicit(self) -> dict[str, inference.Inferred]:
+        """Write into the card what `datasets` guesses now and our shards would change; return it by config."""
+        configs = self._card.configs()
+        ours = {entry.config for entry in self._entries}
+        if not configs:
+            names = ["default"] if self._data() else []
+        else:
+            bare = [
+                c for c in configs if not c.get("data_files") and (not c.get("data_dir") or c["config_name"] in ours)
+            ]
+            names = [str(c["config_name"]) for c in bare]
+            if _INFOS in self._contents:
+                names += [str(c["config_name"]) for c in configs if c not in bare and c["config_name"] in ours]
+        found: dict[str, inference.Inferred] = {}
+        for name in names:
+            try:
+                inferred = await run_in_thread(
+                    inference.infer_config, self._repo, [*self._sizes], self._contents, name if configs else None
+                )
+            except inference.InferenceError as error:
+                raise self._conflict(
+                    f"its card does not list its files, and datasets cannot say which it loads: {error}"
+                ) from error
+            if inferred is None:
+                continue
+            theirs = {s: [p for p in paths if not _SHARD.search(p)] for s, paths in inferred.files.items()}
+            if not any(theirs.values()):
+                continue
+            if inferred.builder not in _NAMES:
+                some = next(path for paths in theirs.values() for path in paths)
+                raise self._conflict(
+                    f"it loads as {inferred.builder} today ({some!r}), and load_dataset reads one kind of file per repo"
+                )
+            found[name] = inferred
+            if not (configs and _files_listed(configs, name)):
+                self._card.set_files(name, {s: self._patterns(s, paths) for s, paths in theirs.items() if paths})
+            if inferred.info and _INFOS in self._contents:
+                self._card.set_info(name, inferred.info)
+        return found
+
+    def _data(self) -> list[str]:
+        """Return the files that may hold rows and that hubsync did not write."""
+        return [
+            path for path in self._sizes
+            if not any(part.startswith((".", "__")) for part in path.split("/"))
+            and (name := path.rsplit("/", 1)[-1]) not in _IGNORED
+            and "." in name and not name.lower().endswith(_NO_DATA) and not _SHARD.search(path)
+        ]  # fmt: skip
+
+    def _patterns(self, split: str, files: Sequence[str]) -> list[str]:
+        """Return patterns that find exactly these files, in this order."""
+        patterns: list[str] = []
+        for folder, run in _runs(files):
+            endings = {re.sub(r"^[^.]*", "", path.rsplit("/", 1)[-1]) for path in run}
+            choices = [f"{folder}{split}-*", *(f"{folder}*{ending}" for ending in endings if len(endings) == 1)]
+            good = (c for c in choices if [path for path in sorted(self._sizes) if matches(c, path)] == run)
+            found = next(good, None) if len(run) > 1 or folder else None
+            patterns += [found] if found is not None else [escape(path) for path in run]
+        if len(patterns) > _MAX_LISTED:
+            raise self._conflict(
+                f"no pattern finds the {len(files):,} files of its split {split}. List them in its card"
+            )
+        return patterns
+
+    def _kind(self, inferred: Mapping[str, inference.Inferred]) -> Kind | None:
+        """Return what the repo's files are. `datasets` decides it by the first config, for all of them."""
+        configs = self._card.configs()
+        if not configs:
+            return None
+        first = str(configs[0]["config_name"])
+        if first in inferred:
+            return _KINDS[inferred[first].builder]
+        patterns = [entry.glob for entry in self._card.entries() if entry.config == first]
+        paths = [path for path in self._sizes if any(matches(pattern, path) for pattern in patterns)]
+        if not paths:  # nothing loads: it does if ours comes first
+            self._card.first = self._entries[0].config
+            return None
+        kinds = {_kind_of(path) for path in paths}
+        if len(kinds) == 1 and (kind := kinds.pop()) is not None:
+            return kind
+        raise self._conflict(f"its config {first} holds other files than JSON or Parquet ({paths[0]!r}, for example)")
+
+    async def _declare_features(self, inferred: Mapping[str, inference.Inferred]) -> None:
+        """Declare the columns that a config has, before the card declares those of our rows."""
+        declared = self._card.features()
+        for config in {entry.config for entry in self._entries} if self._has_schema else ():
+            if declared.get(config) and declared[config].fields:
+                continue
+            patterns = [entry.glob for entry in self._card.entries() if entry.config == config]
+            found = (path for pattern in patterns for path in sorted(self._sizes) if matches(pattern, path))
+            sample = next((path for path in found if self._sizes[path] and not _SHARD.search(path)), None)
+            if sample is not None:
+                self._card.set_info(config, {"features": await self._features_of(sample)})
+
+    async def _features_of(self, path: str) -> list[dict[str, object]]:
+        advice = f"Declare the columns of {path!r} as dataset_info: features: in {PATH}"
+        limit = _SAMPLE_BYTES if path.endswith((".jsonl", ".ndjson")) else None
+        if limit is None and self._sizes[path] > _MAX_SAMPLE_BYTES:
+            raise self._conflict(f"its columns are not declared, and {path!r} is too large to look. {advice}")
+        with tempfile.TemporaryDirectory(prefix="hubsync-") as scratch:
+            file = Path(scratch) / path.rsplit("/", 1)[-1]
+            with file.open("wb") as stream:
+                await self._download(path, stream.write, limit)
+            if limit is not None and file.stat().st_size < self._sizes[path]:
+                await run_in_thread(_cut_last_line, file)
+            builder = _kind_of(path)
+            try:
+                features = await run_in_thread(partial(inference.infer_features, str(builder), file))
+            except inference.InferenceError as error:
+                raise self._conflict(
+                    f"its columns are not declared, and datasets cannot find them ({error}). {advice}"
+                ) from error
+        return features or []
+
+    async def _download(self, path: str, write: Callable[[bytes], object], limit: int | None) -> None:
+        received = 0
+
+        def take(piece: bytes) -> None:
+            nonlocal received
+            write(piece)
+            received += len(piece)
+            if limit is not None and received >= limit:
+                raise _Enough
+
+        with suppress(_Enough):
+            await self._source.download(path, self._at, take)
+
+    def _conflict(self, why: str) -> DatasetConflict:
+        entry = self._entries[0]
+        return _conflict(self._repo, entry.config, entry.split, why, entry)
+
+
+class _Enough(Exception):
+    """The part of a file that is needed has arrived."""
+
+
+def _cut_last_line(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _runs(files: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Group consecutive files of one folder."""
+    runs: list[tuple[str, list[str]]] = []
+    for path in files:
+        folder = path[: path.rfind("/") + 1]
+        if not runs or runs[-1][0] != folder:
+            runs.append((folder, []))
+        runs[-1][1].append(path)
+    return runs
+
+
+def _files_listed(configs: Sequence[Mapping[str, object]], name: str) -> bool:
+    return any(str(item["config_name"]) == name and item.get("data_files") for item in configs)
+
+
+def _kind_of(path: str) -> Kind | None:
+    """Return the kind that a file's name ends in, compressed or not."""
+    found = re.search(r"\.(jsonl?|ndjson|parquet)(\.(gz|zst|bz2|xz|lz4))?$", path)
+    return _KINDS[found[1]] if found else None
+
+
+def _is_clear(card: Card, entry: Entry) -> bool:
+    """Return whether the card lists an entry by a pattern that only finds files of its kind."""
+    same = (e.glob for e in card.entries() if e[:2] == entry[:2] and _kind_of(e.glob) == _kind_of(entry.glob))
+    return any(glob == entry.glob or covers(glob, entry.glob) for glob in same)
+
+
+def _entry_of(layout: Layout) -> Entry:
+    return Entry(layout.config, layout.split, layout.glob)
+
+
+def _conflict(repo: str, config: str, split: str, why: str, entry: Entry) -> DatasetConflict:
+    line = f"configs: [{{config_name: {config}, data_files: [{{split: {split}, path: {entry.glob!r}}}]}}]"
+    return DatasetConflict(
+        one_line(
+            f"rows cannot be added to {config}/{split} of {repo} so that all of it loads: {why}. Nothing was changed. "
+            f"Use another repo, config or path=…; or, if its other files hold no rows, say so in {PATH}'s YAML: {line}"
+        )
+    )
