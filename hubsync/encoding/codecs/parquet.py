@@ -250,10 +250,13 @@ def _read_lines(lines: bytes, columns: StructOf) -> Any:
         inferred = columns_of(_read_json(lines).schema)
         others = {name: kind for name, kind in inferred.fields.items() if name not in plain.fields}
         plain = StructOf({**plain.fields, **others})
-    table = _read_json(lines, arrow_schema(plain))
+    readable = _without_null_items(plain)
+    assert isinstance(readable, StructOf)
+    table = _read_json(lines, arrow_schema(readable))
     if not all(map(_is_finite, table.itercolumns())):
         raise _Unfit("a number is too large for a float")
-    return _to_stored(table, arrow_schema(plain, stored=True))
+    stored = arrow_schema(plain, stored=True)
+    return table.from_arrays([conformed(table[field.name], field.type) for field in stored], schema=stored)
 
 
 def _row_groups(tables: Iterable[Any]) -> Iterator[Any]:
@@ -349,33 +352,13 @@ def _is_finite(column: Any) -> bool:
     return all(_is_finite(part) for chunk in chunks for part in (chunk.flatten() if is_struct else [chunk.flatten()]))
 
 
-def _to_stored(table: Any, stored: Any) -> Any:
-    """Return the table in the schema of the file, with nulls for objects without fields."""
-    import pyarrow
-
-    if table.schema.equals(stored):
-        return table
-    columns = [
-        column
-        if column.type.equals(field.type)
-        else pyarrow.chunked_array([_with_nulls(column, field.type)], field.type)
-        for column, field in zip(table.columns, stored, strict=True)
-    ]
-    return pyarrow.table(columns, schema=stored)
-
-
-def _with_nulls(column: Any, kind: Any) -> Any:
-    """Convert through Python objects: this is rare, and pyarrow can't cast a struct to null."""
-    import pyarrow
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, list):
-            return [convert(item) for item in value]
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()} or None
-        return value
-
-    return pyarrow.array([convert(value) for value in column.to_pylist()], type=kind)
+def _without_null_items(kind: ColumnType) -> ColumnType:
+    """Return the type to read a column as: pyarrow's JSON reader miscounts the nulls in lists of nulls."""
+    if isinstance(kind, StructOf):
+        return StructOf({name: _without_null_items(field) for name, field in kind.fields.items()})
+    if isinstance(kind, ListOf):
+        return ListOf("bool" if kind.item == "null" else _without_null_items(kind.item))
+    return kind
 
 
 # Columns that are stored as JSON.
