@@ -28,6 +28,7 @@ def test_the_rows_of_an_offline_job_are_uploaded(run: Commands, dataset: Dataset
     assert dataset.ids() == list(range(5))
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_repo_is_created_as_private_as_the_job_asked_for(run: Commands, dataset: Dataset) -> None:
     run("pipe", "user/rows", "--private", stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
     run("pipe", "user/rows", stdin=jsonl(3, 5), HF_HUB_OFFLINE="1")
@@ -39,6 +40,7 @@ def test_a_repo_is_created_as_private_as_the_job_asked_for(run: Commands, datase
     assert dataset.api.dataset_info("user/rows").private
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_corrupt_spool_does_not_hide_or_block_the_others(run: Commands, dataset: Dataset, tmp_path: Path) -> None:
     for repo in ("user/other", "user/rows"):
         run("pipe", repo, stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")
@@ -57,6 +59,7 @@ def test_a_corrupt_spool_does_not_hide_or_block_the_others(run: Commands, datase
     assert dataset.ids() == [0, 1, 2]
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_spool_whose_hub_is_down_does_not_delay_the_others(
     run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -75,6 +78,7 @@ def test_a_spool_whose_hub_is_down_does_not_delay_the_others(
     assert dataset.ids() == [0, 1]
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_spool_whose_hub_is_gone_is_left_and_the_others_are_drained(
     run: Commands, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -90,6 +94,7 @@ def test_a_spool_whose_hub_is_gone_is_left_and_the_others_are_drained(
     assert (again.returncode, "1 spool: nothing to upload." in again.stderr) == (4, True)
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_spool_whose_token_is_refused_does_not_stop_the_others(
     run: Commands, hub: LocalHub, dataset: Dataset
 ) -> None:
@@ -103,6 +108,7 @@ def test_a_spool_whose_token_is_refused_does_not_stop_the_others(
     assert sorted(fact["condition"] for fact in facts) == ["blocked", "finished"]
 
 
+@pytest.mark.slow("starts several processes")
 def test_the_exit_codes_of_one_spool(run: Commands, hub: LocalHub, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     run("pipe", "user/rows", "--spool", spool, stdin=jsonl(0, 3), HF_HUB_OFFLINE="1")

@@ -29,6 +29,7 @@ def actions(run: Commands, *args: object) -> dict[str, str]:
     return {Path(fact["spool"]).name.split("--")[1].rpartition("-")[0]: fact["action"] for fact in facts}
 
 
+@pytest.mark.slow("starts several processes")
 def test_only_empty_spools_are_removed_and_only_if_asked(
     run: Commands, uploader: Callable[..., Uploader], hub: LocalHub, home: Path
 ) -> None:

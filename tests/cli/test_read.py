@@ -65,6 +65,7 @@ def test_a_config_that_exists_only_in_the_spool_is_read(
             assert (done.returncode, done.stderr, ids(done.stdout)) == (0, "", expected)
 
 
+@pytest.mark.slow("starts several processes")
 def test_read_continues_from_a_cursor_file(run: Commands, uploader: Make, tmp_path: Path) -> None:
     upload(uploader, *range(12))
     assert ids(run("read", "user/rows").stdout) == list(range(12))

@@ -16,6 +16,7 @@ from tests.cli.lines import jsonl
 from tests.conftest import Commands
 
 
+@pytest.mark.slow("starts several processes")
 def test_a_spool_is_shown_and_not_drained_while_a_job_has_it_open(
     run: Commands, uploader: Callable[..., Uploader], tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_job_that_was_refused_before_its_first_row_is_shown_as_blocked(
     assert run("status", tmp_path / "spool").returncode == 0
 
 
+@pytest.mark.slow("starts several processes")
 def test_the_table_has_problems_first_and_fits_a_terminal(
     run: Commands, uploader: Callable[..., Uploader], hub: LocalHub
 ) -> None:

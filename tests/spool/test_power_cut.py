@@ -204,6 +204,7 @@ def test_a_file_that_was_changed_is_neither_committed_nor_deleted(
     assert dataset.ids() == [0, 2, 3, 9]  # as the operator decided
 
 
+@pytest.mark.slow("kills a job and opens its spool again")
 def test_a_file_that_cannot_be_inspected_is_not_lost(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
