@@ -125,8 +125,8 @@ class SpoolPolicy:
     Attributes:
         directory: The directory. None for one per repo below `$HUBSYNC_HOME`, else `$XDG_STATE_HOME/hubsync`, else
             `~/.local/state/hubsync`.
-        max_bytes: Bytes that it may hold, including the dead letter. At the limit the worker stops reading the queue,
-            and `QueuePolicy.when_full` applies. It is checked every 8 MiB, so a spool may hold that much more.
+        max_bytes: Bytes of rows that it may hold for all its processes, including the dead letter. At the limit the
+            worker stops reading the queue, and `QueuePolicy.when_full` applies. An empty spool takes a larger batch.
         durability: "process": an accepted row survives SIGKILL. "fsync": it survives a power cut as well.
     """
 

@@ -40,7 +40,7 @@ from hubsync.spool.quarantine import Quarantine
 from hubsync.spool.recovery import Recovery
 from hubsync.spool.retention import Retention
 from hubsync.spool.schemas import Schemas
-from hubsync.spool.segments import Segments, depth_of
+from hubsync.spool.segments import Segments, StateDepth, depth_of
 from hubsync.spool.shards import Shards
 from hubsync.spool.writers import Writers
 
@@ -208,12 +208,9 @@ class Spool:
             return f"nothing waits in {self.directory}"
         return f"{waiting_text(depth.rows, depth.bytes)} in {self.directory}"
 
-    def full_text(self) -> str | None:
-        """Return why the spool takes no more, if it holds what its policy allows, with its dead letter; else None."""
-        depths = self.segments.depths()
-        if sum(depth.bytes for depth in depths.values()) < self.policy.max_bytes:
-            return None
-        dead = depths["dead"].bytes if "dead" in depths else 0
+    def full_text(self) -> str:
+        """Return that the spool holds what its policy allows, and how much of that is its dead letter."""
+        dead = self.segments.depths().get("dead", StateDepth()).bytes
         return spool_full_text(self.directory, self.policy.max_bytes, dead)
 
     def lost(self) -> SpoolLost:

@@ -126,11 +126,13 @@ class _Take:
         touched: the segments that it wrote to, by id.
         sealed: the segments that it sealed.
         quarantined: files that are linked into the quarantine.
+        held: bytes that the spool holds with it.
     """
 
     touched: dict[int, _OpenSegment] = field(default_factory=dict)
     sealed: list[int] = field(default_factory=list)
     quarantined: list[Path] = field(default_factory=list)
+    held: int = 0
 
 
 class SpoolWriter:
@@ -206,13 +208,15 @@ class SpoolWriter:
         return self._offsets.has_key(key)
 
     def append(self, batches: Sequence[Batch]) -> tuple[list[Accepted], list[int]]:
-        """Write batches in one transaction.
+        """Write batches in one transaction, as many of them as the spool's quota allows.
 
         Returns:
-            What became of each batch, and the segments that this sealed.
+            What became of each batch, and the segments that this sealed. If the quota ends the take, later batches are
+            missing.
 
         Raises:
-            SpoolError: the disk or the catalogue refuses. Nothing was accepted; the same call may be repeated.
+            SpoolError: the disk, the catalogue or the quota refuses. Nothing was accepted; the same call may be
+                repeated.
         """
         with self._guard:
             before = self._open.snapshot() if self._open else None
@@ -222,7 +226,8 @@ class SpoolWriter:
                     failpoint(Failpoint.TAKE_BEGUN)
                     self._drop_adopted(take)
                     self._cut_torn_tail()
-                    accepted = [self._accept(batch, take) for batch in batches]
+                    take.held = self._segments.held_bytes()
+                    accepted = self._accept_all(batches, take)
                     if self._open is not None:
                         self._write(self._open)
                         if self._is_full(self._open):
@@ -236,6 +241,24 @@ class SpoolWriter:
                 raise
             self._complete(take)
             return accepted, take.sealed
+
+    def _accept_all(self, batches: Sequence[Batch], take: _Take) -> list[Accepted]:
+        accepted: list[Accepted] = []
+        for batch in batches:
+            if (found := self._accept(batch, take)) is None:
+                if not accepted:
+                    raise SpoolError(self._spool.full_text())
+                break
+            accepted.append(found)
+        return accepted
+
+    def _fits_quota(self, batch: Batch, take: _Take) -> bool:
+        """Return whether the spool may hold a batch, and count it. What others write waits for this transaction."""
+        size = len(batch.lines)
+        if take.held and take.held + size > self._spool.policy.max_bytes:  # an empty spool takes a batch of any size
+            return False
+        take.held += size
+        return True
 
     def _complete(self, take: _Take) -> None:
         for segment in take.touched.values():
@@ -254,13 +277,16 @@ class SpoolWriter:
             take.touched[segment.id] = segment
             self._open = None
 
-    def _accept(self, batch: Batch, take: _Take) -> Accepted:
+    def _accept(self, batch: Batch, take: _Take) -> Accepted | None:
+        """Accept a batch; return None if the quota does not allow it."""
         try:
             known = self._find_replay(batch)
         except OffsetOrderError as error:
             return Accepted(None, False, error)
         if known is not None:
             return Accepted(known[0], True)
+        if not self._fits_quota(batch, take):
+            return None
         if batch.set_aside is not None:
             dead = self._quarantine(batch, take)
             self._record(batch, dead)

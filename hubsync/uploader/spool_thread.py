@@ -20,7 +20,7 @@ from hubsync.errors import HubsyncError, SpoolError, SpoolLost
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.model.receipt import Receipt, mark_dropped, mark_spooled, outcome_of
-from hubsync.policies import MIB, ShardPolicy
+from hubsync.policies import ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.spool.writer import Accepted, SpoolWriter
 from hubsync.telemetry.status import State, Status
@@ -34,7 +34,6 @@ R = TypeVar("R")
 _FULL_S = 0.5  # how often a full spool or disk is tried again
 _MOST_REASONS = 100  # for which rejected batches are logged
 _LOG_CHECK_TAKES = 16  # takes between two checks of the write-ahead log's share of the disk
-_QUOTA_STEP = 8 * MIB  # bytes spooled between two checks of the spool's quota
 
 
 class SpoolThread:
@@ -63,7 +62,6 @@ class SpoolThread:
         self._siblings: dict[Layout, SpoolWriter] = {}  # writers of other configs, opened by schema conflicts
         self._in_hand: list[Batch | Order] = []  # taken from the queue and not processed yet
         self._reported: set[str] = set()  # why batches were quarantined
-        self._bytes_unchecked = _QUOTA_STEP  # since the last check of the quota: check before the first take
         self._takes = 0
         self.is_stopping = False  # `stop` was called
         self._has_room = OneShotEvent()
@@ -128,8 +126,11 @@ class SpoolThread:
         self._write(batches)
 
     def _write(self, batches: list[Batch]) -> None:
-        if not batches:
-            return
+        while batches:  # the spool's quota may end a take
+            batches = batches[self._write_some(batches) :]
+
+    def _write_some(self, batches: list[Batch]) -> int:
+        """Spool the first of these batches, as many as the spool takes at once; return how many."""
         was_idle = self.opened_at() is None
         try:
             result = self._retry(partial(self._append, batches))
@@ -142,6 +143,7 @@ class SpoolThread:
             _log.error("%d rows in memory were not accepted: %s", sum(batch.rows for batch in batches), error)
         else:
             accepted, sealed = result
+            batches = batches[: len(accepted)]
             for batch, (segment, replayed, refused) in zip(batches, accepted, strict=True):
                 if refused is not None:
                     self._refuse(batch, refused)
@@ -158,6 +160,7 @@ class SpoolThread:
                 writer.hash_written()
             self._bound_write_ahead_log()
         self._queue.release(batches)
+        return len(batches)
 
     def _refuse(self, batch: Batch, error: HubsyncError) -> None:
         """Give a batch back to the caller; if that no longer waits, to the next flush or the close."""
@@ -175,10 +178,8 @@ class SpoolThread:
             spool.disk.reserve(of_what_is_left=not spool.depth().rows)
         if spool.disk.is_exhausted():
             raise SpoolError(f"the disk of {spool.directory} is full. It takes more rows as soon as it has room.")
-        if self._bytes_unchecked >= _QUOTA_STEP and (why := spool.full_text()):
-            raise SpoolError(why)
         accepted, sealed = self._writer_for(batches[0]).append(batches)
-        self._count(batches, accepted)
+        self._count(batches[: len(accepted)], accepted)
         return accepted, sealed
 
     def _writer_for(self, batch: Batch) -> SpoolWriter:
@@ -192,7 +193,6 @@ class SpoolThread:
     def _count(self, batches: list[Batch], accepted: list[Accepted]) -> None:
         new = [batch for batch, found in zip(batches, accepted, strict=True) if not (found.replayed or found.error)]
         size = sum(len(batch.lines) for batch in new)
-        self._bytes_unchecked = (0 if self._bytes_unchecked >= _QUOTA_STEP else self._bytes_unchecked) + size
         counts = self._status.counts
         counts.spooled_batches += len(new)
         counts.spooled_rows += sum(batch.rows for batch in new)
