@@ -1,4 +1,4 @@
-"""`hubsync dead-letter`: shards that the Hub refuses for good, as a person sees and mends them from a shell."""
+"""`hubsync dead-letter`: an operator inspects, edits, resubmits and discards rejected shards from a shell."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ pytestmark = pytest.mark.slow("runs the command line in processes of its own")
 Make = Callable[..., Uploader]
 Letter = Callable[..., Done]
 SHARED = "data/{split}-{seq:05d}.jsonl"
-# Run before a command: it dies at a point of its way,
+# Run before a command: it is killed at a failpoint,
 DYING = """
 import os, signal
 from hubsync._runtime import failpoints
 failpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached.name == {!r} else None
 """
-# or retries without long waits.
+# or it retries without long waits.
 QUICK = """
 from functools import partial
 from hubsync.maintenance import drain
@@ -58,7 +58,7 @@ def spool(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def letter(run: Commands, spool: Path) -> Letter:
-    """`hubsync dead-letter WHAT SPOOL …`, perhaps killed on its way."""
+    """`hubsync dead-letter WHAT SPOOL …`, killed at a failpoint if asked."""
 
     def letter(what: str, *args: object, stdin: str = "", dies_at: Failpoint | None = None) -> Done:
         prelude = QUICK if dies_at is None else DYING.format(dies_at.name)
@@ -69,7 +69,7 @@ def letter(run: Commands, spool: Path) -> Letter:
 
 @pytest.fixture
 def check(hub: LocalHub, spool: Path) -> Callable[..., tuple[str, ...]]:
-    """That the dataset is whole and everything in it once, to the spool and to who has none; answers the notes."""
+    """Verify the dataset with the spool and without it; return the notes."""
 
     def check() -> tuple[str, ...]:
         given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "content": True}
@@ -82,7 +82,7 @@ def check(hub: LocalHub, spool: Path) -> Callable[..., tuple[str, ...]]:
 
 
 def refuse(hub: LocalHub, up: Uploader, *rows: dict[str, Any], **given: Any) -> None:
-    """Puts rows as a shard that the Hub refuses."""
+    """Put rows as a shard that the Hub rejects."""
     fault = hub.faults.add(Fault.status(422, on="commit"))
     up.put(list(rows), **given)
     with pytest.raises(ShardsRefused):
@@ -92,7 +92,7 @@ def refuse(hub: LocalHub, up: Uploader, *rows: dict[str, Any], **given: Any) -> 
 
 @pytest.fixture
 def refused(hub: LocalHub, uploader: Make) -> list[int]:
-    """A job that has ended: rows 0 to 5, of which 1 and 2 and 4 are in two dead shards. Answers the shards' ids."""
+    """A job that has ended: rows 0 to 5, of which 1, 2 and 4 are in two rejected shards, whose ids it returns."""
     with uploader(path=SHARED) as up:
         up.put([{"id": 0}], ack="committed", offset=0)
         refuse(hub, up, {"id": 1}, {"id": 2}, offset=2, key="k")
@@ -102,18 +102,18 @@ def refused(hub: LocalHub, uploader: Make) -> list[int]:
         return [shard.id for shard in inspect_spool(up.spool).dead_letter]
 
 
-def graves(spool: Path) -> list[str]:
+def dead_letter_files(spool: Path) -> list[str]:
     return sorted(path.name for path in (spool / "dead-letter").iterdir())
 
 
-def nothing_is_left(spool: Path) -> bool:
-    return graves(spool) == [] and list((spool / "segments").iterdir()) == []
+def is_drained(spool: Path) -> bool:
+    return dead_letter_files(spool) == [] and list((spool / "segments").iterdir()) == []
 
 
-# To look at it.
+# List.
 
 
-def test_an_empty_dead_letter_is_no_failure(run: Commands, letter: Letter, uploader: Make) -> None:
+def test_an_empty_dead_letter_is_not_a_failure(run: Commands, letter: Letter, uploader: Make) -> None:
     with uploader() as up:
         up.put([{"id": 0}])
     for done in (letter("list"), run("dead-letter", "list")):
@@ -123,7 +123,7 @@ def test_an_empty_dead_letter_is_no_failure(run: Commands, letter: Letter, uploa
     assert letter("resubmit", "--all").returncode == 0
 
 
-def test_a_list_shows_what_is_dead_and_why(letter: Letter, refused: list[int], spool: Path) -> None:
+def test_a_list_shows_each_rejected_shard_and_the_reason(letter: Letter, refused: list[int], spool: Path) -> None:
     first, second = (json.loads(line) for line in letter("list", "--json").stdout.splitlines())
     assert first["spool"] == str(spool)
     assert (first["id"], first["path"], first["rows"], first["bytes"]) == (refused[0], "data/train-00001.jsonl", 2, 18)
@@ -138,7 +138,7 @@ def test_a_list_shows_what_is_dead_and_why(letter: Letter, refused: list[int], s
     assert re.match(rf" *{refused[0]} +data/train-00001\.jsonl +2 +18 bytes +20\d\d-\d\d-\d\d .*422", lines[0])
 
 
-def test_what_names_the_dead_letter_names_the_command(
+def test_messages_about_the_dead_letter_name_the_command(
     run: Commands, hub: LocalHub, uploader: Make, spool: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = f"hubsync dead-letter list {spool}"
@@ -155,10 +155,10 @@ def test_what_names_the_dead_letter_names_the_command(
     assert done.stderr.endswith(f"Inspect or resubmit them: {command}\n")
 
 
-# To export it.
+# Export.
 
 
-def test_an_export_is_exactly_the_bytes(letter: Letter, refused: list[int], tmp_path: Path) -> None:
+def test_an_export_is_byte_for_byte_what_was_put(letter: Letter, refused: list[int], tmp_path: Path) -> None:
     first, second = b'{"id":1}\n{"id":2}\n', b'{"id":4}\n'
     assert letter("export", refused[0]).stdout.encode() == first
     assert letter("export", refused[1], refused[0]).stdout.encode() == second + first
@@ -173,7 +173,7 @@ def test_an_export_is_exactly_the_bytes(letter: Letter, refused: list[int], tmp_
     assert len(letter("list", "--json").stdout.splitlines()) == 2  # they stay
 
 
-def test_an_export_overwrites_nothing_unless_told(letter: Letter, refused: list[int], tmp_path: Path) -> None:
+def test_an_export_overwrites_files_only_with_force(letter: Letter, refused: list[int], tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     out.write_text("mine")
     done = letter("export", "--all", "--out", out)
@@ -189,18 +189,18 @@ def test_an_export_overwrites_nothing_unless_told(letter: Letter, refused: list[
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_wrong_usage_is_told(run: Commands, letter: Letter, refused: list[int], spool: Path) -> None:
+def test_wrong_usage_exits_2(run: Commands, letter: Letter, refused: list[int], spool: Path) -> None:
     assert letter("resubmit").returncode == 2
     assert letter("resubmit", refused[0], "--all").returncode == 2
     assert letter("resubmit", "all").returncode == 2
-    assert run("dead-letter", "export", "--all").returncode == 2  # no spool at the usual place
+    assert run("dead-letter", "export", "--all").returncode == 2  # no spool in the default directory
     done = letter("export", 999)
     assert done.returncode == 1
     assert f"999 is not in the dead letter of {spool}; it holds {refused[0]}, {refused[1]}" in done.stderr
     assert run("dead-letter", "list", spool / "no").returncode == 1
 
 
-def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Commands, hub: LocalHub, uploader: Make) -> None:
+def test_without_a_spool_the_only_one_with_a_dead_letter_is_used(run: Commands, hub: LocalHub, uploader: Make) -> None:
     with uploader(spool=None) as up:
         refuse(hub, up, {"id": 7})
         number = inspect_spool(up.spool).dead_letter[0].id
@@ -208,10 +208,10 @@ def test_without_a_spool_it_is_the_one_at_the_usual_place(run: Commands, hub: Lo
     assert run("dead-letter", "export", number).stdout == '{"id":7}\n'
 
 
-# To put it again.
+# Resubmit.
 
 
-def test_a_spool_that_is_broken_hides_no_other(
+def test_a_broken_spool_does_not_hide_the_others(
     run: Commands, refused: list[int], spool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
@@ -231,7 +231,7 @@ def test_a_spool_that_is_broken_hides_no_other(
     assert "Resubmitted: 2 shards" in done.stderr
 
 
-def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
+def test_resubmitted_rows_are_in_the_dataset_once(
     letter: Letter, refused: list[int], dataset: Dataset, spool: Path, check: Callable[[], tuple[str, ...]]
 ) -> None:
     done = letter("resubmit", refused[0])
@@ -246,13 +246,13 @@ def test_what_is_put_again_is_in_the_dataset_once_and_the_dataset_is_whole(
     assert dataset.ids() == list(range(6))
     assert dataset.paths() == [f"data/train-{n:05d}.jsonl" for n in range(5)]
     assert check() == ()
-    assert nothing_is_left(spool)
+    assert is_drained(spool)
     report = inspect_spool(spool)
     assert (report.depth.rows, report.dead_letter, report.depth.committed_rows) == (0, (), 6)
     assert letter("resubmit", refused[0]).returncode == 1
 
 
-def test_a_live_job_brings_it_up(
+def test_a_running_job_uploads_what_is_resubmitted(
     letter: Letter, hub: LocalHub, uploader: Make, dataset: Dataset, check: Callable[[], tuple[str, ...]]
 ) -> None:
     with uploader(path=SHARED) as up:
@@ -268,7 +268,7 @@ def test_a_live_job_brings_it_up(
     assert check() == ()
 
 
-def test_keys_offsets_and_receipts_stay_true(
+def test_keys_offsets_and_receipts_stay_valid(
     letter: Letter, refused: list[int], uploader: Make, dataset: Dataset
 ) -> None:
     with uploader(path=SHARED) as up:
@@ -285,25 +285,25 @@ def test_keys_offsets_and_receipts_stay_true(
     assert dataset.ids() == list(range(7))
 
 
-def test_what_is_refused_again_is_dead_again_and_may_be_put_again(
+def test_a_shard_that_is_rejected_again_can_be_resubmitted_again(
     letter: Letter, refused: list[int], hub: LocalHub, dataset: Dataset, spool: Path
 ) -> None:
-    before = {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)}
+    before = {name: (spool / "dead-letter" / name).read_bytes() for name in dead_letter_files(spool)}
     fault = hub.faults.add(Fault.status(413, on="commit"))
     for _ in range(2):
         done = letter("resubmit", "--all", "--drain")
         assert (done.returncode, "Rejected again: 2 shards (3 rows, 27 bytes). See: " in done.stderr) == (1, True)
-        assert {name: (spool / "dead-letter" / name).read_bytes() for name in graves(spool)} == before
+        assert {name: (spool / "dead-letter" / name).read_bytes() for name in dead_letter_files(spool)} == before
         assert "413" in letter("list").stdout
     hub.faults.remove(fault)
     assert letter("resubmit", "--all", "--drain").returncode == 0
     assert dataset.ids() == list(range(6))
 
 
-def test_an_edited_grave_is_told_and_not_put_by_mistake(
+def test_an_edited_file_is_reported_and_not_resubmitted_by_mistake(
     letter: Letter, refused: list[int], spool: Path, dataset: Dataset
 ) -> None:
-    """Its bytes are no longer what the catalogue says: a committer would stumble over it for ever."""
+    """Its bytes differ from what the catalogue counts, so no committer could send them."""
     for text in ('{"id":9}\n{"id":2}\n', '{"id":1,"more":true}\n{"id":2}\n'):
         grave = spool / "dead-letter" / f"{refused[0]:06d}-train-00001.jsonl"
         grave.write_text(text)
@@ -319,10 +319,10 @@ def test_an_edited_grave_is_told_and_not_put_by_mistake(
     assert dataset.ids() == [0, 1, 2, 3, 5]
 
 
-# What a person has mended.
+# Resubmit edited rows.
 
 
-def test_mended_rows_take_the_place_of_what_was_refused(
+def test_edited_rows_replace_the_rejected_ones(
     letter: Letter,
     refused: list[int],
     dataset: Dataset,
@@ -330,20 +330,20 @@ def test_mended_rows_take_the_place_of_what_was_refused(
     spool: Path,
     check: Callable[[], tuple[str, ...]],
 ) -> None:
-    mended = tmp_path / "mended.jsonl"
+    edited = tmp_path / "edited.jsonl"
     lines = b'{"id": 1, "big": 123456789012345678901234567890}\n\n  {"id":2,"t":"\xc3\xa9"}\r\n{"id":7}'
-    mended.write_bytes(lines)
-    done = letter("resubmit", refused[0], "--from", mended, "--drain")
+    edited.write_bytes(lines)
+    done = letter("resubmit", refused[0], "--from", edited, "--drain")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(f"Resubmitted as data/train-00001.jsonl: 3 rows (76 bytes) of {mended}.\n")
-    # As they are, but for empty lines and white space around them.
+    assert done.stderr.startswith(f"Resubmitted as data/train-00001.jsonl: 3 rows (76 bytes) of {edited}.\n")
+    # Unchanged except for empty lines and surrounding whitespace.
     assert dataset.read("data/train-00001.jsonl") == b"".join(
         line.strip() + b"\n" for line in lines.splitlines() if line
     )
-    assert graves(spool) == [f"{refused[1]:06d}-train-00003.jsonl"]
+    assert dead_letter_files(spool) == [f"{refused[1]:06d}-train-00003.jsonl"]
     assert letter("resubmit", "--all", "--drain").returncode == 0
     assert check() == ()
-    assert nothing_is_left(spool)
+    assert is_drained(spool)
 
 
 @pytest.mark.parametrize(
@@ -359,51 +359,51 @@ def test_mended_rows_take_the_place_of_what_was_refused(
     ],
     ids=["array", "torn", "NaN", "no UTF-8", "surrogate", "deep", "empty"],
 )
-def test_a_line_that_is_no_row_is_named_and_nothing_is_done(
+def test_a_line_that_is_not_a_row_is_named_and_nothing_changes(
     letter: Letter, refused: list[int], tmp_path: Path, spool: Path, content: bytes, why: str
 ) -> None:
-    mended = tmp_path / "mended.jsonl"
-    mended.write_bytes(content)
-    before = graves(spool)
-    done = letter("resubmit", refused[0], "--from", mended)
-    assert (done.returncode, done.stderr.startswith(f"hubsync: {mended}")) == (1, True)
+    edited = tmp_path / "edited.jsonl"
+    edited.write_bytes(content)
+    before = dead_letter_files(spool)
+    done = letter("resubmit", refused[0], "--from", edited)
+    assert (done.returncode, done.stderr.startswith(f"hubsync: {edited}")) == (1, True)
     assert why in done.stderr
     assert "Traceback" not in done.stderr
-    assert (graves(spool), list((spool / "segments").iterdir())) == (before, [])
+    assert (dead_letter_files(spool), list((spool / "segments").iterdir())) == (before, [])
     assert len(letter("list", "--json").stdout.splitlines()) == 2
 
 
-def test_mended_rows_that_are_refused_again_are_what_the_dead_letter_holds(
+def test_edited_rows_that_are_rejected_again_are_in_the_dead_letter(
     letter: Letter, refused: list[int], hub: LocalHub, tmp_path: Path
 ) -> None:
-    mended = tmp_path / "mended.jsonl"
-    mended.write_text('{"id":"mended"}\n' * 2)
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text('{"id":"edited"}\n' * 2)
     hub.faults.add(Fault.status(422, on="commit"))
-    assert letter("resubmit", refused[0], "--from", mended, "--drain").returncode == 1
-    assert letter("export", refused[0]).stdout == '{"id":"mended"}\n' * 2
+    assert letter("resubmit", refused[0], "--from", edited, "--drain").returncode == 1
+    assert letter("export", refused[0]).stdout == '{"id":"edited"}\n' * 2
 
 
-def test_rows_of_a_file_take_the_place_of_one_shard(letter: Letter, refused: list[int], tmp_path: Path) -> None:
-    mended = tmp_path / "mended.jsonl"
-    mended.write_text('{"id":1}\n')
-    assert letter("resubmit", *refused, "--from", mended).returncode == 2
-    assert letter("resubmit", "--all", "--from", mended).returncode == 2
+def test_the_rows_of_a_file_replace_exactly_one_shard(letter: Letter, refused: list[int], tmp_path: Path) -> None:
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text('{"id":1}\n')
+    assert letter("resubmit", *refused, "--from", edited).returncode == 2
+    assert letter("resubmit", "--all", "--from", edited).returncode == 2
     assert letter("resubmit", refused[0], "--from", tmp_path / "no").returncode == 2
 
 
-def test_fewer_rows_than_were_refused_are_put_only_on_purpose(
+def test_fewer_rows_than_were_rejected_need_a_confirmation(
     letter: Letter, refused: list[int], tmp_path: Path, spool: Path, dataset: Dataset
 ) -> None:
-    (tmp_path / "mended").write_text('{"id":1}\n')
-    before = graves(spool)
-    done = letter("resubmit", refused[0], "--from", tmp_path / "mended")
+    (tmp_path / "edited").write_text('{"id":1}\n')
+    before = dead_letter_files(spool)
+    done = letter("resubmit", refused[0], "--from", tmp_path / "edited")
     assert (done.returncode, "1 row instead of 2" in done.stderr, "--yes" in done.stderr) == (1, True, True)
-    assert (graves(spool), list((spool / "segments").iterdir())) == (before, [])
-    assert letter("resubmit", refused[0], "--from", tmp_path / "mended", "--yes", "--drain").returncode == 0
+    assert (dead_letter_files(spool), list((spool / "segments").iterdir())) == (before, [])
+    assert letter("resubmit", refused[0], "--from", tmp_path / "edited", "--yes", "--drain").returncode == 0
     assert dataset.ids() == [0, 1, 3, 5]
 
 
-# To throw it away.
+# Discard.
 
 
 def test_a_discard_asks_first_and_says_what_is_lost(
@@ -414,11 +414,11 @@ def test_a_discard_asks_first_and_says_what_is_lost(
         assert done.returncode == 1
         assert f"{refused[0]}  data/train-00001.jsonl: 2 rows, 18 bytes" in done.stderr
         assert "1 shard (2 rows, 18 bytes) will be lost. Delete?" in done.stderr
-        assert len(graves(spool)) == 2
+        assert len(dead_letter_files(spool)) == 2
     assert letter("discard", refused[0], stdin="y\n").returncode == 0
     assert letter("discard", refused[1], "--yes").returncode == 0
     assert letter("list").stderr == "The dead letter is empty.\n"
-    assert nothing_is_left(spool)
+    assert is_drained(spool)
     assert (run("drain", spool).returncode, inspect_spool(spool).dead_letter) == (0, ())
     seen = snapshot(spool, 10)  # of the live page
     assert (list(seen.dead), seen.depths["dead"].rows) == ([], 0)
@@ -433,7 +433,7 @@ def test_a_discard_asks_first_and_says_what_is_lost(
     assert dataset.ids() == [0, 3, 5]
 
 
-def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded_or_mended(
+def test_a_shard_emptied_by_a_power_cut_can_only_be_discarded_or_edited(
     letter: Letter, refused: list[int], spool: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:
@@ -449,12 +449,12 @@ def test_a_shard_that_a_power_cut_has_emptied_is_shown_and_can_only_be_discarded
     assert dataset.ids() == [0, 1, 3, 4, 5]
 
 
-# Whatever dies in between.
+# SIGKILL at each failpoint.
 
 
 @pytest.fixture(params=["nobody", "a live job"])
-def beside(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader | None]:
-    """What is open on the spool meanwhile."""
+def running(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader | None]:
+    """An uploader that has the spool open, or None."""
     if request.param == "nobody":
         yield None
         return
@@ -463,55 +463,55 @@ def beside(request: pytest.FixtureRequest, uploader: Make) -> Iterator[Uploader 
 
 
 @pytest.mark.parametrize("point", [Failpoint.RELINKED, Failpoint.RESUBMITTED], ids=lambda point: point.title)
-def test_killed_while_it_puts_rows_again_they_are_there_once(
-    refused: list[int], beside: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
+def test_a_resubmit_that_is_killed_commits_its_rows_once(
+    refused: list[int], running: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
     check: Callable[[], tuple[str, ...]],
 ) -> None:  # fmt: skip
     for _ in range(2):
         assert letter("resubmit", "--all", dies_at=point).returncode in (-signal.SIGKILL, 0)
-    _after_the_kill(beside, letter, spool)
+    _recover_after_the_kill(running, letter, spool)
     assert dataset.ids() == list(range(6))
     assert check() == ()
-    until(lambda: nothing_is_left(spool))
+    until(lambda: is_drained(spool))
 
 
 @pytest.mark.parametrize(
     "point", [Failpoint.EDITED_COPIED, Failpoint.RELINKED, Failpoint.RESUBMITTED], ids=lambda point: point.title
 )
-def test_killed_while_it_puts_mended_rows_the_old_ones_or_those_are_there(
-    refused: list[int], beside: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
+def test_an_edit_that_is_killed_leaves_the_old_rows_or_the_new_ones(
+    refused: list[int], running: Uploader | None, letter: Letter, point: Failpoint, dataset: Dataset, spool: Path,
     tmp_path: Path, check: Callable[[], tuple[str, ...]],
 ) -> None:  # fmt: skip
-    mended = tmp_path / "mended.jsonl"
-    mended.write_text('{"id":10}\n{"id":11}\n{"id":12}\n')
-    assert letter("resubmit", refused[0], "--from", mended, dies_at=point).returncode == -signal.SIGKILL
-    _after_the_kill(beside, letter, spool)
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text('{"id":10}\n{"id":11}\n{"id":12}\n')
+    assert letter("resubmit", refused[0], "--from", edited, dies_at=point).returncode == -signal.SIGKILL
+    _recover_after_the_kill(running, letter, spool)
     took = point is Failpoint.RESUBMITTED
     assert dataset.ids() == ([0, 3, 4, 5, 10, 11, 12] if took else list(range(6)))
     assert check() == ()
-    until(lambda: nothing_is_left(spool))
+    until(lambda: is_drained(spool))
 
 
-def _after_the_kill(beside: Uploader | None, letter: Letter, spool: Path) -> None:
+def _recover_after_the_kill(running: Uploader | None, letter: Letter, spool: Path) -> None:
     assert letter("resubmit", "--all").returncode == 0
-    if beside is not None:
-        until(lambda: beside.stats().spool.dead == 0)
-        beside.close()
+    if running is not None:
+        until(lambda: running.stats().spool.dead == 0)
+        running.close()
     drain(spool, timeout=60)
 
 
-def test_killed_while_it_discards_the_file_goes_with_the_next(
+def test_a_discard_that_is_killed_is_finished_by_the_next_command(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     assert letter("discard", refused[0], "--yes", dies_at=Failpoint.DISCARDED).returncode == -signal.SIGKILL
-    assert len(graves(spool)) == 2
+    assert len(dead_letter_files(spool)) == 2
     assert letter("export", "--all").stdout == '{"id":4}\n'
     assert letter("resubmit", "--all", "--drain").returncode == 0
     assert dataset.ids() == [0, 3, 4, 5]
-    assert nothing_is_left(spool)
+    assert is_drained(spool)
 
 
-def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
+def test_taking_over_a_dead_writer_leaves_a_resubmit_in_progress_alone(
     refused: list[int], spool: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file is linked, and the catalogue does not know it yet."""
@@ -540,11 +540,11 @@ def test_who_takes_over_a_dead_writer_meanwhile_leaves_what_is_being_put_again(
     assert dataset.ids() == list(range(6))
 
 
-@pytest.mark.parametrize("how", ["as they are", "mended"])
-def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
+@pytest.mark.parametrize("how", ["as they are", "edited"])
+def test_a_committer_that_rejects_it_again_at_once_keeps_its_rows(
     refused: list[int], spool: Path, uploader: Make, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Between the transaction and the removal of what was in the dead letter before."""
+    """Between the transaction and the removal of the old file."""
     hub.faults.add(Fault.status(422, on="commit"))
     with uploader(path=SHARED) as up, QuarantineCommands(spool) as dead:
 
@@ -555,15 +555,15 @@ def test_a_committer_that_buries_it_again_at_once_keeps_its_rows(
         monkeypatch.setattr(failpoints, "listener", listen)
         (first, _) = dead.shards()
         rows = b'{"id":1}\n{"id":2}\n'
-        if how == "mended":
-            (spool / "mended").write_bytes(rows := b'{"id":10}\n')
-            dead.resubmit_edited(first, spool / "mended")
+        if how == "edited":
+            (spool / "edited").write_bytes(rows := b'{"id":10}\n')
+            dead.resubmit_edited(first, spool / "edited")
         else:
             dead.resubmit(first)
         assert b"".join(dead.lines(dead.pick([first.id])[0])) == rows
 
 
-def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool: Path, dataset: Dataset) -> None:
+def test_two_resubmits_of_one_shard_commit_it_once(refused: list[int], spool: Path, dataset: Dataset) -> None:
     with QuarantineCommands(spool) as one, QuarantineCommands(spool) as other:
         (shard, _) = other.shards()
         one.resubmit(one.shards()[0])
@@ -573,13 +573,13 @@ def test_two_who_put_the_same_shard_again_put_it_once(refused: list[int], spool:
             other.discard(shard)
 
 
-# Spools that were rescued, and older ones.
+# Spools that were rebuilt, and spools of an older version.
 
 
-def test_what_a_rescue_finds_in_the_dead_letter_can_be_put_again(
+def test_what_a_rebuild_finds_in_the_dead_letter_can_be_resubmitted(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
-    """It knows neither number nor writer then."""
+    """Its number and writer are unknown."""
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()
     assert rebuild(spool) is not None
@@ -587,10 +587,10 @@ def test_what_a_rescue_finds_in_the_dead_letter_can_be_put_again(
     done = letter("resubmit", "--all", "--drain")
     assert done.returncode == 0, done.stderr
     assert dataset.ids() == list(range(6))
-    assert nothing_is_left(spool)
+    assert is_drained(spool)
 
 
-def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
+def test_a_rebuild_keeps_numbers_and_discards_of_a_readable_catalogue(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     assert letter("discard", refused[1], "--yes").returncode == 0
@@ -607,7 +607,7 @@ def test_a_rescue_with_what_the_old_catalogue_tells_keeps_numbers_and_discards(
     assert letter("list").stderr == "The dead letter is empty.\n"
 
 
-def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
+def test_a_rebuild_during_a_resubmit_has_the_rows_once(
     refused: list[int], letter: Letter, spool: Path, dataset: Dataset
 ) -> None:
     assert letter("resubmit", "--all", dies_at=Failpoint.RELINKED).returncode == -signal.SIGKILL
@@ -618,7 +618,7 @@ def test_a_rescue_in_the_middle_of_a_resubmit_has_the_rows_once(
     assert dataset.ids() == list(range(6))
 
 
-def test_the_dead_of_an_older_hubsync_are_listed_by_the_time_of_their_file(
+def test_rejected_shards_of_an_older_hubsync_have_the_time_of_their_file(
     refused: list[int], letter: Letter, spool: Path
 ) -> None:
     with closing(sqlite3.connect(spool / "catalogue.sqlite")) as db, db:

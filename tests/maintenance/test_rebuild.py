@@ -1,4 +1,4 @@
-"""A spool whose catalogue is corrupt or gone: its rows come up all the same, once, and what can't be known is said."""
+"""A spool whose catalogue is corrupt or gone: its rows are uploaded once, and what is unknown is reported."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def middle(spool: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [header, removed])
-def test_a_repo_that_a_rescue_makes_is_as_private_as_the_job_asked_for(
+def test_a_repo_that_a_rebuild_creates_is_as_private_as_the_job_asked(
     hub: LocalHub,
     uploader: Callable[..., Uploader],
     dataset: Dataset,
@@ -86,7 +86,7 @@ def test_a_repo_that_a_rescue_makes_is_as_private_as_the_job_asked_for(
 @pytest.mark.slow("rebuilds and drains a spool for each kind of damage")
 @pytest.mark.parametrize("damage", [header, emptied, removed, middle])
 @pytest.mark.parametrize("path", [None, "data/{split}-{seq:05d}.jsonl"], ids=["a name each", "one series"])
-def test_every_row_comes_up_once_whatever_is_broken(
+def test_every_row_is_uploaded_once_whatever_is_broken(
     hub: LocalHub,
     uploader: Callable[..., Uploader],
     dataset: Dataset,
@@ -110,7 +110,7 @@ def test_every_row_comes_up_once_whatever_is_broken(
     assert dataset.ids() == list(range(31))
 
 
-def test_what_was_committed_a_moment_before_is_found_by_its_content(
+def test_rows_that_were_just_committed_are_recognized_by_content(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
 ) -> None:
     with uploader(shard=ShardPolicy(max_rows=3)) as up:
@@ -126,7 +126,7 @@ def test_what_was_committed_a_moment_before_is_found_by_its_content(
     assert dataset.ids() == [0, 1, 2]
 
 
-def test_a_torn_tail_is_cut_and_what_can_not_be_known_is_said(
+def test_a_torn_tail_is_cut_and_what_is_unknown_is_reported(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
 ) -> None:
     fill(hub, uploader)
@@ -143,7 +143,7 @@ def test_a_torn_tail_is_cut_and_what_can_not_be_known_is_said(
     assert dataset.ids() == list(range(31))
 
 
-def test_config_and_split_are_known_from_the_writers_note(
+def test_config_and_split_come_from_the_writers_note(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
 ) -> None:
     for config, split in (("math", "train"), ("code", "test")):
@@ -172,9 +172,7 @@ def test_the_dead_letter_is_kept(hub: LocalHub, uploader: Callable[..., Uploader
     assert sorted(file.read_bytes() for file in (spool / "dead-letter").iterdir()) == before
 
 
-def test_a_sound_catalogue_is_left_alone_and_so_is_a_job_that_runs(
-    uploader: Callable[..., Uploader], spool: Path
-) -> None:
+def test_a_sound_catalogue_and_a_running_job_are_left_alone(uploader: Callable[..., Uploader], spool: Path) -> None:
     with uploader() as up:
         up.put([{"id": 1}])
         with pytest.raises(SpoolBusy):
@@ -184,7 +182,7 @@ def test_a_sound_catalogue_is_left_alone_and_so_is_a_job_that_runs(
 
 
 @pytest.mark.parametrize("damage", [header, removed])
-def test_the_card_tells_of_columns_that_a_rescue_brings(
+def test_the_card_shows_the_columns_of_rebuilt_rows(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, damage: Callable[[Path], None]
 ) -> None:
     up = uploader().open()
@@ -212,7 +210,7 @@ def test_a_sound_spool_is_sound_under_any_name(
 
 
 def flipped(spool: Path, seed: int, flips: int) -> None:
-    """Single bits of what the catalogue holds; 0 for every 97th byte behind its first page."""
+    """Flip single bits of the catalogue; with 0, zero every 97th byte after its first page."""
     db = sqlite3.connect(spool / "catalogue.sqlite")
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     db.close()
@@ -229,7 +227,7 @@ def flipped(spool: Path, seed: int, flips: int) -> None:
 
 @pytest.mark.slow("rebuilds and drains a spool for each flipped bit")
 @pytest.mark.parametrize(("seed", "flips"), [(0, 0), *((seed, flips) for seed in range(3) for flips in (12, 60))])
-def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
+def test_flipped_bits_cause_no_traceback_and_every_row_is_uploaded(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, seed: int, flips: int
 ) -> None:
     fill(hub, uploader)
@@ -251,7 +249,7 @@ def test_no_bit_that_flips_is_a_traceback_and_every_row_comes_up(
         "UPDATE segments SET schema = '{'; UPDATE schemas SET known = '{'",  # it may not read the latter
     ],
 )
-def test_words_that_can_not_be_read_are_a_corrupt_catalogue_and_no_full_spool(
+def test_undecodable_text_is_a_corrupt_catalogue_not_a_full_spool(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, damage: str
 ) -> None:
     fill(hub, uploader)

@@ -21,7 +21,7 @@ from hubsync.reader.snapshot import SnapshotReader
 
 
 def read(content: bytes, pieces: Sequence[bytes] | None = None, *, is_large: bool = True) -> ShardContent | str:
-    """What is read of a file that the Hub lists as `content` and gives as `pieces`."""
+    """Return what is read of a file that the Hub lists as `content` and sends as `pieces`."""
     oid = hashlib.sha256(content).hexdigest() if is_large else git_oid(content)
     file = HubFile("a.jsonl", len(content), oid, is_large)
 
@@ -53,7 +53,7 @@ def is_object(line: bytes) -> bool:
 
 @st.composite
 def torn(draw: st.DrawFn) -> list[bytes]:
-    """Lines, torn into pieces anywhere."""
+    """Lines, cut into pieces anywhere."""
     some = [b'{"a":1}', b"{}", b"[]", b"", b'{"a":"\xc3\xa4"}', b'{"a":"\xff"}', b'{"a"', b"null", b'{"a":{"b":[]}} ']
     text = b"\n".join(draw(st.lists(st.sampled_from(some), max_size=8)))
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=6)))
@@ -77,7 +77,7 @@ def test_a_line_too_long_to_hold_is_counted_and_not_parsed(monkeypatch: pytest.M
     assert (found.rows, found.long, found.bad, found.first_bad) == (3, 1, 1, 3)
 
 
-def test_a_body_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_never_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless() -> Iterator[bytes]:
         while True:
             yield b"{}\n" * 1_000

@@ -1,4 +1,4 @@
-"""Verifying a dataset on the embedded Hub: rows come through a real uploader, then somebody tampers with them."""
+"""Verifying a dataset on the embedded Hub: a real uploader fills it, and then someone tampers with it."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ FIVE = ShardPolicy(linger_s=3600, max_rows=5)
 
 
 class NoWait(SystemClock):
-    """Time that passes at once."""
+    """A clock whose sleeps end at once."""
 
     async def sleep(self, seconds: float) -> None:
         await anyio.lowlevel.checkpoint()
 
 
 class Tamper:
-    """Somebody else at work on the dataset, by huggingface_hub."""
+    """Changes the dataset with huggingface_hub, as another user would."""
 
     def __init__(self, hub: LocalHub) -> None:
         self.api = HfApi(endpoint=hub.endpoint, token=hub.token)
@@ -71,7 +71,7 @@ class Tamper:
         self.api.create_commit(REPO, [CommitOperationDelete(path)], **self._given)  # type: ignore[arg-type]
 
     def mark(self, writer: str, change: Callable[[dict[str, Any]], object]) -> None:
-        """Changes a watermark."""
+        """Change a watermark."""
         path = f".hubsync/{writer}.json"
         value = json.loads(self.read(path))
         change(value)
@@ -111,7 +111,7 @@ def large(tamper: Tamper) -> None:
 
 
 def write(uploader: Make, shards: int = 3, start: int = 0, **changes: Any) -> str:
-    """`shards` shards of 5 rows each, put by one writer; answers its name."""
+    """`shards` shards of 5 rows each, put by one writer, whose name it returns."""
     with uploader(shard=FIVE, **changes) as up:
         for n in range(start, start + 5 * shards, 5):
             up.put([{"id": id} for id in range(n, n + 5)])
@@ -134,7 +134,7 @@ def kinds(report: Report) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("content", [False, True])
 @pytest.mark.parametrize("with_spool", [False, True])
-def test_an_untouched_dataset_agrees(
+def test_an_untouched_dataset_has_no_differences(
     uploader: Make, check: Check, tamper: Tamper, mode: str, spool: Path, with_spool: bool, content: bool
 ) -> None:
     write(uploader)
@@ -189,7 +189,7 @@ def test_a_dataset_without_any_shard_agrees(uploader: Make, check: Check, spool:
     assert (check(spool).ok, check(content=True).ok, check().shards) == (True, True, 0)
 
 
-def test_a_branch_of_its_own_is_read_there(uploader: Make, check: Check, tamper: Tamper) -> None:
+def test_another_branch_is_verified(uploader: Make, check: Check, tamper: Tamper) -> None:
     uploader().open().close()
     tamper.api.create_branch(REPO, branch="a/b", repo_type="dataset")
     write(uploader, revision="a/b", spool=None)
@@ -197,9 +197,7 @@ def test_a_branch_of_its_own_is_read_there(uploader: Make, check: Check, tamper:
     assert check().shards == 0
 
 
-def test_files_of_others_beside_the_series_are_none_of_its_business(
-    uploader: Make, check: Check, tamper: Tamper, spool: Path
-) -> None:
+def test_files_outside_the_series_are_ignored(uploader: Make, check: Check, tamper: Tamper, spool: Path) -> None:
     writer = write(uploader)
     copy = tamper.read(path_of(writer, 0))
     tamper.put({"old/rows.jsonl": copy, f"data/x-{writer}-1.jsonl": b"[]"})
@@ -207,7 +205,7 @@ def test_files_of_others_beside_the_series_are_none_of_its_business(
         assert (report.ok, report.notes) == (True, ())
 
 
-def test_what_the_card_shows_beside_the_shards_is_told_and_a_copy_is_a_difference(
+def test_other_files_that_the_card_shows_are_noted_and_copies_are_differences(
     uploader: Make, check: Check, tamper: Tamper, mode: str, spool: Path
 ) -> None:
     writer = write(uploader)
@@ -221,7 +219,7 @@ def test_what_the_card_shows_beside_the_shards_is_told_and_a_copy_is_a_differenc
 
 
 @pytest.mark.slow("commits a thousand files")
-def test_more_files_than_one_page_lists_are_all_seen(uploader: Make, check: Check, tamper: Tamper) -> None:
+def test_a_listing_of_several_pages_is_read_to_its_end(uploader: Make, check: Check, tamper: Tamper) -> None:
     uploader().open().close()
     tamper.put({f"a/{n}.txt": b"x" for n in range(1_100)})
     write(uploader)
@@ -309,7 +307,7 @@ def test_a_copy_under_the_next_number_is_beyond_the_watermark_and_a_repeat(
     assert kinds(check(spool, content=True)) == [*expected, ("rows", f"data/train-{writer}-*.jsonl")]
 
 
-def test_a_number_that_stands_twice_is_a_repeat(uploader: Make, check: Check, tamper: Tamper) -> None:
+def test_a_number_with_two_files_is_a_repeat(uploader: Make, check: Check, tamper: Tamper) -> None:
     writer = write(uploader)
     extra = f"data/train-{writer}-2.jsonl"
     tamper.put({extra: b'{"id":99}\n'})
@@ -328,7 +326,7 @@ def test_the_same_shard_in_two_series_is_a_repeat(uploader: Make, check: Check, 
         assert f"data/test-{one}-00001.jsonl" in repeat.found
 
 
-def test_where_a_copy_stands_below_the_watermark_the_spool_tells_which_it_is(
+def test_the_spool_tells_a_copy_below_the_watermark_from_the_original(
     uploader: Make, check: Check, tamper: Tamper, spool: Path
 ) -> None:
     writer = write(uploader)
@@ -341,9 +339,7 @@ def test_where_a_copy_stands_below_the_watermark_the_spool_tells_which_it_is(
     assert kinds(check(spool)) == [("repeat", copy)]
 
 
-def test_rows_that_the_job_put_twice_are_a_note_where_the_spool_tells(
-    uploader: Make, check: Check, spool: Path
-) -> None:
+def test_rows_that_the_job_put_twice_are_a_note_with_a_spool(uploader: Make, check: Check, spool: Path) -> None:
     write(uploader, 1)
     writer = write(uploader, 1)
     report = check(spool)
@@ -383,7 +379,7 @@ def test_a_shard_in_the_dead_letter_is_a_note(
     assert kinds(check()) == [("gap", "default/train-*.jsonl")]
 
 
-def test_a_gap_that_the_spool_does_not_know_is_none_of_its_notes(
+def test_a_gap_that_the_spool_does_not_explain_is_a_difference(
     uploader: Make, check: Check, tamper: Tamper, spool: Path
 ) -> None:
     writer = write(uploader)
@@ -392,7 +388,7 @@ def test_a_gap_that_the_spool_does_not_know_is_none_of_its_notes(
     assert (gap.kind, gap.expected) == ("gap", "numbers 3 to 4")
 
 
-def test_a_hostile_watermark_costs_no_time(uploader: Make, check: Check, tamper: Tamper) -> None:
+def test_a_huge_number_in_a_watermark_costs_no_time(uploader: Make, check: Check, tamper: Tamper) -> None:
     writer = write(uploader)
     tamper.mark(writer, lambda mark: mark["next"].update({f"data/train-{writer}-*.jsonl": 10**15, "README.md": 1}))
     assert [difference.expected for difference in check(content=True).differences] == [
@@ -404,7 +400,9 @@ def test_a_hostile_watermark_costs_no_time(uploader: Make, check: Check, tamper:
 # Watermarks.
 
 
-def test_a_deleted_watermark_is_told(uploader: Make, check: Check, tamper: Tamper, mode: str, spool: Path) -> None:
+def test_a_deleted_watermark_is_a_difference(
+    uploader: Make, check: Check, tamper: Tamper, mode: str, spool: Path
+) -> None:
     writer = write(uploader)
     tamper.delete(f".hubsync/{writer}.json")
     for given in (spool, None):
@@ -414,7 +412,7 @@ def test_a_deleted_watermark_is_told(uploader: Make, check: Check, tamper: Tampe
     assert check(spool).shards == 3
 
 
-def test_deleted_watermarks_of_shards_that_name_no_writer_are_told(
+def test_deleted_watermarks_of_shards_without_a_writers_name_are_reported(
     uploader: Make, check: Check, tamper: Tamper, spool: Path
 ) -> None:
     writer = write(uploader, path=SHARED)
@@ -423,7 +421,9 @@ def test_deleted_watermarks_of_shards_that_name_no_writer_are_told(
     assert kinds(check()) == [("watermark", ".hubsync")]
 
 
-def test_a_watermark_that_was_put_back_is_told(uploader: Make, check: Check, tamper: Tamper, spool: Path) -> None:
+def test_a_watermark_that_was_set_back_is_a_difference(
+    uploader: Make, check: Check, tamper: Tamper, spool: Path
+) -> None:
     writer, series = write(uploader), "default"
     series = f"data/train-{writer}-*.jsonl"
 
@@ -439,7 +439,7 @@ def test_a_watermark_that_was_put_back_is_told(uploader: Make, check: Check, tam
     assert report.differences[0].found == f"rows 10, next of {series} 2"
 
 
-def test_an_offset_that_was_put_back_is_told(uploader: Make, check: Check, tamper: Tamper, spool: Path) -> None:
+def test_an_offset_that_was_set_back_is_a_difference(uploader: Make, check: Check, tamper: Tamper, spool: Path) -> None:
     with uploader() as up:
         up.put([{"id": 1}], offset=7, source="s")
         writer = up.writer
@@ -450,7 +450,7 @@ def test_an_offset_that_was_put_back_is_told(uploader: Make, check: Check, tampe
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"{}", b'{"writer":"x","epoch":1}', b"[" * 100_000])
-def test_a_watermark_that_is_none_is_told(
+def test_an_unreadable_watermark_is_a_difference(
     uploader: Make, check: Check, tamper: Tamper, spool: Path, content: bytes
 ) -> None:
     writer = write(uploader)
@@ -459,7 +459,7 @@ def test_a_watermark_that_is_none_is_told(
         assert kinds(check(given)) == [("watermark", f".hubsync/{writer}.json")]
 
 
-def test_a_copy_of_a_watermark_is_told_and_counts_nothing(uploader: Make, check: Check, tamper: Tamper) -> None:
+def test_a_copy_of_a_watermark_is_reported_and_not_counted(uploader: Make, check: Check, tamper: Tamper) -> None:
     writer = write(uploader)
     tamper.put({".hubsync/copy.json": tamper.read(f".hubsync/{writer}.json")})
     report = check(content=True)
@@ -486,7 +486,7 @@ def test_rows_are_compared_over_all_series_that_writers_share(
     assert (rows.expected, rows.found) == ("31 rows by the watermarks", "30 rows")
 
 
-def test_lines_that_are_no_objects_are_told(uploader: Make, check: Check, tamper: Tamper, mode: str) -> None:
+def test_lines_that_are_not_objects_are_differences(uploader: Make, check: Check, tamper: Tamper, mode: str) -> None:
     writer = write(uploader)
     lines = [b'{"id":1}', b"[1]", b"", b'{"a":"\xff"}', b'{"id":']
     tamper.put({path_of(writer, 1): b"\n".join(lines)})
@@ -497,7 +497,7 @@ def test_lines_that_are_no_objects_are_told(uploader: Make, check: Check, tamper
 
 
 @pytest.mark.parametrize("tampering", ["other", "shorter", "gone"])
-def test_bytes_that_are_not_what_the_hub_lists_are_told(
+def test_bytes_other_than_those_that_the_hub_lists_are_differences(
     uploader: Make, check: Check, hub: LocalHub, spool: Path, monkeypatch: pytest.MonkeyPatch, tampering: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
@@ -516,14 +516,14 @@ def test_bytes_that_are_not_what_the_hub_lists_are_told(
     assert check(spool).ok
 
 
-def test_rows_that_the_catalogue_counts_otherwise_are_told(uploader: Make, check: Check, spool: Path) -> None:
+def test_a_wrong_row_count_in_the_catalogue_is_a_difference(uploader: Make, check: Check, spool: Path) -> None:
     writer = write(uploader)
     with_catalogue(spool, "UPDATE segments SET rows = 4 WHERE path = ?", path_of(writer, 1))
     (rows,) = check(spool, content=True).differences
     assert (rows.kind, rows.path, rows.expected, rows.found) == ("rows", path_of(writer, 1), "4 rows", "5 rows")
 
 
-def test_rows_that_a_power_cut_took_are_a_note(uploader: Make, check: Check, spool: Path) -> None:
+def test_rows_lost_in_a_power_cut_are_a_note(uploader: Make, check: Check, spool: Path) -> None:
     writer = write(uploader)
     with_catalogue(spool, "UPDATE segments SET error = '7 bytes were lost' WHERE path = ?", path_of(writer, 1))
     assert (check(spool).ok, check(spool).notes) == (True, (f"{path_of(writer, 1)}: 7 bytes were lost",))
@@ -532,8 +532,8 @@ def test_rows_that_a_power_cut_took_are_a_note(uploader: Make, check: Check, spo
 # A job that goes on meanwhile.
 
 
-@pytest.mark.slow("verifies many times beside a job")
-def test_a_job_that_goes_on_committing_raises_no_alarm(uploader: Make, check: Check, spool: Path) -> None:
+@pytest.mark.slow("verifies many times while a job runs")
+def test_a_job_that_keeps_committing_causes_no_difference(uploader: Make, check: Check, spool: Path) -> None:
     done = threading.Event()
 
     def job() -> None:
@@ -559,7 +559,7 @@ def test_a_job_that_goes_on_committing_raises_no_alarm(uploader: Make, check: Ch
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_commits_around_the_moment_when_the_head_is_asked_raise_no_alarm(
+def test_commits_while_the_head_is_read_cause_no_difference(
     uploader: Make, check: Check, spool: Path, monkeypatch: pytest.MonkeyPatch, when: Literal["before", "after"]
 ) -> None:
     ask = HubDataset.head
@@ -588,7 +588,7 @@ def test_commits_around_the_moment_when_the_head_is_asked_raise_no_alarm(
 
 
 @pytest.mark.parametrize("state", ["open", "sealed", "staged"])
-def test_a_number_that_is_committed_after_the_head_was_asked_explains_its_gap(
+def test_a_number_committed_after_the_head_was_read_explains_its_gap(
     uploader: Make, check: Check, tamper: Tamper, spool: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     """Shards may overtake each other: number 1 is in the head, number 0 comes a commit later."""
@@ -613,7 +613,7 @@ def test_a_number_that_is_committed_after_the_head_was_asked_explains_its_gap(
     assert note.endswith("later one: 0")
 
 
-def test_what_comes_while_the_content_is_read_does_not_count(uploader: Make, check: Check, spool: Path) -> None:
+def test_commits_while_the_content_is_read_do_not_count(uploader: Make, check: Check, spool: Path) -> None:
     with uploader() as up:
         up.put([{"id": 0}])
         up.flush()
@@ -630,7 +630,7 @@ def test_what_comes_while_the_content_is_read_does_not_count(uploader: Make, che
 # Errors.
 
 
-def test_what_passes_by_itself_is_tried_again(uploader: Make, check: Check, hub: LocalHub, tamper: Tamper) -> None:
+def test_transient_errors_are_retried(uploader: Make, check: Check, hub: LocalHub, tamper: Tamper) -> None:
     large(tamper)
     write(uploader)
     faults = [hub.faults.add(Fault.status(503, on=on, times=2)) for on in ("tree", "resolve", "blob")]
@@ -644,7 +644,7 @@ def test_what_passes_by_itself_is_tried_again(uploader: Make, check: Check, hub:
 
 
 @pytest.mark.slow("waits for retries")
-def test_a_hub_that_goes_away_or_refuses_in_the_middle_is_an_error_and_no_difference(
+def test_a_hub_that_fails_halfway_is_an_error_not_a_difference(
     uploader: Make, check: Check, hub: LocalHub, tamper: Tamper
 ) -> None:
     large(tamper)
@@ -665,7 +665,7 @@ def test_a_hub_that_goes_away_or_refuses_in_the_middle_is_an_error_and_no_differ
 @pytest.mark.slow("reads huge answers")
 @pytest.mark.parametrize("shape", ["html", "garbage", "empty", "redirect", "wrong-shape", "huge"])
 @pytest.mark.parametrize("on", ["tree", "resolve", "repo-info"])
-def test_whatever_a_hub_answers_is_a_typed_error_or_a_difference(
+def test_any_response_is_a_typed_error_or_a_difference(
     uploader: Make, check: Check, hub: LocalHub, shape: Any, on: str
 ) -> None:
     write(uploader, 1)
@@ -707,7 +707,7 @@ def test_errors_are_typed(uploader: Make, check: Check, hub: LocalHub, monkeypat
         check()
 
 
-def test_a_spool_that_is_none_or_anothers_is_refused_and_none_is_made(
+def test_a_missing_or_foreign_spool_is_refused_and_none_is_created(
     uploader: Make, check: Check, spool: Path, tmp_path: Path
 ) -> None:
     write(uploader)

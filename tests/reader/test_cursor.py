@@ -1,4 +1,4 @@
-"""What a reader has had: fingerprints, cursors as text, and jobs, rewrites, squashes and readers in any order."""
+"""A reader's position: fingerprints, cursors as text, and jobs, rewrites, squashes and readers in any order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hubsync.reader.rewrites import RangeMatcher, have_same_rows
 EXAMPLES = int(os.environ.get("HUBSYNC_READER_EXAMPLES", "25"))
 
 
-def test_a_fingerprint_counts_what_a_row_says_and_not_how_it_is_written() -> None:
+def test_a_fingerprint_depends_on_the_content_of_a_row_not_its_notation() -> None:
     row = {"a": 1, "b": {"c": [1.5, None, {"d": None, "e": "é"}]}, "n": None}
     assert fingerprint(row) == fingerprint({"b": {"c": [1.5, None, {"e": "é"}]}, "a": 1})
     for other in ({**row, "a": 2}, {**row, "a": "1"}, {"b": row["b"]}, {**row, "b": {"c": [1.5, {"e": "é"}]}}):
@@ -37,7 +37,7 @@ def test_a_fingerprint_counts_what_a_row_says_and_not_how_it_is_written() -> Non
 @given(
     st.lists(st.tuples(st.text(), st.integers(0, 2**64 - 1), st.booleans())), st.dictionaries(st.integers(), st.just(1))
 )
-def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, bool]], again: dict[int, int]) -> None:
+def test_a_cursor_survives_encoding(pieces: list[tuple[str, int, bool]], again: dict[int, int]) -> None:
     made = [ReadRange(place, "ab" * 8, 3, total, total // 2, whole) for place, total, whole in pieces]
     again = {key % 2**64: value for key, value in again.items()}
     cursor = Cursor("user/rows", "f" * 40, {piece.path: piece for piece in made}, made[:1], again)
@@ -47,7 +47,7 @@ def test_a_cursor_is_the_same_after_it_was_text(pieces: list[tuple[str, int, boo
 
 
 @given(st.randoms(use_true_random=False))
-def test_a_cursor_that_is_saved_after_each_row_is_whole_each_time(rng: random.Random) -> None:
+def test_a_cursor_encoded_after_each_step_is_complete_each_time(rng: random.Random) -> None:
     cursor = Cursor("user/rows")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cursors, "_BLOCK", 2)
@@ -78,7 +78,7 @@ def test_a_cursor_that_is_saved_after_each_row_is_whole_each_time(rng: random.Ra
                 cursor = again
 
 
-def test_a_cursor_costs_each_row_the_same_however_many_files_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cursor_costs_each_row_the_same_after_any_number_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
     compressed = [0]
 
     def count_bytes(data: bytes, level: int) -> bytes:
@@ -114,7 +114,7 @@ def test_a_cursor_of_an_earlier_version_is_read() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=8), st.randoms(use_true_random=False))
-def test_pieces_are_found_in_whatever_order_they_were_joined(parts: list[list[int]], rng: random.Random) -> None:
+def test_ranges_are_found_in_any_order(parts: list[list[int]], rng: random.Random) -> None:
     made = []
     for part in parts:
         piece = ReadRange("somewhere")
@@ -167,7 +167,7 @@ class World:
         self._commit({path: self._files[path] + ids}, [])
 
     def compact(self, numbers: list[int], rng: random.Random | None, more: list[int]) -> None:
-        """Some files, and some rows that nobody has seen, become one."""
+        """Merge some files and some new rows into one file."""
         paths = {sorted(self._files)[number % len(self._files)] for number in numbers}
         pieces = Cursor.decode(self.cursor, self._repo).ranges.values() if self.cursor else ()
         known = {piece.path for piece in pieces if piece.rows}
@@ -228,7 +228,7 @@ SHUFFLE = st.tuples(
 )
 
 
-# What is both shuffled and squashed can't be told, and is refused: see test_reader.
+# A file that is both shuffled and squashed cannot be recognized, and is refused: see test_row_iterator.
 @pytest.mark.slow("tries many histories of a dataset on a Hub")
 @pytest.mark.parametrize("alike", [False, True])
 @settings(max_examples=EXAMPLES)
@@ -239,7 +239,7 @@ SHUFFLE = st.tuples(
     ]
 )  # fmt: skip
 @given(st.one_of(*[st.lists(st.one_of(STEPS, more), max_size=15) for more in (SQUASH, SHUFFLE)]))
-def test_whatever_becomes_of_a_dataset_each_row_is_read_once(
+def test_each_row_is_read_once_however_the_dataset_is_rewritten(
     one_hub: LocalHub, alike: bool, steps: list[tuple[Any, ...]]
 ) -> None:
     world = World(one_hub, f"user/rows-{random.SystemRandom().randrange(1 << 60)}", alike=alike)

@@ -39,14 +39,14 @@ class Repo:
     def __init__(self, hub: LocalHub, dataset: Dataset, uploader: Make) -> None:
         self.hub, self.dataset, self._uploader = hub, dataset, uploader
 
-    def bring(self, *numbers: int, shard: int = 5, **options: Any) -> None:
-        """A job that brings rows, in shards of `shard` rows."""
+    def upload(self, *numbers: int, shard: int = 5, **options: Any) -> None:
+        """Run a job that uploads rows, in shards of `shard` rows."""
         with self._uploader(shard=ShardPolicy(max_rows=shard), **options) as up:
             for start in range(0, len(numbers), shard):
                 up.put([{"id": n, "text": f"row {n}"} for n in numbers[start : start + shard]])
 
     def change(self, add: dict[str, bytes] | None = None, delete: list[str] | None = None) -> None:
-        """One commit of somebody else."""
+        """Commit as another user."""
         self.dataset.api.create_commit(
             "user/rows",
             [CommitOperationAdd(path, content) for path, content in (add or {}).items()]
@@ -56,7 +56,7 @@ class Repo:
         )
 
     def compact(self, into: str = "data/train-all.jsonl", made: Callable[[list[bytes]], bytes] = b"".join) -> None:
-        """All shards become one file."""
+        """Merge all shards into one file."""
         paths = self.dataset.paths()
         self.change({into: made([self.dataset.read(path) for path in paths])}, [p for p in paths if p != into])
 
@@ -86,8 +86,8 @@ def ids(found: Any) -> list[int]:
     return [row["id"] for row in found]
 
 
-def had(repo: Repo, count: int | None = None) -> str:
-    """A cursor behind the first `count` rows, or all."""
+def cursor_after(repo: Repo, count: int | None = None) -> str:
+    """Return the cursor after the first `count` rows, or after all."""
     with repo.rows() as reader:
         list(islice(reader, count))
         cursor: str = reader.cursor
@@ -101,9 +101,9 @@ def lines(numbers: Any) -> bytes:
 # Shards.
 
 
-def test_a_shard_tells_its_rows_writer_number_commit_and_time(repo: Repo) -> None:
+def test_a_shard_has_its_rows_writer_number_commit_and_time(repo: Repo) -> None:
     before = datetime.now(UTC)
-    repo.bring(*range(12))
+    repo.upload(*range(12))
     found = repo.shards()
     (writer,) = {shard.writer for shard in found}
     assert [(s.path, s.rows, s.sequence) for s in found] == [
@@ -115,8 +115,8 @@ def test_a_shard_tells_its_rows_writer_number_commit_and_time(repo: Repo) -> Non
     assert {(s.config, s.split) for s in found} == {("default", "train")}
 
 
-def test_a_shard_that_hubsync_has_not_committed_is_told_as_far_as_the_hub_knows(repo: Repo) -> None:
-    repo.bring(*range(5))
+def test_a_shard_of_another_tool_has_what_the_hub_knows(repo: Repo) -> None:
+    repo.upload(*range(5))
     repo.squash()
     repo.change({"data/train-mine.jsonl": lines([7])})
     first, second = repo.shards()
@@ -127,8 +127,8 @@ def test_a_shard_that_hubsync_has_not_committed_is_told_as_far_as_the_hub_knows(
 
 
 def test_shards_of_one_config_and_split(repo: Repo) -> None:
-    repo.bring(*range(5))
-    repo.bring(*range(5, 10), config="other", split="test")
+    repo.upload(*range(5))
+    repo.upload(*range(5, 10), config="other", split="test")
     assert [(s.config, s.split) for s in repo.shards()] == [("default", "train"), ("other", "test")]
     assert [s.config for s in repo.shards(config="other")] == ["other"]
     assert ids(repo.rows(split="test")) == list(range(5, 10))
@@ -139,7 +139,7 @@ def test_shards_of_one_config_and_split(repo: Repo) -> None:
 
 
 def test_rows_come_in_order_and_lazily(repo: Repo) -> None:
-    repo.bring(*range(100))
+    repo.upload(*range(100))
     reader = repo.rows()
     first = next(reader)
     assert first == {"id": 0, "text": "row 0"}
@@ -150,14 +150,14 @@ def test_rows_come_in_order_and_lazily(repo: Repo) -> None:
 
 def test_the_hundred_thousandth_shard_comes_after_the_one_before_it(repo: Repo) -> None:
     paths = [f"train-{n}.jsonl" for n in (99_998, 99_999, 100_000, 100_001)]
-    repo.bring(0)
+    repo.upload(0)
     repo.change({f"data/{path}": lines([n]) for n, path in enumerate(paths, 1)})
     assert sorted(ids(repo.rows())) == [0, 1, 2, 3, 4]
     assert [n for n in ids(repo.rows()) if n] == [1, 2, 3, 4]
 
 
-def test_a_task_reads_by_async_for(repo: Repo) -> None:
-    repo.bring(*range(20))
+def test_rows_can_be_read_with_async_for(repo: Repo) -> None:
+    repo.upload(*range(20))
 
     async def main() -> tuple[list[int], list[str]]:
         options = {"endpoint": repo.hub.endpoint, "token": repo.hub.token}
@@ -171,8 +171,8 @@ def test_a_task_reads_by_async_for(repo: Repo) -> None:
         assert len(paths) == 4
 
 
-def test_a_notebook_reads_by_for_although_a_loop_runs(repo: Repo) -> None:
-    repo.bring(*range(20))
+def test_rows_can_be_read_with_for_while_an_event_loop_runs(repo: Repo) -> None:
+    repo.upload(*range(20))
 
     async def cell() -> list[int]:
         return ids(repo.rows())
@@ -180,8 +180,8 @@ def test_a_notebook_reads_by_for_although_a_loop_runs(repo: Repo) -> None:
     assert anyio.run(cell) == list(range(20))
 
 
-def test_a_line_that_is_no_row_is_said_and_the_next_one_is_read_on(repo: Repo) -> None:
-    repo.bring(0)
+def test_a_line_that_is_not_a_row_raises_and_the_next_one_follows(repo: Repo) -> None:
+    repo.upload(0)
     repo.change({"data/train-z.jsonl": b'{"id": 1}\n\nnonsense\n[2]\n{"id": 3}'})
     reader = repo.rows()
     assert ids(islice(reader, 2)) == [0, 1]
@@ -194,7 +194,7 @@ def test_a_line_that_is_no_row_is_said_and_the_next_one_is_read_on(repo: Repo) -
 
 
 def test_a_row_that_is_nested_too_deeply_is_an_unreadable_row(repo: Repo) -> None:
-    repo.bring(0)
+    repo.upload(0)
     repo.change({"data/train-z.jsonl": b'{"a":' * 700 + b"null" + b"}" * 700 + b'\n{"id": 1}\n'})
     reader = repo.rows()
     assert next(reader)["id"] == 0
@@ -204,33 +204,33 @@ def test_a_row_that_is_nested_too_deeply_is_an_unreadable_row(repo: Repo) -> Non
 
 
 def test_what_the_card_does_not_show_is_not_read(repo: Repo) -> None:
-    repo.bring(0)
+    repo.upload(0)
     repo.change({"notes.jsonl": lines([8]), "data/.hidden.jsonl": lines([9])})
     assert ids(repo.rows()) == [0]
 
 
 def test_without_a_card_every_file_of_rows_is_read(repo: Repo) -> None:
-    repo.bring(0)
+    repo.upload(0)
     repo.change({"notes.jsonl": lines([8]), "data/.hidden.jsonl": lines([9])}, ["README.md"])
     assert sorted(ids(repo.rows())) == [0, 8]
 
 
 def test_a_download_that_breaks_off_or_is_wrong_repeats_no_row(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hubsync.reader.snapshot.RetryPolicy", partial(RetryPolicy, initial_s=0.01))
-    repo.bring(*range(40))
+    repo.upload(*range(40))
     repo.hub.faults.add(Fault.reset(when="after", on="resolve", times=3))
     repo.hub.faults.add(Fault.status(503, on="resolve", times=2))
     assert ids(repo.rows()) == list(range(40))
 
 
-def test_a_repo_that_is_not_there_is_said(hub: LocalHub) -> None:
+def test_a_missing_repo_raises(hub: LocalHub) -> None:
     with pytest.raises(RepoMissingError):
         next(rows("user/nothing", endpoint=hub.endpoint, token=hub.token))
 
 
-def test_rubbish_is_no_cursor(repo: Repo) -> None:
-    repo.bring(0)
-    cursor = had(repo)
+def test_an_invalid_cursor_raises(repo: Repo) -> None:
+    repo.upload(0)
+    cursor = cursor_after(repo)
     for wrong in ("", "yesterday", "hubsync-1:", "hubsync-1:AAAA", cursor[:-9]):
         with pytest.raises(ConfigError, match="cursor"):
             repo.rows(since=wrong)
@@ -243,23 +243,23 @@ def test_rubbish_is_no_cursor(repo: Repo) -> None:
 
 @pytest.mark.slow("brings and reads a dataset for each place of the cursor")
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 17, 20])
-def test_a_cursor_goes_on_behind_the_row_that_came_last(repo: Repo, count: int) -> None:
-    repo.bring(*range(20))
-    cursor = had(repo, count)
-    repo.bring(*range(20, 30))
+def test_a_cursor_continues_after_the_last_row(repo: Repo, count: int) -> None:
+    repo.upload(*range(20))
+    cursor = cursor_after(repo, count)
+    repo.upload(*range(20, 30))
     found = repo.since(cursor)
     assert sorted(found) == list(range(count, 30))
-    assert ids(repo.rows(since=had(repo))) == []
+    assert ids(repo.rows(since=cursor_after(repo))) == []
 
 
 @pytest.mark.slow("waits for the Hub's clock, which counts seconds")
 def test_a_commit_or_a_time_is_a_cursor_too(repo: Repo) -> None:
-    repo.bring(*range(5))
+    repo.upload(*range(5))
     commit = repo.dataset.api.repo_info("user/rows", repo_type="dataset").sha
     anyio.run(partial(SystemClock().sleep, 1.1))  # the Hub's times are in seconds
     time = datetime.now(UTC)
     anyio.run(partial(SystemClock().sleep, 1.1))
-    repo.bring(*range(5, 10))
+    repo.upload(*range(5, 10))
     for since in (commit, time, time.isoformat()):
         reader = repo.rows(since=since)
         if since is not time:
@@ -269,8 +269,8 @@ def test_a_commit_or_a_time_is_a_cursor_too(repo: Repo) -> None:
     assert sorted(ids(repo.rows(since=datetime(2020, 1, 1)))) == list(range(10))
 
 
-def in_other_words(parts: list[bytes]) -> bytes:
-    """The same rows, written by somebody else: other spaces, other order of keys, a column more that is null."""
+def rewritten(parts: list[bytes]) -> bytes:
+    """The same rows in another notation: other spaces, another order of keys, one more column, which is null."""
     found = [json.loads(line) for line in b"".join(parts).splitlines()]
     return b"".join(
         json.dumps({"more": None, **dict(reversed(row.items()))}, indent=None).encode() + b"\n" for row in found
@@ -283,11 +283,11 @@ def shuffled(parts: list[bytes]) -> bytes:
     return b"".join(found)
 
 
-def backwards(parts: list[bytes]) -> bytes:
+def reversed_rows(parts: list[bytes]) -> bytes:
     return b"".join(reversed(parts))
 
 
-REWRITES = {"joined": b"".join, "rewritten": in_other_words, "shuffled": shuffled, "backwards": backwards}
+REWRITES = {"joined": b"".join, "rewritten": rewritten, "shuffled": shuffled, "reversed_rows": reversed_rows}
 
 
 @pytest.mark.slow("commits and reads a dataset several times for each way of compacting it")
@@ -295,9 +295,9 @@ REWRITES = {"joined": b"".join, "rewritten": in_other_words, "shuffled": shuffle
 @pytest.mark.parametrize("made", REWRITES.values(), ids=REWRITES)
 @pytest.mark.parametrize("count", [7, 20])
 def test_a_compaction_repeats_nothing_and_loses_nothing(repo: Repo, count: int, made: Any, squashed: bool) -> None:
-    repo.bring(*range(20))
-    cursor = had(repo, count)
-    repo.bring(*range(20, 30))  # that the reader has not had when the compaction comes
+    repo.upload(*range(20))
+    cursor = cursor_after(repo, count)
+    repo.upload(*range(20, 30))  # that the reader has not had when the compaction comes
     repo.compact(made=made)
     if squashed:
         repo.squash()
@@ -306,22 +306,22 @@ def test_a_compaction_repeats_nothing_and_loses_nothing(repo: Repo, count: int, 
             repo.since(cursor)
         return
     assert sorted(repo.since(cursor)) == list(range(count, 30))
-    repo.bring(*range(30, 35))
+    repo.upload(*range(30, 35))
     assert sorted(repo.since(cursor)) == list(range(count, 35))
 
 
-def test_a_shuffled_and_squashed_dataset_is_known_again_where_nothing_else_came(repo: Repo) -> None:
-    repo.bring(*range(20))
-    cursor = had(repo)
+def test_a_shuffled_and_squashed_dataset_is_recognized_without_new_rows(repo: Repo) -> None:
+    repo.upload(*range(20))
+    cursor = cursor_after(repo)
     repo.compact(made=shuffled)
     repo.squash()
-    repo.bring(*range(20, 25))
+    repo.upload(*range(20, 25))
     assert repo.since(cursor) == list(range(20, 25))
 
 
-def test_a_compaction_to_parquet_is_known_again(repo: Repo) -> None:
-    repo.bring(*range(20))
-    cursor = had(repo, 12)
+def test_a_compaction_to_parquet_is_recognized(repo: Repo) -> None:
+    repo.upload(*range(20))
+    cursor = cursor_after(repo, 12)
 
     def parquet(parts: list[bytes]) -> bytes:
         sink = pa.BufferOutputStream()
@@ -336,10 +336,10 @@ def test_a_compaction_to_parquet_is_known_again(repo: Repo) -> None:
 
 
 @pytest.mark.slow("makes many commits")
-def test_a_compaction_in_two_commits_either_way_round_repeats_nothing(repo: Repo) -> None:
+def test_a_compaction_in_two_commits_repeats_nothing_in_either_order(repo: Repo) -> None:
     for begin in (0, 100):
-        repo.bring(*range(begin, begin + 20))
-        reader = repo.rows(since=had(repo))
+        repo.upload(*range(begin, begin + 20))
+        reader = repo.rows(since=cursor_after(repo))
         paths = [path for path in repo.dataset.paths() if "all" not in path]
         made = b"".join(repo.dataset.read(path) for path in paths)
         steps = [partial(repo.change, {f"data/all-{begin}.jsonl": made}), partial(repo.change, delete=paths)]
@@ -350,13 +350,13 @@ def test_a_compaction_in_two_commits_either_way_round_repeats_nothing(repo: Repo
             reader = repo.rows(since=cursor)
             assert ids(reader) == []
             cursor = reader.cursor
-        repo.bring(begin + 50)
+        repo.upload(begin + 50)
         assert repo.since(cursor) == [begin + 50]
 
 
-def test_a_cursor_in_the_middle_of_a_compaction_goes_on(repo: Repo) -> None:
-    repo.bring(*range(20))
-    cursor = had(repo, 10)
+def test_a_cursor_in_the_middle_of_a_compaction_continues(repo: Repo) -> None:
+    repo.upload(*range(20))
+    cursor = cursor_after(repo, 10)
     repo.compact(made=shuffled)
     found = []
     for _ in range(10):
@@ -369,9 +369,9 @@ def test_a_cursor_in_the_middle_of_a_compaction_goes_on(repo: Repo) -> None:
 
 
 def test_a_shard_that_grows_moves_or_goes_repeats_nothing(repo: Repo) -> None:
-    repo.bring(*range(10))
+    repo.upload(*range(10))
     first, second = repo.dataset.paths()
-    cursor = had(repo, 8)
+    cursor = cursor_after(repo, 8)
     repo.change({second: repo.dataset.read(second) + lines([10, 11])})  # a rolling shard
     assert repo.since(cursor) == [8, 9, 10, 11]
     reader = repo.rows(since=cursor)
@@ -381,22 +381,22 @@ def test_a_shard_that_grows_moves_or_goes_repeats_nothing(repo: Repo) -> None:
     assert repo.since(cursor) == []
     repo.change(delete=[second, "data/train-moved.jsonl"])
     assert repo.since(cursor) == []
-    repo.bring(12)
+    repo.upload(12)
     assert repo.since(cursor) == [12]
 
 
-def test_rows_of_the_same_content_are_as_many_as_there_are(repo: Repo) -> None:
-    repo.bring(*[1] * 20)
-    cursor = had(repo, 7)
+def test_equal_rows_are_all_returned(repo: Repo) -> None:
+    repo.upload(*[1] * 20)
+    cursor = cursor_after(repo, 7)
     repo.compact()
-    repo.bring(*[1] * 10)
+    repo.upload(*[1] * 10)
     assert repo.since(cursor) == [1] * 23
 
 
-def test_a_reader_that_began_at_a_commit_knows_its_rows_in_a_compaction(repo: Repo) -> None:
-    repo.bring(*range(10))
+def test_a_reader_that_began_at_a_commit_recognizes_a_compaction(repo: Repo) -> None:
+    repo.upload(*range(10))
     commit = repo.dataset.api.repo_info("user/rows", repo_type="dataset").sha
-    repo.bring(*range(10, 20))
+    repo.upload(*range(10, 20))
     repo.compact(made=shuffled)
     assert sorted(repo.since(commit)) == list(range(10, 20))
     repo.squash()
@@ -409,7 +409,7 @@ def test_a_reader_that_began_at_a_commit_knows_its_rows_in_a_compaction(repo: Re
 
 @pytest.mark.slow("follows a job for many commits")
 def test_following_yields_each_row_once_while_a_job_writes_and_people_rewrite(repo: Repo, uploader: Make) -> None:
-    repo.bring(0)
+    repo.upload(0)
     found: list[int] = []
     cursor: str | None = None
     with uploader(shard=ShardPolicy(max_rows=3)) as up:
@@ -430,8 +430,8 @@ def test_following_yields_each_row_once_while_a_job_writes_and_people_rewrite(re
     assert sorted(found) == list(range(61))
 
 
-def test_a_squash_under_a_reader_that_is_at_it_changes_nothing(repo: Repo) -> None:
-    repo.bring(*range(100))
+def test_a_squash_during_a_read_changes_nothing(repo: Repo) -> None:
+    repo.upload(*range(100))
     reader = repo.rows()
     found = ids(islice(reader, 3))
     repo.squash()
@@ -440,7 +440,7 @@ def test_a_squash_under_a_reader_that_is_at_it_changes_nothing(repo: Repo) -> No
 
 def test_a_squash_between_the_listing_and_the_card_is_followed(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit never comes back, so reading its card must not be retried forever."""
-    repo.bring(*range(5))
+    repo.upload(*range(5))
     read_file, squashes = HubDataset.read_file, []
 
     async def read_after_squash(self: HubDataset, path: str, at: str) -> bytes | None:
@@ -459,7 +459,7 @@ def test_a_follower_waits_for_a_dataset_that_does_not_exist_yet(repo: Repo, capl
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(next, reader)
             until(lambda: "Waiting until user/rows exists" in caplog.text)
-            repo.bring(1, 2)
+            repo.upload(1, 2)
             assert first.result()["id"] == 1
         assert next(reader)["id"] == 2
         cursor = reader.cursor
@@ -488,20 +488,18 @@ def test_a_follower_waits_for_a_hub_that_is_down(repo: Repo, monkeypatch: pytest
         "hubsync.reader.snapshot.RetryPolicy",
         lambda: __import__("hubsync").RetryPolicy(initial_s=0.01, max_s=0.01),
     )
-    repo.bring(*range(5))
+    repo.upload(*range(5))
     with repo.follow() as reader:
         assert ids(islice(reader, 5)) == list(range(5))
-        repo.bring(5)
+        repo.upload(5)
         repo.hub.faults.add(Fault.status(503, times=30))
         assert ids(islice(reader, 1)) == [5]
 
 
-# What is still in the spool.
+# Rows that are not committed yet.
 
 
-def test_a_job_reads_what_it_has_put_and_not_again_when_it_is_committed(
-    repo: Repo, uploader: Make, tmp_path: Path
-) -> None:
+def test_rows_read_from_the_spool_are_not_repeated_once_committed(repo: Repo, uploader: Make, tmp_path: Path) -> None:
     with uploader() as up:
         up.put([{"id": n} for n in range(3)])
         with repo.follow(spool=tmp_path / "spool") as reader:
@@ -513,7 +511,7 @@ def test_a_job_reads_what_it_has_put_and_not_again_when_it_is_committed(
             assert ids(islice(reader, 1)) == [4]
             cursor = reader.cursor
             up.flush()
-            repo.bring(5, spool=tmp_path / "other")
+            repo.upload(5, spool=tmp_path / "other")
             assert ids(islice(reader, 1)) == [5]
     assert repo.since(cursor, spool=tmp_path / "spool") == [5]
     assert repo.since(cursor) == [5]  # also by somebody who does not see the spool
@@ -521,7 +519,7 @@ def test_a_job_reads_what_it_has_put_and_not_again_when_it_is_committed(
 
 
 @pytest.mark.slow("reads row by row while a job commits")
-def test_a_spool_that_is_read_again_and_again_while_it_commits_repeats_nothing(
+def test_reading_a_spool_repeatedly_while_it_commits_repeats_nothing(
     repo: Repo, uploader: Make, tmp_path: Path
 ) -> None:
     found: list[int] = []

@@ -35,8 +35,8 @@ Make = Callable[..., Uploader]
 Point = dict[str, Any]
 
 
-class Told:
-    """What the exporters have been told."""
+class Received:
+    """What the exporters received."""
 
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()
@@ -72,9 +72,9 @@ class Told:
 
 
 @pytest.fixture(scope="session")
-def told() -> Told:
-    """The providers can be set once a process."""
-    return Told()
+def received() -> Received:
+    """The providers can be set once per process."""
+    return Received()
 
 
 @pytest.fixture
@@ -90,52 +90,58 @@ def _clean() -> Iterator[None]:
 
 
 @pytest.mark.slow("runs several jobs")
-def test_a_job_is_seen_in_the_metrics(told: Told, uploader: Make, repo: str) -> None:
+def test_a_job_is_seen_in_the_metrics(received: Received, uploader: Make, repo: str) -> None:
     with uploader(repo) as up:
         up.put([{"id": 1}, {"id": 2}])
-        assert told.value("hubsync.spool.rows", repo=repo) == 2
-        assert told.value("hubsync.rows.oldest_age", repo=repo) >= 0
-        assert told.value("hubsync.state", repo=repo, state="ok") == 1
-        assert told.value("hubsync.state", repo=repo, state="blocked") == 0
+        assert received.value("hubsync.spool.rows", repo=repo) == 2
+        assert received.value("hubsync.rows.oldest_age", repo=repo) >= 0
+        assert received.value("hubsync.state", repo=repo, state="ok") == 1
+        assert received.value("hubsync.state", repo=repo, state="blocked") == 0
         up.flush()
         up.put([{"id": 3}])
-    assert told.value("hubsync.rows.accepted", repo=repo) == 3
-    assert told.value("hubsync.rows.committed", repo=repo) == 3
-    assert told.value("hubsync.bytes.committed", repo=repo) == told.value("hubsync.bytes.accepted", repo=repo) == 27
-    assert told.value("hubsync.commits", repo=repo) == 2
-    (commits,) = told.points("hubsync.commit.duration", repo=repo, outcome="done")
+    assert received.value("hubsync.rows.accepted", repo=repo) == 3
+    assert received.value("hubsync.rows.committed", repo=repo) == 3
+    assert (
+        received.value("hubsync.bytes.committed", repo=repo)
+        == received.value("hubsync.bytes.accepted", repo=repo)
+        == 27
+    )
+    assert received.value("hubsync.commits", repo=repo) == 2
+    (commits,) = received.points("hubsync.commit.duration", repo=repo, outcome="done")
     assert commits.count == 2
     assert commits.explicit_bounds[0] < 1  # seconds, and not milliseconds
 
 
-def test_a_closed_uploader_leaves_its_sums_and_no_levels(told: Told, uploader: Make, repo: str) -> None:
+def test_a_closed_uploader_leaves_its_sums_and_no_levels(received: Received, uploader: Make, repo: str) -> None:
     for n in range(2):
         with uploader(repo) as up:
             up.put([{"id": n}])
     for metric in METRICS:
         if metric.kind in ("gauge", "level"):
-            assert told.points(metric.name, repo=repo) == [], metric.name
-    assert told.value("hubsync.rows.committed", repo=repo) == 2  # of one writer, whose name was taken over
+            assert received.points(metric.name, repo=repo) == [], metric.name
+    assert received.value("hubsync.rows.committed", repo=repo) == 2  # of one writer, whose name was taken over
 
 
-def test_the_oldest_age_is_the_clocks(told: Told, uploader: Make, repo: str) -> None:
+def test_the_oldest_age_is_the_clocks(received: Received, uploader: Make, repo: str) -> None:
     clock = ManualClock()
     with uploader(repo, clock=clock) as up:
-        assert told.value("hubsync.rows.oldest_age", repo=repo) == 0
+        assert received.value("hubsync.rows.oldest_age", repo=repo) == 0
         up.put([{"id": 1}])
         clock.advance(90)
-        assert told.value("hubsync.rows.oldest_age", repo=repo) == 90
+        assert received.value("hubsync.rows.oldest_age", repo=repo) == 90
 
 
-def test_what_goes_wrong_is_counted_and_in_the_spans(told: Told, uploader: Make, hub: LocalHub, repo: str) -> None:
+def test_what_goes_wrong_is_counted_and_in_the_spans(
+    received: Received, uploader: Make, hub: LocalHub, repo: str
+) -> None:
     with uploader(repo) as up:
         hub.faults.add(Fault.status(503, on="commit", times=2))
         up.put([{"id": 1}])
         up.flush()
-        assert told.value("hubsync.retries", repo=repo) == 2
-    outcomes = [(span.attributes or {})["hubsync.outcome"] for span in told.spans("hubsync.commit", repo)]
+        assert received.value("hubsync.retries", repo=repo) == 2
+    outcomes = [(span.attributes or {})["hubsync.outcome"] for span in received.spans("hubsync.commit", repo)]
     assert outcomes == ["answer lost", "answer lost", "done"]
-    failed, _, done = told.spans("hubsync.commit", repo)
+    failed, _, done = received.spans("hubsync.commit", repo)
     assert (failed.attributes or {})["error.type"] == "AmbiguousError"
     assert "503" in str((failed.events[0].attributes or {})["exception.message"])
     assert {**(done.attributes or {})} == {
@@ -143,10 +149,10 @@ def test_what_goes_wrong_is_counted_and_in_the_spans(told: Told, uploader: Make,
         "hubsync.shards": 1, "hubsync.rows": 1, "hubsync.bytes": 9, "hubsync.outcome": "done",
     }  # fmt: skip
     assert done.parent is None
-    assert [(s.attributes or {})["hubsync.outcome"] for s in told.spans("hubsync.stage", repo)] == ["done"]
+    assert [(s.attributes or {})["hubsync.outcome"] for s in received.spans("hubsync.stage", repo)] == ["done"]
 
 
-def test_a_drain_is_a_span_of_whoever_waits_for_it(told: Told, uploader: Make, hub: LocalHub, repo: str) -> None:
+def test_a_drain_is_a_span_of_its_caller(received: Received, uploader: Make, hub: LocalHub, repo: str) -> None:
     tracer = trace.get_tracer("a job")
     with uploader(repo) as up, tracer.start_as_current_span("the job"):
         up.put([{"id": 1}])
@@ -156,12 +162,12 @@ def test_a_drain_is_a_span_of_whoever_waits_for_it(told: Told, uploader: Make, h
         with pytest.raises(NotDrained):
             up.flush(timeout=0.01)
         hub.faults.clear()
-    drains = told.spans("hubsync.drain", repo)
+    drains = received.spans("hubsync.drain", repo)
     assert [(span.attributes or {})["hubsync.outcome"] for span in drains] == ["done", "not drained", "done"]
     assert drains[0].parent is not None
 
 
-def test_no_span_and_no_point_holds_the_token(told: Told, uploader: Make, hub: LocalHub, repo: str) -> None:
+def test_no_span_and_no_point_holds_the_token(received: Received, uploader: Make, hub: LocalHub, repo: str) -> None:
     token = hub.token
     with pytest.raises(BlockedError), uploader(repo) as up:
         up.put([{"id": 1}])
@@ -174,27 +180,27 @@ def test_no_span_and_no_point_holds_the_token(told: Told, uploader: Make, hub: L
         hub.revoke(token)
         up.put([{"id": 2}])
         up.flush()
-    assert any((s.attributes or {})["hubsync.outcome"] == "blocked" for s in told.spans("hubsync.stage", repo))
-    assert any("***" in span.to_json() for span in told.spans("hubsync.commit", repo))
-    assert token not in "".join(span.to_json() for span in told.exporter.get_finished_spans())
-    assert token not in str(told.reader.get_metrics_data())
+    assert any((s.attributes or {})["hubsync.outcome"] == "blocked" for s in received.spans("hubsync.stage", repo))
+    assert any("***" in span.to_json() for span in received.spans("hubsync.commit", repo))
+    assert token not in "".join(span.to_json() for span in received.exporter.get_finished_spans())
+    assert token not in str(received.reader.get_metrics_data())
 
 
 @pytest.mark.asyncio
-async def test_tasks_are_seen_as_threads_are(told: Told, hub: LocalHub, tmp_path: Path, repo: str) -> None:
+async def test_tasks_are_seen_as_threads_are(received: Received, hub: LocalHub, tmp_path: Path, repo: str) -> None:
     given: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token, "spool": tmp_path / "spool", **FAST}
     async with AsyncUploader(repo, **given) as up:
         await up.put([{"id": 1}])
-        assert told.value("hubsync.spool.rows", repo=repo) == up.stats().spool.rows == 1
+        assert received.value("hubsync.spool.rows", repo=repo) == up.stats().spool.rows == 1
         await up.flush()
-        assert told.value("hubsync.spool.rows", repo=repo) == up.stats().spool.rows == 0
-    (commit,) = told.spans("hubsync.commit", repo)
+        assert received.value("hubsync.spool.rows", repo=repo) == up.stats().spool.rows == 0
+    (commit,) = received.spans("hubsync.commit", repo)
     assert commit.parent is None
-    assert told.value("hubsync.rows.committed", repo=repo) == 1
+    assert received.value("hubsync.rows.committed", repo=repo) == 1
 
 
 @pytest.mark.slow("makes a thousand of them")
-def test_a_thousand_uploaders_leave_nothing_that_grows(told: Told) -> None:
+def test_a_thousand_uploaders_leave_nothing_that_grows(received: Received) -> None:
     def one(repo: str) -> Source:
         depth = SpoolDepth(0, 0, 0, 0, 0, 0, None, 0, 0, 0)
         status = Status(lambda text: None, lambda: "")
@@ -209,17 +215,17 @@ def test_a_thousand_uploaders_leave_nothing_that_grows(told: Told) -> None:
     for _ in range(1_000):
         exported.register_source(one("user/the-same"))()
     assert held() == before
-    assert told.value("hubsync.rows.accepted", repo="user/the-same") == 5_000
+    assert received.value("hubsync.rows.accepted", repo="user/the-same") == 5_000
     for n in range(3_000):
         exported.register_source(one(f"user/one-of-many-{n}"))()
     assert held() == before
     assert len(exported._registry._ended) == 1_000
 
 
-def test_a_forked_child_tells_nothing_of_its_parent(told: Told, uploader: Make, repo: str) -> None:
+def test_a_forked_child_exports_nothing_of_its_parent(received: Received, uploader: Make, repo: str) -> None:
     with uploader(repo) as up:
         up.put([{"id": 1}])
-        assert told.points("hubsync.spool.rows", repo=repo)
+        assert received.points("hubsync.spool.rows", repo=repo)
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:  # pragma: no cover
@@ -262,7 +268,7 @@ def test_prometheus_scrapes_it(hub: LocalHub, python: Python) -> None:
 
 
 @pytest.mark.slow("starts an interpreter")
-def test_without_opentelemetry_nothing_is_missed(hub: LocalHub) -> None:
+def test_a_job_works_without_opentelemetry(hub: LocalHub) -> None:
     code = """
 import sys
 class Absent:
@@ -282,14 +288,16 @@ print(up.repo, "opentelemetry" in sys.modules)
     assert (done.stdout, done.stderr) == ("user/rows False\n", "")
 
 
-@pytest.mark.slow("opens uploaders beside a busy reader")
-def test_reading_while_uploaders_come_and_go_is_safe(told: Told, uploader: Make, repo: str, tmp_path: Path) -> None:
+@pytest.mark.slow("opens uploaders while a thread reads")
+def test_reading_while_uploaders_come_and_go_is_safe(
+    received: Received, uploader: Make, repo: str, tmp_path: Path
+) -> None:
     stop, failed = threading.Event(), list[BaseException]()
 
     def read() -> None:
         try:
             while not stop.is_set():
-                told.points("hubsync.spool.rows")
+                received.points("hubsync.spool.rows")
                 time.sleep(0.0005)
         except BaseException as error:
             failed.append(error)
@@ -304,4 +312,4 @@ def test_reading_while_uploaders_come_and_go_is_safe(told: Told, uploader: Make,
         stop.set()
         thread.join()
     assert failed == []
-    assert told.value("hubsync.rows.committed", repo=repo) == 5
+    assert received.value("hubsync.rows.committed", repo=repo) == 5

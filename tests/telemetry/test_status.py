@@ -1,4 +1,4 @@
-"""What the log says, to somebody who is woken by it: one line a change, at the level where somebody acts."""
+"""What the log says about a job's state: one line per change, at the level at which someone must act."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
 
 
 class Watched:
-    """A status whose clock stands still until it is told to go on."""
+    """A status whose clock advances only when the test says so."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -48,7 +48,7 @@ class Watched:
         self.status.report("commit", State())
 
 
-def test_a_job_without_trouble_says_nothing(uploader: Make, lines: Any) -> None:
+def test_a_job_without_problems_logs_nothing(uploader: Make, lines: Any) -> None:
     with uploader() as up:
         up.put([{"id": 1}])
         up.flush()
@@ -71,7 +71,7 @@ def _day(after_s: float) -> str:
     return re.sub(r"\d\d:\d\d:\d\d$", "", time_text(ManualClock().time() + after_s))
 
 
-def test_what_passes_within_seconds_is_no_warning(lines: Any) -> None:
+def test_a_problem_that_passes_within_seconds_is_not_a_warning(lines: Any) -> None:
     watched = Watched()
     for _ in range(50):
         watched.fails("commit to user/rows: 503", 0.5)
@@ -95,7 +95,7 @@ def test_an_outage_is_a_warning_once_it_lasts_and_only_once(lines: Any) -> None:
     ]
 
 
-def test_trouble_that_comes_and_goes_is_told_aloud_once_in_ten_minutes(lines: Any) -> None:
+def test_a_problem_that_comes_and_goes_is_a_warning_once_in_ten_minutes(lines: Any) -> None:
     watched = Watched()
     for _ in range(20):
         watched.status.report("spool thread", State("spool full", "it holds its 100 bytes."))
@@ -117,7 +117,7 @@ def test_a_full_spool_whose_figures_change_is_one_problem(lines: Any) -> None:
     assert [line.split()[0] for line in lines() if not line.startswith("INFO")] == ["ERROR", "WARNING"]
 
 
-def test_a_request_without_a_response_is_named_by_whoever_gives_up(
+def test_a_timeout_names_the_request_without_a_response(
     uploader: Make, hub: LocalHub, run: Commands, tmp_path: Path
 ) -> None:
     hub.faults.add(Fault.hang(on="commit"))
@@ -131,7 +131,7 @@ def test_a_request_without_a_response_is_named_by_whoever_gives_up(
     assert "the Hub has not answered a commit of 1 shard for " in done.stderr
 
 
-def test_what_keeps_a_full_spool_from_going_up_is_told_with_it(lines: Any) -> None:
+def test_a_full_spool_names_what_keeps_it_from_draining(lines: Any) -> None:
     watched = Watched()
     watched.status.report("spool thread", State("spool full", "it holds its 100 bytes."))
     for wait in (1, 2, 4, 8):  # which pass
@@ -243,7 +243,7 @@ def test_offline_says_where_the_rows_are(
     ]
 
 
-def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
+def test_a_batch_that_is_not_spooled_in_time_is_reported_as_not_accepted(
     uploader: Make, hub: LocalHub, tmp_path: Path
 ) -> None:
     up = uploader(spool=SpoolPolicy(directory=tmp_path / "spool", max_bytes=1_000_000)).open()
@@ -257,7 +257,7 @@ def test_a_batch_that_is_not_spooled_in_time_is_told_as_not_accepted_yet(
     assert late.value.receipt.state == "dropped"
 
 
-def test_a_batch_that_is_not_committed_in_time_is_told_as_safe(uploader: Make, hub: LocalHub) -> None:
+def test_a_batch_that_is_not_committed_in_time_is_reported_as_safe(uploader: Make, hub: LocalHub) -> None:
     with uploader() as up:
         hub.faults.add(Fault.outage())
         with pytest.raises(WaitTimeout, match="safe in the spool") as late:
@@ -267,7 +267,7 @@ def test_a_batch_that_is_not_committed_in_time_is_told_as_safe(uploader: Make, h
     assert late.value.receipt.state == "committed"
 
 
-def test_a_job_that_was_ended_is_told_how_its_draining_went(uploader: Make, lines: Any) -> None:
+def test_a_job_that_an_exception_ended_logs_how_its_drain_went(uploader: Make, lines: Any) -> None:
     with pytest.raises(ZeroDivisionError), uploader() as up:
         up.put([{"id": 1}])
         1 / 0  # noqa: B018

@@ -1,4 +1,4 @@
-"""A rescue that meets half a catalogue, leftovers, and jobs that are started meanwhile."""
+"""Rebuilding a catalogue that is half readable, with leftovers, and while jobs start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def break_table(spool: Path, table: str) -> None:
         stream.write(b"\xff" * 4096)
 
 
-def test_offsets_are_found_where_only_their_table_is_broken(
+def test_offsets_are_recovered_if_only_their_table_is_broken(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path
 ) -> None:
     fill(hub, uploader)
@@ -49,7 +49,7 @@ def test_offsets_are_found_where_only_their_table_is_broken(
 
 
 @pytest.mark.parametrize("damage", [header, lambda spool: break_table(spool, "offsets")], ids=["all", "one table"])
-def test_a_leftover_whose_number_was_given_again_stops_no_rescue(
+def test_a_leftover_whose_id_was_reused_does_not_stop_a_rebuild(
     hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, damage: Callable[[Path], None]
 ) -> None:
     fill(hub, uploader)
@@ -63,7 +63,7 @@ def test_a_leftover_whose_number_was_given_again_stops_no_rescue(
 
 @pytest.mark.slow("waits until a lease without heartbeat would be stolen")
 @pytest.mark.parametrize("opens", [False, True])
-def test_a_job_that_is_started_during_a_rescue(
+def test_a_job_that_starts_during_a_rebuild(
     hub: LocalHub,
     uploader: Callable[..., Uploader],
     dataset: Dataset,
