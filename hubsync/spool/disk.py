@@ -26,13 +26,14 @@ class Disk:
 
     def __init__(self, directory: Path, catalogue: Path) -> None:
         self._reserve = directory / "reserve"
-        self._paths = str(catalogue), str(self._reserve), str(directory)  # used in each take, so no pathlib
+        # Used in each take, so no pathlib.
+        self._paths = str(catalogue), str(self._reserve), str(directory), str(directory / "segments")
         self._room = 0  # for compressing a shard
         about = os.stat(catalogue)
         self._known = (about.st_dev, about.st_ino)
 
     def is_there(self) -> bool:
-        """Return whether the catalogue at its path is the one that was opened.
+        """Return whether the catalogue at its path is the one that was opened, and the segments' directory exists.
 
         A deleted catalogue still accepts writes, which no one would ever read.
         """
@@ -40,7 +41,7 @@ class Disk:
             about = os.stat(self._paths[0])
         except OSError:
             return False
-        return (about.st_dev, about.st_ino) == self._known
+        return (about.st_dev, about.st_ino) == self._known and os.path.isdir(self._paths[3])
 
     def keep_room_for(self, bytes: int) -> int:
         """Keep room in the reserve for compressing a shard of this size; on a small disk, of a smaller one.

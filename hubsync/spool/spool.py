@@ -218,7 +218,7 @@ class Spool:
         with suppress(SpoolError):
             left = self.depth()  # the catalogue answers as long as this process has it open
             return SpoolLost(
-                f"the spool {self.directory} was deleted, or its disk is gone, while the job was running. "
+                f"the spool {self.directory} or a part of it was deleted, or its disk is gone, while the job was running. "
                 f"{left.rows:,} rows ({left.bytes:,} bytes) were accepted and not yet on the Hub; they are lost. What "
                 "was committed is safe: a job that uses offsets resumes after it."
             )

@@ -285,6 +285,13 @@ def test_deleting_the_spool_of_a_running_job_is_an_error_at_once(
     assert dataset.ids() == [7]
 
 
+def test_deleting_the_segments_of_a_running_job_is_an_error_at_once(uploader: Any, tmp_path: Path) -> None:
+    with pytest.raises(SpoolLost, match="2 rows"), uploader(shard=ShardPolicy(linger_s=3600)) as up:
+        up.put(rows(0, 2))
+        delete(tmp_path / "spool" / "segments")
+        up.put(rows(2, 1))
+
+
 def test_a_writer_whose_lock_file_was_deleted_is_not_taken_for_dead(uploader: Any, tmp_path: Path) -> None:
     with uploader(shard=ShardPolicy(linger_s=3600)) as up:
         up.put(rows(0, 2))
