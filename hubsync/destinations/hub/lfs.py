@@ -17,7 +17,7 @@ from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.responses import classify
 from hubsync.destinations.hub.transport import HubHTTP
-from hubsync.errors import BlockedError, DefectError, TransientError
+from hubsync.errors import BlockedError, DefectError, TransientError, UnreadableShard
 from hubsync.model.shard import Shard
 
 _LFS = {"accept": "application/vnd.git-lfs+json", "content-type": "application/vnd.git-lfs+json"}
@@ -171,6 +171,6 @@ async def read_pieces(file: Path, start: int, size: int, piece: int = _PIECE) ->
         while size > 0:
             data = await stream.read(min(piece, size))
             if not data:
-                raise TransientError(f"{file} is shorter than the catalogue says.")
+                raise UnreadableShard(f"{file} is shorter than the catalogue says.")
             size -= len(data)
             yield data
