@@ -90,6 +90,8 @@ class Round:
                     job.send_signal(signal.SIGKILL)
                     self._end(job, is_killed=True)
                 self._damage(when, is_small=is_small)
+                if not self._spool.exists():
+                    break
                 if job.poll() is not None:
                     job = self._start(environ)
             time.sleep(self._rng.random() * 0.5)
@@ -140,7 +142,7 @@ class Round:
                 _fill(self._root / "disk" / "ballast")
             return
         file = self._pick(target)
-        if file is None:
+        if file is None or (target == "spool" and when == "killed"):  # then nothing is left that could know of the rows
             return
         self._note(when, "delete" if target in ("segments", "spool") else action, file)
         segments = [file] if target == "segment" else list((self._spool / "segments").glob("*"))

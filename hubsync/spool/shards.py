@@ -115,8 +115,9 @@ class Shards:
         size = regular_size(file)
         if size is None or size < row.bytes:
             return False
-        if row.sha256 is None:  # it was sealed for a writer that died
+        if size > row.bytes:  # a torn tail, or something else wrote to it
             cut_torn_tail(file, row.bytes)
+        if row.sha256 is None:  # it was sealed for a writer that died
             return is_complete(file, row.bytes)
         if row.id not in self._unreadable and (row.id > self._inherited or row.id in self._checked):
             return True

@@ -218,9 +218,9 @@ class Spool:
         with suppress(SpoolError):
             left = self.depth()  # the catalogue answers as long as this process has it open
             return SpoolLost(
-                f"the spool {self.directory} or a part of it was deleted, or its disk is gone, while the job was running. "
-                f"{left.rows:,} rows ({left.bytes:,} bytes) were accepted and not yet on the Hub; they are lost. What "
-                "was committed is safe: a job that uses offsets resumes after it."
+                f"the spool {self.directory} or a part of it was deleted, or its disk is gone, while the job was "
+                f"running. {left.rows:,} rows ({left.bytes:,} bytes) were accepted and not yet on the Hub; they are "
+                "lost. What was committed is safe: a job that uses offsets resumes after it."
             )
         return SpoolLost(f"the spool {self.directory} is gone, and with it the rows that were not on the Hub yet.")
 

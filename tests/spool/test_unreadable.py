@@ -128,6 +128,29 @@ def test_a_running_job_reports_it_to_the_flush_and_uploads_all_others(
     assert rejected(tmp_path / "spool") == ([] if damage is cut_short else [(3, 1)])  # no row is left to keep
 
 
+@pytest.mark.parametrize("is_running", [True, False])
+def test_what_something_else_appended_is_cut(
+    is_running: bool, hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path
+) -> None:
+    hub.faults.add(Fault.outage())
+    with uploader(shard=ShardPolicy(max_rows=1, linger_s=3600)) as up:
+        for n in range(4):
+            up.put([{"id": n}], ack="spooled")
+        for file in files(tmp_path / "spool")[: 3 * is_running]:
+            with file.open("ab") as stream:
+                stream.write(b"not a row\n")
+        if not is_running:
+            with pytest.raises(NotDrained):
+                up.close(timeout=0)
+            for file in files(tmp_path / "spool"):
+                with file.open("ab") as stream:
+                    stream.write(b"not a row\n")
+        hub.faults.clear()
+    if not is_running:
+        drain(tmp_path / "spool", **{name: FAST[name] for name in ("commit", "retry")})
+    assert dataset.ids() == [0, 1, 2, 3]
+
+
 @every_damage
 def test_compression_passes_it_by(
     damage: Callable[[Path], None], uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path,
