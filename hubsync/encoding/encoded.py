@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -14,8 +13,7 @@ from hubsync.schema.profiler import Discoveries, RowProfiler
 from hubsync.schema.types import EMPTY, Conflict, StructOf
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True):
     """A batch as it will be in its segment.
 
     Attributes:
@@ -32,7 +30,7 @@ class Encoded:
 
     lines: bytes
     rows: int
-    discoveries: Discoveries = field(default_factory=list)
+    discoveries: Discoveries = []
     columns: StructOf | Conflict | None = None
     profiler: RowProfiler | None = None
     is_typed: bool = False
@@ -52,7 +50,7 @@ class Encoded:
         if columns <= self.escaped:
             return self
         rows = escaped(decode_rows(self.lines), columns - self.escaped)
-        return replace(self, lines=encoder.encode_lines(rows), escaped=columns | self.escaped)
+        return msgspec.structs.replace(self, lines=encoder.encode_lines(rows), escaped=columns | self.escaped)
 
 
 def decode_rows(lines: bytes) -> list[Any]:

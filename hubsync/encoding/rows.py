@@ -8,7 +8,7 @@ contract.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, is_dataclass, replace
+from dataclasses import Field, is_dataclass
 from datetime import datetime, time
 from typing import Any, ClassVar, Protocol
 
@@ -119,7 +119,7 @@ def profile(encoded: Encoded, profiler: RowProfiler) -> Encoded:
     rows = decode_rows(encoded.lines)
     discoveries = profiler.profile(rows)
     columns = _columns(rows, 0, places) if discoveries else None
-    return replace(encoded, discoveries=discoveries, columns=columns, profiler=profiler, places=places)
+    return msgspec.structs.replace(encoded, discoveries=discoveries, columns=columns, profiler=profiler, places=places)
 
 
 def _transform_and_encode(

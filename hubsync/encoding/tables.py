@@ -10,7 +10,6 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -139,7 +138,7 @@ def typed(encoded: Encoded, profiler: RowProfiler | None) -> Encoded:
     assert isinstance(encoded.columns, StructOf)
     key = dumps(encoded.columns)
     discoveries = [(profiler.tables, key)] if encoded.rows > 0 and key not in profiler.tables else []
-    return replace(encoded, discoveries=discoveries, profiler=profiler, places=places)
+    return msgspec.structs.replace(encoded, discoveries=discoveries, profiler=profiler, places=places)
 
 
 def _with_literals(columns: StructOf, table: Any) -> StructOf:

@@ -19,7 +19,7 @@ _CLOSING = {"{": "}", "[": "]", '"': '"'}
 # It accepts `1.`, `01` and `-e` as well.
 _SCALAR = re.compile(r"(?=.)-?[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]*)?|true|false|null|NaN|-?Infinity")
 _FIRST = frozenset('{["-0123456789tfnNI' + _SPACE)
-_first_of = itemgetter(slice(1))
+_first_of = itemgetter(0)
 
 
 def reads_as_json(text: str) -> bool:
@@ -34,7 +34,12 @@ def reads_as_json(text: str) -> bool:
 
 def any_reads_as_json(texts: Sequence[str]) -> bool:
     """Return `any(map(reads_as_json, texts))`. Nearly all texts are told by their first character, in C."""
-    return not _FIRST.isdisjoint(map(_first_of, texts)) and any(map(reads_as_json, texts))
+    try:
+        if _FIRST.isdisjoint(map(_first_of, texts)):
+            return False
+    except IndexError:  # one is empty
+        pass
+    return any(map(reads_as_json, texts))
 
 
 def escaped(rows: Sequence[Mapping[str, Any]], columns: Collection[str]) -> Sequence[Mapping[str, Any]]:

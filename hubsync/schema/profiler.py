@@ -38,13 +38,12 @@ _LISTS = frozenset({list, tuple})
 _PLAIN = LEAVES | _LISTS | {float, dict}
 _NESTED = _LISTS | {dict, float, NoneType}
 _FLOAT = frozenset({float})
-_STR = frozenset({str})
+_STR, _INT = frozenset({str}), frozenset({int})
 _NO_TEXT = _LISTS | {NoneType, bool, int, float, dict}
 _LITERAL = -1  # among the sizes of a column: it has strings that read as JSON
 _INTS = frozenset({int, bool})
 _TIMES = frozenset({datetime, time})
 _MINUTE = timedelta(minutes=1)
-_NO_BOUND, _WIDE = frozenset[int](), frozenset({EXACT_FLOAT})
 _SmallInt = Annotated[int, msgspec.Meta(ge=-EXACT_FLOAT, le=EXACT_FLOAT)]
 _Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
@@ -168,6 +167,18 @@ def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries,
 
 def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> None:
     kinds = frozenset(map(type, values))
+    if kinds in node.kinds and not node.is_json:
+        if kinds == _STR:  # most columns are like this one, or the next
+            if node.is_column and _LITERAL not in node.sizes and any_reads_as_json(values):
+                found.append((node.sizes, _LITERAL))
+            return
+        if kinds == _INT:
+            _profile_ints(values, node, found)
+            return
+    _profile_any(values, kinds, node, found)
+
+
+def _profile_any(values: Sequence[Any], kinds: frozenset[type], node: _Node, found: Discoveries) -> None:
     if node.is_json:
         if not (node.is_column or kinds <= _NO_TEXT or _LITERAL in node.sizes):
             found.append((node.sizes, _LITERAL))
@@ -201,8 +212,7 @@ def _profile_leaves(values: Sequence[Any], kinds: frozenset[type], node: _Node, 
     if kinds == _STR:
         return
     if int in kinds:
-        sizes = _sizes(values if kinds <= _INTS else list(_of(_INTS, values)))
-        found += ((node.sizes, size) for size in sizes - node.sizes)
+        _profile_ints(values if kinds <= _INTS else list(_of(_INTS, values)), node, found)
     if not _TIMES.isdisjoint(kinds) and any(map(_has_odd_zone, _of(_TIMES, values))):
         raise OpaqueType
     if node.is_column and not LITERALS.isdisjoint(kinds) and _LITERAL not in node.sizes:
@@ -245,16 +255,16 @@ def _are_missing(floats: Sequence[float]) -> bool:
     return floats[0] != floats[0] and all(value != value for value in floats)
 
 
-def _sizes(ints: Sequence[int]) -> frozenset[int]:
-    """Return the bound that the ints exceed; beyond it, a reader's column has another type."""
+def _profile_ints(ints: Sequence[int], node: _Node, found: Discoveries) -> None:
+    """Discover ints that a float does not hold: with them, a reader's column has another type."""
     try:
         msgspec.convert({"values": ints}, _SmallInts)  # the fastest way to look at all of them
     except msgspec.ValidationError:
         most, least = max(ints), min(ints)
         if max(most, -1 - least) >= INT64:
             raise SuspiciousValue from None
-        return _WIDE if max(most, -1 - least) >= EXACT_FLOAT else _NO_BOUND
-    return _NO_BOUND
+        if max(most, -1 - least) >= EXACT_FLOAT and EXACT_FLOAT not in node.sizes:
+            found.append((node.sizes, EXACT_FLOAT))
 
 
 def _has_odd_zone(value: datetime | time) -> bool:
