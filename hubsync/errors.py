@@ -187,7 +187,7 @@ class SpoolVersionError(SpoolError):
 
 
 class SpoolBusy(SpoolError):
-    """Another live process commits for this spool."""
+    """Another live process commits for this spool, or another machine uses it."""
 
 
 class SpoolLost(SpoolError):

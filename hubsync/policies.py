@@ -127,11 +127,14 @@ class SpoolPolicy:
             `~/.local/state/hubsync`.
         max_bytes: Bytes of rows that it may hold for all its processes, including the dead letter. At the limit the
             worker stops reading the queue, and `QueuePolicy.when_full` applies. An empty spool takes a larger batch.
+        allow_network: Open it on a network file system, where only one machine at a time may use it, and SQLite is as
+            reliable as the file system's locks. HUBSYNC_ALLOW_NETWORK_SPOOL=1 does the same.
         durability: "process": an accepted row survives SIGKILL. "fsync": it survives a power cut as well.
     """
 
     directory: str | Path | None = None
     max_bytes: int = 50 * 1024 * MIB
+    allow_network: bool = False
     durability: Literal["process", "fsync"] = "process"
 
     def __post_init__(self) -> None:

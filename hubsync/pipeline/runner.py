@@ -28,7 +28,7 @@ from hubsync._runtime import signals
 from hubsync._runtime.exceptions import root_cause
 from hubsync._runtime.file_lock import FileLock
 from hubsync.errors import HubsyncError
-from hubsync.model.target import default_home
+from hubsync.model.target import state_home
 from hubsync.pipeline.blocking import batches, iterate_in_threads, outputs, run_in_thread
 from hubsync.pipeline.channels import Chunk, Inlet, Merge, Outlet, ReplayFilter
 from hubsync.pipeline.distiset import Collector, Distiset, load
@@ -66,7 +66,7 @@ def _cache_directory(name: str, graph: StepGraph) -> Path:
         for step in graph.steps
     ]
     tag = hashlib.blake2b(msgspec.json.encode(shape), digest_size=4).hexdigest()
-    return default_home() / "pipelines" / f"{name}-{tag}"
+    return state_home() / "pipelines" / f"{name}-{tag}"
 
 
 class _Attempt:

@@ -13,5 +13,6 @@ spool       the directory, and the parts below
   lease       the right to commit
   writers, offsets, schemas, cards   tables of the catalogue, one owner each
 database    the catalogue's SQLite connection
+host        the machine that uses the spool
 disk        a reserve for a full disk
 """

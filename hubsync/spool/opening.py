@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import msgspec
 
 from hubsync._runtime.clock import Clock
+from hubsync._runtime.filesystem import network_file_system
 from hubsync.errors import ConfigError, SpoolError, SpoolMismatch
-from hubsync.model.target import Target, default_directory, expanded
+from hubsync.model.target import Target, default_directory, expanded, node_local_home, state_home
 from hubsync.policies import SpoolPolicy
 from hubsync.spool.database import corrupt
 from hubsync.spool.spool import Spool
+
+_log = logging.getLogger("hubsync")
 
 
 def open_spool(
@@ -43,8 +47,12 @@ def open_spool(
         directory = default_directory(target)
         with contextlib.suppress(OSError):  # opening the spool reports it
             directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.parent != state_home():
+            _check_node_local(directory, target)
     else:
         raise ConfigError("which spool? Give its directory.")
+    if target is not None:
+        _refuse_network(directory, policy)
     restrict_to_owner(directory)
     try:
         spool = Spool(directory, target=target, policy=policy, clock=clock)
@@ -53,6 +61,38 @@ def open_spool(
     if private is not None and private != spool.private:
         spool.private = private
     return spool
+
+
+def _check_node_local(directory: Path, target: Target) -> None:
+    """Say that the spool is on this machine's own disk, and make sure that nobody else can replace it there."""
+    home = directory.parent
+    about = home.lstat() if home.exists() else None
+    if about is None or about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:
+        raise SpoolError(
+            f"{home} is not this user's own directory. Nothing was changed. Set HUBSYNC_HOME, or use spool=…"
+        )
+    shared = state_home()
+    earlier = default_directory(target, shared)
+    left = f" Rows of an earlier version may be in {earlier}: hubsync drain {earlier}" if earlier.exists() else ""
+    _log.warning(
+        "%s is on a network file system (%s), so the spool is on this machine's own disk: %s. "
+        "Rows that are not on the Hub when the job ends stay there, and a restart on another machine does not upload "
+        "them. To upload them, on this machine: hubsync drain %s. To choose another directory: HUBSYNC_HOME=….%s",
+        shared, network_file_system(shared), directory, directory, left,
+    )  # fmt: skip
+
+
+def _refuse_network(directory: Path, policy: SpoolPolicy) -> None:
+    kind = network_file_system(directory)
+    if kind is None or policy.allow_network or os.environ.get("HUBSYNC_ALLOW_NETWORK_SPOOL") == "1":
+        return
+    local = node_local_home()
+    use = f"such as spool={str(local / directory.name)!r}" if local is not None else "spool=…"
+    raise SpoolError(
+        f"{directory} is on a network file system ({kind}), where SQLite and file locks are not reliable. Nothing was "
+        f"changed. Use a directory on this machine's own disk, {use}. If only one machine uses it at a time, and you "
+        "accept the risk: SpoolPolicy(directory=…, allow_network=True), or HUBSYNC_ALLOW_NETWORK_SPOOL=1."
+    )
 
 
 def open_existing(target: Target, directory: Path, clock: Clock) -> Spool:

@@ -4,6 +4,7 @@
          /segments/           the bytes of the segments: those of the shards to come
          /writers/            a lock, a note and a heartbeat file for each writer
          /dead-letter/        rejected shards
+         /host                the machine that uses it
          /committer.lock      the process that commits for all writers
          /reserve             room that is kept for the catalogue
 
@@ -24,7 +25,7 @@ from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_with_parents
 from hubsync._runtime.formatting import spool_full_text, waiting_text
-from hubsync.errors import SpoolError, SpoolLost, SpoolMismatch
+from hubsync.errors import SpoolBusy, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.model.commit import Watermark
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target
@@ -33,6 +34,7 @@ from hubsync.schema.types import StructOf
 from hubsync.spool.cards import CardEntries
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import Disk, make_room_to_open
+from hubsync.spool.host import HostMark
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.plans import Plans
@@ -73,7 +75,8 @@ class Spool:
         self.policy = policy or SpoolPolicy()
         self.clock: Clock = clock or SystemClock()
         is_synced = self.policy.durability == "fsync"
-        self.catalogue = _create(directory, target, is_synced)
+        self.host = HostMark(directory)
+        self.catalogue = _create(directory, target, self.host, is_synced)
         self.disk = Disk(directory, self.catalogue.path)
         if self.disk.has_less_than(MIB + self.catalogue.log_bytes()):
             self.catalogue.checkpoint(shrink=True)  # after a job died on a full disk, the next one has no other room
@@ -225,7 +228,7 @@ class Spool:
         return SpoolLost(f"the spool {self.directory} is gone, and with it the rows that were not on the Hub yet.")
 
 
-def _create(directory: Path, target: Target | None, is_synced: bool) -> Catalogue:
+def _create(directory: Path, target: Target | None, host: HostMark, is_synced: bool) -> Catalogue:
     """Open a spool's catalogue, after creating the directories."""
     path = directory / "catalogue.sqlite"
     if not path.exists() or path.stat().st_size == 0:
@@ -240,11 +243,14 @@ def _create(directory: Path, target: Target | None, is_synced: bool) -> Catalogu
         try:
             for folder in (directory, directory / "segments", directory / "writers", directory / "dead-letter"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            host.claim()
             make_room_to_open(directory)
             catalogue = Catalogue(path, fsync=is_synced)
             break
         except OSError as error:
             raise SpoolError(f"cannot create the spool {directory}: {error}. Use another directory: spool=…") from error
+        except SpoolBusy:
+            raise
         except SpoolError as error:  # perhaps `hubsync prune` removed it just now, empty
             is_gone = isinstance(error.__cause__, FileNotFoundError) or not directory.exists()
             if target is None or not is_gone or attempt == _OPEN_TRIES - 1:

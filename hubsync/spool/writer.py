@@ -453,8 +453,13 @@ class SpoolWriter:
         self._open = before
 
     def refresh(self) -> None:
-        """Show the other processes that this writer works: its open segment is its own."""
+        """Show the other processes that this writer works: its open segment is its own.
+
+        Raises:
+            SpoolLost: another machine has taken over the spool.
+        """
         self._lock.refresh()
+        self._spool.host.check()
 
     def close(self) -> None:
         """Let go of the writer's name. Its segments stay for the committer."""
