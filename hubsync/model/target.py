@@ -82,14 +82,14 @@ def expanded(path: str | Path) -> Path:
     """Return a path with `~` replaced.
 
     Raises:
-        ConfigError: `~` names a user who does not exist, or who has no home directory.
+        ConfigError: `~` names a user without a home directory, or one that does not exist.
     """
     try:
         found = Path(path).expanduser()
     except RuntimeError:
         found = Path(path)
     if found.parts and found.parts[0].startswith("~"):
-        raise ConfigError(f"{str(path)!r} begins with the home directory of a user who has none. Use an absolute path.")
+        raise ConfigError(f"{str(path)!r} names the home directory of a user that has none. Use an absolute path.")
     return found
 
 

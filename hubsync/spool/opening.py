@@ -64,7 +64,7 @@ def open_spool(
 
 
 def _check_node_local(directory: Path, target: Target) -> None:
-    """Say that the spool is on this machine's own disk, and make sure that nobody else can replace it there."""
+    """Say that the spool is on this machine's own disk, and check that only this user can replace it there."""
     home = directory.parent
     about = home.lstat() if home.exists() else None
     if about is None or about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:

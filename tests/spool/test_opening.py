@@ -58,7 +58,7 @@ def test_a_user_without_a_home_directory_is_asked_for_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(ConfigError, match="no home directory"):
         open_spool(TARGET, None, SystemClock())
-    with pytest.raises(ConfigError, match="has none"):
+    with pytest.raises(ConfigError, match="that has none"):
         open_spool(TARGET, "~/spool", SystemClock())
     assert list(tmp_path.iterdir()) == []
 
