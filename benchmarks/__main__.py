@@ -19,6 +19,7 @@ from benchmarks import (
     keys,
     loss,
     memory,
+    month,
     pipeline,
     recovery,
     report,
@@ -44,6 +45,7 @@ _LONG: dict[str, Callable[..., report.Report]] = {
     "pipeline": pipeline.run,
     "keys": keys.run,
     "soak": soak.run,
+    "month": month.run,
     "chaos": chaos.run,
     "damage": damage.run,
 }

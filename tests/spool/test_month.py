@@ -1,0 +1,18 @@
+"""The soak of a month, shortened: a catalogue and a memory that are level before and after outages."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.month import simulate
+
+
+@pytest.mark.slow("seals thousands of shards")
+def test_nothing_grows_over_days_with_outages() -> None:
+    samples = simulate(1.5, writers=8, outage_h=2.0, sample_h=1.0)
+    calm = [sample for sample in samples if not sample["away"]]
+    catalogue = [sample["catalogue, MB"] for sample in calm[len(calm) // 3 :]]
+    assert max(catalogue) < 2  # a thousand settled segments and a backlog of 600
+    assert catalogue[-1] <= 1.5 * catalogue[0]
+    memory = [sample["memory, MB"] for sample in calm[len(calm) // 3 :]]
+    assert memory[-1] <= memory[0] + 10
