@@ -18,7 +18,7 @@ from hubsync._runtime import frames
 from hubsync.encoding.diagnosis import check_rows
 from hubsync.encoding.encoded import Encoded
 from hubsync.encoding.media import FEATURES, embedded, holds_media
-from hubsync.encoding.typed import BASE64, column_of, fitting, table_of_rows
+from hubsync.encoding.typed import BASE64, column_of, fitting, table_of_rows, unfitting
 from hubsync.encoding.values import duration_text, encoder
 from hubsync.errors import RowError, one_line
 from hubsync.schema.arrow import UnsupportedType, arrow_schema, columns_of_table, is_json_type, map_leaves, normalized
@@ -122,6 +122,8 @@ def _conformed(table: Any, types: Types, first_row: int) -> tuple[Any, StructOf]
             if (fit := fitting(values, kind, name)) is not None:
                 columns[name] = pyarrow.chunked_array([column_of(values, fit, name, first_row)])
                 kinds[name] = fit
+            else:
+                kinds[name] = unfitting(kinds[name], kind)
     for name, kind in kinds.items():
         if holds_media(kind):
             columns[name] = embedded(columns[name], kind, first_row)

@@ -25,6 +25,7 @@ from hubsync.schema.types import EMPTY, JSON, ColumnType, Conflict, Foreign, Lis
 Features = Mapping[str, Any]
 """What `Uploader(features=…)` takes: a `datasets.Features`, or names with their types."""
 BASE64 = "base64"
+_TEXT = Foreign({"dtype": "string"}, [])
 _FLOAT32_MAX = 3.4028234663852886e38
 _FLOAT16_MAX = 65504.0
 
@@ -71,6 +72,7 @@ def table_of_rows(
             kind = fitting(values, known.fields[name], name)
         if kind is None:
             values, kind = _inferred(values, name, first_row, conflicts)
+            kind = unfitting(kind, known.fields.get(name))
         columns.append(column_of(values, kind, name, first_row))
         fields[name] = kind
     table = pyarrow.table(columns, names=list(names))
@@ -117,6 +119,12 @@ def fitting(values: Sequence[Any], kind: ColumnType, name: str) -> ColumnType | 
         if not _rounds(candidate) or array.to_pylist() == [_fit(value, candidate, name) for value in values]:
             return candidate
     return None
+
+
+def unfitting(kind: ColumnType, known: ColumnType | None) -> ColumnType:
+    """Return the type of a column that does not fit its known type, so that no merge takes its text for a time."""
+    takes = ["string"] if isinstance(known, Foreign) and known.takes is None else getattr(known, "takes", [])
+    return _TEXT if kind in ("string", "literal") and "string" in takes else kind
 
 
 def _rounds(kind: ColumnType) -> bool:

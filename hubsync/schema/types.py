@@ -195,6 +195,8 @@ def _join_foreign(known: ColumnType, given: ColumnType) -> ColumnType | None:
         return known
     if isinstance(known, Foreign) and _takes(known, given):
         return known
+    if (is_json(known) and _is_number(given)) or (is_json(given) and _is_number(known)):
+        return JSON  # which holds numbers of every type
     one, other = _dtype_of(known), _dtype_of(given)
     joined = None if one is None or other is None else join(one, other)
     if joined is not None:
@@ -208,6 +210,11 @@ def _dtype_of(kind: ColumnType) -> str | None:
         return kind if kind in ("int", "wide") else DTYPES[kind]
     dtype = kind.entry.get("dtype") if isinstance(kind, Foreign) and len(kind.entry) == 1 else None
     return dtype if isinstance(dtype, str) else None
+
+
+def _is_number(kind: ColumnType) -> bool:
+    dtype = _dtype_of(kind)
+    return dtype is not None and dtype.startswith(("int", "uint", "float"))
 
 
 def dtype_to_type(dtype: str) -> ColumnType:

@@ -409,3 +409,29 @@ def test_row_groups_of_images_are_small_enough_for_the_viewer(
     sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
     assert max(sizes) <= 100 << 20
     assert min(about.row_group(n).num_rows for n in range(about.num_row_groups - 1)) >= 100
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_typed_column_becomes_json_where_nothing_else_holds_both(
+    format: Format, made: Callable[..., Uploader]
+) -> None:
+    with made(format=format) as up:
+        up.put(pa.table({"x": pa.array([1], pa.int32())}))
+        up.put(pa.table({"x": ["text"]}))
+        up.put([{"x": {"a": 1}}, {"x": 2}])
+        up.put(pa.table({"x": pa.array([3], pa.int8())}))
+    assert load()["x"][:] == [1, "text", {"a": 1}, 2, 3]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_text_that_is_no_time_does_not_reach_a_column_of_times(format: Format, made: Callable[..., Uploader]) -> None:
+    table = pa.table({"at": pa.array([0], pa.timestamp("ms")), "id": [1]})
+    with made(format=format, schema=SchemaPolicy(on_conflict="refuse")) as up:
+        up.put(table)
+        up.put([{"at": "2026-01-01T00:00:00", "id": 2}])
+        for rows in ([{"at": "soon", "id": 3}], pa.table({"at": ["soon"], "id": [3]})):
+            with pytest.raises(SchemaConflict):
+                up.put(rows)
+    back = load()
+    assert back.features["at"] == datasets.Value("timestamp[ms]")
+    assert back["id"][:] == [1, 2]
