@@ -84,7 +84,7 @@ def columns_of_table(table: Any) -> StructOf:
 
 
 def _features_in(schema: Any) -> StructOf:
-    """Return the features that `datasets` wrote into a schema's metadata; none if there are none, or unknown ones."""
+    """Return the features that `datasets` wrote into a schema's metadata; empty if it has none, or unknown ones."""
     text = (schema.metadata or {}).get(_METADATA)
     try:
         found = from_metadata(msgspec.json.decode(text)["info"]["features"]) if text else None

@@ -76,8 +76,8 @@ class Uploader(BaseUploader):
         """Accept a batch, or reject it as a whole.
 
         Args:
-            rows: A list of dicts, dataclasses, msgspec Structs or pydantic models; or a `datasets.Dataset`, a
-                `pyarrow.Table` or `RecordBatch`.
+            rows: A list of dicts, dataclasses, msgspec Structs or pydantic models, or one of them; or a
+                `datasets.Dataset`, a DataFrame or any other table of Arrow data, which keeps its types.
             offset: The batch's position in `source`. Offsets must rise within a run. A batch whose offset was accepted
                 in an earlier run is a replay: nothing is added, and the receipt says so.
             source: The name of the sequence that `offset` counts; one open uploader at a time may use it. None for

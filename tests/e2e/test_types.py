@@ -435,3 +435,31 @@ def test_text_that_is_no_time_does_not_reach_a_column_of_times(format: Format, m
     back = load()
     assert back.features["at"] == datasets.Value("timestamp[ms]")
     assert back["id"][:] == [1, 2]
+
+
+MEMORY = """
+import os, random, resource, sys
+from hubsync import QueuePolicy, Uploader
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+rng, peaks = random.Random(0), []
+with Uploader("user/rows", spool=sys.argv[1], format="parquet", features={"image": "image"},
+              queue=QueuePolicy(max_bytes=16 << 20)) as up:
+    for batches in (10, 30):
+        for _ in range(batches):
+            up.put([{"image": rng.randbytes(100_000)} for _ in range(100)])
+        up.flush()
+        peaks.append(peak())
+print(*peaks)
+"""
+
+
+def test_memory_is_bounded_by_the_queue_and_not_by_the_images(
+    made: Callable[..., Uploader], python: Python, tmp_path: Path
+) -> None:
+    done = python.run("-c", MEMORY, tmp_path / "spool", env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    first, last = map(int, done.stdout.split())  # MiB, after 100 MB and after 400 MB of images
+    assert last - first < 150
