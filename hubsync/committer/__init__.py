@@ -7,5 +7,6 @@
     rejections    retry a rejected shard, then quarantine it
 
 ``card_updater`` and ``schema_check`` keep the dataset loadable; ``branch_head`` owns what is known of the branch;
-``rollback`` detects a spool that was restored; ``retry`` waits out errors; ``events`` is what the uploader hears.
+``folder_guard`` keeps its folders below the Hub's limit, ``seeding`` its watermarks few. ``rollback`` detects a spool
+that was restored; ``retry`` waits out errors; ``events`` is what the uploader hears; ``context`` is what all share.
 """

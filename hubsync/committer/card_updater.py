@@ -13,13 +13,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
-from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.threads import run_in_thread
-from hubsync.committer.branch_head import BranchHead
-from hubsync.committer.retry import Retrier
+from hubsync.committer.context import Context
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
-from hubsync.destinations.base import Destination
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.existing import Existing, examine
 from hubsync.errors import DatasetConflict, DefectError, StaleParentError
@@ -27,7 +24,6 @@ from hubsync.model.commit import SidecarFile
 from hubsync.model.layout import Layout, format_of
 from hubsync.model.shard import Shard
 from hubsync.schema.types import StructOf
-from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
 
@@ -54,21 +50,13 @@ class CardUpdate(NamedTuple):
 class CardUpdater:
     """Merges what this spool commits into the card as it is at the head."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        schemas: SchemaChecker,
-        destination: Destination,
-        retrier: Retrier,
-        head: BranchHead,
-        clock: Clock,
-    ) -> None:
-        self._spool = spool
+    def __init__(self, context: Context, schemas: SchemaChecker) -> None:
+        self._spool = context.spool
         self._schemas = schemas
-        self._destination = destination
-        self._retrier = retrier
-        self._head = head
-        self._clock = clock
+        self._destination = context.destination
+        self._retrier = context.retrier
+        self._head = context.head
+        self._clock = context.clock
         self._rejections = 0
         self._retry_at = 0.0
         self._content: tuple[int, bytes | None] | None = None  # the card, and the head's `moves` when it was read

@@ -5,22 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.retry import Backoff
-from hubsync.committer.branch_head import BranchHead
 from hubsync.committer.card_updater import CardUpdate, CardUpdater
-from hubsync.committer.events import DeliveryEvents
+from hubsync.committer.context import Context
 from hubsync.committer.folder_guard import FolderGuard
-from hubsync.committer.rate_limiter import RateLimiter
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
-from hubsync.committer.retry import Retrier
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
 from hubsync.committer.seeding import Seeding
 from hubsync.committer.stager import POLL_S
-from hubsync.committer.wakeups import Wakeups
-from hubsync.destinations.base import Destination, FolderFull, Landed, NotSent, Rejected, Unknown
+from hubsync.destinations.base import FolderFull, Landed, NotSent, Rejected, Unknown
 from hubsync.errors import (
     AmbiguousError,
     BlockedError,
@@ -35,8 +30,7 @@ from hubsync.model.commit import Plan, commit_summary
 from hubsync.model.shard import Shard
 from hubsync.model.watermarks import FOLDER
 from hubsync.policies import CommitPolicy
-from hubsync.spool.spool import Spool
-from hubsync.telemetry.status import QUOTA, State, Status
+from hubsync.telemetry.status import QUOTA, State
 
 _log = logging.getLogger("hubsync")
 
@@ -46,39 +40,31 @@ class CommitLoop:
 
     def __init__(
         self,
-        spool: Spool,
-        destination: Destination,
+        context: Context,
         policy: CommitPolicy,
-        rate_limiter: RateLimiter,
-        head: BranchHead,
-        retrier: Retrier,
         reconciler: Reconciler,
         rejections: Rejections,
         cards: CardUpdater,
         schemas: SchemaChecker,
         folders: FolderGuard,
         seeding: Seeding,
-        clock: Clock,
-        status: Status,
-        events: DeliveryEvents,
-        wakeups: Wakeups,
     ) -> None:
-        self._spool = spool
-        self._destination = destination
+        self._spool = context.spool
+        self._destination = context.destination
         self._policy = policy
-        self._rate_limiter = rate_limiter
-        self._head = head
-        self._retrier = retrier
+        self._rate_limiter = context.rate_limiter
+        self._head = context.head
+        self._retrier = context.retrier
         self._reconciler = reconciler
         self._rejections = rejections
         self._cards = cards
         self._schemas = schemas
         self._folders = folders
         self._seeding = seeding
-        self._clock = clock
-        self._status = status
-        self._events = events
-        self._wakeups = wakeups
+        self._clock = context.clock
+        self._status = context.status
+        self._events = context.events
+        self._wakeups = context.wakeups
 
     async def run(self) -> None:
         """Commit what is staged, until cancelled."""

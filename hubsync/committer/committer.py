@@ -30,6 +30,7 @@ from hubsync.committer.branch_head import BranchHead
 from hubsync.committer.card_updater import CardUpdater
 from hubsync.committer.commit_loop import CommitLoop
 from hubsync.committer.compressor import Compressor
+from hubsync.committer.context import Context
 from hubsync.committer.events import DeliveryEvents, NoEvents
 from hubsync.committer.folder_guard import FolderGuard
 from hubsync.committer.rate_limiter import RateLimiter
@@ -78,24 +79,21 @@ class Committer:
         self._wakeups = Wakeups(clock)
         self._rate_limiter = RateLimiter(commit, clock)
         self._retrier = Retrier(spool, retry, clock, rng, status, self._rate_limiter, events)
-        self._rollback = RollbackDetector(spool, destination, self._retrier)
-        schemas = SchemaChecker(spool)
-        self._cards = cards = CardUpdater(spool, schemas, destination, self._retrier, self._head, clock)
-        self._seeding = Seeding(spool, destination, self._retrier, self._head, self._rate_limiter, cards)
-        rejections = Rejections(spool, self._retrier, cards, clock, status, events)
-        self._reconciler = Reconciler(
-            spool, destination, self._retrier, self._head, self._rollback, cards, rejections, status, events,
-            self._wakeups,
-        )  # fmt: skip
-        self._folders = FolderGuard(spool, destination, self._retrier, self._head, self._wakeups)
-        self._compressor = Compressor(spool, self._retrier, rejections, self._wakeups)
-        self._stager = Stager(
-            spool, destination, self._retrier, self._reconciler, rejections, clock, status, self._wakeups
+        context = Context(
+            spool, destination, clock, status, events, self._head, self._wakeups, self._rate_limiter, self._retrier
         )
+        schemas = SchemaChecker(spool)
+        self._cards = cards = CardUpdater(context, schemas)
+        rejections = Rejections(context, cards)
+        self._rollback = RollbackDetector(context)
+        self._seeding = Seeding(context, cards)
+        self._folders = FolderGuard(context)
+        self._reconciler = Reconciler(context, self._rollback, cards, rejections)
+        self._compressor = Compressor(context, rejections)
+        self._stager = Stager(context, self._reconciler, rejections)
         self._commit_loop = CommitLoop(
-            spool, destination, commit, self._rate_limiter, self._head, self._retrier, self._reconciler, rejections,
-            cards, schemas, self._folders, self._seeding, clock, status, events, self._wakeups,
-        )  # fmt: skip
+            context, commit, self._reconciler, rejections, cards, schemas, self._folders, self._seeding
+        )
 
     def wake(self) -> None:
         """Look for sealed segments now. From the event loop only."""

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync.committer.context import Context
 from hubsync.committer.rejections import Rejections
-from hubsync.committer.retry import Retrier
 from hubsync.committer.stager import POLL_S
-from hubsync.committer.wakeups import Wakeups
 from hubsync.encoding import codecs
 from hubsync.errors import BlockedError, ConfigError, DefectError, SpoolError
 from hubsync.model.hashing import hash_file
@@ -23,7 +22,6 @@ from hubsync.model.layout import format_of
 from hubsync.model.shard import Shard
 from hubsync.spool.segments import Segment
 from hubsync.spool.shards import remove_file
-from hubsync.spool.spool import Spool
 
 
 class Incompressible(NamedTuple):
@@ -39,11 +37,11 @@ class Compressor:
     zlib, Zstandard and pyarrow release Python's lock while they work.
     """
 
-    def __init__(self, spool: Spool, retrier: Retrier, rejections: Rejections, wakeups: Wakeups) -> None:
-        self._spool = spool
-        self._retrier = retrier
+    def __init__(self, context: Context, rejections: Rejections) -> None:
+        self._spool = context.spool
+        self._retrier = context.retrier
         self._rejections = rejections
-        self._wakeups = wakeups
+        self._wakeups = context.wakeups
 
     async def run(self) -> None:
         """Compress what is sealed, until cancelled."""

@@ -11,14 +11,10 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from hubsync.committer.branch_head import BranchHead
-from hubsync.committer.retry import Retrier
-from hubsync.committer.wakeups import Wakeups
-from hubsync.destinations.base import Destination
+from hubsync.committer.context import Context
 from hubsync.errors import FolderFullError, StaleParentError
 from hubsync.model.layout import MAX_FOLDER_FILES, PART_FILES, Layout
 from hubsync.model.shard import Shard
-from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
 
@@ -30,14 +26,12 @@ _RECOUNT = 8
 class FolderGuard:
     """Counts folders, and moves shards out of full ones."""
 
-    def __init__(
-        self, spool: Spool, destination: Destination, retrier: Retrier, head: BranchHead, wakeups: Wakeups
-    ) -> None:
-        self._spool = spool
-        self._destination = destination
-        self._retrier = retrier
-        self._head = head
-        self._wakeups = wakeups
+    def __init__(self, context: Context) -> None:
+        self._spool = context.spool
+        self._destination = context.destination
+        self._retrier = context.retrier
+        self._head = context.head
+        self._wakeups = context.wakeups
         self._most = MAX_FOLDER_FILES
         self._counts: dict[str, tuple[int, int]] = {}  # files by folder, and the head's `moves` when they were counted
 

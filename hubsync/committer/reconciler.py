@@ -13,19 +13,14 @@ from functools import partial
 from typing import TypeVar
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync.committer.branch_head import BranchHead
 from hubsync.committer.card_updater import CardUpdater
-from hubsync.committer.events import DeliveryEvents
+from hubsync.committer.context import Context
 from hubsync.committer.rejections import Rejections
-from hubsync.committer.retry import Retrier
 from hubsync.committer.rollback import RollbackDetector
-from hubsync.committer.wakeups import Wakeups
-from hubsync.destinations.base import Destination
 from hubsync.errors import StaleParentError
 from hubsync.model.commit import Plan
 from hubsync.model.shard import RemoteFile, Shard
-from hubsync.spool.spool import Spool
-from hubsync.telemetry.status import State, Status
+from hubsync.telemetry.status import State
 
 _log = logging.getLogger("hubsync")
 T = TypeVar("T")
@@ -37,28 +32,18 @@ class Reconciler:
     """Compares shards with the remote files. It is the only part that settles plans."""
 
     def __init__(
-        self,
-        spool: Spool,
-        destination: Destination,
-        retrier: Retrier,
-        head: BranchHead,
-        rollback: RollbackDetector,
-        cards: CardUpdater,
-        rejections: Rejections,
-        status: Status,
-        events: DeliveryEvents,
-        wakeups: Wakeups,
+        self, context: Context, rollback: RollbackDetector, cards: CardUpdater, rejections: Rejections
     ) -> None:
-        self._spool = spool
-        self._destination = destination
-        self._retrier = retrier
-        self._head = head
+        self._spool = context.spool
+        self._destination = context.destination
+        self._retrier = context.retrier
+        self._head = context.head
         self._rollback = rollback
         self._cards = cards
         self._rejections = rejections
-        self._status = status
-        self._events = events
-        self._wakeups = wakeups
+        self._status = context.status
+        self._events = context.events
+        self._wakeups = context.wakeups
         self._has_met_others = False
 
     async def at_head(self, part: str, look: Callable[[str], Awaitable[T]]) -> T:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from hubsync._runtime.clock import Clock
 from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdater
-from hubsync.committer.events import DeliveryEvents
-from hubsync.committer.retry import Retrier
+from hubsync.committer.context import Context
 from hubsync.errors import DefectError, HubError, ShardsRefused
 from hubsync.model.shard import Shard
-from hubsync.spool.spool import Spool
-from hubsync.telemetry.status import Status
 
 _log = logging.getLogger("hubsync")
 
@@ -25,21 +21,13 @@ _MOST_IN_A_ROW = 3  # with nothing committed in between; then the rows are not a
 class Rejections:
     """Counts rejections by shard, and quarantines what is rejected again and again."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        retrier: Retrier,
-        cards: CardUpdater,
-        clock: Clock,
-        status: Status,
-        events: DeliveryEvents,
-    ) -> None:
-        self._spool = spool
-        self._retrier = retrier
+    def __init__(self, context: Context, cards: CardUpdater) -> None:
+        self._spool = context.spool
+        self._retrier = context.retrier
         self._cards = cards
-        self._clock = clock
-        self._status = status
-        self._events = events
+        self._clock = context.clock
+        self._status = context.status
+        self._events = context.events
         self._backoffs: dict[int, Backoff] = {}  # by segment
         self._in_a_row = 0  # quarantined since something was committed
 

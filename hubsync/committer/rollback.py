@@ -11,12 +11,10 @@ from functools import partial
 from typing import BinaryIO
 
 from hubsync._runtime.threads import run_in_thread
-from hubsync.committer.retry import Retrier
-from hubsync.destinations.base import Destination
+from hubsync.committer.context import Context
 from hubsync.model.commit import Watermark
 from hubsync.model.shard import Shard
 from hubsync.model.watermarks import FIRST_FOLDED
-from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
 
@@ -24,10 +22,10 @@ _log = logging.getLogger("hubsync")
 class RollbackDetector:
     """Compares the dataset's watermarks with the catalogue's, once at each start."""
 
-    def __init__(self, spool: Spool, destination: Destination, retrier: Retrier) -> None:
-        self._spool = spool
-        self._destination = destination
-        self._retrier = retrier
+    def __init__(self, context: Context) -> None:
+        self._spool = context.spool
+        self._destination = context.destination
+        self._retrier = context.retrier
         self._ahead: list[Watermark] = []  # of our writers, of whom the dataset contains more than the catalogue knows
 
     @property

@@ -12,18 +12,15 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from hubsync._runtime.threads import run_in_thread
-from hubsync.committer.branch_head import BranchHead
 from hubsync.committer.card_updater import CardUpdater
-from hubsync.committer.rate_limiter import RateLimiter
-from hubsync.committer.retry import Retrier
-from hubsync.destinations.base import CommitOutcome, Destination, Landed, NotSent, Rejected
+from hubsync.committer.context import Context
+from hubsync.destinations.base import CommitOutcome, Landed, NotSent, Rejected
 from hubsync.destinations.hub import card
 from hubsync.errors import DefectError, RateLimitedError
 from hubsync.model.commit import BranchTip, Plan
 from hubsync.model.layout import without_part
 from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.schema.types import StructOf
-from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
 
@@ -31,20 +28,12 @@ _log = logging.getLogger("hubsync")
 class Seeding:
     """Reads the dataset's watermarks, claims the dataset, and folds the watermarks."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        destination: Destination,
-        retrier: Retrier,
-        head: BranchHead,
-        rate_limiter: RateLimiter,
-        cards: CardUpdater,
-    ) -> None:
-        self._spool = spool
-        self._destination = destination
-        self._retrier = retrier
-        self._head = head
-        self._rate_limiter = rate_limiter
+    def __init__(self, context: Context, cards: CardUpdater) -> None:
+        self._spool = context.spool
+        self._destination = context.destination
+        self._retrier = context.retrier
+        self._head = context.head
+        self._rate_limiter = context.rate_limiter
         self._cards = cards
 
     async def seed(self, head: BranchTip) -> None:

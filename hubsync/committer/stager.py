@@ -7,17 +7,13 @@ from functools import partial
 
 import anyio
 
-from hubsync._runtime.clock import Clock
+from hubsync.committer.context import Context
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
-from hubsync.committer.retry import Retrier
-from hubsync.committer.wakeups import Wakeups
-from hubsync.destinations.base import Destination
 from hubsync.errors import DefectError, HubError, UnreadableShard
 from hubsync.model.shard import Shard, Staged
 from hubsync.policies import MIB
-from hubsync.spool.spool import Spool
-from hubsync.telemetry.status import State, Status
+from hubsync.telemetry.status import State
 
 POLL_S = 0.5  # how soon segments that another process sealed are noticed
 _LOT_SHARDS = 100  # shards of a lot: one preupload call, one Xet session
@@ -29,26 +25,16 @@ _SLOW_S = 30.0
 class Stager:
     """Stages sealed shards."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        destination: Destination,
-        retrier: Retrier,
-        reconciler: Reconciler,
-        rejections: Rejections,
-        clock: Clock,
-        status: Status,
-        wakeups: Wakeups,
-    ) -> None:
-        self._spool = spool
-        self._destination = destination
-        self._retrier = retrier
+    def __init__(self, context: Context, reconciler: Reconciler, rejections: Rejections) -> None:
+        self._spool = context.spool
+        self._destination = context.destination
+        self._retrier = context.retrier
         self._reconciler = reconciler
         self._rejections = rejections
-        self._clock = clock
-        self._status = status
-        self._wakeups = wakeups
-        self._unreadable = retrier.backoff()  # after a lot with a file that could not be read
+        self._clock = context.clock
+        self._status = context.status
+        self._wakeups = context.wakeups
+        self._unreadable = context.retrier.backoff()  # after a lot with a file that could not be read
         self._lots: list[frozenset[int]] = []  # the segments that are being uploaded
 
     async def run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -95,3 +96,16 @@ def test_the_requested_wait_is_found(headers: dict[str, str], said: str, seconds
 def test_a_date_in_retry_after_is_understood() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     assert 3500 < (retry_after({"retry-after": later}, "") or 0) <= 3600
+
+
+@pytest.mark.parametrize("headers", [
+    {"ratelimit": '"api";r=812;t=271'}, {"ratelimit": '"api";r=0;t=271'}, {"retry-after": "271"}, {},
+])  # fmt: skip
+def test_the_commit_quotas_wait_is_in_the_body_whatever_the_headers_say(headers: dict[str, str]) -> None:
+    body = {
+        "error": "You have exceeded the rate limit for repository commits (128 per hour). Retry this action in about 1 "
+        "hour. If you're a new user, your limits will raise progressively over time."
+    }
+    error = classify("commit", 429, headers, json.dumps(body).encode(), has_effect=True)
+    assert isinstance(error, RateLimitedError)
+    assert (error.commit_quota, error.retry_after_s) == (True, 3600)

@@ -113,13 +113,10 @@ def classify(
     message = f"{what}: {status}" + (f", {text[:300]}" if text else "")
     request_id = headers.get("x-request-id") or headers.get("x-amzn-trace-id")
     if issubclass(kind, RateLimitedError):
-        return kind(
-            message,
-            status=status,
-            request_id=request_id,
-            retry_after_s=retry_after(headers, text),
-            commit_quota=_COMMIT_QUOTA.search(text) is not None,
-        )
+        is_quota, wait = _COMMIT_QUOTA.search(text) is not None, retry_after(headers, text)
+        if is_quota and wait is not None:  # the headers may describe the API's window, which ends earlier
+            wait = max(wait, retry_after({}, text) or 0.0)
+        return kind(message, status=status, request_id=request_id, retry_after_s=wait, commit_quota=is_quota)
     if issubclass(kind, TransientError):
         return kind(message, status=status, request_id=request_id, retry_after_s=retry_after(headers, ""))
     if issubclass(kind, RepoMissingError):
