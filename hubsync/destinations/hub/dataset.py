@@ -52,6 +52,7 @@ _SAMPLE_BYTES = 512  # of a file, which preupload looks at
 _PATHS = 100  # paths in one paths-info request
 _BASE64_BYTES = 3 << 17  # encoded at a time: a multiple of 3, and a short hold of the GIL
 _CREATED_WITH = {".gitattributes"}  # the files of a new repo
+_KEPT_FILES = 1_000  # of a listing that is kept
 _COMMITS_PER_PAGE = 100
 _MAX_PAGES = 20_000  # of a tree: 1,000 files each
 _MAX_WATERMARK_BYTES = 1 << 30  # of all writers: none that hubsync wrote may be left out
@@ -146,6 +147,7 @@ class HubDataset:
         self._rev = quote(target.revision, safe="")
         self._api = f"api/datasets/{target.repo}"
         self._xet = XetStore(self._http, f"{self._api}/xet-write-token/{self._rev}") if xet_available() else None
+        self._listing: tuple[str, Sequence[HubFile]] = ("", ())  # a commit whose files were listed; it never changes
         self._marks: dict[HubFile, list[Watermark] | str] = {}  # as read last
         self._lfs = LfsStore(self._http, f"datasets/{target.repo}.git/info/lfs/objects/batch", target.revision)
 
@@ -217,7 +219,10 @@ class HubDataset:
         except RepoMissingError as error:  # a repo that was just created may not be on all servers yet
             raise TransientError(str(error), status=error.status) from None
         names = None if found.siblings is None else {sibling.rfilename for sibling in found.siblings}
-        return BranchTip(found.sha, is_new, is_empty=is_new and names is not None and names <= _CREATED_WITH)
+        is_empty = is_new and names is not None and names <= _CREATED_WITH
+        if is_empty:  # its other files are of no interest
+            self._listing = found.sha, []
+        return BranchTip(found.sha, is_new, is_empty)
 
     async def head(self) -> BranchTip:
         """Return the branch's newest commit."""
@@ -364,8 +369,14 @@ class HubDataset:
     async def list_files(self, at: str, folder: str = "") -> Sequence[HubFile]:
         """Return every file in the commit `at`, or below one of its folders; empty if the folder does not exist."""
         what = f"the files of {self.target.repo}"
+        listed_at, listed = self._listing
+        if listed_at == at:
+            return [file for file in listed if not folder or file.path.startswith(f"{folder}/")]
         entries = [entry async for page in self._tree(at, folder, recursive=True) for entry in page]
-        return [_hub_file(what, folder, entry) for entry in entries if entry.type == "file"]
+        files = [_hub_file(what, folder, entry) for entry in entries if entry.type == "file"]
+        if not folder and len(files) <= _KEPT_FILES:
+            self._listing = at, files
+        return files
 
     async def count_files(self, folder: str, at: str, *, most: int, deep: bool) -> int:
         """Return how many entries a folder has in the commit `at`; above `most`, any number above it."""
