@@ -234,13 +234,14 @@ def listing(hub: HubState, call: Call) -> Response:
 
 def _expanded(call: Call) -> list[str]:
     """Return the only fields that the caller wants, of those that huggingface_hub knows; empty for all."""
-    from huggingface_hub import hf_api
-
     wanted = call.request.query_params.getlist("expand") + call.request.query_params.getlist("expand[]")
-    known = (*get_args(getattr(hf_api, f"Expand{call.repo_type.title()}Property_T")), "gitalyUid", "xetEnabled")
-    for place, name in enumerate(wanted):
-        if name not in known:
-            raise _invalid_option(known, f"expand[{place}]")
+    if wanted:
+        from huggingface_hub import hf_api
+
+        known = (*get_args(getattr(hf_api, f"Expand{call.repo_type.title()}Property_T")), "gitalyUid", "xetEnabled")
+        for place, name in enumerate(wanted):
+            if name not in known:
+                raise _invalid_option(known, f"expand[{place}]")
     return wanted
 
 
