@@ -192,6 +192,7 @@ PARQUET = {"data/train-0.parquet": parquet(1), "README.md": card(
         ({"rows.py": b"# a loading script", "a.jsonl": xs(1)}, {}),
         ({"a.jsonl": xs(1), ".huggingface.yaml": b"configs: []\n"}, {}),
         ({"a/t.csv": b"x\n1\n", "README.md": card("configs:\n- config_name: a\n  data_files: a/t.csv\n")}, {}),
+        ({"a/t.csv": b"x\n1\n", "README.md": card("configs:\n- config_name: m\n  data_dir: a\n")}, {}),
         (PARQUET, {"format": "jsonl"}),
         (PARQUET, {"config": "other", "format": "jsonl.gz"}),
         ({"a.jsonl": xs(1)}, {"format": "parquet"}),

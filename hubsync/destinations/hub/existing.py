@@ -234,43 +234,48 @@ class _Examination:
 
     async def _infer_what_is_implicit(self) -> dict[str, inference.Inferred]:
         """Write into the card what `datasets` guesses now and our shards would change; return it by config."""
-        configs = self._card.configs()
-        ours = {entry.config for entry in self._entries}
-        if not configs:
-            names = ["default"] if self._data() else []
-        else:
-            bare = [
-                c for c in configs if not c.get("data_files") and (not c.get("data_dir") or c["config_name"] in ours)
-            ]
-            names = [str(c["config_name"]) for c in bare]
-            if _INFOS in self._contents:
-                names += [str(c["config_name"]) for c in configs if c not in bare and c["config_name"] in ours]
         found: dict[str, inference.Inferred] = {}
-        for name in names:
-            try:
-                inferred = await run_in_thread(
-                    inference.infer_config, self._repo, [*self._sizes], self._contents, name if configs else None
-                )
-            except inference.InferenceError as error:
-                raise self._conflict(
-                    f"its card does not list its files, and datasets cannot say which it loads: {error}"
-                ) from error
+        for name in self._implicit():
+            inferred = await self._infer(name)
             if inferred is None:
                 continue
-            theirs = {s: [p for p in paths if not _SHARD.search(p)] for s, paths in inferred.files.items()}
-            if not any(theirs.values()):
-                continue
-            if inferred.builder not in _NAMES:
-                some = next(path for paths in theirs.values() for path in paths)
-                raise self._conflict(
-                    f"it loads as {inferred.builder} today ({some!r}), and load_dataset reads one kind of file per repo"
-                )
             found[name] = inferred
-            if not (configs and _files_listed(configs, name)):
-                self._card.set_files(name, {s: self._patterns(s, paths) for s, paths in theirs.items() if paths})
+            item = next((item for item in self._card.configs() if item["config_name"] == name), {})
+            is_ours = any(entry.config == name for entry in self._entries)
+            if not item.get("data_files") and (is_ours or not item.get("data_dir")):
+                self._card.set_files(name, {s: self._patterns(s, paths) for s, paths in inferred.files.items()})
             if inferred.info and _INFOS in self._contents:
                 self._card.set_info(name, inferred.info)
         return found
+
+    def _implicit(self) -> list[str]:
+        """Return the configs about which the card does not say enough."""
+        configs, ours = self._card.configs(), {entry.config for entry in self._entries}
+        if not configs:
+            return ["default"] if self._data() else []
+        return [
+            str(item["config_name"])
+            for item in configs
+            if (not item.get("data_files") and (not item.get("data_dir") or item is configs[0]))
+            or (item["config_name"] in ours and (not item.get("data_files") or _INFOS in self._contents))
+        ]
+
+    async def _infer(self, name: str) -> inference.Inferred | None:
+        """Return what `datasets` loads of a config, apart from hubsync's shards; None if that is nothing."""
+        config = name if self._card.configs() else None
+        try:
+            found = await run_in_thread(inference.infer_config, self._repo, [*self._sizes], self._contents, config)
+        except inference.InferenceError as error:
+            why = f"its card does not list its files, and datasets cannot say which it loads: {error}"
+            raise self._conflict(why) from error
+        listed = found.files.items() if found is not None else ()
+        theirs = {s: kept for s, paths in listed if (kept := [p for p in paths if not _SHARD.search(p)])}
+        if found is None or not theirs:
+            return None
+        if found.builder not in _NAMES:
+            some = next(path for paths in theirs.values() for path in paths)
+            raise self._conflict(f"it loads as {found.builder} today ({some!r}), and {_ONE_KIND}")
+        return found._replace(files=theirs)
 
     def _data(self) -> list[str]:
         """Return the files that may hold rows and that hubsync did not write."""
@@ -382,10 +387,6 @@ def _runs(files: Iterable[str]) -> list[tuple[str, list[str]]]:
             runs.append((folder, []))
         runs[-1][1].append(path)
     return runs
-
-
-def _files_listed(configs: Sequence[Mapping[str, object]], name: str) -> bool:
-    return any(str(item["config_name"]) == name and item.get("data_files") for item in configs)
 
 
 def _kind_of(path: str) -> Kind | None:
