@@ -103,7 +103,7 @@ def _seconds(work: Any) -> float:
 def month(writers: int) -> Iterator[Month]:
     """Make one in a directory that is removed."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as directory:
+    with tempfile.TemporaryDirectory(dir=memory, prefix="hubsync-month-") as directory:
         one = Month(Path(directory) / "spool", writers)
         try:
             yield one
