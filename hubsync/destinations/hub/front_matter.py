@@ -84,6 +84,9 @@ class FrontMatter:
         if self._node is None:
             added = _dump(dict(new), self._newline)
             return f"{self._yaml}{self._newline}{added}" if self._yaml else added
+        if self._node.flow_style or not self._node.value:  # the whole block is in flow style
+            start, end = self._node.start_mark.index, self._node.end_mark.index
+            return self._yaml[:start] + _dump(dict(new), self._newline) + self._yaml[end:]
         editor = _Editor(self._yaml, self._newline, is_fine=is_fine)
         editor.change(self._node, self.data, new)
         return editor.result()
