@@ -103,8 +103,9 @@ def test_an_existing_card_survives_hostile_responses(
 ) -> None:
     uploader().open().close()
     card = b"---\nlicense: mit\n---\n# Mine\n"
-    dataset.api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=dataset.repo, repo_type="dataset")
-    with uploader() as up:
+    with uploader() as up:  # which has read the dataset before someone writes a card
+        given = {"path_in_repo": "README.md", "repo_id": dataset.repo, "repo_type": "dataset"}
+        dataset.api.upload_file(path_or_fileobj=card, **given)
         for operation in ("resolve", "paths-info"):
             for shape in ("html", "garbage", "huge", "redirect", "empty", "truncated", "wrong-shape"):
                 hub.faults.add(Fault.hostile(shape, on=operation, times=1))  # type: ignore[arg-type]
