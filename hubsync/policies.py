@@ -28,6 +28,7 @@ class QueuePolicy:
         max_bytes: Encoded bytes that may wait in memory. A larger batch is rejected with `BatchTooLarge`.
         max_batches: Batches that may wait.
         when_full: "block" the producer, "raise" `QueueFull`, or "drop" the batch (counted, and shown by its receipt).
+            It also applies when the spool is full, by its quota or its disk.
     """
 
     max_bytes: int = 64 * MIB

@@ -27,7 +27,7 @@ from hubsync.errors import ClosedError, HubsyncError
 from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
-from hubsync.uploader.base import DROPPED, BaseUploader
+from hubsync.uploader.base import DROPPED, BaseUploader, dropped_if_full
 from hubsync.uploader.closing import draining, seconds_after
 from hubsync.uploader.engine import Engine
 from hubsync.uploader.in_order import MAX_BATCHES, MAX_BYTES, AsyncInOrder
@@ -102,11 +102,12 @@ class AsyncUploader(BaseUploader):
             return batch.receipt
         failpoint(Failpoint.QUEUED)
         left = None if until is None else max(0.0, until - time.monotonic())
-        if waiter is not None:
-            await waiter.wait(left)
-        elif ack == "committed":
-            with engine.flush_batch(batch.receipt) as told:
-                await told.wait_async(ack, left)
+        with dropped_if_full(engine):
+            if waiter is not None:
+                await waiter.wait(left)
+            elif ack == "committed":
+                with engine.flush_batch(batch.receipt) as told:
+                    await told.wait_async(ack, left)
         return batch.receipt
 
     def in_order(

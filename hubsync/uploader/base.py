@@ -12,8 +12,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -494,6 +494,16 @@ def _reentrant(why: str) -> ReentrantCall:
         f"this was called in a thread of hubsync itself ({name}), for example by a __del__ or a weak reference's "
         f"callback that a garbage collection ran there: {why}. Nothing was changed. Call it from a thread of the job."
     )
+
+
+@contextmanager
+def dropped_if_full(engine: Engine) -> Iterator[None]:
+    """Leave it to the receipt that a full spool dropped a batch, if the queue's policy is "drop"."""
+    try:
+        yield
+    except QueueFull:
+        if engine.queue.policy.when_full != "drop":
+            raise
 
 
 ANYWHERE = Admission()

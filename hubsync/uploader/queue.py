@@ -233,9 +233,9 @@ class BoundedQueue:
         """Return how many producers stand in line."""
         return len(self._line)
 
-    def count_dropped(self, batches: int, *, raised: bool) -> None:
+    def count_given_back(self, batches: int) -> None:
         """Count batches that the spool thread gave back because the spool is full."""
-        if raised:
+        if self.policy.when_full == "raise":
             self._raised += batches
         else:
             self._dropped += batches

@@ -16,7 +16,7 @@ from typing import TypeVar
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.formatting import count_text
 from hubsync._runtime.notifiers import OneShotEvent
-from hubsync.errors import HubsyncError, SpoolError, SpoolLost
+from hubsync.errors import HubsyncError, QueueFull, SpoolError, SpoolLost
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Layout
 from hubsync.model.receipt import Receipt, mark_dropped, mark_spooled, outcome_of
@@ -61,6 +61,7 @@ class SpoolThread:
         self._is_offline = is_offline
         self._siblings: dict[Layout, SpoolWriter] = {}  # writers of other configs, opened by schema conflicts
         self._in_hand: list[Batch | Order] = []  # taken from the queue and not processed yet
+        self._backlog: list[Batch | Order] = []  # taken while the spool was full, to be processed next
         self._reported: set[str] = set()  # why batches were quarantined
         self._takes = 0
         self.is_stopping = False  # `stop` was called
@@ -94,7 +95,7 @@ class SpoolThread:
 
     def fail_pending(self, error: HubsyncError) -> None:
         """Drop the batches that did not reach the spool. Call it after the thread has ended."""
-        for item in itertools.chain(self._in_hand, *iter(self._queue.take, [])):
+        for item in itertools.chain(self._in_hand, self._backlog, *iter(self._queue.take, [])):
             if isinstance(item, Batch) and item.receipt.state == "queued":
                 mark_dropped(item.receipt, error)
 
@@ -102,8 +103,8 @@ class SpoolThread:
 
     def run(self) -> None:
         """Spool until the queue is closed and empty."""
-        while items := self._queue.take():
-            self._in_hand = items
+        while items := self._backlog or self._queue.take():
+            self._in_hand, self._backlog = items, []
             failpoint(Failpoint.TAKEN)
             self.process(items)
             self._in_hand = []
@@ -133,10 +134,13 @@ class SpoolThread:
         """Spool the first of these batches, as many as the spool takes at once; return how many."""
         was_idle = self.opened_at() is None
         try:
-            result = self._retry(partial(self._append, batches))
+            result = self._retry(partial(self._append, batches), partial(self._give_back, batches))
         except SpoolLost as lost:
             _drop(batches, lost)
             raise
+        if not batches:
+            return  # all were given back
+        self._queue.refusal = None
         if result is None:
             error = SpoolError(f"the spool {self._spool.directory} takes no more rows, and the uploader was closed.")
             _drop(batches, error)
@@ -168,6 +172,36 @@ class SpoolThread:
         if not batch.waits:
             self._delivery.fail(error)
             _log.error("%s were not accepted: %s", count_text(batch.rows, "row"), error)
+
+    def _give_back(self, batches: list[Batch], why: str) -> bool:
+        """Apply the queue's policy while the spool is full: give back what may be, and keep the rest in `batches`.
+
+        With "raise", a batch whose caller no longer waits is kept: it was accepted, and nothing would raise.
+
+        Returns:
+            Whether nothing is left.
+        """
+        when_full = self._queue.policy.when_full
+        if when_full == "block":
+            return False
+        self._queue.refusal = why
+        waiting: list[Batch | Order] = [*batches, *self._backlog, *self._queue.take(wait=False)]
+        kept: list[Batch | Order] = []
+        given: list[Batch] = []
+        for item in waiting:
+            if isinstance(item, Batch) and (item.waits or when_full == "drop"):
+                given.append(item)
+            else:
+                kept.append(item)
+        first = [item for item in kept if any(item is mine for mine in batches)]
+        self._backlog = kept[len(first) :]
+        batches[:] = [item for item in first if isinstance(item, Batch)]
+        _drop(given, QueueFull(f"the batch was not accepted: {why}"))
+        self._queue.count_given_back(len(given))
+        self._queue.release(given)
+        if not batches:
+            self._queue.refusal = None
+        return not batches
 
     def _append(self, batches: list[Batch]) -> tuple[list[Accepted], list[int]]:
         spool = self._spool
@@ -215,10 +249,10 @@ class SpoolThread:
 
     # A disk or a spool that is full.
 
-    def _retry(self, work: Callable[[], R]) -> R | None:
+    def _retry(self, work: Callable[[], R], give_up: Callable[[str], bool] = lambda why: False) -> R | None:
         """Return the result of `work`, retried while the disk, the quota or the table of open files refuses.
 
-        None once the uploader is being closed.
+        None once the uploader is being closed, or once `give_up`, called with the reason, returns True.
         """
         while True:
             try:
@@ -232,6 +266,8 @@ class SpoolThread:
                 with suppress(SpoolError):
                     self._make_room()
                 self._wakers.wake()
+                if give_up(str(error)):
+                    return None
                 self._has_room.wait(_FULL_S)
             else:
                 if self._status.troubled("spool thread"):
@@ -282,6 +318,10 @@ class SpoolThread:
             everything: wait for other writers' shards as well, unless another process commits them.
             of: wait only for this batch.
         """
+        if of is not None and of.state == "dropped":
+            assert of.error is not None
+            mark_dropped(flush, of.error)
+            return
         self.seal_all()
         if self._is_offline:
             self._delivery.begin(flush, [])

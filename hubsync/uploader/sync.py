@@ -15,7 +15,7 @@ from hubsync.encoding.rows import Rows
 from hubsync.errors import ReentrantCall
 from hubsync.model.receipt import Receipt, mark_dropped
 from hubsync.policies import Ack, check_wait
-from hubsync.uploader.base import DROPPED, BaseUploader
+from hubsync.uploader.base import DROPPED, BaseUploader, dropped_if_full
 from hubsync.uploader.closing import draining, seconds_after
 from hubsync.uploader.in_order import MAX_BATCHES, MAX_BYTES, InOrder
 
@@ -129,7 +129,8 @@ class Uploader(BaseUploader):
         if ack != "queued":
             if ack == "committed" and engine.is_offline:
                 ack = "spooled"  # as far as it can be
-            with engine.flush_batch(batch.receipt) if ack == "committed" else nullcontext(batch.receipt) as told:
+            flush = engine.flush_batch(batch.receipt) if ack == "committed" else nullcontext(batch.receipt)
+            with dropped_if_full(engine), flush as told:
                 told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
 

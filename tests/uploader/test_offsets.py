@@ -25,6 +25,7 @@ from hubsync import (
     Uploader,
 )
 from hubsync.localhub import Fault, LocalHub
+from hubsync.policies import Ack
 from hubsync.uploader.in_order import InOrder
 from hubsync.uploader.ranks import default_source
 from tests.conftest import FAST, Commands, Dataset
@@ -33,12 +34,13 @@ from tests.waiting import until
 Make = Callable[..., Uploader]
 
 
-def test_an_offset_below_the_last_one_of_this_run_is_refused(uploader: Make, dataset: Dataset) -> None:
+@pytest.mark.parametrize("ack", ["spooled", "committed"])
+def test_an_offset_below_the_last_one_of_this_run_is_refused(uploader: Make, dataset: Dataset, ack: Ack) -> None:
     with uploader() as up:
         up.put([{"id": 1}], offset=1)
         up.put([{"id": 5}], offset=5)
         with pytest.raises(OffsetOrderError, match="offset 3 of source 'default' came after 5") as raised:
-            up.put([{"id": 3}], offset=3)
+            up.put([{"id": 3}], offset=3, ack=ack)
         up.put([{"id": 3}], offset=3, source="other")
         up.put([{"id": 6}], offset=6)
     error = pickle.loads(pickle.dumps(raised.value))
