@@ -151,9 +151,9 @@ class CommitLoop:
         failpoint(Failpoint.QUOTA_COUNTED)
         self._head.landed(sha)
         await self._folders.landed(plan.shards)
+        await self._cards.committed(card)  # before the waiters are notified: one of them may end the process
         await self._reconciler.settle(plan, {shard.segment: sha for shard in plan.shards})
         self._status.report("commit", State())
-        await self._cards.committed(card)
 
     async def _unknown(self, plan: Plan, error: AmbiguousError | StaleParentError, backoff: Backoff) -> None:
         if isinstance(error, AmbiguousError):

@@ -253,9 +253,12 @@ class _Run:
                 await self._generate(step, outlet, start)
             else:
                 await self._process(step, outlet, start)
-        except (HubsyncError, MemoryError):
-            raise
-        except Exception as error:
+        except Exception as raised:  # noqa: BLE001  (raised again below)
+            error = root_cause(raised)
+            if isinstance(error, (HubsyncError, MemoryError)):
+                if error is not raised:  # of a task that follows one of several predecessors
+                    error.add_note(f"In the step {step.name!r}, after {outlet.rows:,} rows.")
+                raise error from error.__cause__
             raise StepError(
                 f"the step {step.name!r} raised {type(error).__name__}: {error} (after {outlet.rows:,} rows)"
             ) from error

@@ -17,12 +17,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import anyio
 
 from hubsync._runtime import logs, signals
 from hubsync._runtime.clock import Clock, SystemClock
+from hubsync._runtime.exceptions import fresh_copy
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.threads import call_in_new_thread, own_thread
@@ -208,6 +209,13 @@ class BaseUploader:
         state = "closed" if self._closed else "open" if self._engine is not None else "not opened"
         return f"<{type(self).__name__} {self.repo} {state}>"
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"an {type(self).__name__} cannot be pickled, copied or sent to another process: it owns threads and "
+            "files. Open one in each process, in the worker's function or initializer: any number of processes may share the "
+            "repo and the spool."
+        )
+
     @property
     def spool(self) -> Path:
         """The spool's directory. It can be read after `close` as well."""
@@ -324,9 +332,11 @@ class BaseUploader:
                 opening.ended()
 
     def _opened(self, opening: Opening) -> None:
-        if opening.error is not None:
+        if (error := opening.error) is not None:
             opening.abandon()
-            raise opening.error
+            if isinstance(error, HubsyncError):  # the stacks of hubsync's threads would hide the message
+                raise fresh_copy(error) from error.__cause__
+            raise error
         self._engine, self._pid = opening.engine, os.getpid()
         self._seeded_by = self._opened_at + self._retry.open_timeout_s
         if self._engine is not None:

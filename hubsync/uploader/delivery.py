@@ -67,6 +67,11 @@ class Delivery:
         self._refused: deque[tuple[ShardsRefused, int]] = deque()  # since the last flush, with their rows
 
     @property
+    def has_flushes(self) -> bool:
+        """Whether a flush waits."""
+        return bool(self._flushes)
+
+    @property
     def pending_segments(self) -> int:
         """How many segments with rows of this uploader are not settled."""
         return len(self._pending)

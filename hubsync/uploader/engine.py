@@ -74,6 +74,7 @@ class Placement(NamedTuple):
 
 _log = logging.getLogger("hubsync")
 
+_RECHECK_S = 10.0  # how often the outcomes that a flush waits for are read in any case
 _FOLLOW_S = 0.5  # how soon a writer notices what another process committed for it
 _IDLE_S = 3600.0
 
@@ -364,17 +365,21 @@ class Engine:
             await self._clock.sleep(HEARTBEAT_S)
 
     async def _follow(self) -> None:
-        """Read from the catalogue what became of our segments: if another process commits, or if one of them died."""
-        is_alone, deaths = False, self.spool.segments.deaths
+        """Read from the catalogue what became of our segments: if another process commits, or if one of them died.
+
+        While a flush waits, it is read now and then in any case, so that nothing that went unnoticed makes it hang.
+        """
+        is_alone, deaths, read_at = False, self.spool.segments.deaths, self._clock.time()
         while True:
             await self._clock.sleep(_FOLLOW_S)
             # A segment may die in any part of this process (a power cut took its bytes): then someone may wait for it.
             deaths, before = self.spool.segments.deaths, deaths
-            self.delivery.is_unsure |= deaths != before
+            is_due = self.delivery.has_flushes and not 0 <= self._clock.time() - read_at < _RECHECK_S
+            self.delivery.is_unsure |= deaths != before or is_due
             # Once more after this process became the committer: the last one may have settled something just before.
             is_alone, was_alone = self.spool.lease.is_held, is_alone
             if self.delivery.pending_segments and (self.delivery.is_unsure or not (is_alone and was_alone)):
-                self.delivery.is_unsure = False
+                self.delivery.is_unsure, read_at = False, self._clock.time()
                 try:
                     await run_in_thread(self._read_outcomes)
                 except SpoolLost:
