@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from hubsync._runtime.validation import check_positive, check_seconds, check_type
 from hubsync.errors import ConfigError
@@ -169,18 +169,31 @@ def close_timeout_s(policy: RetryPolicy) -> float | None:
     return seconds
 
 
-def policies(
-    queue: QueuePolicy | None, shard: ShardPolicy | None, commit: CommitPolicy | None, retry: RetryPolicy | None
-) -> tuple[QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy]:
-    """Return each policy, or its default.
+class Policies(NamedTuple):
+    """The policies of one uploader, apart from those of its spool and schema."""
 
-    Raises:
-        ConfigError: One is not a policy, but a dict, for example.
-    """
-    given = (queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy())
-    for name, kind, value in zip(("queue", "shard", "commit", "retry"), _POLICIES, given, strict=True):
-        check_type(kind, f"a {kind.__name__}(…), or None", **{name: value})
-    return given
+    queue: QueuePolicy
+    shard: ShardPolicy
+    commit: CommitPolicy
+    retry: RetryPolicy
+
+    @classmethod
+    def of(
+        cls,
+        queue: QueuePolicy | None,
+        shard: ShardPolicy | None,
+        commit: CommitPolicy | None,
+        retry: RetryPolicy | None,
+    ) -> Policies:
+        """Return each policy, or its default.
+
+        Raises:
+            ConfigError: One is not a policy, but a dict, for example.
+        """
+        given = cls(queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy())
+        for name, kind, value in zip(cls._fields, _POLICIES, given, strict=True):
+            check_type(kind, f"a {kind.__name__}(…), or None", **{name: value})
+        return given
 
 
 _POLICIES = (QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy)

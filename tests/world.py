@@ -36,7 +36,7 @@ from hubsync.model.receipt import Receipt
 from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
 from hubsync.model.target import Target
 from hubsync.model.watermarks import RemoteWatermarks
-from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
+from hubsync.policies import CommitPolicy, Policies, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.testing import ManualClock
 from hubsync.uploader.engine import Engine, Placement
@@ -164,9 +164,9 @@ class Process:
         spool.schemas.set_policy("default", "off" if schema is None else schema.on_conflict)
         self.guard = None if schema is None else SchemaGuard(spool, layout, schema)
         self.engine = Engine(
-            spool, self.line, placement=Placement(layout, layout.format, is_custom=True), queue=QueuePolicy(),
-            shard=ShardPolicy(max_rows=3, linger_s=20), commit=commit, retry=retry, clock=world.clock,
-            rng=random.Random(1), on_schema_mismatch=self.guard.forget if self.guard is not None else lambda: None,
+            spool, self.line, Placement(layout, layout.format, is_custom=True),
+            Policies(QueuePolicy(), ShardPolicy(max_rows=3, linger_s=20), commit, retry),
+            random.Random(1), on_schema_mismatch=self.guard.forget if self.guard is not None else lambda: None,
         )  # fmt: skip
         self.spool = spool
         self.loop = asyncio.new_event_loop()

@@ -49,13 +49,13 @@ from hubsync.model.stats import Counts, QueueDepth, SpoolDepth
 from hubsync.policies import (
     Ack,
     CommitPolicy,
+    Policies,
     QueuePolicy,
     RetryPolicy,
     SchemaPolicy,
     ShardPolicy,
     SpoolPolicy,
     close_timeout_s,
-    policies,
 )
 from hubsync.schema.types import EMPTY
 from hubsync.telemetry.status import State
@@ -181,8 +181,8 @@ class BaseUploader:
         asked = self._layout.format if path is not None else format
         self._placement = Placement(self._layout, asked, path is not None, schema is not None)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
-        self._queue, self._shard, self._commit, self._retry = policies(queue, shard, commit, retry)
-        self._close_timeout_s = close_timeout_s(self._retry)
+        self._policies = Policies.of(queue, shard, commit, retry)
+        self._close_timeout_s = close_timeout_s(self._policies.retry)
         check_transform(transform)
         self._transform = transform
         try:
@@ -212,8 +212,8 @@ class BaseUploader:
     def __getstate__(self) -> NoReturn:
         raise TypeError(
             f"an {type(self).__name__} cannot be pickled, copied or sent to another process: it owns threads and "
-            "files. Open one in each process, in the worker's function or initializer: any number of processes may share the "
-            "repo and the spool."
+            "files. Open one in each process, in the worker's function or initializer: any number of processes may share "
+            "the repo and the spool."
         )
 
     @property
@@ -296,14 +296,10 @@ class BaseUploader:
             self._guard = None if self._schema is None else SchemaGuard(spool, self._layout, self._schema)
             return Engine(
                 spool,
-                destination_of(self._target, self._secret, self._retry),
-                placement=self._placement,
-                queue=self._queue,
-                shard=self._shard,
-                commit=self._commit,
-                retry=self._retry,
-                clock=self._clock,
-                rng=self._rng,
+                destination_of(self._target, self._secret, self._policies.retry),
+                self._placement,
+                self._policies,
+                self._rng,
                 progress=self._progress,
                 on_schema_mismatch=self._guard.forget if self._guard is not None else lambda: None,
             )
@@ -338,7 +334,7 @@ class BaseUploader:
                 raise fresh_copy(error) from error.__cause__
             raise error
         self._engine, self._pid = opening.engine, os.getpid()
-        self._seeded_by = self._opened_at + self._retry.open_timeout_s
+        self._seeded_by = self._opened_at + self._policies.retry.open_timeout_s
         if self._engine is not None:
             self._layout = self._engine.layout
             if self._guard is not None:
@@ -418,7 +414,7 @@ class BaseUploader:
         while not (engine.is_offline or engine.spool.is_seeded):
             left, is_blocked = self._seeded_by - time.monotonic(), engine.status.state.kind == "blocked"
             if left <= 0 or is_blocked or engine.spool_thread.is_stopping:
-                tried = "" if is_blocked else f" was tried for {self._retry.open_timeout_s:g} s and"
+                tried = "" if is_blocked else f" was tried for {self._policies.retry.open_timeout_s:g} s and"
                 raise OffsetUnknown(
                     f"the spool {engine.spool.directory} is new, and {self._target.endpoint}{tried} can't be reached "
                     f"({engine.monitor.condition()}), so the offsets that {self.repo} contains are unknown. The "

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskStatus
 
-from hubsync._runtime.clock import Clock
 from hubsync._runtime.exceptions import root_cause, unwrapped_hub_errors
 from hubsync._runtime.file_lock import HEARTBEAT_S
 from hubsync._runtime.formatting import count_text
@@ -43,7 +42,7 @@ from hubsync.errors import (
 )
 from hubsync.model.layout import Format, Layout
 from hubsync.model.receipt import Receipt
-from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, ShardPolicy
+from hubsync.policies import Policies
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.metrics import register_source
 from hubsync.telemetry.status import State, Status, read_stored
@@ -90,14 +89,10 @@ class Engine:
         self,
         spool: Spool,
         destination: Destination | None,
-        *,
         placement: Placement,
-        queue: QueuePolicy,
-        shard: ShardPolicy,
-        commit: CommitPolicy,
-        retry: RetryPolicy,
-        clock: Clock,
+        policies: Policies,
         rng: random.Random,
+        *,
         progress: bool | None = False,
         on_schema_mismatch: Callable[[], None] = lambda: None,
     ) -> None:
@@ -107,46 +102,40 @@ class Engine:
             spool: where the rows go first.
             destination: where the committer sends them; None (offline) to spool only.
             placement: where the rows belong in the dataset.
-            queue: the queue's bounds.
-            shard: when segments are sealed.
-            commit: how commits are paced.
-            retry: how failures are retried.
-            clock: time.
+            policies: the bounds and paces.
             rng: randomness for the backoff.
             progress: when to show bars; see `Uploader`.
             on_schema_mismatch: called in the event loop when a shard did not fit what others committed.
         """
         self.spool = spool
         self.failure: BaseException | None = None
-        self._clock = clock
-        self._retry = retry
+        self._clock = clock = spool.clock
+        self._retry = policies.retry
         self._rng = rng
         self._on_schema_mismatch = on_schema_mismatch
         self._placement, layout = placement, placement.layout
-        self._shard = shard
+        self._shard = shard = policies.shard
         if layout.format != "jsonl":
             shard = replace(shard, max_bytes=min(shard.max_bytes, spool.disk.keep_room_for(shard.max_bytes)))
         self._linger_s = shard.linger_s
         stored = spool.catalogue.get("status")
         self.status = Status(self._save_status, self.waiting_text, stored=stored, now=clock.time)
-        self.queue = BoundedQueue(queue, clock.time)
+        self.queue = BoundedQueue(policies.queue, clock.time)
         self.delivery = Delivery(spool)
         self.wakers = Wakers()
         self.spool_thread = SpoolThread(
             spool, self.queue, layout, shard, self.delivery, self.status, self.wakers, is_offline=destination is None
         )
         spool.disk.reserve()
-        self.monitor = Monitor(
-            spool, self.queue, self.writer_name, self.status, self.spool_thread.opened_at, queue, shard, clock, progress
-        )
+        self.monitor = Monitor(spool, self.queue, self.spool_thread, self.status, shard, progress)
         self._linger_wake = Notifier(clock)
         self._destination: Destination | None = None
         self._committer: Committer | None = None
         if destination is not None:
             self._destination = InstrumentedDestination(destination, self.status, self.monitor.source.attributes)
             self._committer = Committer(
-                spool, self._destination, commit=commit, retry=retry, clock=clock, rng=rng, status=self.status,
-                events=self,
+                spool, self._destination, commit=policies.commit, retry=policies.retry, clock=clock, rng=rng,
+                status=self.status, events=self,
             )  # fmt: skip
 
     @property

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
 from contextlib import suppress
 
-from hubsync._runtime.clock import Clock
 from hubsync._runtime.formatting import duration_text, waiting_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.errors import SpoolError
 from hubsync.model.stats import Counts, SpoolDepth
-from hubsync.policies import QueuePolicy, ShardPolicy
+from hubsync.policies import ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.condition import Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, remove_heartbeat, write_heartbeat
@@ -21,6 +19,7 @@ from hubsync.telemetry.metrics import Source
 from hubsync.telemetry.progress import Figures, Progress
 from hubsync.telemetry.status import QUOTA, State, Status, read_stored
 from hubsync.uploader.queue import BoundedQueue
+from hubsync.uploader.spool_thread import SpoolThread
 from hubsync.uploader.stall_reporter import StallReporter
 
 _log = logging.getLogger("hubsync")
@@ -34,22 +33,18 @@ class Monitor:
         self,
         spool: Spool,
         queue: BoundedQueue,
-        writer: str,
+        spool_thread: SpoolThread,
         status: Status,
-        opened_at: Callable[[], float | None],
-        queue_policy: QueuePolicy,
-        shard_policy: ShardPolicy,
-        clock: Clock,
+        shard: ShardPolicy,
         progress: bool | None,
     ) -> None:
         self._spool = spool
         self._queue = queue
-        self._writer = writer
+        self._writer = writer = spool_thread.writer.name
+        self._opened_at = spool_thread.opened_at
         self._status = status
-        self._opened_at = opened_at
-        self._queue_policy = queue_policy
-        self._shard_policy = shard_policy
-        self._clock = clock
+        self._shard_policy = shard
+        self._clock = clock = spool.clock
         self._since = clock.time()
         self._last = spool.depth(), Counts()  # read together
         self._committed_before = self._last[0].committed_rows
@@ -154,7 +149,7 @@ class Monitor:
             pid=os.getpid(), at=self._clock.time(), since=self._since, state=self._status.state,
             activity=self._status.activity, counts=self._status.counts,
             queue_batches=queue.batches, queue_oldest_at=queue.oldest_at,
-            queue_rows=queue.rows, queue_bytes=queue.bytes, queue_max_bytes=self._queue_policy.max_bytes,
+            queue_rows=queue.rows, queue_bytes=queue.bytes, queue_max_bytes=self._queue.policy.max_bytes,
             blocked=queue.blocked, raised=queue.raised, dropped=queue.dropped, linger_s=self._shard_policy.linger_s,
             shard_max_bytes=self._shard_policy.max_bytes, spool_max_bytes=self._spool.policy.max_bytes,
         )  # fmt: skip
