@@ -112,7 +112,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, times=st.integers(1, 4), behind=st.sampled_from([0, 0, 1, 3]))
     def put_by_offset(self, slot: int, times: int, behind: int) -> None:
-        """As a job does that asks where to go on, or that repeats a little."""
+        """As a job does that asks where to go on, or that repeats a little before it goes on."""
         for _ in range(times):
             if self._paused(slot):
                 return
@@ -123,6 +123,8 @@ class Jobs(RuleBasedStateMachine):
             if not process.spool.is_seeded:
                 return
             known = process.spool.offsets.highest(f"source-{slot}")
+            if f"source-{slot}" in process.engine.spool_thread.writer.order._sources:
+                behind = 0  # within a run, offsets rise
             offset = max(0, (-1 if known is None else known) + 1 - behind)
             self._put(slot, f"offset-{slot}-{offset}", offset=offset, source=f"source-{slot}")
 

@@ -171,7 +171,7 @@ class SpoolThread:
         mark_dropped(batch.receipt, error)
         if not batch.waits:
             self._delivery.fail(error)
-            _log.error("%s were not accepted: %s", count_text(batch.rows, "row"), error)
+            _log.error("A batch of %s was not accepted: %s", count_text(batch.rows, "row"), error)
 
     def _give_back(self, batches: list[Batch], why: str) -> bool:
         """Apply the queue's policy while the spool is full: give back what may be, and keep the rest in `batches`.
