@@ -212,8 +212,8 @@ class BaseUploader:
     def __getstate__(self) -> NoReturn:
         raise TypeError(
             f"an {type(self).__name__} cannot be pickled, copied or sent to another process: it owns threads and "
-            "files. Open one in each process, in the worker's function or initializer. Any number of them may share the "
-            "repo and the spool."
+            "files. Open one in each process, in the worker's function or initializer. Any number of them may share "
+            "the repo and the spool."
         )
 
     @property

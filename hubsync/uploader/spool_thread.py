@@ -139,7 +139,7 @@ class SpoolThread:
             _drop(batches, lost)
             raise
         if not batches:
-            return  # all were given back
+            return 0  # all were given back
         self._queue.refusal = None
         if result is None:
             error = SpoolError(f"the spool {self._spool.directory} takes no more rows, and the uploader was closed.")
@@ -193,7 +193,8 @@ class SpoolThread:
                 given.append(item)
             else:
                 kept.append(item)
-        first = [item for item in kept if any(item is mine for mine in batches)]
+        mine = set(map(id, batches))
+        first = [item for item in kept if id(item) in mine]
         self._backlog = kept[len(first) :]
         batches[:] = [item for item in first if isinstance(item, Batch)]
         _drop(given, QueueFull(f"the batch was not accepted: {why}"))

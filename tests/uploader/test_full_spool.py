@@ -12,17 +12,11 @@ import pytest
 from hubsync import AsyncUploader, QueueFull, QueuePolicy, SpoolPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.policies import Ack
-from hubsync.uploader import spool_thread
 from tests.conftest import FAST, Dataset
 from tests.waiting import until
 
 Make = Callable[..., Uploader]
 ROW = {"text": "more than ten bytes"}
-
-
-@pytest.fixture(autouse=True)
-def _strict_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_thread, "_QUOTA_STEP", 1)
 
 
 def options(tmp_path: Path, when_full: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import pytest
 from hubsync import ConfigError, NotDrained, QueuePolicy, RetryPolicy, SpoolPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.testing import ManualClock
-from hubsync.uploader import spool_thread
 from hubsync.uploader.stall_reporter import StallReporter
 from tests.conftest import Commands, Dataset
 from tests.waiting import until
@@ -87,9 +86,8 @@ def test_a_close_that_waits_for_the_hub_says_so_every_minute(
 
 
 def test_a_put_that_waits_for_a_full_spool_says_so(
-    uploader: Make, hub: LocalHub, tmp_path: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    uploader: Make, hub: LocalHub, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool_thread, "_QUOTA_STEP", 1)
     clock = ManualClock()
     spool = SpoolPolicy(directory=tmp_path / "spool", max_bytes=10)
     up = uploader(clock=clock, spool=spool, queue=QueuePolicy(max_batches=1)).open()
