@@ -22,15 +22,16 @@ class DoNothing(Step):
 def main() -> None:
     from datasets import Dataset, load_dataset
 
+    large = [{"id": 35, "text": os.urandom(8_000_000).hex()}]  # goes up as a blob
     with Uploader("user/rows", shard=ShardPolicy(max_rows=10)) as up:
         for n in range(30):
             up.put([{"id": n, "text": "é" * n}], offset=n)
         up.put(Dataset.from_list([{"id": n, "text": "of a Dataset"} for n in range(30, 35)]), offset=30)
         up.flush()
-        up.put([{"id": 35, "text": os.urandom(8_000_000).hex()}], offset=31)  # goes up as a blob
+        up.put(large, offset=31)
     with Uploader("user/rows") as up:
         assert up.offset() == 31
-        assert up.put([{"id": 35}], offset=31).replayed
+        assert up.put(large, offset=31).replayed
     assert sum(shard.rows for shard in shards("user/rows")) == 36
     assert [row["id"] for row in rows("user/rows")] == list(range(36))
     with follow("user/rows", poll_s=0.1) as reader:

@@ -61,12 +61,18 @@ def test_a_rejected_shard_is_reported_at_the_end(hub: LocalHub, alone: Alone) ->
 
 
 def test_a_conflicting_batch_is_quarantined_and_reported(alone: Alone, dataset: Dataset) -> None:
-    scene = alone("conflicts")
+    scene = alone("quarantines")
     assert scene["told"] == 100
     assert errors(scene)[-2] == "Checkpoint incomplete: 90 rows accepted. Accepted rows are in user/rows."
     assert re.match("10 rows never uploaded: .*rejected: field 'text': it is int64", errors(scene)[-1])
     assert len(dataset.paths(".parquet")) == 2
     assert dataset.ids() == [*range(50), *range(60, 100)]
+
+
+def test_by_default_a_conflicting_column_becomes_json(alone: Alone, dataset: Dataset) -> None:
+    scene = alone("conflicts")
+    assert (scene["told"], errors(scene)) == (100, [])
+    assert dataset.ids() == list(range(100))
 
 
 def test_uploaded_rows_are_transformed_and_passed_rows_are_not(alone: Alone, dataset: Dataset) -> None:

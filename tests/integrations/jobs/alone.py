@@ -99,10 +99,15 @@ def transforms() -> dict[str, Any]:
     return {"passed": [row["text"] for batch in batches for row in batch], "refused": refused, "dumped": str(dumped)}
 
 
-def conflicts() -> int:
+def conflicts(**given: Any) -> int:
     """Write a batch with numbers between two with text, as Parquet."""
     numbers = [{"id": n, "text": n} for n in range(50, 60)]
-    return run(step(format="parquet", input_batch_size=50), rows(0, 50), numbers, rows(60, 100))
+    return run(step(format="parquet", input_batch_size=50, **given), rows(0, 50), numbers, rows(60, 100))
+
+
+def quarantines() -> int:
+    """Write the same batches with a dead letter for the one that conflicts."""
+    return conflicts(on_conflict="dead letter")
 
 
 def loses_its_spool() -> int:
