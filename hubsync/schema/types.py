@@ -193,15 +193,21 @@ def _join_foreign(known: ColumnType, given: ColumnType) -> ColumnType | None:
     """Return the type that holds both, at least one of which is foreign; None if no type does."""
     if known == given or (isinstance(known, Foreign) and isinstance(given, Foreign) and known.entry == given.entry):
         return known
-    if isinstance(known, Foreign) and _takes(known, given):
-        return known
     if (is_json(known) and _is_number(given)) or (is_json(given) and _is_number(known)):
         return JSON  # which holds numbers of every type
     one, other = _dtype_of(known), _dtype_of(given)
     joined = None if one is None or other is None else join(one, other)
     if joined is not None:
         return dtype_to_type(joined)
-    return given if isinstance(given, Foreign) and _takes(given, known) else None
+    if isinstance(known, Foreign) and _takes(known, given):
+        return known
+    # Values that were put as plain ones may be valid for no other type: `datasets` fails on text that is no time.
+    return given if isinstance(given, Foreign) and _takes_all(given) and _takes(given, known) else None
+
+
+def _takes_all(foreign: Foreign) -> bool:
+    """Return whether each value of the scalars that a type takes is valid for it."""
+    return is_json(foreign) or str(foreign.entry.get("dtype")).startswith(("large_string", "string_view"))
 
 
 def _dtype_of(kind: ColumnType) -> str | None:

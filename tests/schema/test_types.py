@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubsync.encoding.rows import encode
+from hubsync.schema.features import from_features
 from hubsync.schema.types import (
     EMPTY,
     ColumnType,
     Conflict,
+    Foreign,
     ListOf,
     StructOf,
+    dtype_to_type,
     dumps,
     infer,
     loads,
@@ -112,3 +115,28 @@ def test_a_long_column_name_is_shortened_in_messages() -> None:
 def test_a_nan_is_a_missing_value_of_any_column(value: Any) -> None:
     assert infer([{"v": value}, {"v": math.nan}]) == infer([{"v": value}])
     assert infer([{"v": [value, math.nan]}]) == infer([{"v": [value, None]}])
+
+
+LABEL = from_features([{"name": "v", "dtype": {"class_label": {"names": {"0": "no", "1": "yes"}}}}]).fields["v"]
+IMAGE, AUDIO = Foreign({"dtype": "image"}, None), Foreign({"dtype": "audio"}, None)
+
+
+@pytest.mark.parametrize("kind", [*map(dtype_to_type, ("timestamp[us]", "date32")), LABEL, IMAGE, AUDIO], ids=repr)
+def test_text_that_was_put_first_is_not_taken_for_another_type(kind: ColumnType) -> None:
+    """`datasets` would fail on the text, so the dataset would no longer load."""
+    for known, later in (("string", kind), ("literal", kind), (ListOf("string"), ListOf(kind))):
+        with pytest.raises(Conflict):
+            merge(known, later)
+
+
+def test_ints_that_were_put_first_are_not_taken_for_labels() -> None:
+    with pytest.raises(Conflict):
+        merge("int", LABEL)
+
+
+@pytest.mark.parametrize("narrow", ["float16", "float32"])
+def test_a_float64_is_never_read_as_a_smaller_float(narrow: str) -> None:
+    small, large = dtype_to_type(narrow), Foreign({"dtype": "float64"}, [])
+    both = merge(small, large)
+    assert merge(both, small) is both
+    assert merge(small, both) == merge(large, small) == merge(small, "float") == "float"
