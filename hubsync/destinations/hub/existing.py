@@ -22,7 +22,8 @@ from hubsync.destinations.hub import inference
 from hubsync.destinations.hub.card import PATH, Card, Entry
 from hubsync.destinations.hub.globs import covers, matches
 from hubsync.errors import DatasetConflict, one_line
-from hubsync.model.layout import FORMATS, Format, Layout, format_of
+from hubsync.model.layout import FORMATS, Format, Layout, format_of, without_part
+from hubsync.model.watermarks import is_watermark
 
 Kind = Literal["json", "parquet"]
 
@@ -46,6 +47,9 @@ class Existing(NamedTuple):
         has_card: Whether the repo has a card.
         kind: What its files are; None if it holds none, or if nobody looked.
         files: The paths of its files; None if nobody looked, because the card has the entries that were asked for.
+        theirs: Those of them that hubsync did not write.
+        taken_in: Those of `theirs` that load in the config and split of the new shards today, and that these shards'
+            glob finds as well.
     """
 
     repo: str
@@ -53,6 +57,8 @@ class Existing(NamedTuple):
     has_card: bool
     kind: Kind | None = None
     files: Collection[str] | None = None
+    theirs: Collection[str] = ()
+    taken_in: Collection[str] = ()
 
     def problem_with(self, entry: Entry) -> str | None:
         """Return why shards at an entry's glob would not load, or change what loads; None if all is well."""
@@ -68,8 +74,9 @@ class Existing(NamedTuple):
             if (folder := "/".join(folders[:depth])) in self.files:
                 return f"{folder!r} is a file, and the shards need a folder of that name"
         listed = [other for other in self.card.entries() if other[:2] == entry[:2]]
-        for path in self.files:
-            if matches(entry.glob, path) and not _SHARD.search(path) and not any(matches(e.glob, path) for e in listed):
+        for path in self.theirs:
+            is_loaded = path in self.taken_in or any(matches(other.glob, path) for other in listed)
+            if matches(entry.glob, path) and not is_loaded:
                 return f"{entry.glob!r} would find {path!r}, which is not in {entry.config}/{entry.split} today"
         return None
 
@@ -100,8 +107,7 @@ class Existing(NamedTuple):
     def holds_others(self, config: str) -> bool:
         """Return whether a config has files that hubsync did not write, as far as anybody looked."""
         patterns = [entry.glob for entry in self.card.entries() if entry.config == config]
-        theirs = (path for path in self.files or () if not _SHARD.search(path))
-        return any(matches(pattern, path) for path in theirs for pattern in patterns)
+        return any(matches(pattern, path) for path in self.theirs for pattern in patterns)
 
     def conflict(self, layout: Layout, why: str) -> DatasetConflict:
         """Return the error for rows that cannot be added."""
@@ -213,16 +219,32 @@ class _Examination:
         self._entries = entries
         self._has_schema = has_schema
         self._sizes: dict[str, int] = {}
+        self._theirs: set[str] = set()
+        self._taken_in: set[str] = set()
 
     async def run(self) -> Existing:
         files = await self._source.list_files(self._at)
         self._sizes = {file.path: file.size for file in files}
+        self._theirs = await self._find_theirs()
         await self._read_descriptions()
         self._card.default_config()  # raises if nothing loads because several configs are the default
         inferred = await self._infer_what_is_implicit()
         kind = self._kind(inferred)
         await self._declare_features(inferred)
-        return Existing(self._repo, self._card, PATH in self._contents, kind, self._sizes.keys())
+        return Existing(
+            self._repo, self._card, PATH in self._contents, kind, self._sizes.keys(), self._theirs, self._taken_in
+        )
+
+    async def _find_theirs(self) -> set[str]:
+        """Return the files that hubsync did not write, by their names and by the numbers in the watermarks."""
+        found = {path for path in self._sizes if not _SHARD.search(path)}
+        if not any(map(is_watermark, found)):
+            return found
+        series: dict[str, int] = {}
+        for mark in (await self._source.read_watermarks(self._at)).by_writer.values():
+            for name, following in mark.next.items():
+                series[name] = max(following, series.get(name, 0))
+        return {path for path in found if not _is_committed(path, series)}
 
     async def _read_descriptions(self) -> None:
         if _YAML in self._sizes:
@@ -243,10 +265,20 @@ class _Examination:
             item = next((item for item in self._card.configs() if item["config_name"] == name), {})
             is_ours = any(entry.config == name for entry in self._entries)
             if not item.get("data_files") and (is_ours or not item.get("data_dir")):
-                self._card.set_files(name, {s: self._patterns(s, paths) for s, paths in inferred.files.items()})
+                files = {split: self._not_in_our_globs(name, split, paths) for split, paths in inferred.files.items()}
+                self._card.set_files(
+                    name, {split: self._patterns(split, paths) for split, paths in files.items() if paths}
+                )
             if inferred.info and _INFOS in self._contents:
                 self._card.set_info(name, inferred.info)
         return found
+
+    def _not_in_our_globs(self, config: str, split: str, paths: Sequence[str]) -> list[str]:
+        """Return the files that the entry for our shards of the same split will not load anyway."""
+        globs = [entry.glob for entry in self._entries if (entry.config, entry.split) == (config, split)]
+        found = {path for path in paths if any(matches(glob, path) for glob in globs)}
+        self._taken_in |= found
+        return [path for path in paths if path not in found]
 
     def _implicit(self) -> list[str]:
         """Return the configs about which the card does not say enough."""
@@ -269,7 +301,7 @@ class _Examination:
             why = f"its card does not list its files, and datasets cannot say which it loads: {error}"
             raise self._conflict(why) from error
         listed = found.files.items() if found is not None else ()
-        theirs = {s: kept for s, paths in listed if (kept := [p for p in paths if not _SHARD.search(p)])}
+        theirs = {s: kept for s, paths in listed if (kept := [p for p in paths if p in self._theirs])}
         if found is None or not theirs:
             return None
         if found.builder not in _NAMES:
@@ -280,10 +312,10 @@ class _Examination:
     def _data(self) -> list[str]:
         """Return the files that may hold rows and that hubsync did not write."""
         return [
-            path for path in self._sizes
+            path for path in self._theirs
             if not any(part.startswith((".", "__")) for part in path.split("/"))
             and (name := path.rsplit("/", 1)[-1]) not in _IGNORED
-            and "." in name and not name.lower().endswith(_NO_DATA) and not _SHARD.search(path)
+            and "." in name and not name.lower().endswith(_NO_DATA)
         ]  # fmt: skip
 
     def _patterns(self, split: str, files: Sequence[str]) -> list[str]:
@@ -327,7 +359,7 @@ class _Examination:
                 continue
             patterns = [entry.glob for entry in self._card.entries() if entry.config == config]
             found = (path for pattern in patterns for path in sorted(self._sizes) if matches(pattern, path))
-            sample = next((path for path in found if self._sizes[path] and not _SHARD.search(path)), None)
+            sample = next((path for path in found if self._sizes[path] and path in self._theirs), None)
             if sample is not None:
                 self._card.set_info(config, {"features": await self._features_of(sample)})
 
@@ -387,6 +419,13 @@ def _runs(files: Iterable[str]) -> list[tuple[str, list[str]]]:
             runs.append((folder, []))
         runs[-1][1].append(path)
     return runs
+
+
+def _is_committed(path: str, series: Mapping[str, int]) -> bool:
+    """Return whether a path is that of a shard whose number is below the next one of its series."""
+    path = without_part(path)
+    numbers = re.finditer(r"\d+", path)
+    return any(int(n[0]) < series.get(f"{path[: n.start()]}*{path[n.end() :]}", 0) for n in numbers)
 
 
 def _kind_of(path: str) -> Kind | None:
