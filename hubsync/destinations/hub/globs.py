@@ -23,7 +23,8 @@ def normalized(pattern: str) -> str:
 def matches(pattern: str, path: str) -> bool:
     """Return whether `datasets` finds `path` by `pattern`."""
     pattern = normalized(pattern)
-    if _regex(pattern).fullmatch(path) is None:
+    is_listed = "**" in pattern or path.count("/") == pattern.count("/")
+    if not is_listed or _regex(pattern).fullmatch(path) is None:
         return False
     return _hidden(path) == _hidden(pattern) and _special(path) == _special(pattern)
 
@@ -53,7 +54,7 @@ def _piece(piece: str) -> str:
         return "[^/]"
     if len(piece) > 1:
         inside = piece[1:-1].replace("\\", r"\\").replace("[", r"\[")
-        return f"[^/{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+        return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
     return re.escape(piece)
 
 
