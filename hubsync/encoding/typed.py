@@ -18,7 +18,7 @@ from hubsync.encoding import media
 from hubsync.encoding.diagnosis import check_rows
 from hubsync.encoding.values import BINARY, spell_out_times, to_known
 from hubsync.errors import RowError
-from hubsync.schema.arrow import arrow_type, columns_of_table, has_own_type
+from hubsync.schema.arrow import arrow_schema, arrow_type, columns_of_table, has_own_type, normalized
 from hubsync.schema.features import class_names, feature_name
 from hubsync.schema.types import EMPTY, JSON, ColumnType, Conflict, Foreign, ListOf, StructOf, describe, infer
 
@@ -446,4 +446,6 @@ def _checked(columns: StructOf) -> StructOf:
     for name, kind in columns.fields.items():
         if feature_name(kind) != BASE64 and arrow_type(kind) is None:
             raise ValueError(f"{name!r} has the type {describe(kind)}, which hubsync does not know")
+    stored = StructOf({name: kind for name, kind in columns.fields.items() if feature_name(kind) != BASE64})
+    normalized(arrow_schema(stored).empty_table())  # raises an `UnsupportedType`, which is a `ValueError`
     return columns

@@ -369,6 +369,8 @@ def _normal(array: Any, path: str) -> Any:
         return array.cast(pyarrow.string())
     if types.is_fixed_size_binary(kind) or types.is_binary_view(kind):
         return array.cast(pyarrow.binary())
+    if types.is_decimal(kind) and kind.scale < 0:
+        raise UnsupportedType(path, f"no file holds the type {kind}: its scale is negative. Cast the column.")
     if types.is_decimal(kind) and kind.bit_width < 128:
         return array.cast(pyarrow.decimal128(kind.precision, kind.scale))
     return array

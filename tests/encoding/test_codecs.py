@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import random
 import sys
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import msgspec
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hubsync import ConfigError, Uploader
+from hubsync._runtime import frames
 from hubsync.committer.schema_check import Unreadable, scan
 from hubsync.encoding import codecs
 from hubsync.encoding.codecs import parquet
@@ -115,6 +119,19 @@ def test_rows_without_fields_can_not_become_parquet(tmp_path: Path) -> None:
     with pytest.raises(DefectError):
         write_shard(tmp_path, [{}, {}], "parquet")
     assert [file.name for file in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+def test_a_type_that_parquet_lacks_is_no_failure_of_the_disk(tmp_path: Path) -> None:
+    """A spool of an earlier version may hold it. pyarrow raises an OSError, and a full disk would be tried forever."""
+    stream = io.BytesIO()
+    table = pyarrow.table({"x": pyarrow.array([Decimal("1E+2")], pyarrow.decimal128(5, -2))})
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    source = tmp_path / f"rows{frames.SUFFIX}"
+    source.write_bytes(frames.header(b"A", 1, stream.getvalue()) + stream.getvalue())
+    with pytest.raises(DefectError, match="Parquet"):
+        codecs.compress(source, tmp_path / "shard.parquet", 1)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 json_values = st.recursive(

@@ -168,7 +168,10 @@ def test_features_are_declared_in_any_of_the_usual_forms(features: Any) -> None:
     assert declared_types(pa.schema([("n", pa.int8())])).fields.keys() == {"n"}
 
 
-@pytest.mark.parametrize("features", ["int8", {"x": "int9"}, {"x": 5}, {"x": ["int8", "int8"]}, [("x", "int8")]])
+@pytest.mark.parametrize(
+    "features",
+    ["int8", {"x": "int9"}, {"x": 5}, {"x": ["int8", "int8"]}, [("x", "int8")], {"x": pa.decimal128(5, -2)}],
+)
 def test_what_is_no_type_is_refused(features: Any) -> None:
     with pytest.raises(ValueError, match="type"):
         declared_types(features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -99,6 +100,8 @@ def test_a_column_keeps_its_values_in_a_type_that_datasets_has(
         pa.table({"x": pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])])}),
         pa.table({"x": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}),
         pa.table({"a\0b": [1]}),
+        pa.table({"x": pa.array([Decimal("1E+2")], pa.decimal128(5, -2))}),
+        pa.table({"x": pa.array([[Decimal("1E+2")]], pa.list_(pa.decimal128(5, -2)))}),
     ],
 )
 def test_a_table_that_no_dataset_can_hold_is_refused(table: Any) -> None:

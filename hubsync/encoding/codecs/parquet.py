@@ -76,9 +76,11 @@ class ParquetCodec(Codec):
                 target.truncate()
                 _write(source, target, rows, choose(source) | json_columns(columns), columns)
                 return
-            except (pyarrow.ArrowException, RecursionError, Conflict, _Unfit) as error:
-                if isinstance(error, OSError):
+            except OSError as error:
+                if error.errno is not None:
                     raise
+                raise DefectError(f"{rows:,} rows can't become Parquet: {error}") from error  # it lacks their type
+            except (pyarrow.ArrowException, RecursionError, Conflict, _Unfit) as error:
                 reason = str(error)
         raise DefectError(f"{rows:,} rows can't become Parquet: {reason}")
 
