@@ -20,12 +20,23 @@ from hubsync.encoding.values import BINARY, spell_out_times, to_known
 from hubsync.errors import RowError
 from hubsync.schema.arrow import arrow_schema, arrow_type, columns_of_table, has_own_type, normalized
 from hubsync.schema.features import class_names, feature_name
-from hubsync.schema.types import EMPTY, JSON, ColumnType, Conflict, Foreign, ListOf, StructOf, describe, infer
+from hubsync.schema.types import (
+    DTYPES,
+    EMPTY,
+    JSON,
+    ColumnType,
+    Conflict,
+    Foreign,
+    ListOf,
+    StructOf,
+    describe,
+    infer,
+    merge,
+)
 
 Features = Mapping[str, Any]
 """What `Uploader(features=…)` takes: a `datasets.Features`, or names with their types."""
 BASE64 = "base64"
-_TEXT = Foreign({"dtype": "string"}, [])
 _FLOAT32_MAX = 3.4028234663852886e38
 _FLOAT16_MAX = 65504.0
 
@@ -71,8 +82,11 @@ def table_of_rows(
         if kind is None and name in known.fields:
             kind = fitting(values, known.fields[name], name)
         if kind is None:
-            values, kind = _inferred(values, name, first_row, conflicts)
-            kind = unfitting(kind, known.fields.get(name))
+            plain_values, kind = _inferred(values, name, first_row, conflicts)
+            if (wider := _widened(values, kind, known.fields.get(name), name)) is not None:
+                kind = wider
+            else:
+                values, kind = plain_values, unfitting(kind, known.fields.get(name))
         columns.append(column_of(values, kind, name, first_row))
         fields[name] = kind
     table = pyarrow.table(columns, names=list(names))
@@ -122,9 +136,33 @@ def fitting(values: Sequence[Any], kind: ColumnType, name: str) -> ColumnType | 
 
 
 def unfitting(kind: ColumnType, known: ColumnType | None) -> ColumnType:
-    """Return the type of a column that does not fit its known type, so that no merge takes its text for a time."""
-    takes = ["string"] if isinstance(known, Foreign) and known.takes is None else getattr(known, "takes", [])
-    return _TEXT if kind in ("string", "literal") and "string" in takes else kind
+    """Return the type of a column that does not fit its known type, so that no merge takes its values for those."""
+    if isinstance(kind, StructOf) and isinstance(known, StructOf):
+        return StructOf({name: unfitting(field, known.fields.get(name)) for name, field in kind.fields.items()})
+    if isinstance(kind, ListOf) and isinstance(known, ListOf):
+        return msgspec.structs.replace(kind, item=unfitting(kind.item, known.item))
+    is_number = _dtype(known).startswith(("int", "uint", "float", "json")) if known is not None else True
+    return _strict(kind) if isinstance(known, Foreign) and known.takes != [] and not is_number else kind
+
+
+def _strict(kind: ColumnType) -> ColumnType:
+    """Return a type as one that no other type takes."""
+    if isinstance(kind, StructOf):
+        return StructOf({name: _strict(field) for name, field in kind.fields.items()})
+    if isinstance(kind, ListOf):
+        return msgspec.structs.replace(kind, item=_strict(kind.item))
+    return Foreign({"dtype": DTYPES[kind]}, []) if isinstance(kind, str) and kind != "null" else kind
+
+
+def _widened(values: Sequence[Any], given: ColumnType, known: ColumnType | None, name: str) -> ColumnType | None:
+    """Return the known type with the fields that only the given one has, if the values fit it."""
+    if known is None or given is JSON:
+        return None
+    try:
+        wider = merge(known, given)
+    except Conflict:
+        return None
+    return None if wider is known else fitting(values, wider, name)
 
 
 def _rounds(kind: ColumnType) -> bool:
@@ -240,7 +278,9 @@ def _label(value: Any, names: Sequence[str], path: str) -> int:
 def _grid(value: Any, shape: list[int | None], kind: Foreign, path: str) -> Any:
     if not shape:
         return _fit(value, kind, path)
-    items = list(value.tolist() if hasattr(value, "tolist") else value)
+    items = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(items, list | tuple):
+        raise _Unfit(path, f"a {type(value).__name__} is no array.")
     if shape[0] is not None and len(items) != shape[0]:
         raise _Unfit(path, f"a dimension has {len(items)} elements, and the column's shape has {shape[0]}.")
     return [_grid(item, shape[1:], kind, path) for item in items]

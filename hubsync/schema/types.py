@@ -64,6 +64,7 @@ class Foreign(msgspec.Struct, frozen=True, tag="foreign"):
 ColumnType = Scalar | ListOf | StructOf | Foreign
 EMPTY = StructOf({})
 BINARY = Foreign({"dtype": "binary"}, [])
+MEDIA = frozenset({"image", "audio", "video", "pdf", "nifti"})  # features that `datasets` stores as files
 JSON = Foreign({"dtype": "json"}, None)  # the `Json` feature of `datasets`: values of any shape, as JSON text
 DTYPES: dict[Scalar, str] = {
     "null": "null", "bool": "bool", "int": "int64", "wide": "int64", "float": "float64", "string": "string",
@@ -84,6 +85,7 @@ _LISTS = frozenset({list, tuple})
 _BINARY = frozenset({bytes, bytearray, memoryview})
 _NO_TEXT = _LISTS | {NoneType, bool, int, float, dict}
 LITERALS = frozenset({Decimal})  # their text may read as JSON
+_FILE: dict[str, tuple[ColumnType, ...]] = {"bytes": (BINARY,), "path": ("string",)}
 _MAX_NAME = 200  # characters of a column name in a message
 
 
@@ -270,9 +272,27 @@ def json_columns(columns: StructOf) -> frozenset[str]:
 def _takes(foreign: Foreign, kind: ColumnType) -> bool:
     if kind == "literal":
         kind = "string"
-    if kind == "string" and is_json(foreign):
-        return False  # inside a struct or list; see `merge_structs` for whole columns
-    return not isinstance(kind, Foreign) and (foreign.takes is None or kind in foreign.takes)
+    if is_json(foreign):  # strings of whole columns are told apart; see `merge_structs`
+        return kind != "string" and not isinstance(kind, Foreign)
+    if foreign.takes is not None:
+        return kind in foreign.takes
+    dtype = foreign.entry.get("dtype")
+    name = str(next(iter(dtype), "")) if isinstance(dtype, Mapping) else str(dtype)
+    if name in MEDIA:
+        return kind == "string" or (isinstance(kind, StructOf) and _is_file(kind))
+    return _is_plain(kind) and (isinstance(kind, ListOf) or not name.startswith("array"))
+
+
+def _is_file(kind: StructOf) -> bool:
+    """Return whether a struct is a file, as `datasets` stores media."""
+    return all(field in ("null", *_FILE.get(name, ())) for name, field in kind.fields.items())
+
+
+def _is_plain(kind: ColumnType) -> bool:
+    """Return whether each part of a type is one of JSON's."""
+    if isinstance(kind, StructOf):
+        return all(map(_is_plain, kind.fields.values()))
+    return _is_plain(kind.item) if isinstance(kind, ListOf) else isinstance(kind, str)
 
 
 def infer(rows: Iterable[Mapping[str, Any]], first_row: int = 0, known: StructOf = EMPTY) -> StructOf:

@@ -20,12 +20,13 @@ import pytest
 from PIL import Image
 
 from hubsync._runtime.frames import read_frames
+from hubsync.encoding.encoded import Encoded
 from hubsync.encoding.rows import encode
 from hubsync.encoding.tables import Types
 from hubsync.encoding.typed import declared_types
 from hubsync.errors import RowError
 from hubsync.schema.features import to_features
-from hubsync.schema.types import StructOf
+from hubsync.schema.types import Conflict, StructOf, merge_structs
 
 UTC = dt.UTC
 NOON = dt.datetime(2026, 1, 1, 12)
@@ -225,6 +226,36 @@ def png() -> Any:
     image = Image.new("RGB", (2, 3))
     image.putpixel((0, 0), (1, 2, 3))
     return image
+
+
+KNOWN: list[tuple[Any, Any, Any]] = [
+    (datasets.ClassLabel(names=["a", "b"]), 1, 7),
+    (datasets.Sequence(datasets.ClassLabel(names=["a", "b"])), ["b", 0], ["zzz"]),
+    (datasets.Sequence(datasets.ClassLabel(names=["a", "b"])), [1], [9]),
+    (datasets.Array2D((2, 2), "int32"), [[1, 2], [3, 4]], [[1, 2, 3]]),
+    (datasets.Array2D((2, 2), "int32"), [[1, 2], [3, 4]], [[1, 1 << 40], [0, 0]]),
+    (datasets.Array2D((2, 2), "int32"), [[1, 2], [3, 4]], 5),
+    (datasets.Translation(languages=["de", "en"]), {"de": "a", "en": "b"}, "a"),
+    ({"at": "timestamp[ms]", "n": "int64"}, {"at": "2026-01-01", "more": 1}, {"at": "soon"}),
+    (["date32"], ["2026-01-01"], ["soon"]),
+    ("image", png(), 4),
+    ("image", png(), {"a": 1}),
+    ("audio", None, 4),
+]
+
+
+@pytest.mark.parametrize(("kind", "fits", "other"), KNOWN, ids=[f"{one[0]}-{one[2]}"[:60] for one in KNOWN])
+def test_a_value_that_does_not_fit_a_known_type_conflicts_with_it(kind: Any, fits: Any, other: Any) -> None:
+    known = declared_types({"x": kind})
+    types = Types(native=True, known=known)
+    merge_structs(known, columns_of(encode([{"x": fits}], types=types)))
+    with pytest.raises(Conflict):
+        merge_structs(known, columns_of(encode([{"x": other}], types=types)))
+
+
+def columns_of(encoded: Encoded) -> StructOf:
+    assert isinstance(encoded.columns, StructOf)
+    return encoded.columns
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I", "F", "CMYK"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hubsync.encoding.rows import encode
 from hubsync.schema.features import from_features
 from hubsync.schema.types import (
+    BINARY,
     EMPTY,
     ColumnType,
     Conflict,
@@ -140,3 +141,22 @@ def test_a_float64_is_never_read_as_a_smaller_float(narrow: str) -> None:
     both = merge(small, large)
     assert merge(both, small) is both
     assert merge(small, both) == merge(large, small) == merge(small, "float") == "float"
+
+
+GRID = Foreign({"dtype": {"array2_d": {"shape": [2, 2], "dtype": "int32"}}}, None)
+
+
+@pytest.mark.parametrize("known", [IMAGE, AUDIO], ids=["image", "audio"])
+@pytest.mark.parametrize("kind", ["int", "float", "bool", ListOf("int"), StructOf({"a": "int"})], ids=repr)
+def test_a_column_of_media_takes_no_other_values(known: ColumnType, kind: ColumnType) -> None:
+    for one, other in ((known, kind), (kind, known)):
+        with pytest.raises(Conflict):
+            merge(one, other)
+    assert merge(known, StructOf({"bytes": BINARY, "path": "string"})) is known
+
+
+@pytest.mark.parametrize("kind", ["int", "string", StructOf({"a": "int"})], ids=repr)
+def test_an_array_takes_only_lists(kind: ColumnType) -> None:
+    with pytest.raises(Conflict):
+        merge(GRID, kind)
+    assert merge(GRID, ListOf(ListOf("int"))) is GRID
