@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
@@ -339,7 +339,10 @@ def _to_binary(value: Any, dtype: str) -> bytes | None:
 
 def _to_decimal(value: Any, dtype: str) -> Decimal | None:
     value = _scalar(value)
-    return Decimal(value) if isinstance(value, Decimal | int | str) and not isinstance(value, bool) else None
+    try:
+        return Decimal(value) if isinstance(value, Decimal | int | str) and not isinstance(value, bool) else None
+    except InvalidOperation:
+        return None  # it is text that is no number
 
 
 def _to_temporal(value: Any, dtype: str) -> Any:

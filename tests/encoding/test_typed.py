@@ -101,6 +101,7 @@ REFUSED: list[tuple[Any, Any]] = [
     ("duration[s]", dt.timedelta(milliseconds=1)),
     ("decimal128(4, 2)", Decimal("1.255")),
     ("decimal128(4, 2)", 0.1),
+    ("decimal128(4, 2)", "x"),
     (["int8"], "ab"),
     (["int8"], [300]),
     ({"a": "int8"}, {"b": 1}),
