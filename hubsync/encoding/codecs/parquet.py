@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,9 +186,10 @@ def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], 
     if not columns.fields:
         raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
     schema = arrow_schema(_readable(source, columns), stored=True)
-    tables = _tables(source, columns, as_json, schema)
     written = 0
     with (
+        # An error's traceback keeps a generator, and its open file would hold the room of a source that is removed.
+        closing(_tables(source, columns, as_json, schema)) as tables,
         _ErrorKeeper(target) as sink,
         parquet.ParquetWriter(
             sink,
