@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
@@ -233,7 +233,7 @@ def _without_lengths(kind: ColumnType) -> ColumnType:
     return ListOf(_without_lengths(kind.item), is_large=kind.is_large) if isinstance(kind, ListOf) else kind
 
 
-def _tables(source: Path, columns: StructOf, as_json: frozenset[str], schema: Any) -> Iterator[Any]:
+def _tables(source: Path, columns: StructOf, as_json: frozenset[str], schema: Any) -> Generator[Any]:
     """Yield the rows of a segment in the schema of the file."""
     import pyarrow
 
