@@ -85,7 +85,7 @@ def test_a_full_disk_blocks_the_producer_until_commits_make_room(
         # This test is about those that come a moment later, when the spool thread waits for room.
         room = up._engine.spool_thread._has_room
         room.set()
-        until(lambda: up.stats().state.kind == "spool full" and not room.is_set())
+        until(lambda: up.stats().state.kind == "spool full" and room._lock.locked())  # it waits again
         before = len(accepted)
         assert before < 500
         fill(small_disk / "junk")
