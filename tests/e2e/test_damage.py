@@ -12,7 +12,9 @@ SEED = 1
 
 
 @pytest.mark.slow("runs jobs whose spools are damaged")
-@pytest.mark.parametrize("number", [0, 2, 5, 8, 16, 20])
+# Rounds that cut a segment while it is written are not among them: its next rows then follow half a row. See
+# docs/concepts/guarantees.md.
+@pytest.mark.parametrize("number", [0, 16, 20])
 def test_a_job_on_a_damaged_spool_ends_and_names_what_is_lost(tmp_path: Path, number: int) -> None:
     outcome = Round(tmp_path, SEED, number).run()
     assert outcome.faults

@@ -221,7 +221,7 @@ def test_other_files_that_the_card_shows_are_noted_and_copies_are_differences(
 @pytest.mark.slow("commits a thousand files")
 def test_a_listing_of_several_pages_is_read_to_its_end(uploader: Make, check: Check, tamper: Tamper) -> None:
     uploader().open().close()
-    tamper.put({f"a/{n}.txt": b"x" for n in range(1_100)})
+    tamper.put({f"a/{n}.md": b"x" for n in range(1_100)})
     write(uploader)
     assert check().shards == 3
 
