@@ -228,6 +228,18 @@ class Spool:
         return SpoolLost(f"the spool {self.directory} is gone, and with it the rows that were not on the Hub yet.")
 
 
+def _make_folder(folder: Path) -> None:
+    """Create a folder unless it exists. `mkdir` fails if another process removes it at the same instant."""
+    for _ in range(100):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return
+        except FileExistsError:
+            if folder.exists() and not folder.is_dir():
+                raise
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def _create(directory: Path, target: Target | None, host: HostMark, is_synced: bool) -> Catalogue:
     """Open a spool's catalogue, after creating the directories."""
     path = directory / "catalogue.sqlite"
@@ -242,7 +254,7 @@ def _create(directory: Path, target: Target | None, host: HostMark, is_synced: b
     for attempt in range(_OPEN_TRIES):
         try:
             for folder in (directory, directory / "segments", directory / "writers", directory / "dead-letter"):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_folder(folder)
             host.claim()
             make_room_to_open(directory)
             catalogue = Catalogue(path, fsync=is_synced)
