@@ -228,7 +228,7 @@ class Committer:
         """Continue where the last committer died or stalled."""
         self._load_rate_limiter()
         newest = self._spool.shards.take_over()
-        if self._spool.lease.term != 1:  # else nobody has committed before
+        if self._spool.lease.term != 1:  # otherwise this is the first committer
             self._head.taken_over(newest)
         self._folders.forget()
         self._spool.recovery.sweep()

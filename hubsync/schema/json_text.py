@@ -33,7 +33,7 @@ def reads_as_json(text: str) -> bool:
 
 
 def any_reads_as_json(texts: Sequence[str]) -> bool:
-    """Return `any(map(reads_as_json, texts))`. Nearly all texts are told by their first character, in C."""
+    """Return `any(map(reads_as_json, texts))`. For nearly all texts, the first character decides, in C."""
     try:
         if _FIRST.isdisjoint(map(_first_of, texts)):
             return False

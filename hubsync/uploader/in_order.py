@@ -116,6 +116,11 @@ class Reorderer:
         )
         return OffsetOrderError(self.source, self.next, self.next - 1, why)
 
+    def _drop(self, offset: int, error: Exception) -> None:
+        """Forget a batch that could not be put, and let the error name it."""
+        self._early.pop(offset, None)
+        error.add_note(f"It is the batch with offset {offset} of source {self.source!r}.")
+
 
 class InOrder(Reorderer):
     """Puts batches that finish in any order; from `Uploader.in_order`. Any number of threads may use it."""
@@ -152,8 +157,7 @@ class InOrder(Reorderer):
                     try:
                         self._up.put(waiting, offset=at, source=self.source)
                     except Exception as error:
-                        self._early.pop(at, None)
-                        error.add_note(f"It is the batch with offset {at} of source {self.source!r}.")
+                        self._drop(at, error)
                         raise
                     self._advance(at)
             finally:
@@ -197,8 +201,7 @@ class AsyncInOrder(Reorderer):
                     try:
                         await self._up.put(waiting, offset=at, source=self.source)
                     except Exception as error:
-                        self._early.pop(at, None)
-                        error.add_note(f"It is the batch with offset {at} of source {self.source!r}.")
+                        self._drop(at, error)
                         raise
                     self._advance(at)
             finally:

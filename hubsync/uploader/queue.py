@@ -2,7 +2,7 @@
 
 It is bounded in bytes and batches. A producer hands its batch over without the event loop's turn; the spool thread
 takes everything that waits at once. At a bound the policy applies, and each case is counted. Producers that must wait
-stand in line: the queue admits them in the order in which they came.
+wait in line: the queue admits them in the order of their arrival.
 
 A signal handler, a `__del__` or a logging handler may call `put` at any instruction of a `put`, or raise there. So no
 producer holds a lock. The items are a chain, to which one call of C appends, and an entry carries the totals of
@@ -230,7 +230,7 @@ class BoundedQueue:
         return QueueDepth(batches, rows, size, self._blocked, self._raised, self._dropped, oldest_at)
 
     def waiting_producers(self) -> int:
-        """Return how many producers stand in line."""
+        """Return how many producers wait in line."""
         return len(self._line)
 
     def count_given_back(self, batches: int) -> None:
@@ -293,7 +293,7 @@ class BoundedQueue:
             return True
 
     def _stand_in_line(self, waiter: _Waiter) -> None:
-        """Go to the end; or to the front, if this thread stands in line already: a signal handler interrupted that."""
+        """Join at the end, or at the front if a signal handler interrupted this thread while it waited in line."""
         if any(other.thread == waiter.thread for other in list(self._line)):
             self._line.appendleft(waiter)
         else:

@@ -324,7 +324,7 @@ class Card:
         return all((name, other) in self._fresh for name, other, _ in self.entries() if name == config)
 
     def default_config_or_none(self) -> str | None:
-        """Return the default config; None if there is none, or if several configs are."""
+        """Return the default config; None if no config, or more than one, is the default."""
         try:
             return self.default_config()
         except CardError:

@@ -144,7 +144,7 @@ async def examine(
         repo: Its id.
         at: The commit; None for an empty branch.
         content: The card in that commit; None if it has none.
-        entries: What is to be added; the card may list it already.
+        entries: The entries to add; the card may list them already.
         known: Entries that were committed before, so that nobody needs to look again while the card lists them.
         has_schema: Whether the card will declare the columns of the entries' configs, so that it must declare those of
             the rows that are there.

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 MAGIC = re.compile(r"[*?[]")
 _PIECE = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
-_OPAQUE = ("\ue000", "\ue000\ue001\ue002", "0", "a0-b")  # what a `*` may stand for
+_OPAQUE = ("\ue000", "\ue000\ue001\ue002", "0", "a0-b")  # examples of what a `*` may match
 
 
 def normalized(pattern: str) -> str:
