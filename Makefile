@@ -30,11 +30,11 @@ check: lint types unit ## run lint, types and unit tests: what to run while you 
 test: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests (make test ARGS="-k spool")
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-newest: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests with the newest versions of everything, ignoring the pins
+test-newest: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests with the newest versions of everything and new random examples
 	$(call venv,$(VENV)-newest)
 	@$(VENV)-newest/bin/python $(PIP) --upgrade pip
 	@$(VENV)-newest/bin/python $(PIP) --editable '.[demo]' --group test
-	$(VENV)-newest/bin/python -m pytest -n 2 $(ARGS)
+	$(VENV)-newest/bin/python -m pytest -n 2 --hypothesis-profile=random $(ARGS)
 
 lint: $(VENV)/.dev ## check style and format with ruff
 	$(BIN)/ruff check .
