@@ -41,7 +41,7 @@ share_certificates()
 
 # No test asserts a duration, so none fails on a slow machine.
 settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
-# The same examples in each run, so that an unrelated change never fails on a new one; `make test-newest` looks for new ones.
+# The same examples in each run: an unrelated change never fails on a new one. `make test-newest` looks for new ones.
 settings.register_profile("hubsync", settings.get_profile("random"), derandomize=True)
 settings.register_profile("quick", settings.get_profile("hubsync"), max_examples=25)
 

@@ -50,6 +50,7 @@ class SimulatedHub:
         # The answer of the next commits is lost after they landed.
         self.lose_answers = 0
         self.before_commit: Callable[[], None] | None = None
+        self.after_commit: Callable[[], None] | None = None
 
     @property
     def sha(self) -> str:
@@ -99,6 +100,9 @@ class SimulatedHub:
             hook, self.before_commit = self.before_commit, None
             hook()
         sha = self.land(self.pack(plan))
+        if self.after_commit is not None:
+            hook, self.after_commit = self.after_commit, None
+            hook()
         if self.lose_answers:
             self.lose_answers -= 1
             raise AmbiguousError("504", status=504)

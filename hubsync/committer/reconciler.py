@@ -1,8 +1,9 @@
 """Decide by the remote files what landed, settle it, and move shards away from paths that are taken.
 
 After an unknown outcome, after someone else's commit and at a start, the committer reads what is at its paths before it
-sends anything. A file with the shard's content is its own: it landed. No file: it is still to be sent. Any other file
-is someone else's, is never overwritten, and the shard gets another number.
+sends anything. A file with the shard's content is its own: it landed. No file: it is still to be sent, unless a
+watermark says that its plan landed and the shard was compacted since. Any other file is someone else's, is never
+overwritten, and the shard gets another number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from hubsync.committer.rejections import Rejections
 from hubsync.committer.rollback import RollbackDetector
 from hubsync.errors import StaleParentError
 from hubsync.model.commit import Plan
+from hubsync.model.hashing import git_blob_oid
 from hubsync.model.shard import RemoteFile, Shard
+from hubsync.model.watermarks import FIRST_FOLDED, is_watermark
 from hubsync.telemetry.status import State
 
 _log = logging.getLogger("hubsync")
@@ -96,22 +99,37 @@ class Reconciler:
     async def reconcile(self, plan: Plan) -> bool:
         """Decide, shard by shard, whether a plan landed, and settle it. Return whether anything of it landed."""
 
-        async def look(at: str) -> Mapping[str, RemoteFile]:
+        async def look(at: str) -> Mapping[int, str]:
             await self._moved(at)
-            return await self._files("read", [shard.path for shard in plan.shards], at)
+            return await self._landed(plan, at)
 
-        found = await self.at_head("read", look)
+        landed = await self.at_head("read", look)
         self._cards.reconsider()
-        landed = {
-            shard.segment: found[shard.path].commit or self._head.sha or ""
-            for shard in plan.shards
-            if shard.path in found and shard.matches(found[shard.path])
-        }
         failpoint(Failpoint.RECONCILED)
         await self.settle(plan, landed)
         if landed:
             self._status.report("commit", State())
         return bool(landed)
+
+    async def _landed(self, plan: Plan, at: str) -> Mapping[int, str]:
+        """Return the commits of the plan's shards that are in the commit `at`, by segment, or were compacted since."""
+        mark = next((file for file in plan.sidecars if is_watermark(file.path)), None)
+        besides = [mark.path, FIRST_FOLDED] if mark is not None and plan.token else []
+        found = await self._files("read", [*(shard.path for shard in plan.shards), *besides], at)
+        here = {shard.segment: file for shard in plan.shards if (file := found.get(shard.path)) and shard.matches(file)}
+        commits = {segment: file.commit or at for segment, file in here.items()}
+        if mark is None or not besides or len(here) == len(plan.shards):
+            return commits
+        # A plan's files land together, and its watermark is like no other plan's.
+        if mark.path in found:
+            is_whole = found[mark.path].oid == git_blob_oid(mark.content)
+        elif FIRST_FOLDED in found:  # which another spool may have done with it
+            ask = partial(self._destination.read_watermarks, at)
+            marks = await self._retrier.until_success("read", ask, raises=(StaleParentError,))
+            is_whole = plan.token in (mark.plan for mark in marks.by_writer.values())
+        else:
+            is_whole = False
+        return {shard.segment: commits.get(shard.segment, at) for shard in plan.shards} if is_whole else commits
 
     async def settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
         """Close a plan: record which of its shards are committed, and report them.

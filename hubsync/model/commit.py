@@ -32,6 +32,7 @@ class Plan:
         summary: The commit's title.
         term: The number of the committer that wrote it. The terms of one spool never overlap.
         deletions: The paths of files to delete.
+        token: What its watermarks contain, and those of no other plan; empty if it has none.
     """
 
     id: int
@@ -41,6 +42,7 @@ class Plan:
     summary: str = ""
     term: int = 0
     deletions: Sequence[str] = ()
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Watermark:
         rows: Rows committed by this writer.
         offsets: The highest committed offset by source, without those in earlier pages.
         pages: How many files of earlier offsets the writer has written.
+        plan: The token of the plan that wrote it, so that a plan is known to have landed although its shards were
+            compacted since; empty in those of earlier versions.
     """
 
     writer: str
@@ -62,6 +66,7 @@ class Watermark:
     rows: int = 0
     offsets: Mapping[str, int] = field(default_factory=dict)
     pages: int = 0
+    plan: str = ""
 
     @property
     def path(self) -> str:

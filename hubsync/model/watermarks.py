@@ -46,6 +46,7 @@ class _UntrustedWatermark(msgspec.Struct):
     rows: _Size = 0
     offsets: dict[str, _Size] = {}
     pages: _Number = 0
+    plan: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
 class _UntrustedFile(msgspec.Struct):
@@ -127,9 +128,9 @@ def decode_watermarks(content: bytes, path: str) -> list[Watermark]:
     for mark in found:
         if not path.startswith(_FOLDED) and not _is_path_of(mark.writer, path):
             raise ValueError(f"it is the watermark of {mark.writer!r}")
-        for name in (mark.writer, *mark.next, *mark.offsets):
+        for name in (mark.writer, mark.plan, *mark.next, *mark.offsets):
             name.encode()  # raises for a lone surrogate, which SQLite cannot store
-    return [Watermark(mark.writer, mark.epoch, mark.next, mark.rows, mark.offsets, mark.pages) for mark in found]
+    return [Watermark(**msgspec.structs.asdict(mark)) for mark in found]
 
 
 def watermark_files(mark: Watermark) -> tuple[Watermark, list[SidecarFile]]:
@@ -148,14 +149,21 @@ def watermark_files(mark: Watermark) -> tuple[Watermark, list[SidecarFile]]:
     return mark, [_file(watermark_path(mark.writer), mark), *files]
 
 
+def plan_token(files: Iterable[SidecarFile]) -> str:
+    """Return the token of the plan that writes these files; empty if they have none."""
+    marks = (mark for file in files if is_watermark(file.path) for mark in decode_watermarks(file.content, file.path))
+    return next((mark.plan for mark in marks if mark.plan), "")
+
+
 def _file(path: str, mark: Watermark) -> SidecarFile:
     return SidecarFile(path, msgspec.json.format(msgspec.json.encode(_plain(mark)), indent=2) + b"\n")
 
 
 def _plain(mark: Watermark) -> dict[str, object]:
     plain: dict[str, object] = msgspec.to_builtins(mark)
-    if not mark.pages:  # so that the file is the same as an earlier version's
-        del plain["pages"]
+    for name in ("pages", "plan"):
+        if not plain[name]:  # so that the file is the same as an earlier version's
+            del plain[name]
     return plain
 
 
@@ -173,6 +181,7 @@ def _merge(one: Watermark, other: Watermark) -> Watermark:
         max(one.rows, other.rows),
         _highest(one.offsets, other.offsets),
         max(one.pages, other.pages),
+        max(one, other, key=lambda mark: mark.rows).plan,
     )
 
 

@@ -6,6 +6,7 @@ has taken over, `LeaseLost` is raised and nothing is changed.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -14,7 +15,7 @@ from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync.model.commit import Plan, SidecarFile
 from hubsync.model.shard import Shard
-from hubsync.model.watermarks import watermark_files
+from hubsync.model.watermarks import plan_token, watermark_files
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.retention import Retention
@@ -55,7 +56,8 @@ class Plans:
         """
         with self._lease.transaction():
             files = [card] if card else []
-            for mark in self._writers.next_watermarks(shards).values():
+            token = secrets.token_hex(8)
+            for mark in self._writers.next_watermarks(shards, token).values():
                 files += watermark_files(mark)[1]
             plan = self._catalogue.run(
                 "INSERT INTO plans (created_at, parent, summary, notes) VALUES (?, ?, ?, ?)",
@@ -64,7 +66,7 @@ class Plans:
             self._segments.plan(plan, (shard.segment for shard in shards))
             failpoint(Failpoint.WATERMARKED)
         failpoint(Failpoint.PLANNED)
-        return Plan(plan, shards, files, parent, summary, self._lease.term or 0)
+        return Plan(plan, shards, files, parent, summary, self._lease.term or 0, token=token)
 
     def claim(self, parent: str | None) -> Plan:
         """Return a commit without shards that only says that a writer is here. It is not written down."""
@@ -79,7 +81,7 @@ class Plans:
             return None
         shards = [self._shards.get(segment) for segment in self._segments.planned(row["id"])]
         files = msgspec.msgpack.decode(row["notes"], type=list[SidecarFile])
-        return Plan(row["id"], shards, files, row["parent"], row["summary"])
+        return Plan(row["id"], shards, files, row["parent"], row["summary"], token=plan_token(files))
 
     def settle(self, plan: Plan, landed: Mapping[int, str]) -> None:
         """Close a plan: some of its shards are committed, the others are free for the next one.
@@ -90,7 +92,7 @@ class Plans:
         """
         committed = [shard for shard in plan.shards if shard.segment in landed]
         with self._lease.transaction():
-            for mark in self._writers.next_watermarks(committed).values():
+            for mark in self._writers.next_watermarks(committed, plan.token).values():
                 self._writers.set_watermark(mark)
             self._segments.settle({shard.segment: landed[shard.segment] for shard in committed})
             if committed:

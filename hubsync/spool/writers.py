@@ -145,8 +145,8 @@ class Writers:
         epoch = self._catalogue.value("SELECT epoch FROM writers WHERE name = ?", name)
         return replace(self._committed(name), epoch=epoch)
 
-    def next_watermarks(self, shards: Sequence[Shard]) -> dict[str, Watermark]:
-        """Return each writer's watermark once `shards` are committed."""
+    def next_watermarks(self, shards: Sequence[Shard], token: str) -> dict[str, Watermark]:
+        """Return each writer's watermark once the plan of this token has committed `shards`."""
         marks: dict[str, Watermark] = {}
         for shard in shards:
             segment = self._segments.get(shard.segment)
@@ -157,7 +157,9 @@ class Writers:
             for source, offset in self._offsets.of_segment(shard.segment):
                 offsets[source] = max(offsets.get(source, offset), offset)
             following = {**mark.next, segment.series: max(mark.next.get(segment.series, 0), segment.seq + 1)}
-            marks[shard.writer] = replace(mark, next=following, rows=mark.rows + shard.rows, offsets=offsets)
+            marks[shard.writer] = replace(
+                mark, next=following, rows=mark.rows + shard.rows, offsets=offsets, plan=token
+            )
         return marks
 
     def set_watermark(self, mark: Watermark) -> None:

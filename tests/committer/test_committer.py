@@ -28,6 +28,7 @@ from hubsync import (
 from hubsync._runtime.clock import SystemClock
 from hubsync.destinations import resolve as connecting
 from hubsync.errors import AmbiguousError, DefectError, RateLimitedError, TransientError, UnreadableShard
+from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.spool.spool import Spool
 from hubsync.uploader import engine
 from tests.simulated import SimulatedHub
@@ -110,6 +111,34 @@ async def test_a_commit_whose_response_is_lost_is_not_sent_again(simulated: Simu
         assert receipt.sha == simulated.touched[simulated.commits[0].shards[0].path]
     assert len(simulated.commits) == 1
     assert simulated.calls.count("commit") == 1
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+async def test_a_commit_that_was_compacted_before_its_lost_response_is_not_sent_again(
+    simulated: SimulatedHub, tmp_path: Path, is_folded: bool
+) -> None:
+    def compact() -> None:
+        merged = b"".join(simulated.files.pop(path) for path in sorted(simulated.files) if path.endswith(".jsonl"))
+        simulated.foreign_commit("data/merged.jsonl", merged)
+        if is_folded:
+            marks = RemoteWatermarks({mark.path: mark for mark in simulated.marks()})
+            _, files, deleted = marks.fold()
+            for path in deleted:
+                del simulated.files[path]
+            for file in files:
+                simulated.foreign_commit(file.path, file.content)
+
+    async with open_uploader(tmp_path, shard=ShardPolicy(linger_s=3600, max_rows=2)) as up:
+        await up.put([{"id": 1}, {"id": 2}])
+        await up.flush()
+        simulated.after_commit = compact
+        simulated.lose_answers = 1
+        receipt = await up.put([{"id": 3}])
+        await up.flush()
+        assert receipt.sha is not None
+        await up.put([{"id": 4}])
+    assert ids(simulated) == [1, 2, 3, 4]
+    assert len(simulated.commits) == 3
 
 
 async def test_a_foreign_commit_in_between_loses_nothing(simulated: SimulatedHub, tmp_path: Path) -> None:
