@@ -211,7 +211,7 @@ async def test_only_the_defective_shard_of_a_commit_is_quarantined(
 async def test_a_revoked_token_stops_commits_and_nothing_else(simulated: SimulatedHub, tmp_path: Path) -> None:
     up = open_uploader(tmp_path)
     async with up:
-        simulated.fail("commit", *[WriteForbiddenError("403")] * 2)
+        simulated.fail("commit", *[WriteForbiddenError("403")] * 10_000)  # until the script is cleared
         await up.put([{"id": 1}])
         with pytest.raises(WriteForbiddenError) as blocked:
             await up.flush()
