@@ -191,7 +191,8 @@ class Receipt:
         done = OneShotEvent()
         if self._subscribe(until, done.set):
             try:
-                if not done.wait(timeout):
+                # A signal handler may run beyond the deadline: what was reached meanwhile counts.
+                if not (done.wait(timeout) or self._has_reached(until)):
                     raise self._timeout_error(timeout)
             finally:
                 self._unsubscribe(done.set)
@@ -220,6 +221,13 @@ class Receipt:
 
     def _timeout_error(self, timeout: float | None) -> WaitTimeout:
         return wait_timeout(self, timeout)
+
+    def _has_reached(self, until: Until) -> bool:
+        """Return whether the batch is as far as `until`, or never will be."""
+        outcome = self._outcome
+        if self._error is not None or outcome is None:
+            return self._error is not None
+        return until == "spooled" or outcome.settled or outcome.abandoned is not None
 
     def _subscribe(self, until: Until, callback: Callback) -> bool:
         """Have `callback` called once the batch is as far as `until`, or never will be; return False if it is."""
@@ -262,7 +270,8 @@ class ReceiptWaiter:
             else:
                 with anyio.move_on_after(timeout) as scope:
                     await self._done.wait()
-                if scope.cancelled_caught:
+                # What happened while the event loop was blocked beyond the deadline counts.
+                if scope.cancelled_caught and not self._receipt._has_reached(self._until):
                     raise self._receipt._timeout_error(timeout)
         finally:
             self._receipt._unsubscribe(self._callback)

@@ -168,14 +168,15 @@ class InOrder(Reorderer):
         warned_at = since
         self._blocked[room.set] = None
         try:
+            now = since  # the time before the last attempt: a long signal handler must not end the wait
             while not self._add(encoded, offset):
-                now = time.monotonic()
                 if timeout is not None and now - since >= timeout:
                     raise self._no_room(offset, timeout)
                 if now - warned_at >= _WARN_S:
                     warned_at = now
                     self._warn(offset, since)
                 room.wait(_RECHECK_S if timeout is None else min(_RECHECK_S, since + timeout - now))
+                now = time.monotonic()
         finally:
             self._blocked.pop(room.set, None)
 
@@ -213,8 +214,8 @@ class AsyncInOrder(Reorderer):
         wake = threadsafe_callback(lambda: room.set())
         self._blocked[wake] = None
         try:
+            now = since  # the time before the last attempt: a long signal handler must not end the wait
             while not self._add(encoded, offset):
-                now = time.monotonic()
                 if timeout is not None and now - since >= timeout:
                     raise self._no_room(offset, timeout)
                 if now - warned_at >= _WARN_S:
@@ -222,6 +223,6 @@ class AsyncInOrder(Reorderer):
                     self._warn(offset, since)
                 with anyio.move_on_after(_RECHECK_S if timeout is None else min(_RECHECK_S, since + timeout - now)):
                     await room.wait()
-                room = anyio.Event()
+                room, now = anyio.Event(), time.monotonic()
         finally:
             self._blocked.pop(wake, None)

@@ -117,11 +117,13 @@ class BoundedQueue:
         self._blocked += 1
         try:
             self._stand_in_line(waiter)
+            left = timeout
             while (offer := self._offer(batch, waiter)) == "full":
-                left = _RECHECK_S if until is None else until - time.monotonic()
-                if left <= 0:
+                if left is not None and left <= 0:
                     raise self._full(f"no room for {seconds_text(timeout or 0)}")
-                room.wait(min(left, _RECHECK_S))
+                room.wait(_RECHECK_S if left is None else min(left, _RECHECK_S))
+                # Before the next look at the queue: a signal handler may run beyond the deadline, and make room.
+                left = None if until is None else until - time.monotonic()
         finally:
             # Nothing may come before this call of C, such as `suppress`: a signal handler may raise after any call.
             try:  # noqa: SIM105
@@ -145,7 +147,7 @@ class BoundedQueue:
                     with anyio.move_on_after(_RECHECK_S):
                         await room.wait()
                     room = anyio.Event()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and (offer := self._offer(batch, waiter)) == "full":
                 raise self._full(f"no room for {seconds_text(timeout or 0)}")
         finally:
             try:  # noqa: SIM105  (as in `put`)
