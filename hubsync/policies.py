@@ -209,8 +209,8 @@ class SchemaPolicy:
             holds values of any shape. "refuse": `put` raises `SchemaConflict`. "dead letter": keep the batch in the
             spool, and say so in its receipt. "new config": write it to the first of `config-2`, `config-3`, … that it
             fits.
-        on_declared: With "json", what to do if the column's type is of a table, or a person wrote it into the card: it
-            stays. "refuse" or "dead letter".
+        on_declared: With "json", what to do if the column's type is one that JSON does not have, such as a time, or if
+            a person wrote it into the card: it stays. "refuse" or "dead letter".
         json_columns: Names of columns that are JSON from the beginning.
     """
 

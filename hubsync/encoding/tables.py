@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -23,12 +24,16 @@ from hubsync.encoding.values import duration_text, encoder
 from hubsync.errors import RowError, one_line
 from hubsync.schema.arrow import UnsupportedType, arrow_schema, columns_of_table, is_json_type, map_leaves, normalized
 from hubsync.schema.features import feature_name
-from hubsync.schema.json_text import any_reads_as_json
+from hubsync.schema.json_text import any_reads_as_json, reads_as_json
 from hubsync.schema.profiler import RowProfiler
-from hubsync.schema.types import EMPTY, ColumnType, Conflict, ListOf, StructOf, dumps, merge_structs
+from hubsync.schema.types import EMPTY, ColumnType, Conflict, ListOf, StructOf, dumps, is_json, merge_structs
 
 _SLICE_ROWS = 1_000  # of a table, converted at a time
 _REMEDY = "JSON Lines can't carry it. Use format='parquet', or convert the column to text before put."
+_IS_TEXT = (
+    "JSON Lines can't tell this text from a number, or another value, at a place of type JSON inside a column. Declare "
+    "the whole column: features={{{!r}: 'json'}}; or use format='parquet' in a new repo."
+)
 _NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _HEADER = frames.header(b"A", 0, b"")
 
@@ -220,12 +225,17 @@ class _Lines:
         for name, kind in columns.fields.items():
             _check_carried(kind, name, first_row)
         try:
-            self._parts.append(_encode(map_leaves(table, _json_leaf), columns))
+            rows = _rows_of(map_leaves(table, _json_leaf), columns)
         except _Unfit:
             check_rows(table.to_pylist(), first_row)
             raise
         except UnsupportedType as error:
             raise RowError(first_row, error.path, error.why) from None
+        for name, kind in columns.fields.items():
+            if _holds_json(kind) and not is_json(kind):  # strings of a whole column can be told apart; see `json_text`
+                for index, row in enumerate(rows):
+                    _check_text(row[name], kind, first_row + index, name)
+        self._parts.append(encoder.encode_lines(rows))
 
     def data(self) -> bytes:
         return b"".join(self._parts)
@@ -237,7 +247,7 @@ def text_lines(table: Any) -> bytes:
     What JSON does not have is text: base64, or ISO 8601; an infinity is `"Infinity"`, and a NaN is null.
     """
     table = normalized(table)
-    return _encode(map_leaves(table, _text_leaf), columns_of_table(table))
+    return encoder.encode_lines(_rows_of(map_leaves(table, _text_leaf), columns_of_table(table)))
 
 
 # JSON.
@@ -247,13 +257,14 @@ class _Unfit(Exception):
     """A column holds a value that JSON does not have."""
 
 
-def _encode(table: Any, columns: StructOf) -> bytes:
-    rows = table.to_pylist()
+def _rows_of(table: Any, columns: StructOf) -> list[dict[str, Any]]:
+    """Return the rows of a table in which the JSON of `Json` columns is decoded."""
+    rows: list[dict[str, Any]] = table.to_pylist()
     for name, kind in columns.fields.items():
         if _holds_json(kind):
             for row in rows:
                 row[name] = _decoded(row[name], kind)
-    return encoder.encode_lines(rows)
+    return rows
 
 
 def _holds_json(kind: ColumnType) -> bool:
@@ -271,6 +282,20 @@ def _decoded(value: Any, kind: ColumnType) -> Any:
     if isinstance(kind, ListOf):
         return [_decoded(item, kind.item) for item in value]
     return msgspec.json.decode(value)
+
+
+def _check_text(value: Any, kind: ColumnType, row: int, path: str) -> None:
+    """Refuse a string at a JSON place inside a column that `datasets` would take for JSON."""
+    if value is None or not _holds_json(kind):
+        return
+    if isinstance(kind, StructOf):
+        for name, field in kind.fields.items():
+            _check_text(value[name], field, row, f"{path}.{name}")
+    elif isinstance(kind, ListOf):
+        for item in value:
+            _check_text(item, kind.item, row, f"{path}[]")
+    elif isinstance(value, str) and reads_as_json(value):
+        raise RowError(row, path, _IS_TEXT.format(re.split(r"[.\[]", path)[0]))
 
 
 def _check_carried(kind: ColumnType, path: str, first_row: int) -> None:

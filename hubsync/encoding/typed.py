@@ -18,7 +18,14 @@ from hubsync.encoding import media
 from hubsync.encoding.diagnosis import check_rows
 from hubsync.encoding.values import BINARY, spell_out_times, to_known
 from hubsync.errors import RowError
-from hubsync.schema.arrow import arrow_schema, arrow_type, columns_of_table, has_own_type, normalized
+from hubsync.schema.arrow import (
+    arrow_schema,
+    arrow_type,
+    columns_of_table,
+    has_own_type,
+    normalized,
+    without_json,
+)
 from hubsync.schema.features import class_names, feature_name
 from hubsync.schema.types import (
     DTYPES,
@@ -111,9 +118,11 @@ def column_of(values: Sequence[Any], kind: ColumnType, name: str, first_row: int
             raise RowError(first_row + index, unfit.path, unfit.why) from None
         except media.NotMedia as error:
             raise RowError(first_row + index, name, str(error)) from error
-    stored = pyarrow.string() if feature_name(kind) == BASE64 else arrow_type(kind)
+    final = pyarrow.string() if feature_name(kind) == BASE64 else arrow_type(kind)
+    stored = without_json(final)  # pyarrow makes no JSON from Python values inside a list or a struct
     try:
-        return pyarrow.array(prepared, stored)
+        made = pyarrow.array(prepared, stored)
+        return made if stored == final else made.cast(final)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
         for index, value in enumerate(prepared):
             try:
@@ -490,5 +499,5 @@ def _checked(columns: StructOf) -> StructOf:
         if feature_name(kind) != BASE64 and arrow_type(kind) is None:
             raise ValueError(f"{name!r} has the type {describe(kind)}, which hubsync does not know")
     stored = StructOf({name: kind for name, kind in columns.fields.items() if feature_name(kind) != BASE64})
-    normalized(arrow_schema(stored).empty_table())  # raises an `UnsupportedType`, which is a `ValueError`
+    normalized(without_json(arrow_schema(stored)).empty_table())  # raises an `UnsupportedType`, which is a `ValueError`
     return columns

@@ -126,8 +126,13 @@ def _flat(column: Any) -> Any:
     import pyarrow
 
     if not isinstance(column, pyarrow.ChunkedArray):
-        return column.flatten()
-    return pyarrow.chunked_array([chunk.flatten() for chunk in column.chunks], type=column.type.value_type)
+        return elements(column)
+    return pyarrow.chunked_array(list(map(elements, column.chunks)), type=column.type.value_type)
+
+
+def elements(array: Any) -> Any:
+    """Return the elements of all lists of an array. If all are null, `flatten` fails on structs with JSON."""
+    return array.values[:0] if len(array) == array.null_count else array.flatten()
 
 
 def _dtype(kind: Any) -> str:
@@ -301,7 +306,7 @@ def _map(array: Any, leaf: Leaf, path: str) -> Any:
             return array
         return pyarrow.FixedSizeListArray.from_arrays(new_items, kind.list_size, mask=array.is_null())
     if types.is_list(kind) or types.is_large_list(kind):
-        items = array.flatten()
+        items = elements(array)
         new_items = _map(items, leaf, f"{path}[]")
         return array if new_items is items else replace_items(array, new_items)
     return leaf(array, path)
@@ -434,10 +439,27 @@ def _conformed(array: Any, kind: Any) -> Any:
         items = _conformed(_fixed_items(array), kind.value_type)
         return pyarrow.FixedSizeListArray.from_arrays(items, kind.list_size, mask=array.is_null())
     if types.is_list(kind) or types.is_large_list(kind):
-        return _list(array, _conformed(array.flatten(), kind.value_type), is_large=types.is_large_list(kind))
+        return _list(array, _conformed(elements(array), kind.value_type), is_large=types.is_large_list(kind))
     if isinstance(kind, pyarrow.JsonType):
         return json_text(array).cast(kind)
     return array.cast(kind)
+
+
+def without_json(kind: Any) -> Any:
+    """Return an Arrow type, or a schema, with text in the place of JSON."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.Schema):
+        return pyarrow.schema([field.with_type(without_json(field.type)) for field in kind], metadata=kind.metadata)
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(without_json(field.type)) for field in kind])
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(without_json(kind.value_type), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        maker = pyarrow.large_list if types.is_large_list(kind) else pyarrow.list_
+        return maker(without_json(kind.value_type))
+    return pyarrow.string() if isinstance(kind, pyarrow.JsonType) else kind
 
 
 def json_text(column: Any) -> Any:

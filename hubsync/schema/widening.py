@@ -36,6 +36,12 @@ JSON_NEEDS = (
     "load_dataset needs datasets 4.7 or newer for it, and reads floats next to it with 10 decimals. To keep a "
     'column\'s type instead, set schema=SchemaPolicy(on_conflict="refuse").'
 )
+_IS_DECLARED = "Its type was declared by a table or a person, and stays"
+_HAS_TEXT = (
+    "Readers would take strings that are in it already for numbers or null. To keep all rows together, declare "
+    "json_columns=[{!r}] before the first row of a new config"
+)
+_NO_JSON = "JSON has no {}"
 _WIDENABLE = ("int", "uint", "float", "json")
 _IsFixed = Callable[[ColumnType, ColumnType], bool]
 
@@ -44,12 +50,13 @@ class Fixed(Conflict):
     """A conflict in a column that must not become JSON.
 
     Attributes:
-        is_declared: A person has declared its type; else values in it would be read as others.
+        why: Why not.
+        is_declared: Because a person, or a table, has declared its type.
     """
 
-    def __init__(self, path: str, known: ColumnType, given: ColumnType, row: int | None, is_declared: bool) -> None:
-        super().__init__(path, known, given, row)
-        self.is_declared = is_declared
+    def __init__(self, conflict: Conflict, why: str = _IS_DECLARED) -> None:
+        super().__init__(conflict.path, conflict.known, conflict.given, conflict.row)
+        self.why, self.is_declared = why, why == _IS_DECLARED
 
 
 class Widened(NamedTuple):
@@ -113,7 +120,7 @@ class Widening:
         name = max(sizes, key=lambda name: (sizes[name][1] >= MAX_DEPTH, sizes[name][0]))
         if sizes[name][0] == 0:
             raise bounds
-        _check_widenable(columns.fields[name], bounds)
+        _check_widenable(columns.fields[name], "null", bounds)
         bounds.path = name
         return StructOf({**columns.fields, name: self._json(name, bounds)})
 
@@ -187,9 +194,8 @@ class Widening:
             conflict = found
         del self.changes[before:]
         if name in self._declared or is_fixed(known, given):
-            raise Fixed(conflict.path, conflict.known, conflict.given, conflict.row, name in self._declared)
-        _check_widenable(known, conflict)
-        _check_widenable(given, conflict)
+            raise Fixed(conflict, _IS_DECLARED if name in self._declared else _HAS_TEXT.format(name))
+        _check_widenable(known, given, conflict)
         return known if is_json(known) else self._json(name, conflict)
 
     def _widen(self, known: ColumnType, given: ColumnType, path: str) -> ColumnType:
@@ -241,8 +247,7 @@ class Widening:
             if _is_text(known) or _is_text(given):
                 raise
             del self.changes[before:]
-            _check_widenable(known, conflict)
-            _check_widenable(given, conflict)
+            _check_widenable(known, given, conflict)
             return self._json(path, conflict)
 
     def _json(self, path: str, conflict: Conflict) -> ColumnType:
@@ -279,12 +284,18 @@ def _is_text(kind: ColumnType) -> bool:
     return kind in ("string", "literal")
 
 
-def _check_widenable(kind: ColumnType, conflict: Conflict) -> None:
-    """Raise `Fixed` if a type has a part that is not one of JSON's, such as a time: it would be read as text."""
+def _check_widenable(known: ColumnType, given: ColumnType, conflict: Conflict) -> None:
+    """Raise `Fixed` if a type has a part that JSON does not have, such as a time: it would be read as text."""
+    if _own_type(known) is not None:
+        raise Fixed(conflict)
+    if (own := _own_type(given)) is not None:
+        raise Fixed(conflict, _NO_JSON.format(describe(own)))
+
+
+def _own_type(kind: ColumnType) -> Foreign | None:
+    """Return a part of a type that JSON does not have; None without one."""
     if isinstance(kind, StructOf):
-        for field in kind.fields.values():
-            _check_widenable(field, conflict)
-    elif isinstance(kind, ListOf):
-        _check_widenable(kind.item, conflict)
-    elif isinstance(kind, Foreign) and not str(kind.entry.get("dtype")).startswith(_WIDENABLE):
-        raise Fixed(conflict.path, conflict.known, conflict.given, conflict.row, False)
+        return next((own for own in map(_own_type, kind.fields.values()) if own is not None), None)
+    if isinstance(kind, ListOf):
+        return _own_type(kind.item)
+    return kind if isinstance(kind, Foreign) and not str(kind.entry.get("dtype")).startswith(_WIDENABLE) else None

@@ -19,7 +19,7 @@ from hubsync.schema import types
 from hubsync.schema.arrow import has_own_type
 from hubsync.schema.profiler import RowProfiler
 from hubsync.schema.types import EMPTY, JSON, Conflict, OutOfBounds, StructOf, describe
-from hubsync.schema.widening import JSON_NEEDS, Widened, Widening, as_json, is_declared, is_within
+from hubsync.schema.widening import JSON_NEEDS, Fixed, Widened, Widening, as_json, is_declared, is_within
 from hubsync.spool.spool import Spool
 
 _log = logging.getLogger("hubsync")
@@ -108,10 +108,9 @@ class SchemaGuard:
             if not self._is_current(encoded):
                 encoded = profile(encoded, self.profiler)
             try:
-                if isinstance(encoded.columns, Conflict):
-                    raise encoded.columns
-                self._check_json(encoded, encoded.columns or EMPTY)
-                known = self._with(self._layout.config, encoded.columns or EMPTY)
+                columns = _columns_of(encoded)
+                self._check_json(encoded, columns)
+                known = self._with(self._layout.config, columns)
             except Conflict as conflict:
                 return self._conflict(encoded, conflict)
             return self._accept(encoded, known)
@@ -184,27 +183,31 @@ class SchemaGuard:
             policy = self._policy.on_declared
         if policy == "dead letter":
             return Admission(set_aside=f"{conflict.message} (line {error.row + 1})")
-        if policy in ("json", "new config") and isinstance(encoded.columns, StructOf):
-            for layout in self._layout.siblings():
-                try:
-                    admission = Admission(self._with(layout.config, encoded.columns), layout)
-                except Conflict:
-                    continue
-                if policy == "json":
-                    self._report_sibling(layout.config, conflict)
-                return admission
+        for layout in self._layout.siblings() if policy in ("json", "new config") else ():
+            try:
+                admission = self._admit_to(layout, encoded, widens=policy == "json")
+            except Conflict:
+                continue
+            if policy == "json":
+                self._report_sibling(layout.config, conflict)
+            return admission
         raise error from None
 
+    def _admit_to(self, layout: Layout, encoded: Encoded, *, widens: bool) -> Admission:
+        """Return the admission of a batch to another config.
+
+        Raises:
+            Conflict: It does not fit that config, either.
+        """
+        if not widens:
+            return Admission(self._with(layout.config, _columns_of(encoded)), layout)
+        columns, _ = self._widened(layout.config, encoded)
+        names = frozenset[str]() if self._is_parquet else types.json_columns(columns)
+        return Admission(columns, layout, lines=encoded.with_escaped(names).lines)
+
     def _widen(self, encoded: Encoded) -> Admission:
-        config = self._layout.config
-        declared = self._spool.schemas.declared(config)
-        widening = Widening(parquet=self._is_parquet, declared=declared)
-        known = self._known(config)
-        columns = encoded.columns
-        if not isinstance(columns, StructOf):
-            columns = widening.infer(decode_rows(encoded.lines), known)
-        widened = self._kinds[config] = widening.merge(known, as_json(columns, known))
-        changes = widening.outermost
+        known = self._known(self._layout.config)
+        widened, changes = self._widened(self._layout.config, encoded)
         before = types.json_columns(known) | {change.path for change in changes}
         for conflict in encoded.conflicts:
             name = next((name for name in types.json_columns(widened) if is_within(conflict.path, name)), None)
@@ -216,10 +219,25 @@ class SchemaGuard:
         self.widened += len(changes)
         return self._accept(encoded, widened)
 
+    def _widened(self, config: str, encoded: Encoded) -> tuple[StructOf, list[Widened]]:
+        """Merge a batch into a config's columns, of which some become JSON; return them, and what became JSON.
+
+        Raises:
+            Conflict: One must not become JSON.
+        """
+        known = self._known(config)
+        widening = Widening(parquet=self._is_parquet, declared=self._spool.schemas.declared(config))
+        columns = encoded.columns
+        if not isinstance(columns, StructOf):
+            shapeless = StructOf({**known.fields, **dict.fromkeys(encoded.escaped, JSON)})
+            columns = widening.infer(decode_rows(encoded.lines), shapeless)
+        merged = self._kinds[config] = widening.merge(known, as_json(columns, known))
+        return merged, widening.outermost
+
     def _report_sibling(self, config: str, conflict: Conflict) -> None:
         if config not in self._reported:
             self._reported.add(config)
-            why = "" if isinstance(conflict, OutOfBounds) else _NOT_JSON
+            why = f", and it can't become JSON. {conflict.why}" if isinstance(conflict, Fixed) else ""
             _log.warning("%s%s. Batches like this go to the config %s.", conflict.message, why, config)
 
     def _row(self, encoded: Encoded, known: StructOf, conflict: Conflict) -> int:
@@ -235,12 +253,13 @@ class SchemaGuard:
         known_as, given, why = describe(conflict.known), describe(conflict.given), None
         if isinstance(conflict, OutOfBounds):
             why = _TOO_MANY.format(conflict.reason)
+        elif isinstance(conflict, Fixed):
+            why = f"{conflict.reason}. {conflict.why}."
         elif isinstance(encoded.columns, Conflict):
             why = _WITHIN.format(given, known_as, _SEPARATE if self._policy.on_conflict == "new config" else _ONE_TYPE)
         return SchemaConflict(row, conflict.path, known_as, given, why)
 
 
-_NOT_JSON = ", and it can't become JSON: readers would take strings that are in it already for numbers or null"
 _TOO_MANY = (
     "{}, which a card cannot describe. Store keys that are data as a list of key and value, or set "
     'schema=SchemaPolicy(on_conflict="json").'
@@ -248,6 +267,12 @@ _TOO_MANY = (
 _WITHIN = "it is {}, and others in the batch are {}: a file with both can't be loaded. {}"
 _SEPARATE = "Put them in separate batches, and each goes to a config that can hold it."
 _ONE_TYPE = 'Make them one type, or set schema=SchemaPolicy(on_conflict="json").'
+
+
+def _columns_of(encoded: Encoded) -> StructOf:
+    if isinstance(encoded.columns, Conflict):
+        raise encoded.columns
+    return encoded.columns or EMPTY
 
 
 def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:

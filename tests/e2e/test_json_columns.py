@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hubsync import SchemaConflict, SchemaPolicy, Uploader
+from hubsync import RowError, SchemaConflict, SchemaPolicy, Uploader
 from hubsync.localhub import LocalHub
 from hubsync.localhub.pytest_plugin import point_at
 from hubsync.reader import rows
@@ -193,6 +193,113 @@ def test_text_that_readers_would_take_for_numbers_stays_text(
     assert [row["answer"] for row in in_order(load())] == ["42", "43"]
     assert [row["answer"] for row in in_order(load("default-2"))] == [{"value": 42}, {"value": 43}]
     assert len([r for r in caplog.records if "go to the config default-2" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+@pytest.mark.parametrize("second", [["x", [1]], ["7", {"a": 1}], [[1, "a"]], [{"a": 1}, {"a": [1]}]])
+def test_batches_of_several_shapes_follow_to_the_other_config(
+    uploader: Make, load: Callable[..., list[Any]], second: list[Any], format: Any
+) -> None:
+    """Its column becomes JSON there, so one other config holds all that the first one can't."""
+    with uploader(format=format) as up:
+        up.put([{"id": 0, "target": "42"}], ack="committed")
+        up.put([{"id": n, "target": value} for n, value in enumerate(second, 1)], ack="committed")
+        up.put([{"id": 3, "target": [{"b": "8"}]}, {"id": 4, "target": 9}])
+        up.put([{"id": 5, "target": "43"}])
+    assert [row["target"] for row in in_order(load())] == ["42", "43"]
+    assert [row["target"] for row in in_order(load("default-2"))] == [*second, [{"b": "8"}], 9]
+
+
+def test_a_new_config_with_json_columns_keeps_all_rows_together(
+    uploader: Make, load: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """This is the log's advice."""
+    with uploader() as up, caplog.at_level(logging.WARNING, "hubsync"):
+        up.put([{"id": 0, "target": "42"}])
+        up.put([{"id": 1, "target": [1]}])
+    assert "declare json_columns=['target'] before the first row of a new config" in caplog.text
+    put = [{"id": n, "target": value} for n, value in enumerate(["42", [1], {"a": "7"}, "x"])]
+    with uploader(config="together", json_columns=["target"]) as up:
+        for row in put:
+            up.put([row], ack="committed")
+    assert in_order(load("together")) == put
+
+
+@pytest.mark.parametrize("on_declared", ["refuse", "dead letter"])
+def test_a_type_that_a_table_brought_stays(
+    uploader: Make, dataset: Dataset, on_declared: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pyarrow as pa
+
+    at = pa.array([1], pa.timestamp("s"))
+    with uploader(schema=SchemaPolicy(on_declared=on_declared)) as up:
+        up.put(pa.table({"id": [0], "at": at}), ack="committed")
+        for batch in ([{"id": 1, "at": {"a": 1}}], [{"id": 1, "at": [1]}, {"id": 2, "at": "x"}]):
+            if on_declared == "refuse":
+                with pytest.raises(
+                    SchemaConflict, match=r"holds timestamp\[s\]. Its type was declared by a table or a person"
+                ):
+                    up.put(batch)
+            else:
+                assert up.put(batch).state == "refused"
+    assert dataset.ids() == [0]
+    assert not [record for record in caplog.records if "strings" in record.getMessage()]
+
+
+def test_a_table_whose_type_json_does_not_have_goes_to_another_config(
+    uploader: Make, load: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    import pyarrow as pa
+
+    with uploader() as up, caplog.at_level(logging.WARNING, "hubsync"):
+        up.put([{"id": 0, "at": {"a": 1}}])
+        up.put(pa.table({"id": [1], "at": pa.array([1], pa.timestamp("s"))}))
+    assert (load(), load("default-2")) == (
+        [{"id": 0, "at": {"a": 1}}],
+        [{"id": 1, "at": datetime(1970, 1, 1, 0, 0, 1)}],
+    )
+    assert "it can't become JSON. JSON has no timestamp[s]. Batches like this go to the config default-2" in caplog.text
+
+
+# A type, values, and a value that only Parquet holds: text that reads as JSON.
+INSIDE: dict[str, tuple[Any, list[Any], Any]] = {
+    "a list of structs": (
+        [{"a": "json"}],
+        [[{"a": 1}, {"a": "x"}, {"a": {"b": [1, "4"]}}, {"a": None}], [], None],
+        [{"a": "4"}],
+    ),
+    "a struct": ({"j": "json"}, [{"j": 1}, {"j": "x"}, {"j": {"a": "4"}}, None], {"j": "4"}),
+    "a list": (["json"], [[1, "x", {"a": 1}, ["4"], None], None, []], ["4"]),
+}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("kind", "values", "text"), INSIDE.values(), ids=INSIDE)
+def test_json_inside_a_column_is_declared(
+    uploader: Make, load: Callable[..., list[Any]], kind: Any, values: list[Any], text: Any, format: Any
+) -> None:
+    values = [*values, text] if format == "parquet" else values
+    put = [{"id": n, "v": value} for n, value in enumerate(values)]
+    with uploader(features={"v": kind}, format=format) as up:
+        for row in put:
+            up.put([row], ack="committed")
+        up.put([{"id": 100 + row["id"], "v": row["v"]} for row in put])
+    assert [row["v"] for row in in_order(load())] == [*values, *values]
+
+
+def test_text_that_reads_as_json_inside_a_column_is_refused_with_a_way_out(
+    uploader: Make, load: Callable[..., list[Any]]
+) -> None:
+    put = [{"id": 0, "m": [{"a": 1}]}, {"id": 1, "m": [{"a": "4"}]}]
+    with uploader(features={"m": [{"a": "json"}]}) as up:
+        up.put(put[:1], ack="committed")
+        with pytest.raises(
+            RowError, match=r"row 1, field 'm\[\].a'.*features=\{'m': 'json'\}; or use format='parquet' in a new repo"
+        ):
+            up.put(put)
+    with uploader(features={"m": "json"}) as up:
+        up.put(put[1:])
+    assert in_order(load()) == put
 
 
 def test_parquet_keeps_text_that_is_in_its_shards(uploader: Make, load: Callable[..., list[Any]]) -> None:
