@@ -20,6 +20,7 @@ from typing import Any
 
 import anyio
 import httpx
+import huggingface_hub
 import pytest
 from click.testing import CliRunner
 
@@ -301,6 +302,13 @@ def test_a_trailing_line_break_is_stripped_from_a_token() -> None:
     found = token_source(f" {TOKEN}\n")()
     assert found is not None
     assert found.reveal() == TOKEN
+
+
+@pytest.mark.parametrize("given", [TOKEN, f" {TOKEN}\n", f"{TOKEN[:20]}\n{TOKEN[20:]}", " ", ""])
+def test_hf_token_is_read_as_huggingface_hub_reads_it(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", given)
+    found, theirs = token_source(None)(), huggingface_hub.get_token()
+    assert (found and found.reveal()) == theirs
 
 
 def test_an_empty_token_does_not_fall_back_to_another_account(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -47,6 +46,8 @@ def statfs_type(path: Path) -> int:
     """Return the kernel's number for the type of a path's file system; 0 if it does not tell, or is not Linux."""
     if sys.platform != "linux":
         return 0
+    import ctypes
+
     with suppress(OSError, AttributeError):  # a libc without it
         about = ctypes.create_string_buffer(512)  # struct statfs has 120 bytes, and begins with `f_type`
         if ctypes.CDLL(None).statfs(os.fsencode(path), about) == 0:

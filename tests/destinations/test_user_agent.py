@@ -60,3 +60,16 @@ def test_the_environment_decides_about_telemetry_and_origin(hub: LocalHub, tmp_p
     assert agent.startswith(OURS)
     assert agent.endswith("origin/a-notebook")
     assert ("torch/9.9" in agent) == (telemetry == "on")
+    assert hub.requests("other") == ()  # huggingface_hub asks for a list of agents
+
+
+@pytest.mark.slow("starts an interpreter")
+def test_a_job_loads_no_command_line_and_no_second_http_client(hub: LocalHub) -> None:
+    code = (
+        "import hubsync, sys\nwith hubsync.Uploader('user/rows') as up: up.put([{'id': 1}])\n"
+        "print({'click', 'rich', 'pygments', 'httpx2', 'requests', 'pyarrow'} & {*sys.modules})\nimport httpx._main"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **hub.environ()}, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "set()\n"

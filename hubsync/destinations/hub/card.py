@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from hubsync.destinations.hub.front_matter import FrontMatter
 from hubsync.destinations.hub.globs import covers, glob_pattern, may_meet, normalized
 from hubsync.errors import one_line
 from hubsync.schema.features import from_features, to_features
@@ -58,6 +57,8 @@ class CardError(ValueError):
 
 def preload() -> None:
     """Import the YAML parser: the import must not happen first at interpreter exit, when Python refuses it."""
+    from hubsync.destinations.hub.front_matter import FrontMatter
+
     FrontMatter("---\na: 1\n---\n")
 
 
@@ -78,6 +79,8 @@ class Card:
         Raises:
             CardError: Its YAML is invalid.
         """
+        from hubsync.destinations.hub.front_matter import FrontMatter
+
         self._repo = repo
         self._is_new = existing is None
         text = _BODY.format(name=repo.split("/")[-1], repo=repo) if existing is None else _decoded(existing)

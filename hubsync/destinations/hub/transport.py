@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import re
 import ssl
+import sys
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -145,6 +148,7 @@ class HubHTTP:
         Raises:
             ConfigError: The environment's proxies or certificates are invalid.
         """
+        _import_httpx()
         import httpx
 
         self.endpoint = endpoint.rstrip("/")
@@ -399,12 +403,34 @@ def _client(timeout_s: float, transport: httpx.AsyncBaseTransport | None) -> htt
     raise ConfigError(f"the environment does not allow a connection: {why}.")
 
 
-def user_agent(version: str) -> str:
-    """Return the User-Agent header, in the form that huggingface_hub uses."""
-    from huggingface_hub.utils._headers import build_hf_headers
+def _import_httpx() -> None:
+    """Import httpx without its command line, which loads click, rich and pygments: 5 MB, and as long as the rest."""
+    if "httpx" in sys.modules:
+        return
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # so that its import fails, as httpx allows it to
+    try:
+        import httpx  # noqa: F401
+    finally:
+        sys.modules.pop("httpx._main", None)
 
-    headers = build_hf_headers(token=False, library_name="hubsync", library_version=version)
-    return headers.get("user-agent", f"hubsync/{version}")
+
+def user_agent(version: str) -> str:
+    """Return the User-Agent header, in the form that huggingface_hub uses for libraries.
+
+    Its own function also loads its HTTP client and asks the Hub for a list of coding agents.
+    """
+    from huggingface_hub import __version__ as hub_version
+    from huggingface_hub import constants
+
+    parts = [f"hubsync/{version}", f"hf_hub/{hub_version}", f"python/{sys.version.split()[0].rstrip('+')}"]
+    if not constants.HF_HUB_DISABLE_TELEMETRY and find_spec("torch") is not None:
+        from importlib import metadata
+
+        with suppress(metadata.PackageNotFoundError):
+            parts.append(f"torch/{metadata.version('torch')}")
+    if constants.HF_HUB_USER_AGENT_ORIGIN:
+        parts.append(f"origin/{constants.HF_HUB_USER_AGENT_ORIGIN}")
+    return "; ".join(parts)
 
 
 def _bearer(token: Secret | None) -> dict[str, str]:
