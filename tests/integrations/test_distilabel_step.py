@@ -55,7 +55,7 @@ def test_offline_the_log_says_that_the_rows_are_in_the_spool(alone: Alone) -> No
 
 def test_a_rejected_shard_is_reported_at_the_end(hub: LocalHub, alone: Alone) -> None:
     hub.faults.add(Fault.status(413, on="commit"))
-    scene = alone("lives")
+    scene = alone("is_rejected")
     assert scene["told"] == 50
     assert any("dead-letter" in line or "dead letter" in line for line in errors(scene)), scene
 

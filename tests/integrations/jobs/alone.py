@@ -63,6 +63,11 @@ def lives() -> int:
     return run(step(drain_s=1), rows(0, 50))
 
 
+def is_rejected() -> int:
+    """Process one batch that the Hub will reject, and wait for that."""
+    return run(step(), rows(0, 50))
+
+
 def two_predecessors() -> int:
     checkpoint = step()
     checkpoint.load()
