@@ -27,6 +27,8 @@ COMMANDS = {
     "prune": "prune",
     "dead-letter": "dead_letter",
     "verify": "verify",
+    "compact": "compact",
+    "squash": "squash",
     "ls": "read:ls",
     "read": "read",
     "tail": "read:tail",

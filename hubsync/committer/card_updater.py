@@ -183,12 +183,12 @@ class CardUpdater:
 
     async def _all_entries(self, shards: Sequence[Shard], at: str) -> list[card.Entry]:
         """Return the entries of `shards`, and of everything committed before that is still in the dataset."""
-        newest = await self._retrier.on_disk(self._spool.cards.of_committed)
-        ask = partial(self._destination.find_files, list(newest.values()), at)
-        found = await self._retrier.until_success("read", ask, raises=(StaleParentError,))
-        ours = await self._retrier.on_disk(self._spool.cards.of, shards)
-        entries = [*ours, *(entry for entry, path in newest.items() if path in found)]
-        return [card.Entry(*entry) for entry in dict.fromkeys(entries)]
+        committed = [card.Entry(*entry) for entry in await self._retrier.on_disk(self._spool.cards.of_committed)]
+        ask = partial(self._destination.list_files, at)
+        paths = [file.path for file in await self._retrier.until_success("read", ask, raises=(StaleParentError,))]
+        ours = [card.Entry(*entry) for entry in await self._retrier.on_disk(self._spool.cards.of, shards)]
+        standing = (one for one in committed if any(map(card.glob_pattern(one.glob).fullmatch, paths)))
+        return list(dict.fromkeys([*ours, *standing]))
 
     def rejected(self, error: DefectError) -> bool:
         """A commit with the card was rejected. Return whether to try the card again; else the next goes without it."""

@@ -81,7 +81,8 @@ class Reconciler:
             StaleParentError: the commit `at` is gone.
         """
         found = await self._files("stage", [shard.path for shard in shards], at)
-        ours: dict[int, str] = {}
+        absent = (shard for shard in shards if shard.path not in found)
+        ours = dict.fromkeys(await self._rollback.merged(absent, at), at)
         moved: set[int] = set()
         for shard in shards:
             file = found.get(shard.path)

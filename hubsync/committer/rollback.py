@@ -7,12 +7,14 @@ offsets would repeat those rows, and so would shards that the catalogue forgot, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import BinaryIO
 
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.context import Context
 from hubsync.model.commit import Watermark
+from hubsync.model.series import series_of
 from hubsync.model.shard import Shard
 from hubsync.model.watermarks import FIRST_FOLDED
 
@@ -49,6 +51,20 @@ class RollbackDetector:
             marks = [mark for mark in every if mark.path in ours]
             self._ahead = [mark for mark in marks if await self._retrier.on_disk(self._spool.writers.is_behind, mark)]
             await self._retrier.on_disk(self._spool.seed, self._ahead)
+
+    async def merged(self, shards: Iterable[Shard], at: str) -> set[int]:
+        """Return those of `shards` that the commit `at` has in merged files: the catalogue forgot that they landed.
+
+        A number that a writer's shard was given before the catalogue was set back is still that shard's.
+        """
+        ahead = {mark.writer: mark for mark in self._ahead}
+        suspects = [shard for shard in shards if shard.writer in ahead]
+        if not suspects:
+            return set()
+        files = await self._retrier.until_success("read", partial(self._destination.list_files, at))
+        series = {one.name: one for one in series_of(ahead, files)[0]}
+        numbers = await self._retrier.on_disk(self._spool.shards.numbers, suspects)
+        return {segment for segment, (name, n) in numbers.items() if name in series and series[name].merged_with(n)}
 
     async def has_grown(self, shard: Shard, at: str) -> bool:
         """Return whether the file at a shard's path begins with it: it grew before it was sealed and committed."""

@@ -25,11 +25,11 @@ from hubsync.errors import BlockedError
 from hubsync.maintenance.shard_content import ShardContent, read_contents
 from hubsync.model.commit import Watermark, watermark_path
 from hubsync.model.layout import part_of
+from hubsync.model.series import Series, series_of
 from hubsync.model.target import Target
 from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.policies import RetryPolicy
 from hubsync.reader.selection import Selection, select_files
-from hubsync.reader.series import Series, series_of
 from hubsync.reader.shard_listing import read_origins
 from hubsync.reader.snapshot import Snapshot, SnapshotReader
 from hubsync.spool.opening import existing_default_spool, open_existing
@@ -165,12 +165,12 @@ async def _verify(
         # If a watermark is gone, the spool's copy tells which files belong to its writer.
         marks = {**before.marks, **found.by_writer}
         series, others = series_of(marks, snapshot.files.values())
-        shards = [file for one in series for files in one.shards.values() for file in files]
+        shards = [file for one in series for file in one.files]
         entries = await reader.entries(snapshot)
         strangers = [one.file for one in select_files(others, entries, Selection())] if entries else []
         contents = await read_contents(reader, shards, snapshot.commit, progress) if content else {}
         findings: list[Finding] = [
-            *_committed(before, snapshot),
+            *_committed(before, snapshot, series),
             *_watermarks(before, found),
             *_unmarked(snapshot, found, others, alone=directory is None),
             *_strangers(strangers, shards),
@@ -282,10 +282,13 @@ def _known(spool: Spool | None) -> _Known:
 # What differs.
 
 
-def _committed(before: _Known, snapshot: Snapshot) -> Iterator[Finding]:
+def _committed(before: _Known, snapshot: Snapshot, series: Sequence[Series[HubFile]]) -> Iterator[Finding]:
     """Compare what the spool has committed with the files."""
+    by_name = {one.name: one for one in series}
     for segment in before.segments.values():
-        if segment.state != "committed":
+        one = by_name.get(segment.series)
+        is_merged = segment.path not in snapshot.files and one is not None and one.merged_with(segment.seq)
+        if segment.state != "committed" or is_merged:
             continue
         file, path = snapshot.files.get(segment.path), segment.path
         hint = f"The shard is in commit {segment.sha}: download it from that revision and put it back at its path."
@@ -352,7 +355,7 @@ def _strangers(shown: Sequence[HubFile], shards: Sequence[HubFile]) -> Iterator[
             yield f"{file.path} belongs to no writer, and the card shows it: its rows are part of the dataset"
 
 
-def _numbers(series: Sequence[Series], before: _Known, after: _Known) -> Iterator[Finding]:
+def _numbers(series: Sequence[Series[HubFile]], before: _Known, after: _Known) -> Iterator[Finding]:
     """Find numbers that are missing, above the watermark, or there twice; and note what the dead letter holds."""
     known: defaultdict[str, dict[int, _Segment]] = defaultdict(dict)
     for segment in after.segments.values():
@@ -371,6 +374,23 @@ def _numbers(series: Sequence[Series], before: _Known, after: _Known) -> Iterato
             for file in (file for file in files if file not in firsts):
                 same = f"it also as {files[0].path}"
                 yield Difference("repeat", file.path, f"number {number} once", same, _DELETE_COPY)
+            for file in one.merged_with(number):
+                same = f"it also as {files[0].path}"
+                yield Difference("repeat", file.path, f"number {number} once", same, _DELETE_COPY)
+        yield from _merged(one)
+
+
+def _merged(one: Series[HubFile]) -> Iterator[Finding]:
+    """Compare the merged files of a series with each other and with its watermark."""
+    end, last_path = 0, ""
+    for merged in sorted(one.merged):
+        if merged.first < end:
+            expected, found = f"numbers from {end} on", f"number {merged.first} as in {last_path}"
+            yield Difference("repeat", merged.file.path, expected, found, _DELETE_COPY)
+        if merged.last >= one.next:
+            hint = "hubsync did not commit it, or the watermark was reset: see its history."
+            yield Difference("beyond", merged.file.path, f"no number from {one.next} on", f"{merged.last}", hint)
+        end, last_path = max(end, merged.last + 1), merged.file.path
 
 
 def _one_for_each_part(files: Sequence[HubFile]) -> Sequence[HubFile]:
@@ -378,10 +398,10 @@ def _one_for_each_part(files: Sequence[HubFile]) -> Sequence[HubFile]:
     return list({part_of(file.path): file for file in reversed(files)}.values())
 
 
-def _gaps(one: Series, known: Mapping[int, _Segment], before: _Known) -> Iterator[Finding]:
+def _gaps(one: Series[HubFile], known: Mapping[int, _Segment], before: _Known) -> Iterator[Finding]:
     pending = []
     for number, segment in sorted(known.items()):
-        if number >= one.next or number in one.shards or segment.state == "dead":
+        if number >= one.next or number in one.shards or segment.state == "dead" or one.merged_with(number):
             continue
         earlier = before.segments.get(segment.path)
         if earlier is None or earlier.state != "committed":  # else it is reported as missing
@@ -390,7 +410,8 @@ def _gaps(one: Series, known: Mapping[int, _Segment], before: _Known) -> Iterato
         shown = ", ".join(map(str, pending[:_MAX_NUMBERS])) + (", …" if len(pending) > _MAX_NUMBERS else "")
         yield f"{one.name}: not yet in this commit, but in the spool or a later one: {shown}"
     start = 0
-    for number in [*sorted(n for n in one.shards.keys() | known.keys() if n < one.next), one.next]:
+    merged = {number for found in one.merged for number in range(found.first, min(found.last + 1, one.next))}
+    for number in [*sorted(n for n in one.shards.keys() | known.keys() | merged if n < one.next), one.next]:
         if number > start:
             many = f"number {start}" if number == start + 1 else f"numbers {start} to {number - 1}"
             hint = "Deleted, or still in a spool, or lost with it. Drain the spool that holds it, and verify with it."
@@ -398,7 +419,7 @@ def _gaps(one: Series, known: Mapping[int, _Segment], before: _Known) -> Iterato
         start = number + 1
 
 
-def _repeats(series: Sequence[Series], after: _Known) -> Iterator[Finding]:
+def _repeats(series: Sequence[Series[HubFile]], after: _Known) -> Iterator[Finding]:
     """Find the same content under several numbers."""
     by_oid: defaultdict[str, list[tuple[bool, HubFile]]] = defaultdict(list)
     ours: set[HubFile] = set()
@@ -447,7 +468,7 @@ def _contents(
 
 
 def _rows(
-    series: Sequence[Series], marks: Mapping[str, Watermark], contents: Mapping[str, ShardContent | str]
+    series: Sequence[Series[HubFile]], marks: Mapping[str, Watermark], contents: Mapping[str, ShardContent | str]
 ) -> Iterator[Finding]:
     """Compare rows with the watermarks, which count by writer: over all series that the same writers share."""
     leaders: dict[str, str] = {}
@@ -460,13 +481,13 @@ def _rows(
     for one in series:
         for writer in one.writers:
             leaders[leader(writer)] = leader(one.writers[0])
-    groups: defaultdict[str, list[Series]] = defaultdict(list)
+    groups: defaultdict[str, list[Series[HubFile]]] = defaultdict(list)
     for one in series:
         groups[leader(one.writers[0])].append(one)
     for group in groups.values():
         writers = {writer for one in group for writer in one.writers}
         expected = sum(marks[writer].rows for writer in writers)
-        shards = [file for one in group for files in one.shards.values() for file in files]
+        shards = [file for one in group for file in one.files]
         found = sum(read.rows for file in shards if isinstance(read := contents[file.path], ShardContent))
         if found != expected:
             names = ", ".join(sorted(one.name for one in group))

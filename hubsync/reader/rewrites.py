@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from hubsync.destinations.hub.dataset import HubFile
 from hubsync.errors import DatasetRewritten, one_line
+from hubsync.model.series import series_of
 from hubsync.reader.cursor import MASK, Cursor, ReadRange
-from hubsync.reader.series import series_of
 from hubsync.reader.snapshot import CommitGone, Snapshot, SnapshotReader
 
 
@@ -73,7 +73,8 @@ class RewriteDetector:
         if not changed and not any(one.is_complete for one in self._standing.values()):
             return set()
         marks = (await self._reader.watermarks(snapshot)).by_writer
-        others = {file.path for file in series_of(marks, fresh)[1]} if marks else set()
+        series, strangers = series_of(marks, fresh) if marks else ([], [])
+        others = {file.path for file in strangers} | {merged.file.path for one in series for merged in one.merged}
         return {file.path for file in fresh if file.path in changed | others and file.path not in self._standing}
 
     async def _match_blocks(

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync.destinations.hub.dataset import Commit, HubFile, parse_description
+from hubsync.model.series import series_of
 from hubsync.reader.iteration import HubIterator
 from hubsync.reader.selection import Selection, path_order, select_files
-from hubsync.reader.series import series_of
 from hubsync.reader.snapshot import SnapshotReader
 
 
@@ -105,12 +105,11 @@ async def _list(reader: SnapshotReader, commit: str, selection: Selection) -> Se
     marks = (await reader.watermarks(snapshot)).by_writer
     selected = select_files(snapshot.files.values(), await reader.entries(snapshot), selection)
     series, _ = series_of(marks, [one.file for one in selected])
-    numbers = {
-        file.path: (one.writers[0] if len(one.writers) == 1 else None, number)
-        for one in series
-        for number, files in one.shards.items()
-        for file in files
-    }
+    numbers: dict[str, tuple[str | None, int | None]] = {}
+    for one in series:
+        writer = one.writers[0] if len(one.writers) == 1 else None
+        numbers |= {file.path: (writer, number) for number, files in one.shards.items() for file in files}
+        numbers |= {merged.file.path: (writer, None) for merged in one.merged}
     origins = await read_origins(reader, [one.file for one in selected], commit)
     found = []
     for file, config, split in sorted(selected, key=lambda one: path_order(one.file.path)):

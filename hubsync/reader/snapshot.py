@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 import anyio
@@ -71,6 +73,12 @@ class Download:
         if self.size > self.file.size:
             raise _TooLarge
 
+    def save(self, path: Path) -> None:
+        """Write what was received to a file, and let go of it."""
+        self.stream.seek(0)
+        with self.stream, path.open("wb") as file:
+            shutil.copyfileobj(self.stream, file, MIB)
+
     @property
     def oid(self) -> str:
         """Return the oid of what was received, of the kind that the Hub lists for the file."""
@@ -103,7 +111,7 @@ class SnapshotReader:
     async def head(self) -> str | None:
         """Return the newest commit of the branch; None if it has no commits or, unless it must, does not exist yet."""
         try:
-            tip = await self._retry(self._hub.head)
+            tip = await self.retry(self._hub.head)
         except RepoMissingError as error:
             if self._must_exist:
                 raise
@@ -152,7 +160,7 @@ class SnapshotReader:
         """Yield `commit` and those before it, the newest first."""
         page, more = 0, True
         while more:
-            commits, more = await self._retry(partial(self._hub.list_commits, commit, page))
+            commits, more = await self.retry(partial(self._hub.list_commits, commit, page))
             page += 1
             for one in commits:
                 yield one
@@ -162,7 +170,7 @@ class SnapshotReader:
         found: dict[str, Commit] = {}
         for start in range(0, len(paths), _MAX_PATHS):
             some = paths[start : start + _MAX_PATHS]
-            found |= await self._retry(partial(self._hub.last_commits, some, commit))
+            found |= await self.retry(partial(self._hub.last_commits, some, commit))
         return found
 
     async def download(self, file: HubFile, commit: str) -> Download | None:
@@ -224,7 +232,8 @@ class SnapshotReader:
         for file in files or tuple(self._held):
             self._held.pop(file).close()
 
-    async def _retry(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def retry(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Return what an idempotent operation returns, repeating it after transient errors."""
         policy = RetryPolicy()
         backoff = Backoff(policy.initial_s, policy.max_s, random.Random())
         return await retry_transient(operation, backoff, self._clock, max_tries=self._max_tries)
@@ -240,7 +249,7 @@ class SnapshotReader:
                     raise
                 raise CommitGone(error.reason, status=error.status, missing="revision") from None
 
-        return await self._retry(attempt)
+        return await self.retry(attempt)
 
 
 class _TooLarge(Exception):

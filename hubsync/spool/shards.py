@@ -257,6 +257,11 @@ class Shards:
         """Return whether another machine's shards may have the same paths: their template has no `{writer}`."""
         return any("{writer}" not in self._segments.get(shard.segment).template for shard in shards)
 
+    def numbers(self, shards: Iterable[Shard]) -> dict[int, tuple[str, int]]:
+        """Return the series and the number of each shard, by segment."""
+        rows = {shard.segment: self._segments.get(shard.segment) for shard in shards}
+        return {segment: (row.series or "", row.seq or 0) for segment, row in rows.items()}
+
     def next_paths(self, shard: Shard, skip: int, count: int) -> list[str]:
         """Return the paths of `count` further numbers of a shard's series, from `skip` after its own."""
         row = self._segments.get(shard.segment)

@@ -15,6 +15,7 @@ import pytest
 
 from hubsync import NotDrained, ShardPolicy, Uploader
 from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance.compact import compact
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.quarantine import QuarantineCommands
 from hubsync.model.commit import Watermark
@@ -101,8 +102,9 @@ def test_a_catalogue_that_was_rolled_back_repeats_no_row(
     assert [mark.rows for mark in marks(dataset)] == [5]
 
 
+@pytest.mark.parametrize("is_merged", [False, True])
 def test_a_spool_rolled_back_to_before_its_first_commit_repeats_no_row(
-    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, tmp_path: Path, is_merged: bool
 ) -> None:
     hub.faults.add(Fault.outage(on="commit"))
     up = uploader(shard=ShardPolicy(linger_s=3600)).open()
@@ -114,6 +116,8 @@ def test_a_spool_rolled_back_to_before_its_first_commit_repeats_no_row(
     with uploader() as up:
         for n in (2, 3):
             up.put([{"id": n}], offset=n)
+    if is_merged:
+        assert compact("user/rows", endpoint=hub.endpoint, token=hub.token, min_age_s=0, apply=True).commits
     with uploader(spool=tmp_path / "copy") as up:
         assert up.offset() == 3
         up.put([{"id": 4}], offset=4)

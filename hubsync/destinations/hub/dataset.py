@@ -284,6 +284,12 @@ class HubDataset:
             )
         return response.decode(what, _Committed, has_effect=True).commit_oid
 
+    async def squash(self, message: str) -> None:
+        """Replace the branch's history by one commit with the same files."""
+        what = f"squashing {self.target.repo}"
+        path = f"{self._api}/super-squash/{self._rev}"
+        await self._http.send(what, "POST", path, json={"message": message}, has_effect=True)
+
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:
         """Return the files that exist at `paths` in the commit `at`, by path."""
         with _commit_exists():

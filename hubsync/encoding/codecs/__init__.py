@@ -10,8 +10,8 @@ the functions here use.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from hubsync.encoding.codecs.gzip import GzipCodec
 from hubsync.encoding.codecs.jsonl import JsonlCodec
 from hubsync.encoding.codecs.parquet import FramesCodec, ParquetCodec
 from hubsync.encoding.codecs.zstd import ZstdCodec
+from hubsync.errors import HubsyncError
 from hubsync.model.layout import FORMATS, Format, format_of
 from hubsync.schema.types import EMPTY, Conflict, StructOf
 
@@ -31,8 +32,11 @@ __all__ = [
     "DamagedShard",
     "check_installed",
     "compress",
+    "count_rows",
+    "merge",
     "open_lines",
     "read_lines",
+    "schema_of",
     "typed_columns",
 ]
 
@@ -86,6 +90,51 @@ def compress(source: Path, target: Path, rows: int, columns: StructOf = EMPTY) -
             new.unlink()
         raise
     fsync_directory(target.parent)
+
+
+def schema_of(source: Path) -> bytes:
+    """Return what shards on disk must have in common to be merged: the schema of a Parquet file, else nothing.
+
+    Raises:
+        OSError: The disk failed.
+        DamagedShard: The file is not in the format of its name.
+    """
+    with _damage():
+        return _CODECS[format_of(source.name)].schema(source)
+
+
+def merge(sources: Sequence[Path], target: Path) -> int:
+    """Write shards of one format and schema to `target`, in their order; return its rows, which are theirs.
+
+    Raises:
+        OSError: The disk failed.
+        DamagedShard: A source is damaged, or `target` does not hold as many rows.
+        ConfigError: The format's package is not installed.
+    """
+    codec = _CODECS[format_of(target.name)]
+    codec.check_installed()
+    with _damage(), target.open("wb") as file:
+        codec.merge(sources, file)
+    rows, expected = count_rows(target), sum(map(count_rows, sources))
+    if rows != expected:
+        raise DamagedShard(f"{rows:,} rows were merged of {expected:,}")
+    return rows
+
+
+def count_rows(source: Path) -> int:
+    """Return the number of rows of a shard on disk. Raises the same as `read_lines`."""
+    return sum(1 for line in read_lines(source) if line.strip())
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Report what a library raises for a damaged file, which are builtins of many kinds."""
+    try:
+        yield
+    except (OSError, HubsyncError):
+        raise
+    except Exception as error:
+        raise DamagedShard(f"{type(error).__name__}: {error}") from error
 
 
 def open_lines(stream: IO[bytes], path: str, *, close: bool = True) -> IO[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,15 @@ class Codec(ABC):
     @abstractmethod
     def compress(self, source: Path, target: IO[bytes], rows: int, columns: StructOf) -> None:
         """Write the lines of `source` to `target`."""
+
+    def merge(self, sources: Iterable[Path], target: IO[bytes]) -> None:
+        """Write shards of this format to `target` as one."""
+        for source in sources:
+            target.writelines(read_pieces(source))
+
+    def schema(self, source: Path) -> bytes:
+        """Return what shards must have in common to be merged."""
+        return b""
 
     @abstractmethod
     def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:

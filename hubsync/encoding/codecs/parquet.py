@@ -85,6 +85,23 @@ class ParquetCodec(Codec):
                 reason = str(error)
         raise DefectError(f"{rows:,} rows can't become Parquet: {reason}")
 
+    def schema(self, source: Path) -> bytes:
+        """Return the file's schema, with its metadata."""
+        from pyarrow import parquet
+
+        return bytes(parquet.read_schema(source).serialize())
+
+    def merge(self, sources: Iterable[Path], target: IO[bytes]) -> None:
+        """Write files of one schema as one, in row groups of about 32 MiB."""
+        from pyarrow import Table, parquet
+
+        sources = list(sources)
+        with _ErrorKeeper(target) as sink, _writer(sink, parquet.read_schema(sources[0])) as writer:
+            batches = (batch for source in sources for batch in parquet.ParquetFile(source).iter_batches())
+            for table in _row_groups(Table.from_batches([batch]) for batch in batches):
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
+                sink.check()
+
     def open_lines(self, stream: IO[bytes], close: bool) -> IO[bytes]:
         """Read the whole file now, into memory or a temporary file. The result can seek."""
         from pyarrow import Table, parquet
@@ -179,9 +196,20 @@ class _ErrorKeeper(io.RawIOBase):
             self._file.flush()
 
 
-def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], known: StructOf) -> None:
+def _writer(sink: _ErrorKeeper, schema: Any) -> Any:
     from pyarrow import parquet
 
+    return parquet.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=LEVEL,
+        use_content_defined_chunking=True,
+        write_page_index=True,
+    )
+
+
+def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], known: StructOf) -> None:
     columns = _with_known(known, _infer(source, as_json), as_json, may_be_typed=source.suffix == SUFFIX)
     if not columns.fields:
         raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
@@ -191,14 +219,7 @@ def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], 
         # An error's traceback keeps a generator, and its open file would hold the room of a source that is removed.
         closing(_tables(source, columns, as_json, schema)) as tables,
         _ErrorKeeper(target) as sink,
-        parquet.ParquetWriter(
-            sink,
-            schema,
-            compression="zstd",
-            compression_level=LEVEL,
-            use_content_defined_chunking=True,
-            write_page_index=True,
-        ) as writer,
+        _writer(sink, schema) as writer,
     ):
         for table in _row_groups(tables) if source.suffix == SUFFIX else tables:
             written += table.num_rows

@@ -7,7 +7,7 @@ import pytest
 from hubsync.destinations.hub.dataset import HubFile
 from hubsync.model.commit import Watermark
 from hubsync.model.layout import Layout
-from hubsync.reader.series import series_of
+from hubsync.model.series import series_of
 
 
 @pytest.mark.parametrize(
