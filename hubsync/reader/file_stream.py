@@ -27,8 +27,9 @@ _log = logging.getLogger("hubsync")
 _MAX_SQUASHES = 5  # in a row, each while the new history is read
 _PAGE_S = 1.5  # pause for each page of files: a fifth of the Hub's 1,000 requests in 5 minutes
 _PAGE_FILES = 1000
-_AHEAD_FILES = 4  # that are fetched at once
-_AHEAD_BYTES = 64 << 20
+_FIRST_FILES = 4  # that are fetched at once; then twice as many each time,
+_MOST_FILES = 32  # up to this many,
+_AHEAD_BYTES = 64 << 20  # or of this size together
 
 
 class OpenFile(NamedTuple):
@@ -61,6 +62,7 @@ class FileStream:
         self._selection = selection
         self._segments = segments
         self._queue: deque[HubFile | PendingSegment] = deque()
+        self._ahead = _FIRST_FILES
         self._commit: str | None = None  # that of the queued files
         self._listed = 0  # files in the last listing
         self._escaped: dict[HubFile, frozenset[str]] = {}
@@ -181,15 +183,18 @@ class FileStream:
     async def _open(self, file: HubFile) -> OpenFile:
         if not self._reader.holds(file):
             await self._reader.fetch(self._next_few(), self._commit or "")
+            self._ahead = min(2 * self._ahead, _MOST_FILES)
         read = self.cursor.range_of(file.path, short_oid(file.oid))
         escaped = self._escaped.get(file, frozenset())
         return OpenFile(file.path, self._reader.take(file), read, is_final=True, escaped=escaped)
 
     def _next_few(self) -> Sequence[HubFile]:
         few: list[HubFile] = []
+        size = 0
         for item in self._queue:
             if isinstance(item, HubFile):
                 few.append(item)
-            if len(few) == _AHEAD_FILES or sum(file.size for file in few) > _AHEAD_BYTES:
+                size += item.size
+            if len(few) == self._ahead or size > _AHEAD_BYTES:
                 break
         return few

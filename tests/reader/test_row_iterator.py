@@ -27,6 +27,7 @@ from hubsync.destinations.hub.dataset import HubDataset
 from hubsync.errors import DatasetRewritten, UnreadableRow
 from hubsync.localhub import Fault, LocalHub
 from hubsync.reader import follow, rows, shards
+from hubsync.reader.snapshot import SnapshotReader
 from tests.conftest import Dataset
 from tests.waiting import until
 
@@ -96,6 +97,27 @@ def cursor_after(repo: Repo, count: int | None = None) -> str:
 
 def lines(numbers: Any) -> bytes:
     return b"".join(json.dumps({"id": n, "text": f"row {n}"}).encode() + b"\n" for n in numbers)
+
+
+# Fetching.
+
+
+def test_a_few_shards_are_fetched_first_and_more_at_once_later(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo.dataset.api.create_repo("user/rows", repo_type="dataset")
+    repo.change({f"data/train-{n:05d}.jsonl": lines([n]) for n in range(60)})
+    fetch = SnapshotReader.fetch
+    fetched: list[int] = []
+
+    async def count(self: SnapshotReader, files: Any, commit: str) -> None:
+        fetched.append(len(files))
+        await fetch(self, files, commit)
+
+    monkeypatch.setattr(SnapshotReader, "fetch", count)
+    with repo.rows() as reader:
+        assert next(reader)["id"] == 0
+        assert fetched == [4]
+        assert ids(reader) == list(range(1, 60))
+    assert fetched == [4, 8, 16, 32]
 
 
 # Shards.

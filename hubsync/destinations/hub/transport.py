@@ -391,7 +391,7 @@ def _client(timeout_s: float, transport: httpx.AsyncBaseTransport | None) -> htt
         return httpx.AsyncClient(
             transport=transport,
             timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30),
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=16, keepalive_expiry=30),
             headers={"user-agent": user_agent(__version__), "accept-encoding": "identity"},
             cookies=no_cookies,
             follow_redirects=False,
