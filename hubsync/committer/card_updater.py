@@ -16,6 +16,7 @@ from typing import NamedTuple
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.context import Context
+from hubsync.committer.fixed_columns import described
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.existing import Existing, examine
@@ -23,7 +24,7 @@ from hubsync.errors import DatasetConflict, DefectError, StaleParentError
 from hubsync.model.commit import SidecarFile
 from hubsync.model.layout import Layout, format_of
 from hubsync.model.shard import Shard
-from hubsync.schema.types import StructOf
+from hubsync.schema.types import StructOf, json_columns
 
 _log = logging.getLogger("hubsync")
 
@@ -98,6 +99,9 @@ class CardUpdater:
                 entries = await self._all_entries(shards, at)
                 shown = await on_disk(self._schemas.with_committed, shown)
             features, mismatch = await on_disk(self._schemas.merge, schemas, shown)
+            if at and mismatch is None and _turns_text_to_json(shown, features):
+                shown = await self._with_text(existing.card, shown, at)
+                features, mismatch = await on_disk(self._schemas.merge, schemas, shown)
             if mismatch is not None:
                 return mismatch
             features = {**shown, **features} if is_complete else features
@@ -117,6 +121,13 @@ class CardUpdater:
             await on_disk(self._spool.cards.set_update_due, False)
         file = None if merged is None else SidecarFile(card.PATH, merged)
         return CardUpdate(file, entries, features, is_first=not existing.has_card)
+
+    async def _with_text(self, current: card.Card, shown: Mapping[str, StructOf], at: str) -> dict[str, StructOf]:
+        """Return what the card says, with what the watermarks say of strings that others have committed meanwhile."""
+        ask = partial(self._destination.read_watermarks, at)
+        found = await self._retrier.until_success("read", ask, raises=(StaleParentError,))
+        schemas, _ = await run_in_thread(described, current, shown, found)
+        return schemas
 
     async def _examine(
         self, entries: Sequence[card.Entry], at: str, missing: Collection[card.Entry], *, has_schema: bool
@@ -210,6 +221,16 @@ class CardUpdater:
             self._content = self._head.moves, update.file.content
             self._rejections = 0
             await self._retrier.on_disk(self._spool.cards.set_update_due, False)
+
+
+def _turns_text_to_json(shown: Mapping[str, StructOf], features: Mapping[str, StructOf]) -> bool:
+    """Return whether a column whose shards hold strings becomes JSON."""
+    return any(
+        shown[config].fields.get(name) == "string"
+        for config, columns in features.items()
+        if config in shown
+        for name in json_columns(columns)
+    )
 
 
 def _is_counted(shard: Shard) -> bool:

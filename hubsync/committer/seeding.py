@@ -8,17 +8,17 @@ crash leaves either all or none of it done.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.card_updater import CardUpdater
 from hubsync.committer.context import Context
+from hubsync.committer.fixed_columns import described
 from hubsync.destinations.base import CommitOutcome, Landed, NotSent, Rejected
 from hubsync.destinations.hub import card
 from hubsync.errors import DefectError, RateLimitedError
 from hubsync.model.commit import BranchTip, Plan
-from hubsync.model.layout import without_part
 from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.schema.types import StructOf
 
@@ -51,13 +51,12 @@ class Seeding:
         if found.has_offsets and not has_moved:
             self._check(await self._destination.commit(await self._retrier.on_disk(self._spool.plans.claim, head.sha)))
         shown: Mapping[str, StructOf] = {}
-        declared: set[str] = set()
+        declared: Mapping[str, list[str]] = {}
         with suppress(card.CardError, DefectError):
             content = await self._cards.read(head.sha or "")
             current = await run_in_thread(card.Card, content, self._spool.target.repo)
             shown = await run_in_thread(current.features)
-            written = {series for mark in found.by_writer.values() for series in mark.next}
-            declared = set(shown) - {entry.config for entry in current.entries() if _holds(entry, written)}
+            shown, declared = described(current, shown, found)
         await self._retrier.on_disk(self._spool.seed, list(found.by_writer.values()), shown, declared)
 
     def _check(self, outcome: CommitOutcome) -> None:
@@ -108,9 +107,3 @@ class Seeding:
         has_folded = await self._retrier.until_success("read", fold)
         self._head.forget()
         return has_folded
-
-
-def _holds(entry: card.Entry, series: Collection[str]) -> bool:
-    """Return whether a config's pattern finds the shards of a series."""
-    pattern = card.glob_pattern(without_part(entry.glob))
-    return any(pattern.fullmatch(name.replace("*", "0")) for name in series)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hubsync.model.shard import Shard
 
@@ -45,6 +46,10 @@ class Plan:
     token: str = ""
 
 
+FixedBy = Literal["text", "declared"]
+"""Why a column can't become JSON: it holds strings that read as JSON, or a person declared its type."""
+
+
 @dataclass(frozen=True, slots=True)
 class Watermark:
     """How far one writer is in the dataset. `watermarks` says in which files that is.
@@ -58,6 +63,8 @@ class Watermark:
         pages: How many files of earlier offsets the writer has written.
         plan: The token of the plan that wrote it, so that a plan is known to have landed although its shards were
             compacted since; empty in those of earlier versions.
+        fixed: Why columns of its shards must keep their types, by config and column, as a card can't say it; None if an
+            earlier version wrote some of them.
     """
 
     writer: str
@@ -67,6 +74,7 @@ class Watermark:
     offsets: Mapping[str, int] = field(default_factory=dict)
     pages: int = 0
     plan: str = ""
+    fixed: Mapping[str, Mapping[str, FixedBy]] | None = None
 
     @property
     def path(self) -> str:

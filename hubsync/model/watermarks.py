@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated
 
 import msgspec
 
-from hubsync.model.commit import SidecarFile, Watermark, watermark_path
+from hubsync.model.commit import FixedBy, SidecarFile, Watermark, watermark_path
 
 FOLDER = ".hubsync"
 _FOLDED = f"{FOLDER}/folded/"
@@ -31,6 +31,9 @@ _FOLD_FILES = 1_000  # that one commit folds and deletes
 _PAGE_BYTES = 256 << 10  # of offsets, which every commit of their writer rewrites
 _FOLDED_BYTES = 4 << 20  # of a folded file
 _WATERMARK = re.compile(r"\.hubsync/(folded/)?[^/]+\.json")
+
+Fixed = Mapping[str, Mapping[str, FixedBy]]
+"""Columns that must keep their types, by config and name."""
 
 # What SQLite can hold, and for a sequence number enough room to continue from it.
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -47,6 +50,7 @@ class _UntrustedWatermark(msgspec.Struct):
     offsets: dict[str, _Size] = {}
     pages: _Number = 0
     plan: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    fixed: dict[str, dict[str, FixedBy]] | None = None
 
 
 class _UntrustedFile(msgspec.Struct):
@@ -128,7 +132,8 @@ def decode_watermarks(content: bytes, path: str) -> list[Watermark]:
     for mark in found:
         if not path.startswith(_FOLDED) and not _is_path_of(mark.writer, path):
             raise ValueError(f"it is the watermark of {mark.writer!r}")
-        for name in (mark.writer, mark.plan, *mark.next, *mark.offsets):
+        fixed = mark.fixed or {}
+        for name in (mark.writer, mark.plan, *mark.next, *mark.offsets, *fixed, *chain.from_iterable(fixed.values())):
             name.encode()  # raises for a lone surrogate, which SQLite cannot store
     return [Watermark(**msgspec.structs.asdict(mark)) for mark in found]
 
@@ -164,6 +169,8 @@ def _plain(mark: Watermark) -> dict[str, object]:
     for name in ("pages", "plan"):
         if not plain[name]:  # so that the file is the same as an earlier version's
             del plain[name]
+    if mark.fixed is None:
+        del plain["fixed"]
     return plain
 
 
@@ -182,7 +189,16 @@ def _merge(one: Watermark, other: Watermark) -> Watermark:
         _highest(one.offsets, other.offsets),
         max(one.pages, other.pages),
         max(one, other, key=lambda mark: mark.rows).plan,
+        join_fixed(one.fixed, other.fixed),
     )
+
+
+def join_fixed(one: Fixed | None, other: Fixed | None) -> Fixed | None:
+    """Return what both say of the columns of their shards."""
+    if one is None or other is None:
+        return one if other is None else other
+    configs = dict.fromkeys((*one, *other))
+    return {config: {**one.get(config, {}), **other.get(config, {})} for config in configs}
 
 
 def _highest(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

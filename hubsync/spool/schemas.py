@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 
 import msgspec
 
+from hubsync.model.commit import FixedBy
+from hubsync.model.watermarks import Fixed
 from hubsync.schema.types import EMPTY, Conflict, StructOf, dumps, extend, loads, merge_structs
 from hubsync.spool.database import Catalogue
 
@@ -91,20 +93,34 @@ class Schemas:
 
     # What a person declared.
 
-    def declare(self, columns: Mapping[str, Sequence[str]]) -> None:
-        """Record the columns that a person's card described before hubsync wrote, by config. Within a transaction."""
-        self._catalogue.set("declared", msgspec.json.encode(columns).decode())
-
-    def declare_also(self, config: str, columns: Sequence[str]) -> None:
-        """Record the columns of one more config that others described. Within a transaction."""
+    def declare(self, config: str, columns: Iterable[str]) -> None:
+        """Record columns of a config whose types a person declared, so that they stay. Within a transaction."""
         text = self._catalogue.get("declared")
-        known: dict[str, Sequence[str]] = {} if text is None else msgspec.json.decode(text)
-        self.declare({**known, config: columns})
+        known: dict[str, list[str]] = {} if text is None else msgspec.json.decode(text)
+        declared = list(dict.fromkeys((*known.get(config, ()), *columns)))
+        self._catalogue.set("declared", msgspec.json.encode({**known, config: declared}).decode())
 
     def declared(self, config: str) -> frozenset[str]:
         """Return the columns of a config that a person declared."""
         text = self._catalogue.get("declared")
         return frozenset() if text is None else frozenset(msgspec.json.decode(text).get(config, ()))
+
+    def fixed(self, config: str, schema: str | None) -> Fixed | None:
+        """Return which columns of a segment must keep their types, for its watermark; None if it has no schema.
+
+        Args:
+            config: its config.
+            schema: its types, as JSON.
+        """
+        if schema is None:
+            return None
+        is_any = '"literal"' in schema  # nearly all segments have none
+        text = [name for name, kind in loads(schema).fields.items() if kind == "literal"] if is_any else ()
+        found: dict[str, FixedBy] = {
+            **dict.fromkeys(text, "text"),
+            **dict.fromkeys(sorted(self.declared(config)), "declared"),
+        }
+        return {config: found} if found else {}
 
     # What happens on a conflict.
 

@@ -14,7 +14,7 @@ Any number of processes may open one spool: each is a writer with a locked name,
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -86,7 +86,9 @@ class Spool:
         self.schemas = Schemas(self.catalogue)
         self.segments = Segments(self.catalogue, self.clock)
         self.quarantine = Quarantine(directory, self.catalogue, self.segments, fsync=is_synced)
-        self.writers = Writers(directory, self.target, self.catalogue, self.segments, self.offsets, self.lease)
+        self.writers = Writers(
+            directory, self.target, self.catalogue, self.segments, self.offsets, self.lease, self.schemas
+        )
         self.recovery = Recovery(
             directory,
             self.catalogue,
@@ -152,17 +154,18 @@ class Spool:
         self,
         watermarks: Iterable[Watermark],
         schemas: Mapping[str, StructOf] = MappingProxyType({}),
-        declared: Collection[str] = (),
+        declared: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         """Continue from what earlier spools, now lost, committed. For the committer.
 
         Args:
             watermarks: those of the dataset.
             schemas: what the dataset's card says of its columns, by config.
-            declared: the configs that a person described, as hubsync has not written to them.
+            declared: the columns that a person described, by config.
         """
         with self.lease.transaction():
-            self.schemas.declare({config: list(schemas[config].fields) for config in declared})
+            for config, columns in declared.items():
+                self.schemas.declare(config, columns)
             for config, schema in schemas.items():
                 self.schemas.publish(config, schema)
             for mark in watermarks:
@@ -185,7 +188,7 @@ class Spool:
         with self.catalogue.transaction():
             self.schemas.add(config, schema, wins=True)
             if is_declared:
-                self.schemas.declare_also(config, list(schema.fields))
+                self.schemas.declare(config, schema.fields)
 
     # How much it holds.
 

@@ -21,10 +21,11 @@ from hubsync.model.hashing import git_blob_oid
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
 from hubsync.model.target import Target
-from hubsync.model.watermarks import watermark_files
+from hubsync.model.watermarks import join_fixed, watermark_files
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import OffsetOrder, Offsets
+from hubsync.spool.schemas import Schemas
 from hubsync.spool.segments import Segments
 
 
@@ -57,6 +58,7 @@ class Writers:
         segments: Segments,
         offsets: Offsets,
         lease: CommitterLease,
+        schemas: Schemas,
     ) -> None:
         self._directory = directory / "writers"
         self._target = target
@@ -64,6 +66,7 @@ class Writers:
         self._segments = segments
         self._offsets = offsets
         self._lease = lease
+        self._schemas = schemas
 
     def names(self) -> list[str]:
         """Return the names of all writers there ever were."""
@@ -156,9 +159,14 @@ class Writers:
             offsets = dict(mark.offsets)
             for source, offset in self._offsets.of_segment(shard.segment):
                 offsets[source] = max(offsets.get(source, offset), offset)
+            fixed = self._schemas.fixed(segment.config, segment.schema)
+            if fixed is not None and (mark.fixed is not None or not mark.rows):
+                fixed = join_fixed(mark.fixed, fixed)
+            else:  # some of its shards are unknown
+                fixed = None
             following = {**mark.next, segment.series: max(mark.next.get(segment.series, 0), segment.seq + 1)}
             marks[shard.writer] = replace(
-                mark, next=following, rows=mark.rows + shard.rows, offsets=offsets, plan=token
+                mark, next=following, rows=mark.rows + shard.rows, offsets=offsets, plan=token, fixed=fixed
             )
         return marks
 

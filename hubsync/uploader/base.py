@@ -57,7 +57,8 @@ from hubsync.policies import (
     SpoolPolicy,
     close_timeout_s,
 )
-from hubsync.schema.types import EMPTY
+from hubsync.schema.types import EMPTY, StructOf, json_places
+from hubsync.spool.spool import Spool
 from hubsync.telemetry.status import State
 from hubsync.uploader.closing import after_error, drain, draining, raise_failure
 from hubsync.uploader.engine import Engine, Placement
@@ -293,6 +294,7 @@ class BaseUploader:
         spool = open_spool(self._target, self._where, self._clock, private=self._private)
         try:
             spool.schemas.set_policy(self._layout.config, "off" if self._schema is None else self._schema.on_conflict)
+            self._declare_columns(spool)
             self._guard = None if self._schema is None else SchemaGuard(spool, self._layout, self._schema)
             return Engine(
                 spool,
@@ -306,6 +308,14 @@ class BaseUploader:
         except BaseException:
             spool.close()
             raise
+
+    def _declare_columns(self, spool: Spool) -> None:
+        """Record the types of `features=`, which stay; where JSON is in them, values of any shape may come."""
+        fields = self._declared.fields
+        plain = [name for name in fields if not json_places(StructOf({name: fields[name]})).fields]
+        if plain and not spool.schemas.declared(self._layout.config).issuperset(plain):
+            with spool.catalogue.transaction():
+                spool.schemas.declare(self._layout.config, plain)
 
     def _begin(self, wake: Callable[[], object]) -> Opening:
         """Build and run the engine in a new thread; `wake` is called there once it is open, or has failed."""

@@ -15,7 +15,7 @@ from hubsync import Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.verify import verify
 from hubsync.model.commit import Watermark
-from hubsync.model.watermarks import FOLD_FROM, RemoteWatermarks, decode_watermarks, watermark_files
+from hubsync.model.watermarks import FOLD_FROM, RemoteWatermarks, decode_watermarks, join_fixed, watermark_files
 from tests.committer.test_folders import MANY
 from tests.conftest import Dataset
 
@@ -190,4 +190,19 @@ def test_a_watermark_without_pages_is_written_as_by_earlier_versions() -> None:
     _, [file] = watermark_files(Watermark("w", 1, {"data/*.jsonl": 3}, 7, {"default": 9}))
     assert json.loads(file.content) == {
         "writer": "w", "epoch": 1, "next": {"data/*.jsonl": 3}, "rows": 7, "offsets": {"default": 9},
+    }  # fmt: skip
+
+
+def test_why_columns_keep_their_types_is_folded_and_merged() -> None:
+    one = Watermark("a" * 8, 1, {"data/*": 2}, 1, fixed={"default": {"answer": "text"}})
+    new = Watermark("b" * 8, 1, {"data/*": 2}, 1, fixed={})
+    old = Watermark("c" * 8, 1, {"data/*": 2}, 1)
+    page = Watermark("a" * 8, 1, offsets={"source": 1})
+    marks = {f"{n}.json": mark for n, mark in enumerate((one, new, old, page))}
+    after, files, _ = RemoteWatermarks(marks).fold()
+    read = RemoteWatermarks.of({file.path: decode_watermarks(file.content, file.path) for file in files})
+    assert [mark.fixed for mark in read.by_writer.values()] == [{"default": {"answer": "text"}}, {}, None]
+    assert after.by_writer == read.by_writer
+    assert join_fixed(one.fixed, {"default": {"id": "declared"}, "other": {}}) == {
+        "default": {"answer": "text", "id": "declared"}, "other": {}
     }  # fmt: skip

@@ -385,6 +385,69 @@ def test_a_restart_on_another_machine_knows_what_is_json(
     assert [row["v"] for row in in_order(load())] == ["4", 4, "null"] * 3
 
 
+def strip_marks(dataset: Dataset) -> None:
+    """Make the watermarks those of an earlier version, which did not record why columns must keep their types."""
+    for path in dataset.api.list_repo_files("user/rows", repo_type="dataset"):
+        if path.startswith(".hubsync/"):
+            mark = json.loads(dataset.read(path))
+            mark.pop("fixed")
+            dataset.api.upload_file(
+                path_or_fileobj=json.dumps(mark).encode(), path_in_repo=path, repo_id="user/rows", repo_type="dataset"
+            )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_old", "is_together"), [("4", False, False), ("plain", False, True), ("plain", True, False)]
+)
+def test_another_machine_knows_whether_text_reads_as_json(
+    uploader: Make, tmp_path: Path, dataset: Dataset, load: Callable[..., list[Any]],
+    text: str, is_old: bool, is_together: bool,
+) -> None:  # fmt: skip
+    """The watermarks say so; without their word any string may read as JSON."""
+    with uploader(spool=tmp_path / "first") as up:
+        up.put([{"id": 0, "v": text}])
+    if is_old:
+        strip_marks(dataset)
+    for n in (1, 2):
+        with uploader(spool=tmp_path / f"{n}") as up:
+            up.put([{"id": n, "v": {"a": n}}])
+    put = [{"id": 0, "v": text}, {"id": 1, "v": {"a": 1}}, {"id": 2, "v": {"a": 2}}]
+    if is_together:
+        assert in_order(load()) == put
+    else:
+        assert (load(), in_order(load("default-2"))) == (put[:1], put[1:])
+
+
+def test_text_that_is_committed_meanwhile_is_not_taken_for_a_number(
+    uploader: Make, tmp_path: Path, load: Callable[..., list[Any]]
+) -> None:
+    with uploader(spool=tmp_path / "other") as other:
+        other.put([{"id": 0, "v": "plain"}], ack="committed")
+        with uploader() as up:
+            up.put([{"id": 1, "v": "more"}], ack="committed")
+            other.put([{"id": 2, "v": "4"}], ack="committed")
+            up.put([{"id": 3, "v": {"a": 1}}])
+    assert [row["v"] for row in in_order(load())] == ["plain", "more", "4"]
+    assert load("default-2") == [{"id": 3, "v": {"a": 1}}]
+
+
+def test_another_machine_knows_what_a_person_declared(uploader: Make, tmp_path: Path, dataset: Dataset) -> None:
+    dataset.api.create_repo("user/rows", repo_type="dataset")
+    dataset.api.upload_file(
+        path_or_fileobj=CARD.encode(), path_in_repo="README.md", repo_id="user/rows", repo_type="dataset"
+    )
+    with uploader(spool=tmp_path / "first", features={"score": "float32"}) as up:
+        up.put([{"id": 1, "tag": "a", "score": 0.5}])
+    for n in range(2):
+        with uploader(spool=tmp_path / f"{n}") as up:
+            for row in ({"tag": [1]}, {"id": "one"}, {"score": "high"}):
+                with pytest.raises(SchemaConflict, match="Its type was declared by a table or a person, and stays"):
+                    up.put([row])
+            up.put([{"id": 2, "more": n}])
+            up.put([{"id": 3, "more": [n]}])  # this one is not declared
+    assert dataset.ids() == [1, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_columns_next_to_declared_types_become_json_too(
     uploader: Make, load: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture, format: Any
