@@ -99,7 +99,7 @@ def _write(repo: str, way: str, pace: int, seconds: float) -> None:
             up.put([{**row, "at": time.time()} for row in stock[n % len(stock)]])
         up.put([{"at": None}])  # the last one
         if way == "defaults":
-            # What closing hurries is not as fresh by itself: it is left to its pace.
+            # Closing uploads sooner than the pace that is measured, so wait for that pace.
             while up.stats().spool.rows:
                 time.sleep(0.1)
         ended.set()

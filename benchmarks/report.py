@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _PACKAGES = ("huggingface_hub", "hf_xet", "datasets", "msgspec")
 _WIDE = 140  # characters of a line, where the terminal does not say
 
-OURS, PEER, READY, LIMIT = "#d9541e", "#4878a8", "#6aa36f", "#a8a8a8"  # what a bar stands for
+OURS, PEER, READY, LIMIT = "#d9541e", "#4878a8", "#6aa36f", "#a8a8a8"  # what a bar shows
 
 
 class Column(NamedTuple):
-    """A column: where its values stand in the figures, its heading with its unit, how a number is written.
+    """A column: where its values are in the figures, its heading with its unit, how a number is written.
 
     A `span` names two more keys, between which the value was found in all rounds: it is written behind it.
     """

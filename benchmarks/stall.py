@@ -1,7 +1,7 @@
 """How long the producer stands still in `put`: batches of 50 rows of 3 kB, one every 4 ms, the Hub in three weathers.
 
 Each case runs in a process of its own, against a Hub in another; cases are interleaved over the rounds. The case
-`encode` only makes JSON of the batch, without an uploader: what is left of its tail is the machine's. So are puts
+`encode` only makes JSON of the batch, without an uploader: the rest of its tail is the machine's. So are puts
 within which the kernel gave the producer's processor to somebody else (getrusage tells), such as hf_xet's threads or
 the Hub, which is elsewhere in real life: the last column is the tail without them.
 """

@@ -27,7 +27,7 @@ Kind = Literal["ours", "per batch", "from rows", "ready files", "limit"]
 
 
 class Subject(NamedTuple):
-    """A name as it stands in the tables, what it is compared as, and what it does."""
+    """Its name in the tables, what it is compared as, and what it does."""
 
     name: str
     kind: Kind

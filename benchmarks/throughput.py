@@ -25,7 +25,7 @@ COLOURS: dict[Kind, str] = {"ours": OURS, "per batch": PEER, "from rows": PEER, 
 # Bytes of a row: megabytes of a run, rounds.
 _WHOLE = {300: (100, 3), 3_000: (200, 5), 30_000: (200, 3)}
 _QUICK = {3_000: (24, 1)}
-# Who sends every batch would take minutes for all of them, and each batch costs the same.
+# A subject that sends every batch would take minutes for all of them, and each batch costs the same.
 _PER_BATCH = 100
 # It walks every row in Python many times over: 2 MB/s of small rows, however many there are.
 _SHARES = {"IterableDataset.push_to_hub": 0.1}

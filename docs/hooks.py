@@ -110,7 +110,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def external_assets(suffix: str, text: str) -> list[str]:
-    """Return the addresses of other servers that a browser loads by itself to show this page or stylesheet."""
+    """Return the addresses of other servers that a browser loads on its own to show this page or stylesheet."""
     found: list[str] = re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""", text)
     if suffix == ".html":
         loaded = _Loaded()

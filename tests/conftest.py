@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from hypothesis import HealthCheck, settings
 
 from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
 from hubsync._runtime import threads
+from hubsync.cli.main import main
 from hubsync.encoding.codecs import SUFFIXES, open_lines
 from hubsync.localhub import LocalHub
 from hubsync.uploader import engine, monitor, spool_thread
@@ -143,15 +147,49 @@ def uploader(hub: LocalHub, tmp_path: Path) -> Callable[..., Uploader]:
 
 
 class Commands:
-    """The command line against the test's Hub, a process for each command. Keywords are environment variables."""
+    """The command line against the test's Hub. Keywords are environment variables."""
 
-    def __init__(self, python: Python, hub: LocalHub) -> None:
-        self._python, self._hub = python, hub
+    def __init__(self, python: Callable[[], Python], hub: LocalHub) -> None:
+        self._fork, self._hub = python, hub
 
-    def __call__(self, *args: object, stdin: str = "", prelude: str = "", **environ: str) -> Done:
+    def __call__(self, *args: object, stdin: str = "", **environ: str) -> Done:
+        """Run `hubsync ARGS` to its end, in this process, with standard streams of its own."""
+        before = [os.dup(fd) for fd in range(3)]
+        handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
+        with ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            given, said, log = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3))
+            given.write(stdin)
+            given.seek(0)
+            for name, value in {**self._hub.environ(), **environ}.items():
+                patch.setenv(name, value)
+            patch.setattr(constants, "HF_HUB_OFFLINE", os.environ.get("HF_HUB_OFFLINE") == "1")
+            patch.setattr(root, "handlers", [])
+            patch.setattr(sys, "argv", ["hubsync", *map(str, args)])
+            for fd, (name, stream) in enumerate({"stdin": given, "stdout": said, "stderr": log}.items()):
+                os.dup2(stream.fileno(), fd)
+                patch.setattr(sys, name, stack.enter_context(open(fd, "w" if fd else "r", closefd=False)))
+            code: object = 0
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                for fd, earlier in enumerate(before):
+                    os.dup2(earlier, fd)
+                    os.close(earlier)
+                signal.signal(signal.SIGTERM, handler)
+            for stream in (said, log):
+                stream.seek(0)
+            assert isinstance(code, int)
+            return Done(args, code, said.read(), log.read())
+
+    def after(self, prelude: str, *args: object, stdin: str = "", **environ: str) -> Done:
         """Run `hubsync ARGS` to its end, in a process that has run the code of `prelude` before."""
-        how = ["-c", f"{prelude}\nfrom hubsync.cli import main\nmain()"] if prelude else ["-m", "hubsync"]
-        with self.python(*how, *args, **environ) as program:
+        code = f"{prelude}\nfrom hubsync.cli import main\nmain()"
+        with self.python("-c", code, *args, **environ) as program:
             said, log = program.communicate(stdin)
         return Done(program.args, program.wait(), said, log)
 
@@ -161,19 +199,19 @@ class Commands:
 
     def python(self, *args: object, cwd: Path | None = None, stdout: Any = subprocess.PIPE, **environ: str) -> Program:
         """Start `python ARGS`."""
-        return self._python.start(
+        return self._fork().start(
             *args, env={**os.environ, **self._hub.environ(), **environ}, cwd=cwd,
             stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE,
         )  # fmt: skip
 
 
 @pytest.fixture
-def run(python: Python, hub: LocalHub) -> Commands:
-    return Commands(python, hub)
+def run(request: pytest.FixtureRequest, hub: LocalHub) -> Commands:
+    return Commands(lambda: request.getfixturevalue("python"), hub)
 
 
 class Dataset:
-    """What stands in a dataset, read by huggingface_hub."""
+    """The contents of a dataset, read by huggingface_hub."""
 
     def __init__(self, hub: LocalHub, repo: str = "user/rows", token: str | None = None) -> None:
         from huggingface_hub import HfApi, HfFileSystem

@@ -144,6 +144,7 @@ def test_database_only_creates_and_alters_the_table_of_segments() -> None:
     assert {text.split()[-1] for text in statements} == {"TABLE", "ON"}
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_importing_hubsync_loads_nothing_heavy() -> None:
     heavy = [
         "datasets",

@@ -50,7 +50,7 @@ def test_every_row_of_a_subject_is_in_its_dataset(ground: Ground, name: str) -> 
     if SUBJECTS[name].kind == "per batch":
         assert run.commits == _BATCHES
     else:
-        assert 1 <= run.commits <= 2  # CommitScheduler sends what is there when it starts, too
+        assert 1 <= run.commits <= 2  # CommitScheduler also uploads existing files when it starts
     assert run.sent > run.told.bytes / 2
 
 

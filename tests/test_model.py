@@ -304,7 +304,7 @@ class Jobs(RuleBasedStateMachine):
         return {json.loads(line)["id"] for grave in graves for line in grave.open()}
 
 
-BRIEF = settings(stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck), max_examples=5)
+BRIEF = settings(stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck), max_examples=3)
 
 
 class TestAFewJobs(Jobs.TestCase):  # type: ignore[name-defined]

@@ -410,7 +410,9 @@ def modes(directory: Path) -> dict[str, int]:
     return {str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode) for path in directory.rglob("*")}
 
 
-@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize(
+    "mask", [0o000, *(pytest.param(mask, marks=pytest.mark.slow("hides less")) for mask in (0o022, 0o077))]
+)
 def test_a_spool_is_private_whatever_the_umask(uploader: Make, hub: LocalHub, tmp_path: Path, mask: int) -> None:
     found: dict[str, int] = {}
     with umask(mask), uploader() as up:
@@ -528,6 +530,7 @@ FLAWED = {"name": "b", "version": "1", "vulns": [FLAW]}
 UNKNOWN = {"name": "c", "skip_reason": "not found"}
 
 
+@pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize(
     ("said", "code", "told"),
     [

@@ -1,6 +1,6 @@
 """Start Python programs by forking a process that has imported everything: a start costs 20 ms, not half a second.
 
-`python.start("-m", "hubsync", "status", env=...)` stands for `subprocess.Popen([sys.executable, "-m", "hubsync",
+`python.start("-m", "hubsync", "status", env=...)` replaces `subprocess.Popen([sys.executable, "-m", "hubsync",
 "status"], env=...)`: a process of its own, with its arguments, environment, directory and standard streams, which gets
 signals and ends as the interpreter ends any program. Only the imports are done already. Tests that are about the start
 or the end of the interpreter itself (which modules it imports, a closed standard stream, a signal while it is
@@ -178,7 +178,7 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, input: str | None = None) -> tuple[str, str]:
-        """Write `input`, read what is left of both streams, and wait for the end."""
+        """Write `input`, read the rest of both streams, and wait for the end."""
         found: dict[str, str] = {}
 
         def read(name: str, stream: IO[str] | None) -> None:
@@ -207,7 +207,7 @@ class Program:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill what is left of it, and close its streams."""
+        """Kill it if it still runs, and close its streams."""
         self.kill()
         self.wait()
         for stream in (self.stdin, self.stdout, self.stderr):
@@ -284,7 +284,7 @@ def _report_ends(running: dict[int, socket.socket]) -> None:
         found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
         if not found:
             continue
-        with suppress(OSError):  # nobody waits for it any more
+        with suppress(OSError):  # no test waits for it any more
             if os.WIFSTOPPED(status):
                 running[pid].sendall(b"stopped\n")
             else:

@@ -32,7 +32,7 @@ class Verdict:
         damaged: not as it was put.
         never_put: on the Hub, and nobody put it.
         overwritten: shards that changed, or went, after they stood.
-        watermarks: watermarks that do not fit what stands in their own commit.
+        watermarks: watermarks that do not match the contents of their own commit.
         hidden: shards that the card of their commit does not show; rows that `load_dataset` does not find.
         left: what is still in the spool.
         large: shards that are LFS or Xet files.
@@ -55,7 +55,7 @@ class Verdict:
 
 
 def judge(directory: Path) -> Verdict:
-    """Reads the dataset back and compares it with what the producers were told."""
+    """Reads the dataset back and compares it with the answers that the producers got."""
     run = json.loads((directory / "run.json").read_text())
     verdict = Verdict()
     shards = _read_back(directory, verdict)

@@ -102,7 +102,7 @@ class Ledger:
 
 
 def produce(job: Job) -> None:
-    """One life: opens, goes on where the last one was, and puts until it is killed, closes, or is told to end."""
+    """One life: opens, goes on where the last one was, and puts until it is killed, closes, or is asked to end."""
     _settle_in(job)
     producer = _Producer(job)
     if job.kind == "offsets":
@@ -136,7 +136,7 @@ class _Producer:
         self.ledger.open()
         self.closes_after = self.rng.randint(3, 40) if self.rng.random() < 0.2 else None
         self.batches = 0
-        self.last: int | None = None  # batches still to come, once it is told to end
+        self.last: int | None = None  # batches still to come, once it is asked to end
         self.up = self._open()
         _log.info("opened as %s; %d rows accepted so far", self.up.writer, len(self.got))
 

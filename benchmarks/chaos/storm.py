@@ -143,7 +143,7 @@ class Storm:
         file.with_suffix(".new").replace(file)
 
     def _jobs(self) -> list[Job]:
-        """Both kinds of producer, both kinds of storage, and plain LFS beside Xet, shuffled."""
+        """Both kinds of producer, both kinds of storage, and plain LFS as well as Xet, shuffled."""
         rng = random.Random(f"{self._seed}/jobs")
         flip, plain = rng.random() < 0.5, rng.randrange(self._producers)
         jobs = [
@@ -261,7 +261,7 @@ class Storm:
         if code == 0:
             self._outcome.closed += 1
         else:
-            self._died.append(f"{job.source}.{job.life} ended by itself with {code}: logs/{job.source}.log")
+            self._died.append(f"{job.source}.{job.life} ended unexpectedly with {code}: logs/{job.source}.log")
 
     # The weather.
 

@@ -163,7 +163,7 @@ def merge_structs(known: StructOf, given: StructOf, path: str = "") -> StructOf:
     for name, kind in given.fields.items():
         was = known.fields.get(name)
         if was is not None and not path and "string" in (was, kind) and JSON in (was, kind):
-            now = was if is_json(was) else kind  # strings of a whole column are told apart; see `json_text`
+            now = was if is_json(was) else kind  # `json_text` decides about the strings of a whole column
         else:
             now = kind if was is None else merge(was, kind, f"{path}.{name}" if path else name)
         if now is not was:
@@ -272,7 +272,7 @@ def json_columns(columns: StructOf) -> frozenset[str]:
 def _takes(foreign: Foreign, kind: ColumnType) -> bool:
     if kind == "literal":
         kind = "string"
-    if is_json(foreign):  # strings of whole columns are told apart; see `merge_structs`
+    if is_json(foreign):  # `merge_structs` decides about the strings of whole columns
         return kind != "string" and not isinstance(kind, Foreign)
     if foreign.takes is not None:
         return kind in foreign.takes

@@ -1,6 +1,6 @@
 """The schema guard: check a batch's columns before it is accepted, so that the dataset keeps loading.
 
-The profiler finds what is new, and only that is checked. A conflict makes a column JSON by default.
+The profiler finds new columns and types, and only those are checked. A conflict makes a column JSON by default.
 What two processes accept at the same moment is checked by the committer (`schema_check`).
 """
 

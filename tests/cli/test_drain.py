@@ -85,12 +85,12 @@ def test_a_spool_whose_hub_is_gone_is_left_and_the_others_are_drained(
     run("pipe", "user/gone", "--timeout", 0, stdin=jsonl(0, 1), HF_ENDPOINT="http://127.0.0.1:9")
     run("pipe", "user/rows", stdin=jsonl(0, 2), HF_HUB_OFFLINE="1")
     soon = "from hubsync.cli import drain; drain._SILENT_S = 0.5"
-    done = run("drain", prelude=soon)
+    done = run.after(soon, "drain")
     assert done.returncode == 4
     assert "not uploaded: 1 row (9 bytes) is not on the Hub yet: the Hub was away for 0.5 s (waiting: " in done.stderr
     assert "127.0.0.1:9" in done.stderr
     assert dataset.ids() == [0, 1]
-    again = run("drain", prelude=soon)
+    again = run.after(soon, "drain")
     assert (again.returncode, "1 spool: nothing to upload." in again.stderr) == (4, True)
 
 

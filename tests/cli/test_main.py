@@ -92,7 +92,7 @@ def test_a_closed_standard_stream_is_one_message(run: Commands, hub: LocalHub, l
 
 def test_the_demo_says_what_to_install(run: Commands, tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise ImportError('No module named uvicorn')")
-    done = run("demo", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
+    done = run.after("", "demo", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
     assert done.returncode == 1
     assert "pip install 'hf-hubsync[demo]'" in done.stderr
 
@@ -110,6 +110,7 @@ def test_every_summary_fits_its_line(group: list[str]) -> None:
     assert [line for line in summaries if not line.endswith(".") or line.endswith("...")] == []
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_a_command_imports_no_other_one() -> None:
     """In a new interpreter, where nothing is imported yet."""
     code = "import sys; sys.argv = ['hubsync', 'status', '--help']; from hubsync.cli import main\n"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hubsync import Uploader
+from hubsync.localhub import LocalHub
+from hubsync.reader import snapshot
 from tests.cli.lines import jsonl
-from tests.conftest import Commands
+from tests.conftest import FAST, Commands
 
 REMOTE = ["ls user/rows", "read user/rows", "tail user/rows", "verify user/rows", "pipe user/rows --timeout 0"]
 DEAD = "http://127.0.0.1:9"
@@ -25,14 +29,29 @@ ENVIRONMENTS = {
     "bad endpoint": ({"HF_ENDPOINT": "hub.test"}, "invalid endpoint 'hub.test'"),
     "no certificates": ({"SSL_CERT_FILE": "/nowhere.pem", "HF_ENDPOINT": "https://hub.test"}, "SSL_CERT_FILE"),
 }
-ONE_TRY = "from hubsync.reader import snapshot; snapshot._MAX_TRIES = 1"
 
 
-@pytest.mark.parametrize("command", REMOTE)
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """One Hub for all: no mistake changes it."""
+    directory = tmp_path_factory.mktemp("mistakes")
+    with LocalHub(directory / "hub") as hub:
+        options = {"endpoint": hub.endpoint, "token": hub.token, "spool": directory / "spool", **FAST}
+        with Uploader("user/rows", private=True, **options) as up:
+            up.put([{"id": 0}])
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_MAX_TRIES", 1)
+
+
+@pytest.mark.parametrize("line", REMOTE)
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_environment_that_cannot_work_is_one_line(run: Commands, name: str, command: str) -> None:
+def test_an_environment_that_cannot_work_is_one_line(run: Commands, name: str, line: str) -> None:
     environ, named = ENVIRONMENTS[name]
-    done = run(*command.split(), stdin=jsonl(0, 1), prelude=ONE_TRY, **environ)
+    done = run(*line.split(), stdin=jsonl(0, 1), **environ)
     is_one_line(done.returncode, done.stdout, done.stderr, named)
 
 
@@ -84,18 +103,17 @@ MISTAKES = {
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_an_argument_that_cannot_work_is_one_line(run: Commands, tmp_path: Path, line: str) -> None:
-    run("pipe", "user/rows", stdin=jsonl(0, 1))
     (tmp_path / "file").write_text("junk")
     (tmp_path / "directory").mkdir()
     places = {name: tmp_path / name for name in ("file", "directory", "nowhere")}
-    done = run(*(part.format(**places, seq="{seq}") for part in line.split()), stdin=jsonl(0, 1), prelude=ONE_TRY)
+    done = run(*(part.format(**places, seq="{seq}") for part in line.split()), stdin=jsonl(0, 1))
     named = MISTAKES[line]
     *_, last = [text for text in done.stderr.splitlines() if not text.startswith(" ")]
     is_one_line(done.returncode, done.stdout, done.stderr, named if named != "SPOOL" else last)
 
 
-@pytest.mark.parametrize("command", ["status", "drain", "prune", "dead-letter list"])
-def test_a_home_that_is_a_file_is_one_line(run: Commands, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("line", ["status", "drain", "prune", "dead-letter list"])
+def test_a_home_that_is_a_file_is_one_line(run: Commands, tmp_path: Path, line: str) -> None:
     (tmp_path / "file").touch()
-    done = run(*command.split(), HUBSYNC_HOME=str(tmp_path / "file"))
+    done = run(*line.split(), HUBSYNC_HOME=str(tmp_path / "file"))
     is_one_line(done.returncode, done.stdout, done.stderr, "Check HUBSYNC_HOME")

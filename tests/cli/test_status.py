@@ -28,7 +28,7 @@ def test_a_spool_is_shown_and_not_drained_while_a_job_has_it_open(
         assert fact["oldest_age_s"] >= 0
         plain = run("status", spool).stdout
         assert f"process {os.getpid()}" in plain
-        done = run("drain", spool, prelude="from hubsync.maintenance import drain; drain._STALLED_S = 0.5")
+        done = run.after("from hubsync.maintenance import drain; drain._STALLED_S = 0.5", "drain", spool)
         assert done.returncode == 3
         assert f"Process {os.getpid()} commits" in done.stderr
     assert "nothing waits" in run("status", spool).stdout

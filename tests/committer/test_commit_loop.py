@@ -42,7 +42,7 @@ def test_halving_a_rejected_plan_keeps_to_the_quota(tmp_path: Path, monkeypatch:
     pass_time(20, 0.5)
     process.engine.flush()
     process._spool()
-    pass_time(4 * 3600, 10)
+    pass_time(4 * 3600, 60)
     assert sum(world.hub.ids.values()) == 15
     assert process.spool.depth().dead == 1
     assert max(sum(at <= other < at + 3600 for other in landed) for at in landed) <= 3

@@ -37,7 +37,7 @@ from tests.waiting import until_async
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.slow("the same tests with trio"))])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

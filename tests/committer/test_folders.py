@@ -64,15 +64,9 @@ def fill(dataset: Dataset, folder: str, files: int) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
+@pytest.mark.slow("uploads many shards")
 @pytest.mark.parametrize(
-    "path",
-    [
-        None,
-        *(
-            pytest.param(path, marks=pytest.mark.slow("uploads many shards"))
-            for path in ("{config}/{split}-{seq:05d}.jsonl", "{split}/{writer}/{seq}.jsonl", "{split}-{seq}.jsonl")
-        ),
-    ],
+    "path", [None, "{config}/{split}-{seq:05d}.jsonl", "{split}/{writer}/{seq}.jsonl", "{split}-{seq}.jsonl"]
 )
 def test_later_shards_go_to_numbered_folders_and_are_all_found(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], path: str | None

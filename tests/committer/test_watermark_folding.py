@@ -63,7 +63,14 @@ def test_a_new_spool_folds_watermarks_and_the_next_one_opens_with_few_requests(
     assert len(marks_at_head(dataset).by_writer) == count + 2
 
 
-@pytest.mark.parametrize("fault", ["stale", "lost response", "503", "reset"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "stale",
+        "lost response",
+        *(pytest.param(fault, marks=pytest.mark.slow("like the others")) for fault in ("503", "reset")),
+    ],
+)
 def test_a_fold_that_fails_or_races_loses_no_watermark(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], fault: str
 ) -> None:
@@ -85,6 +92,7 @@ def test_a_fold_that_fails_or_races_loses_no_watermark(
     assert dataset.ids() == [1]
 
 
+@pytest.mark.slow("runs six jobs")
 def test_a_writer_whose_watermark_was_folded_continues(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
 ) -> None:
@@ -148,6 +156,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hubsync.model.watermarks._FOLDED_BYTES", 3_000)
 
 
+@pytest.mark.slow("commits many shards")
 @pytest.mark.usefixtures("small_pages")
 def test_many_sources_are_paged_and_known_after_a_lost_disk(
     hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
@@ -155,23 +164,23 @@ def test_many_sources_are_paged_and_known_after_a_lost_disk(
     def put(up: Uploader, numbers: range) -> list[Any]:
         return [up.put([{"id": n}], offset=n, source=f"file {n:04d}", ack="spooled") for n in numbers]
 
-    for first in (0, 150):
+    for first in (0, 50):
         with uploader(commit=MANY["commit"]) as up:
-            for start in range(first, first + 150, 10):
+            for start in range(first, first + 50, 10):
                 put(up, range(start, start + 10))
                 up.flush()
     written = [len(dataset.read(path)) for path in dataset.paths(".json") if path.startswith(".hubsync/")]
     assert max(written) < 2_000
     with uploader(spool=tmp_path / "new", **MANY) as up:
-        assert all(receipt.replayed for receipt in put(up, range(300)))
-        put(up, range(300, 305))
+        assert all(receipt.replayed for receipt in put(up, range(100)))
+        put(up, range(100, 105))
     old_marks(dataset, FOLD_FROM)
     with uploader(spool=tmp_path / "newer", **MANY) as up:
-        assert all(receipt.replayed for receipt in put(up, range(305)))
+        assert all(receipt.replayed for receipt in put(up, range(105)))
     assert len(marks_at_head(dataset).folded) > 1
     with uploader(commit=MANY["commit"]) as up:  # the first spool, whose pages others folded
-        put(up, range(305, 310))
-    assert dataset.ids() == list(range(310))
+        put(up, range(105, 110))
+    assert dataset.ids() == list(range(110))
     assert verify("user/rows", spool=tmp_path / "spool", endpoint=hub.endpoint, token=hub.token).differences == ()
 
 

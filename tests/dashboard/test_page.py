@@ -21,7 +21,7 @@ from tests.dashboard.browser import job, page
 
 pytestmark = [pytest.mark.slow("drives a browser"), pytest.mark.timeout(900)]  # it may have to be installed first
 
-# What a test waits for comes by itself; this long is for a machine that does much else.
+# No test needs nearly this long; it is for a busy machine.
 _PATIENCE_MS = 60_000
 Open = Callable[..., Any]
 
@@ -412,7 +412,7 @@ def test_everything_can_be_done_by_the_keyboard(browse: Open, ended: Path) -> No
         shown.locator("input[value=bytes]").focus()
         shown.keyboard.press("ArrowRight")
         until(shown, "() => document.querySelector('svg[role=img]').ariaLabel.includes('rows/s')")
-        # Everything is looked up again and again; who has come this far is not thrown back.
+        # The page refreshes all the time; a reader who scrolled is not moved.
         link = shown.locator(".shards a").first
         link.focus()
         for _ in range(3):

@@ -99,6 +99,7 @@ def _run(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = _run("dashboard", f"--port={taken.getsockname()[1]}")
@@ -107,6 +108,7 @@ def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize("missing", ["uvicorn", "starlette"])
 def test_where_the_extra_is_not_installed_it_says_how_to(missing: str) -> None:
     done = _run("dashboard", before=f"sys.modules[{missing!r}] = None")

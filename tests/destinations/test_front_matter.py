@@ -1,4 +1,4 @@
-"""Front matter: every byte outside a change survives, and the result says exactly what was meant."""
+"""Front matter: every byte outside a change survives, and the result has exactly the intended values."""
 
 from __future__ import annotations
 

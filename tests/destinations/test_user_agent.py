@@ -10,6 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import HfApi
 
 from hubsync import Uploader, __version__
 from hubsync.localhub import LocalHub
@@ -30,12 +31,19 @@ def test_every_request_of_an_uploader_and_a_reader_names_hubsync(
 ) -> None:
     if store == "lfs":
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("user/rows", repo_type="dataset")
+    api.upload_file(  # so that small shards are large files
+        path_or_fileobj=b"*.jsonl filter=lfs diff=lfs merge=lfs -text\n", path_in_repo=".gitattributes",
+        repo_id="user/rows", repo_type="dataset",
+    )  # fmt: skip
+    hub.clear_requests()
     with uploader() as up:
-        up.put([{"id": n, "text": os.urandom(6_000).hex()} for n in range(1_000)])
+        up.put([{"id": n, "text": os.urandom(100).hex()} for n in range(10)])
         up.flush()
-        up.put([{"id": 1_000}])
+        up.put([{"id": 10}])
     given = {"endpoint": hub.endpoint, "token": hub.token}
-    assert sum(1 for _ in rows("user/rows", **given)) == 1_001
+    assert sum(1 for _ in rows("user/rows", **given)) == 11
     assert len(list(shards("user/rows", **given))) == 2
     assert verify("user/rows", content=True, **given).ok
     stores = {s.operation for s in hub.requests()} & {"xet-token", "xorb", "lfs-batch", "lfs-upload"}

@@ -1,4 +1,4 @@
-"""The crash-point matrix: a process is killed at every named instant, and the next one on the spool mends it.
+"""The crash-point matrix: a process is killed at every named instant, and the next one on the spool recovers.
 
 After each kill the job is started again; in the end every row is in the dataset once, nothing was overwritten, and
 the spool holds nothing that it should not.

@@ -96,7 +96,7 @@ def test_a_process_that_stops_is_taken_over_and_brings_nothing_twice_when_it_goe
     mine = lambda pid: [row for row in accepted(told) if row.startswith(f"{pid}-")]  # noqa: E731
     before = mine(zombie)
     until(lambda: committer_of(spool) == other, jobs)
-    # What the stopped one had accepted is brought up by the other, its open segment included.
+    # The other one uploads what the stopped one had accepted, its open segment included.
     until(lambda: set(before) <= {r["id"] for r in dataset.rows()}, jobs, every_s=0.2)
     jobs.kill(zombie, signal.SIGCONT)
     until(lambda: len(mine(zombie)) > len(before) + 20, jobs)

@@ -286,6 +286,7 @@ def test_anything_but_a_plain_function_is_refused_immediately(uploader: Make, wr
         HuggingFaceHubCheckpointer(repo_id="user/rows", transform=wrong)
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_a_disguised_async_function_is_refused_at_its_first_row(uploader: Make) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

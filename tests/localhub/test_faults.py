@@ -11,7 +11,7 @@ import httpx
 import pytest
 from huggingface_hub import HfApi
 
-from hubsync.localhub import Fault, Faults, LocalHub, Operation
+from hubsync.localhub import Fault, Faults, LocalHub, Operation, app
 from tests.localhub.conftest import REPO, commit, file_line, ndjson
 
 BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.ConnectError)
@@ -175,7 +175,11 @@ def test_conflicts_and_stale_parents_can_be_simulated(local_hub: LocalHub, repo:
     assert [commit(http, ndjson(file_line(name))).status_code for name in "abc"] == [409, 412, 200]
 
 
-def test_hostile_answers_are_what_no_hub_would_send(local_hub: LocalHub, http: httpx.Client) -> None:
+def test_hostile_answers_are_what_no_hub_would_send(
+    local_hub: LocalHub, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_HUGE_BYTES", 1 << 20)
+
     def get(shape: str) -> httpx.Response:
         local_hub.faults.clear()
         local_hub.faults.add(Fault.hostile(shape, times=1))  # type: ignore[arg-type]
@@ -183,7 +187,7 @@ def test_hostile_answers_are_what_no_hub_would_send(local_hub: LocalHub, http: h
 
     assert get("html").text.startswith("<!DOCTYPE html>")
     assert get("empty").content == b""
-    assert len(get("huge").content) > 64 << 20
+    assert len(get("huge").content) > 1 << 20
     assert isinstance(get("wrong-shape").json(), list)
     assert get("redirect").headers["Location"].startswith("http://localhub.invalid/")
     with pytest.raises(ValueError):

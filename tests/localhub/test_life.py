@@ -46,6 +46,7 @@ def test_a_taken_port_is_refused_at_start(local_hub: LocalHub, tmp_path: Path) -
         LocalHub(tmp_path / "other", port=local_hub.port).start()
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_the_fixture_points_the_library_and_its_children_at_the_hub(local_hub: LocalHub) -> None:
     assert os.environ["HF_ENDPOINT"] == constants.ENDPOINT == local_hub.endpoint
     assert HfApi().whoami()["name"] == "user"
@@ -62,6 +63,7 @@ def test_the_fixture_restores_what_it_sets(tmp_path: Path) -> None:
     assert (constants.ENDPOINT, constants.HF_HUB_CACHE, os.environ.get("HF_TOKEN")) == before
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_the_plugin_imports_nothing_heavy() -> None:
     heavy = "('starlette', 'uvicorn', 'lz4', 'huggingface_hub')"
     code = (
@@ -84,6 +86,7 @@ def test_serve_runs_until_a_signal_and_keeps_its_state(tmp_path: Path, number: s
         assert "the state is kept" in process.stdout.read()
 
 
+@pytest.mark.slow("starts an interpreter")
 def test_a_killed_hub_restarts_with_its_commits(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "-c", SERVE, str(tmp_path / "hub"), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

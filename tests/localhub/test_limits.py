@@ -144,7 +144,7 @@ def test_a_commit_may_not_leave_too_many_entries_in_a_folder(strict: httpx.Clien
 
 
 def test_folders_count_as_entries_and_the_root_is_a_folder(strict: httpx.Client) -> None:
-    assert commit(strict, ndjson(*files("a/", 1), *files("b/", 1))).status_code == 200  # beside .gitattributes
+    assert commit(strict, ndjson(*files("a/", 1), *files("b/", 1))).status_code == 200  # in addition to .gitattributes
     refused = commit(strict, ndjson(*files("c/d/", 1)))
     assert refused.json()["error"].endswith("Offending directories: /")
 

@@ -11,18 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hubsync import Uploader
+from hubsync import RetryPolicy, Uploader
 from hubsync._runtime import failpoints
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.failpoints import Failpoint
 from hubsync.dashboard.snapshot import snapshot
 from hubsync.errors import ShardsRefused, SpoolError
 from hubsync.localhub import Fault, LocalHub
+from hubsync.maintenance import drain as draining
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.inspect import inspect_spool
 from hubsync.maintenance.quarantine import QuarantineCommands
@@ -32,7 +34,7 @@ from hubsync.spool.opening import open_spool
 from tests.conftest import Commands, Dataset, Done
 from tests.waiting import until
 
-pytestmark = pytest.mark.slow("runs the command line in processes of its own")
+pytestmark = pytest.mark.slow("kills commands at their failpoints, and uploads after each")
 Make = Callable[..., Uploader]
 Letter = Callable[..., Done]
 SHARED = "data/{split}-{seq:05d}.jsonl"
@@ -41,12 +43,6 @@ DYING = """
 import os, signal
 from hubsync._runtime import failpoints
 failpoints.listener = lambda reached: os.kill(os.getpid(), signal.SIGKILL) if reached.name == {!r} else None
-"""
-# or it retries without long waits.
-QUICK = """
-from functools import partial
-from hubsync.maintenance import drain
-drain.RetryPolicy = partial(drain.RetryPolicy, initial_s=0.01, max_s=0.05)
 """
 
 
@@ -57,12 +53,16 @@ def spool(tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def letter(run: Commands, spool: Path) -> Letter:
+def letter(run: Commands, spool: Path, monkeypatch: pytest.MonkeyPatch) -> Letter:
     """`hubsync dead-letter WHAT SPOOL …`, killed at a failpoint if asked."""
 
+    monkeypatch.setattr(draining, "RetryPolicy", partial(RetryPolicy, initial_s=0.01, max_s=0.05))
+
     def letter(what: str, *args: object, stdin: str = "", dies_at: Failpoint | None = None) -> Done:
-        prelude = QUICK if dies_at is None else DYING.format(dies_at.name)
-        return run("dead-letter", what, spool, *args, stdin=stdin, prelude=prelude, COLUMNS="400")
+        command = ("dead-letter", what, spool, *args)
+        if dies_at is None:
+            return run(*command, stdin=stdin, COLUMNS="400")
+        return run.after(DYING.format(dies_at.name), *command, stdin=stdin, COLUMNS="400")
 
     return letter
 

@@ -115,7 +115,7 @@ def write(uploader: Make, shards: int = 3, start: int = 0, **changes: Any) -> st
     with uploader(shard=FIVE, **changes) as up:
         for n in range(start, start + 5 * shards, 5):
             up.put([{"id": id} for id in range(n, n + 5)])
-            up.flush()
+        up.flush()
         assert up.writer is not None
         return up.writer
 

@@ -53,7 +53,7 @@ def test_a_cursor_encoded_after_each_step_is_complete_each_time(rng: random.Rand
         patch.setattr(cursors, "_BLOCK", 2)
         patch.setattr(cursors, "_FANOUT", 3)
         patch.setattr(cursors, "_MAX_COUNTED_OFF", 3)
-        for step in range(60):
+        for step in range(40):
             match rng.randrange(6):
                 case 0 | 1 | 2:
                     read = cursor.range_of(f"data/{rng.randrange(step + 1)}.jsonl", "ab" * 8)

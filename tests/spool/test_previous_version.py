@@ -157,6 +157,7 @@ def test_its_commit_whose_response_was_lost_is_not_repeated(spool: Path, dataset
     assert (settled.state, settled.sha) == ("committed", restored.commit_id)
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_its_open_plan_is_sent_again_if_it_never_arrived(spool: Path, dataset: Dataset) -> None:
     lost = "data/train-8d20d8ec-00000.jsonl"
     dataset.api.delete_file(lost, "user/rows", repo_type="dataset", commit_message="it never arrived")
@@ -187,6 +188,7 @@ def test_a_new_uploader_continues_it(spool: Path, hub: LocalHub, reopened: Uploa
     assert_verified(hub, spool)
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_its_rejected_shards_can_be_resubmitted(
     spool: Path, run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -201,6 +203,7 @@ def test_its_rejected_shards_can_be_resubmitted(
     assert_verified(hub, spool)
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_its_conflicting_shard_is_rejected_again_if_it_is_not_edited(
     spool: Path, run: Commands, dataset: Dataset
 ) -> None:
@@ -210,6 +213,7 @@ def test_its_conflicting_shard_is_rejected_again_if_it_is_not_edited(
     assert [shard["id"] for shard in status(run, spool)["dead_letter"]] == [4, 5]
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_its_discarded_shard_stays_discarded(spool: Path, run: Commands, dataset: Dataset) -> None:
     assert run("dead-letter", "resubmit", spool, SEGMENT_OF["discarded"]).returncode == 1
     upload(spool)
@@ -217,6 +221,7 @@ def test_its_discarded_shard_stays_discarded(spool: Path, run: Commands, dataset
     assert segment(spool, SEGMENT_OF["discarded"]).state == "dead"
 
 
+@pytest.mark.slow("uploads a whole spool")
 def test_it_can_be_rebuilt_from_its_files(spool: Path, run: Commands, hub: LocalHub, dataset: Dataset) -> None:
     for file in spool.glob("catalogue.sqlite*"):
         file.unlink()

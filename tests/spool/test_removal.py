@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from hubsync.model.target import Target
 from hubsync.spool.removal import remove_spool, sweep_removed
 from hubsync.spool.spool import Spool
 from tests.conftest import Dataset
+from tests.zygote import Python
 
 TARGET = Target("http://127.0.0.1:9", "user/rows")
 
@@ -23,13 +25,13 @@ def remove(directory: Path) -> None:
     remove_spool(directory, lambda db: None)
 
 
-def test_a_spool_that_another_process_has_open_is_not_removed(tmp_path: Path) -> None:
+def test_a_spool_that_another_process_has_open_is_not_removed(tmp_path: Path, python: Python) -> None:
     Spool(tmp_path / "spool", target=TARGET).close()
     code = "import sys; from hubsync.maintenance.prune import *; from hubsync.spool.opening import open_spool\n"
     code += "from hubsync._runtime.clock import SystemClock\n"
     code += "spool = open_spool(None, sys.argv[1], SystemClock()); print(1, flush=True); input()"
-    args = [sys.executable, "-c", code, str(tmp_path / "spool")]
-    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with python.start("-c", code, tmp_path / "spool", **pipes) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(SpoolBusy):

@@ -147,17 +147,17 @@ def test_a_dataset_is_whole_after_the_records_of_its_shards_are_gone(
 ) -> None:
     monkeypatch.setattr(retention, "_KEPT_S", 0)
     options: Any = {**FAST, "shard": ShardPolicy(max_rows=1), "endpoint": hub.endpoint, "token": hub.token}
-    for start in range(0, 40, 20):
+    for start in range(0, 20, 10):
         with Uploader("user/rows", spool=tmp_path / "spool", **options) as up:
             if start:
-                replay = up.put([{"id": 5}], offset=10, ack="committed", timeout=60)
+                replay = up.put([{"id": 2}], offset=4, ack="committed", timeout=60)
                 assert (replay.state, replay.replayed) == ("committed", True)
-            for n in range(start, start + 20):
+            for n in range(start, start + 10):
                 up.put([{"id": n // 2}], offset=n, key=f"key {n}")  # half of the shards are equal to another one
                 if n % 5 == 4:
                     up.flush(timeout=60)
-            assert up.offset() == start + 19
-    assert dataset.ids() == sorted(n // 2 for n in range(40))
+            assert up.offset() == start + 9
+    assert dataset.ids() == sorted(n // 2 for n in range(20))
     report = verify("user/rows", spool=tmp_path / "spool", endpoint=hub.endpoint, token=hub.token, content=True)
     assert report.differences == ()
     with closing(sqlite3.connect(tmp_path / "spool" / "catalogue.sqlite")) as db:

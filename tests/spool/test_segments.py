@@ -636,5 +636,5 @@ def test_polling_a_backlog_takes_the_same_steps_whatever_its_size(
                     Offsets(catalogue).assign("a", segment, segment)
         return {name: steps_of(poll) for name, poll in polls.items()}
 
-    few, many = fill(20), fill(1000)
+    few, many = fill(20), fill(400)
     assert {name: (few[name], many[name]) for name in polls if many[name] > 2 * few[name] + 3} == {}

@@ -69,7 +69,7 @@ def test_a_close_that_waits_for_the_hub_says_so_every_minute(
     for expected in range(1, 4):
 
         def passes(expected: int = expected) -> bool:
-            clock.advance(0.5)
+            clock.advance(2)
             return len(told(caplog)) >= expected
 
         until(passes)
@@ -78,7 +78,7 @@ def test_a_close_that_waits_for_the_hub_says_so_every_minute(
     hub.faults.clear()
 
     def is_closed() -> bool:
-        clock.advance(0.5)
+        clock.advance(2)
         return not closing.is_alive()
 
     until(is_closed)
@@ -97,7 +97,7 @@ def test_a_put_that_waits_for_a_full_spool_says_so(
     putting.start()
 
     def says_so() -> bool:
-        clock.advance(0.5)
+        clock.advance(2)
         return bool(told(caplog))
 
     until(says_so)
@@ -105,7 +105,7 @@ def test_a_put_that_waits_for_a_full_spool_says_so(
     hub.faults.clear()
 
     def is_done() -> bool:
-        clock.advance(0.5)
+        clock.advance(2)
         return not putting.is_alive()
 
     until(is_done)
@@ -113,7 +113,7 @@ def test_a_put_that_waits_for_a_full_spool_says_so(
     closing.start()
 
     def is_closed() -> bool:
-        clock.advance(0.5)
+        clock.advance(2)
         return not closing.is_alive()
 
     until(is_closed)
