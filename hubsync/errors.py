@@ -11,7 +11,7 @@
     ├── ClosedError                   a call before `open` or after `close`
     ├── ForkedError                   a forked child used its parent's uploader
     ├── ReentrantCall                 a finalizer or a hook in a thread of hubsync itself would wait for that thread
-    ├── OffsetOrderError              a batch came after one with a higher offset of its source
+    ├── OffsetOrderError              an offset out of order, or of an earlier run with other rows
     │   └── SourceInUse               another open uploader of the spool puts offsets of the same source
     ├── OffsetUnknown                 the spool is new and the Hub unreachable: offsets in the dataset are unknown
     ├── SpoolError                    the spool's directory, disk or catalogue
@@ -145,7 +145,8 @@ class ReentrantCall(HubsyncError):
 
 
 class OffsetOrderError(HubsyncError):
-    """A batch came after one with the same or a higher offset of its source, in one run. It was not accepted.
+    """A batch came after one with the same or a higher offset of its source, in one run; or it is not the batch that an
+    earlier run has put with its offset. It was not accepted.
 
     Attributes:
         source: The source.

@@ -76,6 +76,7 @@ def read_stream(
 
     Raises:
         BadLine: A line is not a row, and `bad_lines` is "fail". The lines before it are in the spool.
+        OffsetOrderError: The first line is not that of the stream which had this name before.
         SpoolError: A bad line could not be set aside. The lines before it are in the spool.
     """
     stream = _Stream(up, source, bad_lines, aside or up.spool / "dead-letter" / "lines.txt", max_row_bytes)
@@ -133,8 +134,12 @@ class _Stream:
         number = self.counts.read + 1
         if len(self._batch) >= _BATCH_ROWS or self._batch_bytes + len(text) > _BATCH_BYTES:
             self.put()
+        elif self._source and number == 2:
+            self.put()  # the first line alone, so that the next run can compare it
         if number <= self._already_put:
             self.counts.skipped += 1
+            if number == 1:
+                self._compare(text)
         elif text.strip():
             try:
                 row = _parse(number, text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text)
@@ -145,6 +150,15 @@ class _Stream:
                 self._batch.append(_Line(number, text, row))
                 self._batch_bytes += len(text)
         self.counts.read = number
+
+    def _compare(self, first: bytes) -> None:
+        """Put the first line again.
+
+        Raises:
+            OffsetOrderError: it is not the one that an earlier run has put, so this is another stream.
+        """
+        with suppress(BadLine, RowError, BatchTooLarge):
+            self._up.put([_parse(1, first.removeprefix(_BYTE_ORDER_MARK))], source=self._source, offset=1)
 
     def put(self) -> None:
         """Put the batch. A row that the uploader rejects is a bad line, too."""

@@ -138,6 +138,7 @@ class _Builder:
         for mark in self._remote.watermarks:
             for source, offset in mark.offsets.items():
                 offsets.advance(source, offset)
+            offsets.learn_starts(mark.starts)
             for series, following in mark.next.items():
                 self._segments.raise_next(series, following)
         if not (self._old.is_complete("offsets") or self._old.is_complete("segment_offsets")):

@@ -22,7 +22,6 @@ class Batch(NamedTuple):
         schema: The column types of its config, including this batch; None if it was not checked.
         layout: Where its shards go, if not to the uploader's own layout.
         set_aside: Why it goes to the dead letter; None if it does not.
-        is_default_source: The caller named no source.
         waits: The caller of `put` waits until it is spooled, so it learns what goes wrong.
     """
 
@@ -36,4 +35,3 @@ class Batch(NamedTuple):
     layout: Layout | None = None
     set_aside: str | None = None
     waits: bool = False
-    is_default_source: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hubsync.model.shard import Shard
 
@@ -50,6 +50,20 @@ FixedBy = Literal["text", "declared"]
 """Why a column can't become JSON: it holds strings that read as JSON, or a person declared its type."""
 
 
+class Start(NamedTuple):
+    """Where the offsets of a source start: each of its first two batches, and the first batch after a gap between runs.
+
+    Attributes:
+        offset: The batch's offset.
+        after: The offset accepted before it, so that those in between were never put; -1 for a source's first batch.
+        content: The batch's fingerprint, if it is one of the first two; None if it is not.
+    """
+
+    offset: int
+    after: int
+    content: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Watermark:
     """How far one writer is in the dataset. `watermarks` says in which files that is.
@@ -65,6 +79,7 @@ class Watermark:
             compacted since; empty in those of earlier versions.
         fixed: Why columns of its shards must keep their types, by config and column, as a card can't say it; None if an
             earlier version wrote some of them.
+        starts: Where sources start, for those batches that the writer committed.
     """
 
     writer: str
@@ -75,6 +90,7 @@ class Watermark:
     pages: int = 0
     plan: str = ""
     fixed: Mapping[str, Mapping[str, FixedBy]] | None = None
+    starts: Mapping[str, Sequence[Start]] = field(default_factory=dict)
 
     @property
     def path(self) -> str:

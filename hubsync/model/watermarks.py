@@ -19,7 +19,7 @@ from typing import Annotated
 
 import msgspec
 
-from hubsync.model.commit import FixedBy, SidecarFile, Watermark, watermark_path
+from hubsync.model.commit import FixedBy, SidecarFile, Start, Watermark, watermark_path
 
 FOLDER = ".hubsync"
 _FOLDED = f"{FOLDER}/folded/"
@@ -30,6 +30,7 @@ FOLD_FROM = 32
 _FOLD_FILES = 1_000  # that one commit folds and deletes
 _PAGE_BYTES = 256 << 10  # of offsets, which every commit of their writer rewrites
 _FOLDED_BYTES = 4 << 20  # of a folded file
+_MOST_STARTS = 8  # of a source
 _WATERMARK = re.compile(r"\.hubsync/(folded/)?[^/]+\.json")
 
 Fixed = Mapping[str, Mapping[str, FixedBy]]
@@ -51,6 +52,7 @@ class _UntrustedWatermark(msgspec.Struct):
     pages: _Number = 0
     plan: Annotated[str, msgspec.Meta(max_length=200)] = ""
     fixed: dict[str, dict[str, FixedBy]] | None = None
+    starts: dict[str, list[Start]] = {}
 
 
 class _UntrustedFile(msgspec.Struct):
@@ -133,7 +135,8 @@ def decode_watermarks(content: bytes, path: str) -> list[Watermark]:
         if not path.startswith(_FOLDED) and not _is_path_of(mark.writer, path):
             raise ValueError(f"it is the watermark of {mark.writer!r}")
         fixed = mark.fixed or {}
-        for name in (mark.writer, mark.plan, *mark.next, *mark.offsets, *fixed, *chain.from_iterable(fixed.values())):
+        names = (*mark.next, *mark.offsets, *mark.starts, *fixed, *chain.from_iterable(fixed.values()))
+        for name in (mark.writer, mark.plan, *names):
             name.encode()  # raises for a lone surrogate, which SQLite cannot store
     return [Watermark(**msgspec.structs.asdict(mark)) for mark in found]
 
@@ -144,13 +147,13 @@ def watermark_files(mark: Watermark) -> tuple[Watermark, list[SidecarFile]]:
     A page of offsets is written when they would take more room than a commit should rewrite.
     """
     files = []
-    if sum(map(_offset_bytes, mark.offsets)) > _PAGE_BYTES:
+    if sum(_source_bytes(mark, source) for source in mark.offsets) > _PAGE_BYTES:
         count = mark.pages
         for part in _parts(mark, _PAGE_BYTES):
             count += 1
-            page = Watermark(mark.writer, mark.epoch, offsets=part.offsets)
+            page = Watermark(mark.writer, mark.epoch, offsets=part.offsets, starts=part.starts)
             files.append(_file(f"{FOLDER}/{mark.writer}-{count}.json", page))
-        mark = replace(mark, offsets={}, pages=count)
+        mark = replace(mark, offsets={}, starts={}, pages=count)
     return mark, [_file(watermark_path(mark.writer), mark), *files]
 
 
@@ -166,7 +169,7 @@ def _file(path: str, mark: Watermark) -> SidecarFile:
 
 def _plain(mark: Watermark) -> dict[str, object]:
     plain: dict[str, object] = msgspec.to_builtins(mark)
-    for name in ("pages", "plan"):
+    for name in ("pages", "plan", "starts"):
         if not plain[name]:  # so that the file is the same as an earlier version's
             del plain[name]
     if mark.fixed is None:
@@ -190,6 +193,7 @@ def _merge(one: Watermark, other: Watermark) -> Watermark:
         max(one.pages, other.pages),
         max(one, other, key=lambda mark: mark.rows).plan,
         join_fixed(one.fixed, other.fixed),
+        {**one.starts, **{name: merged_starts(one.starts.get(name, ()), more) for name, more in other.starts.items()}},
     )
 
 
@@ -199,6 +203,12 @@ def join_fixed(one: Fixed | None, other: Fixed | None) -> Fixed | None:
         return one if other is None else other
     configs = dict.fromkeys((*one, *other))
     return {config: {**one.get(config, {}), **other.get(config, {})} for config in configs}
+
+
+def merged_starts(one: Iterable[Start], other: Iterable[Start]) -> list[Start]:
+    """Return the starts of a source that two places know, by offset: the first ones and the newest ones of many."""
+    found = sorted({*one, *other}, key=lambda start: (start.offset, start.after, start.content or 0))
+    return found if len(found) <= _MOST_STARTS else [*found[:2], *found[2 - _MOST_STARTS :]]
 
 
 def _highest(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
@@ -211,7 +221,7 @@ def _chunks(marks: Iterable[Watermark]) -> Iterator[list[Watermark]]:
     size = 0
     for mark in marks:
         for part in _parts(mark, _FOLDED_BYTES):
-            more = 100 + sum(map(_offset_bytes, (*part.offsets, *part.next)))
+            more = 100 + sum(_source_bytes(part, name) for name in (*part.offsets, *part.next))
             if chunk and size + more > _FOLDED_BYTES:
                 yield chunk
                 chunk, size = [], 0
@@ -226,17 +236,23 @@ def _parts(mark: Watermark, most: int) -> Iterator[Watermark]:
     offsets: dict[str, int] = {}
     size = 0
     for source, offset in mark.offsets.items():
-        more = _offset_bytes(source)
+        more = _source_bytes(mark, source)
         if offsets and size + more > most:
-            yield replace(mark, offsets=offsets)
+            yield _part(mark, offsets)
             offsets, size = {}, 0
         offsets[source] = offset
         size += more
-    yield replace(mark, offsets=offsets)
+    yield _part(mark, offsets)
 
 
-def _offset_bytes(name: str) -> int:
-    return len(name.encode()) + 16  # a number, quotes, a comma, an indent
+def _part(mark: Watermark, offsets: Mapping[str, int]) -> Watermark:
+    return replace(mark, offsets=offsets, starts={name: mark.starts[name] for name in offsets if name in mark.starts})
+
+
+def _source_bytes(mark: Watermark, name: str) -> int:
+    starts = len(mark.starts.get(name, ()))
+    # A number, quotes, a comma, an indent; the name again, and three numbers on lines of their own.
+    return len(name.encode()) + 16 + (len(name.encode()) + 20 + 80 * starts if starts else 0)
 
 
 def _is_path_of(writer: str, path: str) -> bool:

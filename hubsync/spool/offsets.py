@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
 
 from hubsync._runtime.file_lock import ByteLocks
+from hubsync.encoding.fingerprint import fingerprint, may_be_equal
 from hubsync.errors import OffsetOrderError, SourceInUse
 from hubsync.model.batch import Batch
+from hubsync.model.commit import Start
+from hubsync.model.watermarks import merged_starts
 from hubsync.spool.database import Catalogue
+
+_STARTS = "starts:"  # and a source: a named value of the catalogue
+_MOST_SOURCES = 1_000  # of which the starts are kept, so that watermarks stay small
+
+
+class _StoredStart(NamedTuple):
+    """Where a source starts, and the segment that holds the batch; None if another spool accepted it."""
+
+    start: Start
+    segment: int | None = None
 
 
 class Offsets:
@@ -72,6 +88,46 @@ class Offsets:
                         self._catalogue.run(sql, source, min(row[0], offset))
                         offset = max(row[0], offset)
 
+    # Where sources start.
+
+    def starts(self, source: str) -> list[Start]:
+        """Return where a source starts, as far as this spool knows, by offset."""
+        return [stored.start for stored in self._stored_starts(source)]
+
+    def starts_in(self, segment: int, source: str) -> list[Start]:
+        """Return where a source starts, if that is in a segment."""
+        return [stored.start for stored in self._stored_starts(source) if stored.segment == segment]
+
+    def add_start(self, source: str, start: Start, segment: int | None) -> None:
+        """Record where a source starts, unless the spool knows of too many sources."""
+        segments = {stored.start: stored.segment for stored in self._stored_starts(source)}
+        if not segments and self._has_many_starts():
+            return
+        kept = merged_starts(segments, [start])
+        segments[start] = segment
+        stored = [_StoredStart(each, segments[each]) for each in kept]
+        self._catalogue.set(f"{_STARTS}{source}", msgspec.json.encode(stored).decode())
+
+    def learn_starts(self, starts: Mapping[str, Sequence[Start]]) -> None:
+        """Record where sources start by the dataset's watermarks."""
+        for source, found in starts.items():
+            known = self.starts(source)
+            for start in found:
+                if start not in known:
+                    self.add_start(source, start, None)
+
+    def are_all_known(self) -> bool:
+        """Return whether the offsets in the dataset are known: otherwise no batch is surely the first of its source."""
+        return self._catalogue.get("seeded") is not None
+
+    def _stored_starts(self, source: str) -> list[_StoredStart]:
+        text = self._catalogue.get(f"{_STARTS}{source}")
+        return [] if text is None else msgspec.json.decode(text, type=list[_StoredStart])
+
+    def _has_many_starts(self) -> bool:
+        sql = "SELECT count(*) FROM meta WHERE key >= ? AND key < ?"
+        return int(self._catalogue.value(sql, _STARTS, _STARTS[:-1] + ";")) >= _MOST_SOURCES
+
     # Keys.
 
     def has_key(self, key: str) -> bool:
@@ -92,77 +148,105 @@ class Offsets:
         self._catalogue.run("DELETE FROM keys WHERE segment = ?", segment)
 
 
-# What this process has put, by spool, source and offset, for the newest batches: a process that opens a second uploader
-# and puts other rows with the same offsets has not been restarted.
-_put_here: OrderedDict[tuple[str, str, int], int] = OrderedDict()
-_REMEMBERED = 20_000
+@dataclass(slots=True)
+class _Run:
+    """What one uploader has put of a source.
+
+    Attributes:
+        first: the highest offset before this run; -1 if there was no batch.
+        last: the last offset of this run, and `content` its batch's; -1 before the first batch.
+        knows_start: where the source starts is recorded, as far as it is this run's to do.
+        is_other: this run has put other rows than an earlier one with the same offsets.
+    """
+
+    first: int
+    last: int = -1
+    content: int = 0
+    knows_start: bool = False
+    is_other: bool = False
 
 
 class OffsetOrder:
     """The offsets that one uploader puts: within its run they rise, and no other open uploader uses their sources.
 
-    What was accepted before its first batch of a source is a replay, which a job repeats after a restart. But if this
-    very process accepted other rows with that offset, and the source is the default one, two loops share the source.
+    What was accepted before its first batch of a source is a replay, which a job repeats after a restart. But a run
+    that starts the source with other rows, or puts an offset that earlier runs left out, is not their restart: it is
+    another loop that counts for itself, and its rows would be lost.
     """
 
-    def __init__(self, offsets: Offsets, locks: ByteLocks, others: Callable[[], Collection[int]], spool: str) -> None:
+    def __init__(self, offsets: Offsets, locks: ByteLocks, others: Callable[[], Collection[int]]) -> None:
         """Claim nothing yet.
 
         Args:
             offsets: those of the spool.
             locks: one for each source.
             others: returns the processes that have the spool open.
-            spool: its name within this process.
         """
-        self._spool = spool
         self._offsets = offsets
         self._locks = locks
         self._others = others
-        self._sources: dict[str, tuple[int, int, int]] = {}  # the highest before this run; the last, and its content
+        self._runs: dict[str, _Run] = {}
 
     def find(self, batch: Batch) -> tuple[int | None] | None:
         """Return the segment of a batch that was accepted before; None for a new one. Within a transaction.
 
         Raises:
-            OffsetOrderError: this run has put a higher offset, or another batch with this one.
+            OffsetOrderError: this run has put a higher offset, or another batch with this one; or an earlier run has
+                put other rows with this offset, or has left it out.
             SourceInUse: another open uploader puts offsets of this source.
         """
         source, offset = batch.source, batch.offset
         assert offset is not None
-        if source not in self._sources and not self._locks.acquire(_source_number(source)):
+        if source not in self._runs and not self._locks.acquire(_source_number(source)):
             raise self._in_use(source, offset)
         highest = self._offsets.highest(source)
-        first, last, content = self._sources.setdefault(source, (-1 if highest is None else highest, -1, 0))
+        run = self._runs.setdefault(source, _Run(-1 if highest is None else highest))
         if highest is None or offset > highest:
-            content = _content_of(batch)
-            self._sources[source] = first, offset, content
-            if batch.is_default_source:
-                self._remember(offset, content, source)
+            run.last, run.content = offset, _content_of(batch)
             return None
-        if offset > first and (offset < highest or (offset == last and content != _content_of(batch))):
+        if offset > run.first and (offset < highest or (offset == run.last and run.content != _content_of(batch))):
             raise OffsetOrderError(source, offset, highest)
-        if batch.is_default_source and self._put_other_rows(batch):
-            raise self._put_twice(source, offset, highest)
+        if offset <= run.first and (why := self._why_no_replay(batch, run)):
+            run.is_other = True
+            raise _no_replay(source, offset, highest, why)
         return (self._offsets.segment_with(source, offset),)
 
-    def _remember(self, offset: int, content: int, source: str) -> None:
-        _put_here[self._spool, source, offset] = content
-        if len(_put_here) > _REMEMBERED:
-            _put_here.popitem(last=False)
+    def _why_no_replay(self, batch: Batch, run: _Run) -> str:
+        """Return why an offset of an earlier run is not that run's batch, in words; empty if it may be."""
+        offset = batch.offset
+        assert offset is not None
+        later = [start for start in self._offsets.starts(batch.source) if start.offset >= offset]
+        nearest = [start for start in later if start.offset == later[0].offset]
+        if nearest and all(start.after < offset < start.offset for start in nearest):
+            return "an earlier run left it out"
+        contents = [start.content for start in nearest if start.offset == offset and start.content is not None]
+        if contents:
+            mine = fingerprint(batch.lines, batch.rows)
+            if any(may_be_equal(mine, content) for content in contents):
+                return ""
+        return "an earlier run has put other rows with it" if contents or run.is_other else ""
 
-    def _put_other_rows(self, batch: Batch) -> bool:
-        """Return whether this process has put a batch with the same offset and other rows."""
-        assert batch.offset is not None
-        content = _put_here.get((self._spool, batch.source, batch.offset))
-        return content is not None and content != _content_of(batch)
+    def accept(self, batch: Batch, segment: int | None) -> None:
+        """Record where a source starts, if it is with this new batch, before the offset is. Within a transaction."""
+        source, offset = batch.source, batch.offset
+        assert offset is not None
+        run = self._runs[source]
+        if run.knows_start:
+            return
+        highest, starts = self._offsets.highest(source), self._offsets.starts(source)
+        are_all_known = self._offsets.are_all_known()
+        after = highest if highest is not None else -1 if are_all_known else offset - 1
+        is_one_of_two = highest is None or [start.offset for start in starts] == [highest]
+        if is_one_of_two:
+            self._offsets.add_start(source, Start(offset, after, fingerprint(batch.lines, batch.rows)), segment)
+        elif after == run.first and offset > after + 1 and are_all_known:
+            self._offsets.add_start(source, Start(offset, after), segment)
+        run.knows_start = not is_one_of_two
 
-    def _put_twice(self, source: str, offset: int, highest: int | None) -> OffsetOrderError:
-        why = (
-            f"this process has put offset {offset} of source {source!r} before, with other rows, so the batch was not "
-            "accepted. Everything accepted is safe. To continue a loop, begin after offset(); give each loop of its "
-            "own a source= of its own."
-        )
-        return OffsetOrderError(source, offset, highest, why)
+    def undo(self) -> None:
+        """Forget what was accepted in a transaction that failed."""
+        for run in self._runs.values():
+            run.knows_start = False
 
     def release(self) -> None:
         """Let other uploaders use the sources."""
@@ -177,6 +261,15 @@ class OffsetOrder:
             "own source=, such as the name of its part of the input; or end the other one first."
         )
         return SourceInUse(source, offset, self._offsets.highest(source), why)
+
+
+def _no_replay(source: str, offset: int, highest: int, why: str) -> OffsetOrderError:
+    return OffsetOrderError(
+        source, offset, highest,
+        f"offset {offset} of source {source!r} is no replay: {why}, so the batch was not accepted. Everything accepted "
+        f"is safe. If this job continues that run, put only offsets after up.offset({source!r}), which is {highest}. "
+        "If it does not, give it its own source=, such as the name of its part of the input.",
+    )  # fmt: skip
 
 
 def _content_of(batch: Batch) -> int:

@@ -171,6 +171,7 @@ class Spool:
             for mark in watermarks:
                 for source, offset in mark.offsets.items():
                     self.offsets.advance(source, offset)
+                self.offsets.learn_starts(mark.starts)
                 for series, following in mark.next.items():
                     self.segments.raise_next(series, following)
             self.segments.folders.forget()

@@ -386,6 +386,7 @@ class SpoolWriter:
         if batch.key is not None:
             self._offsets.add_key(batch.key, segment)
         if batch.offset is not None:
+            self.order.accept(batch, segment)
             self._offsets.advance(batch.source, batch.offset)
             if segment is not None:
                 self._offsets.assign(batch.source, batch.offset, segment)
@@ -451,6 +452,7 @@ class SpoolWriter:
                 with suppress(OSError):  # the catalogue does not know it: it is overwritten, or removed later
                     segment.file.unlink()
         self._open = before
+        self.order.undo()
 
     def refresh(self) -> None:
         """Show the other processes that this writer works: its open segment is its own.

@@ -21,7 +21,7 @@ from hubsync.model.hashing import git_blob_oid
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
 from hubsync.model.target import Target
-from hubsync.model.watermarks import join_fixed, watermark_files
+from hubsync.model.watermarks import join_fixed, merged_starts, watermark_files
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import OffsetOrder, Offsets
@@ -82,7 +82,7 @@ class Writers:
 
     def offset_order(self) -> OffsetOrder:
         """Return the order of offsets for an uploader that was just opened."""
-        return OffsetOrder(self._offsets, ByteLocks(self._directory / "sources"), self.pids, str(self._directory))
+        return OffsetOrder(self._offsets, ByteLocks(self._directory / "sources"), self.pids)
 
     def pids(self) -> set[int]:
         """Return the processes that have the spool open to write."""
@@ -156,9 +156,11 @@ class Writers:
             assert segment.series is not None
             assert segment.seq is not None
             mark = marks.get(shard.writer) or self.current_watermark(shard.writer)
-            offsets = dict(mark.offsets)
+            offsets, starts = dict(mark.offsets), dict(mark.starts)
             for source, offset in self._offsets.of_segment(shard.segment):
                 offsets[source] = max(offsets.get(source, offset), offset)
+                if more := self._offsets.starts_in(shard.segment, source):
+                    starts[source] = merged_starts(starts.get(source, ()), more)
             fixed = self._schemas.fixed(segment.config, segment.schema)
             if fixed is not None and (mark.fixed is not None or not mark.rows):
                 fixed = join_fixed(mark.fixed, fixed)
@@ -166,7 +168,13 @@ class Writers:
                 fixed = None
             following = {**mark.next, segment.series: max(mark.next.get(segment.series, 0), segment.seq + 1)}
             marks[shard.writer] = replace(
-                mark, next=following, rows=mark.rows + shard.rows, offsets=offsets, plan=token, fixed=fixed
+                mark,
+                next=following,
+                rows=mark.rows + shard.rows,
+                offsets=offsets,
+                plan=token,
+                fixed=fixed,
+                starts=starts,
             )
         return marks
 

@@ -441,7 +441,7 @@ class BaseUploader:
         receipt = Receipt(encoded.rows, len(lines))
         return Batch(
             lines, encoded.rows, receipt, source or self._source, offset, key,
-            place.types, place.layout, place.set_aside, waits=ack != "queued", is_default_source=source is None,
+            place.types, place.layout, place.set_aside, waits=ack != "queued",
         )  # fmt: skip
 
     # Closing.

@@ -79,7 +79,7 @@ class Uploader(BaseUploader):
             rows: A list of dicts, dataclasses, msgspec Structs or pydantic models, or one of them; or a
                 `datasets.Dataset`, a DataFrame or any other table of Arrow data, which keeps its types.
             offset: The batch's position in `source`. Offsets must rise within a run. A batch whose offset was accepted
-                in an earlier run is a replay: nothing is added, and the receipt says so.
+                in an earlier run is a replay: nothing is added, and the receipt says so. It must have the same rows.
             source: The name of the sequence that `offset` counts; one open uploader at a time may use it. None for
                 "default", or in a job of several ranks for one name a rank, such as "default-rank3" (from RANK,
                 SLURM_PROCID and others; see docs/how-to/resume-after-a-crash.md).
@@ -97,8 +97,8 @@ class Uploader(BaseUploader):
             SchemaConflict: A value does not fit its column. The batch was not accepted.
             BatchTooLarge: The batch is larger than the queue may be. It was not accepted.
             QueueFull: The queue is full and its policy is "raise", or `timeout` passed. The batch was not accepted.
-            OffsetOrderError: The batch came after one with a higher offset, or (`SourceInUse`) another open uploader
-                uses the source. The batch was not accepted. With `ack="queued"`, `flush` and `close` raise it.
+            OffsetOrderError: The batch came after one with a higher offset, or an earlier run has put other rows with
+                its offset, or (`SourceInUse`) another open uploader uses the source. The batch was not accepted. With `ack="queued"`, `flush` and `close` raise it.
             ClosedError: The uploader is not open. The batch was not accepted.
             ForkedError: This process was forked from the one that opened the uploader. The batch was not accepted.
             SpoolLost: The spool was deleted or is corrupt. The batch was not accepted.

@@ -82,3 +82,11 @@ def test_a_signal_ends_the_stream_after_uploading_what_was_read(
     assert process.returncode == (143 if number is signal.SIGTERM else 130), said
     assert "Aborted" not in said
     assert set(range(7)) <= set(dataset.ids()) <= set(range(9))
+
+
+def test_another_stream_with_the_same_source_is_refused(run: Commands, dataset: Dataset) -> None:
+    run("pipe", "user/rows", "--source", "log", stdin=jsonl(0, 3))
+    done = run("pipe", "user/rows", "--source", "log", stdin=jsonl(10, 16))
+    assert done.returncode == 1
+    assert "offset 1 of source 'log' is no replay: an earlier run has put other rows with it" in done.stderr
+    assert dataset.ids() == [0, 1, 2]

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pyarrow
 import pytest
+from huggingface_hub import constants
 
 from hubsync import (
     AsyncUploader,
@@ -25,7 +27,9 @@ from hubsync import (
     Uploader,
 )
 from hubsync.localhub import Fault, LocalHub
+from hubsync.model.layout import Format
 from hubsync.policies import Ack
+from hubsync.spool import offsets
 from hubsync.uploader.in_order import InOrder
 from hubsync.uploader.ranks import default_source
 from tests.conftest import FAST, Commands, Dataset
@@ -59,19 +63,118 @@ def test_another_batch_with_the_last_offset_is_refused_and_the_same_one_is_a_rep
     assert dataset.ids() == [1]
 
 
-def test_other_rows_with_an_offset_that_this_process_has_put_are_refused(uploader: Make, dataset: Dataset) -> None:
-    """Two loops one after the other, such as ranks in a pool of one process; not a restart."""
-    for rank in range(2):
-        with uploader() as up:
-            for n in range(3):
+# Loops that count for themselves, one after another: not restarts, so their rows must not pass for replays.
+
+SPOOLS = [pytest.param(True, id="one spool"), pytest.param(False, id="a spool for each")]
+NO_REPLAY = "offset {} of source 'default' is no replay: {}, so the batch was not accepted"
+
+
+@pytest.mark.parametrize("is_shared", SPOOLS)
+def test_a_loop_that_starts_a_source_again_with_other_rows_is_refused(
+    uploader: Make, dataset: Dataset, tmp_path: Path, is_shared: bool
+) -> None:
+    for rank in range(3):
+        with uploader(spool=tmp_path / ("spool" if is_shared else f"spool-{rank}")) as up:
+            for n in range(5):
+                rows = [{"id": 10 * rank + n}]
                 if rank == 0:
-                    up.put([{"id": n}], offset=n)
-                else:
-                    with pytest.raises(OffsetOrderError, match=r"has put offset . of source 'default' before"):
-                        up.put([{"id": 10 + n}], offset=n)
-                    assert up.put([{"id": n}], offset=n).replayed
-                up.put([{"id": 100 * (rank + 1) + n}], offset=n, source=f"loop-{rank}")
-    assert dataset.ids() == [*range(3), *range(100, 103), *range(200, 203)]
+                    up.put(rows, offset=n)
+                    continue
+                why = NO_REPLAY.format(n, "an earlier run has put other rows with it")
+                with pytest.raises(OffsetOrderError, match=why):
+                    up.put(rows, offset=n)
+                up.put(rows, offset=n, source=f"rank {rank}")
+    assert dataset.ids() == [10 * rank + n for rank in range(3) for n in range(5)]
+
+
+@pytest.mark.parametrize("is_shared", SPOOLS)
+@pytest.mark.parametrize(
+    ("runs", "left_out"),
+    [
+        pytest.param([range(0, 8, 2), range(1, 8, 2)], 1, id="every other offset"),
+        pytest.param([range(5, 10), range(5)], 0, id="the second half first"),
+        pytest.param([range(4), range(8, 12), range(4, 8)], 4, id="the middle last"),
+    ],
+)
+def test_an_offset_that_earlier_runs_left_out_is_refused(
+    uploader: Make, dataset: Dataset, tmp_path: Path, runs: list[range], left_out: int, is_shared: bool
+) -> None:
+    for number, run in enumerate(runs):
+        with uploader(spool=tmp_path / ("spool" if is_shared else f"spool-{number}")) as up:
+            if run is runs[-1]:
+                with pytest.raises(OffsetOrderError, match=NO_REPLAY.format(left_out, "an earlier run left it out")):
+                    up.put([{"id": left_out}], offset=left_out)
+                continue
+            for n in run:
+                up.put([{"id": n}], offset=n)
+    assert dataset.ids() == sorted(n for run in runs[:-1] for n in run)
+
+
+def test_a_loop_that_puts_other_rows_without_waiting_fails_at_its_end(uploader: Make, dataset: Dataset) -> None:
+    with uploader() as up:
+        up.put([{"id": 0}], offset=0)
+    with pytest.raises(OffsetOrderError, match="is no replay"), uploader() as up:
+        up.put([{"id": 1}], offset=0, ack="queued")
+    assert dataset.ids() == [0]
+
+
+def test_offline_ranks_one_after_another_are_refused(
+    uploader: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The dataset's offsets are unknown; those of the spool are not."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with uploader() as up:
+        up.put([{"id": 7}], offset=7)
+    with uploader() as up, pytest.raises(OffsetOrderError, match="other rows"):
+        up.put([{"id": 8}], offset=7)
+    with uploader() as up:
+        assert up.put([{"id": 5}], offset=5).replayed  # perhaps the dataset contains it
+        assert up.put([{"id": 7}], offset=7).replayed
+
+
+def test_a_watermark_tells_where_its_sources_start(uploader: Make, dataset: Dataset) -> None:
+    for n in (0, 2, 3, 7, 9):
+        with uploader() as up:
+            up.put([{"id": n}], offset=n)
+    [path] = [path for path in dataset.paths(".json") if path.startswith(".hubsync/")]
+    found = json.loads(dataset.read(path))["starts"]["default"]
+    assert [start[:2] for start in found] == [[0, -1], [2, 0], [7, 3], [9, 7]]
+    assert [start[2] is None for start in found] == [False, False, True, True]
+
+
+def test_a_watermark_tells_the_starts_of_a_thousand_sources_at_most(
+    uploader: Make, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offsets, "_MOST_SOURCES", 2)
+    with uploader() as up:
+        for n in range(4):
+            up.put([{"id": n}], offset=0, source=f"file {n}")
+    [path] = [path for path in dataset.paths(".json") if path.startswith(".hubsync/")]
+    assert [*json.loads(dataset.read(path))["starts"]] == ["file 0", "file 1"]
+
+
+@pytest.mark.parametrize("is_shared", SPOOLS)
+def test_a_replay_is_known_although_a_column_has_become_json_since(
+    uploader: Make, dataset: Dataset, tmp_path: Path, is_shared: bool
+) -> None:
+    first, second = [{"id": 1, "v": "4"}, {"id": 2, "v": '"'}], [{"id": 3, "v": {"a": 4}}]
+    with uploader(spool=tmp_path / "spool") as up:
+        up.put(first, offset=0)
+        up.put(second, offset=1)
+    with uploader(spool=tmp_path / ("spool" if is_shared else "other")) as up:
+        assert [up.put(rows, offset=n).replayed for n, rows in enumerate((first, second))] == [True, True]
+    assert dataset.ids() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_tables_with_the_same_offsets_are_told_from_replays(uploader: Make, dataset: Dataset, format: Format) -> None:
+    tables = [pyarrow.table({"id": pyarrow.array([n, n + 1], pyarrow.int16())}) for n in (0, 10)]
+    with uploader(format=format) as up:
+        up.put(tables[0], offset=0)
+    with uploader(format=format) as up:
+        assert up.put(tables[0], offset=0).replayed
+        with pytest.raises(OffsetOrderError, match="other rows"):
+            up.put(tables[1], offset=0)
 
 
 def test_a_replay_after_a_restart_is_silent(uploader: Make, dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +244,7 @@ def test_ranks_of_one_job_have_sources_of_their_own(
 def test_processes_without_ranks_cannot_share_a_source(
     run: Commands, hub: LocalHub, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """The second one fails; once the first one is killed, a third one continues at once."""
+    """The second one fails; once the first one is killed, a third one repeats its work at once."""
     args = "-c", RANK, str(tmp_path / "spool"), hub.endpoint, hub.token
     first = run.python(*args, "0")
     assert first.stdout is not None
@@ -152,7 +255,7 @@ def test_processes_without_ranks_cannot_share_a_source(
         assert "SourceInUse: another open uploader of process" in log
     first.kill()
     first.wait()
-    with run.python(*args, "1") as third:
+    with run.python(*args, "0") as third:
         third.communicate("")
         assert third.wait() == 0
     assert dataset.ids() == [0, 1, 2, 3, 4]
