@@ -6,7 +6,7 @@
     │   ├── TransformError            the uploader's `transform` raised, or is not a plain function
     │   └── SchemaConflict            a value does not fit its column
     ├── QueueFull                     the queue is full, and its policy is "raise" or `timeout` passed
-    ├── WaitTimeout (TimeoutError)    time ran out before a batch was as far as wanted; its upload continues
+    ├── WaitTimeout (TimeoutError)    time ran out before a batch was as far as wanted; hubsync goes on with it
     ├── BatchTooLarge (ValueError)    one batch is larger than the whole queue may be
     ├── ClosedError                   a call before `open` or after `close`
     ├── ForkedError                   a forked child used its parent's uploader
@@ -111,12 +111,11 @@ class QueueFull(HubsyncError):
 
 
 class WaitTimeout(HubsyncError, TimeoutError):
-    """A batch was not as far as requested within `timeout` seconds. Its upload continues.
+    """A batch was not as far as requested within `timeout` seconds. hubsync goes on with it: do not put it again.
 
     Attributes:
         receipt: The batch's `Receipt`, which shows how far it is; you can wait for it again. A batch that is still
-            "queued" is not accepted yet. It becomes "dropped" if the spool takes no more rows before the uploader
-            ends.
+            "queued" is in memory only. It becomes "dropped" if the spool takes no more rows before the uploader ends.
     """
 
     def __init__(self, message: str, receipt: Any = None) -> None:
@@ -145,8 +144,9 @@ class ReentrantCall(HubsyncError):
 
 
 class OffsetOrderError(HubsyncError):
-    """A batch came after one with the same or a higher offset of its source, in one run; or it is not the batch that an
-    earlier run has put with its offset. It was not accepted.
+    """A batch came after one with the same or a higher offset of its source in one run, and was not accepted.
+
+    It is also raised for other rows than an earlier run has put with the same offset.
 
     Attributes:
         source: The source.

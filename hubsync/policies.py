@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from hubsync._runtime.paths import absolute
 from hubsync._runtime.validation import check_positive, check_seconds, check_type
 from hubsync.errors import ConfigError
 
@@ -124,8 +125,8 @@ class SpoolPolicy:
     """The directory that holds uncommitted data, and its limits.
 
     Attributes:
-        directory: The directory. None for one per repo below `$HUBSYNC_HOME`, else `$XDG_STATE_HOME/hubsync`, else
-            `~/.local/state/hubsync`.
+        directory: The directory; a relative one is made absolute at once. None for one per repo below `$HUBSYNC_HOME`,
+            else `$XDG_STATE_HOME/hubsync`, else `~/.local/state/hubsync`.
         max_bytes: Bytes of rows that it may hold for all its processes, including the dead letter. At the limit the
             worker stops reading the queue, and `QueuePolicy.when_full` applies. An empty spool takes a larger batch.
         allow_network: Open it on a network file system, where only one machine at a time may use it, and SQLite is as
@@ -140,6 +141,8 @@ class SpoolPolicy:
 
     def __post_init__(self) -> None:
         check_type(str | PathLike | None, "a directory, or None", spool=self.directory)
+        if self.directory is not None:
+            object.__setattr__(self, "directory", absolute(self.directory, "spool"))
         check_positive(int, max_bytes=self.max_bytes)
         if self.durability not in ("process", "fsync"):
             raise ConfigError(f'durability must be "process" or "fsync", not {self.durability!r}.')

@@ -123,7 +123,7 @@ class Jobs(RuleBasedStateMachine):
             if not process.spool.is_seeded:
                 return
             known = process.spool.offsets.highest(f"source-{slot}")
-            if f"source-{slot}" in process.engine.spool_thread.writer.order._sources:
+            if f"source-{slot}" in process.engine.spool_thread.writer.order._runs:
                 behind = 0  # within a run, offsets rise
             offset = max(0, (-1 if known is None else known) + 1 - behind)
             self._put(slot, f"offset-{slot}-{offset}", offset=offset, source=f"source-{slot}")

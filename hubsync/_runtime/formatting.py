@@ -19,8 +19,14 @@ def datetime_text(at: float) -> str:
 
 
 def count_text(number: int, what: str) -> str:
-    """Return a count: 1 row, 12,400 rows."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    """Return a count: 1 row, 12,400 rows, 2 batches."""
+    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{number:,} {word(number, what, plural)}"
+
+
+def word(number: int, one: str, many: str) -> str:
+    """Return the word that goes with a count: is or are, it or them."""
+    return one if number == 1 else many
 
 
 def seconds_text(seconds: float) -> str:
@@ -45,9 +51,19 @@ def size_text(size: float) -> str:
     return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
+def rows_text(rows: int, size: float) -> str:
+    """Return an amount of rows: 12,400 rows (38.0 MB)."""
+    return f"{count_text(rows, 'row')} ({size_text(size)})"
+
+
 def waiting_text(rows: int, size: float) -> str:
     """Return what is not committed yet: 12,400 rows (38.0 MB) wait."""
-    return f"{count_text(rows, 'row')} ({size_text(size)}) {'waits' if rows == 1 else 'wait'}"
+    return f"{rows_text(rows, size)} {word(rows, 'waits', 'wait')}"
+
+
+def safe_text(rows: int, size: float, spool: Path) -> str:
+    """Return what is on disk and not committed yet: 12,400 rows (38.0 MB) are safe in /spool."""
+    return f"{rows_text(rows, size)} {word(rows, 'is', 'are')} safe in {spool}"
 
 
 def spool_full_text(spool: Path, max_bytes: int, dead_bytes: int) -> str:
@@ -56,5 +72,5 @@ def spool_full_text(spool: Path, max_bytes: int, dead_bytes: int) -> str:
     or_dead = f", or resubmitted or discarded (hubsync dead-letter list {spool})" if dead_bytes else ""
     return (
         f"the spool {spool} holds its {max_bytes:,} bytes{dead}; it takes more as soon as some are committed{or_dead}. "
-        "Raise SpoolPolicy(max_bytes=…) if the disk has room."
+        "If the disk has room, you can raise SpoolPolicy(max_bytes=…)."
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from hubsync._runtime.paths import absolute
 from hubsync.dashboard.snapshot import Depth, Snapshot, last_hour, links_of, next_commit, snapshot
 from hubsync.dashboard.view import (
     Amount,
@@ -103,7 +104,7 @@ class SpoolHistories:
     """Follows the given spools, or all in the default directory. Thread-safe. Call `refresh` once a second."""
 
     def __init__(self, directories: Sequence[Path] = ()) -> None:
-        self._given = [directory.expanduser().absolute() for directory in directories]
+        self._given = [absolute(directory, "the spool") for directory in directories]
         self._histories: dict[Path, _History] = {}
         self._lock = threading.Lock()
 

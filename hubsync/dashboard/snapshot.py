@@ -24,7 +24,7 @@ from hubsync.spool.database import CatalogueReader, read_only
 from hubsync.spool.segments import RejectionReason, SegmentQueries, SegmentSummary, StateDepth
 from hubsync.telemetry.condition import Committer, Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats
-from hubsync.telemetry.status import QUOTA, State, Stored
+from hubsync.telemetry.status import QUOTA, State, Stored, full_because
 
 SILENT_S = 5.0  # jobs write two heartbeats a second; without one for so long a job has ended or stopped
 _WAITING_SHOWN = 5
@@ -101,7 +101,7 @@ class Snapshot:
         """The committer's, or a writer's that is worse: its disk is full."""
         for process in self.processes:
             if process.alive and process.heartbeat is not None and process.heartbeat.state.kind == "spool full":
-                return process.heartbeat.state
+                return full_because(process.heartbeat.state, self.stored)
         return self.stored
 
     @property

@@ -80,7 +80,7 @@ class LocalHub:
         self.limits = Limits()
         self.limits.update(**limits)
         self._temporary = tempfile.TemporaryDirectory(prefix="localhub-") if directory is None else None
-        self.directory = Path(directory if directory is not None else str(self._temporary and self._temporary.name))
+        self.directory = Path(self._temporary.name if self._temporary is not None else directory or ".").absolute()
         self.host, self.port = host, port
         self._users = dict(users or DEFAULT_USERS)
         self.user, self.token = next(iter(self._users.items()))

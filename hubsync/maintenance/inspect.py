@@ -21,7 +21,7 @@ from hubsync.spool.database import corrupt
 from hubsync.spool.opening import open_spool
 from hubsync.telemetry.condition import Committer, Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import read_heartbeats
-from hubsync.telemetry.status import State, read_stored
+from hubsync.telemetry.status import State, full_because, read_stored
 
 SILENT_S = 5.0  # a process without a heartbeat for so long has ended or stopped
 
@@ -131,7 +131,7 @@ def inspect_spool(directory: Path) -> SpoolReport:
         state: State = read_stored(spool.catalogue.get("status"))
         committer_pid, writer_pids = spool.lease.holder_pid, tuple(sorted(spool.writers.pids()))
         lives = [live for live in read_heartbeats(spool.directory).values() if live.pid in writer_pids]
-        state = next((live.state for live in lives if live.state.kind == "spool full"), state)
+        state = next((full_because(live.state, state) for live in lives if live.state.kind == "spool full"), state)
         facts = SpoolFacts(
             spool.directory, state, rows=depth.rows, queued_rows=sum(live.queue_rows for live in lives),
             rejected_rows=depth.dead_rows, rejected_shards=depth.dead,

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import anyio
 
 from hubsync._runtime.clock import Clock, SystemClock
+from hubsync._runtime.paths import absolute
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
 from hubsync.destinations.resolve import online_destination, target_of, token_source
@@ -144,7 +145,7 @@ def verify(
     secret = None if token is None else Secret(token)
     del token  # a crash report of an error raised below would show it
     target = target_of(repo, endpoint, revision)
-    directory = Path(spool).expanduser().absolute() if spool is not None else None
+    directory = absolute(spool, "spool") if spool is not None else None
     return anyio.run(_verify, target, directory, secret, content, progress, clock or SystemClock())
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import anyio
 
 from hubsync._runtime.exceptions import fresh_copy
+from hubsync._runtime.formatting import seconds_text
 from hubsync._runtime.notifiers import OneShotEvent, threadsafe_callback
 from hubsync.errors import HubsyncError, WaitTimeout
 
@@ -185,7 +186,7 @@ class Receipt:
             The commit's sha, or None if the batch is not committed yet.
 
         Raises:
-            WaitTimeout: `timeout` seconds passed. It is a `TimeoutError`; the upload continues.
+            WaitTimeout: `timeout` seconds passed. It is a `TimeoutError`; hubsync goes on with the batch.
             HubsyncError: The batch was dropped, or rejected by the Hub, or the uploader ended before it was committed.
         """
         done = OneShotEvent()
@@ -280,11 +281,13 @@ class ReceiptWaiter:
 
 def wait_timeout(receipt: Receipt, timeout: float | None) -> WaitTimeout:
     """Return the error for a wait that timed out: how far the batch is and whether it is safe."""
-    is_queued = receipt.state == "queued"
-    where = "in memory, waits for the spool's disk and is not accepted yet" if is_queued else "safe in the spool"
-    return WaitTimeout(
-        f"the batch is still {receipt.state} after {timeout or 0:,.1f} s. It is {where}; its upload continues.", receipt
-    )
+    where = "It is safe in the spool, and will be uploaded."
+    if receipt.state == "queued":
+        where = (
+            "It is in memory only, and is spooled as soon as the spool takes it; until then, the end of the process "
+            "loses it. Do not put it a second time: error.receipt tells what becomes of it."
+        )
+    return WaitTimeout(f"the batch is still {receipt.state} after {seconds_text(timeout or 0)}. {where}", receipt)
 
 
 # The uploader's side.

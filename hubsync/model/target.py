@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubsync._runtime.filesystem import is_in_memory, network_file_system
+from hubsync._runtime.paths import absolute, user_home
 from hubsync.errors import ConfigError
 
 
@@ -60,37 +61,23 @@ def state_home() -> Path:
     """
     home = os.environ.get("HUBSYNC_HOME")
     if home:
-        path = expanded(home)
-        if not path.is_absolute():
+        path = absolute(home, "HUBSYNC_HOME")
+        if home[0] not in "/~":
             raise ConfigError(
                 f"HUBSYNC_HOME={home!r} is relative, so it names another directory after each os.chdir. Set it to an "
-                f"absolute path, such as HUBSYNC_HOME={str(path.absolute())!r}."
+                f"absolute path, such as HUBSYNC_HOME={str(path)!r}."
             )
         return path
-    state = Path(os.path.expanduser(os.environ.get("XDG_STATE_HOME") or ""))
-    if not state.is_absolute():  # the XDG specification says to ignore it then
-        state = Path(os.path.expanduser("~/.local/state"))
-    if not state.is_absolute():
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if state[:1] in ("/", "~"):  # the XDG specification says to ignore another one
+        return absolute(state, "XDG_STATE_HOME") / "hubsync"
+    user = user_home()
+    if user is None:
         raise ConfigError(
             f"user {os.getuid()} has no home directory for the spools. Set HUBSYNC_HOME to an absolute path on a local "
             "disk, or give the spool's directory: spool=…"
         )
-    return state / "hubsync"
-
-
-def expanded(path: str | Path) -> Path:
-    """Return a path with `~` replaced.
-
-    Raises:
-        ConfigError: `~` names a user without a home directory, or one that does not exist.
-    """
-    try:
-        found = Path(path).expanduser()
-    except RuntimeError:
-        found = Path(path)
-    if found.parts and found.parts[0].startswith("~"):
-        raise ConfigError(f"{str(path)!r} names the home directory of a user that has none. Use an absolute path.")
-    return found
+    return user / ".local" / "state" / "hubsync"
 
 
 def default_directory(target: Target, home: Path | None = None) -> Path:

@@ -68,6 +68,10 @@ class HuggingFaceHubCheckpointer(DurableStep):
         # A Secret does not appear in reprs, crash reports or anything that serializes the step.
         self._secret = Secret(fields.pop("token")) if fields.get("token") is not None else None
         check_transform(fields.get("transform"))
+        if isinstance(spool := fields.get("spool"), str):
+            fields["spool"] = str(
+                SpoolPolicy(directory=spool).directory
+            )  # now, as the job may change its directory before it runs
         branch = (fields.get("endpoint", self.endpoint), check_repo_id(repo_id), fields.get("revision", self.revision))
         graph = current_graph.get()
         for other in graph.steps if graph is not None else ():

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from hubsync._runtime.clock import Clock, SystemClock
+from hubsync._runtime.paths import absolute
 from hubsync.encoding.codecs import DamagedShard
 from hubsync.errors import ConfigError, UnreadableRow
 from hubsync.reader.cursor import Cursor, parse_line
@@ -152,7 +153,7 @@ class Rows(HubIterator[Row]):
         if spool is True:
             self._spool = existing_default_spool(self._target)
         else:
-            self._spool = Path(spool).expanduser().absolute() if spool else None
+            self._spool = absolute(spool, "spool") if spool else None
         self._poll_s = poll_s
         self._must_exist = must_exist or self._cursor.commit is not None  # else it was deleted
         self._stream: FileStream | None = None

@@ -13,7 +13,7 @@ import msgspec
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.filesystem import network_file_system
 from hubsync.errors import ConfigError, SpoolError, SpoolMismatch
-from hubsync.model.target import Target, default_directory, expanded, node_local_home, state_home
+from hubsync.model.target import Target, default_directory, node_local_home, state_home
 from hubsync.policies import SpoolPolicy
 from hubsync.spool.database import corrupt
 from hubsync.spool.spool import Spool
@@ -42,7 +42,7 @@ def open_spool(
     """
     policy = where if isinstance(where, SpoolPolicy) else SpoolPolicy(directory=where)
     if policy.directory is not None:
-        directory = expanded(policy.directory).absolute()
+        directory = Path(policy.directory)
     elif target is not None:
         directory = default_directory(target)
         with contextlib.suppress(OSError):  # opening the spool reports it

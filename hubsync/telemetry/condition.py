@@ -117,4 +117,4 @@ def _rejected(facts: SpoolFacts) -> str:
 
 
 def _with_activity(reason: str, facts: SpoolFacts) -> str:
-    return "; ".join(part for part in (reason, facts.activity) if part)
+    return "; ".join(part for part in (reason.rstrip("."), facts.activity) if part)

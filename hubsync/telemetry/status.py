@@ -11,7 +11,7 @@ import re
 import threading
 import time as _time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
@@ -22,7 +22,6 @@ from hubsync.model.stats import Counts
 
 _log = logging.getLogger("hubsync")
 QUOTA = "commit quota"  # the reason of a state in which the Hub refuses more commits
-_ON_TOP = ". Meanwhile "
 _FIGURES = re.compile(r"\d[\d.,]*( (bytes|kB|MB|GB)\b)?")
 _CHANGES = 20  # of the state that are stored
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]
@@ -103,6 +102,7 @@ class Status:
         self._trouble = _Trouble()
         self._lock = threading.Lock()
         self._parts: dict[str, State] = {}
+        self._since: dict[str, float] = {}  # when a part's problem began
         self._shown = State()
         self._activities: dict[object, tuple[str, float]] = {}
 
@@ -144,7 +144,11 @@ class Status:
         """
         with self._lock:
             self._parts[part] = state
-            worst = _worst(self._parts.values(), self._now())
+            if state.kind == "ok":
+                self._since.pop(part, None)
+            else:
+                self._since.setdefault(part, self._now())
+            worst = self._worst()
             before, self._shown = self._shown, worst
             if (worst.kind, worst.reason) != (before.kind, before.reason) and not worst.kind == before.kind == "ok":
                 self._changes.append(Change(self._now(), worst.kind, worst.reason))
@@ -152,6 +156,15 @@ class Status:
             self.save()
         if log:
             self._tell(before, worst)
+
+    def _worst(self) -> State:
+        """Return the worst state. A full spool also names the problem that probably caused it, if that lasts."""
+        ranked = sorted(self._parts.items(), key=lambda part: (_RANK[part[1].kind], part[1].reason != ""), reverse=True)
+        worst = ranked[0][1]
+        for part, why in ranked:
+            if why.kind in _CAUSES and (why.until is None or why.until - self._since[part] >= _LASTS_S):
+                return full_because(worst, why)
+        return worst
 
     def save(self) -> None:
         """Store the state for other processes."""
@@ -188,22 +201,21 @@ class Status:
         _log.log(level, "%s; %s", now, self._waiting())
 
 
-def _worst(states: Iterable[State], now: float) -> State:
-    """Return the worst state. A full spool also names the problem that probably caused it, if that lasts."""
-    ranked = sorted(states, key=lambda s: (_RANK[s.kind], s.reason != ""), reverse=True)
-    worst = ranked[0]
-    if worst.kind == "spool full":
-        why = next((state for state in ranked if state.kind not in ("spool full", "ok")), State())
-        passes = why.kind == "backing off" and why.until is not None and why.until - now < _LASTS_S
-        if why.kind != "ok" and not passes:
-            reason = f"{worst.reason.rstrip('.')}{_ON_TOP}{why.kind}: {why.cause}"
-            return State(worst.kind, reason, worst.until or why.until)
-    return worst
+# Why nothing is uploaded, by the kind of the committer's state.
+_CAUSES: dict[StateKind, str] = {"blocked": "are blocked", "backing off": "fail", "offline": "are off"}
+
+
+def full_because(full: State, why: State) -> State:
+    """Return the state of a full spool with the problem that keeps its rows from being uploaded; any other as it is."""
+    if full.kind != "spool full" or why.kind not in _CAUSES:
+        return full
+    reason = f"uploads {_CAUSES[why.kind]} ({why.cause.rstrip('.')}); {full.reason}"
+    return State(full.kind, reason, full.until or why.until)
 
 
 def _eases(before: State, now: State) -> bool:
-    """Return whether the state is the same, without the reason that was added to it."""
-    return before.kind == now.kind and before.reason.startswith(f"{now.reason.rstrip('.')}{_ON_TOP}")
+    """Return whether the state is the same, without the cause that was added to it."""
+    return before.kind == now.kind and before.reason.endswith(f"; {now.reason}")
 
 
 class _Trouble:

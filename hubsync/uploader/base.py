@@ -41,6 +41,7 @@ from hubsync.errors import (
     OffsetUnknown,
     QueueFull,
     ReentrantCall,
+    WaitTimeout,
 )
 from hubsync.model.batch import Batch
 from hubsync.model.layout import Format, Layout
@@ -514,9 +515,16 @@ def _reentrant(why: str) -> ReentrantCall:
 
 @contextmanager
 def dropped_if_full(engine: Engine) -> Iterator[None]:
-    """Leave it to the receipt that a full spool dropped a batch, if the queue's policy is "drop"."""
+    """Leave it to the receipt that a full spool dropped a batch, if the queue's policy is "drop".
+
+    A wait that times out because the spool is full says why it is.
+    """
     try:
         yield
+    except WaitTimeout as error:
+        if engine.status.state.kind == "spool full":
+            error.add_note(f"{engine.status.state}.")
+        raise
     except QueueFull:
         if engine.queue.policy.when_full != "drop":
             raise

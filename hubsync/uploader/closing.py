@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from hubsync._runtime import signals
 from hubsync._runtime.exceptions import fresh_copy
-from hubsync._runtime.formatting import count_text, seconds_text
+from hubsync._runtime.formatting import count_text, seconds_text, word
 from hubsync._runtime.threads import call_in_new_thread
 from hubsync._runtime.validation import check_seconds
 from hubsync.errors import BlockedError, ClosedError, HubsyncError, NotDrained, SpoolLost
@@ -37,6 +37,8 @@ def draining(engine: Engine, timeout: float | None) -> Iterator[None]:
         left, spool = engine.monitor.depth(), engine.spool.directory
         if isinstance(error, TimeoutError):
             why = f"{seconds_text(timeout or 0)} were not enough ({call_in_new_thread(engine.monitor.condition)})."
+            if rows := engine.queue.depth().rows:
+                why += f" {count_text(rows, 'row')} in memory {word(rows, 'is', 'are')} not in the spool yet."
             raise NotDrained(spool, left.rows, left.bytes, why) from None
         what = f"{count_text(left.rows, 'row')} ({left.bytes:,} bytes)"
         then = "Once that is fixed, the" if isinstance(error, BlockedError) else "The"

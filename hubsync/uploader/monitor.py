@@ -7,7 +7,7 @@ import logging
 import os
 from contextlib import suppress
 
-from hubsync._runtime.formatting import duration_text, waiting_text
+from hubsync._runtime.formatting import duration_text, rows_text, safe_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.errors import SpoolError
 from hubsync.model.stats import Counts, SpoolDepth
@@ -17,7 +17,7 @@ from hubsync.telemetry.condition import Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, remove_heartbeat, write_heartbeat
 from hubsync.telemetry.metrics import Source
 from hubsync.telemetry.progress import Figures, Progress
-from hubsync.telemetry.status import QUOTA, State, Status, read_stored
+from hubsync.telemetry.status import QUOTA, State, Status, full_because, read_stored
 from hubsync.uploader.queue import BoundedQueue
 from hubsync.uploader.spool_thread import SpoolThread
 from hubsync.uploader.stall_reporter import StallReporter
@@ -68,7 +68,7 @@ class Monitor:
     def _report_stall(self) -> None:
         """Log at least once a minute that rows wait and nothing progresses: how many, why, and what to do."""
         depth, queue, condition = self.depth(), self._queue.depth(), self.condition()
-        rows, size = depth.rows + queue.rows, depth.bytes + queue.bytes
+        rows = depth.rows + queue.rows
         is_draining = self.progress.is_draining
         seconds = self._stall.due(
             (depth.committed_shards, depth.staged, depth.dead),
@@ -77,16 +77,13 @@ class Monitor:
         )
         if seconds is None:
             return
-        if condition.kind == "blocked":
-            then = "Rows are safe in the spool; uploads go on once that is fixed"
-        else:
-            then = "Rows are safe in the spool; uploads go on as soon as possible"
+        where = safe_text(depth.rows, depth.bytes, self._spool.directory)
+        if queue.rows:
+            where += f", and {rows_text(queue.rows, queue.bytes)} only in memory"
+        then = f"Uploads go on {'once that is fixed' if condition.kind == 'blocked' else 'as soon as possible'}."
         if is_draining:
-            then += f". Press Ctrl-C to stop waiting; hubsync drain {self._spool.directory} uploads them later"
-        _log.warning(
-            "Nothing has been uploaded for %s: %s in %s; %s. %s.",
-            duration_text(seconds), waiting_text(rows, size), self._spool.directory, condition, then,
-        )  # fmt: skip
+            then += f" Press Ctrl-C to stop waiting. To upload them later: hubsync drain {self._spool.directory}"
+        _log.warning("Nothing has been uploaded for %s: %s. %s. %s", duration_text(seconds), condition, where, then)
 
     def _is_stuck(self, condition: Condition) -> bool:
         """Return whether this process should report a wait that no caller notices: if it commits, or its spool is full.
@@ -120,8 +117,8 @@ class Monitor:
     def figures(self) -> Figures:
         """Return what progress shows. From memory."""
         depth, state = self.depth(), self._status.state
-        if state.kind == "ok" and self._committer_state is not None:
-            state = self._committer_state
+        if (theirs := self._committer_state) is not None:
+            state = theirs if state.kind == "ok" else full_because(state, theirs)
         done = depth.committed_rows - self._committed_before
         age = depth.oldest_age_s(self._clock.time(), self._queue.depth().oldest_at)
         return Figures(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.formatting import count_text
+from hubsync._runtime.formatting import count_text, word
 from hubsync._runtime.notifiers import OneShotEvent
 from hubsync.errors import HubsyncError, QueueFull, SpoolError, SpoolLost
 from hubsync.model.batch import Batch
@@ -60,8 +61,8 @@ class SpoolThread:
         self._wakers = wakers
         self._is_offline = is_offline
         self._siblings: dict[Layout, SpoolWriter] = {}  # writers of other configs, opened by schema conflicts
-        self._in_hand: list[Batch | Order] = []  # taken from the queue and not processed yet
-        self._backlog: list[Batch | Order] = []  # taken while the spool was full, to be processed next
+        self._in_hand: Sequence[Batch] = ()  # taken from the queue, and being written
+        self._backlog: deque[Batch | Order] = deque()  # taken from the queue, to be processed next
         self._reported: set[str] = set()  # why batches were quarantined
         self._takes = 0
         self.is_stopping = False  # `stop` was called
@@ -103,32 +104,31 @@ class SpoolThread:
 
     def run(self) -> None:
         """Spool until the queue is closed and empty."""
-        while items := self._backlog or self._queue.take():
-            self._in_hand, self._backlog = items, []
+        while items := self._queue.take():
             failpoint(Failpoint.TAKEN)
             self.process(items)
-            self._in_hand = []
         self.seal_all()
         self._wakers.wake()
 
-    def process(self, items: list[Batch | Order]) -> None:
+    def process(self, items: Iterable[Batch | Order]) -> None:
         """Spool what was taken from the queue; run each order after the batches before it."""
-        batches: list[Batch] = []
-        for item in items:
-            if isinstance(item, Batch):
-                if batches and item.layout != batches[-1].layout:
-                    self._write(batches)
-                    batches = []
-                batches.append(item)
-            else:
-                self._write(batches)
-                batches = []
+        self._backlog.extend(items)
+        while self._backlog:
+            item = self._backlog.popleft()
+            if isinstance(item, Order):
                 item.run()
-        self._write(batches)
+                continue
+            batches = [item]
+            while self._backlog and isinstance(more := self._backlog[0], Batch) and more.layout == item.layout:
+                batches.append(more)
+                self._backlog.popleft()
+            self._write(batches)
 
     def _write(self, batches: list[Batch]) -> None:
         while batches:  # the spool's quota may end a take
+            self._in_hand = batches
             batches = batches[self._write_some(batches) :]
+        self._in_hand = ()
 
     def _write_some(self, batches: list[Batch]) -> int:
         """Spool the first of these batches, as many as the spool takes at once; return how many."""
@@ -144,7 +144,8 @@ class SpoolThread:
         if result is None:
             error = SpoolError(f"the spool {self._spool.directory} takes no more rows, and the uploader was closed.")
             _drop(batches, error)
-            _log.error("%d rows in memory were not accepted: %s", sum(batch.rows for batch in batches), error)
+            rows = sum(batch.rows for batch in batches)
+            _log.error("%s in memory %s not accepted: %s", count_text(rows, "row"), word(rows, "was", "were"), error)
         else:
             accepted, sealed = result
             batches = batches[: len(accepted)]
@@ -185,18 +186,17 @@ class SpoolThread:
         if when_full == "block":
             return False
         self._queue.refusal = why
-        waiting: list[Batch | Order] = [*batches, *self._backlog, *self._queue.take(wait=False)]
-        kept: list[Batch | Order] = []
+        self._backlog.extend(self._queue.take(wait=False))
         given: list[Batch] = []
-        for item in waiting:
+
+        def is_given_back(item: Batch | Order) -> bool:
             if isinstance(item, Batch) and (item.waits or when_full == "drop"):
                 given.append(item)
-            else:
-                kept.append(item)
-        mine = set(map(id, batches))
-        first = [item for item in kept if id(item) in mine]
-        self._backlog = kept[len(first) :]
-        batches[:] = [item for item in first if isinstance(item, Batch)]
+                return True
+            return False
+
+        batches[:] = [batch for batch in batches if not is_given_back(batch)]
+        self._backlog = deque(item for item in self._backlog if not is_given_back(item))
         _drop(given, QueueFull(f"the batch was not accepted: {why}"))
         self._queue.count_given_back(len(given))
         self._queue.release(given)
@@ -267,7 +267,7 @@ class SpoolThread:
                 with suppress(SpoolError):
                     self._make_room()
                 self._wakers.wake()
-                if give_up(str(error)):
+                if give_up(self._status.state.reason):
                     return None
                 self._has_room.wait(_FULL_S)
             else:

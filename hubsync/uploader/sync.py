@@ -98,14 +98,15 @@ class Uploader(BaseUploader):
             BatchTooLarge: The batch is larger than the queue may be. It was not accepted.
             QueueFull: The queue is full and its policy is "raise", or `timeout` passed. The batch was not accepted.
             OffsetOrderError: The batch came after one with a higher offset, or an earlier run has put other rows with
-                its offset, or (`SourceInUse`) another open uploader uses the source. The batch was not accepted. With `ack="queued"`, `flush` and `close` raise it.
+                its offset, or (`SourceInUse`) another open uploader uses the source. The batch was not accepted. With
+                `ack="queued"`, `flush` and `close` raise it.
             ClosedError: The uploader is not open. The batch was not accepted.
             ForkedError: This process was forked from the one that opened the uploader. The batch was not accepted.
             SpoolLost: The spool was deleted or is corrupt. The batch was not accepted.
             OffsetUnknown: The spool is new and the Hub is unreachable, so offsets in the dataset are unknown. The batch
                 was not accepted.
             ConfigError: An argument is invalid. The batch was not accepted.
-            WaitTimeout: `timeout` seconds passed before `ack` was reached. The upload continues, and
+            WaitTimeout: `timeout` seconds passed before `ack` was reached. hubsync goes on with the batch, and
                 `error.receipt` reports on it.
             NotDrained: Another thread closed the uploader before the batch was committed. The rows are in the spool.
             BlockedError: With `ack="committed"`: an operator must act before the batch can be committed. The rows are

@@ -102,7 +102,7 @@ def test_a_batch_that_is_dropped_entirely_still_counts_as_accepted(
         assert up.known("k")
     with uploader(transform=even) as up:  # a job that resumes skips the batch
         assert up.offset("a") == 7
-        assert up.put([{"id": 0}], offset=7, source="a").replayed
+        assert up.put([{"id": 1}], offset=7, source="a").replayed
         assert up.put([{"id": 0}], key="k").replayed
         up.put([{"id": 2}], offset=8, source="a")
     assert dataset.ids() == [2]

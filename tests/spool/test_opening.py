@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hubsync import Uploader
+from hubsync import SpoolPolicy, Uploader
 from hubsync._runtime.clock import SystemClock
 from hubsync.errors import ConfigError
 from hubsync.localhub import LocalHub
@@ -77,3 +77,41 @@ def test_the_target_tells_default_directories_apart() -> None:
     first, second = (default_directory(Target("http://127.0.0.1:1", "user/rows", name)) for name in ("main", "next"))
     assert first.parent == second.parent == default_home()
     assert first != second
+
+
+def test_a_relative_spool_is_that_of_the_directory_in_which_the_uploader_was_made(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool="state", **FAST)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with made as up:
+        assert up.spool == tmp_path / "state"
+
+
+@pytest.mark.parametrize("home", ["", None])
+def test_without_a_value_for_home_the_system_knows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str | None
+) -> None:
+    for name in ("HUBSYNC_HOME", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    me = pwd.getpwuid(os.getuid())
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd((*me[:5], str(tmp_path), me[6])))
+    assert default_home() == tmp_path / ".local" / "state" / "hubsync"
+    assert SpoolPolicy(directory="~/spool").directory == tmp_path / "spool"
+
+
+def test_a_relative_home_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "me")
+    with pytest.raises(ConfigError, match="the home directory of a user that has none"):
+        SpoolPolicy(directory="~/spool")
+    monkeypatch.delenv("HUBSYNC_HOME")
+    with pytest.raises(ConfigError, match="no home directory"):
+        default_home()
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="spool is empty, so it names no directory"):
+        Uploader("user/rows", spool="")

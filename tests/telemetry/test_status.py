@@ -138,16 +138,28 @@ def test_a_full_spool_names_what_keeps_it_from_draining(lines: Any) -> None:
         watched.fails(f"commit to user/rows: 50{wait}", wait)
     for reason in ("preupload to user/rows: 401, no", "commit to user/rows: 401, no"):
         watched.status.report("commit", State("blocked", reason, watched.clock.time() + 60))
-    assert watched.status.state.reason == "it holds its 100 bytes. Meanwhile blocked: 401, no"
+    assert watched.status.state.reason == "uploads are blocked (401, no); it holds its 100 bytes."
     assert watched.status.state.until == watched.clock.time() + 60
     watched.status.report("commit", State())
     assert watched.status.state.reason == "it holds its 100 bytes."
     watched.status.report("spool thread", State())
     assert [line.partition(";")[0] for line in lines()] == [
         "ERROR spool full: it holds its 100 bytes",
-        "ERROR spool full: it holds its 100 bytes. Meanwhile blocked: 401, no",
+        "ERROR spool full: uploads are blocked (401, no)",
         "WARNING going on after 0 s",
     ]
+
+
+def test_a_full_spool_names_an_outage_that_lasts_however_soon_it_is_tried_again(lines: Any) -> None:
+    watched = Watched()
+    watched.status.report("spool thread", State("spool full", "it holds its 100 bytes."))
+    for _ in range(12):
+        watched.fails("commit to user/rows: 503", 1)
+        watched.clock.advance(1)
+    assert watched.status.state.reason == "uploads fail (503); it holds its 100 bytes."
+    watched.status.report("commit", State())
+    watched.fails("commit to user/rows: 503", 1)  # another one, which may pass
+    assert watched.status.state.reason == "it holds its 100 bytes."
 
 
 def test_another_cause_is_news(lines: Any) -> None:
@@ -249,7 +261,7 @@ def test_a_batch_that_is_not_spooled_in_time_is_reported_as_not_accepted(
     up = uploader(spool=SpoolPolicy(directory=tmp_path / "spool", max_bytes=1_000_000)).open()
     hub.faults.add(Fault.outage())
     up.put([{"id": "x" * 9_000_000}])
-    with pytest.raises(WaitTimeout, match="not accepted yet") as late:
+    with pytest.raises(WaitTimeout, match="It is in memory only") as late:
         up.put([{"id": "z"}], timeout=0.01)
     assert late.value.receipt.state == "queued"
     with pytest.raises(NotDrained):
