@@ -100,13 +100,15 @@ def _print(found: Sequence[Pruned], yes: bool, as_json: bool) -> None:
             action = "kept" if not one.is_removed else "removed" if yes else "would be removed"
             click.echo(json.dumps({"spool": str(one.directory), "action": action, "why": one.why, "rows": one.rows}))
         return
-    if kept := [one for one in found if not one.is_removed]:
-        message("Kept:")
-        print_lines([("", f"{one.directory}: {one.why}") for one in kept])
-    if removed:
-        message("Removed:" if yes else "Would be removed:")
-        print_lines([("", f"{one.directory}: {one.why}") for one in removed])
-        if not yes:
-            message(f"Nothing was changed. To remove {count_text(len(removed), 'empty spool')}, add --yes.")
-    else:
+    parts = {
+        "Kept:": [one for one in found if not one.is_removed],
+        "Removed:" if yes else "Would be removed:": removed,
+    }
+    for heading, spools in parts.items():
+        if spools:
+            click.echo(heading)  # where the list goes, so that a pipe keeps them together
+            print_lines([("", f"{one.directory}: {one.why}") for one in spools])
+    if not removed:
         message("There is no empty spool.")
+    elif not yes:
+        message(f"Nothing was changed. To remove {count_text(len(removed), 'empty spool')}, add --yes.")

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hubsync._runtime.formatting import count_text, duration_text, size_text, time_text
+from hubsync._runtime.formatting import count_text, duration_text, size_text, time_text, word
 from hubsync.cli.console import DIRECTORY, Seconds, print_lines, print_table
+from hubsync.telemetry.condition import KINDS, ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hubsync.maintenance.inspect import SpoolReport
 
-_MAX_WHY = 160  # characters of a reason in the table; `hubsync status SPOOL` shows all of it
+
+_COLUMNS = ("state", "dataset", "rows wait>", "oldest>", "why")
+_MIN_WHY = 20  # characters of it in the table; a long name of a dataset is folded instead
 
 
 @click.command()
@@ -69,36 +72,40 @@ def _exit_code(reports: list[SpoolReport]) -> int:
 
 def _print_table(console: Console, reports: list[SpoolReport]) -> None:
     if not reports:
-        console.print("There is no spool.")
+        from hubsync.model.target import default_home
+
+        console.print(f"There is no spool in {default_home()}.", soft_wrap=True, markup=False, highlight=False)
         return
     shown = sorted((r for r in reports if r.condition.kind != "finished"), key=_order)
     finished = len(reports) - len(shown)
     if shown:
-        print_table(
-            ("state", "dataset", "rows wait>", "oldest>", "why"),
-            map(_cells, shown),
-            width=None if console.is_terminal else 80,
-        )
-    for report in shown:
-        if report.error is not None:
-            console.print()
-            print_lines([(str(report.directory), report.error)])
+        width = console.width if console.is_terminal else 80
+        print_table(_COLUMNS, _cut([*map(_cells, shown)], width), width=width)
+    if problems := [report for report in shown if report.condition.exit_code == ExitCode.FAILED]:
+        console.print("\nProblems:")
+        print_lines([("", f"{r.directory}: {r.error or r.condition}") for r in problems])
     if commands := list(dict.fromkeys(r.condition.command for r in shown if r.condition.command)):
         console.print("\nTo do:")
         print_lines([("", command) for command in commands])
     if finished:
-        are = "is" if finished == 1 else "are"
         spools = count_text(finished, "other spool" if shown else "spool")
         if shown:
             console.print()
         console.print(
-            f"{spools} {are} finished: every row is on the Hub. To remove empty ones: hubsync prune", soft_wrap=True
-        )
+            f"{spools} {word(finished, 'is', 'are')} finished: every row is on the Hub. To remove what is empty: "
+            "hubsync prune",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+
+
+def _cut(rows: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Cut the last cell of each row where the line ends; the problems are listed in full below the table."""
+    columns = zip(_COLUMNS[:-1], *(row[:-1] for row in rows), strict=True)
+    room = max(_MIN_WHY, width - sum(max(map(len, column)) + 2 for column in columns))
+    return [(*row[:-1], row[-1] if len(row[-1]) <= room else f"{row[-1][: room - 1]}…") for row in rows]
 
 
 def _order(report: SpoolReport) -> tuple[int, float]:
-    from hubsync.telemetry.condition import KINDS
-
     return KINDS.index(report.condition.kind), -(report.oldest_age_s or 0.0)
 
 
@@ -107,9 +114,9 @@ def _cells(report: SpoolReport) -> tuple[str, ...]:
     name = report.directory.name if target is None else target.repo
     if target is not None and target.revision != "main":
         name += f" ({target.revision})"
-    why = condition.reason if len(condition.reason) <= _MAX_WHY else f"{condition.reason[:_MAX_WHY]}…"
-    if condition.until is not None and condition.until > time.time():
-        why += f"; next try {time_text(condition.until)}"
+    why = condition.reason
+    if condition.until is not None and condition.until > time.time():  # first, where it is not cut
+        why = f"next try {time_text(condition.until)}; {why}"
     rows = "?" if target is None else f"{report.depth.rows:,}"
     oldest = "" if report.oldest_age_s is None else duration_text(report.oldest_age_s)
     return condition.kind, name, rows, oldest, why
@@ -146,4 +153,4 @@ def _waiting(fact: dict[str, Any]) -> str:
 
 
 def _no_committer(jobs: str) -> str:
-    return f"nobody (open in process {jobs})" if jobs else "nobody (no job has it open)"
+    return f"no process; open in process {jobs}" if jobs else "no process: no job has this spool open"

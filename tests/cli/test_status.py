@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_an_offline_job_is_shown_as_a_writer(run: Commands, tmp_path: Path, monk
         fact = json.loads(run("status", spool, "--json").stdout)
         assert (fact["committer_pid"], fact["writer_pids"]) == (None, [os.getpid()])
         shown = run("status", spool).stdout
-        assert f"nobody (open in process {os.getpid()})" in shown
+        assert f"no process; open in process {os.getpid()}" in shown
         assert "hubsync drain" not in shown
     assert json.loads(run("status", spool, "--json").stdout)["writer_pids"] == []
 
@@ -119,3 +120,17 @@ def test_a_missing_spool_is_reported(run: Commands, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no spool exists" in done.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_long_reason_is_one_line_of_the_table_and_complete_below_it(
+    run: Commands, uploader: Callable[..., Uploader], hub: LocalHub
+) -> None:
+    why = "the organization " + "has an administrator who must first approve it, " * 4 + "and then you."
+    hub.faults.add(Fault.status(403, body=json.dumps({"error": why})))
+    with pytest.raises(BlockedError), uploader("user/refused", spool=None):
+        pass
+    shown = run("status").stdout
+    table, _, problems = shown.partition("Problems:\n")
+    assert max(map(len, table.splitlines())) <= 80
+    assert len([line for line in table.splitlines() if line.strip()]) == 2
+    assert re.search(f"^  /.*user--refused-.*: blocked: .*{why[:-1]}", problems, re.MULTILINE)
