@@ -138,7 +138,7 @@ def _lines(report: SpoolReport) -> list[tuple[str, str]]:
         ),
         ("committer", f"process {fact['committer_pid']}" if fact["committer_pid"] else _no_committer(jobs)),
     ]
-    lines += [("dead letter", f"{d['path']} ({d['rows']:,} rows): {d['why']}") for d in fact["dead_letter"]]
+    lines += [("dead letter", f"{d['path']} ({count_text(d['rows'], 'row')}): {d['why']}") for d in fact["dead_letter"]]
     if fact["rows_waiting"] and not (jobs or fact["committer_pid"]):
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     if fact["dead_letter"]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdate, CardUpdater
 from hubsync.committer.context import Context
@@ -204,7 +205,7 @@ class CommitLoop:
             self._wakeups.all()
         else:
             kept = await self._retrier.on_disk(self._spool.shards.quarantine, shard, why)
-            rows = f"{shard.path} ({shard.rows} rows)"
+            rows = f"{shard.path} ({count_text(shard.rows, 'row')})"
             self._rejections.report(shard, f"{rows} does not fit the dataset: {why}. Its rows are in {kept}.")
 
     async def _isolate(self, plan: Plan, error: DefectError, backoff: Backoff) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from hubsync._runtime.formatting import count_text
 from hubsync.committer.context import Context
 from hubsync.errors import FolderFullError, StaleParentError
 from hubsync.model.layout import MAX_FOLDER_FILES, PART_FILES, Layout
@@ -102,7 +103,7 @@ class FolderGuard:
         full = self._most + PART_FILES  # also for a Hub that has a lower limit
         await self._retrier.on_disk(self._spool.shards.found_in_folder, shards[0], full)
         await self._retrier.on_disk(partial(self._spool.shards.relocate, shards, above=above))
-        _log.info("The folder of %s is full; %d shards go to another one.", shards[0].path, len(shards))
+        _log.info("The folder of %s is full; another one takes %s.", shards[0].path, count_text(len(shards), "shard"))
         self._wakeups.stage.notify()
 
 

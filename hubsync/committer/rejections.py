@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdater
 from hubsync.committer.context import Context
@@ -53,7 +54,7 @@ class Rejections:
         self._backoffs.pop(shard.segment, None)
         self._cards.reconsider()  # the card was not at fault
         what = "The Hub rejects" if error.status is not None else "Cannot compress"
-        self.report(shard, f"{what} {shard.path} ({shard.rows} rows): {error} Its rows are in {kept}.")
+        self.report(shard, f"{what} {shard.path} ({count_text(shard.rows, 'row')}): {error} Its rows are in {kept}.")
 
     def report(self, shard: Shard, message: str) -> None:
         """Report a quarantined shard to the log and to the uploader."""

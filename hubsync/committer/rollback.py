@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import BinaryIO
 
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.context import Context
 from hubsync.model.commit import Watermark
@@ -91,8 +92,8 @@ class RollbackDetector:
             if await self._retrier.on_disk(self._spool.writers.is_behind, mark):  # else its response was lost
                 await self._retrier.on_disk(self._spool.writers.accept_watermark, mark)
                 _log.warning(
-                    "The spool %s was rolled back (a power cut, or a restored disk): %s contains %s rows of writer %s, "
+                    "The spool %s was rolled back (a power cut, or a restored disk): %s contains %s of writer %s, "
                     "more than the spool knows. Offsets and numbers continue after them; batches that are identified "
                     "only by a key may be repeated.",
-                    self._spool.directory, self._spool.target.repo, f"{mark.rows:,}", mark.writer,
+                    self._spool.directory, self._spool.target.repo, count_text(mark.rows, "row"), mark.writer,
                 )  # fmt: skip

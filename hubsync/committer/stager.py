@@ -7,6 +7,7 @@ from functools import partial
 
 import anyio
 
+from hubsync._runtime.formatting import count_text, size_text
 from hubsync.committer.context import Context
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
@@ -88,7 +89,8 @@ class Stager:
     async def _upload(self, shards: Sequence[Shard]) -> Sequence[Staged]:
         """Upload shards. If that takes long, say so: hf_xet retries for minutes and reports nothing."""
         size = sum(shard.size for shard in shards)
-        slow = State("ok", f"uploading {len(shards)} shards ({size / 1e6:,.1f} MB) for over {_SLOW_S:g} s")
+        what = f"{count_text(len(shards), 'shard')} ({size_text(size)})"
+        slow = State("ok", f"uploading {what} for over {_SLOW_S:g} s")
 
         async def report_slow() -> None:
             await self._clock.sleep(_SLOW_S)

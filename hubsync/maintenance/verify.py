@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import anyio
 
 from hubsync._runtime.clock import Clock, SystemClock
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.paths import absolute
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
@@ -294,7 +295,7 @@ def _committed(before: _Known, snapshot: Snapshot, series: Sequence[Series[HubFi
         file, path = snapshot.files.get(segment.path), segment.path
         hint = f"The shard is in commit {segment.sha}: download it from that revision and put it back at its path."
         if file is None:
-            was = f"{segment.rows:,} rows, {segment.bytes:,} bytes, committed with {segment.sha}"
+            was = f"{count_text(segment.rows, 'row')}, {segment.bytes:,} bytes, committed with {segment.sha}"
             yield Difference("missing", path, was, "nothing", hint)
         elif file.size != segment.bytes:
             yield Difference("size", path, f"{segment.bytes:,} bytes", f"{file.size:,} bytes", hint)
@@ -319,7 +320,7 @@ def _watermarks(before: _Known, found: RemoteWatermarks) -> Iterator[Finding]:
 def _lower(mark: Watermark, there: Watermark | None) -> tuple[str, str]:
     """Return what the spool's watermark has and the dataset's does not reach, and what that has; empty if nothing."""
     if there is None:
-        return f"{mark.rows:,} rows", "nothing"
+        return count_text(mark.rows, "row"), "nothing"
     pairs = [("rows", mark.rows, there.rows)]
     pairs += [(f"next of {name}", number, there.next.get(name, 0)) for name, number in mark.next.items()]
     pairs += [(f"offset of {name}", number, there.offsets.get(name, -1)) for name, number in mark.offsets.items()]
@@ -338,7 +339,7 @@ def _unmarked(
         if match and match[1] not in found.by_writer and watermark_path(match[1]) not in snapshot.files:
             orphans[watermark_path(match[1])].append(file.path)
     for path, shards in orphans.items():
-        expected = f"the watermark of {len(shards):,} shards, such as {shards[0]}"
+        expected = f"the watermark of {count_text(len(shards), 'shard')}, such as {shards[0]}"
         yield Difference("watermark", path, expected, "nothing", _RESTORE)
     if alone and rows and not (found.by_writer or found.unreadable or orphans):
         expected, there = "a watermark for each writer", f"none, and {len(rows):,} files of rows"
@@ -362,7 +363,7 @@ def _numbers(series: Sequence[Series[HubFile]], before: _Known, after: _Known) -
     for segment in after.segments.values():
         known[segment.series][segment.seq] = segment
         if segment.state == "dead" and segment.rows:
-            yield f"{segment.path} ({segment.rows:,} rows) is in the dead letter: {segment.error}"
+            yield f"{segment.path} ({count_text(segment.rows, 'row')}) is in the dead letter: {segment.error}"
         elif segment.state == "dead":
             yield f"{segment.path} no longer holds rows: {segment.error}"
     for one in series:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from hubsync._runtime.formatting import count_text
 from hubsync.model.shard import Shard
 
 
@@ -121,4 +122,4 @@ class BranchTip:
 def commit_summary(shards: Sequence[Shard]) -> str:
     """Return the title of a commit with these shards."""
     rows = sum(shard.rows for shard in shards)
-    return f"Add {rows:,} rows in {len(shards)} {'shard' if len(shards) == 1 else 'shards'}"
+    return f"Add {count_text(rows, 'row')} in {count_text(len(shards), 'shard')}"

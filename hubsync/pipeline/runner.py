@@ -27,6 +27,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from hubsync._runtime import signals
 from hubsync._runtime.exceptions import root_cause
 from hubsync._runtime.file_lock import FileLock
+from hubsync._runtime.formatting import count_text
 from hubsync.errors import HubsyncError
 from hubsync.model.target import state_home
 from hubsync.pipeline.blocking import batches, iterate_in_threads, outputs, run_in_thread
@@ -257,11 +258,10 @@ class _Run:
             error = root_cause(raised)
             if isinstance(error, (HubsyncError, MemoryError)):
                 if error is not raised:  # of a task that follows one of several predecessors
-                    error.add_note(f"In the step {step.name!r}, after {outlet.rows:,} rows.")
+                    error.add_note(f"In the step {step.name!r}, after {count_text(outlet.rows, 'row')}.")
                 raise error from error.__cause__
-            raise StepError(
-                f"the step {step.name!r} raised {type(error).__name__}: {error} (after {outlet.rows:,} rows)"
-            ) from error
+            after = count_text(outlet.rows, "row")
+            raise StepError(f"the step {step.name!r} raised {type(error).__name__}: {error} (after {after})") from error
         finally:
             outlet.close()
 

@@ -175,8 +175,8 @@ class Shards:
                 self._segments.reset_damaged(row.id, is_dead=True)
         self._unreadable.forget(row.id)
         self._quarantine.take(row.id, file)
-        _log.error("%s is not uploaded: %s. Its %d rows are in the dead letter; everything else continues. To look at "
-                   "them: hubsync dead-letter list %s", row.path, why, row.rows, self._directory)  # fmt: skip
+        _log.error("%s is not uploaded: %s. Its rows (%s) are in the dead letter; everything else continues. To look "
+                   "at them: hubsync dead-letter list %s", row.path, why, f"{row.rows:,}", self._directory)  # fmt: skip
 
     def suspect(self, shards: Iterable[Shard]) -> None:
         """Read the files of these shards as a whole before they are staged again: one of them could not be read."""

@@ -24,7 +24,7 @@ import msgspec
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_with_parents
-from hubsync._runtime.formatting import spool_full_text, waiting_text
+from hubsync._runtime.formatting import rows_text, spool_full_text, waiting_text, word
 from hubsync.errors import SpoolBusy, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.model.commit import Watermark
 from hubsync.model.stats import SpoolDepth
@@ -224,10 +224,11 @@ class Spool:
         """Return the error for a spool that no longer exists."""
         with suppress(SpoolError):
             left = self.depth()  # the catalogue answers as long as this process has it open
+            rows, were = rows_text(left.rows, left.bytes), word(left.rows, "was", "were")
             return SpoolLost(
                 f"the spool {self.directory} or a part of it was deleted, or its disk is gone, while the job was "
-                f"running. {left.rows:,} rows ({left.bytes:,} bytes) were accepted and not yet on the Hub; they are "
-                "lost. What was committed is safe: a job that uses offsets resumes after it."
+                f"running. {rows} {were} accepted and not on the Hub yet, and {were} lost. What was committed is safe: "
+                "a job that uses offsets resumes after it."
             )
         return SpoolLost(f"the spool {self.directory} is gone, and with it the rows that were not on the Hub yet.")
 

@@ -67,10 +67,12 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
         return
     spool = engine.spool
     limit = "" if timeout is None else f", for up to {timeout:.0f} s"
-    _log.warning(
-        "%s ended the job. Uploading what is left%s: %s. Press Ctrl-C to stop; the rows stay in the spool.",
-        type(error).__name__, limit, engine.waiting_text(),
-    )  # fmt: skip
+    has_rows = bool(engine.status.counts.spooled_rows or engine.monitor.depth().rows or engine.queue.depth().rows)
+    if has_rows:
+        _log.warning(
+            "%s ended the job. Uploading what is left%s: %s. Press Ctrl-C to stop; the rows stay in the spool.",
+            type(error).__name__, limit, engine.waiting_text(),
+        )  # fmt: skip
     try:
         yield
     except HubsyncError as failed:
@@ -81,7 +83,8 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
                    engine.waiting_text(), spool.directory)  # fmt: skip
         raise
     else:
-        _log.warning("Done: all rows are in the spool." if engine.is_offline else "Done: all rows are on the Hub.")
+        if has_rows:
+            _log.warning("Done: all rows are in the spool." if engine.is_offline else "Done: all rows are on the Hub.")
 
 
 def drain(engine: Engine, timeout: float | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from hubsync._runtime.exceptions import fresh_copy
+from hubsync._runtime.formatting import count_text
 from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, WaitTimeout
 from hubsync.model.receipt import OutcomeGroup, Receipt, SegmentOutcome, Until, mark_dropped, mark_spooled, wait_timeout
 from hubsync.spool.spool import Spool
@@ -128,7 +129,7 @@ class Delivery:
             return self._take_refused()
         if more := len(self._failures):
             self._failures.clear()
-            failure.add_note(f"It is the first of {more + 1:,} batches that were not accepted.")
+            failure.add_note(f"It is the first of {count_text(more + 1, 'batch')} that were not accepted.")
         return failure
 
     def _take_refused(self) -> ShardsRefused | None:
@@ -142,7 +143,8 @@ class Delivery:
             refused.shards += 1
             refused.rows += rows
         if refused is not None and refused.shards > 1:
-            refused.add_note(f"It is the first of {refused.shards:,} rejected shards ({refused.rows:,} rows).")
+            amount = count_text(refused.rows, "row")
+            refused.add_note(f"It is the first of {count_text(refused.shards, 'rejected shard')} ({amount}).")
         return refused
 
     def _read(self, segments: Iterable[int]) -> None:

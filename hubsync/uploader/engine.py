@@ -22,7 +22,7 @@ from anyio.abc import TaskStatus
 
 from hubsync._runtime.exceptions import root_cause, unwrapped_hub_errors
 from hubsync._runtime.file_lock import HEARTBEAT_S
-from hubsync._runtime.formatting import count_text
+from hubsync._runtime.formatting import count_text, word
 from hubsync._runtime.notifiers import Notifier, threadsafe_callback
 from hubsync._runtime.retry import Backoff
 from hubsync._runtime.threads import call_in_new_thread, run_in_thread
@@ -292,7 +292,8 @@ class Engine:
         if isinstance(self.failure, SpoolLost):
             ended = self.failure
             if rows := self.queue.depth().rows:
-                ended.add_note(f"{rows:,} rows were in memory and had not reached the spool: they were not accepted.")
+                were = f"{count_text(rows, 'row')} in memory {word(rows, 'was', 'were')}"
+                ended.add_note(f"{were} not accepted: the spool was lost before.")
         self.spool_thread.fail_pending(ended)
         if not isinstance(ended, SpoolLost):  # rows that wait for a commit are in the spool
             left = self.monitor.depth()

@@ -8,14 +8,14 @@ There are no locks: see `queue`.
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
-from hubsync._runtime.formatting import count_text
+from hubsync._runtime.clock import Deadline
+from hubsync._runtime.formatting import count_text, seconds_text, word
 from hubsync._runtime.notifiers import OneShotEvent, threadsafe_callback
 from hubsync._runtime.validation import check_positive
 from hubsync.encoding.rows import Encoded, Rows
@@ -90,18 +90,26 @@ class Reorderer:
         for wake in list(self._blocked):
             wake()
 
-    def _warn(self, offset: int, since: float) -> None:
-        _log.warning(
-            "The put of offset %d of source %r has waited %.0f s for offset %d, and so have %d early batches, which is "
-            "the limit. Put every offset, with rows=[] if it has no rows.",
-            offset, self.source, time.monotonic() - since, self.next, len(self._early),
-        )  # fmt: skip
+    def _pause_s(self, offset: int, wait: Deadline) -> float:
+        """Return how long a put waits before it looks for room again, in seconds; warn about a long wait.
 
-    def _no_room(self, offset: int, timeout: float) -> QueueFull:
-        return QueueFull(
-            f"offset {self.next} of source {self.source!r} did not come within {timeout:g} s, and no more batches may "
-            f"wait for it: the batch with offset {offset} was not accepted."
-        )
+        Raises:
+            QueueFull: it has waited long enough.
+        """
+        if not (pause_s := wait.pause_s()):
+            raise QueueFull(
+                f"offset {self.next} of source {self.source!r} did not come within {seconds_text(wait.timeout or 0)}, "
+                f"and no more batches may wait for it: the batch with offset {offset} was not accepted. Put "
+                f"{self.next} first, with rows=[] if it has no rows."
+            )
+        if wait.is_due(_WARN_S):
+            _log.warning(
+                "The put of offset %d of source %r has waited %s for offset %d, as have %s, which is the limit. Put "
+                "every offset, with rows=[] if it has no rows.",
+                offset, self.source, seconds_text(wait.waited_s), self.next,
+                count_text(len(self._early), "early batch"),
+            )  # fmt: skip
+        return pause_s
 
     def gap(self) -> OffsetOrderError | None:
         """Return an error if batches wait for one that never came."""
@@ -111,8 +119,8 @@ class Reorderer:
         rows = sum(each.rows for each in early)
         why = (
             f"offset {self.next} of source {self.source!r} was never put, so {count_text(rows, 'row')} with higher "
-            "offsets were not accepted. Everything before is safe. Run the job again: it resumes at this offset. An "
-            "offset without rows must be put as well, with rows=[]."
+            f"offsets {word(rows, 'was', 'were')} not accepted. Everything before is safe. Run the job again: it "
+            "resumes at this offset. An offset without rows must be put as well, with rows=[]."
         )
         return OffsetOrderError(self.source, self.next, self.next - 1, why)
 
@@ -164,19 +172,12 @@ class InOrder(Reorderer):
                 self._turn.append(None)
 
     def _wait_for_room(self, encoded: Encoded, offset: int, timeout: float | None) -> None:
-        room, since = OneShotEvent(), time.monotonic()
-        warned_at = since
+        room, wait = OneShotEvent(), Deadline(timeout, _RECHECK_S)
         self._blocked[room.set] = None
         try:
-            now = since  # the time before the last attempt: a long signal handler must not end the wait
             while not self._add(encoded, offset):
-                if timeout is not None and now - since >= timeout:
-                    raise self._no_room(offset, timeout)
-                if now - warned_at >= _WARN_S:
-                    warned_at = now
-                    self._warn(offset, since)
-                room.wait(_RECHECK_S if timeout is None else min(_RECHECK_S, since + timeout - now))
-                now = time.monotonic()
+                room.wait(self._pause_s(offset, wait))
+                wait.note_time()
         finally:
             self._blocked.pop(room.set, None)
 
@@ -209,20 +210,14 @@ class AsyncInOrder(Reorderer):
                 self._turn.append(None)
 
     async def _wait_for_room(self, encoded: Encoded, offset: int, timeout: float | None) -> None:
-        room, since = anyio.Event(), time.monotonic()
-        warned_at = since
+        room, wait = anyio.Event(), Deadline(timeout, _RECHECK_S)
         wake = threadsafe_callback(lambda: room.set())
         self._blocked[wake] = None
         try:
-            now = since  # the time before the last attempt: a long signal handler must not end the wait
             while not self._add(encoded, offset):
-                if timeout is not None and now - since >= timeout:
-                    raise self._no_room(offset, timeout)
-                if now - warned_at >= _WARN_S:
-                    warned_at = now
-                    self._warn(offset, since)
-                with anyio.move_on_after(_RECHECK_S if timeout is None else min(_RECHECK_S, since + timeout - now)):
+                with anyio.move_on_after(self._pause_s(offset, wait)):
                     await room.wait()
-                room, now = anyio.Event(), time.monotonic()
+                room = anyio.Event()
+                wait.note_time()
         finally:
             self._blocked.pop(wake, None)

@@ -20,7 +20,8 @@ from typing import Literal, NamedTuple
 
 import anyio
 
-from hubsync._runtime.formatting import count_text, seconds_text
+from hubsync._runtime.clock import Deadline
+from hubsync._runtime.formatting import count_text, seconds_text, size_text
 from hubsync._runtime.notifiers import OneShotEvent, threadsafe_callback
 from hubsync._runtime.threads import own_thread
 from hubsync.errors import BatchTooLarge, ClosedError, QueueFull
@@ -112,18 +113,14 @@ class BoundedQueue:
             return offer == "accepted"
         if own_thread.depth:
             raise self._full("the producer runs in a thread of hubsync itself, which cannot wait for room")
-        room, until = OneShotEvent(), None if timeout is None else time.monotonic() + timeout
+        room, wait = OneShotEvent(), Deadline(timeout, _RECHECK_S)
         waiter = _Waiter(room.set, get_ident())
         self._blocked += 1
         try:
             self._stand_in_line(waiter)
-            left = timeout
             while (offer := self._offer(batch, waiter)) == "full":
-                if left is not None and left <= 0:
-                    raise self._full(f"no room for {seconds_text(timeout or 0)}")
-                room.wait(_RECHECK_S if left is None else min(left, _RECHECK_S))
-                # Before the next look at the queue: a signal handler may run beyond the deadline, and make room.
-                left = None if until is None else until - time.monotonic()
+                room.wait(self._pause_s(wait))
+                wait.note_time()
         finally:
             # Nothing may come before this call of C, such as `suppress`: a signal handler may raise after any call.
             try:  # noqa: SIM105
@@ -137,18 +134,16 @@ class BoundedQueue:
         """Like `put`, without blocking the event loop."""
         if (offer := self._offer(batch)) != "full":
             return offer == "accepted"
-        room = anyio.Event()
+        room, wait = anyio.Event(), Deadline(timeout, _RECHECK_S)
         waiter = _Waiter(threadsafe_callback(lambda: room.set()), None)
         self._blocked += 1
         try:
             self._line.append(waiter)
-            with anyio.move_on_after(timeout) as scope:
-                while (offer := self._offer(batch, waiter)) == "full":
-                    with anyio.move_on_after(_RECHECK_S):
-                        await room.wait()
-                    room = anyio.Event()
-            if scope.cancelled_caught and (offer := self._offer(batch, waiter)) == "full":
-                raise self._full(f"no room for {seconds_text(timeout or 0)}")
+            while (offer := self._offer(batch, waiter)) == "full":
+                with anyio.move_on_after(self._pause_s(wait)):
+                    await room.wait()
+                room = anyio.Event()
+                wait.note_time()
         finally:
             try:  # noqa: SIM105  (as in `put`)
                 self._line.remove(waiter)
@@ -308,12 +303,23 @@ class BoundedQueue:
             return
         first.wake()
 
+    def _pause_s(self, wait: Deadline) -> float:
+        """Return how long a producer waits before it looks for room again, in seconds.
+
+        Raises:
+            QueueFull: it has waited long enough.
+        """
+        if not (pause_s := wait.pause_s()):
+            raise self._full(f"no room for {seconds_text(wait.timeout or 0)}")
+        return pause_s
+
     def _full(self, why: str) -> QueueFull:
         self._raised += 1
         if self.refusal is not None:
             return QueueFull(f"the batch was not accepted: {self.refusal}")
         depth = self.depth()
+        held = f"{count_text(depth.batches, 'batch')}, {size_text(depth.bytes)}"
         return QueueFull(
-            f"the queue is full ({depth.batches:,} batches, {depth.bytes:,} bytes; {why}): the batch was not "
-            "accepted. The spool's disk is slower than the producer, or full: see the uploader's stats().state."
+            f"the queue is full ({held}; {why}): the batch was not accepted. The spool's disk is slower than the "
+            "producer, or full: see stats().state. Put the batch later."
         )

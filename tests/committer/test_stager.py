@@ -38,11 +38,12 @@ async def test_a_lost_blob_delays_the_card_by_one_commit_only(
     assert "README.md" in simulated.files
 
 
-@pytest.mark.parametrize(("times", "found"), [(6, [1, 2]), (100, [2])])
+@pytest.mark.parametrize(("times", "found"), [(5, [1, 2]), (100, [2])])
 async def test_a_blob_that_the_store_lost_is_uploaded_again_a_bounded_number_of_times(
     simulated: SimulatedHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, found: list[int]
 ) -> None:
     simulated.mode = "lfs"
+    # Five times whatever happens: how many commits with the card are among them depends on which blob is staged first.
     commit, left = simulated._commit, [times]
 
     async def refuse(plan: Plan) -> str:

@@ -375,7 +375,7 @@ def test_a_shard_in_the_dead_letter_is_a_note(
     report = check(spool)
     assert report.ok
     (note,) = report.notes
-    assert note.startswith("default/train-00001.jsonl (1 rows) is in the dead letter: ")
+    assert note.startswith("default/train-00001.jsonl (1 row) is in the dead letter: ")
     assert kinds(check()) == [("gap", "default/train-*.jsonl")]
 
 

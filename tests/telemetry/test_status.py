@@ -286,3 +286,9 @@ def test_a_job_that_an_exception_ended_logs_how_its_drain_went(uploader: Make, l
     began, ended = lines("WARNING")
     assert began.startswith("WARNING ZeroDivisionError ended the job. Uploading what is left: 1 row")
     assert ended == "WARNING Done: all rows are on the Hub."
+
+
+def test_a_job_that_ends_with_an_error_before_its_first_row_does_not_speak_of_rows(uploader: Make, lines: Any) -> None:
+    with pytest.raises(RuntimeError), uploader():
+        raise RuntimeError
+    assert lines() == []

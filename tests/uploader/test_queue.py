@@ -13,7 +13,7 @@ from hubsync.model.batch import Batch
 from hubsync.model.receipt import Receipt
 from hubsync.policies import MIB
 from hubsync.uploader.queue import BoundedQueue, Order
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 def batch(size: int = 10) -> Batch:
@@ -88,11 +88,10 @@ def test_a_blocked_producer_continues_once_there_is_room() -> None:
     done = threading.Event()
     producer = threading.Thread(target=lambda: (queue.put(batch()), done.set()))
     producer.start()
-    while not queue.depth().blocked:
-        pass
+    until(queue.waiting_producers)
     assert not done.is_set()
     queue.release(taken(queue))
-    assert done.wait(10)
+    assert done.wait(PATIENCE_S)
     producer.join()
 
 
@@ -146,10 +145,9 @@ def test_closing_the_queue_raises_in_blocked_producers() -> None:
 
     producer = threading.Thread(target=put)
     producer.start()
-    while not queue.depth().blocked:
-        pass
+    until(queue.waiting_producers)
     queue.close()
-    producer.join(10)
+    producer.join(PATIENCE_S)
     assert len(told) == 1
 
 
@@ -196,7 +194,7 @@ def test_a_large_batch_gets_in_before_small_ones_that_came_later() -> None:
     assert queue.depth().bytes == 60  # there would be room for the small ones
     queue.release(taken(queue))
     for producer in producers:
-        producer.join(10)
+        producer.join(PATIENCE_S)
     assert [len(each.lines) for each in taken(queue)][:1] == [90]
 
 
@@ -220,9 +218,9 @@ def test_a_large_batch_does_not_starve_among_many_small_ones() -> None:
         assert queue.put(batch(900), timeout=60)
     stop.set()
     for thread in threads[:-1]:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     queue.close()
-    threads[-1].join(60)
+    threads[-1].join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in threads)
     assert queue.depth()[:3] == (0, 0, 0)
 
@@ -290,7 +288,7 @@ def test_a_put_that_a_signal_handler_ends_lets_the_next_one_in() -> None:
             queue.put(batch(90))
     finally:
         signal.signal(signal.SIGALRM, before)
-    others[0].join(10)
+    others[0].join(PATIENCE_S)
     assert queue.depth().bytes == 80
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.frames import SUFFIX, read_frames
 from hubsync.encoding.codecs.base import Codec, missing_package
 from hubsync.encoding.codecs.zstd import LEVEL
@@ -80,10 +81,11 @@ class ParquetCodec(Codec):
             except OSError as error:
                 if error.errno is not None:
                     raise
-                raise DefectError(f"{rows:,} rows can't become Parquet: {error}") from error  # it lacks their type
+                what = count_text(rows, "row")
+                raise DefectError(f"{what} can't become Parquet: {error}") from error  # it lacks their type
             except (pyarrow.ArrowException, RecursionError, Conflict, _Unfit) as error:
                 reason = str(error)
-        raise DefectError(f"{rows:,} rows can't become Parquet: {reason}")
+        raise DefectError(f"{count_text(rows, 'row')} can't become Parquet: {reason}")
 
     def schema(self, source: Path) -> bytes:
         """Return the file's schema, with its metadata."""
@@ -212,7 +214,7 @@ def _writer(sink: _ErrorKeeper, schema: Any) -> Any:
 def _write(source: Path, target: IO[bytes], rows: int, as_json: frozenset[str], known: StructOf) -> None:
     columns = _with_known(known, _infer(source, as_json), as_json, may_be_typed=source.suffix == SUFFIX)
     if not columns.fields:
-        raise DefectError(f"{rows:,} rows without any field can't become Parquet.")
+        raise DefectError(f"{count_text(rows, 'row')} without any field can't become Parquet.")
     schema = arrow_schema(_readable(source, columns), stored=True)
     written = 0
     with (
