@@ -99,8 +99,8 @@ def condition_of(facts: SpoolFacts) -> Condition:
     if not facts.is_open:
         if not waiting:
             return Condition("finished")
-        offline = f"{state.reason}; " if state.kind == "offline" else ""
-        return Condition("waiting", f"{offline}no job has this spool open", None, drain)
+        offline = f"; {state.reason}" if state.kind == "offline" else ""
+        return Condition("waiting", f"no job has this spool open{offline}", None, drain)
     if state.kind != "ok":  # offline, or backing off
         return Condition("waiting", state.reason, state.until)
     if not waiting:
