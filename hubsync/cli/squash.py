@@ -31,7 +31,7 @@ def squash(repo: str, yes: bool, revision: str, endpoint: str | None) -> None:
         click.echo(f"{where}: {count_text(found.commits, 'commit')}; there is nothing to squash.")
     elif found.commit is None:
         click.echo(
-            f"{where}: {count_text(found.commits, 'commit')} would become 1, for good: no earlier revision could be "
+            f"{where}: {count_text(found.commits, 'commit')} would become 1, permanently: no earlier revision could be "
             "loaded or restored. Nothing was changed. To do it, add --yes."
         )
     else:

@@ -3,7 +3,7 @@
 A job that runs for days leaves thousands of small shards, which are slow to list and to load. Successive shards of a
 writer become one file, in a commit that adds it and deletes them, so the dataset holds each row once at every commit.
 Only shards that the watermarks name are merged, never other people's files. Nothing is kept on this machine: after a
-crash, a new run merges what is left.
+crash, a new run merges the rest.
 
 Jobs may keep writing. A job that lost the response to a commit looks for its plan's watermark, and so does not miss the
 shards that were merged; and shards younger than an hour are left alone.

@@ -60,6 +60,14 @@ def telling(
             time.sleep(pause_s)
 
 
+def merging() -> None:
+    """Merges what there is, again and again, however young."""
+    from hubsync.maintenance.compact import compact
+
+    while True:
+        compact("user/rows", apply=True, min_age_s=0)
+
+
 def lingering(spool: str, told: str, grace_s: float) -> None:
     """Puts some rows that nothing seals, and waits to be ended."""
     import time
