@@ -91,7 +91,7 @@ def encode(
     if transform is None:
         return encode_tables(tables, profiler, types)
     plain, columns = rows_of_tables(tables)
-    known = StructOf({**columns.fields, **types.known.fields})
+    known = StructOf({**types.known.fields, **columns.fields})
     return _transform_and_encode(plain, profiler, transform, types._replace(known=known))
 
 
@@ -166,7 +166,7 @@ def _encode(rows: Sequence[Row], profiler: RowProfiler | None, types: Types) -> 
     except RowError:
         raise
     except Exception as error:  # whatever it is, the caller learns which value caused it
-        if (binary := find_binary(rows)) is not None:
+        if (binary := find_binary(rows) or find_binary(plain)) is not None:
             if types.native:
                 return encode_typed_rows(rows, profiler, types)
             raise binary from None

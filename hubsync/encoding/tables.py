@@ -18,11 +18,20 @@ import msgspec
 from hubsync._runtime import frames
 from hubsync.encoding.diagnosis import check_rows
 from hubsync.encoding.encoded import Encoded
+from hubsync.encoding.exact import BASE64
 from hubsync.encoding.media import FEATURES, embedded, holds_media
-from hubsync.encoding.typed import BASE64, column_of, fitting, table_of_rows, unfitting
-from hubsync.encoding.values import duration_text, encoder
+from hubsync.encoding.typed import column_of, fitting, may_become, table_of_rows, unfitting, values_of
+from hubsync.encoding.values import NS, duration_text, encoder
 from hubsync.errors import RowError, one_line
-from hubsync.schema.arrow import UnsupportedType, arrow_schema, columns_of_table, is_json_type, map_leaves, normalized
+from hubsync.schema.arrow import (
+    UnsupportedType,
+    arrow_schema,
+    columns_of_table,
+    in_known_types,
+    is_json_type,
+    map_leaves,
+    normalized,
+)
 from hubsync.schema.features import feature_name
 from hubsync.schema.json_text import any_reads_as_json, reads_as_json
 from hubsync.schema.profiler import RowProfiler
@@ -34,7 +43,6 @@ _IS_TEXT = (
     "JSON Lines can't tell this text from a number, or another value, at a place of type JSON inside a column. Declare "
     "the whole column: features={{{!r}: 'json'}}; or use format='parquet' in a new repo."
 )
-_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _HEADER = frames.header(b"A", 0, b"")
 
 
@@ -77,7 +85,7 @@ def encode_tables(tables: Iterable[Any], profiler: RowProfiler | None, types: Ty
     Raises:
         RowError: The shards' format can't hold a column or a value, or one does not fit its declared type.
     """
-    sink = _Stream() if types.native else _Lines()
+    sink = _Stream() if types.native else _Lines(types.declared)
     columns, first_row = EMPTY, 0
     for table in _checked(tables):
         if not table.num_rows:
@@ -100,7 +108,7 @@ def encode_typed_rows(rows: Sequence[Any], profiler: RowProfiler | None, types: 
     Raises:
         RowError: The shards' format can't hold a value, or one does not fit its declared type.
     """
-    sink, columns = _Stream() if types.native else _Lines(), EMPTY
+    sink, columns = _Stream() if types.native else _Lines(types.declared), EMPTY
     conflicts: list[Conflict] = []
     if rows:
         table, columns = table_of_rows(rows, types.declared, types.known, conflicts=conflicts if types.widens else None)
@@ -118,20 +126,21 @@ def _conformed(table: Any, types: Types, first_row: int) -> tuple[Any, StructOf]
     for name, kind in types.declared.fields.items():
         column = columns.get(name)
         if column is None or kinds[name] != kind:
-            values = [None] * table.num_rows if column is None else column.to_pylist()
+            values = [None] * table.num_rows if column is None else values_of(column, kinds[name])
             columns[name] = pyarrow.chunked_array([column_of(values, kind, name, first_row)])
             kinds[name] = kind if feature_name(kind) != BASE64 else "string"
     for name, kind in types.known.fields.items():
-        if name in columns and name not in types.declared.fields and kinds[name] != kind:
-            values = columns[name].to_pylist()
-            if (fit := fitting(values, kind, name)) is not None:
-                columns[name] = pyarrow.chunked_array([column_of(values, fit, name, first_row)])
-                kinds[name] = fit
-            else:
-                kinds[name] = unfitting(kinds[name], kind)
+        if name not in columns or name in types.declared.fields or kinds[name] == kind or is_json(kind):
+            continue
+        values = values_of(columns[name], kinds[name]) if may_become(kinds[name], kind) else []
+        if values and (fit := fitting(values, kind, name)) is not None:
+            columns[name] = pyarrow.chunked_array([column_of(values, fit, name, first_row)])
+            kinds[name] = fit
+        else:
+            kinds[name] = unfitting(kinds[name], kind)
     for name, kind in kinds.items():
         if holds_media(kind):
-            columns[name] = embedded(columns[name], kind, first_row)
+            columns[name] = embedded(columns[name], kind, name, first_row)
     return pyarrow.table(list(columns.values()), names=list(columns)), StructOf(kinds)
 
 
@@ -218,12 +227,16 @@ class _Stream:
 class _Lines:
     """Writes tables as JSON Lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, declared: StructOf) -> None:
+        self._check(declared, 0)  # before a value of such a type is looked at
         self._parts: list[bytes] = []
 
-    def add(self, table: Any, columns: StructOf, first_row: int) -> None:
+    def _check(self, columns: StructOf, first_row: int) -> None:
         for name, kind in columns.fields.items():
             _check_carried(kind, name, first_row)
+
+    def add(self, table: Any, columns: StructOf, first_row: int) -> None:
+        self._check(columns, first_row)
         try:
             rows = _rows_of(map_leaves(table, _json_leaf), columns)
         except _Unfit:
@@ -246,7 +259,7 @@ def text_lines(table: Any) -> bytes:
 
     What JSON does not have is text: base64, or ISO 8601; an infinity is `"Infinity"`, and a NaN is null.
     """
-    table = normalized(table)
+    table = in_known_types(table)
     return encoder.encode_lines(_rows_of(map_leaves(table, _text_leaf), columns_of_table(table)))
 
 
@@ -333,7 +346,7 @@ def _text_leaf(array: Any, path: str) -> Any:
         return pyarrow.array([None if v is None else base64.b64encode(v).decode() for v in values], pyarrow.string())
     if types.is_duration(kind):
         counts = array.cast(pyarrow.int64()).to_pylist()
-        factor = _NS[kind.unit]
+        factor = NS[kind.unit]
         return pyarrow.array([None if n is None else duration_text(n * factor) for n in counts], pyarrow.string())
     if types.is_time(kind):
         return _without_zeros(array.cast(pyarrow.string()))
@@ -352,25 +365,14 @@ def _plain_leaf(array: Any, path: str) -> Any:
     if types.is_timestamp(kind):
         if kind.tz is not None:
             array = array.cast(pyarrow.timestamp(kind.unit, "UTC"))
-        _check_years(array, path)
         return _without_zeros(compute.replace_substring(array.cast(pyarrow.string()), " ", "T"))
     if types.is_date(kind):
-        _check_years(array, path)
         return array.cast(pyarrow.string())
     if types.is_decimal(kind):
         return pyarrow.array([None if v is None else str(v) for v in array.to_pylist()], pyarrow.string())
     if types.is_float16(kind):
         return array.cast(pyarrow.float32())
     return array.cast(pyarrow.string()) if isinstance(kind, pyarrow.JsonType) else array
-
-
-def _check_years(array: Any, path: str) -> None:
-    """Refuse what has no text in ISO 8601 that readers parse."""
-    from pyarrow import compute
-
-    years = compute.min_max(compute.year(array)).as_py()
-    if years["min"] is not None and not (years["min"] >= 1 and years["max"] <= 9999):
-        raise UnsupportedType(path, "it holds a time outside the years 1 to 9999, which readers can't parse.")
 
 
 def _without_zeros(texts: Any) -> Any:
@@ -408,6 +410,9 @@ def tables_of(rows: Any) -> Iterator[Any] | None:
         table = rows if isinstance(rows, pyarrow.Table) else pyarrow.table(rows)
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
         raise RowError(0, "", f"a batch is a table, and this {type(rows).__name__} is none ({error}).") from None
+    for field in table.schema if module == "polars" else ():
+        if pyarrow.types.is_fixed_size_binary(field.type):  # polars has no such type
+            raise RowError(0, field.name, "polars passes objects on as pointers. Convert the column before put.")
     return _slices(table)
 
 
@@ -448,10 +453,34 @@ def _tables_of_frame(frame: Any) -> Iterator[Any] | None:
     with suppress(ImportError):
         import pyarrow
 
-        with suppress(pyarrow.ArrowException, TypeError, ValueError, OverflowError):
-            table = pyarrow.Table.from_pandas(frame.reset_index() if named else frame, preserve_index=False)
-            return _slices(table.replace_schema_metadata(None))
+        frame = frame.reset_index() if named else frame
+        with suppress(pyarrow.ArrowException, TypeError, ValueError, OverflowError):  # a `RowError` is a ValueError
+            table = pyarrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+            for name, dtype in frame.dtypes.items():
+                if (values := _objects_of(frame[name], dtype)) is not None:
+                    _check_guess(values, table.schema.field(name).type, name)
+            return _slices(table)
     return None
+
+
+def _objects_of(column: Any, dtype: Any) -> Sequence[Any] | None:
+    """Return the Python values of a column of pandas whose type pyarrow guesses from them; None for any other."""
+    categories = getattr(dtype, "categories", None)
+    if categories is not None:
+        return list(categories)
+    return list(column) if getattr(dtype, "kind", None) == "O" and not hasattr(dtype, "na_value") else None
+
+
+def _check_guess(values: Sequence[Any], kind: Any, name: str) -> None:
+    """Raise a `RowError` if values change in the type that pyarrow guessed, as times of two kinds do."""
+    import pyarrow
+
+    while pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not isinstance(kind, pyarrow.BaseExtensionType):  # which is refused later
+        column_of(
+            values, columns_of_table(normalized(pyarrow.schema([(name, kind)]).empty_table())).fields[name], name, 0
+        )
 
 
 def check_names(names: Sequence[Any], rows: int, path: str = "") -> None:

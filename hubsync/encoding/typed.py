@@ -6,16 +6,17 @@ would have in JSON, and bytes and images keep theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal, InvalidOperation
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, time
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
 from hubsync.encoding import media
 from hubsync.encoding.diagnosis import check_rows
+from hubsync.encoding.exact import BASE64, Unfit, fit, mapping, refusal
 from hubsync.encoding.values import BINARY, spell_out_times, to_known
 from hubsync.errors import RowError
 from hubsync.schema.arrow import (
@@ -43,17 +44,7 @@ from hubsync.schema.types import (
 
 Features = Mapping[str, Any]
 """What `Uploader(features=…)` takes: a `datasets.Features`, or names with their types."""
-BASE64 = "base64"
-_FLOAT32_MAX = 3.4028234663852886e38
-_FLOAT16_MAX = 65504.0
-
-
-class _Unfit(Exception):
-    """A value does not fit the type of its place."""
-
-    def __init__(self, path: str, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(why)
+_UNIT = re.compile(r"^(timestamp|duration|time)(?:32|64)?\[(?:s|ms|us|ns)")
 
 
 def table_of_rows(
@@ -113,8 +104,8 @@ def column_of(values: Sequence[Any], kind: ColumnType, name: str, first_row: int
     prepared = []
     for index, value in enumerate(values):
         try:
-            prepared.append(_fit(value, kind, name))
-        except _Unfit as unfit:
+            prepared.append(fit(value, kind, name))
+        except Unfit as unfit:
             raise RowError(first_row + index, unfit.path, unfit.why) from None
         except media.NotMedia as error:
             raise RowError(first_row + index, name, str(error)) from error
@@ -128,20 +119,75 @@ def column_of(values: Sequence[Any], kind: ColumnType, name: str, first_row: int
             try:
                 pyarrow.array([value], stored)
             except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
-                raise RowError(first_row + index, name, _why(value, kind)) from None
+                raise RowError(first_row + index, name, refusal(value, kind)) from None
         raise
 
 
 def fitting(values: Sequence[Any], kind: ColumnType, name: str) -> ColumnType | None:
     """Return a column's known type, or a wider one that holds these values exactly; None if neither does."""
     for candidate in (kind, _widest(kind)):
-        try:
-            array = column_of(values, candidate, name, 0)
-        except RowError:
-            continue
-        if not _rounds(candidate) or array.to_pylist() == [_fit(value, candidate, name) for value in values]:
+        with suppress(RowError):
+            column_of(values, candidate, name, 0)
             return candidate
     return None
+
+
+def values_of(column: Any, kind: ColumnType) -> list[Any]:
+    """Return the values of a table's column: times with all digits, and class labels by their names."""
+    if isinstance(kind, Foreign) and _UNIT.search(_dtype(kind)):
+        return list(column)
+    values = column.to_pylist()
+    return [_named(value, kind) for value in values] if _holds_labels(kind) else values
+
+
+def _named(value: Any, kind: ColumnType) -> Any:
+    """Return a value with the names of its class labels, since other columns may number them differently."""
+    if value is None:
+        return None
+    if isinstance(kind, StructOf):
+        return {name: _named(value[name], field) for name, field in kind.fields.items()}
+    if isinstance(kind, ListOf):
+        return [_named(item, kind.item) for item in value]
+    names = class_names(kind)
+    return names[value] if names is not None and 0 <= value < len(names) else value
+
+
+def _holds_labels(kind: ColumnType) -> bool:
+    if isinstance(kind, StructOf):
+        return any(map(_holds_labels, kind.fields.values()))
+    return _holds_labels(kind.item) if isinstance(kind, ListOf) else class_names(kind) is not None
+
+
+def may_become(given: ColumnType, known: ColumnType) -> bool:
+    """Return whether values of a table's type may become ones of a known type, if they fit: its kind is the same."""
+    if _holds_labels(given):
+        return _without_names(given) == _without_names(known)
+    try:
+        merge(_coarse(known), _coarse(given))
+    except Conflict:
+        return False
+    return True
+
+
+def _without_names(kind: ColumnType) -> ColumnType:
+    """Return a type in which all class labels are equal."""
+    if isinstance(kind, StructOf):
+        return StructOf({name: _without_names(field) for name, field in kind.fields.items()})
+    if isinstance(kind, ListOf):
+        return msgspec.structs.replace(kind, item=_without_names(kind.item))
+    return Foreign({"dtype": "class_label"}, []) if class_names(kind) is not None else kind
+
+
+def _coarse(kind: ColumnType) -> ColumnType:
+    """Return a type in which all units of time are equal, and text is nothing but text."""
+    if isinstance(kind, StructOf):
+        return StructOf({name: _coarse(field) for name, field in kind.fields.items()})
+    if isinstance(kind, ListOf):
+        return msgspec.structs.replace(kind, item=_coarse(kind.item))
+    if kind in ("string", "literal"):
+        return Foreign({"dtype": "string"}, [])
+    dtype = _UNIT.sub(r"\1[us", _dtype(kind))
+    return Foreign({"dtype": dtype}, []) if dtype != _dtype(kind) else kind
 
 
 def unfitting(kind: ColumnType, known: ColumnType | None) -> ColumnType:
@@ -174,13 +220,6 @@ def _widened(values: Sequence[Any], given: ColumnType, known: ColumnType | None,
     return None if wider is known else fitting(values, wider, name)
 
 
-def _rounds(kind: ColumnType) -> bool:
-    """Return whether a type has a part that rounds floats."""
-    if isinstance(kind, StructOf):
-        return any(map(_rounds, kind.fields.values()))
-    return _rounds(kind.item) if isinstance(kind, ListOf) else _dtype(kind) in ("float16", "float32")
-
-
 def _widest(kind: ColumnType) -> ColumnType:
     """Return a type with the widest numbers. They differ from JSON's, so that a merge keeps them."""
     if isinstance(kind, StructOf):
@@ -198,196 +237,10 @@ def _dtype(kind: ColumnType) -> str:
 
 
 def _mapping(row: Any, index: int) -> Mapping[str, Any]:
-    if isinstance(row, Mapping):
-        return row
-    if isinstance(row, msgspec.Struct) and not row.__struct_config__.array_like:
-        return {name: getattr(row, name) for name in row.__struct_fields__}
-    if hasattr(row, "__dataclass_fields__"):
-        return {name: getattr(row, name) for name in row.__dataclass_fields__}
-    if hasattr(row, "model_dump"):
-        dumped: dict[str, Any] = row.model_dump()
-        return dumped
-    kind = type(row).__name__
-    raise RowError(index, "", f"a row is a mapping, a dataclass, a Struct or a pydantic model, not {kind}.")
-
-
-# Declared types.
-
-
-def _why(value: Any, kind: ColumnType) -> str:
-    return f"{type(value).__name__} does not fit the column's type, {describe(kind)}, without a change of the value."
-
-
-def _fit(value: Any, kind: ColumnType, path: str) -> Any:
-    """Return a value as pyarrow takes it for a type."""
-    if value is None or type(value).__name__ in ("NaTType", "NAType"):
-        return None
-    if isinstance(kind, StructOf):
-        return _fit_struct(value, kind, path)
-    if isinstance(kind, ListOf):
-        return _fit_list(value, kind, path)
-    if isinstance(kind, Foreign) and (feature := feature_name(kind)) is not None:
-        return _fit_feature(value, kind, feature, path)
-    dtype = kind if isinstance(kind, str) else str(kind.entry.get("dtype"))
-    found = _converter(dtype)(value, dtype)
-    if found is None:
-        raise _Unfit(path, _why(value, kind))
-    return found
-
-
-def _fit_struct(value: Any, kind: StructOf, path: str) -> dict[str, Any]:
-    try:
-        fields = _mapping(value, 0)
-    except RowError:
-        raise _Unfit(path, _why(value, kind)) from None
-    if extra := fields.keys() - kind.fields.keys():
-        raise _Unfit(f"{path}.{min(map(str, extra))}", f"the column's type, {describe(kind)}, has no such field.")
-    return {name: _fit(fields.get(name), field, f"{path}.{name}") for name, field in kind.fields.items()}
-
-
-def _fit_list(value: Any, kind: ListOf, path: str) -> list[Any]:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, str | Mapping | bytes) or not hasattr(value, "__iter__"):
-        raise _Unfit(path, _why(value, kind))
-    items = [_fit(item, kind.item, f"{path}[]") for item in value]
-    if kind.length not in (-1, len(items)):
-        raise _Unfit(path, f"it has {len(items)} elements, and the column's lists have {kind.length}.")
-    return items
-
-
-def _fit_feature(value: Any, kind: Foreign, feature: str, path: str) -> Any:
-    if feature in media.FEATURES:
-        return media.stored(value, feature)
-    if feature == "json":
-        return msgspec.json.encode(value, enc_hook=to_known).decode()
-    if feature == BASE64:
-        if not isinstance(value, BINARY):
-            raise _Unfit(path, _why(value, kind))
-        return msgspec.to_builtins(bytes(value))
-    if (names := class_names(kind)) is not None:
-        return _label(value, names, path)
-    if feature.startswith("array"):
-        options = next(iter(kind.entry["dtype"].values()))
-        return _grid(value, list(options["shape"]), Foreign({"dtype": options["dtype"]}, []), path)
-    return value
-
-
-def _label(value: Any, names: Sequence[str], path: str) -> int:
-    if isinstance(value, str):
-        if value in names:
-            return names.index(value)
-        raise _Unfit(path, f"the class label has {len(names)} names, and this is none of them.")
-    number = _to_int(value, "int64")
-    if number is None or not -1 <= number < len(names):
-        raise _Unfit(path, f"a class label with {len(names)} names is a name or an int from 0 to {len(names) - 1}.")
-    return number
-
-
-def _grid(value: Any, shape: list[int | None], kind: Foreign, path: str) -> Any:
-    if not shape:
-        return _fit(value, kind, path)
-    items = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(items, list | tuple):
-        raise _Unfit(path, f"a {type(value).__name__} is no array.")
-    if shape[0] is not None and len(items) != shape[0]:
-        raise _Unfit(path, f"a dimension has {len(items)} elements, and the column's shape has {shape[0]}.")
-    return [_grid(item, shape[1:], kind, path) for item in items]
-
-
-def _converter(dtype: str) -> Callable[[Any, str], Any]:
-    """Return the function that converts a value to a scalar type; it returns None for one that does not fit."""
-    for prefix, convert in _CONVERTERS:
-        if dtype.startswith(prefix):
-            return convert
-    return lambda value, dtype: value
-
-
-def _scalar(value: Any) -> Any:
-    """Return the Python value of a scalar of numpy, torch or pyarrow."""
-    if hasattr(value, "as_py"):
-        return value.as_py()
-    is_python = isinstance(value, bool | int | float | str | date | time | timedelta | Decimal)
-    return value if is_python or not hasattr(value, "item") else value.item()
-
-
-def _to_bool(value: Any, dtype: str) -> bool | None:
-    value = _scalar(value)
-    return value if isinstance(value, bool) else None
-
-
-def _to_int(value: Any, dtype: str) -> int | None:
-    value = _scalar(value)
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return int(value) if isinstance(value, int) else None
-
-
-def _to_float(value: Any, dtype: str) -> float | int | None:
-    value = _scalar(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    most = {"float16": _FLOAT16_MAX, "float32": _FLOAT32_MAX}.get(dtype)
-    return None if most is not None and most < abs(value) < float("inf") else value
-
-
-def _to_text(value: Any, dtype: str) -> str | None:
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, date | time | timedelta | UUID | Decimal):
-        plain = spell_out_times(msgspec.to_builtins(value, enc_hook=to_known, builtin_types=(datetime, time)))
-        return plain if isinstance(plain, str) else None
-    return None
-
-
-def _to_binary(value: Any, dtype: str) -> bytes | None:
-    return bytes(value) if isinstance(value, BINARY) else None
-
-
-def _to_decimal(value: Any, dtype: str) -> Decimal | None:
-    value = _scalar(value)
-    try:
-        return Decimal(value) if isinstance(value, Decimal | int | str) and not isinstance(value, bool) else None
-    except InvalidOperation:
-        return None  # it is text that is no number
-
-
-def _to_temporal(value: Any, dtype: str) -> Any:
-    """Return a time in the unit of a type, exactly; None if it does not fit."""
-    import pyarrow
-
-    stored = arrow_type(Foreign({"dtype": dtype}, []))
-    if hasattr(value, "dtype") and getattr(value.dtype, "kind", "") in "mM":
-        value = pyarrow.scalar(value)
-    elif isinstance(value, str):
-        value = pyarrow.scalar(value)
-        if not pyarrow.types.is_timestamp(stored) and not pyarrow.types.is_date(stored):
-            return None
-    elif isinstance(value, datetime | date | time | timedelta):
-        if pyarrow.types.is_date(stored) and isinstance(value, datetime) and (value.tzinfo or value.time() != time()):
-            return None  # its time would be lost
-        value = pyarrow.scalar(value)
-    else:
-        return None
-    if pyarrow.types.is_timestamp(stored) and pyarrow.types.is_timestamp(value.type):
-        if value.type.tz is not None and stored.tz is None:
-            return None  # its zone would be lost
-        if value.type.tz is None and stored.tz is not None:
-            value = value.cast(pyarrow.timestamp(value.type.unit, "UTC"))
-    try:
-        return value.cast(stored)
-    except pyarrow.ArrowException:
-        return None
-
-
-_CONVERTERS: tuple[tuple[str, Callable[[Any, str], Any]], ...] = (
-    ("bool", _to_bool), ("int", _to_int), ("uint", _to_int), ("wide", _to_int), ("float", _to_float),
-    ("string", _to_text), ("large_string", _to_text), ("binary", _to_binary), ("large_binary", _to_binary),
-    ("decimal", _to_decimal), ("timestamp", _to_temporal), ("date", _to_temporal), ("time", _to_temporal),
-    ("duration", _to_temporal),
-)  # fmt: skip
+    if (fields := mapping(row)) is None:
+        kind = type(row).__name__
+        raise RowError(index, "", f"a row is a mapping, a dataclass, a Struct or a pydantic model, not {kind}.")
+    return fields
 
 
 # Columns without a declared type.

@@ -13,7 +13,7 @@ INFINITE = "{} has no JSON form, and null would hide it. Use None or a string."
 _NO_LENGTH = "a numpy.timedelta64 in {} has no fixed length. Convert it to days or seconds."
 _FINE = "{} is finer than a nanosecond, which no reader keeps. Round it, or use a string."
 _DAY = 86_400 * 10**9
-_NS = {"W": 7 * _DAY, "D": _DAY, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1_000, "ns": 1}
+NS = {"W": 7 * _DAY, "D": _DAY, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1_000, "ns": 1}
 _PER_NS = {"ps": 10**3, "fs": 10**6, "as": 10**9}
 _TO_LIST = ("tolist", "to_list", "to_pylist")  # numpy and torch; polars; pyarrow
 
@@ -40,8 +40,7 @@ def to_known(value: Any) -> Any:
     if isinstance(value, date | time):  # such as pandas.Timestamp; in the form of a plain datetime
         return iso_text(value)
     if isinstance(value, timedelta):
-        exact = timedelta(value.days, value.seconds, value.microseconds)
-        return duration(exact // timedelta(microseconds=1) * 1_000 + getattr(value, "nanoseconds", 0))
+        return duration(duration_ns(value))
     return _from_array(value)
 
 
@@ -49,6 +48,12 @@ def iso_text(value: date | time) -> str:
     """Return a date or time in ISO 8601, with all of its zone: msgspec leaves out an offset's seconds."""
     text = value.isoformat()
     return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+
+
+def duration_ns(value: timedelta) -> int:
+    """Return a duration in nanoseconds, which `pandas.Timedelta` has as well."""
+    exact = timedelta(value.days, value.seconds, value.microseconds)
+    return exact // timedelta(microseconds=1) * 1_000 + getattr(value, "nanoseconds", 0)
 
 
 def duration_text(ns: int) -> str:
@@ -105,32 +110,33 @@ def _from_numpy(value: Any) -> Any:
     if kind == "M":
         return None if np.isnat(value) else np.datetime_as_string(value).tolist()
     if kind == "m":
-        return _from_timedelta64(value)
+        return None if np.isnat(value) else duration(numpy_ns(value))
     if kind == "V" and value.dtype.names is not None:
         return {name: value[name] for name in value.dtype.names}
-    if kind == "f" and np.isinf(value).any():
-        raise ValueError(INFINITE.format("an infinity"))
     plain = value.tolist()
     if isinstance(plain, type(value)):  # such as a longdouble
         raise TypeError(f"{type(value).__name__} has no JSON form.")
     return plain
 
 
-def _from_timedelta64(value: Any) -> timedelta | str | None:
+def numpy_ns(value: Any) -> int:
+    """Return a numpy.datetime64 or timedelta64 in nanoseconds.
+
+    Raises:
+        ValueError: It is NaT, counts months or years, or is finer than a nanosecond.
+    """
     import numpy as np
 
-    if np.isnat(value):
-        return None
     unit, step = np.datetime_data(value.dtype)
     count = int(value.astype("i8")) * step
-    if unit in _NS:
-        return duration(count * _NS[unit])
+    if unit in NS and not np.isnat(value):
+        return count * NS[unit]
     if unit not in _PER_NS:
         raise ValueError(_NO_LENGTH.format({"Y": "years", "M": "months"}.get(unit, "no unit")))
     whole, rest = divmod(count, _PER_NS[unit])
     if rest:
         raise ValueError(_FINE.format(value))
-    return duration(whole)
+    return whole
 
 
 encoder = msgspec.json.Encoder(enc_hook=to_known)

@@ -7,7 +7,7 @@ columns become their values, a map becomes a list of keys and values, a binary o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,9 @@ from hubsync.schema.types import (
 _METADATA = b"huggingface"  # the key under which `datasets` stores features in a schema
 _FLOAT64 = Foreign({"dtype": "float64"}, [])
 _UNIT = re.compile(r"(timestamp|duration|time32|time64)\[(s|ms|us|ns)(?:, *tz=(.+))?\]")
+_UNIT_NS = {"D": 86_400 * 10**9, "s": 10**9, "ms": 10**6, "us": 1_000, "ns": 1}
+_DAY_NS = _UNIT_NS["D"]
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # of the years 1 to 9999, since 1970
 _DECIMAL = re.compile(r"decimal(128|256)\((\d+), *(-?\d+)\)")
 
 
@@ -224,6 +227,8 @@ def _storage(feature: str, kind: Foreign) -> Any:
         return pyarrow.int64()
     if feature == "json":
         return pyarrow.json_()
+    if feature == "translation_variable_languages":
+        return pyarrow.struct([(name, pyarrow.list_(pyarrow.string())) for name in ("language", "translation")])
     options = next(iter(kind.entry["dtype"].values()))
     if feature == "translation":
         return pyarrow.struct([(language, pyarrow.string()) for language in sorted(options["languages"])])
@@ -261,8 +266,13 @@ def normalized(table: Any) -> Any:
     """Return a table in types that `datasets` has, with the same values and metadata.
 
     Raises:
-        UnsupportedType: A column has a type that no dataset has, or two columns have one name.
+        UnsupportedType: A column has a type that no dataset has, a time that no reader has, or another one's name.
     """
+    return map_leaves(in_known_types(table), _check_time)
+
+
+def in_known_types(table: Any) -> Any:
+    """Return a table as `normalized` does, whatever its times."""
     return map_leaves(table, _normal)
 
 
@@ -354,7 +364,7 @@ def _normal(array: Any, path: str) -> Any:
 
     kind = array.type
     if types.is_dictionary(kind):
-        return _map(array.dictionary_decode(), _normal, path)
+        return _map(array.dictionary, _normal, path).take(array.indices)  # pyarrow can't decode each type
     if types.is_run_end_encoded(kind):
         return _map(compute.run_end_decode(array), _normal, path)
     if types.is_map(kind):
@@ -381,6 +391,51 @@ def _normal(array: Any, path: str) -> Any:
     return array
 
 
+def _check_time(array: Any, path: str) -> Any:
+    """Refuse times of which readers can't make Python's."""
+    import pyarrow
+    from pyarrow import compute, types
+
+    kind = array.type
+    if not types.is_temporal(kind) or types.is_interval(kind):
+        return array
+    if types.is_timestamp(kind) and kind.tz is not None:
+        try:
+            pyarrow.scalar(0, kind).as_py()
+        except (pyarrow.ArrowException, ValueError, KeyError, OSError):
+            raise UnsupportedType(path, f"readers do not know the time zone {kind.tz!r}. Cast the column.") from None
+    whole = array.view(pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64())
+    found = compute.min_max(whole).as_py()
+    least, most = _bounds(kind)
+    if found["min"] is not None and not (found["min"] >= least and found["max"] <= most):
+        raise UnsupportedType(path, f"it holds a {kind} that Python does not have, such as a year beyond 1 to 9999.")
+    return array
+
+
+def _bounds(kind: Any) -> tuple[int, int]:
+    """Return the least and the greatest number of units that are a time in Python."""
+    from pyarrow import types
+
+    unit_ns = _UNIT_NS["D" if types.is_date32(kind) else getattr(kind, "unit", "ms")]
+    if types.is_time(kind):
+        return 0, _DAY_NS // unit_ns - 1
+    if types.is_duration(kind):  # nor may it be too large for microseconds, to which a merge may convert it
+        most = ((1 << 63) - 1) * 1_000 // max(1_000, unit_ns)
+        return -most, most
+    margin = getattr(kind, "tz", None) is not None  # local time may be another day
+    return (_FIRST_DAY + margin) * _DAY_NS // unit_ns, ((_LAST_DAY + 1 - margin) * _DAY_NS - 1) // unit_ns
+
+
+def _nested(array: Any, shape: Sequence[int]) -> Any:
+    """Return an array of flat lists as one of nested lists of this shape."""
+    import pyarrow
+
+    items = _fixed_items(array)
+    for size in reversed(shape[1:]):
+        items = pyarrow.FixedSizeListArray.from_arrays(items, size)
+    return pyarrow.FixedSizeListArray.from_arrays(items, shape[0], mask=array.is_null())
+
+
 def _normal_extension(array: Any, path: str) -> Any:
     import pyarrow
 
@@ -393,7 +448,12 @@ def _normal_extension(array: Any, path: str) -> Any:
         return array.storage.cast(pyarrow.bool_())
     if name == "arrow.uuid":
         return pyarrow.array([None if value is None else str(value) for value in array.to_pylist()], pyarrow.string())
-    return _map(array.storage, _normal, path)
+    if name == "arrow.fixed_shape_tensor" and array.type.permutation is None:
+        return _map(_nested(array.storage, array.type.shape), _normal, path)
+    if name.startswith("datasets."):
+        return _map(array.storage, _normal, path)
+    why = f"`datasets` has no type for the extension {name or array.type}, and its storage alone is another"
+    raise UnsupportedType(path, f"{why}. Convert the column before put.")
 
 
 def has_null_vectors(column: Any) -> bool:

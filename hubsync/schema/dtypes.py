@@ -29,7 +29,7 @@ def join(one: str, other: str) -> str | None:
     if large := _LARGE.get((min(one, other, key=len), max(one, other, key=len))):
         return large
     first, second = _TEMPORAL.fullmatch(one), _TEMPORAL.fullmatch(other)
-    if first and second and (first[1], first[3]) == (second[1], second[3]):
+    if first and second and (first[1], first[3]) == (second[1], second[3]) and "ns" not in (first[2], second[2]):
         return f"{first[1]}[{max(first[2], second[2], key=_UNITS.index)}{first[3]}]"
     first, second = _DECIMAL.fullmatch(one), _DECIMAL.fullmatch(other)
     if first and second:

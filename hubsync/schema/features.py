@@ -9,7 +9,9 @@ from typing import Any
 from hubsync.schema.types import DTYPES, ColumnType, Foreign, ListOf, StructOf, dtype_to_type
 
 _LISTS = ("list", "sequence", "large_list")
-_WORDS = frozenset({"image", "audio", "video", "pdf", "nifti", "json", "base64"})  # features that need no options
+_WORDS = frozenset(  # features that need no options
+    {"image", "audio", "video", "pdf", "nifti", "json", "base64", "translation_variable_languages"}
+)
 # What `datasets` 3 writes, and newer versions leave out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "Image": {"decode": True}, "Audio": {"decode": True, "mono": True}, "Video": {"decode": True},
@@ -154,6 +156,12 @@ def feature_name(kind: ColumnType) -> str | None:
     if isinstance(dtype, str):
         return dtype if dtype in _WORDS else None
     return str(next(iter(dtype), "")) or None if isinstance(dtype, Mapping) else None
+
+
+def is_decoded(kind: ColumnType) -> bool:
+    """Return whether readers of a column of media get images and sound, rather than the bytes of files."""
+    dtype = kind.entry.get("dtype") if isinstance(kind, Foreign) else None
+    return not (isinstance(dtype, Mapping) and next(iter(dtype.values())).get("decode") is False)
 
 
 def has_features(kind: ColumnType) -> bool:

@@ -35,6 +35,7 @@ from tests.zygote import Python
 pytestmark = pytest.mark.slow("loads datasets, or runs processes")
 
 NOON = dt.datetime(2026, 1, 1, 12, 0, 0, 120_000)
+PIXEL = b"P5 1 1 255\nx"  # the smallest image
 ANYWHERE: dict[str, Any] = {  # what every format carries
     "i8": pa.array([1, None, -128], pa.int8()),
     "u32": pa.array([1, None, 2**32 - 1], pa.uint32()),
@@ -172,7 +173,7 @@ def test_labels_keep_their_names_in_json_lines(made: Callable[..., Uploader]) ->
 
 def test_a_parquet_file_alone_tells_its_features(made: Callable[..., Uploader], dataset_paths: Any) -> None:
     features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"]), "image": datasets.Image()})
-    rows = {"label": [1], "image": [{"bytes": b"x", "path": None}]}
+    rows = {"label": [1], "image": [{"bytes": PIXEL, "path": None}]}
     with made(format="parquet") as up:
         up.put(datasets.Dataset.from_dict(rows, features=features))
     (path,) = dataset_paths()
@@ -399,7 +400,7 @@ def test_media_in_json_lines_are_refused_with_the_remedy(value: Any, made: Calla
 def test_row_groups_of_images_are_small_enough_for_the_viewer(
     made: Callable[..., Uploader], dataset_paths: Any
 ) -> None:
-    data = random.Random(0).randbytes(100_000)
+    data = b"P6 182 182 255\n" + random.Random(0).randbytes(182 * 182 * 3)  # 99,387 bytes
     with made(format="parquet", shard=ShardPolicy(max_bytes=200 << 20)) as up:
         for batch in range(10):
             up.put([{"id": 100 * batch + n, "image": {"bytes": data, "path": None}} for n in range(100)])
@@ -449,7 +450,7 @@ with Uploader("user/rows", spool=sys.argv[1], format="parquet", features={"image
               queue=QueuePolicy(max_bytes=16 << 20)) as up:
     for batches in (30, 50):
         for _ in range(batches):
-            up.put([{"image": rng.randbytes(100_000)} for _ in range(100)])
+            up.put([{"image": b"P6 182 182 255\\n" + rng.randbytes(182 * 182 * 3)} for _ in range(100)])
         up.flush()
         peaks.append(peak())
 print(*peaks)

@@ -73,7 +73,7 @@ def cyclic() -> dict[str, Any]:
         ({"a": math.inf}, "a", "inf"),
         ({"a": [1.0, -math.inf]}, "a", "infinity"),
         ({"a": {"b": [1, math.inf]}}, "a.b[1]", "inf"),
-        ({"a": np.float32("inf")}, "a", "infinity"),
+        ({"a": np.float32("inf")}, "a", "inf"),
         ({"a": np.array([1.0, np.inf])}, "a", "infinity"),
         ({"a": {1: 2}}, "a", "not a string"),
         ({1: 2}, "", "not a string"),

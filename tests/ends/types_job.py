@@ -86,7 +86,7 @@ def main() -> None:
 
 def check_media() -> None:
     """Neither environment can decode sound, and the lowest one no images."""
-    media = {"image": {"bytes": b"x", "path": None}, "audio": {"bytes": b"y", "path": "a.wav"}}
+    media = {"image": {"bytes": b"P5 1 1 255\nx", "path": None}, "audio": {"bytes": b"y", "path": "a.wav"}}
     row = {"label": 1, "grid": [[1, 2]], **media}
     with Uploader("user/media", spool=tempfile.mkdtemp(), format="parquet", features=MEDIA) as up:
         up.put([row])

@@ -28,7 +28,8 @@ CASES = [
     ("timestamp[s]", "timestamp[us]", "timestamp[us]"),
     ("timestamp[s, tz=UTC]", "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]"),
     ("timestamp[s, tz=UTC]", "timestamp[s]", None),
-    ("duration[ms]", "duration[ns]", "duration[ns]"),
+    ("duration[ms]", "duration[us]", "duration[us]"),
+    ("timestamp[us]", "timestamp[ns]", None),  # nanoseconds reach from 1677 to 2262 only
     ("decimal128(10, 2)", "decimal128(38, 9)", "decimal128(38, 9)"),
     ("decimal128(38, 0)", "decimal128(38, 9)", "decimal256(47, 9)"),
     ("decimal256(76, 0)", "decimal128(38, 9)", None),
