@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -82,6 +83,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not mark.args:
                 raise pytest.UsageError(f"{item.nodeid}: say why it is slow: @pytest.mark.slow(reason)")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    gc.collect()
+    gc.freeze()  # else each full collection walks what was imported
 
 
 @pytest.fixture(autouse=True)
