@@ -57,9 +57,13 @@ def demo(rows: int, crash: bool, outage_s: float, directory: Path | None, as_jso
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
         environ.pop("HF_HUB_OFFLINE", None)
-        play = _Play(hub, place / "spool", rows, crash, outage_s, environ, _Display(rows, quiet=as_json))
+        display = _Display(rows, quiet=as_json)
+        play = _Play(hub, place / "spool", rows, crash, outage_s, environ, display)
         play.run()
-        checks = [*play.checks(), *_read_back(rows, environ)]
+        checks = play.checks()
+        if play.exit_code == 0:
+            display.event("reading the dataset back with datasets and huggingface_hub")
+            checks += _read_back(rows, environ)
     if as_json:
         passed = all(check.passed for check in checks)
         result = {"passed": passed, "figures": play.figures(), "checks": [check._asdict() for check in checks]}
@@ -190,7 +194,7 @@ class _Play:
         began = time.monotonic()
         process = self._start()
         try:
-            while process.poll() is None or not self._outage_ended:
+            while process.poll() is None or (process.returncode == 0 and not self._outage_ended):
                 self._outage()
                 if self._crash and self.starts == 1 and self.reports.rows >= self.rows // 2 and process.poll() is None:
                     process.kill()
@@ -204,7 +208,6 @@ class _Play:
         self.exit_code = process.returncode
         self.seconds = time.monotonic() - began
         self._display.event(f"process {process.pid} exits with code {self.exit_code}")
-        self._display.event("reading the dataset back with datasets and huggingface_hub")
 
     def _start(self) -> subprocess.Popen[str]:
         self.starts += 1
@@ -243,11 +246,11 @@ class _Play:
         """Return what must be true of the job and its spool."""
         from hubsync.maintenance.inspect import inspect_spool
 
+        found = [_Check("the job ended well", self.exit_code == 0, f"exit code {self.exit_code}")]
+        if self.exit_code:
+            return found
         waiting = inspect_spool(self.spool).depth.rows
-        found = [
-            _Check("the job ended well", self.exit_code == 0, f"exit code {self.exit_code}"),
-            _Check("the spool is empty", waiting == 0, f"{waiting} rows wait"),
-        ]
+        found.append(_Check("the spool is empty", waiting == 0, f"{waiting} rows wait"))
         if self._crash:
             found.append(_Check("the job was killed and went on", self.starts == 2, f"started {self.starts} times"))
         if self._outage_s:

@@ -55,9 +55,11 @@ def _rows_of(file: Path, module: str) -> Iterator[dict[str, str]]:
 
 def main(repo: str, spool: str, rows: int) -> None:
     """Generate rows and upload them, as a user's job would; print what happens as JSON Lines, for the demo."""
-    from hubsync import CommitPolicy, ShardPolicy, Uploader
+    from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
 
-    with Uploader(repo, spool=spool, shard=ShardPolicy(linger_s=0.5), commit=CommitPolicy(per_hour=3_600)) as up:
+    shard, commit = ShardPolicy(linger_s=0.5), CommitPolicy(per_hour=3_600)
+    retry = RetryPolicy(open_timeout_s=120)  # a busy machine
+    with Uploader(repo, spool=spool, shard=shard, commit=commit, retry=retry) as up:
         done = up.offset()
         start = 0 if done is None else done + 1
         source = islice(corpus(), start, rows)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hubsync.cli import demo as demo_module
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from tests.conftest import Commands, Dataset
@@ -121,3 +122,10 @@ def test_the_demo_passes_all_its_checks(run: Commands) -> None:
     assert told["passed"], (told, done.stderr)
     assert done.returncode == 0
     assert len(told["checks"]) >= 6
+
+
+def test_the_demo_ends_if_its_job_fails(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "_REPO", "not a repo")
+    done = run("demo", "--rows", 10, "--json")
+    assert done.returncode == 1
+    assert [check["passed"] for check in json.loads(done.stdout)["checks"]] == [False]
