@@ -1,12 +1,24 @@
-"""Small file operations: sync directories, replace files atomically, count whole rows."""
+"""Small file operations: sync directories, replace files atomically, read only regular files, count whole rows."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, BinaryIO
+
+import msgspec
 
 from hubsync._runtime import frames
+
+
+class _AnyObject(msgspec.Struct):
+    """Any JSON object: it is parsed as a whole, and nothing of it is kept."""
+
+
+_parse_object = msgspec.json.Decoder(_AnyObject).decode
 
 
 def fsync_directory(directory: Path) -> None:
@@ -55,6 +67,39 @@ def file_size(file: Path) -> int | None:
         return None
 
 
+def regular_size(file: Path) -> int | None:
+    """Return the size of a regular file in bytes; None if it does not exist.
+
+    Raises:
+        OSError: It cannot be looked at, or is a directory, a pipe or a device.
+    """
+    try:
+        return _size_if_regular(os.stat(file), file)
+    except FileNotFoundError:
+        return None
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a regular file to read it. Never blocks, whatever may be in its place.
+
+    Raises:
+        OSError: It cannot be opened, or is a directory, a pipe or a device.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # without that flag, opening a pipe waits for its writer
+    try:
+        _size_if_regular(os.fstat(fd), file)
+    except OSError:
+        os.close(fd)
+        raise
+    return open(fd, "rb")
+
+
+def _size_if_regular(about: os.stat_result, file: Path) -> int:
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "something else is in its place, which is not a regular file", str(file))
+    return about.st_size
+
+
 def is_raw(name: str) -> bool:
     """Return whether a segment's file is as its writer wrote it: JSON Lines or frames, and no shard's format yet."""
     return name.endswith((".jsonl", frames.SUFFIX))
@@ -62,28 +107,31 @@ def is_raw(name: str) -> bool:
 
 def whole_rows(file: Path, limit: int) -> tuple[int, int]:
     """Return how many whole rows the first `limit` bytes of a raw file begin with, and the size of these rows."""
-    return frames.whole_frames(file, limit) if file.suffix == frames.SUFFIX else whole_lines(file, limit)
+    with open_regular(file) as stream:
+        return (frames.whole_frames if file.suffix == frames.SUFFIX else whole_lines)(stream, limit)
 
 
-def whole_lines(file: Path, limit: int) -> tuple[int, int]:
+def whole_lines(stream: IO[bytes], limit: int) -> tuple[int, int]:
     """Return how many whole lines the first `limit` bytes of a file begin with, and the size of these lines.
 
-    A line with zeros does not count: a power cut can leave zeros where a block was lost.
+    A line that is no JSON object does not count: a power cut can leave zeros where a block was lost, and a file that
+    was cut while rows were appended holds half a row with another one after it.
     """
     rows = kept = seen = 0
-    with file.open("rb") as stream:
-        for line in stream:
-            seen += len(line)
-            if seen > limit or not line.endswith(b"\n") or b"\0" in line:
-                break
-            rows += 1
-            kept = seen
+    for line in stream:
+        seen += len(line)
+        if seen > limit or not line.endswith(b"\n") or not _is_row(line):
+            break
+        rows += 1
+        kept = seen
     return rows, kept
 
 
-def is_complete(file: Path, accepted: int) -> bool:
-    """Return whether a file has all of its `accepted` bytes, without zeros in their place."""
-    size = file_size(file)
-    if size is None or size < accepted:
+def _is_row(line: bytes) -> bool:
+    try:
+        _parse_object(line)
+    except msgspec.DecodeError:
         return False
-    return not is_raw(file.name) or whole_rows(file, accepted)[1] == accepted
+    except RecursionError:  # it is nested too deeply to tell
+        pass
+    return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 SUFFIX = ".frames"
@@ -57,19 +56,18 @@ def read_frames(stream: IO[bytes]) -> Iterator[Frame]:
         yield Frame(kind, rows, data)
 
 
-def whole_frames(file: Path, limit: int) -> tuple[int, int]:
+def whole_frames(stream: IO[bytes], limit: int) -> tuple[int, int]:
     """Return how many rows the whole frames hold with which the first `limit` bytes of a file begin, and their size."""
     rows = kept = 0
-    with file.open("rb") as stream:
-        while head := stream.read(_HEADER.size):
-            try:
-                _, more, size, checksum = _unpack(head)
-            except DamagedFrame:
-                break
-            end = kept + _HEADER.size + size
-            if end > limit or _checksum(stream, size, more) != checksum:
-                break
-            rows, kept = rows + more, end
+    while head := stream.read(_HEADER.size):
+        try:
+            _, more, size, checksum = _unpack(head)
+        except DamagedFrame:
+            break
+        end = kept + _HEADER.size + size
+        if end > limit or _checksum(stream, size, more) != checksum:
+            break
+        rows, kept = rows + more, end
     return rows, kept
 
 

@@ -227,7 +227,7 @@ class Committer:
     def _take_over(self) -> None:
         """Continue where the last committer died or stalled."""
         self._load_rate_limiter()
-        newest = self._spool.shards.take_over()
+        newest = self._spool.segments.newest()
         if self._spool.lease.term != 1:  # otherwise this is the first committer
             self._head.taken_over(newest)
         self._folders.forget()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import BinaryIO
 
+from hubsync._runtime.files import open_regular
 from hubsync._runtime.formatting import count_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.context import Context
@@ -75,7 +76,7 @@ class RollbackDetector:
 
     async def _is_prefix(self, shard: Shard, at: str) -> bool:
         is_same = True
-        ours: BinaryIO = await run_in_thread(lambda: shard.file.open("rb"))
+        ours: BinaryIO = await run_in_thread(open_regular, shard.file)
         with ours:
 
             def compare(piece: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.files import open_regular
 from hubsync.encoding.codecs import DamagedShard, open_lines, typed_columns
 from hubsync.errors import ConfigError
 from hubsync.model.layout import Layout
@@ -241,7 +242,7 @@ def _scan(file: Path) -> StructOf:
     if (typed := typed_columns(file)) is not None:
         return typed
     decoder, profiler, schema = msgspec.json.Decoder(), RowProfiler(), EMPTY
-    with open_lines(file.open("rb"), file.name) as stream:
+    with open_lines(open_regular(file), file.name) as stream:
         while lines := list(islice(stream, _LINES)):
             rows = decoder.decode_lines(b"".join(lines))
             if discoveries := profiler.profile(rows):

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubsync._runtime.files import open_regular
 from hubsync.errors import SpoolError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def hash_file(file: Path, size: int) -> tuple[str, str]:
 
 def _hash(file: Path, *hashes: _Hash) -> tuple[int, list[str]]:
     seen = 0
-    with file.open("rb", buffering=0) as stream:
+    with open_regular(file) as stream:
         while chunk := stream.read(_CHUNK):
             seen += len(chunk)
             for one in hashes:

@@ -15,13 +15,12 @@ from pathlib import Path
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.file_lock import HeartbeatMonitor, is_held_here
-from hubsync._runtime.files import is_raw
+from hubsync._runtime.files import is_raw, regular_size
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.quarantine import Quarantine
 from hubsync.spool.segments import Segments
-from hubsync.spool.unreadable import regular_size
 from hubsync.spool.writers import Writers
 
 _log = logging.getLogger("hubsync")

@@ -231,11 +231,6 @@ class SegmentQueries:
         """Return the id of the newest segment there ever was; 0 if there was no segment."""
         return int(self._db.value("SELECT seq FROM sqlite_sequence WHERE name = 'segments'") or 0)
 
-    def newest_sealed(self) -> int:
-        """Return the id of the newest segment that is sealed or staged; 0 if there is no such segment."""
-        newest = f"SELECT max(id) FROM segments WHERE {_PENDING} AND state = ?"
-        return max(self._db.value(newest, state) or 0 for state in ("sealed", "staged"))
-
     def open_of(self, writer: str) -> list[int]:
         """Return a writer's open segments."""
         sql = f"SELECT id FROM segments WHERE {_PENDING} AND state = 'open' AND writer = ?"

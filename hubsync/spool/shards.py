@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.files import is_complete, is_raw, whole_rows
+from hubsync._runtime.files import is_raw, regular_size, whole_rows
 from hubsync.model.hashing import git_oid_of_file, hash_file
 from hubsync.model.layout import Layout
 from hubsync.model.shard import Mode, Shard
@@ -20,7 +20,7 @@ from hubsync.spool.offsets import Offsets
 from hubsync.spool.quarantine import Quarantine
 from hubsync.spool.recovery import cut_torn_tail
 from hubsync.spool.segments import Segment, Segments
-from hubsync.spool.unreadable import UnreadableFiles, regular_size
+from hubsync.spool.unreadable import UnreadableFiles
 
 _log = logging.getLogger("hubsync")
 
@@ -46,13 +46,7 @@ class Shards:
         self._quarantine = quarantine
         self._lease = lease
         self._unreadable = UnreadableFiles(directory / "segments", clock)
-        self._inherited = 0  # segments up to this one may have met a crash or a power cut
-        self._checked: set[int] = set()  # those of them whose files were read here and are intact
-
-    def take_over(self) -> int:
-        """Begin to check the files that other processes left; return the newest segment."""
-        self._inherited = self._segments.newest_sealed()
-        return self._segments.newest()
+        self._checked: set[int] = set()  # sealed segments whose files were read here and are intact
 
     def file(self, name: str) -> Path:
         """Return where a segment's bytes are."""
@@ -106,34 +100,40 @@ class Shards:
         return shard
 
     def _is_as_written(self, row: Segment) -> bool:
-        """Return whether a segment's file holds what its writer wrote.
-
-        Its size tells for our own. A file that another process left is also read, once: what that process read may
-        have been in memory only, and not on the disk.
-        """
+        """Return whether a segment's file holds what its writer wrote. Each file is read as a whole once."""
         file = self.file(row.file)
         size = regular_size(file)
         if size is None or size < row.bytes:
             return False
         if size > row.bytes:  # a torn tail, or something else wrote to it
             cut_torn_tail(file, row.bytes)
-        if row.sha256 is None:  # it was sealed for a writer that died
-            return is_complete(file, row.bytes)
-        if row.id not in self._unreadable and (row.id > self._inherited or row.id in self._checked):
+        if row.id in self._checked and row.id not in self._unreadable:
             return True
-        sha256, git_oid = hash_file(file, row.bytes)
-        if sha256 != row.sha256:
-            return False
+        if row.sha256 is None:  # it was sealed for a writer that died
+            if not self._is_complete(row):
+                return False
+        else:
+            sha256, git_oid = hash_file(file, row.bytes)
+            if sha256 != row.sha256:
+                return False
+            self._segments.set_hashes(row.id, sha256, git_oid)
+            failpoint(Failpoint.HASHED)
         self._checked.add(row.id)
-        self._segments.set_hashes(row.id, sha256, git_oid)
-        failpoint(Failpoint.HASHED)
         return True
+
+    def _is_complete(self, row: Segment) -> bool:
+        """Return whether a file has all its bytes, and whole rows as far as that can be seen."""
+        file = self.file(row.file)
+        size = regular_size(file)
+        if size is None or size < row.bytes:
+            return False
+        return not is_raw(file.name) or whole_rows(file, row.bytes) == (row.rows, row.bytes)
 
     def _keep_what_is_left(self, row: Segment) -> bool:
         """Keep the whole rows of a damaged file, or quarantine it; return whether rows are left to upload."""
         file = self.file(row.file)
         size = regular_size(file)
-        if size is not None and size >= row.bytes and is_complete(file, row.bytes):
+        if self._is_complete(row):
             why = (
                 f"{file.name} does not have the sha256 that was written: the disk or someone changed it after its rows "
                 "were accepted"
@@ -243,6 +243,7 @@ class Shards:
         """Record that shards are staged, by segment."""
         with self._lease.transaction():
             self._segments.stage(modes)
+        self._checked.difference_update(modes)
         failpoint(Failpoint.STAGED)
 
     def unstage(self, shards: Iterable[Shard]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -92,18 +91,3 @@ class UnreadableFiles:
         finally:
             with suppress(OSError):
                 probe.unlink()
-
-
-def regular_size(file: Path) -> int | None:
-    """Return the size of a file in bytes; None if it does not exist.
-
-    Raises:
-        OSError: it cannot be looked at, or is a directory, a pipe or a device, which must not be opened.
-    """
-    try:
-        about = os.stat(file)
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, "something else is in its place, which is not a regular file", str(file))
-    return about.st_size

@@ -57,6 +57,7 @@ class _OpenSegment:
         parts: bytes of this take that are not written yet.
         sha256: of everything written, except for `unhashed`.
         is_new: this take opened it, so undoing the take deletes it.
+        is_damaged: something else has cut or deleted its file.
     """
 
     id: int
@@ -71,6 +72,7 @@ class _OpenSegment:
     sha256: Any = field(default_factory=hashlib.sha256)
     unhashed: list[bytes] = field(default_factory=list)
     is_new: bool = True
+    is_damaged: bool = False
 
     def snapshot(self) -> _OpenSegment:
         """Return a copy to go back to if the next take fails."""
@@ -104,6 +106,13 @@ class _OpenSegment:
             whole.update(part)
         return str(whole.hexdigest())
 
+    def compare(self) -> None:
+        """Compare the file with what the catalogue counts, and cut off what a failed take or something else left."""
+        about = os.fstat(self.fd)
+        self.is_damaged = about.st_size < self.size or about.st_nlink == 0
+        if about.st_size > self.size:  # cutting a shorter file would fill it with zeros
+            os.ftruncate(self.fd, self.size)
+
     def close(self) -> None:
         """Close the file, once.
 
@@ -133,6 +142,10 @@ class _Take:
     sealed: list[int] = field(default_factory=list)
     quarantined: list[Path] = field(default_factory=list)
     held: int = 0
+
+
+class _FileChanged(SpoolError):
+    """Something else has cut or extended the file that a take was written to. The take can be repeated."""
 
 
 class SpoolWriter:
@@ -182,7 +195,6 @@ class SpoolWriter:
         self._policy = policy
         self._open: _OpenSegment | None = None
         self._holds_frames = False  # a batch was one, so others may follow: lines go into the same segments
-        self._is_torn = False  # the open segment's file has a tail that a failed take could not remove
         self._guard = threading.Lock()
 
     @property
@@ -219,28 +231,34 @@ class SpoolWriter:
                 repeated.
         """
         with self._guard:
-            before = self._open.snapshot() if self._open else None
-            take = _Take()
             try:
-                with self._spool.catalogue.transaction():
-                    failpoint(Failpoint.TAKE_BEGUN)
-                    self._drop_adopted(take)
-                    self._cut_torn_tail()
-                    take.held = self._segments.held_bytes()
-                    accepted = self._accept_all(batches, take)
-                    if self._open is not None:
-                        self._write(self._open)
-                        if self._is_full(self._open):
-                            take.sealed.append(self._seal_open())
-                    failpoint(Failpoint.COUNTED)
-                failpoint(Failpoint.SPOOLED)
-            except (SpoolError, OSError) as error:
-                self._undo(before, take)
-                if isinstance(error, OSError):
-                    raise SpoolError(f"cannot write to the spool {self._spool.directory}: {error}.") from error
-                raise
-            self._complete(take)
-            return accepted, take.sealed
+                return self._append(batches)
+            except _FileChanged:
+                return self._append(batches)
+
+    def _append(self, batches: Sequence[Batch]) -> tuple[list[Accepted], list[int]]:
+        before = self._open.snapshot() if self._open else None
+        take = _Take()
+        try:
+            with self._spool.catalogue.transaction():
+                failpoint(Failpoint.TAKE_BEGUN)
+                self._drop_adopted(take)
+                self._drop_damaged(take)
+                take.held = self._segments.held_bytes()
+                accepted = self._accept_all(batches, take)
+                if self._open is not None:
+                    self._write(self._open)
+                    if self._is_full(self._open):
+                        take.sealed.append(self._seal_open())
+                failpoint(Failpoint.COUNTED)
+            failpoint(Failpoint.SPOOLED)
+        except (SpoolError, OSError) as error:
+            self._undo(before, take)
+            if isinstance(error, OSError):
+                raise SpoolError(f"cannot write to the spool {self._spool.directory}: {error}.") from error
+            raise
+        self._complete(take)
+        return accepted, take.sealed
 
     def _accept_all(self, batches: Sequence[Batch], take: _Take) -> list[Accepted]:
         accepted: list[Accepted] = []
@@ -276,6 +294,16 @@ class SpoolWriter:
         if segment is not None and self._segments.state(segment.id) != "open":
             take.touched[segment.id] = segment
             self._open = None
+
+    def _drop_damaged(self, take: _Take) -> None:
+        """Seal the open segment if something else has cut or deleted its file.
+
+        Rows that follow half a row would be lost with it. What is left is kept when the file is checked: see `Shards`.
+        """
+        segment = self._open
+        if segment is not None and segment.is_damaged:
+            take.touched[segment.id] = segment
+            take.sealed.append(self._seal_open())
 
     def _accept(self, batch: Batch, take: _Take) -> Accepted | None:
         """Accept a batch; return None if the quota does not allow it."""
@@ -361,12 +389,22 @@ class SpoolWriter:
         return _OpenSegment(segment, file, fd, opened_at=now)
 
     def _write(self, segment: _OpenSegment) -> None:
-        """Write the take's bytes, then count them in the catalogue: what it does not count is a torn tail."""
+        """Write the take's bytes, then count them in the catalogue: what it does not count is a torn tail.
+
+        Raises:
+            _FileChanged: they did not follow what was written before.
+        """
         parts, segment.parts = segment.parts, []
         if not parts:
             return
+        end = segment.size - sum(map(len, parts))
         for start in range(0, len(parts), _WRITEV):
-            _write_all(segment.fd, parts[start : start + _WRITEV])
+            size = _write_all(segment.fd, parts[start : start + _WRITEV])
+            end += size
+            # They were appended to whatever the file held, and its position is now after them.
+            if (found := os.lseek(segment.fd, 0, os.SEEK_CUR)) != end:
+                os.ftruncate(segment.fd, found - size)
+                raise _FileChanged(f"something else writes to {segment.file}.")
             failpoint(Failpoint.PARTLY_WRITTEN)
         segment.unhashed += parts
         if self._spool.policy.durability == "fsync":
@@ -406,8 +444,8 @@ class SpoolWriter:
             try:
                 with self._spool.catalogue.transaction():
                     self._drop_adopted(_Take())
-                    self._cut_torn_tail()
                     if self._open is not None:
+                        self._open.compare()
                         self._seal_open()
                 failpoint(Failpoint.SEALED)
             except (SpoolError, OSError) as error:
@@ -425,28 +463,25 @@ class SpoolWriter:
         return segment.id
 
     def hash_written(self) -> None:
-        """Hash what was written so far. Call it while no one waits: sealing then has nothing left to hash."""
+        """Hash what was written so far, and look whether it is there.
+
+        Call it while no one waits: sealing then has nothing left to hash, and a deleted file gets no more rows.
+        """
         with self._guard:
             segment = self._open
             if segment is not None:
                 for part in segment.unhashed:
                     segment.sha256.update(part)
                 segment.unhashed = []
-
-    def _cut_torn_tail(self) -> None:
-        """Cut the file to what the catalogue counts, before anything is appended or the segment is sealed."""
-        if self._is_torn and self._open is not None:
-            os.ftruncate(self._open.fd, self._open.size)
-        self._is_torn = False
+                with suppress(OSError):
+                    segment.compare()
 
     def _undo(self, before: _OpenSegment | None, take: _Take) -> None:
         """Undo what a failed take wrote. The catalogue has rolled back already."""
         for segment in take.touched.values():
             if before is not None and segment.id == before.id:
-                try:
-                    os.ftruncate(segment.fd, before.size)
-                except OSError:  # the disk refuses that, too
-                    self._is_torn = True
+                with suppress(OSError):  # the disk refuses that, too: the next take finds what is left
+                    before.compare()
             else:
                 segment.close()
                 with suppress(OSError):  # the catalogue does not know it: it is overwritten, or removed later
@@ -482,9 +517,11 @@ def _merge(one: StructOf | None, other: StructOf | None) -> bool:
     return True
 
 
-def _write_all(fd: int, parts: list[bytes]) -> None:
-    written = os.writev(fd, parts)
-    if written < sum(map(len, parts)):  # a signal, or a disk that has just become full
+def _write_all(fd: int, parts: list[bytes]) -> int:
+    """Write all of it; return its size in bytes."""
+    size, written = sum(map(len, parts)), os.writev(fd, parts)
+    if written < size:  # a signal, or a disk that has just become full
         rest = memoryview(b"".join(parts))[written:]
         while rest:
             rest = rest[os.write(fd, rest) :]
+    return size

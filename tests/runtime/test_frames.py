@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hubsync._runtime import frames
-from hubsync._runtime.files import is_complete, whole_rows
+from hubsync._runtime.files import whole_rows
 
 ROWS = [(b"A", 3, b"\x00arrow\n" * 50), (b"J", 2, b'{"a":1}\n{"a":2}\n'), (b"A", 1, b"")]
 
@@ -23,7 +23,6 @@ def test_frames_are_read_as_they_were_written(tmp_path: Path) -> None:
     content = written(tmp_path / "w.frames")
     assert list(frames.read_frames(io.BytesIO(content))) == ROWS
     assert whole_rows(tmp_path / "w.frames", len(content)) == (6, len(content))
-    assert is_complete(tmp_path / "w.frames", len(content))
     assert frames.is_frame(content)
     assert not frames.is_frame(b'{"a":1}\n')
 
@@ -34,7 +33,6 @@ def test_of_a_cut_file_the_whole_frames_are_kept(tmp_path: Path, cut: int) -> No
     (tmp_path / "w.frames").write_bytes(content[:cut])
     rows, kept = whole_rows(tmp_path / "w.frames", len(content))
     assert (rows, kept) == ((3, 374) if cut == 374 else (0, 0))
-    assert not is_complete(tmp_path / "w.frames", len(content))
     if cut != 374:
         with pytest.raises(frames.DamagedFrame):
             list(frames.read_frames(io.BytesIO(content[:cut])))

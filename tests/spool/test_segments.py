@@ -363,7 +363,7 @@ def test_a_discarded_segment_is_known_and_no_longer_listed(
 
 def test_a_segment_that_does_not_exist_is_not_found(segments: Segments) -> None:
     assert (segments.find(1), segments.state(1), segments.outcome(1), segments.pending_file(1)) == (None,) * 4
-    assert (segments.newest(), segments.newest_sealed(), segments.to_compress()) == (0, 0, [])
+    assert (segments.newest(), segments.to_compress()) == (0, [])
     with pytest.raises(AssertionError):
         segments.get(1)
 
@@ -395,7 +395,6 @@ def test_each_query_finds_the_segments_of_its_states(segments: Segments, make: C
     ids = {state: make(state, layout=Layout()) for state in STATES}
     make("open", writer="x")
     assert segments.open_of("w") == [ids["open"]]
-    assert segments.newest_sealed() == ids["staged"]
     assert [row.id for row in segments.staged_inline()] == [ids["staged"]]
     assert [row.id for row in segments.uploadable()] == [ids["sealed"], ids["staged"]]
     assert [row.id for row in segments.next_up(3)] == [ids["open"], ids["sealed"], ids["staged"]]
@@ -613,7 +612,7 @@ def test_polling_a_backlog_takes_the_same_steps_whatever_its_size(
         "ready": lambda: next(segments.ready(), None), "urgent": segments.has_urgent,
         "urgent staged": segments.has_urgent_staged, "depths": segments.depths, "held": segments.held_bytes,
         "next up": lambda: segments.next_up(5), "open": lambda: segments.open_of("w"),
-        "newest sealed": segments.newest_sealed, "first offset": lambda: segments.first_unready_offset("a"),
+        "first offset": lambda: segments.first_unready_offset("a"),
     }  # fmt: skip
 
     def steps_of(poll: Callable[[], object]) -> int:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
 import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hubsync import SpoolError
+from hubsync._runtime.files import whole_rows
 from hubsync.model.layout import Layout
 from hubsync.spool.spool import Spool
-from tests.spool.conftest import all_sealed, batch, die, writer_of
+from tests.spool.conftest import all_sealed, batch, die, shards_of, writer_of
 
 
 def test_a_shard_has_exactly_the_bytes_of_its_batches(open_spool: Callable[..., Spool]) -> None:
@@ -221,3 +224,116 @@ def test_writers_that_share_a_series_never_share_a_number(open_spool: Callable[.
             writer.append([batch(1)])
             writer.seal()
     assert sorted(s.path for s in all_sealed(spool)) == [f"config-0/train-{n:05d}.jsonl" for n in range(6)]
+
+
+# Files that something else damages while they are written.
+
+
+def deleted(file: Path) -> None:
+    file.unlink()
+
+
+def replaced_by_a_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, 12)
+
+
+def emptied(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+@pytest.mark.parametrize("damage", [cut, emptied, deleted, replaced_by_a_directory])
+def test_rows_that_follow_the_damage_go_to_another_segment(
+    open_spool: Callable[..., Spool], damage: Callable[[Path], None]
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    (before,), _ = writer.append([batch(1, 2)])
+    damage(spool.file(f"{writer.name}-00000001.jsonl"))
+    if damage not in (cut, emptied):
+        writer.hash_written()  # its next look at the file; for a cut, the next take looks
+    (after,), sealed = writer.append([batch(3)])
+    writer.append([batch(4)])
+    writer.seal()
+    assert after.segment != before.segment
+    assert sealed == [before.segment]
+    assert spool.lease.acquire()
+    kept = [shard.file.read_bytes() for shard in all_sealed(spool)]
+    assert kept == [*([b'{"id":1}\n'] if damage is cut else []), b'{"id":3}\n{"id":4}\n']
+
+
+def test_what_something_else_appends_to_an_open_segment_is_cut(open_spool: Callable[..., Spool]) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    for n in (2, 3):
+        with spool.file(f"{writer.name}-00000001.jsonl").open("ab") as stream:
+            stream.write(b"not a row")
+        if n == 2:
+            writer.append([batch(n)])
+    writer.seal()
+    assert [shard.file.read_bytes() for shard in all_sealed(spool)] == [b'{"id":1}\n{"id":2}\n']
+
+
+def test_a_failed_take_does_not_fill_a_cut_file_with_zeros(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1, 2)])
+    file = spool.file(f"{writer.name}-00000001.jsonl")
+
+    def cut_and_fail(fd: int, parts: list[bytes]) -> int:
+        cut(file)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(SpoolError):
+        patch.setattr(os, "writev", cut_and_fail)
+        writer.append([batch(3)])
+    assert file.read_bytes() == b'{"id":1}\n{"i'
+    writer.append([batch(3)])
+    writer.seal()
+    assert spool.lease.acquire()
+    assert [shard.file.read_bytes() for shard in all_sealed(spool)] == [b'{"id":1}\n', b'{"id":3}\n']
+
+
+def test_a_file_that_something_else_writes_to_all_the_time_is_not_written_to_forever(
+    open_spool: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+    writer = writer_of(spool)
+    writer.append([batch(1)])
+    write, directory = os.writev, spool.directory / "segments"
+
+    def grow_and_write(fd: int, parts: list[bytes]) -> int:
+        with next(directory.iterdir()).open("ab") as stream:
+            stream.write(b"not a row")
+        return write(fd, parts)
+
+    with monkeypatch.context() as patch, pytest.raises(SpoolError, match="something else writes to"):
+        patch.setattr(os, "writev", grow_and_write)
+        writer.append([batch(2)])
+    writer.append([batch(2)])
+    writer.seal()
+    assert [shard.file.read_bytes() for shard in shards_of(spool).to_stage(9, 999)] == [b'{"id":1}\n{"id":2}\n']
+
+
+def test_half_a_row_with_another_one_after_it_does_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "w.jsonl"
+    for half in (
+        b'{"id',
+        b'{"id":',
+        b'{"id":1,"text":"ab',
+        b'{"id":1,"te',
+        b'{"id":1,',
+        b'{"a":[1,',
+        b"{",
+        b'{"a":"\\',
+    ):
+        for row in (b'{"id":3}\n', b"{}\n", b'{"":"}"}\n'):
+            file.write_bytes(b'{"id":0}\n' + half + row)
+            assert whole_rows(file, 1 << 20) == (1, 9), half + row

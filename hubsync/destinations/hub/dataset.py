@@ -22,6 +22,7 @@ import msgspec
 
 from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.files import open_regular
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.threads import run_in_thread
 from hubsync.destinations.base import CommitOutcome, outcome_of
@@ -38,7 +39,7 @@ from hubsync.errors import (
     one_line,
 )
 from hubsync.model.commit import BranchTip, Plan, Watermark
-from hubsync.model.hashing import oid_hash
+from hubsync.model.hashing import git_hash, oid_hash
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.model.target import Target
 from hubsync.model.watermarks import FOLDER, RemoteWatermarks, decode_watermarks, is_watermark
@@ -501,7 +502,7 @@ def _reading_shards() -> Iterator[None]:
 def _samples(shards: Sequence[Shard]) -> list[dict[str, Any]]:
     files = []
     for shard in shards:
-        with shard.file.open("rb") as stream:
+        with open_regular(shard.file) as stream:
             sample = base64.b64encode(stream.read(_SAMPLE_BYTES)).decode()
         files.append({"path": shard.path, "size": shard.size, "sample": sample})
     return files
@@ -521,8 +522,12 @@ async def _ndjson(header: Mapping[str, str], plan: Plan) -> AsyncIterator[bytes]
             yield _line("lfsFile", {"path": shard.path, "algo": "sha256", "oid": shard.sha256, "size": shard.size})
             continue
         yield b'{"key":"file","value":{"path":' + msgspec.json.encode(shard.path) + b',"encoding":"base64","content":"'
+        found = git_hash(shard.size)
         async for piece in read_pieces(shard.file, 0, shard.size, _BASE64_BYTES):
+            found.update(piece)
             yield base64.b64encode(piece)
+        if shard.git_oid not in (None, found.hexdigest()):  # the body is not complete yet, so nothing is committed
+            raise UnreadableShard(f"{shard.file} changed after it was staged.")
         yield b'"}}\n'
 
 

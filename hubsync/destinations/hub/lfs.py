@@ -14,6 +14,7 @@ import anyio.to_thread
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.files import open_regular
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.responses import classify
 from hubsync.destinations.hub.transport import HubHTTP
@@ -166,7 +167,7 @@ def _number(text: str) -> int:
 
 async def read_pieces(file: Path, start: int, size: int, piece: int = _PIECE) -> AsyncIterator[bytes]:
     """Yield `size` bytes of a file from `start`, piece by piece. The disk is read in worker threads."""
-    async with await anyio.open_file(file, "rb") as stream:
+    async with anyio.wrap_file(await anyio.to_thread.run_sync(open_regular, file)) as stream:
         await stream.seek(start)
         while size > 0:
             data = await stream.read(min(piece, size))

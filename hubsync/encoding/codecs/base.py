@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.files import open_regular
 from hubsync.errors import ConfigError
 from hubsync.schema.types import StructOf
 
@@ -50,7 +51,7 @@ def missing_package(extra: str, format: str, package: str, why: object) -> Confi
 
 def read_pieces(source: Path) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces of 1 MiB."""
-    with source.open("rb", buffering=0) as stream:
+    with open_regular(source) as stream:
         while piece := stream.read(_PIECE):
             yield piece
             failpoint(Failpoint.PARTLY_COMPRESSED)

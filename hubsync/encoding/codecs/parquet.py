@@ -17,6 +17,7 @@ from typing import IO, Any
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.files import open_regular
 from hubsync._runtime.formatting import count_text
 from hubsync._runtime.frames import SUFFIX, read_frames
 from hubsync.encoding.codecs.base import Codec, missing_package
@@ -308,7 +309,7 @@ def _row_groups(tables: Iterable[Any]) -> Iterator[Any]:
 
 def _chunks(source: Path) -> Iterator[Any]:
     """Yield a segment's rows: whole lines, about `_CHUNK` bytes at a time; or a frame at a time, lines or a table."""
-    with source.open("rb") as stream:
+    with open_regular(source) as stream:
         if source.suffix == SUFFIX:
             yield from _frames(stream)
             return
