@@ -21,7 +21,7 @@
     │   ├── SpoolLost                 the spool was deleted, its disk unmounted, or its catalogue damaged
     │   └── LeaseLost                 another process took over committing while this one was stopped
     ├── NotDrained                    time ran out, or the uploader closed, before everything was committed
-    ├── ShardsRefused                 the Hub rejected shards; they are in the dead letter
+    ├── ShardsRefused                 shards were rejected and are in the dead letter, or lost rows with their files
     ├── UnreadableRow                 a line of the dataset is not a row
     ├── DatasetRewritten              a reader cannot tell which rows are new
     └── HubError                      the Hub's response, or the lack of one
@@ -222,16 +222,20 @@ class NotDrained(HubsyncError):
 
 
 class ShardsRefused(HubsyncError):
-    """The Hub permanently rejected shards. They are in the spool's dead letter (`hubsync dead-letter`).
+    """Shards were permanently rejected, or lost rows because their files in the spool were damaged.
 
-    All other rows are committed.
+    What was rejected is in the spool's dead letter, and what was lost is listed there (`hubsync dead-letter`). A flush
+    and a close raise this for all such shards of this uploader since the last flush; all other rows are committed.
 
     Attributes:
-        shards: How many of this uploader's shards were rejected since the last flush; 0 if a receipt raised this.
-        rows: Their rows; 0 if a receipt raised this.
+        shards: How many shards.
+        rows: Their rows that are kept in the dead letter.
+        lost_rows: Their rows that are lost.
     """
 
-    shards = rows = 0
+    def __init__(self, message: str, *, shards: int = 0, rows: int = 0, lost_rows: int = 0) -> None:
+        self.shards, self.rows, self.lost_rows = shards, rows, lost_rows
+        super().__init__(message)
 
 
 class UnreadableRow(HubsyncError):

@@ -56,6 +56,14 @@ def rows_text(rows: int, size: float) -> str:
     return f"{count_text(rows, 'row')} ({size_text(size)})"
 
 
+def rejected_text(shards: int, rows: int, lost_rows: int) -> str:
+    """Return what is not in the dataset although it was accepted: 30 rows in 2 shards; or 30 rows kept, 5 rows lost."""
+    if not lost_rows:
+        return f"{count_text(rows, 'row')} in {count_text(shards, 'shard')}"
+    kept = f"{count_text(rows, 'row')} kept, " if rows else ""
+    return f"{kept}{count_text(lost_rows, 'row')} lost"
+
+
 def waiting_text(rows: int, size: float) -> str:
     """Return what is not committed yet: 12,400 rows (38.0 MB) wait."""
     return f"{rows_text(rows, size)} {word(rows, 'waits', 'wait')}"

@@ -1,4 +1,4 @@
-"""`hubsync dead-letter`: inspect, export, resubmit or discard shards that the Hub rejected."""
+"""`hubsync dead-letter`: inspect, export, resubmit or discard shards that were rejected, and list lost rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def dead_letter() -> None:
     """Inspect, export, resubmit or discard rejected shards.
 
-    The Hub rejected these shards, and would reject them again. Their rows are kept in the spool.
+    Shards were rejected by the Hub, by the schema policy, or because their files could not be read. Their rows are kept
+    in the spool. Rows that are lost with a damaged file are listed, too: "why" says how many and how. Nothing of them
+    can be exported. To put them again: resubmit ID --from FILE. To clear the list: discard ID.
 
     \b
         hubsync dead-letter list
@@ -68,9 +70,9 @@ def list_(spool: Path | None, as_json: bool) -> None:
                 click.echo(json.dumps({"spool": str(directory), **shard._asdict()}))
         elif shards:
             print_table(
-                ("id>", "path", "rows>", "size>", "when", "why"),
+                ("id>", "path", "rows>", "lost>", "size>", "when", "why"),
                 (
-                    (str(shard.id), shard.path, f"{shard.rows:,}", size_text(shard.bytes),
+                    (str(shard.id), shard.path, f"{shard.rows:,}", f"{shard.lost:,}", size_text(shard.bytes),
                      "" if shard.at is None else datetime_text(shard.at), one_line(shard.why))
                     for shard in shards
                 ),
@@ -252,4 +254,6 @@ def _only_spool() -> Path:
 
 def _amount(shards: Sequence[QuarantinedShard]) -> str:
     rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
-    return f"{count_text(len(shards), 'shard')} ({count_text(rows, 'row')}, {size_text(size)})"
+    lost = sum(shard.lost for shard in shards)
+    also = f", {count_text(lost, 'lost row')}" if lost else ""
+    return f"{count_text(len(shards), 'shard')} ({count_text(rows, 'row')}, {size_text(size)}{also})"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from hubsync._runtime.formatting import count_text
+from hubsync._runtime.formatting import count_text, rejected_text
 from hubsync.cli.console import DIRECTORY, Seconds, error_text, exit_with_error, message
 from hubsync.errors import HubsyncError, NotDrained, SpoolBusy
 from hubsync.model.stats import SpoolDepth
@@ -29,7 +29,7 @@ class _Result(NamedTuple):
     @property
     def exit_code(self) -> int:
         if self.error is None:
-            return ExitCode.FAILED if self.depth.dead else ExitCode.OK
+            return ExitCode.FAILED if self.depth.dead or self.depth.lost_rows else ExitCode.OK
         return ExitCode.WAITING if isinstance(self.error, (NotDrained, SpoolBusy)) else ExitCode.FAILED
 
     def as_json(self) -> dict[str, object]:
@@ -38,18 +38,16 @@ class _Result(NamedTuple):
         depth = self.depth
         return {
             "spool": str(self.spool), "rows_left": depth.rows, "dead_shards": depth.dead,
-            "committed_rows": depth.committed_rows,
+            "lost_rows": depth.lost_rows, "committed_rows": depth.committed_rows,
         }  # fmt: skip
 
     def __str__(self) -> str:
+        depth = self.depth
         if self.error is not None:
             return f"{self.spool}: not uploaded: {error_text(self.error)}"
-        if self.depth.dead:
-            rejected = f"{count_text(self.depth.dead_rows, 'row')} in {count_text(self.depth.dead, 'rejected shard')}"
-            return (
-                f"{self.spool}: all on the Hub but {rejected}.\n"
-                f"Inspect or resubmit them: hubsync dead-letter list {self.spool}"
-            )
+        if depth.dead or depth.lost_rows:
+            rejected = rejected_text(depth.dead, depth.dead_rows, depth.lost_rows)
+            return f"{self.spool}: all on the Hub but {rejected}.\nFor details: hubsync dead-letter list {self.spool}"
         return f"{self.spool}: all on the Hub."
 
 

@@ -138,7 +138,9 @@ def _lines(report: SpoolReport) -> list[tuple[str, str]]:
         ),
         ("committer", f"process {fact['committer_pid']}" if fact["committer_pid"] else _no_committer(jobs)),
     ]
-    lines += [("dead letter", f"{d['path']} ({count_text(d['rows'], 'row')}): {d['why']}") for d in fact["dead_letter"]]
+    for shard in report.dead_letter:
+        rows = "" if shard.lost else f" ({count_text(shard.rows, 'row')})"
+        lines.append(("lost" if shard.lost else "dead letter", f"{shard.path}{rows}: {shard.why}"))
     if fact["rows_waiting"] and not (jobs or fact["committer_pid"]):
         lines.append(("to do", f"hubsync drain {fact['spool']}"))
     if fact["dead_letter"]:

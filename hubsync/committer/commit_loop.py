@@ -204,9 +204,7 @@ class CommitLoop:
                          shard.path, why, layout.config)  # fmt: skip
             self._wakeups.all()
         else:
-            kept = await self._retrier.on_disk(self._spool.shards.quarantine, shard, why)
-            rows = f"{shard.path} ({count_text(shard.rows, 'row')})"
-            self._rejections.report(shard, f"{rows} does not fit the dataset: {why}. Its rows are in {kept}.")
+            await self._retrier.on_disk(self._spool.shards.quarantine, shard, why)
 
     async def _isolate(self, plan: Plan, error: DefectError, backoff: Backoff) -> None:
         """Find the shard for which a commit was rejected: commit halves, until a shard is alone."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hubsync.errors import HubError, HubsyncError
+from hubsync.errors import HubError
 
 
 class DeliveryEvents(Protocol):
-    """Receives what becomes of segments. Called in the event loop; must not block."""
+    """Receives what becomes of segments. Called in the event loop; must not block.
 
-    def settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
-        """A segment reached its end: the commit that contains it or, if it was quarantined, why."""
+    Rejected ones are not among it: `Segments.on_refused` tells of them, whatever part of the process rejects them.
+    """
+
+    def committed(self, segment: int, sha: str) -> None:
+        """A segment is in this commit."""
         ...
 
     def blocked(self, error: HubError) -> None:
@@ -26,7 +29,7 @@ class DeliveryEvents(Protocol):
 class NoEvents:
     """For a committer that no uploader listens to."""
 
-    def settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
+    def committed(self, segment: int, sha: str) -> None:
         """Ignore it."""
 
     def blocked(self, error: HubError) -> None:

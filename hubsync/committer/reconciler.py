@@ -148,7 +148,7 @@ class Reconciler:
                 counts.committed_rows += shard.rows
                 counts.committed_bytes += shard.size
                 counts.committed_shards += 1
-                self._events.settled(shard.segment, landed[shard.segment], None)
+                self._events.committed(shard.segment, landed[shard.segment])
 
     async def _renumber(self, shard: Shard, at: str) -> None:
         """Give a shard the next number whose path is free."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
-from hubsync._runtime.formatting import count_text
 from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdater
 from hubsync.committer.context import Context
-from hubsync.errors import DefectError, HubError, ShardsRefused
+from hubsync.errors import DefectError, HubError
 from hubsync.model.shard import Shard
-
-_log = logging.getLogger("hubsync")
 
 _BLOB_RETRIES = 5  # a store may claim to have a blob that it does not have, but not again and again
 _RETRIES = 3  # of any other shard: a proxy may have answered, and a quarantine is final
@@ -27,8 +23,6 @@ class Rejections:
         self._retrier = context.retrier
         self._cards = cards
         self._clock = context.clock
-        self._status = context.status
-        self._events = context.events
         self._backoffs: dict[int, Backoff] = {}  # by segment
         self._in_a_row = 0  # quarantined since something was committed
 
@@ -50,18 +44,9 @@ class Rejections:
 
     async def quarantine(self, shard: Shard, error: HubError) -> None:
         """Quarantine a shard that the Hub rejects, or that can't be compressed."""
-        kept = await self._retrier.on_disk(self._spool.shards.quarantine, shard, str(error))
+        await self._retrier.on_disk(self._spool.shards.quarantine, shard, str(error))
         self._backoffs.pop(shard.segment, None)
         self._cards.reconsider()  # the card was not at fault
-        what = "The Hub rejects" if error.status is not None else "Cannot compress"
-        self.report(shard, f"{what} {shard.path} ({count_text(shard.rows, 'row')}): {error} Its rows are in {kept}.")
-
-    def report(self, shard: Shard, message: str) -> None:
-        """Report a quarantined shard to the log and to the uploader."""
-        message += f" To look at them or to put them again: hubsync dead-letter list {self._spool.directory}"
-        _log.error("%s", message)
-        self._status.counts.refusals += 1
-        self._events.settled(shard.segment, None, ShardsRefused(message))
 
     def committed(self, segments: Iterable[int]) -> None:
         """Forget the rejections of these segments: they were committed after all."""

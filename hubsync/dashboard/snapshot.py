@@ -73,6 +73,7 @@ class Snapshot:
     next_up: list[SegmentSummary]
     recent: list[SegmentSummary]
     rejected: list[RejectionReason]
+    lost_rows: int
     processes: list[Process]
 
     @property
@@ -116,7 +117,8 @@ class Snapshot:
         return condition_of(
             SpoolFacts(
                 self.directory, self.state, rows=self.waiting.rows, queued_rows=sum(job.queue_rows for job in running),
-                rejected_rows=dead.rows, rejected_shards=dead.shards, is_open=self.alive or committer == "stalled",
+                rejected_rows=dead.rows, rejected_shards=dead.shards, lost_rows=self.lost_rows,
+                is_open=self.alive or committer == "stalled",
                 committer=committer,
                 activity=next((p.heartbeat.activity for p in committers if p.alive and p.heartbeat is not None), ""),
             )
@@ -161,6 +163,7 @@ def _read(db: CatalogueReader, directory: Path, newest: int) -> Snapshot:
         next_up=segments.next_up(_WAITING_SHOWN),
         recent=_recent(segments, newest, min(first_ids, default=None)),
         rejected=segments.rejection_reasons(_REASONS_SHOWN),
+        lost_rows=segments.lost_rows(),
         processes=_processes(directory, [row[0] for row in db.rows("SELECT name FROM writers ORDER BY name")]),
     )
 

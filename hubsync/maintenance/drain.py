@@ -46,7 +46,7 @@ def drain(
     retry: RetryPolicy | None = None,
     progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
 ) -> SpoolDepth:
-    """Upload everything in a spool; return its depth afterwards: only the dead letter remains.
+    """Upload everything in a spool; return its depth afterwards: only rejected or lost rows remain.
 
     Args:
         directory: the spool.
@@ -200,6 +200,7 @@ def show_progress(
         figures[0] = figures[0]._replace(
             state=status.state, accepted=done + depth.rows, committed=done, waiting=depth.rows,
             waiting_bytes=depth.bytes, oldest_age_s=depth.oldest_age_s(clock.time()), dead=depth.dead,
+            lost=depth.lost_rows,
         )  # fmt: skip
         progress.tick()
 

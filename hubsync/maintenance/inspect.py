@@ -67,6 +67,7 @@ class SpoolReport:
             "rows_waiting": depth.rows,
             "bytes_waiting": depth.bytes,
             "shards": {"open": depth.open, "sealed": depth.sealed, "staged": depth.staged, "dead": depth.dead},
+            "lost_rows": depth.lost_rows,
             "oldest_age_s": None if self.oldest_age_s is None else round(self.oldest_age_s, 1),
             "committed": {
                 "rows": depth.committed_rows,
@@ -134,7 +135,7 @@ def inspect_spool(directory: Path) -> SpoolReport:
         state = next((full_because(live.state, state) for live in lives if live.state.kind == "spool full"), state)
         facts = SpoolFacts(
             spool.directory, state, rows=depth.rows, queued_rows=sum(live.queue_rows for live in lives),
-            rejected_rows=depth.dead_rows, rejected_shards=depth.dead,
+            rejected_rows=depth.dead_rows, rejected_shards=depth.dead, lost_rows=depth.lost_rows,
             is_open=committer_pid is not None or bool(writer_pids),
             committer="none" if committer_pid is None else _committer(spool.lease.lock_file),
             activity=next((live.activity for live in lives if live.pid == committer_pid), ""),

@@ -124,10 +124,11 @@ def _pieces(directory: Path) -> Iterator[bytes]:
 class _Held(SpoolError):
     """The spool holds rows."""
 
-    def __init__(self, waiting: int, rejected: int) -> None:
+    def __init__(self, waiting: int, rejected: int, lost: int = 0) -> None:
         self.rows = waiting + rejected
         parts = [f"{count_text(waiting, 'row')} not on the Hub"] if waiting else []
         parts += [f"{count_text(rejected, 'rejected row')}"] if rejected else []
+        parts += [f"a list of {count_text(lost, 'lost row')}"] if lost else []
         super().__init__(f"holds {' and '.join(parts) or 'a dead letter'}")
 
 
@@ -144,8 +145,8 @@ def _check_open(directory: Path, *, is_discarded: bool) -> int:
         pids = ", ".join(map(str, sorted({report.committer_pid or 0, *report.writer_pids} - {0})))
         raise SpoolBusy(f"process {pids} has {directory} open")
     depth = report.depth
-    if not is_discarded and (depth.rows or depth.dead):
-        raise _Held(depth.rows, depth.dead_rows)
+    if not is_discarded and (depth.rows or depth.dead or depth.lost_rows):
+        raise _Held(depth.rows, depth.dead_rows, depth.lost_rows)
     return depth.rows + depth.dead_rows
 
 
@@ -155,10 +156,11 @@ def _check_catalogue(db: CatalogueReader, *, forget_keys: bool) -> None:
     Raises:
         SpoolError: the spool holds rows, rejected shards, or keys.
     """
-    depths = SegmentQueries(db).depths()
+    segments = SegmentQueries(db)
+    depths, lost = segments.depths(), segments.lost_rows()
     dead = depths.pop("dead", StateDepth())
-    if depths or dead.shards:
-        raise _Held(sum(depth.rows for depth in depths.values()), dead.rows)
+    if depths or dead.shards or lost:
+        raise _Held(sum(depth.rows for depth in depths.values()), dead.rows, lost)
     keys = db.value("SELECT count(*) FROM keys")
     if keys and not forget_keys:
         raise SpoolError(f"remembers {count_text(keys, 'key')}; a job that puts them again would repeat rows (--keys)")

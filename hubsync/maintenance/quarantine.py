@@ -184,7 +184,7 @@ class QuarantineCommands:
         return rows.rows, rows.bytes
 
     def discard(self, shard: QuarantinedShard) -> None:
-        """Delete a shard's rows. The catalogue keeps its number, keys and offsets.
+        """Delete a shard's rows. The catalogue keeps its number, keys and offsets. Lost rows are no longer listed.
 
         Raises:
             SpoolError: it left the dead letter.
@@ -194,6 +194,9 @@ class QuarantineCommands:
             when = datetime_text(self._spool.clock.time())
             why = f"discarded {when} ({shard.rows:,} rows, {shard.bytes:,} bytes). It was rejected: {shard.why}"
             with self._catalogue.transaction():
+                if shard.lost and self._segments.state(shard.id) != "dead":  # its other rows are uploaded
+                    self._segments.forget_loss(shard.id)
+                    return
                 self._still_dead(shard)
                 self._segments.discard(shard.id, why)
             failpoint(Failpoint.DISCARDED)

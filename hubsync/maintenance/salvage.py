@@ -24,6 +24,7 @@ _TABLES = (
     "meta", "writers", "plans", "segments", "series", "offsets", "segment_offsets", "keys", "cards", "schemas",
     "schema_texts", "committed_layouts",
 )  # fmt: skip
+_NEW = {"lost": 0}  # columns that older versions lack, and that are not empty there
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 # The JSON of other names is a number.
 _META_TYPES: dict[str, Any] = {
@@ -61,7 +62,7 @@ class SalvagedCatalogue:
         with closing(sqlite3.connect(self._copy)) as db, suppress(sqlite3.Error, UnicodeDecodeError):
             db.row_factory, db.text_factory = sqlite3.Row, _decode
             for found in db.execute(f"SELECT * FROM {table}"):
-                row = {name: found[name] if name in found.keys() else None for name in columns}  # noqa: SIM118
+                row = {name: found[name] if name in found.keys() else _NEW.get(name) for name in columns}  # noqa: SIM118
                 if _is_valid(table, row, columns):
                     yield row
                 else:

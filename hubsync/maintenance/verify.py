@@ -365,7 +365,7 @@ def _numbers(series: Sequence[Series[HubFile]], before: _Known, after: _Known) -
         if segment.state == "dead" and segment.rows:
             yield f"{segment.path} ({count_text(segment.rows, 'row')}) is in the dead letter: {segment.error}"
         elif segment.state == "dead":
-            yield f"{segment.path} no longer holds rows: {segment.error}"
+            yield f"{segment.path} is not in the dataset: {segment.error}"
     for one in series:
         yield from _gaps(one, known[one.name], before)
         for number, files in sorted(one.shards.items()):

@@ -34,13 +34,13 @@ class SegmentOutcome:
 
     Attributes:
         abandoned: Why this process can no longer observe the outcome; another process may commit it.
-        rows: Rows that this process put into it.
+        counts: Whether a flush raises if it is rejected: it holds rows of this uploader, or a flush waits for it.
     """
 
-    __slots__ = ("_callbacks", "_outcome", "abandoned", "rows")
+    __slots__ = ("_callbacks", "_outcome", "abandoned", "counts")
 
     def __init__(self, sha: str | None = None, settled: bool = False) -> None:
-        self.rows = 0
+        self.counts = False
         self.abandoned: HubsyncError | None = None
         self._outcome: dict[int, tuple[str | None, HubsyncError | None]] = {0: (sha, None)} if settled else {}
         self._callbacks: dict[Callback, object] = {}

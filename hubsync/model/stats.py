@@ -46,7 +46,11 @@ class QueueDepth(NamedTuple):
 
 
 class SpoolDepth(NamedTuple):
-    """What a spool holds. `oldest_at` is when its oldest row was put, in seconds since the epoch; `dead` are shards."""
+    """What a spool holds.
+
+    `oldest_at` is when its oldest row was put, in seconds since the epoch. `dead` are shards, `dead_rows` their rows
+    that are kept, and `lost_rows` accepted rows that are lost with a damaged file.
+    """
 
     rows: int = 0
     bytes: int = 0
@@ -59,6 +63,7 @@ class SpoolDepth(NamedTuple):
     committed_bytes: int = 0
     committed_shards: int = 0
     dead_rows: int = 0
+    lost_rows: int = 0
 
     def oldest_age_s(self, now: float, in_memory_since: float | None = None) -> float | None:
         """Return how many seconds the oldest row has waited, in the spool or in memory; None if no row waits.

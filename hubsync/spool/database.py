@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hubsync._runtime import logs
 from hubsync._runtime.fork import after_fork_in_child, after_fork_in_parent, before_fork
 from hubsync.errors import SpoolError, SpoolLost, SpoolVersionError, one_line
 
-VERSION = 3
+VERSION = 4
 _APPLICATION_ID = 0x48756273  # "Hubs"
 
 _open_catalogues: weakref.WeakSet[Catalogue] = weakref.WeakSet()
@@ -139,8 +139,14 @@ BEGIN
 END;
 """
 
+# `segments.lost`: accepted rows that the segment's file no longer holds.
+_LOSSES = """
+ALTER TABLE segments ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX losses ON segments (id) WHERE lost > 0;
+"""
+
 # The script at index n migrates version n to n + 1; version 0 is a new catalogue.
-_MIGRATIONS = [_SCHEMA, _SCHEMA_GUARD, _BOUNDED]
+_MIGRATIONS = [_SCHEMA, _SCHEMA_GUARD, _BOUNDED, _LOSSES]
 
 
 class Catalogue:
@@ -151,6 +157,7 @@ class Catalogue:
         self._log = f"{path}-wal"
         self._lock = threading.RLock()
         self._errors = _ErrorMapper(path)
+        self._after_commit: list[Callable[[], object]] = []
         try:
             # SQLite would create the file readable by everyone, and its -wal and -shm inherit the mode. Only if it is
             # missing: closing a file releases SQLite's locks on it, for all connections of this process.
@@ -206,9 +213,18 @@ class Catalogue:
                     yield
                     self._db.execute("COMMIT")
             except BaseException:
+                self._after_commit = []
                 if self._db.in_transaction:  # on a full disk SQLite has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+            callbacks, self._after_commit = self._after_commit, []
+        for callback in callbacks:
+            callback()
+
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once the open transaction is committed, and outside of it; never if it is rolled back."""
+        assert self.in_transaction
+        self._after_commit.append(callback)
 
     def run(self, sql: str, *values: Any) -> int:
         """Execute one statement; return the last row id."""

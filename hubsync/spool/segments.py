@@ -15,7 +15,8 @@ of the caller: it fails an assertion or, if an outdated decision may legitimatel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hubsync._runtime.clock import Clock
@@ -30,6 +31,7 @@ from hubsync.spool.folders import Folders
 SegmentState = Literal["open", "sealed", "staged", "committed", "dead"]
 
 _PAGE = 500  # segments read at a time
+_COUNTS_LOSSES = 4  # the first version of a catalogue that does
 
 # Combine these with any narrower condition on the state: SQLite then uses the indexes that have them, and does not read
 # every segment of a long backlog.
@@ -55,7 +57,8 @@ class Segment(NamedTuple):
         urgent: a flush waits for it.
         plan: the commit on its way that contains it.
         sha: the commit that contains it.
-        error: why it is dead, or which of its bytes were lost.
+        error: why it is dead, or which of its rows were lost.
+        lost: accepted rows that its file no longer holds.
         schema: the types of its columns, as JSON; None if nobody inspected them.
     """
 
@@ -82,6 +85,7 @@ class Segment(NamedTuple):
     plan: int | None
     sha: str | None
     error: str | None
+    lost: int
     schema: str | None
 
     @property
@@ -197,6 +201,11 @@ class SegmentQueries:
         if row is not None:
             return Outcome(*row)
         return Outcome("committed", None, None) if self._is_expired(segment) else None
+
+    def refused(self, segment: int) -> QuarantinedShard | None:
+        """Return a segment that ended without all of its rows in the dataset; None for any other one."""
+        found = self._quarantined("id = ? AND (state = 'dead' OR (state = 'committed' AND lost > 0))", segment)
+        return found[0] if found else None
 
     def _is_expired(self, segment: int) -> bool:
         """Return whether a segment that the catalogue does not contain was committed long ago."""
@@ -333,10 +342,20 @@ class SegmentQueries:
         return self._where(_QUARANTINED)
 
     def quarantined(self, limit: int = -1, *, newest_first: bool = False) -> list[QuarantinedShard]:
-        """Return the dead shards, without the discarded ones."""
-        columns, order = "id, path, rows, bytes, sealed_at, error", "DESC" if newest_first else "ASC"
-        sql = f"SELECT {columns} FROM segments WHERE {_QUARANTINED} ORDER BY id {order} LIMIT ?"
-        return [QuarantinedShard(*row) for row in self._db.rows(sql, limit)]
+        """Return the dead shards and those that lost rows, without the discarded ones."""
+        order = "DESC" if newest_first else "ASC"
+        return self._quarantined(f"({_QUARANTINED}) OR lost > 0 ORDER BY id {order} LIMIT ?", limit)
+
+    def _quarantined(self, condition: str, *values: Any) -> list[QuarantinedShard]:
+        kept = "iif(state = 'dead', rows, 0), iif(state = 'dead', bytes, 0)"
+        sql = f"SELECT id, path, {kept}, sealed_at, coalesce(error, ''), lost FROM segments WHERE {condition}"
+        return [QuarantinedShard(*row) for row in self._db.rows(sql, *values)]
+
+    def lost_rows(self) -> int:
+        """Return how many accepted rows are lost, without those that were discarded."""
+        if self._db.value("PRAGMA user_version") < _COUNTS_LOSSES:
+            return 0
+        return int(self._db.value("SELECT coalesce(sum(lost), 0) FROM segments WHERE lost > 0"))
 
     def rejection_reasons(self, limit: int) -> list[RejectionReason]:
         """Return why shards are dead, the reason with the most shards first, without the discarded ones.
@@ -362,7 +381,7 @@ class SegmentQueries:
         spare = int(self._db.value("SELECT shards FROM totals WHERE state = 'committed'")) - keep
         if spare <= 0:
             return []
-        first = "state = 'committed' AND committed_at < ? ORDER BY committed_at LIMIT ?"
+        first = "state = 'committed' AND lost = 0 AND committed_at < ? ORDER BY committed_at LIMIT ?"
         return self._where(first, before, min(spare, limit))
 
     # Whether someone waits, and how much.
@@ -413,11 +432,12 @@ class Segments(SegmentQueries):
     """The segments of one spool. Transitions must run inside a transaction of the catalogue.
 
     Attributes:
-        deaths: how many segments this process made dead. If it changes, someone may wait for one of them.
+        on_refused: called, once a transition is committed here, with a segment that ended without all of its rows in
+            the dataset: someone may wait for it. From any thread.
     """
 
     def __init__(self, catalogue: Catalogue, clock: Clock) -> None:
-        self.deaths = 0
+        self.on_refused: Callable[[QuarantinedShard], object] = lambda shard: None
         super().__init__(catalogue)
         self._catalogue = catalogue
         self._clock = clock
@@ -463,9 +483,14 @@ class Segments(SegmentQueries):
             )
 
     def truncate(self, segment: int, *, size: int, rows: int, why: str) -> None:
-        """Record that a power cut left fewer bytes of an open or sealed segment than were accepted."""
-        sql = "UPDATE segments SET bytes = ?, rows = ?, error = ? WHERE id = ? AND state IN ('open', 'sealed')"
-        self._change(sql, size, rows, why, segment)
+        """Record that a sealed segment's file holds only these of its rows. Without rows, it is dead."""
+        self._change(
+            "UPDATE segments SET bytes = ?1, rows = ?2, lost = lost + rows - ?2, error = ?3, sha256 = NULL, "
+            "git_oid = NULL WHERE id = ?4 AND state = 'sealed'",
+            size, rows, why, segment,
+        )  # fmt: skip
+        if not rows:
+            self._bury(segment, why)
 
     def seal(self, segment: int, sha256: str | None = None) -> None:
         """Fix a segment's number and path. Without rows it becomes dead: a power cut took them all.
@@ -478,9 +503,9 @@ class Segments(SegmentQueries):
         assert row.state == "open" or (row.state == "dead" and row.seq is None), row
         series = row.layout.series(row.writer)
         self._assign_path(segment, row.layout, row.writer, series, self._next(series))
-        state = "sealed" if row.rows else "dead"
-        self._run("UPDATE segments SET state = ?, sha256 = ? WHERE id = ?", state, sha256, segment)
-        self.deaths += state == "dead"
+        self._run("UPDATE segments SET sha256 = ? WHERE id = ?", sha256, segment)
+        if not row.rows:
+            self._bury(segment, row.error or "it holds no rows")
         failpoint(Failpoint.SEAL_BEGUN)
 
     def mark_urgent(self, writer: str | None) -> list[int]:
@@ -503,12 +528,9 @@ class Segments(SegmentQueries):
             sha256, git_oid, segment,
         )  # fmt: skip
 
-    def reset_damaged(self, segment: int, *, is_dead: bool) -> None:
-        """Forget the hashes of a segment whose file changed: a sealed one, or one that was quarantined for it."""
-        state = "dead" if is_dead else "sealed"
-        sql = "UPDATE segments SET sha256 = NULL, git_oid = NULL, state = ?1 WHERE id = ?2 AND state IN ('sealed', ?1)"
-        self._change(sql, state, segment)
-        self.deaths += is_dead
+    def forget_hashes(self, segment: int) -> None:
+        """Forget the hashes of a segment that was quarantined because its file changed."""
+        self._change("UPDATE segments SET sha256 = NULL, git_oid = NULL WHERE id = ? AND state = 'dead'", segment)
 
     def compress(self, segment: int, *, file: str, size: int, sha256: str, git_oid: str | None) -> None:
         """Replace a sealed segment's file by a compressed one."""
@@ -573,17 +595,25 @@ class Segments(SegmentQueries):
                 "WHERE id = ? AND state IN ('sealed', 'staged')",
                 sha, now, segment,
             )  # fmt: skip
+            if (shard := self.refused(segment)) is not None:
+                self._catalogue.after_commit(partial(self.on_refused, shard))
 
     # Quarantine.
 
     def quarantine(self, segment: int, why: str) -> None:
         """Record that a sealed or staged segment is dead, and why. Its file must be in the quarantine by now."""
+        self._bury(segment, why)
+
+    def _bury(self, segment: int, why: str) -> None:
+        """Make a segment dead, and notify its waiters once that is committed. Nothing else makes a segment dead."""
         self._change(
             "UPDATE segments SET state = 'dead', error = ?, plan = NULL, sealed_at = ? "
             "WHERE id = ? AND state IN ('sealed', 'staged')",
             why, self._clock.time(), segment,
         )  # fmt: skip
-        self.deaths += 1
+        shard = self.refused(segment)
+        assert shard is not None
+        self._catalogue.after_commit(partial(self.on_refused, shard))
 
     def resubmit(
         self, segment: Segment, *, file: str, size: int, rows: int, sha256: str, is_edited: bool, writer: str
@@ -605,7 +635,8 @@ class Segments(SegmentQueries):
             "error = NULL, opened_at = ? WHERE id = ? AND state = 'dead'",
             file, rows, size, sha256, now if is_edited else segment.opened_at, segment.id,
         )  # fmt: skip
-        if is_edited:
+        if is_edited:  # what the operator gives replaces what was lost, too
+            self._run("UPDATE segments SET lost = 0 WHERE id = ?", segment.id)
             schema = self._db.value("SELECT schema_id FROM segments WHERE id = ?", segment.id)
             self._run("UPDATE segments SET schema = NULL, schema_id = NULL WHERE id = ?", segment.id)
             self._forget_schemas([schema])
@@ -617,8 +648,12 @@ class Segments(SegmentQueries):
 
     def discard(self, segment: int, why: str) -> None:
         """Record that a dead segment's rows were thrown away. Its number, keys and offsets stay known."""
-        sql = "UPDATE segments SET rows = 0, bytes = 0, file = '', error = ? WHERE id = ? AND state = 'dead'"
+        sql = "UPDATE segments SET rows = 0, bytes = 0, lost = 0, file = '', error = ? WHERE id = ? AND state = 'dead'"
         self._change(sql, why, segment)
+
+    def forget_loss(self, segment: int) -> None:
+        """Record that an operator knows which rows of a segment are lost."""
+        self._change("UPDATE segments SET lost = 0 WHERE id = ? AND lost > 0", segment)
 
     # Segments that were committed long ago.
 
@@ -700,7 +735,7 @@ def _numbers(series: str, path: str) -> list[int]:
     return [int(number)] if path.startswith(before) and path.endswith(after) and number.isdecimal() else []
 
 
-def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> SpoolDepth:
+def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int], lost_rows: int) -> SpoolDepth:
     """Return the depth of a spool from its segments and what it ever committed."""
     waiting = [depths[state] for state in ("open", "sealed", "staged") if state in depths]
     counts: dict[str, int] = {state: depth.shards for state, depth in depths.items()}
@@ -716,4 +751,5 @@ def depth_of(depths: Mapping[str, StateDepth], committed: Mapping[str, int]) -> 
         committed_bytes=committed["bytes"],
         committed_shards=committed["shards"],
         dead_rows=depths["dead"].rows if "dead" in depths else 0,
+        lost_rows=lost_rows,
     )

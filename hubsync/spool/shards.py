@@ -12,9 +12,10 @@ from pathlib import Path
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import is_raw, regular_size, whole_rows
+from hubsync._runtime.formatting import count_text
 from hubsync.model.hashing import git_oid_of_file, hash_file
 from hubsync.model.layout import Layout
-from hubsync.model.shard import Mode, Shard
+from hubsync.model.shard import Mode, Shard, refusal
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.quarantine import Quarantine
@@ -138,45 +139,56 @@ class Shards:
                 f"{file.name} does not have the sha256 that was written: the disk or someone changed it after its rows "
                 "were accepted"
             )
-            self._quarantine_file(row, why, is_changed=True)
+            self._quarantine_file(row, why)
             return False
         # A compressed file has no part that is whole.
         rows, kept = whole_rows(file, row.bytes) if size is not None and is_raw(file.name) else (0, 0)
-        lost = (
-            f"{row.bytes - kept:,} accepted bytes of {file.name} were lost by a power cut (durability='process'), or "
-            "someone deleted them"
+        why = (
+            f"{_loss_text(row.rows - rows, row.rows)}: {row.bytes - kept:,} bytes of {file.name} are gone or damaged, "
+            "by a power cut (durability='process') or by something else that writes to the spool"
         )
         with self._lease.transaction():
             if self._segments.state(row.id) != "sealed":
                 return False
             if rows:
                 os.truncate(file, kept)
-            self._segments.truncate(row.id, size=kept, rows=rows, why=lost)
-            if not rows:
-                self._offsets.forget_keys(row.id)  # nothing of it is uploaded, so its batches may be put again
-            self._segments.reset_damaged(row.id, is_dead=not rows)
+            self._lose(row, size=kept, rows=rows, why=why)
         if not rows:
             self._unreadable.forget(row.id)
-        _log.error("%s. Its %d whole rows are uploaded.", lost, rows)
+        rest = f" The other {count_text(rows, 'row')} will be uploaded." if rows else ""
+        _log.error("%s: %s.%s", row.path, why, rest)
         return rows > 0
+
+    def _lose(self, row: Segment, *, size: int, rows: int, why: str) -> None:
+        if not rows:
+            self._offsets.forget_keys(row.id)  # nothing of it is uploaded, so its batches may be put again
+        self._segments.truncate(row.id, size=size, rows=rows, why=why)
 
     def _could_not_read(self, row: Segment, error: OSError) -> None:
         if self._unreadable.failed(row.id, error):
-            self._quarantine_file(row, f"its file {self.file(row.file)} cannot be read: {error}")
+            self._quarantine_file(row, f"its file {self.file(row.file)} cannot be read ({error.strerror})")
 
-    def _quarantine_file(self, row: Segment, why: str, *, is_changed: bool = False) -> None:
-        """Quarantine a sealed segment whose file must not be uploaded."""
+    def _quarantine_file(self, row: Segment, why: str) -> None:
+        """Quarantine a sealed segment whose file must not be uploaded. If it is no file of ours, its rows are lost."""
         file = self.file(row.file)
+        is_kept = file.is_file() and not file.is_symlink() and file.stat().st_size >= row.bytes
+        if not is_kept:
+            why = f"{_loss_text(row.rows, row.rows)}: {why}"
         with self._lease.transaction():
             if self._segments.state(row.id) != "sealed":
                 return
-            self._quarantine.add(row.id, file, why, is_linked=False)
-            if is_changed:
-                self._segments.reset_damaged(row.id, is_dead=True)
+            if is_kept:
+                self._quarantine.add(row.id, file, why, is_linked=False)
+                self._segments.forget_hashes(row.id)
+            else:
+                self._lose(row, size=0, rows=0, why=why)
         self._unreadable.forget(row.id)
         self._quarantine.take(row.id, file)
-        _log.error("%s is not uploaded: %s. Its rows (%s) are in the dead letter; everything else continues. To look "
-                   "at them: hubsync dead-letter list %s", row.path, why, f"{row.rows:,}", self._directory)  # fmt: skip
+        self._log_refused(row.id)
+
+    def _log_refused(self, segment: int) -> None:
+        if (shard := self._segments.refused(segment)) is not None:
+            _log.error("%s", refusal(self._directory, [shard]))
 
     def suspect(self, shards: Iterable[Shard]) -> None:
         """Read the files of these shards as a whole before they are staged again: one of them could not be read."""
@@ -312,13 +324,13 @@ class Shards:
             self._segments.move(shard.segment, layout, schema)
         failpoint(Failpoint.RENUMBERED)
 
-    def quarantine(self, shard: Shard, why: str) -> Path:
-        """Quarantine a shard that can't be committed; return its file there."""
+    def quarantine(self, shard: Shard, why: str) -> None:
+        """Quarantine a shard that can't be committed."""
         with self._lease.transaction():
-            kept = self._quarantine.add(shard.segment, shard.file, why, is_linked=False)
+            self._quarantine.add(shard.segment, shard.file, why, is_linked=False)
         failpoint(Failpoint.QUARANTINED)
         self._quarantine.take(shard.segment, shard.file)
-        return kept
+        self._log_refused(shard.segment)
 
     # The next commit.
 
@@ -367,6 +379,13 @@ class Shards:
             else:
                 for source, offset in offsets:
                     first[source] = min(first[source], offset)
+
+
+def _loss_text(lost: int, rows: int) -> str:
+    """Return how many rows are lost: "all its 3 rows are lost"."""
+    if lost < rows:
+        return f"{lost:,} of its {count_text(rows, 'row')} {'is' if lost == 1 else 'are'} lost"
+    return "its only row is lost" if rows == 1 else f"all its {rows:,} rows are lost"
 
 
 def remove_file(file: Path) -> None:

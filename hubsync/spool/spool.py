@@ -202,7 +202,7 @@ class Spool:
         """Return how much the spool holds."""
         depths = self.segments.depths()  # first: what is committed meanwhile counts twice rather than not at all
         committed = {key: int(self.catalogue.get(f"committed_{key}") or 0) for key in ("rows", "bytes", "shards")}
-        return depth_of(depths, committed)
+        return depth_of(depths, committed, self.segments.lost_rows())
 
     def waiting_text(self) -> str:
         """Return what is not on the Hub yet, for people."""

@@ -399,8 +399,9 @@ class SpoolWriter:
             return
         end = segment.size - sum(map(len, parts))
         for start in range(0, len(parts), _WRITEV):
-            size = _write_all(segment.fd, parts[start : start + _WRITEV])
-            end += size
+            some = parts[start : start + _WRITEV]
+            _write_all(segment.fd, some)
+            end += (size := sum(map(len, some)))
             # They were appended to whatever the file held, and its position is now after them.
             if (found := os.lseek(segment.fd, 0, os.SEEK_CUR)) != end:
                 os.ftruncate(segment.fd, found - size)
@@ -517,11 +518,9 @@ def _merge(one: StructOf | None, other: StructOf | None) -> bool:
     return True
 
 
-def _write_all(fd: int, parts: list[bytes]) -> int:
-    """Write all of it; return its size in bytes."""
-    size, written = sum(map(len, parts)), os.writev(fd, parts)
-    if written < size:  # a signal, or a disk that has just become full
+def _write_all(fd: int, parts: list[bytes]) -> None:
+    written = os.writev(fd, parts)
+    if written < sum(map(len, parts)):  # a signal, or a disk that has just become full
         rest = memoryview(b"".join(parts))[written:]
         while rest:
             rest = rest[os.write(fd, rest) :]
-    return size

@@ -9,7 +9,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from hubsync._runtime.formatting import count_text, time_text
+from hubsync._runtime.formatting import count_text, rejected_text, time_text
 from hubsync.telemetry.status import State
 
 ConditionKind = Literal["unknown", "blocked", "rejected", "waiting", "uploading", "finished"]
@@ -36,6 +36,7 @@ class SpoolFacts(NamedTuple):
         queued_rows: Rows in the memory of live jobs.
         rejected_rows: Rows in the dead letter.
         rejected_shards: Shards in the dead letter.
+        lost_rows: Accepted rows that are lost with a damaged file.
         is_open: Whether a live process writes to the spool or commits for it.
         committer: Whether a process commits for the spool.
         activity: The request that has been waiting for a response the longest, in words; empty if unknown.
@@ -47,6 +48,7 @@ class SpoolFacts(NamedTuple):
     queued_rows: int = 0
     rejected_rows: int = 0
     rejected_shards: int = 0
+    lost_rows: int = 0
     is_open: bool = False
     committer: Committer = "none"
     activity: str = ""
@@ -57,7 +59,7 @@ class Condition(NamedTuple):
 
     Attributes:
         kind: "finished" (everything is on the Hub and no job has the spool open), "uploading", "waiting" for something
-            that passes or for `hubsync drain`, "rejected" (rows are in the dead letter), "blocked" until an operator
+            that passes or for `hubsync drain`, "rejected" (rows are in the dead letter or lost), "blocked" until one
             acts, or "unknown".
         reason: Why, in words; empty if the kind says everything.
         until: When it is tried again, in seconds since the epoch; None if unknown.
@@ -94,7 +96,7 @@ def condition_of(facts: SpoolFacts) -> Condition:
         )
     if facts.committer == "stalled" and waiting:
         return Condition("unknown", "the process that commits for this spool shows no sign of life")
-    if facts.rejected_shards:
+    if facts.rejected_shards or facts.lost_rows:
         return Condition("rejected", _rejected(facts), None, f"hubsync dead-letter list {facts.directory}")
     if not facts.is_open:
         if not waiting:
@@ -111,9 +113,9 @@ def condition_of(facts: SpoolFacts) -> Condition:
 
 
 def _rejected(facts: SpoolFacts) -> str:
-    rows, shards = count_text(facts.rejected_rows, "row"), count_text(facts.rejected_shards, "shard")
+    rejected = rejected_text(facts.rejected_shards, facts.rejected_rows, facts.lost_rows)
     others = f"; {count_text(facts.rows, 'other row')} not on the Hub yet" if facts.rows else ""
-    return f"{rows} in {shards}{others}"
+    return f"{rejected}{others}"
 
 
 def _with_activity(reason: str, facts: SpoolFacts) -> str:

@@ -41,6 +41,7 @@ class Figures(NamedTuple):
         waiting_bytes: Their size.
         oldest_age_s: Seconds that the oldest of them has waited; None if no rows wait.
         dead: Shards in the dead letter.
+        lost: Accepted rows that are lost with a damaged file.
         total: Rows that will be accepted in the end, if known.
     """
 
@@ -52,6 +53,7 @@ class Figures(NamedTuple):
     waiting_bytes: int
     oldest_age_s: float | None = None
     dead: int = 0
+    lost: int = 0
     total: int | None = None
 
 
@@ -98,7 +100,8 @@ def _next_commit(now: Figures) -> list[str]:
 
 
 def _dead(now: Figures) -> list[str]:
-    return [f"{count_text(now.dead, 'shard')} in the dead letter"] if now.dead else []
+    dead = [f"{count_text(now.dead, 'shard')} in the dead letter"] if now.dead else []
+    return [*dead, f"{count_text(now.lost, 'row')} lost"] if now.lost else dead
 
 
 # A shape as well as a color, for readers who do not see the color.

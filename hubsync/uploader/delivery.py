@@ -1,19 +1,21 @@
 """Outcomes of segments, and the receipts and flushes that wait for them.
 
-The committer settles them if it is in this process; otherwise the catalogue tells. Rejected shards are remembered until
-a flush or the close has raised them. Safe for several threads, and without a lock: see `model/receipt`.
+The committer settles them if it is in this process; otherwise the catalogue tells. A segment that is rejected in this
+process, by whatever part, is settled once that transition is committed: see `Segments.on_refused`. Rejected shards are
+remembered until a flush or the close has raised them. Safe for several threads, and without a lock: see
+`model/receipt`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Self
 
-from hubsync._runtime.exceptions import fresh_copy
-from hubsync._runtime.formatting import count_text
 from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, WaitTimeout
 from hubsync.model.receipt import OutcomeGroup, Receipt, SegmentOutcome, Until, mark_dropped, mark_spooled, wait_timeout
+from hubsync.model.shard import QuarantinedShard, refusal
 from hubsync.spool.spool import Spool
 
 
@@ -65,12 +67,7 @@ class Delivery:
         self._pending: dict[int, SegmentOutcome] = {}  # by segment
         self._flushes: dict[Flush, OutcomeGroup | None] = {}  # None: still an order in the queue
         self._failures: deque[HubsyncError] = deque()
-        self._refused: deque[tuple[ShardsRefused, int]] = deque()  # since the last flush, with their rows
-
-    @property
-    def has_flushes(self) -> bool:
-        """Whether a flush waits."""
-        return bool(self._flushes)
+        self._refused: deque[QuarantinedShard] = deque()  # since the last flush
 
     @property
     def pending_segments(self) -> int:
@@ -88,7 +85,7 @@ class Delivery:
         if segment is None:
             return SegmentOutcome(settled=True)
         outcome = self._pending.setdefault(segment, SegmentOutcome())
-        outcome.rows += rows
+        outcome.counts = outcome.counts or rows > 0
         if may_be_settled:
             self._read([segment])
         return outcome
@@ -97,6 +94,8 @@ class Delivery:
         """Return the outcomes of segments that the catalogue says are not committed, and settle those it dropped."""
         changed = set(self._pending).symmetric_difference(segments)
         outcomes = [self._pending.setdefault(segment, SegmentOutcome()) for segment in segments]
+        for outcome in outcomes:
+            outcome.counts = True
         self._read(changed)
         return outcomes
 
@@ -108,14 +107,17 @@ class Delivery:
         """
         return "dead" in {self._read_one(segment) for segment in list(self._pending)}
 
-    def settle(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
-        """Settle a segment: it is committed in `sha`, or was quarantined with `error`."""
-        outcome = self._pending.pop(segment, None)
-        if outcome is None:
-            return
-        if outcome.rows and isinstance(error, ShardsRefused):
-            self._refused.append((error, outcome.rows))
-        outcome.settle(sha, error)
+    def committed(self, segment: int, sha: str | None) -> None:
+        """Settle a segment that is committed in `sha`."""
+        if (outcome := self._pending.pop(segment, None)) is not None:
+            outcome.settle(sha)
+
+    def refused(self, shard: QuarantinedShard) -> None:
+        """Settle a segment that ended without all of its rows in the dataset."""
+        if (outcome := self._pending.pop(shard.id, None)) is not None:
+            if outcome.counts:
+                self._refused.append(shard)
+            outcome.settle(None, refusal(self._spool.directory, [shard]))
 
     def fail(self, error: HubsyncError) -> None:
         """Raise `error` from the next flush or the close: the caller of the `put` no longer waits for it."""
@@ -133,19 +135,11 @@ class Delivery:
         return failure
 
     def _take_refused(self) -> ShardsRefused | None:
-        refused: ShardsRefused | None = None
-        while self._refused:
-            try:
-                error, rows = self._refused.popleft()
-            except IndexError:  # another flush took it
-                break
-            refused = refused or fresh_copy(error)
-            refused.shards += 1
-            refused.rows += rows
-        if refused is not None and refused.shards > 1:
-            amount = count_text(refused.rows, "row")
-            refused.add_note(f"It is the first of {count_text(refused.shards, 'rejected shard')} ({amount}).")
-        return refused
+        shards: list[QuarantinedShard] = []
+        with suppress(IndexError):  # another flush may take them as well
+            while True:
+                shards.append(self._refused.popleft())
+        return refusal(self._spool.directory, shards) if shards else None
 
     def _read(self, segments: Iterable[int]) -> None:
         try:
@@ -155,13 +149,11 @@ class Delivery:
             self.is_unsure = True
 
     def _read_one(self, segment: int) -> str | None:
-        state, sha, error = self._spool.segments.outcome(segment) or (None, None, None)
-        if state == "committed":
-            self.settle(segment, sha, None)
-        elif state == "dead":
-            directory = self._spool.directory
-            why = f"the shard was rejected: {error}. To look at its rows: hubsync dead-letter list {directory}"
-            self.settle(segment, None, ShardsRefused(why))
+        state, sha, _ = self._spool.segments.outcome(segment) or (None, None, None)
+        if (shard := self._spool.segments.refused(segment)) is not None:
+            self.refused(shard)
+        elif state == "committed":
+            self.committed(segment, sha)
         return state
 
     # Flushes.

@@ -42,6 +42,7 @@ from hubsync.errors import (
 )
 from hubsync.model.layout import Format, Layout
 from hubsync.model.receipt import Receipt
+from hubsync.model.shard import QuarantinedShard
 from hubsync.policies import Policies
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.metrics import register_source
@@ -73,7 +74,6 @@ class Placement(NamedTuple):
 
 _log = logging.getLogger("hubsync")
 
-_RECHECK_S = 10.0  # how often the outcomes that a flush waits for are read in any case
 _FOLLOW_S = 0.5  # how soon a writer notices what another process committed for it
 _IDLE_S = 3600.0
 
@@ -122,6 +122,7 @@ class Engine:
         self.status = Status(self._save_status, self.waiting_text, stored=stored, now=clock.time)
         self.queue = BoundedQueue(policies.queue, clock.time)
         self.delivery = Delivery(spool)
+        spool.segments.on_refused = self._refused
         self.wakers = Wakers()
         self.spool_thread = SpoolThread(
             spool, self.queue, layout, shard, self.delivery, self.status, self.wakers, is_offline=destination is None
@@ -355,21 +356,14 @@ class Engine:
             await self._clock.sleep(HEARTBEAT_S)
 
     async def _follow(self) -> None:
-        """Read from the catalogue what became of our segments: if another process commits, or if one of them died.
-
-        While a flush waits, it is read now and then in any case, so that nothing that went unnoticed makes it hang.
-        """
-        is_alone, deaths, read_at = False, self.spool.segments.deaths, self._clock.time()
+        """Read from the catalogue what became of our segments, if another process commits."""
+        is_alone = False
         while True:
             await self._clock.sleep(_FOLLOW_S)
-            # A segment may die in any part of this process (a power cut took its bytes): then someone may wait for it.
-            deaths, before = self.spool.segments.deaths, deaths
-            is_due = self.delivery.has_flushes and not 0 <= self._clock.time() - read_at < _RECHECK_S
-            self.delivery.is_unsure |= deaths != before or is_due
             # Once more after this process became the committer: the last one may have settled something just before.
             is_alone, was_alone = self.spool.lease.is_held, is_alone
             if self.delivery.pending_segments and (self.delivery.is_unsure or not (is_alone and was_alone)):
-                self.delivery.is_unsure, read_at = False, self._clock.time()
+                self.delivery.is_unsure = False
                 try:
                     await run_in_thread(self._read_outcomes)
                 except SpoolLost:
@@ -389,10 +383,15 @@ class Engine:
 
     # What the committer reports.
 
-    def settled(self, segment: int, sha: str | None, error: HubsyncError | None) -> None:
-        """A segment was committed or quarantined."""
+    def committed(self, segment: int, sha: str) -> None:
+        """A segment is in this commit."""
         self.spool_thread.notify_room()
-        self.delivery.settle(segment, sha, error)
+        self.delivery.committed(segment, sha)
+
+    def _refused(self, shard: QuarantinedShard) -> None:
+        """A segment ended without all of its rows in the dataset."""
+        self.status.counts.refusals += 1
+        self.delivery.refused(shard)
 
     def blocked(self, error: HubError) -> None:
         """An operator must act."""

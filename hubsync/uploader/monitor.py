@@ -123,7 +123,7 @@ class Monitor:
         age = depth.oldest_age_s(self._clock.time(), self._queue.depth().oldest_at)
         return Figures(
             self._spool.target.repo, state,
-            done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead,
+            done + depth.rows, done, depth.rows, depth.bytes, age, depth.dead, depth.lost_rows,
         )  # fmt: skip
 
     def condition(self) -> Condition:

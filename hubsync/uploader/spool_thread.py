@@ -235,7 +235,6 @@ class SpoolThread:
         counts.replayed_batches += sum(found.replayed for found in accepted)
         for batch in new:
             if batch.set_aside is not None:
-                counts.refusals += 1
                 self._report_quarantined(batch)
 
     def _report_quarantined(self, batch: Batch) -> None:

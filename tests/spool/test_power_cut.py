@@ -43,7 +43,7 @@ def test_a_truncated_or_missing_sealed_segment_does_not_delay_others(
     gone.unlink()
     drain(tmp_path / "spool", timeout=20)
     assert dataset.ids() == [0, 4, 5, 6, 7]
-    assert sum("lost by a power cut" in record.message for record in caplog.records) == 2
+    assert sum("by a power cut" in record.message for record in caplog.records) == 2
 
 
 @pytest.mark.slow("opens a spool several times")
@@ -177,8 +177,7 @@ def test_blocks_that_a_power_cut_zeroed_are_never_committed(
     with uploader(spool=tmp_path / "copy"):
         pass
     assert dataset.ids() == [0, 1]
-    assert "18 accepted bytes" in caplog.text
-    assert "were lost by a power cut" in caplog.text
+    assert "2 of its 4 rows are lost: 18 bytes of" in caplog.text
 
 
 @pytest.mark.slow("kills a job and opens its spool again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from hubsync.errors import LeaseLost
 from hubsync.model.layout import PART_FILES, Layout
+from hubsync.model.shard import QuarantinedShard
+from hubsync.spool import segments as segments_module
 from hubsync.spool.database import Catalogue
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.segments import Outcome, Segment, Segments, SegmentState, depth_of
@@ -116,7 +119,16 @@ TRANSITIONS: dict[str, tuple[Callable[[Segments, int], object], dict[SegmentStat
     ),
     "truncate": (
         lambda segments, n: segments.truncate(n, size=9, rows=1, why="power cut"),
-        in_each(("open", "sealed"), {"bytes": 9, "rows": 1, "error": "power cut"}),
+        {"sealed": {"bytes": 9, "rows": 1, "lost": 2, "error": "power cut", "sha256": None, "git_oid": None}},
+    ),
+    "truncate, to nothing": (
+        lambda segments, n: segments.truncate(n, size=0, rows=0, why="power cut"),
+        {
+            "sealed": {
+                "bytes": 0, "rows": 0, "lost": 3, "error": "power cut", "sha256": None, "git_oid": None,
+                "state": "dead", "sealed_at": NOW,
+            },
+        },
     ),
     "seal": (
         lambda segments, n: segments.seal(n, "sha256 at last"),
@@ -135,14 +147,7 @@ TRANSITIONS: dict[str, tuple[Callable[[Segments, int], object], dict[SegmentStat
         lambda segments, n: segments.set_hashes(n, "sha256 of the lines", "new oid"),
         in_each(("sealed", "staged"), {"git_oid": "new oid"}),
     ),
-    "reset_damaged": (
-        lambda segments, n: segments.reset_damaged(n, is_dead=False),
-        {"sealed": {"sha256": None, "git_oid": None}},
-    ),
-    "reset_damaged, dead": (
-        lambda segments, n: segments.reset_damaged(n, is_dead=True),
-        {"sealed": {"sha256": None, "git_oid": None, "state": "dead"}, "dead": {"sha256": None, "git_oid": None}},
-    ),
+    "forget_hashes": (lambda segments, n: segments.forget_hashes(n), {"dead": {"sha256": None, "git_oid": None}}),
     "compress": (
         lambda segments, n: segments.compress(n, file="w.1.jsonl.gz", size=20, sha256="new sha256", git_oid=None),
         {"sealed": {"file": "w.1.jsonl.gz", "bytes": 20, "sha256": "new sha256", "git_oid": None}},
@@ -219,7 +224,7 @@ def test_a_transition_changes_what_it_says_and_nothing_from_other_states(
 
 
 def test_the_table_of_transitions_is_complete() -> None:
-    apart = {"open", "unplan", "insert", "raise_next", "expire", "recount"}  # they have tests below
+    apart = {"open", "unplan", "insert", "raise_next", "expire", "recount", "forget_loss"}  # they have tests below
     methods = {name for name in vars(Segments) if not name.startswith("_")}
     assert methods == {name.partition(",")[0] for name in TRANSITIONS} | apart
 
@@ -475,8 +480,8 @@ def test_depths_count_what_is_not_committed_and_not_discarded(
     assert {state: (depth.shards, depth.rows, depth.bytes) for state, depth in depths.items()} == {
         "open": (1, 3, 27), "sealed": (2, 6, 54), "staged": (1, 3, 27), "dead": (1, 3, 27),
     }  # fmt: skip
-    total = depth_of(depths, {"rows": 3, "bytes": 27, "shards": 1})
-    assert (total.rows, total.bytes, total.oldest_at, total.dead) == (12, 108, BEFORE, 1)
+    total = depth_of(depths, {"rows": 3, "bytes": 27, "shards": 1}, 4)
+    assert (total.rows, total.bytes, total.oldest_at, total.dead, total.lost_rows) == (12, 108, BEFORE, 1, 4)
     assert (total.open, total.sealed, total.staged, total.committed_shards) == (1, 2, 1, 1)
 
 
@@ -488,6 +493,62 @@ def test_the_quarantine_lists_the_oldest_or_the_newest_first(segments: Segments,
         (second, 3, "rejected"),
     ]
     assert [shard.id for shard in segments.quarantined(1, newest_first=True)] == [second]
+
+
+# Segments that end without all of their rows in the dataset.
+
+
+def test_whoever_makes_a_segment_dead_notifies_once_it_is_committed(
+    catalogue: Catalogue, segments: Segments, make: Callable[..., int]
+) -> None:
+    heard: list[tuple[int, bool]] = []
+    segments.on_refused = lambda shard: heard.append((shard.id, catalogue.in_transaction))
+    ways: list[Callable[[int], object]] = [
+        lambda n: segments.quarantine(n, "a defect"),
+        lambda n: segments.truncate(n, size=0, rows=0, why="a power cut"),
+    ]
+    for way in ways:
+        segment = make("sealed")
+        with pytest.raises(KeyboardInterrupt), catalogue.transaction():
+            way(segment)
+            raise KeyboardInterrupt
+        assert heard == []
+        with catalogue.transaction():
+            way(segment)
+            assert heard == []
+        assert heard == [(segment, False)]
+        heard.clear()
+    with pytest.raises(AssertionError):
+        make("sealed", rows=0)
+    assert heard == [(segments.newest(), False)]
+
+
+def test_only_one_statement_makes_a_segment_dead() -> None:
+    """So nothing can forget to notify the waiters."""
+    assert inspect.getsource(segments_module).count("SET state = 'dead'") == 1
+
+
+def test_lost_rows_are_counted_until_an_operator_discards_them(
+    catalogue: Catalogue, segments: Segments, make: Callable[..., int]
+) -> None:
+    heard: list[QuarantinedShard] = []
+    segments.on_refused = heard.append
+    partly, wholly = make("sealed"), make("sealed")
+    with catalogue.transaction():
+        segments.truncate(partly, size=9, rows=1, why="2 of its 3 rows are lost")
+        segments.truncate(wholly, size=0, rows=0, why="all its 3 rows are lost")
+    assert segments.lost_rows() == 5
+    assert [(shard.id, shard.rows, shard.lost) for shard in segments.quarantined()] == [(partly, 0, 2), (wholly, 0, 3)]
+    assert [shard.id for shard in heard] == [wholly]
+    with catalogue.transaction():
+        segments.settle({partly: "commit"})
+    assert [shard.id for shard in heard] == [wholly, partly]
+    assert segments.to_expire(keep=0, before=NOW * 2, limit=9) == []
+    with catalogue.transaction():
+        segments.forget_loss(partly)
+        segments.discard(wholly, "discarded")
+    assert (segments.lost_rows(), segments.quarantined()) == (0, [])
+    assert [row.id for row in segments.to_expire(keep=0, before=NOW * 2, limit=9)] == [partly]
 
 
 # Segments that were committed long ago.

@@ -31,7 +31,6 @@ from hubsync import (
 from hubsync._runtime import threads
 from hubsync._runtime.file_lock import FileLock
 from hubsync.localhub import Fault, LocalHub
-from hubsync.uploader import engine
 from hubsync.uploader.queue import Order
 from tests.conftest import Dataset
 from tests.waiting import until
@@ -298,17 +297,3 @@ def test_rows_accepted_while_another_thread_closes_are_on_the_hub_afterwards(upl
     for producer in producers:
         producer.join()
     assert dataset.ids() == sorted(accepted)
-
-
-def test_a_flush_ends_although_no_one_noticed_that_its_segment_was_settled(
-    uploader: Any, hub: LocalHub, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A safety net: whatever happens to a segment, a flush that waits for it reads the catalogue now and then."""
-    monkeypatch.setattr(engine, "_RECHECK_S", 0.1)
-    with uploader() as up:
-        up.put([{"id": 0}], ack="committed")
-        until(lambda: up._engine.spool.lease.is_held)
-        monkeypatch.setattr(up._engine, "settled", lambda *_: None)
-        up.put([{"id": 1}])
-        up.flush()
-    assert dataset.ids() == [0, 1]
