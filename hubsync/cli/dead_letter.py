@@ -69,10 +69,12 @@ def list_(spool: Path | None, as_json: bool) -> None:
             for shard in shards:
                 click.echo(json.dumps({"spool": str(directory), **shard._asdict()}))
         elif shards:
+            has_losses = any(shard.lost for shard in shards)
             print_table(
-                ("id>", "path", "rows>", "lost>", "size>", "when", "why"),
+                ("id>", "path", "rows>", *(["lost>"] if has_losses else []), "size>", "when", "why"),
                 (
-                    (str(shard.id), shard.path, f"{shard.rows:,}", f"{shard.lost:,}", size_text(shard.bytes),
+                    (str(shard.id), shard.path, f"{shard.rows:,}",
+                     *([f"{shard.lost:,}"] if has_losses else []), size_text(shard.bytes),
                      "" if shard.at is None else datetime_text(shard.at), one_line(shard.why))
                     for shard in shards
                 ),

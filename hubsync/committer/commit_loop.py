@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
-from hubsync._runtime.formatting import count_text
 from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdate, CardUpdater
 from hubsync.committer.context import Context

@@ -25,6 +25,7 @@ import msgspec
 from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.file_lock import HEARTBEAT_S, FileLock
 from hubsync._runtime.files import is_raw, whole_rows
+from hubsync._runtime.formatting import count_text
 from hubsync.destinations.resolve import online_destination
 from hubsync.encoding.codecs import DamagedShard, read_lines
 from hubsync.errors import ConfigError, SpoolBusy, SpoolError
@@ -34,11 +35,12 @@ from hubsync.model.hashing import hash_file
 from hubsync.model.layout import Layout, format_of
 from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
-from hubsync.spool.database import Catalogue
+from hubsync.spool.acknowledged import SUFFIX, forgotten_files
+from hubsync.spool.database import Catalogue, read_only
 from hubsync.spool.disk import segment_id_of
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.opening import restrict_to_owner
-from hubsync.spool.segments import Segments
+from hubsync.spool.segments import SegmentQueries, Segments
 from hubsync.spool.writers import WriterNote
 
 
@@ -76,20 +78,21 @@ def rebuild(directory: Path, *, retry: RetryPolicy | None = None) -> RebuildRepo
     restrict_to_owner(directory)
     with _all_locks(directory) as locks, _scratch(directory) as scratch:
         old = SalvagedCatalogue(directory, scratch)
-        if old.is_sound():
+        is_sound = old.is_sound()
+        if is_sound and not _is_set_back(directory):
             return None
         notes = _read_notes(directory)
         target, private = _target(directory, old, notes), _private(old, notes)
         remote = anyio.run(read_remote, target, private, retry or RetryPolicy())
         with closing(Catalogue(scratch / "catalogue.sqlite")) as catalogue, catalogue.transaction():
-            builder = _Builder(directory, catalogue, old, remote)
+            builder = _Builder(directory, catalogue, old, remote, is_set_back=is_sound)
             builder.copy_state(target, private)
             builder.add_segments(notes)
         if not {lock.path for lock in locks}.issuperset((directory / "writers").glob("*.lock")):
             raise SpoolBusy(f"A job has opened {directory} in the meantime. End it, and rescue again.")
         builder.report.kept = _move_aside(directory)
         os.replace(scratch / "catalogue.sqlite", directory / "catalogue.sqlite")
-        for file in builder.obsolete:
+        for file in (*builder.obsolete, *(directory / "writers").glob(f"*{SUFFIX}")):
             file.unlink(missing_ok=True)
     return builder.report
 
@@ -113,7 +116,10 @@ class _Builder:
         obsolete: files to remove once the new catalogue is in place.
     """
 
-    def __init__(self, directory: Path, catalogue: Catalogue, old: SalvagedCatalogue, remote: RemoteState) -> None:
+    def __init__(
+        self, directory: Path, catalogue: Catalogue, old: SalvagedCatalogue, remote: RemoteState, *, is_set_back: bool
+    ) -> None:
+        self._is_set_back = is_set_back  # the old catalogue can be read, and is older than the files
         self.report = RebuildReport()
         self.obsolete: list[Path] = []
         self._files = directory / "segments"
@@ -141,13 +147,13 @@ class _Builder:
             offsets.learn_starts(mark.starts)
             for series, following in mark.next.items():
                 self._segments.raise_next(series, following)
-        if not (self._old.is_complete("offsets") or self._old.is_complete("segment_offsets")):
+        if self._is_set_back or not (self._old.is_complete("offsets") or self._old.is_complete("segment_offsets")):
             known = ", ".join(f"{row[0]}: {row[1]:,}" for row in self._catalogue.rows("SELECT * FROM offsets"))
             self.report.unknown.append(
                 f"which offsets were accepted after those that the dataset tells ({known or 'none'}). A job that "
                 "continues from them may repeat rows of this spool."
             )
-        if not self._old.is_complete("keys"):
+        if self._is_set_back or not self._old.is_complete("keys"):
             self.report.unknown.append(
                 f"which keys were accepted ({keys:,} are known). A batch with another key may be repeated."
             )
@@ -174,10 +180,17 @@ class _Builder:
                 self.obsolete.append(file)
             elif known is not None:
                 # Another form of the same rows has other bytes than those that were counted.
-                self._add(file, known._asdict(), known.bytes if known.file == file.name else None)
+                is_counted = known.file == file.name and not (self._is_set_back and known.state == "open")
+                self._add(file, known._asdict(), known.bytes if is_counted else None)
             else:
                 file = self._with_free_id(file, {row.id for row in self._old.segments})
                 self._add(file, self._describe(file, notes), None)
+            pending.pop(_stem(file.name), None)
+        for row in pending.values():
+            self.report.unknown.append(
+                f"where {count_text(row.rows, 'row')} of {row.file} went: the file is gone. What is not in the dataset "
+                "is lost."
+            )
         offsets = self._old.rows("segment_offsets")
         self._copy("segment_offsets", (row for row in offsets if self._segments.find(row["segment"]) is not None))
         if not self._old.is_complete("schemas"):  # the default policy, so that the dataset loads
@@ -261,6 +274,11 @@ class _Builder:
             id=segment, writer="", file="", config="default", split="train", template="", state="dead", bytes=size,
             rows=rows, opened_at=about.st_mtime, path=path, error="unknown: a rescue found it in the dead letter",
         )  # fmt: skip
+
+
+def _is_set_back(directory: Path) -> bool:
+    with read_only(directory / "catalogue.sqlite") as db:
+        return bool(forgotten_files(directory, SegmentQueries(db)).files)
 
 
 def _stem(name: str) -> str:

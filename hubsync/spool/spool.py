@@ -2,7 +2,7 @@
 
     SPOOL/catalogue.sqlite    segments and their states, plans, offsets, keys
          /segments/           the bytes of the segments: those of the shards to come
-         /writers/            a lock, a note and a heartbeat file for each writer
+         /writers/            a lock, two notes and a heartbeat file for each writer
          /dead-letter/        rejected shards
          /host                the machine that uses it
          /committer.lock      the process that commits for all writers
@@ -14,6 +14,7 @@ Any number of processes may open one spool: each is a writer with a locked name,
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,13 +25,14 @@ import msgspec
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_with_parents
-from hubsync._runtime.formatting import rows_text, spool_full_text, waiting_text, word
+from hubsync._runtime.formatting import count_text, rows_text, spool_full_text, waiting_text, word
 from hubsync.errors import SpoolBusy, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.model.commit import Watermark
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target
 from hubsync.policies import MIB, SpoolPolicy
 from hubsync.schema.types import StructOf
+from hubsync.spool.acknowledged import forgotten_files
 from hubsync.spool.cards import CardEntries
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import Disk, make_room_to_open
@@ -46,6 +48,7 @@ from hubsync.spool.segments import Segments, StateDepth, depth_of
 from hubsync.spool.shards import Shards
 from hubsync.spool.writers import Writers
 
+_log = logging.getLogger("hubsync")
 _OPEN_TRIES = 3
 
 
@@ -77,6 +80,8 @@ class Spool:
         is_synced = self.policy.durability == "fsync"
         self.host = HostMark(directory)
         self.catalogue = _create(directory, target, self.host, is_synced)
+        self.segments = Segments(self.catalogue, self.clock)
+        self._check_is_newest()
         self.disk = Disk(directory, self.catalogue.path)
         if self.disk.has_less_than(MIB + self.catalogue.log_bytes()):
             self.catalogue.checkpoint(shrink=True)  # after a job died on a full disk, the next one has no other room
@@ -84,7 +89,6 @@ class Spool:
         self.lease = CommitterLease(directory, self.catalogue, self.clock)
         self.offsets = Offsets(self.catalogue)
         self.schemas = Schemas(self.catalogue)
-        self.segments = Segments(self.catalogue, self.clock)
         self.quarantine = Quarantine(directory, self.catalogue, self.segments, fsync=is_synced)
         self.writers = Writers(
             directory, self.target, self.catalogue, self.segments, self.offsets, self.lease, self.schemas
@@ -103,6 +107,25 @@ class Spool:
         self.plans = Plans(self.catalogue, self.segments, self.shards, self.writers, retention, self.lease, self.clock)
         self.cards = CardEntries(self.catalogue, self.segments, self.lease)
         self._is_seeded = False
+
+    def _check_is_newest(self) -> None:
+        """Refuse a catalogue that knows less than what was acknowledged: the rest would look like torn tails."""
+        forgotten, before_restart = forgotten_files(self.directory, self.segments)
+        if before_restart:
+            _log.error(
+                "After a power cut, the catalogue of the spool %s no longer knows the last rows of %s (such as %s), "
+                "which were accepted. They are dropped, so that a job that repeats them adds each once. With "
+                "durability='fsync' a power cut loses nothing.",
+                self.directory, count_text(len(before_restart), "file"), before_restart[0].name,
+            )  # fmt: skip
+        if forgotten:
+            self.catalogue.close()
+            raise SpoolError(
+                f"the catalogue of the spool {self.directory} was set back: its write-ahead log (catalogue.sqlite-wal) "
+                f"was deleted, or an older copy was put in its place. It does not know all rows of "
+                f"{count_text(len(forgotten), 'file')} (such as {forgotten[0].name}), which were accepted. Nothing was "
+                f"changed. To recover them from the files: hubsync drain --rescue {self.directory}"
+            )
 
     def _bind(self, target: Target | None) -> Target:
         if target is not None and self.catalogue.get("target") is None:

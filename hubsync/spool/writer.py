@@ -195,6 +195,8 @@ class SpoolWriter:
         self._policy = policy
         self._open: _OpenSegment | None = None
         self._holds_frames = False  # a batch was one, so others may follow: lines go into the same segments
+        self._acknowledged = spool.writers.acknowledged(name)
+        self._newest: _OpenSegment | None = None  # that was written to
         self._guard = threading.Lock()
 
     @property
@@ -279,6 +281,7 @@ class SpoolWriter:
         return True
 
     def _complete(self, take: _Take) -> None:
+        self._newest = self._open or max(take.touched.values(), key=lambda segment: segment.id, default=self._newest)
         for segment in take.touched.values():
             if segment is not self._open:
                 segment.close()
@@ -464,11 +467,14 @@ class SpoolWriter:
         return segment.id
 
     def hash_written(self) -> None:
-        """Hash what was written so far, and look whether it is there.
+        """Hash what was written so far, look whether it is there, and note that it was acknowledged.
 
         Call it while no one waits: sealing then has nothing left to hash, and a deleted file gets no more rows.
         """
         with self._guard:
+            if self._newest is not None:
+                self._acknowledged.write(self._newest.id, self._newest.size)
+                self._newest = None
             segment = self._open
             if segment is not None:
                 for part in segment.unhashed:
@@ -505,6 +511,7 @@ class SpoolWriter:
             if self._open is not None:
                 self._open.close()
                 self._open = None
+            self._acknowledged.close()
         self.order.release()
         self._lock.release()
 

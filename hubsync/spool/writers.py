@@ -22,6 +22,7 @@ from hubsync.model.layout import Layout
 from hubsync.model.shard import Shard
 from hubsync.model.target import Target
 from hubsync.model.watermarks import join_fixed, merged_starts, watermark_files
+from hubsync.spool.acknowledged import SUFFIX, AcknowledgedNote
 from hubsync.spool.database import Catalogue
 from hubsync.spool.lease import CommitterLease
 from hubsync.spool.offsets import OffsetOrder, Offsets
@@ -79,6 +80,10 @@ class Writers:
     def lock(self, name: str) -> FileLock:
         """Return the lock that a living writer holds on its name."""
         return FileLock(self._directory / f"{name}.lock")
+
+    def acknowledged(self, name: str) -> AcknowledgedNote:
+        """Return the note of what a writer has acknowledged. Its lock must be held."""
+        return AcknowledgedNote(self._directory / f"{name}{SUFFIX}")
 
     def offset_order(self) -> OffsetOrder:
         """Return the order of offsets for an uploader that was just opened."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Self
 
+from hubsync._runtime.formatting import count_text
 from hubsync.errors import HubsyncError, ShardsRefused, SpoolError, WaitTimeout
 from hubsync.model.receipt import OutcomeGroup, Receipt, SegmentOutcome, Until, mark_dropped, mark_spooled, wait_timeout
 from hubsync.model.shard import QuarantinedShard, refusal
