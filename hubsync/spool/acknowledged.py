@@ -35,8 +35,10 @@ class AcknowledgedNote:
             os.pwrite(self._fd, _NOTE.pack(self._boot, segment, size), 0)
 
     def close(self) -> None:
-        """Close the file, which stays."""
-        os.close(self._fd)
+        """Close the file, which stays; do nothing if it is closed."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Forgotten(NamedTuple):

@@ -142,7 +142,7 @@ END;
 # `segments.lost`: accepted rows that the segment's file no longer holds.
 _LOSSES = """
 ALTER TABLE segments ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX losses ON segments (id) WHERE lost > 0;
+CREATE INDEX losses ON segments (lost) WHERE lost > 0;
 """
 
 # The script at index n migrates version n to n + 1; version 0 is a new catalogue.
