@@ -12,9 +12,8 @@ SEED = 1
 
 
 @pytest.mark.slow("runs jobs whose spools are damaged")
-# Rounds that cut a segment while it is written are not among them: its next rows then follow half a row. See
-# docs/concepts/guarantees.md.
-@pytest.mark.parametrize("number", [0, 16, 20])
+# 7 and 8: a segment grows, and is cut, while the job writes. 17: the catalogue's log is deleted after SIGKILL.
+@pytest.mark.parametrize("number", [0, 7, 8, 16, 17, 20])
 def test_a_job_on_a_damaged_spool_ends_and_names_what_is_lost(tmp_path: Path, number: int) -> None:
     outcome = Round(tmp_path, SEED, number).run()
     assert outcome.faults
