@@ -73,8 +73,8 @@ class Snapshot:
     next_up: list[SegmentSummary]
     recent: list[SegmentSummary]
     rejected: list[RejectionReason]
-    lost_rows: int
     processes: list[Process]
+    lost_rows: int = 0
 
     @property
     def alive(self) -> bool:
