@@ -6,6 +6,7 @@ know yet and can't judge.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -24,13 +25,42 @@ _NUL = "the key {!r} contains a NUL, where readers cut off a column's name. Remo
 _RAW = "msgspec.Raw is written unchecked and may not be JSON. Decode it before put."
 _TOO_DEEP = "the value is nested too deep for readers."
 _BINARY = "{} can't be in JSON Lines. Use format='parquet', or declare text: features={{'name': 'base64'}}."
-_NOT_A_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
+NOT_A_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SURROGATE = (
     "{} holds a lone surrogate (half of a character), which UTF-8 can't encode and readers refuse. "
     "Use text.encode('utf-8', 'replace').decode()."
 )
 _HARMLESS = LEAVES - {int}
 _MAX_DEPTH = 500
+
+
+def named(value: object) -> str:
+    """Return what to call a value that is no row, or no batch."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def advice(value: Any) -> str:
+    """Return what to put instead of a value that is no row and no batch, after a space; empty if there is no advice."""
+    if isinstance(value, str | bytes | bytearray):
+        return " If it is JSON, use json.loads(text); if it is a value, name its column: {'text': text}."
+    if isinstance(value, type):
+        return " Use an instance of it."
+    if inspect.iscoroutine(value):
+        return " Await it first."
+    if callable(value):
+        return " Call it, and put its result."
+    if hasattr(value, "to_frame"):
+        row = ", or if it is one row, series.to_dict()" if hasattr(value, "to_dict") else ""
+        return f" It is one column: use series.to_frame(){row}."
+    if hasattr(value, "to_pylist") and not hasattr(value, "num_columns"):
+        return " It is one column: use pyarrow.table({'name': array})."
+    if hasattr(value, "columns") or hasattr(value, "column_names"):
+        return " Put each table in a call of its own."
+    if getattr(getattr(value, "dtype", None), "names", None):
+        return " Use pandas.DataFrame(array)."
+    if isinstance(value, list | tuple) or hasattr(value, "dtype"):
+        return " Name its values, as in {'name': value}."
+    return ""
 
 
 def check_rows(rows: Sequence[Any], first_row: int) -> None:
@@ -80,6 +110,8 @@ def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowEr
         try:
             encoder.encode(row)
         except Exception as error:  # noqa: BLE001
+            if isinstance(row, type):
+                return RowError(first_row + index, "", NOT_A_ROW.format(named(row)) + advice(row))
             path, reason = _innermost(row, "", error, ())
             return RowError(first_row + index, path, reason)
     try:
@@ -93,12 +125,11 @@ def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowEr
 
 
 def _check_is_row(value: Any, row: int) -> None:
-    kind = type(value).__name__
-    if isinstance(value, msgspec.Struct):
-        if value.__struct_config__.array_like:
-            raise RowError(row, "", _NOT_A_ROW.format(f"an array_like {kind}"))
-    elif not (isinstance(value, Mapping) or is_dataclass(value) or hasattr(value, "model_dump")):
-        raise RowError(row, "", _NOT_A_ROW.format(kind))
+    if isinstance(value, msgspec.Struct) and value.__struct_config__.array_like:
+        raise RowError(row, "", NOT_A_ROW.format(f"an array_like {named(value)}"))
+    is_row = isinstance(value, Mapping | msgspec.Struct) or is_dataclass(value) or hasattr(value, "model_dump")
+    if isinstance(value, type) or not is_row:
+        raise RowError(row, "", NOT_A_ROW.format(named(value)) + advice(value))
 
 
 def _check(value: Any, row: int, path: str) -> None:
@@ -124,6 +155,8 @@ def _check(value: Any, row: int, path: str) -> None:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a value contains, each with its step in the path: `.name` or `[0]`."""
+    if isinstance(value, type):
+        return
     if not isinstance(value, Mapping) and hasattr(value, "model_dump"):
         value = dict(value)
     elif getattr(getattr(value, "dtype", None), "kind", None) == "O":  # numpy's array of Python objects
@@ -171,6 +204,7 @@ def _reason(value: Any, error: Exception) -> str:
         return _TOO_DEEP
     if isinstance(error, TypeError):
         if hasattr(value, "columns"):
-            return "a DataFrame is not a value. Use frame.to_dict('records')."
+            rows = "frame.to_dicts()" if hasattr(value, "to_dicts") else "frame.to_dict('records')"
+            return f"a DataFrame is not a value. Use {rows}, a list of its rows."
         return f"{type(value).__module__}.{type(value).__qualname__} has no JSON form. Convert it before put."
     return error.reason if isinstance(error, RowError) else str(error)

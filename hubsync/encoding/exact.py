@@ -118,6 +118,8 @@ def mapping(value: Any) -> Mapping[str, Any] | None:
     """Return what has fields as a mapping: a dict, a dataclass, a Struct or a pydantic model; None for others."""
     if isinstance(value, Mapping):
         return value
+    if isinstance(value, type):
+        return None
     if isinstance(value, msgspec.Struct) and not value.__struct_config__.array_like:
         return {name: getattr(value, name) for name in value.__struct_fields__}
     if hasattr(value, "__dataclass_fields__"):

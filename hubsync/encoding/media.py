@@ -61,7 +61,7 @@ def stored(value: Any, feature: str, *, is_decoded: bool = True) -> dict[str, An
     elif isinstance(value, Mapping):
         found = _from_mapping(value, feature)
     else:
-        raise NotMedia(f"a {type(value).__name__} can't become {feature}. Use its encoded bytes.")
+        raise NotMedia(f"{type(value).__name__} can't become {feature}. Use the encoded bytes, or the path of a file.")
     if feature == "image" and is_decoded:
         check_image(io.BytesIO(found["bytes"]))
     return found
@@ -90,8 +90,10 @@ def from_file(path: str) -> dict[str, Any]:
     Raises:
         NotMedia: It can't be read.
     """
+    if "://" in path.rpartition("::")[2]:
+        raise NotMedia(f"{path!r} is an address, and put never waits for the network. Put the file's bytes.")
     try:
-        if "://" in path:
+        if "://" in path:  # in an archive, such as "zip://a.png::/archive.zip"
             from datasets.utils.file_utils import xopen
 
             with xopen(path, "rb") as file:

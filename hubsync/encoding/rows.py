@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from hubsync.encoding.diagnosis import check_rows, diagnose, find_binary
+from hubsync.encoding.diagnosis import advice, check_rows, diagnose, find_binary, named
 from hubsync.encoding.encoded import Encoded as Encoded
 from hubsync.encoding.encoded import decode_rows
 from hubsync.encoding.tables import (
@@ -199,12 +199,16 @@ def _as_list(rows: Any) -> Sequence[Row]:
         raise RowError(0, "", "a LazyFrame has no rows yet. Use put(frame.collect()).")
     elif hasattr(rows, "columns") and hasattr(rows, "to_dict"):
         return _rows_of_frame(rows)
-    elif isinstance(rows, Iterable) and not isinstance(rows, str | bytes | bytearray):
-        return list(rows)
     elif hasattr(rows, "__aiter__"):
         raise RowError(0, "", "put can't wait for an async iterator. Use put([row async for row in rows]).")
-    name = f"the class {rows.__name__}" if isinstance(rows, type) else kind.__name__
-    raise RowError(0, "", f"a batch is a row or a list of rows, not {name}.")
+    elif isinstance(rows, Iterable) and not _is_array(rows) and not isinstance(rows, str | bytes | bytearray):
+        return list(rows)
+    raise RowError(0, "", f"a batch is a row or a list of rows, not {named(rows)}.{advice(rows)}")
+
+
+def _is_array(rows: Any) -> bool:
+    """Return whether this is an array or a tensor of values; one of Python objects may hold rows."""
+    return hasattr(rows, "dtype") and getattr(rows.dtype, "kind", "") != "O"
 
 
 def _zip_columns(columns: dict[str, Any]) -> Sequence[Row]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hubsync._runtime import frames
-from hubsync.encoding.diagnosis import check_rows
+from hubsync.encoding.diagnosis import advice, check_rows, named
 from hubsync.encoding.encoded import Encoded
 from hubsync.encoding.exact import BASE64
 from hubsync.encoding.media import FEATURES, embedded, holds_media
@@ -409,7 +409,7 @@ def tables_of(rows: Any) -> Iterator[Any] | None:
     try:
         table = rows if isinstance(rows, pyarrow.Table) else pyarrow.table(rows)
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
-        raise RowError(0, "", f"a batch is a table, and this {type(rows).__name__} is none ({error}).") from None
+        raise RowError(0, "", f"{named(rows)} is no table.{advice(rows) or f' ({error})'}") from None
     for field in table.schema if module == "polars" else ():
         if pyarrow.types.is_fixed_size_binary(field.type):  # polars has no such type
             raise RowError(0, field.name, "polars passes objects on as pointers. Convert the column before put.")
@@ -435,7 +435,7 @@ def _check_schema(fields: Any, path: str = "") -> None:
 def _tables_of_dataset(rows: Any) -> Iterator[Any] | None:
     if isinstance(rows, dict):
         name = type(rows).__name__
-        raise RowError(0, "", f"a {name} holds several splits: put one of them, such as put(dataset['train']).")
+        raise RowError(0, "", f"this {name} holds several splits: put one of them, such as put(dataset['train']).")
     if not (hasattr(rows, "with_format") and hasattr(rows, "num_rows")):
         return None
     check_names(rows.column_names, rows.num_rows)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from hubsync.encoding import media
-from hubsync.encoding.diagnosis import check_rows
+from hubsync.encoding.diagnosis import NOT_A_ROW, advice, check_rows, named
 from hubsync.encoding.exact import BASE64, Unfit, fit, mapping, refusal
 from hubsync.encoding.values import BINARY, spell_out_times, to_known
 from hubsync.errors import RowError
@@ -238,8 +238,7 @@ def _dtype(kind: ColumnType) -> str:
 
 def _mapping(row: Any, index: int) -> Mapping[str, Any]:
     if (fields := mapping(row)) is None:
-        kind = type(row).__name__
-        raise RowError(index, "", f"a row is a mapping, a dataclass, a Struct or a pydantic model, not {kind}.")
+        raise RowError(index, "", NOT_A_ROW.format(named(row)) + advice(row))
     return fields
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,13 @@ MAIN = "configs:\n- config_name: main\n  data_files: main/t.jsonl\n"
          {"main": {"train": [2]}, "default": {"train": [9]}}),
         ({"a.jsonl": xs(1), "README.md": card("configs:\n- config_name: m\n  data_files: none/*.jsonl\n")}, {},
          {"default": {"train": [9]}}),
+        ({"dev/p.jsonl": xs(1), "README.md": card("configs:\n- config_name: a\n  data_dir: dev\n  data_files: p.jsonl\n"
+          "- config_name: b\n  data_files: dev/*.jsonl\n")}, {"config": "c"},
+         {"b": {"train": [1]}, "c": {"train": [9]}}),
+        ({"t.jsonl": xs(1), "README.md": b"\xef\xbb\xbf---\nlicense: mit\n---\n"}, {"config": "c", "split": "test"},
+         {"default": {"train": [1]}, "c": {"test": [9]}}),
+        ({"t.jsonl": xs(1), "README.md": card("? license\n: mit\n")}, {"config": "c"},
+         {"default": {"train": [1]}, "c": {"train": [9]}}),
         ({"old/t.jsonl": xs(1), "configs": b"a file", "README.md": card("configs:\n- config_name: a\n"
           "  data_files: old/*.jsonl\n")}, {"config": "data"}, {"a": {"train": [1]}, "data": {"train": [9]}}),
     ],
@@ -178,6 +186,13 @@ def tar() -> bytes:
     return sink.getvalue()
 
 
+def zipped() -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("rows.csv", "x\n1\n")
+    return sink.getvalue()
+
+
 PARQUET = {"data/train-0.parquet": parquet(1), "README.md": card(
     "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n")}  # fmt: skip
 
@@ -202,6 +217,9 @@ PARQUET = {"data/train-0.parquet": parquet(1), "README.md": card(
         ({"a.json": b'{"data": [{"x": 1}]}', "README.md": card("configs:\n- config_name: default\n"
           "  data_files: a.json\n  field: data\n")}, {}),
         ({"README.md": b"# long\n" + b"x" * (9 << 20)}, {}),
+        ({"a.jsonl": xs(1), "README.md": b"\xef\xbb\xbf" + card(MAIN)}, {}),
+        ({"a.jsonl": xs(1), "README.md": card("a: &a\n  configs: []\n<<: *a\n")}, {}),
+        ({"data.zip": zipped()}, {}),
         ({"a.jsonl": xs(1), "README.md": card(MAIN + "  default: true\n- config_name: default\n"
           "  data_files: a.jsonl\n")}, {}),
     ],
@@ -305,7 +323,8 @@ def test_a_card_keeps_every_byte_that_does_not_change(repo: Repo) -> None:
     repo.add({"README.md": f"\ufeff---\r\n{front}---\r\nText\r\nmore\n".encode()})
     repo.put([{"x": 1}])
     text = repo.read()
-    assert text.startswith(f"\ufeff---\r\n{front}")
+    assert text.startswith(f"---\r\n{front}")  # without the byte order mark, after which `datasets` reads no YAML
+    assert repo.load("default") == {"train": [{"x": 1}]}
     assert text.endswith("---\r\nText\r\nmore\n")
     assert text.count("\n---") == 1
 

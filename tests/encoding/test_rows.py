@@ -191,6 +191,59 @@ def test_a_dataset_of_several_splits_is_refused(kind: type) -> None:
         encode(kind(train=datasets.Dataset.from_dict({"id": [1]})))
 
 
+async def _rows_later() -> list[dict[str, int]]:
+    return [{"id": 1}]
+
+
+def _rows() -> list[dict[str, int]]:
+    return [{"id": 1}]
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ('{"id": 1}', "json.loads(text); if it is a value, name its column: {'text': text}"),
+        (['{"id": 1}'], "json.loads(text)"),
+        (b"{}", "json.loads(text)"),
+        ([[1, 2]], "Name its values, as in {'name': value}"),
+        (zip("ab", [1, 2], strict=True), "Name its values"),
+        (np.array([1, 2]), "not ndarray. Name its values"),
+        (np.array(1), "not ndarray. Name its values"),
+        (np.array([(1, 2.0)], dtype=[("a", int), ("b", float)]), "pandas.DataFrame(array)"),
+        (pd.Series([1, 2]), "Series is no table. It is one column: use series.to_frame(), or if it is one row"),
+        ([pd.Series({"a": 1})], "series.to_dict()"),
+        (pa.array([1]), "Int64Array is no table. It is one column: use pyarrow.table({'name': array})"),
+        (pa.chunked_array([[1]]), "pyarrow.table({'name': array})"),
+        ([datasets.Dataset.from_dict({"id": [1]})], "Put each table in a call of its own"),
+        ([pd.DataFrame({"a": [1]})], "Use frame.to_dict('records'), a list of its rows"),
+        (_rows, "Call it, and put its result"),
+        (Boxed, "not the class Boxed. Use an instance of it"),
+        ([Boxed], "not the class Boxed. Use an instance of it"),
+        (None, "not NoneType"),
+        ([{"id": 1}, None], "row 1: a row is a mapping"),
+    ],
+)
+def test_what_is_no_batch_is_refused_with_what_to_put_instead(batch: Any, said: str) -> None:
+    with pytest.raises(RowError) as refused:
+        encode(batch)
+    assert said in str(refused.value)
+
+
+def test_a_coroutine_is_refused() -> None:
+    later = _rows_later()
+    with pytest.raises(RowError, match="Await it first"):
+        encode(later)  # type: ignore[arg-type]
+    later.close()
+
+
+def test_an_array_of_rows_is_a_batch() -> None:
+    assert encode(np.array([{"id": 1}, {"id": 2}], dtype=object)).rows == 2
+
+
+def test_a_mapping_of_columns_is_one_row_of_lists() -> None:
+    assert encode({"id": [1, 2]}).lines == b'{"id":[1,2]}\n'
+
+
 def test_a_generator_is_a_batch() -> None:
     assert encode({"id": n} for n in range(3)).rows == 3
 

@@ -255,6 +255,16 @@ def test_the_paths_of_a_dataset_are_embedded(tmp_path: Path) -> None:
         table(given)
 
 
+@pytest.mark.parametrize("path", ["https://host/a.png", "hf://datasets/user/rows/a.png", "zip://a.png::s3://b/a.zip"])
+def test_an_address_is_refused_at_once_as_put_never_waits_for_the_network(path: str) -> None:
+    for value in (path, {"path": path, "bytes": None}):
+        with pytest.raises(RowError, match="is an address, and put never waits for the network"):
+            encode([{"x": value}], types=Types(native=True, declared=declared_types({"x": "image"})))
+    given = datasets.Dataset.from_dict({"x": [path]}, features=datasets.Features({"x": datasets.Image()}))
+    with pytest.raises(RowError, match="is an address"):
+        table(given)
+
+
 def test_what_datasets_decoded_is_taken_with_its_type() -> None:
     class AudioDecoder:
         def __init__(self) -> None:

@@ -86,6 +86,8 @@ class Card:
         text = _BODY.format(name=repo.split("/")[-1], repo=repo) if existing is None else _decoded(existing)
         with _as_card_error():
             self._front = FrontMatter(text)
+            if text.startswith("\ufeff") and {"configs", "dataset_info"} & set(self._front.data):
+                raise CardError(f"{PATH} begins with a byte order mark, so `datasets` ignores its YAML. Remove it")
         self._data: dict[str, Any] = copy.deepcopy(self._front.data)
         self._fresh: set[tuple[str, str]] = set()  # configs with splits that had no entry before
 
@@ -114,6 +116,17 @@ class Card:
                 for config in _as_list(self._data.get("configs"))
                 for split, pattern in _patterns(config.get("data_files") or [])
             ]
+
+    def first_patterns(self) -> list[str]:
+        """Return the patterns by which `datasets` tells what the files are: those of the first config.
+
+        It looks for them at the repo's root, even if the config's `data_dir` says that they are elsewhere.
+
+        Raises:
+            CardError: The card's `configs:` are invalid.
+        """
+        with _as_card_error():
+            return [pattern for _, pattern in _patterns(self.configs()[0].get("data_files") or [])]
 
     def features(self) -> dict[str, StructOf]:
         """Return the column types that the card declares, by config. Features that hubsync does not know are left out.

@@ -195,7 +195,10 @@ async def place(
             wanted = layout
             break
     existing = await examine(source, repo, at, content, [_entry_of(wanted)], has_schema=has_schema)
-    return existing.place(wanted, format, is_custom=is_custom), existing
+    layout = existing.place(wanted, format, is_custom=is_custom)
+    if existing.has_card:
+        await run_in_thread(existing.card.merge, [_entry_of(layout)])  # raises if its YAML cannot be edited
+    return layout, existing
 
 
 class _Examination:
@@ -341,7 +344,7 @@ class _Examination:
         first = str(configs[0]["config_name"])
         if first in inferred:
             return _KINDS[inferred[first].builder]
-        patterns = [entry.glob for entry in self._card.entries() if entry.config == first]
+        patterns = self._card.first_patterns()
         paths = [path for path in self._sizes if any(matches(pattern, path) for pattern in patterns)]
         if not paths:  # nothing loads: it does if ours comes first
             self._card.first = self._entries[0].config
