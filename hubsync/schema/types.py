@@ -86,6 +86,7 @@ _BINARY = frozenset({bytes, bytearray, memoryview})
 _NO_TEXT = _LISTS | {NoneType, bool, int, float, dict}
 LITERALS = frozenset({Decimal})  # their text may read as JSON
 _FILE: dict[str, tuple[ColumnType, ...]] = {"bytes": (BINARY,), "path": ("string",)}
+_PAIRS = ("language", "translation")  # the fields of a `TranslationVariableLanguages`
 _MAX_NAME = 200  # characters of a column name in a message
 
 
@@ -280,7 +281,12 @@ def _takes(foreign: Foreign, kind: ColumnType) -> bool:
     name = str(next(iter(dtype), "")) if isinstance(dtype, Mapping) else str(dtype)
     if name in MEDIA:
         return kind == "string" or (isinstance(kind, StructOf) and _is_file(kind))
-    return _is_plain(kind) and (isinstance(kind, ListOf) or not name.startswith("array"))
+    if name.startswith("array"):
+        return isinstance(kind, ListOf) and kind.item != "null" and _is_plain(kind)
+    if name.startswith("translation"):
+        languages = dtype[name].get("languages") if isinstance(dtype, Mapping) and name == "translation" else None
+        return isinstance(kind, StructOf) and _is_plain(kind) and kind.fields.keys() <= set(languages or _PAIRS)
+    return _is_plain(kind)
 
 
 def _is_file(kind: StructOf) -> bool:

@@ -99,10 +99,14 @@ def test_labels_with_other_names_are_mapped_by_name_or_refused() -> None:
         ("time64[us]", pa.table({"x": pa.array([1], pa.time64("ns"))})),
         ("timestamp[us]", [{"x": IN_NS}]),
         ("timestamp[us, tz=UTC]", [{"x": NOON}]),
+        (datasets.Translation(languages=["de"]), [{"x": []}]),
+        (datasets.Translation(languages=["de"]), [{"x": {"fr": None}}]),
+        (datasets.TranslationVariableLanguages(languages=["de"]), [{"x": []}]),
+        (datasets.Array2D((1, 1), "int8"), [{"x": []}]),
     ],
     ids=str,
 )
-def test_a_column_of_another_kind_conflicts_instead_of_changing(known: str, given: Any) -> None:
+def test_a_column_of_another_kind_conflicts_instead_of_changing(known: Any, given: Any) -> None:
     kinds = declared_types({"x": known})
     with pytest.raises(Conflict):
         merge_structs(kinds, encoded(given, {"x": known})[1])
