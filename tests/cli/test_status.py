@@ -92,7 +92,8 @@ def test_the_table_has_problems_first_and_fits_a_terminal(
         up.put([{"id": 1}])
     shown = run("status")
     assert shown.returncode == 1
-    table, _, todo = shown.stdout.partition("To do:")
+    table, _, below = shown.stdout.partition("Problems:")
+    todo = below.partition("To do:")[2]
     assert max(map(len, table.splitlines())) <= 80
     assert table.index("rejected") < table.index("waiting")
     assert "5 other spools are finished" in todo
