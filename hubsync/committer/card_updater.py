@@ -13,6 +13,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+from msgspec import UNSET, UnsetType
+
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.context import Context
@@ -177,9 +179,15 @@ class CardUpdater:
             found.append(card.Added(config, split, shard.rows, shard.size, _is_counted(shard)))
         return found
 
-    def none_exists(self) -> None:
-        """The commit at the head has no card."""
-        self._content = self._head.moves, None
+    @property
+    def known(self) -> bytes | UnsetType | None:
+        """The card at the head; None if it has none, UNSET if it was not read."""
+        is_read = self._content is not None and self._content[0] == self._head.moves
+        return self._content[1] if self._content is not None and is_read else UNSET
+
+    def recall(self, content: bytes | None) -> None:
+        """The commit at the head has this card; None if it has none."""
+        self._content = self._head.moves, content
 
     async def read(self, at: str) -> bytes | None:
         """Return the card at the head, the commit `at`, reading it only if someone else moved the head since.
@@ -187,10 +195,12 @@ class CardUpdater:
         Raises:
             HubError: it can't be read.
         """
-        if self._content is None or self._content[0] != self._head.moves:
-            moves = self._head.moves
-            self._content = moves, await self._destination.read_file(card.PATH, at)
-        return self._content[1]
+        if (known := self.known) is not UNSET:
+            return known
+        moves = self._head.moves
+        content = await self._destination.read_file(card.PATH, at)
+        self._content = moves, content
+        return content
 
     async def _all_entries(self, shards: Sequence[Shard], at: str) -> list[card.Entry]:
         """Return the entries of `shards`, and of everything committed before that is still in the dataset."""

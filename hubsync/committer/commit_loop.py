@@ -26,7 +26,7 @@ from hubsync.errors import (
     TransientError,
     UnreadableShard,
 )
-from hubsync.model.commit import Plan, commit_summary
+from hubsync.model.commit import LastCommit, Plan, commit_summary
 from hubsync.model.shard import Shard
 from hubsync.model.watermarks import FOLDER
 from hubsync.policies import CommitPolicy
@@ -152,6 +152,8 @@ class CommitLoop:
         self._head.landed(sha)
         await self._folders.landed(plan.shards)
         await self._cards.committed(card)  # before the waiters are notified: one of them may end the process
+        known = LastCommit.of(sha, self._cards.known, self._folders.known)
+        await self._retrier.on_disk(self._spool.remember, known)
         await self._reconciler.settle(plan, {shard.segment: sha for shard in plan.shards})
         self._status.report("commit", State())
 

@@ -19,6 +19,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import UNSET
 
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.exceptions import root_cause, unwrapped_hub_errors
@@ -46,6 +47,7 @@ from hubsync.destinations.base import Destination
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.existing import place
 from hubsync.errors import DatasetConflict, DefectError, LeaseLost, SpoolError, StaleParentError
+from hubsync.model.commit import LastCommit
 from hubsync.model.layout import Format, Layout
 from hubsync.policies import CommitPolicy, RetryPolicy
 from hubsync.spool.spool import Spool
@@ -119,6 +121,8 @@ class Committer:
         private = await self._retrier.on_disk(lambda: self._spool.private)
         head = await self._destination.ensure_repo(private=private)
         self._head.connected(head)
+        if (last := await self._retrier.on_disk(self._last_commit)) is not None and last.card is not UNSET:
+            self._cards.recall(last.card)
         gone = (await self._retrier.on_disk(self._spool.depth)).committed_rows if head.is_new else 0
         if gone:
             _log.warning(
@@ -132,7 +136,10 @@ class Committer:
                     async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
                         tasks.start_soon(self._refresh_lease)
                         await self._retrier.on_disk(self._load_rate_limiter)
-                        await (self._rollback.check(self._head.sha or "") if is_seeded else self._seeding.seed(head))
+                        if not is_seeded:
+                            await self._seeding.seed(head)
+                        elif last is None:
+                            await self._rollback.check(self._head.sha or "")
                         tasks.cancel_scope.cancel()
                     self._is_connected = True
                 except* LeaseLost:
@@ -230,10 +237,16 @@ class Committer:
         newest = self._spool.segments.newest()
         if self._spool.lease.term != 1:  # otherwise this is the first committer
             self._head.taken_over(newest)
-        self._folders.forget()
+        last = self._last_commit()
+        self._folders.recall({} if last is None else last.folders)
         self._spool.recovery.sweep()
         self._status.save()
         failpoint(Failpoint.TAKEN_OVER)
+
+    def _last_commit(self) -> LastCommit | None:
+        """Return what this spool knows of the head, if that is its own last commit."""
+        last = self._spool.last_commit
+        return last if last is not None and last.sha == self._head.sha else None
 
     def _load_rate_limiter(self) -> None:
         self._rate_limiter.load(self._spool.catalogue.get("governor"), self._save_rate_limiter)

@@ -8,7 +8,7 @@ start and again after some commits of others; in between it adds up its own. Wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from hubsync._runtime.formatting import count_text
@@ -56,6 +56,15 @@ class FolderGuard:
             if folder in self._counts:
                 files, moves = self._counts[folder]
                 self._counts[folder] = files + len(members), moves
+
+    @property
+    def known(self) -> dict[str, int]:
+        """How many files the commit at the head has, by folder, as far as they were counted."""
+        return {folder: files for folder, (files, moves) in self._counts.items() if moves == self._head.moves}
+
+    def recall(self, counts: Mapping[str, int]) -> None:
+        """The commit at the head has so many files, by folder."""
+        self._counts = {folder: (files, self._head.moves) for folder, files in counts.items()}
 
     def forget(self) -> None:
         """Count again: it is unknown what landed."""

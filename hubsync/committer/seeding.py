@@ -44,7 +44,7 @@ class Seeding:
         """
         found = RemoteWatermarks()
         if head.is_empty:
-            self._cards.none_exists()
+            self._cards.recall(None)
         elif head.sha and not head.is_new:
             found = await self._destination.read_watermarks(head.sha)
         has_moved = head.sha is not None and found.should_be_folded and await self._has_folded(found, head.sha)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from hubsync.model.commit import Watermark
+from hubsync.model.commit import LastCommit, Watermark
 from hubsync.model.target import Target
 from hubsync.schema.types import loads
 from hubsync.spool.database import Catalogue
@@ -29,7 +29,7 @@ _TYPES = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 # The JSON of other names is a number.
 _META_TYPES: dict[str, Any] = {
     "target": Target, "private": bool | None, "status": Any, "governor": dict, "folder": FolderFill,
-    "declared": dict[str, list[str]],
+    "declared": dict[str, list[str]], "last_commit": LastCommit,
 }  # fmt: skip
 
 

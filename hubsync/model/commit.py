@@ -10,8 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from hubsync._runtime.formatting import count_text
+from hubsync.model.hashing import git_blob_oid
 from hubsync.model.shard import Shard
+
+_MAX_CARD_BYTES = 64 * 1024  # of a card that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,34 @@ class Start(NamedTuple):
     offset: int
     after: int
     content: int | None = None
+
+
+class LastCommit(msgspec.Struct, frozen=True):
+    """What a spool knows of the dataset after its own last commit. While that is the head, nothing must be read again.
+
+    Attributes:
+        sha: The commit.
+        card: The card in it; None if it has none, UNSET if that is unknown.
+        card_oid: The card's git oid: of what is kept on a disk, the dataset must not get what the disk made of it.
+        folders: How many files are in each folder that was counted.
+    """
+
+    sha: str
+    card: bytes | UnsetType | None = UNSET
+    card_oid: str = ""
+    folders: Mapping[str, int] = {}
+
+    @classmethod
+    def of(cls, sha: str, card: bytes | UnsetType | None, folders: Mapping[str, int]) -> LastCommit:
+        """Return what is known after the commit `sha`. A large card is left out."""
+        if not isinstance(card, bytes):
+            return cls(sha, card, folders=folders)
+        return cls(sha, folders=folders) if len(card) > _MAX_CARD_BYTES else cls(sha, card, git_blob_oid(card), folders)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the card is as it was."""
+        return not isinstance(self.card, bytes) or git_blob_oid(self.card) == self.card_oid
 
 
 @dataclass(frozen=True, slots=True)

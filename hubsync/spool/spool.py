@@ -27,7 +27,7 @@ from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import fsync_with_parents
 from hubsync._runtime.formatting import count_text, rows_text, spool_full_text, waiting_text, word
 from hubsync.errors import SpoolBusy, SpoolError, SpoolLost, SpoolMismatch
-from hubsync.model.commit import Watermark
+from hubsync.model.commit import LastCommit, Watermark
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target
 from hubsync.policies import MIB, SpoolPolicy
@@ -164,7 +164,21 @@ class Spool:
     def private(self, private: bool) -> None:
         self.catalogue.set("private", json.dumps(private))
 
-    # What the dataset contained before.
+    # What the dataset contains.
+
+    @property
+    def last_commit(self) -> LastCommit | None:
+        """What was known of the dataset after this spool's last commit; None if nothing was recorded."""
+        try:
+            last = msgspec.json.decode(self.catalogue.get("last_commit") or "", type=LastCommit)
+        except msgspec.DecodeError:  # nothing, or damaged
+            return None
+        return last if last.is_whole else None
+
+    def remember(self, last: LastCommit) -> None:
+        """Record what is known of the dataset after a commit. For the committer."""
+        with self.lease.transaction():
+            self.catalogue.set("last_commit", msgspec.json.encode(last).decode())
 
     @property
     def is_seeded(self) -> bool:
