@@ -33,8 +33,8 @@ from hubsync.schema.types import (
 )
 
 JSON_NEEDS = (
-    "load_dataset needs datasets 4.7 or newer for it, and reads floats next to it with 10 decimals. To keep a "
-    'column\'s type instead, set schema=SchemaPolicy(on_conflict="refuse").'
+    "load_dataset needs datasets 4.7 or newer for it, and reads floats next to it with 10 decimals, except in Parquet. "
+    'To keep a column\'s type instead, set schema=SchemaPolicy(on_conflict="refuse").'
 )
 _IS_DECLARED = "Its type was declared by a table or a person, and stays"
 _HAS_TEXT = (

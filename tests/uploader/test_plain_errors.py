@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from hubsync import AsyncUploader, Uploader
-from hubsync.errors import RowError
+from hubsync.errors import ConfigError, RowError
 from hubsync.localhub import LocalHub
 from hubsync.pipeline import HuggingFaceHubCheckpointer, Pipeline, Step
 from tests.conftest import Commands
@@ -78,3 +78,22 @@ def test_windows_is_told_that_it_is_not_supported() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: hubsync needs Linux or macOS")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"config": "README.md"}, "the name of the dataset's card"),
+        ({"config": "readme.MD"}, "the name of the dataset's card"),
+        ({"config": "a/b"}, "cannot be a folder and a config name"),
+        ({"config": ".hidden"}, "cannot be a folder and a config name"),
+        ({"config": ""}, "config"),
+        ({"split": "all"}, "every split in load_dataset"),
+        ({"split": "a-b"}, "is not accepted by `datasets`"),
+        ({"split": ""}, "is not accepted by `datasets`"),
+    ],
+)
+def test_a_config_or_split_that_cannot_be_loaded_by_name_is_refused_at_once(names: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Uploader("user/rows", **names)  # type: ignore[arg-type]
+    assert said in str(refused.value)
