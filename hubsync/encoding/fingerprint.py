@@ -1,4 +1,4 @@
-"""Fingerprints of batches, by which a producer that uses another's offsets is told from a replay."""
+"""Fingerprints of batches, which tell a replay from other rows with the same offset."""
 
 from __future__ import annotations
 
