@@ -111,7 +111,7 @@ class QueueFull(HubsyncError):
 
 
 class WaitTimeout(HubsyncError, TimeoutError):
-    """A batch was not as far as requested within `timeout` seconds. hubsync continues with it; a second put would repeat it.
+    """A batch was not as far as requested within `timeout` seconds. hubsync continues with it; do not repeat the put.
 
     Attributes:
         receipt: The batch's `Receipt`, which shows how far it is; you can wait for it again. A batch that is still
