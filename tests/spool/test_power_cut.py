@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hubsync import NotDrained, ShardPolicy, Uploader
+from hubsync import NotDrained, ShardPolicy, ShardsRefused, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.compact import compact
 from hubsync.maintenance.drain import drain
@@ -174,7 +174,7 @@ def test_blocks_that_a_power_cut_zeroed_are_never_committed(
     (file,) = (tmp_path / "copy" / "segments").glob("*.jsonl")
     content = file.read_bytes()
     file.write_bytes(content[:18] + bytes(len(content) - 18))
-    with uploader(spool=tmp_path / "copy"):
+    with pytest.raises(ShardsRefused, match="2 of its 4 rows are lost: 18 bytes of"), uploader(spool=tmp_path / "copy"):
         pass
     assert dataset.ids() == [0, 1]
     assert "2 of its 4 rows are lost: 18 bytes of" in caplog.text
