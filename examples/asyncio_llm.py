@@ -60,7 +60,7 @@ async def run(repo: str, base_url: str, model: str, prompts: list[str], at_once:
     headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
     limiter = anyio.CapacityLimiter(at_once)
     async with AsyncUploader(repo) as up, httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
-        done = up.offset("prompts")
+        done = await up.offset("prompts")
         first = 0 if done is None else done + 1
         in_order = InOrder(up, first, MAX_AHEAD * at_once)
 

@@ -13,7 +13,7 @@
     ├── ReentrantCall                 a finalizer or a hook in a thread of hubsync itself would wait for that thread
     ├── OffsetOrderError              an offset out of order, or of an earlier run with other rows
     │   └── SourceInUse               another open uploader of the spool puts offsets of the same source
-    ├── OffsetUnknown                 the spool is new and the Hub unreachable: offsets in the dataset are unknown
+    ├── OffsetUnknown                 the spool is new, and the Hub has not told yet which offsets the dataset contains
     ├── SpoolError                    the spool's directory, disk or catalogue
     │   ├── SpoolMismatch             the spool belongs to another repo, revision or endpoint
     │   ├── SpoolVersionError         a newer hubsync wrote the spool
@@ -172,7 +172,7 @@ class SourceInUse(OffsetOrderError):
 
 
 class OffsetUnknown(HubsyncError):
-    """The spool is new and the Hub is unreachable, so the offsets in the dataset are unknown."""
+    """The spool is new, and the Hub has not told yet which offsets the dataset contains."""
 
 
 class SpoolError(HubsyncError):

@@ -96,7 +96,8 @@ class RetryPolicy:
         request_timeout_s: Timeout of one request, in seconds. The Hub advises 60 s for a commit.
         open_timeout_s: Seconds that a new spool may take to reach the Hub. `open` waits that long for a Hub that hangs
             or is busy, and then goes on without it; `offset` and the first `put` with an offset wait for the rest of
-            this time until the dataset's offsets are known.
+            this time until the dataset's offsets are known. While the offsets are read from many files, this time
+            starts again with each step.
         close_timeout_s: Seconds that `close` may take if it is given no `timeout`; the rest stays in the spool. None
             for $HUBSYNC_CLOSE_TIMEOUT_S or, without that, for no limit.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -156,7 +156,9 @@ class SimulatedHub:
             take(content)
         return content is not None
 
-    async def read_watermarks(self, at: str) -> RemoteWatermarks:
+    async def read_watermarks(
+        self, at: str, *, writers: Collection[str] | None = None, most: int | None = None
+    ) -> RemoteWatermarks:
         self._call("read_watermarks")
         files = self.history[int(at, 16) - 1] if at else {}
         return RemoteWatermarks.of({p: decode_watermarks(c, p) for p, c in files.items() if is_watermark(p)})

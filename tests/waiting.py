@@ -11,7 +11,11 @@ PATIENCE_S = 60
 
 
 def until(
-    condition: Callable[[], object], why: Callable[[], str] = lambda: "it never came true", *, every_s: float = 0.01
+    condition: Callable[[], object],
+    why: Callable[[], str] = lambda: "it never came true",
+    *,
+    every_s: float = 0.01,
+    patience_s: float = PATIENCE_S,
 ) -> None:
     """Poll until `condition` is true.
 
@@ -19,7 +23,7 @@ def until(
     counter that only grows, a line in a log; or make the state last until the test has seen it, by a fault of the Hub
     that the test removes, an event, or a fuller disk.
     """
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, why()
         time.sleep(every_s)

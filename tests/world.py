@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,9 @@ class Line:
     async def download(self, path: str, at: str, take: Callable[[bytes], object]) -> bool:
         return bool(await self._do("download", lambda: self._hub.download(path, at, take)))
 
-    async def read_watermarks(self, at: str) -> RemoteWatermarks:
+    async def read_watermarks(
+        self, at: str, *, writers: Collection[str] | None = None, most: int | None = None
+    ) -> RemoteWatermarks:
         found: RemoteWatermarks = await self._do("read_watermarks", lambda: self._hub.read_watermarks(at))
         return found
 

@@ -24,8 +24,9 @@ class BranchHead:
         self._unsure_up_to = 0
 
     def connected(self, tip: BranchTip) -> None:
-        """The repo was found, or created."""
+        """The repo was found, or created; in another attempt, perhaps with other files."""
         self.sha, self.is_ours_alone = tip.sha, tip.is_new
+        self.moves += 1
 
     def landed(self, sha: str) -> None:
         """Our own commit is the head now."""

@@ -47,11 +47,11 @@ from hubsync.destinations.base import Destination
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.existing import place
 from hubsync.errors import DatasetConflict, DefectError, LeaseLost, SpoolError, StaleParentError
-from hubsync.model.commit import LastCommit
+from hubsync.model.commit import BranchTip, LastCommit
 from hubsync.model.layout import Format, Layout
 from hubsync.policies import CommitPolicy, RetryPolicy
 from hubsync.spool.spool import Spool
-from hubsync.telemetry.status import Status
+from hubsync.telemetry.status import State, Status
 
 _log = logging.getLogger("hubsync")
 
@@ -109,13 +109,20 @@ class Committer:
     # Starting.
 
     async def connect(self) -> None:
-        """Check access once, and read the dataset's watermarks into a new spool.
-
-        The committer does the latter for all processes of its spool.
+        """Check access, and read the dataset's watermarks into a new spool.
 
         Raises:
             BlockedError: the token or the repo needs an operator.
             TransientError: the Hub can't be reached now; `run` keeps trying.
+        """
+        await self.seed(await self.check_access())
+
+    async def check_access(self) -> BranchTip:
+        """Create the repo if it does not exist, and check that the token may write; return the newest commit.
+
+        Raises:
+            BlockedError: the token or the repo needs an operator.
+            TransientError: the Hub can't be reached now.
         """
         await run_in_thread(card.preload)
         private = await self._retrier.on_disk(lambda: self._spool.private)
@@ -123,12 +130,27 @@ class Committer:
         self._head.connected(head)
         if (last := await self._retrier.on_disk(self._last_commit)) is not None and last.card is not UNSET:
             self._cards.recall(last.card)
+        elif head.is_empty:
+            self._cards.recall(None)
         gone = (await self._retrier.on_disk(self._spool.depth)).committed_rows if head.is_new else 0
         if gone:
             _log.warning(
                 "%s was deleted and is created again. %s committed earlier are not in it.",
                 self._spool.target.repo, count_text(gone, "row"),
             )  # fmt: skip
+        return head
+
+    async def seed(self, head: BranchTip) -> None:
+        """Read the dataset's watermarks into a new spool; into an old one, what it forgot.
+
+        The committer does so for all processes of its spool.
+
+        Args:
+            head: what `check_access` returned.
+
+        Raises:
+            TransientError: the Hub can't be reached now.
+        """
         while not self._is_connected:
             is_seeded = await self._retrier.on_disk(lambda: self._spool.is_seeded)
             if await self._retrier.on_disk(self._spool.lease.acquire):
@@ -138,12 +160,12 @@ class Committer:
                         await self._retrier.on_disk(self._load_rate_limiter)
                         if not is_seeded:
                             await self._seeding.seed(head)
-                        elif last is None:
+                        elif await self._retrier.on_disk(self._last_commit) is None:
                             await self._rollback.check(self._head.sha or "")
                         tasks.cancel_scope.cancel()
                     self._is_connected = True
-                except* LeaseLost:
-                    pass  # another process does it
+                except* LeaseLost:  # another process does it
+                    self._status.report("read", State())
             elif is_seeded:  # its committer has checked for a rollback
                 self._is_connected = True
             else:

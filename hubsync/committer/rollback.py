@@ -49,7 +49,8 @@ class RollbackDetector:
         # Other spools fold what looks finished. Of a watermark that is gone the dataset may know more, all the same.
         has_folded = found.pop(FIRST_FOLDED, None) is not None and len(found) < len(ours)
         if has_folded or any(file.oid != ours[path] for path, file in found.items()):
-            every = (await self._destination.read_watermarks(at)).by_writer.values()
+            names = await self._retrier.on_disk(self._spool.writers.names)
+            every = (await self._destination.read_watermarks(at, writers=names)).by_writer.values()
             marks = [mark for mark in every if mark.path in ours]
             self._ahead = [mark for mark in marks if await self._retrier.on_disk(self._spool.writers.is_behind, mark)]
             await self._retrier.on_disk(self._spool.seed, self._ahead)

@@ -1,8 +1,9 @@
 """Continue from what earlier spools, now lost, committed: their watermarks, read into a new spool and kept few.
 
 Each spool has a watermark file of its own, and jobs that live for minutes leave one each. So whoever reads many of them
-folds them, in one commit on the commit that they were read from: another machine's commit in between refuses it, and a
-crash leaves either all or none of it done.
+folds them, each time in one commit on the commit that they were read from: another machine's commit in between refuses
+it, and a crash leaves either all or none of it done. Thousands are folded in several commits while the others are read,
+so that a job that ends meanwhile leaves fewer to the next one.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.card_updater import CardUpdater
 from hubsync.committer.context import Context
 from hubsync.committer.fixed_columns import described
-from hubsync.destinations.base import CommitOutcome, Landed, NotSent, Rejected
+from hubsync.destinations.base import CommitOutcome, Landed, NotSent, Rejected, Unknown
 from hubsync.destinations.hub import card
-from hubsync.errors import DefectError, RateLimitedError
+from hubsync.errors import DefectError, RateLimitedError, StaleParentError, TransientError
 from hubsync.model.commit import BranchTip, Plan
-from hubsync.model.watermarks import RemoteWatermarks
+from hubsync.model.watermarks import FIRST_FOLD, LARGEST_FOLD, RemoteWatermarks
 from hubsync.schema.types import StructOf
+from hubsync.telemetry.status import READING, State
 
 _log = logging.getLogger("hubsync")
+_STEP = 50  # files that are read between two reports of the progress
+_CONFLICTS = 5  # commits of others that may refuse a fold
 
 
 class Seeding:
@@ -34,7 +38,10 @@ class Seeding:
         self._retrier = context.retrier
         self._head = context.head
         self._rate_limiter = context.rate_limiter
+        self._status = context.status
+        self._clock = context.clock
         self._cards = cards
+        self._folded = 0  # files, by this committer
 
     async def seed(self, head: BranchTip) -> None:
         """Read the dataset's watermarks and columns into the spool; nothing of earlier spools may land any more.
@@ -42,13 +49,10 @@ class Seeding:
         A commit of a process that died with its disk may still be on its way, and would add rows after the watermark
         from which a job resumes. A small commit moves the head first, so that such a commit is refused.
         """
-        found = RemoteWatermarks()
-        if head.is_empty:
-            self._cards.recall(None)
-        elif head.sha and not head.is_new:
-            found = await self._destination.read_watermarks(head.sha)
-        has_moved = head.sha is not None and found.should_be_folded and await self._has_folded(found, head.sha)
-        if found.has_offsets and not has_moved:
+        found, is_claimed = RemoteWatermarks(), False
+        if head.sha and not head.is_new and not head.is_empty:
+            found, is_claimed = await self._read(head.sha)
+        if found.has_offsets and not is_claimed:
             self._check(await self._destination.commit(await self._retrier.on_disk(self._spool.plans.claim, head.sha)))
         shown: Mapping[str, StructOf] = {}
         declared: Mapping[str, list[str]] = {}
@@ -70,40 +74,102 @@ class Seeding:
             case _:
                 raise outcome.error
 
-    async def _has_folded(self, found: RemoteWatermarks, parent: str) -> bool:
-        """Fold watermarks that were read from the commit `parent`; return whether that moved the head.
+    async def _read(self, at: str) -> tuple[RemoteWatermarks, bool]:
+        """Return all watermarks in the commit `at`, folded if there are many, and whether a fold has moved the head.
+
+        What could not be folded is left to the next new spool. Once a fold has moved the head, commits of earlier
+        spools are refused: see `seed`.
 
         Raises:
-            HubError: the commit may have landed, or the head has moved: read them again.
+            HubError: the first fold may have landed, or the head has moved: read them again.
         """
-        has_folded = False
-        while found.should_be_folded and not (has_folded and self._rate_limiter.wait_s(urgent=True)):
-            after, files, deletions = await run_in_thread(found.fold)
-            count = len(found.single) - len(after.single)
-            plan = Plan(0, (), files, parent, f"Fold {count:,} watermarks", self._spool.lease.term or 0, deletions)
-            match await self._destination.commit(plan):
+        few, may_fold, is_claimed, conflicts = FIRST_FOLD, True, False, 0
+        while True:
+            found = await self._read_some(at, few if may_fold else None)
+            if not (may_fold and found.should_be_folded) or (is_claimed and self._rate_limiter.wait_s(urgent=True)):
+                if not found.unread:
+                    self._folded = 0
+                    self._status.report("read", State())
+                    return found, is_claimed
+                may_fold = False
+                continue
+            match await self._fold(found, at):
                 case Landed(sha):
-                    self._rate_limiter.spent()
-                    self._head.landed(sha)
-                    found, parent, has_folded = after, sha, True
+                    at, is_claimed, few = sha, True, min(2 * few, LARGEST_FOLD)
                 case Rejected(error) | NotSent(RateLimitedError(commit_quota=True) as error):
                     _log.info("The watermarks are not folded now: %s", error)
-                    break
-                case _ if has_folded:  # the rest can wait for the next new spool
+                    may_fold = False
+                case Unknown() if is_claimed:  # others commit, too
+                    conflicts += 1
+                    may_fold = conflicts < _CONFLICTS
+                    at = (await self._destination.head()).sha or at
                     self._head.forget()
-                    break
+                case _ if is_claimed:
+                    may_fold = False
                 case outcome:
                     raise outcome.error
-        return has_folded
+
+    async def _read_some(self, at: str, most: int | None) -> RemoteWatermarks:
+        """Read files of single watermarks in the commit `at` until `most` are known, or all; report the progress.
+
+        Raises:
+            HubError: an attempt has read nothing.
+        """
+        found = await self._destination.read_watermarks(at, most=0)
+        while found.unread and (most is None or len(found.single) < most):
+            self._report(found)
+            try:
+                found = await self._destination.read_watermarks(at, most=_STEP)
+            except StaleParentError:
+                raise
+            except TransientError as error:
+                known, found = found.files, await self._destination.read_watermarks(at, most=0)
+                if found.files == known:
+                    raise
+                wait_s = self._retrier.backoff().after_failure(error.retry_after_s)
+                self._report(found, error, wait_s)
+                await self._clock.sleep(wait_s)
+        return found
+
+    def _report(self, found: RemoteWatermarks, error: TransientError | None = None, wait_s: float = 0.0) -> None:
+        read = self._folded + len(found.single) + len(found.unreadable)
+        text = f"{READING}: {read:,} of {read + found.unread:,} files"
+        if error is not None:
+            self._status.report("read", State("backing off", f"{text}; {error.reason}", self._clock.time() + wait_s))
+        elif found.unread > _STEP or self._folded:
+            self._status.report("read", State("ok", text))
+
+    async def _fold(self, found: RemoteWatermarks, parent: str) -> CommitOutcome:
+        """Commit fewer files that say the same as those in the commit `parent`."""
+        files, deletions = await run_in_thread(found.fold)
+        count = sum(path in found.single for path in deletions)
+        plan = Plan(0, (), files, parent, f"Fold {count:,} watermarks", self._spool.lease.term or 0, deletions)
+        outcome = await self._destination.commit(plan)
+        if isinstance(outcome, Landed):
+            self._folded += count
+            self._rate_limiter.spent()
+            self._head.landed(outcome.sha)
+        return outcome
 
     async def make_room(self) -> bool:
-        """Fold all watermarks at the head, because their folder is full; return whether any were."""
+        """Fold watermarks at the head, because their folder is full; return whether any were."""
 
         async def fold() -> bool:
-            head = await self._destination.head()
-            found = await self._destination.read_watermarks(head.sha or "")
-            return await self._has_folded(found, head.sha or "")
+            at = (await self._destination.head()).sha or ""
+            found = await self._read_some(at, LARGEST_FOLD)
+            if not found.should_be_folded:
+                return False
+            match await self._fold(found, at):
+                case Landed():
+                    return True
+                case Rejected(error) | NotSent(RateLimitedError(commit_quota=True) as error):
+                    _log.info("The watermarks are not folded now: %s", error)
+                    return False
+                case outcome:
+                    raise outcome.error
 
         has_folded = await self._retrier.until_success("read", fold)
+        self._folded = 0
+        self._status.report("read", State())
         self._head.forget()
         return has_folded

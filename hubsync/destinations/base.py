@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -155,8 +155,16 @@ class Destination(Protocol):
         """Pass a file's content in the commit `at` to `write`, piece by piece; return False if it does not exist."""
         ...
 
-    async def read_watermarks(self, at: str) -> RemoteWatermarks:
-        """Return the watermarks of all writers in the commit `at`. A call after an error continues where it stopped."""
+    async def read_watermarks(
+        self, at: str, *, writers: Collection[str] | None = None, most: int | None = None
+    ) -> RemoteWatermarks:
+        """Return the watermarks in the commit `at`. What was read is kept: the next call continues, after errors too.
+
+        Args:
+            at: The commit.
+            writers: Read only files that may hold those of these writers; None for all.
+            most: How many files of single watermarks to read now; None for all. The result says how many are unread.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from hubsync._runtime.formatting import count_text
 from hubsync.destinations.base import CommitOutcome, Destination, Landed, ListedFile
@@ -54,7 +54,7 @@ class InstrumentedDestination:
             return outcome
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
-        with self._status.doing("a request for the repo"):
+        with self._status.doing("the check of access"):
             return await self._inner.ensure_repo(private=private)
 
     async def head(self) -> BranchTip:
@@ -80,9 +80,11 @@ class InstrumentedDestination:
         with self._status.doing(f"a request for {path}"):
             return await self._inner.download(path, at, take)
 
-    async def read_watermarks(self, at: str) -> RemoteWatermarks:
+    async def read_watermarks(
+        self, at: str, *, writers: Collection[str] | None = None, most: int | None = None
+    ) -> RemoteWatermarks:
         with self._status.doing("a request for the watermarks"):
-            return await self._inner.read_watermarks(at)
+            return await self._inner.read_watermarks(at, writers=writers, most=most)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

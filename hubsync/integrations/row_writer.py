@@ -109,7 +109,7 @@ class RowWriter:
         """Count rows from now on: skip as many as earlier runs have put under the name `source`.
 
         Raises:
-            OffsetUnknown: The spool is new and the Hub can't be reached.
+            OffsetUnknown: The spool is new, and the Hub has not told yet which rows it has.
         """
         known = self.uploader.offset(source)
         self._source, self._known = source, -1 if known is None else known

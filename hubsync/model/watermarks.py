@@ -11,7 +11,7 @@ folded writer may continue with a file of its own, and whoever folds needs to kn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -27,7 +27,8 @@ FIRST_FOLDED = f"{_FOLDED}00000.json"
 """The first file of folded watermarks. Without this file nothing is folded."""
 FOLD_FROM = 32
 """Files of single watermarks from which a new spool folds them."""
-_FOLD_FILES = 1_000  # that one commit folds and deletes
+FIRST_FOLD, LARGEST_FOLD = 100, 1_000
+"""Files that one commit folds and deletes: few at first, so that a job that lives for seconds folds some, too."""
 _PAGE_BYTES = 256 << 10  # of offsets, which every commit of their writer rewrites
 _FOLDED_BYTES = 4 << 20  # of a folded file
 _MOST_STARTS = 8  # of a source
@@ -67,21 +68,29 @@ class RemoteWatermarks:
         single: Those in files of their own, by path.
         folded: Those that share a file, by its path.
         unreadable: Files that hold no watermark, by path, with the reason.
+        unread: How many files were not read yet.
     """
 
     single: Mapping[str, Watermark] = field(default_factory=dict)
     folded: Mapping[str, list[Watermark]] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    unread: int = 0
 
     @classmethod
-    def of(cls, files: Mapping[str, list[Watermark] | str]) -> RemoteWatermarks:
+    def of(cls, files: Mapping[str, list[Watermark] | str], unread: int = 0) -> RemoteWatermarks:
         """Return the watermarks of files that were decoded, or the reason why one could not be."""
         good = {path: marks for path, marks in sorted(files.items()) if not isinstance(marks, str)}
         return cls(
-            {path: marks[0] for path, marks in good.items() if not path.startswith(_FOLDED)},
-            {path: marks for path, marks in good.items() if path.startswith(_FOLDED)},
+            {path: marks[0] for path, marks in good.items() if not is_folded(path)},
+            {path: marks for path, marks in good.items() if is_folded(path)},
             {path: why for path, why in sorted(files.items()) if isinstance(why, str)},
+            unread,
         )
+
+    @property
+    def files(self) -> int:
+        """How many files were read."""
+        return len(self.single) + len(self.folded) + len(self.unreadable)
 
     @cached_property
     def by_writer(self) -> dict[str, Watermark]:
@@ -100,22 +109,31 @@ class RemoteWatermarks:
     @property
     def should_be_folded(self) -> bool:
         """Whether they are in too many files. One that can't be read is never replaced: someone may repair it."""
-        return len(self.single) >= FOLD_FROM and not any(path.startswith(_FOLDED) for path in self.unreadable)
+        return len(self.single) >= FOLD_FROM and not any(is_folded(path) for path in self.unreadable)
 
-    def fold(self) -> tuple[RemoteWatermarks, list[SidecarFile], list[str]]:
-        """Return the same watermarks in fewer files, the files to add or replace, and the paths to delete."""
-        paths = list(islice(self.single, _FOLD_FILES))
+    def fold(self) -> tuple[list[SidecarFile], list[str]]:
+        """Return the files to add or replace, and the paths to delete, so that fewer files say the same."""
+        paths = list(islice(self.single, LARGEST_FOLD))
         merged = RemoteWatermarks({path: self.single[path] for path in paths}, self.folded).by_writer
         folded = {f"{_FOLDED}{n:05d}.json": marks for n, marks in enumerate(_chunks(merged.values()))}
         files = [SidecarFile(path, _encode(marks)) for path, marks in folded.items() if marks != self.folded.get(path)]
-        rest = {path: mark for path, mark in self.single.items() if path not in paths}
-        after = RemoteWatermarks(rest, folded, self.unreadable)
-        return after, files, [*paths, *(path for path in self.folded if path not in folded)]
+        return files, [*paths, *(path for path in self.folded if path not in folded)]
 
 
 def is_watermark(path: str) -> bool:
     """Return whether a file of the dataset should hold watermarks."""
     return _WATERMARK.fullmatch(path) is not None
+
+
+def is_folded(path: str) -> bool:
+    """Return whether a file of watermarks may hold those of any writer."""
+    return path.startswith(_FOLDED)
+
+
+def may_hold(path: str, writers: Collection[str]) -> bool:
+    """Return whether a file of watermarks may hold that of one of these writers."""
+    name = path.removeprefix(f"{FOLDER}/").removesuffix(".json")
+    return is_folded(path) or name in writers or name.rpartition("-")[0] in writers
 
 
 def decode_watermarks(content: bytes, path: str) -> list[Watermark]:
@@ -125,14 +143,14 @@ def decode_watermarks(content: bytes, path: str) -> list[Watermark]:
         ValueError: `content` holds no watermarks, or those of another writer.
     """
     try:
-        if path.startswith(_FOLDED):
+        if is_folded(path):
             found = msgspec.json.decode(content, type=_UntrustedFile).watermarks
         else:
             found = [msgspec.json.decode(content, type=_UntrustedWatermark)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(str(error)) from None
     for mark in found:
-        if not path.startswith(_FOLDED) and not _is_path_of(mark.writer, path):
+        if not is_folded(path) and not _is_path_of(mark.writer, path):
             raise ValueError(f"it is the watermark of {mark.writer!r}")
         fixed = mark.fixed or {}
         names = (*mark.next, *mark.offsets, *mark.starts, *fixed, *chain.from_iterable(fixed.values()))

@@ -22,6 +22,7 @@ from hubsync.model.stats import Counts
 
 _log = logging.getLogger("hubsync")
 QUOTA = "commit quota"  # the reason of a state in which the Hub refuses more commits
+READING = "reading the watermarks in the dataset"  # how the reason begins while a new spool reads many files
 _FIGURES = re.compile(r"\d[\d.,]*( (bytes|kB|MB|GB)\b)?")
 _CHANGES = 20  # of the state that are stored
 StateKind = Literal["ok", "backing off", "blocked", "offline", "spool full"]

@@ -8,8 +8,8 @@
     delivery        receipts and flushes that wait for outcomes
     in_order        batches that finish in any order
 
-``opening`` and ``closing`` begin and end an engine; ``monitor`` knows its depth and shows it; ``wakers`` connect the
-thread to the event loop.
+``opening`` and ``closing`` begin and end an engine; ``offsets_wait`` waits for what the dataset holds; ``monitor``
+knows its depth and shows it; ``wakers`` connect the thread to the event loop.
 """
 
 from hubsync.uploader.aio import AsyncUploader

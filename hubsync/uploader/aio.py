@@ -22,6 +22,7 @@ from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.logs import wait_for_logs_async
 from hubsync._runtime.notifiers import threadsafe_callback
 from hubsync._runtime.threads import run_in_thread
+from hubsync._runtime.validation import check_type
 from hubsync.encoding.rows import Rows
 from hubsync.errors import ClosedError, HubsyncError
 from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
@@ -90,7 +91,9 @@ class AsyncUploader(BaseUploader):
         encoded = self._checked(rows, offset, source, key)
         place = self._familiar(engine, encoded, offset)
         if place is None:
-            place = await run_in_thread(self._admit, engine, encoded, offset)
+            if offset is not None:
+                await self._wait_for_offsets(timeout)
+            place = await run_in_thread(self._admit, engine, encoded)
         batch = self._batch(encoded, place, offset, source, key, ack)
         until = None if timeout is None else time.monotonic() + timeout
         if ack == "committed" and engine.is_offline:
@@ -110,12 +113,32 @@ class AsyncUploader(BaseUploader):
                     await told.wait_async(ack, left)
         return batch.receipt
 
-    def in_order(
+    async def _wait_for_offsets(self, timeout: float | None = None) -> None:
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            wait_s = await run_in_thread(self._offsets_wait.poll, until)
+            if not wait_s:
+                break
+            await anyio.sleep(wait_s)  # in this process or another, the catalogue learns them
+        self._knows_offsets = True
+
+    async def offset(self, source: str | None = None) -> int | None:
+        """Like `Uploader.offset`, without blocking the event loop."""
+        engine = self._ready(waits=True)
+        await self._wait_for_offsets()
+        return await run_in_thread(engine.spool.offsets.highest, source or self._source)
+
+    async def known(self, key: str) -> bool:
+        """Like `Uploader.known`, without blocking the event loop."""
+        check_type(str, "a string", key=key)
+        return await run_in_thread(self._ready(waits=True).spool_thread.writer.knows, key)
+
+    async def in_order(
         self, source: str | None = None, *, max_batches: int = MAX_BATCHES, max_bytes: int = MAX_BYTES
     ) -> AsyncInOrder:
-        """Like `Uploader.in_order`. It reads the catalogue, as `offset` does."""
+        """Like `Uploader.in_order`, without blocking the event loop."""
         name = source or self._source
-        highest = self.offset(name)
+        highest = await self.offset(name)
         ordered = AsyncInOrder(self, name, 0 if highest is None else highest + 1, max_batches, max_bytes)
         self._ordered.append(ordered)
         return ordered

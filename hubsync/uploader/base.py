@@ -38,7 +38,6 @@ from hubsync.errors import (
     ConfigError,
     ForkedError,
     HubsyncError,
-    OffsetUnknown,
     QueueFull,
     ReentrantCall,
     WaitTimeout,
@@ -64,12 +63,12 @@ from hubsync.telemetry.status import State
 from hubsync.uploader.closing import after_error, drain, draining, raise_failure
 from hubsync.uploader.engine import Engine, Placement
 from hubsync.uploader.in_order import Reorderer
+from hubsync.uploader.offsets_wait import OffsetsWait
 from hubsync.uploader.opening import Opening
 from hubsync.uploader.ranks import default_source
 from hubsync.uploader.schema_guard import Admission, SchemaGuard
 
 _log = logging.getLogger("hubsync")
-_SEED_POLL_S = 0.05  # how often a put looks whether the offsets of the dataset are known
 
 
 class Stats(NamedTuple):
@@ -100,6 +99,7 @@ class BaseUploader:
     _closed = False
     _final: Stats | None = None  # of an uploader that is closed
     _knows_offsets = False
+    _offsets_wait: OffsetsWait
 
     def __init__(
         self,
@@ -228,43 +228,6 @@ class BaseUploader:
         """This uploader's name among the dataset's writers."""
         return self._ready().writer_name
 
-    def offset(self, source: str | None = None) -> int | None:
-        """Return the highest offset that is accepted and durable, here or in the dataset.
-
-        This reads the spool's catalogue, as `known` does, and blocks while another process locks the catalogue. In an
-        event loop, use `asyncio.to_thread(up.offset)`.
-
-        Args:
-            source: The name that was given to `put`; None for its default.
-
-        Returns:
-            The offset, or None if no batch of this source was accepted.
-
-        Raises:
-            OffsetUnknown: The spool is new and the Hub has not answered yet.
-            ClosedError: The uploader is not open.
-        """
-        engine = self._ready(waits=True)
-        return call_in_new_thread(self._highest, engine, source or self._source)
-
-    def _highest(self, engine: Engine, source: str) -> int | None:
-        self._know_offsets(engine)
-        return engine.spool.offsets.highest(source)
-
-    def known(self, key: str) -> bool:
-        """Return True if this spool accepted a batch with this key, so that it need not be generated again.
-
-        This may block like `offset`.
-
-        Args:
-            key: The key that was given to `put`.
-
-        Raises:
-            ClosedError: The uploader is not open.
-        """
-        check_type(str, "a string", key=key)
-        return call_in_new_thread(self._ready(waits=True).spool_thread.writer.knows, key)
-
     def stats(self) -> Stats:
         """Return a snapshot of the queue, the spool, the engine's state and its counters; after `close`, the last one.
 
@@ -345,8 +308,8 @@ class BaseUploader:
                 raise fresh_copy(error) from error.__cause__
             raise error
         self._engine, self._pid = opening.engine, os.getpid()
-        self._seeded_by = self._opened_at + self._policies.retry.open_timeout_s
         if self._engine is not None:
+            self._offsets_wait = OffsetsWait(self._engine, self._policies.retry.open_timeout_s, self._opened_at)
             self._layout = self._engine.layout
             if self._guard is not None:
                 self._guard.relocate(self._layout)
@@ -410,29 +373,12 @@ class BaseUploader:
             raise _reentrant("a batch with new columns, or the first one with an offset, must wait for the spool")
         return None
 
-    def _admit(self, engine: Engine, encoded: Encoded, offset: int | None) -> Admission:
-        if offset is not None:
-            self._know_offsets(engine)
-            self._knows_offsets = True
+    def _admit(self, engine: Engine, encoded: Encoded) -> Admission:
         if self._guard is None:
             return ANYWHERE
         place = self._guard.admit(encoded)
         engine.status.counts.widened_columns = self._guard.widened
         return place
-
-    def _know_offsets(self, engine: Engine) -> None:
-        """Wait until the offsets in the dataset are known. It may block, for up to `open_timeout_s` after `open`."""
-        while not (engine.is_offline or engine.spool.is_seeded):
-            left, is_blocked = self._seeded_by - time.monotonic(), engine.status.state.kind == "blocked"
-            if left <= 0 or is_blocked or engine.spool_thread.is_stopping:
-                tried = "" if is_blocked else f" was tried for {self._policies.retry.open_timeout_s:g} s and"
-                raise OffsetUnknown(
-                    f"the spool {engine.spool.directory} is new, and {self._target.endpoint}{tried} can't be reached "
-                    f"({engine.monitor.condition()}), so the offsets that {self.repo} contains are unknown. The "
-                    "uploader goes on trying: repeat the call later, put without an offset, or set a longer "
-                    "RetryPolicy(open_timeout_s=…)."
-                )
-            time.sleep(min(_SEED_POLL_S, left))
 
     def _batch(
         self, encoded: Encoded, place: Admission, offset: int | None, source: str | None, key: str | None, ack: Ack

@@ -18,7 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from hubsync._runtime.exceptions import root_cause, unwrapped_hub_errors
 from hubsync._runtime.file_lock import HEARTBEAT_S
@@ -46,7 +46,7 @@ from hubsync.model.shard import QuarantinedShard
 from hubsync.policies import Policies
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.metrics import register_source
-from hubsync.telemetry.status import State, Status, read_stored
+from hubsync.telemetry.status import READING, State, Status, read_stored
 from hubsync.uploader.delivery import Delivery, Flush
 from hubsync.uploader.monitor import Monitor
 from hubsync.uploader.queue import BoundedQueue, Order
@@ -114,6 +114,7 @@ class Engine:
         self._rng = rng
         self._on_schema_mismatch = on_schema_mismatch
         self._placement, layout = placement, placement.layout
+        self._is_placed = False
         self._shard = shard = policies.shard
         if layout.format != "jsonl":
             shard = replace(shard, max_bytes=min(shard.max_bytes, spool.disk.keep_room_for(shard.max_bytes)))
@@ -218,19 +219,26 @@ class Engine:
             if self.spool_thread.is_stopping:
                 tasks.cancel_scope.cancel()
             tasks.start_soon(self._send_heartbeats)
-            await self._connect(committer)
+            await self._connect(committer, tasks)
             tasks.cancel_scope.cancel()
 
-    async def _connect(self, committer: Committer) -> None:
+    async def _connect(self, committer: Committer, tasks: TaskGroup) -> None:
         """Check access. If the Hub can't be reached, report it and go on: the committer keeps trying."""
         seconds = self._retry.open_timeout_s
         why = f"the Hub did not answer in {seconds:g} s"
         backoff = Backoff(self._retry.initial_s, self._retry.max_s, self._rng)
-        with anyio.move_on_after(seconds):
+
+        async def give_up() -> None:
+            nonlocal why
+            await anyio.sleep(seconds)
+            why = self.status.activity or why
+            scope.cancel()
+
+        with anyio.CancelScope() as scope:
+            tasks.start_soon(give_up)
             while True:
                 try:
-                    await committer.connect()
-                    await self._place(committer)
+                    await self._begin(committer)
                     return
                 except BlockedError as error:  # whoever looks at the spool later must see why the job ended
                     self.status.report("read", State("blocked", error.reason), log=False)
@@ -240,7 +248,18 @@ class Engine:
                     if error.status is None or self.spool.is_seeded:  # it is away, or nothing depends on it
                         break
                     await self._clock.sleep(backoff.after_failure(error.retry_after_s))
-        self.status.report("read", State("backing off", why))
+        is_reading = self.status.state.reason.startswith(READING) or self.spool.lease.is_held_by_others
+        if not (scope.cancelled_caught and is_reading):  # else the Hub answers, and the status says how far that is
+            self.status.report("read", State("backing off", why))
+
+    async def _begin(self, committer: Committer) -> None:
+        head = await committer.check_access()
+        if self.spool.is_seeded:  # it may have to learn what it forgot
+            await committer.seed(head)
+        if not self._is_placed:  # before a new spool reads the watermarks: that can take longer than `open` waits
+            await self._place(committer)
+            self._is_placed = True
+        await committer.seed(head)
 
     async def _place(self, committer: Committer) -> None:
         """Choose the shards' paths and format for the dataset as it is, before any row is accepted."""

@@ -17,7 +17,7 @@ from hubsync.telemetry.condition import Condition, SpoolFacts, condition_of
 from hubsync.telemetry.heartbeat import Heartbeat, remove_heartbeat, write_heartbeat
 from hubsync.telemetry.metrics import Source
 from hubsync.telemetry.progress import Figures, Progress
-from hubsync.telemetry.status import QUOTA, State, Status, full_because, read_stored
+from hubsync.telemetry.status import QUOTA, READING, State, Status, full_because, read_stored
 from hubsync.uploader.queue import BoundedQueue
 from hubsync.uploader.spool_thread import SpoolThread
 from hubsync.uploader.stall_reporter import StallReporter
@@ -93,7 +93,8 @@ class Monitor:
         state = self._status.state
         if state.kind == "spool full":
             return True
-        has_problem = condition.kind in ("waiting", "blocked") or state.reason == QUOTA or bool(self._status.activity)
+        is_delayed = state.reason == QUOTA or state.reason.startswith(READING)
+        has_problem = condition.kind in ("waiting", "blocked") or is_delayed or bool(self._status.activity)
         return has_problem and self._spool.lease.is_held
 
     def refresh(self) -> None:

@@ -11,13 +11,16 @@ from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.logs import wait_for_logs
 from hubsync._runtime.notifiers import OneShotEvent
 from hubsync._runtime.threads import call_in_new_thread, own_thread
-from hubsync.encoding.rows import Rows
+from hubsync._runtime.validation import check_type
+from hubsync.encoding.rows import Encoded, Rows
 from hubsync.errors import ReentrantCall
 from hubsync.model.receipt import Receipt, mark_dropped
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader, dropped_if_full
 from hubsync.uploader.closing import draining, seconds_after
+from hubsync.uploader.engine import Engine
 from hubsync.uploader.in_order import MAX_BATCHES, MAX_BYTES, InOrder
+from hubsync.uploader.schema_guard import Admission
 
 
 class Uploader(BaseUploader):
@@ -86,7 +89,8 @@ class Uploader(BaseUploader):
             key: A unique name for the batch. A batch whose key was accepted before is a replay.
             ack: How far the batch must be before this returns: "queued" (in memory), "spooled" (it survives the
                 process), or "committed" (on the Hub; its shard is sealed now, as by `flush`).
-            timeout: Seconds to wait for room in the queue and for `ack`; None waits forever.
+            timeout: Seconds to wait for the offsets in the dataset, for room in the queue and for `ack`; None for no
+                limit.
 
         Returns:
             A receipt that reports how far the batch is.
@@ -103,8 +107,8 @@ class Uploader(BaseUploader):
             ClosedError: The uploader is not open. The batch was not accepted.
             ForkedError: This process was forked from the one that opened the uploader. The batch was not accepted.
             SpoolLost: The spool was deleted or is corrupt. The batch was not accepted.
-            OffsetUnknown: The spool is new and the Hub is unreachable, so offsets in the dataset are unknown. The batch
-                was not accepted.
+            OffsetUnknown: The spool is new, and the offsets in the dataset did not become known in time: see `offset`.
+                The batch was not accepted.
             ConfigError: An argument is invalid. The batch was not accepted.
             WaitTimeout: `timeout` seconds passed before `ack` was reached. hubsync goes on with the batch, and
                 `error.receipt` reports on it.
@@ -118,7 +122,7 @@ class Uploader(BaseUploader):
         encoded = self._checked(rows, offset, source, key)
         place = self._familiar(engine, encoded, offset)
         if place is None:
-            place = call_in_new_thread(self._admit, engine, encoded, offset)
+            place = call_in_new_thread(self._admit_when_known, engine, encoded, offset, timeout)
         if own_thread.depth:
             ack = "queued"  # this thread must not wait for itself
         batch = self._batch(encoded, place, offset, source, key, ack)
@@ -134,6 +138,56 @@ class Uploader(BaseUploader):
             with dropped_if_full(engine), flush as told:
                 told.wait(ack, None if until is None else max(0.0, until - time.monotonic()))
         return batch.receipt
+
+    def _admit_when_known(
+        self, engine: Engine, encoded: Encoded, offset: int | None, timeout: float | None
+    ) -> Admission:
+        if offset is not None:
+            self._wait_for_offsets(timeout)
+        return self._admit(engine, encoded)
+
+    def _wait_for_offsets(self, timeout: float | None = None) -> None:
+        until = None if timeout is None else time.monotonic() + timeout
+        while wait_s := self._offsets_wait.poll(until):
+            time.sleep(wait_s)
+        self._knows_offsets = True
+
+    def offset(self, source: str | None = None) -> int | None:
+        """Return the highest offset that is accepted and durable, here or in the dataset.
+
+        In a new spool, this waits until the watermarks in the dataset are read. That takes a few requests, but minutes
+        if an earlier version left thousands of files. A warning then says every minute how far it is.
+
+        Args:
+            source: The name that was given to `put`; None for its default.
+
+        Returns:
+            The offset, or None if no batch of this source was accepted.
+
+        Raises:
+            OffsetUnknown: The spool is new, and the Hub has not answered for `RetryPolicy.open_timeout_s`.
+            ClosedError: The uploader is not open.
+        """
+        engine = self._ready(waits=True)
+        return call_in_new_thread(self._highest, engine, source or self._source)
+
+    def _highest(self, engine: Engine, source: str) -> int | None:
+        self._wait_for_offsets()
+        return engine.spool.offsets.highest(source)
+
+    def known(self, key: str) -> bool:
+        """Return True if this spool accepted a batch with this key, so that it need not be generated again.
+
+        This blocks while another process locks the spool's catalogue.
+
+        Args:
+            key: The key that was given to `put`.
+
+        Raises:
+            ClosedError: The uploader is not open.
+        """
+        check_type(str, "a string", key=key)
+        return call_in_new_thread(self._ready(waits=True).spool_thread.writer.knows, key)
 
     def in_order(
         self, source: str | None = None, *, max_batches: int = MAX_BATCHES, max_bytes: int = MAX_BYTES
@@ -153,7 +207,7 @@ class Uploader(BaseUploader):
             max_bytes: Encoded bytes that may wait.
 
         Raises:
-            OffsetUnknown: The spool is new and the Hub has not answered yet.
+            OffsetUnknown: As for `offset`.
             ClosedError: The uploader is not open.
         """
         name = source or self._source

@@ -122,7 +122,7 @@ async def test_a_commit_that_was_compacted_before_its_lost_response_is_not_sent_
         simulated.foreign_commit("data/merged.jsonl", merged)
         if is_folded:
             marks = RemoteWatermarks({mark.path: mark for mark in simulated.marks()})
-            _, files, deleted = marks.fold()
+            files, deleted = marks.fold()
             for path in deleted:
                 del simulated.files[path]
             for file in files:
@@ -293,7 +293,7 @@ async def test_many_shards_share_one_commit(simulated: SimulatedHub, tmp_path: P
 async def test_a_job_that_lost_its_spool_resumes_from_the_dataset(simulated: SimulatedHub, tmp_path: Path) -> None:
     for life in ("one", "two"):
         async with open_uploader(tmp_path, spool=tmp_path / life, path="data/{split}-{seq:05d}.jsonl") as up:
-            start = -1 if (known := up.offset()) is None else known
+            start = -1 if (known := await up.offset()) is None else known
             if start >= 0:
                 assert (await up.put([{"id": 0}], offset=0)).replayed
             for n in range(start + 1, start + 4):
@@ -488,9 +488,9 @@ async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     asked: list[str] = []
     watermarks, commit = simulated.read_watermarks, simulated._commit
 
-    async def note(at: str) -> Any:
+    async def note(at: str, **how: Any) -> Any:
         asked.append(at)
-        return await watermarks(at)
+        return await watermarks(at, **how)
 
     async def claim(plan: Any) -> str:
         asked.append(plan.parent)
@@ -499,7 +499,7 @@ async def test_watermarks_are_read_from_the_commit_that_the_fence_follows(
     monkeypatch.setattr(simulated, "read_watermarks", note)
     monkeypatch.setattr(simulated, "_commit", claim)
     async with open_uploader(tmp_path, spool=tmp_path / "another") as up:
-        assert up.offset() == 2
+        assert await up.offset() == 2
     assert len(set(asked)) == 1
 
 

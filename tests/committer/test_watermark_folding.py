@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from hubsync import Uploader
+from hubsync import OffsetUnknown, RetryPolicy, Uploader
+from hubsync.errors import DatasetConflict
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.verify import verify
 from hubsync.model.commit import Watermark
 from hubsync.model.watermarks import FOLD_FROM, RemoteWatermarks, decode_watermarks, join_fixed, watermark_files
+from hubsync.telemetry.status import State
 from tests.committer.test_folders import MANY
-from tests.conftest import Dataset
+from tests.conftest import Commands, Dataset
+from tests.waiting import until
+from tests.zygote import Program
 
 
 def old_marks(dataset: Dataset, count: int) -> None:
@@ -41,12 +46,10 @@ def requests_of(hub: LocalHub, work: Callable[[], object]) -> int:
     return len(hub.requests())
 
 
-@pytest.mark.parametrize(
-    "count", [FOLD_FROM, pytest.param(2_500, marks=pytest.mark.slow("makes and reads thousands of files"))]
-)
 def test_a_new_spool_folds_watermarks_and_the_next_one_opens_with_few_requests(
-    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path, count: int
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
 ) -> None:
+    count = FOLD_FROM
     old_marks(dataset, count)
     hub.limits.update(folder_entries=count)
 
@@ -148,6 +151,245 @@ def test_an_invalid_folded_file_is_never_replaced(
     assert dataset.read(".hubsync/folded/00000.json") == b"{"
     assert "folded/00000.json" in caplog.text
     assert dataset.ids() == [1]
+
+
+@pytest.fixture
+def small_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold 8 files, then 16, then 32 in each commit, and read 4 in each step."""
+    for name, value in (
+        ("committer.seeding.FIRST_FOLD", 8),
+        ("committer.seeding.LARGEST_FOLD", 32),
+        ("committer.seeding._STEP", 4),
+        ("model.watermarks.LARGEST_FOLD", 32),
+        ("model.watermarks.FOLD_FROM", 8),
+    ):
+        monkeypatch.setattr(f"hubsync.{name}", value)
+
+
+PATIENT = RetryPolicy(initial_s=0.01, max_s=0.05, open_timeout_s=600)  # so that `open` cuts no request off
+
+
+def read_files(hub: LocalHub) -> list[str]:
+    """Return the single watermarks that were read; the Hub redirects each once."""
+    done = (served.path for served in hub.requests() if served.operation == "resolve" and served.status == 200)
+    paths = [path.partition("?")[0] for path in done]
+    return [path.rpartition("/")[2] for path in paths if "/.hubsync/" in path and "/folded/" not in path]
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_many_watermarks_are_folded_while_others_are_read_and_each_is_read_once(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader]
+) -> None:
+    old_marks(dataset, 60)
+    hub.clear_requests()
+    with uploader(**MANY, retry=PATIENT) as up:
+        assert [up.offset(f"source {n}") for n in (0, 30, 59)] == [0, 30, 59]
+        assert up.stats().state == State()
+        up.put([{"id": 1}])
+    assert len(read_files(hub)) == len(set(read_files(hub))) == 60
+    commits = dataset.api.list_repo_commits(dataset.repo, repo_type="dataset")
+    folds = [one.title for one in reversed(commits) if one.title.startswith("Fold")]
+    assert folds == ["Fold 8 watermarks", "Fold 16 watermarks", "Fold 32 watermarks"]
+    assert len([served for served in hub.requests() if served.operation != "resolve"]) <= 20
+    assert len(marks_at_head(dataset).by_writer) == 61
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_a_job_that_ends_while_it_reads_leaves_fewer_files_to_the_next(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    old_marks(dataset, 60)
+    hub.faults.add(Fault.hang(on="resolve", after=70))
+    first = uploader(spool=tmp_path / "first", **MANY, retry=RetryPolicy(open_timeout_s=0.3)).open()
+    until(lambda: hub.faults.held)
+    with pytest.raises(OffsetUnknown, match=r"reading the .* of 60 files; the Hub has not answered .*What was read"):
+        first.offset("source 59")
+    first.close()
+    hub.faults.clear()
+    left = len(marks_at_head(dataset).single)
+    assert left <= 60 - 24
+    hub.clear_requests()
+    with uploader(spool=tmp_path / "second", **MANY) as up:  # the first one's disk is lost
+        assert up.offset("source 59") == 59
+    assert len(read_files(hub)) == left
+    assert len(marks_at_head(dataset).by_writer) >= 60
+
+
+@pytest.mark.usefixtures("small_folds")
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.status(503, on="resolve", probability=0.2), Fault.reset(on="resolve", times=9)],
+    ids=lambda f: f.kind,
+)
+def test_an_error_does_not_make_files_be_read_again(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], fault: Fault
+) -> None:
+    old_marks(dataset, 30)
+    hub.clear_requests()
+    hub.faults.add(fault)
+    with uploader(**MANY, retry=PATIENT) as up:
+        assert up.offset("source 29") == 29
+        hub.faults.clear()
+    assert len(read_files(hub)) == len(set(read_files(hub))) == 30
+
+
+@pytest.mark.usefixtures("small_folds")
+@pytest.mark.parametrize("times", [2, 20])
+def test_commits_of_others_between_folds_make_no_file_be_read_again(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], times: int
+) -> None:
+    old_marks(dataset, 28)
+    hub.clear_requests()
+    hub.faults.add(Fault.stale(on="commit", after=1, times=times))
+    with uploader(**MANY, retry=PATIENT) as up:
+        assert up.offset("source 27") == 27
+        hub.faults.clear()
+    assert len(read_files(hub)) == len(set(read_files(hub))) == 28
+    found = marks_at_head(dataset)
+    assert (len(found.by_writer), len(found.single)) == (28, 4 if times == 2 else 20)
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_two_new_spools_may_fold_at_the_same_time(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    old_marks(dataset, 60)
+    hub.faults.add(Fault.latency(0.01, on=["resolve", "commit"]))
+
+    def job(n: int) -> None:
+        with uploader(spool=tmp_path / f"spool {n}", **MANY) as up:
+            assert [up.offset(f"source {n}") for n in (0, 30, 59)] == [0, 30, 59]
+            up.put([{"id": n}], offset=n, source=f"job {n}")
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(job, range(2)))
+    found = marks_at_head(dataset)
+    assert len(found.by_writer) == 62
+    assert {mark.offsets.get(f"job {n}") for n in range(2) for mark in found.by_writer.values()} == {None, 0, 1}
+    assert dataset.ids() == [0, 1]
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_a_damaged_watermark_among_many_is_kept_and_reported(
+    dataset: Dataset, uploader: Callable[..., Uploader], caplog: pytest.LogCaptureFixture
+) -> None:
+    old_marks(dataset, 40)
+    broken = CommitOperationAdd(".hubsync/00000005.json", b"{")
+    dataset.api.create_commit(dataset.repo, [broken], commit_message="Edit", repo_type="dataset")
+    with uploader(**MANY) as up:
+        assert (up.offset("source 4"), up.offset("source 5"), up.offset("source 39")) == (4, None, 39)
+    assert dataset.read(".hubsync/00000005.json") == b"{"
+    assert caplog.text.count("00000005.json of user/rows is not a watermark") == 1
+    files = [path for path in dataset.paths(".json") if path.startswith(".hubsync/")]
+    assert len(files) <= 8 + 2
+
+
+JOB = """
+import logging, sys
+from hubsync import Uploader
+logging.basicConfig()
+with Uploader("user/rows", endpoint=sys.argv[1], token=sys.argv[2], spool=sys.argv[3]) as up:
+    print(up.offset("source 9989"), up.offset("source 0"), flush=True)
+    up.put([{"id": 1}], offset=9990, source="source 9989")
+"""
+
+
+@pytest.mark.slow("reads 9,990 files at 50 ms a request, in two minutes")
+@pytest.mark.timeout(3600)
+def test_a_folder_full_of_watermarks_is_read_once_even_if_the_job_is_killed(
+    hub: LocalHub, dataset: Dataset, run: Commands, tmp_path: Path
+) -> None:
+    old_marks(dataset, 9_990)
+    hub.clear_requests()
+    hub.faults.add(Fault.latency(0.05))
+
+    def start(spool: str) -> Program:
+        return run.python("-c", JOB, hub.endpoint, hub.token, str(tmp_path / spool))
+
+    def finish(spool: str) -> tuple[str, str]:
+        with start(spool) as job:
+            return job.communicate()
+
+    with start("first") as job:
+        until(lambda: len(hub.requests()) > 8_000, every_s=0.1, patience_s=600)
+        job.kill()
+        job.wait()
+    said, log = finish("second")  # on another machine
+    assert said.split() == ["9989", "0"], log
+    assert "Waiting for the offsets that user/rows contains, as the spool is new: reading the watermarks" in log
+    read = read_files(hub)
+    assert len(set(read)) == 9_990
+    assert len(read) <= 9_990 + 1_000  # the job was killed before it folded these
+    others = [served for served in hub.requests() if served.operation != "resolve"]
+    assert len(others) <= 200
+    hub.faults.clear()
+    found = marks_at_head(dataset)
+    assert (len(found.single), len(found.by_writer)) == (1, 9_991)
+    assert requests_of(hub, lambda: finish("third")) <= 20
+    assert dataset.ids() == [1]
+
+
+@pytest.mark.usefixtures("small_folds")
+@pytest.mark.parametrize("change", ["deleted", "squashed"])
+def test_files_that_change_while_they_are_read_are_listed_again(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], change: str
+) -> None:
+    old_marks(dataset, 40)
+    hub.clear_requests()
+    hub.faults.add(Fault.hang(on="resolve", after=4))
+    up = uploader(**MANY, retry=RetryPolicy(initial_s=0.01, max_s=0.05, open_timeout_s=0.3)).open()
+    until(lambda: hub.faults.held)
+    if change == "deleted":
+        dataset.api.delete_file(".hubsync/00000000.json", dataset.repo, repo_type="dataset")
+    else:
+        dataset.api.super_squash_history(dataset.repo, repo_type="dataset")
+    hub.faults.clear()
+    up.put([{"id": 1}]).wait()
+    up.flush()
+    assert (up.offset("source 0"), up.offset("source 39")) == (None if change == "deleted" else 0, 39)
+    up.close()
+    assert len(marks_at_head(dataset).by_writer) == (40 if change == "deleted" else 41)
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_without_quota_for_commits_the_watermarks_are_only_read(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader]
+) -> None:
+    old_marks(dataset, 40)
+    hub.faults.add(Fault.rate_limit("commits", on="commit"))
+    with uploader(**MANY) as up:
+        assert up.offset("source 39") == 39
+        assert len(marks_at_head(dataset).single) == 40
+        hub.faults.clear()
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_a_spool_that_comes_back_reads_no_other_writers_files(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    with uploader(spool=tmp_path / "ours", **MANY) as up:
+        up.put([{"id": 1}], offset=1)
+    old_marks(dataset, 15)
+    with uploader(spool=tmp_path / "other", **MANY):
+        pass
+    assert not [mark for mark in marks_at_head(dataset).single.values() if mark.next]
+    old_marks(dataset, 40)
+    hub.clear_requests()
+    with uploader(spool=tmp_path / "ours", **MANY) as up:
+        assert up.offset() == 1
+    assert read_files(hub) == []
+
+
+@pytest.mark.usefixtures("small_folds")
+def test_a_dataset_that_cannot_be_added_to_is_refused_before_its_watermarks_are_read(
+    hub: LocalHub, dataset: Dataset, uploader: Callable[..., Uploader]
+) -> None:
+    old_marks(dataset, 40)
+    add = CommitOperationAdd(".huggingface.yaml", b"configs: []")
+    dataset.api.create_commit(dataset.repo, [add], commit_message="Edit", repo_type="dataset")
+    hub.faults.add(Fault.hang(on="resolve"))
+    with pytest.raises(DatasetConflict, match="overrides the card"):
+        uploader(**MANY).open()
 
 
 @pytest.fixture

@@ -358,7 +358,7 @@ def test_a_pool_of_tasks_puts_its_batches_in_order(
 
     async def run() -> None:
         async with AsyncUploader("user/rows", **given) as up:
-            ordered = up.in_order(max_batches=10)
+            ordered = await up.in_order(max_batches=10)
             rng = random.Random(1)
 
             async def work(n: int) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote
@@ -20,7 +20,6 @@ from urllib.parse import quote, unquote
 import anyio
 import msgspec
 
-from hubsync._runtime.exceptions import unwrapped_hub_errors
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.files import open_regular
 from hubsync._runtime.secret import Secret
@@ -32,6 +31,7 @@ from hubsync.destinations.hub.xet import XetStore, xet_available
 from hubsync.errors import (
     AuthenticationError,
     DefectError,
+    HubError,
     RepoMissingError,
     StaleParentError,
     TransientError,
@@ -42,7 +42,7 @@ from hubsync.model.commit import BranchTip, Plan, Watermark
 from hubsync.model.hashing import git_hash, oid_hash
 from hubsync.model.shard import RemoteFile, Shard, Staged
 from hubsync.model.target import Target
-from hubsync.model.watermarks import FOLDER, RemoteWatermarks, decode_watermarks, is_watermark
+from hubsync.model.watermarks import FOLDER, RemoteWatermarks, decode_watermarks, is_folded, is_watermark, may_hold
 
 if TYPE_CHECKING:
     import httpx
@@ -57,6 +57,7 @@ _KEPT_FILES = 1_000  # of a listing that is kept
 _COMMITS_PER_PAGE = 100
 _MAX_PAGES = 20_000  # of a tree: 1,000 files each
 _MAX_WATERMARK_BYTES = 1 << 30  # of all writers: none that hubsync wrote may be left out
+_AT_ONCE = 8  # files that are read at the same time
 _NEXT_PAGE = re.compile(r"""<([^<>]*)>(?:\s*;[^,<>]*?)?;\s*rel\s*=\s*["']?next\b""", re.IGNORECASE)
 _CURSOR = re.compile(r"[?&]cursor=([^&]+)")
 _MAX_LINK = 4096  # characters of a header that the pattern searches, in milliseconds at worst
@@ -149,7 +150,8 @@ class HubDataset:
         self._api = f"api/datasets/{target.repo}"
         self._xet = XetStore(self._http, f"{self._api}/xet-write-token/{self._rev}") if xet_available() else None
         self._listing: tuple[str, Sequence[HubFile]] = ("", ())  # a commit whose files were listed; it never changes
-        self._marks: dict[HubFile, list[Watermark] | str] = {}  # as read last
+        self._marks: dict[HubFile, list[Watermark] | str] = {}  # as read last, of all files of `_marked`
+        self._marked: tuple[str, Sequence[HubFile]] = ("", ())  # a commit's files of watermarks, folded ones first
         self._lfs = LfsStore(self._http, f"datasets/{target.repo}.git/info/lfs/objects/batch", target.revision)
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
@@ -341,29 +343,54 @@ class HubDataset:
             raise TransientError(f"{what}: the content does not match the oid that the Hub lists.")
         return content.getvalue()
 
-    async def read_watermarks(self, at: str) -> RemoteWatermarks:
-        """Return the watermarks of all writers in the commit `at`. Log those that are invalid.
+    async def read_watermarks(
+        self, at: str, *, writers: Collection[str] | None = None, most: int | None = None
+    ) -> RemoteWatermarks:
+        """Return the watermarks in the commit `at`. Log those that are invalid.
 
-        Earlier versions wrote a file for each writer, so there may be thousands: what was read is kept until the next
-        call, which continues after an error.
+        Earlier versions wrote a file for each writer, so there may be thousands. What was read is kept, and not read
+        again unless it has changed.
         """
-        files = [file for file in await self.list_files(at, FOLDER) if is_watermark(file.path)]
-        self._marks = known = {file: self._marks[file] for file in files if file in self._marks}
-        if sum(file.size for file in files) > _MAX_WATERMARK_BYTES:
-            raise TransientError(f"{self.target.repo}: the watermarks have over {_MAX_WATERMARK_BYTES:,} bytes.")
-        limiter = anyio.CapacityLimiter(8)
+        with _commit_exists():
+            files = await self._watermark_files(at)
+            if writers is not None:
+                files = [file for file in files if may_hold(file.path, writers)]
+            unread = [file for file in files if file not in self._marks]
+            if most is not None:
+                unread = unread[: most + sum(is_folded(file.path) for file in unread)]
+            await self._read_watermark_files(unread, at)
+        known = {file.path: self._marks[file] for file in files if file in self._marks}
+        return RemoteWatermarks.of(known, len(files) - len(known))
 
-        async def read(file: HubFile) -> None:
-            async with limiter:
-                known[file] = await self.read_watermark_file(file, at)
-            if isinstance(why := known[file], str):
-                _log.warning("%s of %s is not a watermark (%s); skipped.", one_line(file.path), self.target.repo, why)
+    async def _watermark_files(self, at: str) -> Sequence[HubFile]:
+        if self._marked[0] != at:
+            files = [file for file in await self.list_files(at, FOLDER) if is_watermark(file.path)]
+            if sum(file.size for file in files) > _MAX_WATERMARK_BYTES:
+                raise TransientError(f"{self.target.repo}: the watermarks have over {_MAX_WATERMARK_BYTES:,} bytes.")
+            self._marked = at, sorted(files, key=lambda file: not is_folded(file.path))
+            self._marks = {file: self._marks[file] for file in files if file in self._marks}
+        return self._marked[1]
 
-        async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
-            for file in files:
-                if file not in known:
-                    tasks.start_soon(read, file)
-        return RemoteWatermarks.of({file.path: marks for file, marks in known.items()})
+    async def _read_watermark_files(self, files: Sequence[HubFile], at: str) -> None:
+        """Read files, a few at once. After an error, those that are under way are still read, so that they are kept."""
+        waiting, errors = iter(files), list[HubError]()
+
+        async def read() -> None:
+            while not errors and (file := next(waiting, None)) is not None:
+                try:
+                    self._marks[file] = found = await self.read_watermark_file(file, at)
+                except HubError as error:
+                    errors.append(error)
+                    return
+                if isinstance(found, str):
+                    path = one_line(file.path)
+                    _log.warning("%s of %s is not a watermark (%s); skipped.", path, self.target.repo, found)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in files[:_AT_ONCE]:
+                tasks.start_soon(read)
+        if errors:
+            raise errors[0]
 
     async def read_watermark_file(self, file: HubFile, at: str) -> list[Watermark] | str:
         """Return the watermarks in a file of the commit `at`; or why it holds none."""

@@ -241,7 +241,7 @@ class _Examination:
     async def _find_theirs(self) -> set[str]:
         """Return the files that hubsync did not write, by their names and by the numbers in the watermarks."""
         found = {path for path in self._sizes if not _SHARD.search(path)}
-        if not any(map(is_watermark, found)):
+        if not any(map(is_watermark, found)) or not any(map(_may_hold_rows, found)):
             return found
         series: dict[str, int] = {}
         for mark in (await self._source.read_watermarks(self._at)).by_writer.values():
@@ -314,12 +314,7 @@ class _Examination:
 
     def _data(self) -> list[str]:
         """Return the files that may hold rows and that hubsync did not write."""
-        return [
-            path for path in self._theirs
-            if not any(part.startswith((".", "__")) for part in path.split("/"))
-            and (name := path.rsplit("/", 1)[-1]) not in _IGNORED
-            and "." in name and not name.lower().endswith(_NO_DATA)
-        ]  # fmt: skip
+        return [path for path in self._theirs if _may_hold_rows(path)]
 
     def _patterns(self, split: str, files: Sequence[str]) -> list[str]:
         """Return patterns that find exactly these files, in this order."""
@@ -422,6 +417,13 @@ def _runs(files: Iterable[str]) -> list[tuple[str, list[str]]]:
             runs.append((folder, []))
         runs[-1][1].append(path)
     return runs
+
+
+def _may_hold_rows(path: str) -> bool:
+    """Return whether `datasets` would load a file, as far as its name tells."""
+    name = path.rsplit("/", 1)[-1]
+    is_hidden = any(part.startswith((".", "__")) for part in path.split("/"))
+    return not is_hidden and name not in _IGNORED and "." in name and not name.lower().endswith(_NO_DATA)
 
 
 def _is_committed(path: str, series: Mapping[str, int]) -> bool:
