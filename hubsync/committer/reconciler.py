@@ -22,7 +22,7 @@ from hubsync.errors import StaleParentError
 from hubsync.model.commit import Plan
 from hubsync.model.hashing import git_blob_oid
 from hubsync.model.shard import RemoteFile, Shard
-from hubsync.model.watermarks import FIRST_FOLDED, is_watermark
+from hubsync.model.watermarks import FIRST_FOLDED, decode_watermarks, is_watermark
 from hubsync.telemetry.status import State
 
 _log = logging.getLogger("hubsync")
@@ -125,7 +125,8 @@ class Reconciler:
         if mark.path in found:
             is_whole = found[mark.path].oid == git_blob_oid(mark.content)
         elif FIRST_FOLDED in found:  # which another spool may have done with it
-            ask = partial(self._destination.read_watermarks, at)
+            writer = decode_watermarks(mark.content, mark.path)[0].writer
+            ask = partial(self._destination.read_watermarks, at, writers=[writer])
             marks = await self._retrier.until_success("read", ask, raises=(StaleParentError,))
             is_whole = plan.token in (mark.plan for mark in marks.by_writer.values())
         else:
