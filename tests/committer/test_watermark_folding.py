@@ -311,7 +311,7 @@ def test_a_folder_full_of_watermarks_is_read_once_even_if_the_job_is_killed(
             return job.communicate()
 
     with start("first") as job:
-        until(lambda: len(hub.requests()) > 8_000, every_s=0.1, patience_s=600)
+        until(lambda: len(hub.requests()) > 8_000, every_s=1.0, patience_s=1800)
         job.kill()
         job.wait()
     said, log = finish("second")  # on another machine
