@@ -450,10 +450,10 @@ def test_why_columns_keep_their_types_is_folded_and_merged() -> None:
     old = Watermark("c" * 8, 1, {"data/*": 2}, 1)
     page = Watermark("a" * 8, 1, offsets={"source": 1})
     marks = {f"{n}.json": mark for n, mark in enumerate((one, new, old, page))}
-    after, files, _ = RemoteWatermarks(marks).fold()
+    files, _ = RemoteWatermarks(marks).fold()
     read = RemoteWatermarks.of({file.path: decode_watermarks(file.content, file.path) for file in files})
     assert [mark.fixed for mark in read.by_writer.values()] == [{"default": {"answer": "text"}}, {}, None]
-    assert after.by_writer == read.by_writer
+    assert RemoteWatermarks(marks).by_writer == read.by_writer
     assert join_fixed(one.fixed, {"default": {"id": "declared"}, "other": {}}) == {
         "default": {"answer": "text", "id": "declared"}, "other": {}
     }  # fmt: skip
