@@ -207,7 +207,7 @@ def test_a_job_that_ends_while_it_reads_leaves_fewer_files_to_the_next(
     first.close()
     hub.faults.clear()
     left = len(marks_at_head(dataset).single)
-    assert left <= 60 - 24
+    assert left <= 60 - 8
     hub.clear_requests()
     with uploader(spool=tmp_path / "second", **MANY) as up:  # the first one's disk is lost
         assert up.offset("source 59") == 59
