@@ -74,11 +74,11 @@ def test_a_fine_edit_touches_one_line() -> None:
     [
         ("", "---\nk: 1\n---\n"),
         ("Text\n", "---\nk: 1\n---\nText\n"),
-        ("\ufeffText\r\n", "---\r\nk: 1\r\n---\r\nText\r\n"),
+        ("\ufeffText\r\n", "\ufeff---\r\nk: 1\r\n---\r\nText\r\n"),
         ("---\n---\nText", "---\nk: 1\n---\nText"),
         ("---\n\n---\nText", "---\nk: 1\n---\nText"),
         ("---\n# only\n---\n", "---\n# only\nk: 1\n---\n"),
-        ("\ufeff---\r\na: b\r\n---", "---\r\na: b\r\nk: 1\r\n---"),
+        ("\ufeff---\r\na: b\r\n---", "\ufeff---\r\na: b\r\nk: 1\r\n---"),
         ("---\n? a\n: b\nc:\n- d\n---\n", "---\n? a\n: b\nc:\n- d\nk: 1\n---\n"),
         ("---\na: {b: 1}\n# end\n---\n", "---\na: {b: 1}\nk: 1\n# end\n---\n"),
     ],

@@ -86,8 +86,6 @@ class Card:
         text = _BODY.format(name=repo.split("/")[-1], repo=repo) if existing is None else _decoded(existing)
         with _as_card_error():
             self._front = FrontMatter(text)
-            if text.startswith("\ufeff") and {"configs", "dataset_info"} & set(self._front.data):
-                raise CardError(f"{PATH} begins with a byte order mark, so `datasets` ignores its YAML. Remove it")
         self._data: dict[str, Any] = copy.deepcopy(self._front.data)
         self._fresh: set[tuple[str, str]] = set()  # configs with splits that had no entry before
 

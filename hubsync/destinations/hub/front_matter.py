@@ -1,7 +1,7 @@
 """A card's front matter: YAML that people write, edited so that every byte outside a change survives.
 
 `FrontMatter` finds where each value is in the text and replaces only the values that differ, so comments, the order of
-keys, `1.10`, `no` and CRLF stay as they are. Only a byte order mark goes: `datasets` reads no YAML after one.
+keys, `1.10`, `no`, CRLF and a byte order mark stay as they are.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class FrontMatter:
         found = _BLOCK.match(text)
         if found is None:
             mark = "\ufeff" if text.startswith("\ufeff") else ""
-            self._before, self._yaml, self._after = "", "", text[len(mark) :]
+            self._before, self._yaml, self._after = mark, "", text[len(mark) :]
         else:
-            self._before, self._yaml = found[1].removeprefix("\ufeff"), found[2] or ""
+            self._before, self._yaml = found[1], found[2] or ""
             self._after = text[found.end() :]
         self.text = text
         self._is_missing = found is None
