@@ -13,7 +13,7 @@ How a request travels, and the modules it passes:
       | faults      what goes wrong with this request, if anything
       | limits      what is allowed: requests, commits, sizes
       v
-    api/            the handlers, one module per part of the API: repos, commits, files, refs, lfs, xet, pull requests
+    api/            the handlers, one module per part of the API: repos, commits, files, refs, lfs, xet, discussions
       v
     routing         method and path -> handler; what a handler gets (Call): the caller, the repo, what they may do
       v

@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from hubsync.localhub.api import commits, files, lfs, pull_requests, refs, repos, xet
+from hubsync.localhub.api import commits, discussions, files, lfs, refs, repos, xet
 from hubsync.localhub.control import Control, RequestLog, Served
 from hubsync.localhub.faults import Fault, Faults
 from hubsync.localhub.limits import RequestWindows
@@ -118,7 +118,7 @@ class App:
         self._log = log
         self._control = Control(faults, hub.limits, log, urlsplit(hub.endpoint).hostname or "")
         self._windows = RequestWindows(hub.limits, hub.clock)
-        modules = (commits, files, refs, xet, lfs, pull_requests, repos)
+        modules = (commits, files, refs, xet, lfs, discussions, repos)
         self._router = Router([route for module in modules for route in module.ROUTES])
         self.tasks: anyio.abc.TaskGroup | None = None
 

@@ -14,7 +14,7 @@ LAYERS = ["storage", "xet", "protocol", "limits", "faults", "state", "routing", 
 INSIDE = {
     "storage": ["git", "blobs", "store", "history"],
     "xet": ["formats", "cas"],
-    "api": ["cards", "pull_requests", "files", "refs", "lfs", "xet", "repos", "commits"],
+    "api": ["cards", "discussions", "files", "refs", "lfs", "xet", "repos", "commits"],
 }
 MODULES = [
     *(f"{layer}.{name}" if layer in INSIDE else layer for layer in LAYERS for name in INSIDE.get(layer, [""])),

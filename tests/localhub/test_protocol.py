@@ -163,12 +163,11 @@ def test_a_pull_request_is_opened_extended_and_merged(api: HfApi, repo: str) -> 
 
 
 def test_a_pull_request_that_conflicts_with_its_base_is_not_merged(api: HfApi, repo: str) -> None:
-    api.create_commit(
-        repo, [CommitOperationAdd("pr.txt", b"1")], commit_message="proposal", repo_type="dataset", create_pr=True
-    )
+    api.create_pull_request(repo, "A draft", repo_type="dataset")
     for revision in ("main", "refs/pr/1"):
         add(api, "same.txt", revision.encode(), revision=revision)
         add(api, f"only-{revision[-1]}.txt", b"x", revision=revision)
+    api.change_discussion_status(repo, 1, "open", repo_type="dataset")
     assert api.get_discussion_details(repo, 1, repo_type="dataset").conflicting_files == ["same.txt"]
     with pytest.raises(HfHubHTTPError, match=r"conflicts: same\.txt"):
         api.merge_pull_request(repo, 1, repo_type="dataset")

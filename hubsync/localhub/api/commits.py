@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from hubsync.localhub.api import cards, pull_requests
+from hubsync.localhub.api import cards, discussions
 from hubsync.localhub.protocol import HubError, Operation, json_response
 from hubsync.localhub.routing import Call, Route
 from hubsync.localhub.state import HubState
@@ -242,10 +242,10 @@ def _land(hub: HubState, call: Call, repo: Repo, caller: Caller, draft: _Draft, 
             "hookOutput": "",
         }
         if create_pr:
-            body["pullRequestUrl"] = pull_requests.open_pull_request(hub, repo, caller.name, ref, base, landed)
+            body["pullRequestUrl"] = discussions.open_pull_request(hub, repo, caller.name, ref, base, landed)
         else:
             hub.history.set_ref(repo, ref, landed.oid)
-            pull_requests.note_commit(hub, repo, ref, caller.name, landed)
+            discussions.note_commit(hub, repo, ref, caller.name, landed)
         hub.quota.spend(caller)
     return json_response(body, headers={"X-Repo-Commit": landed.oid})
 
