@@ -118,7 +118,7 @@ def test_the_exit_codes_of_one_spool(run: Commands, hub: LocalHub, tmp_path: Pat
     assert run("drain", spool, HF_TOKEN="hf_wrong").returncode == 1
     hub.faults.add(Fault.status(422, on="commit"))
     done = run("drain", spool)
-    assert (done.returncode, "all on the Hub but 3 rows in 1 rejected shard" in done.stderr) == (1, True)
+    assert (done.returncode, "all on the Hub but 3 rows in 1 shard" in done.stderr) == (1, True)
     hub.faults.clear()
     assert run("dead-letter", "resubmit", spool, "--all", "--drain").returncode == 0
     assert run("drain", spool).returncode == 0

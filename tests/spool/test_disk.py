@@ -303,7 +303,7 @@ def test_a_writer_whose_lock_file_was_deleted_is_not_taken_for_dead(uploader: An
 
 def test_the_error_counts_rows_that_were_on_their_way_to_a_deleted_spool(uploader: Any, tmp_path: Path) -> None:
     deleted = threading.Event()
-    with pytest.raises(SpoolLost, match="3 rows were in memory"), uploader() as up:
+    with pytest.raises(SpoolLost, match="3 rows in memory were not accepted"), uploader() as up:
         up._engine.queue.order(Order(deleted.wait))
         receipt = up.put(rows(0, 3), ack="queued")
         delete(tmp_path / "spool")
