@@ -92,18 +92,19 @@ def test_a_job_that_resumes_in_another_format_uploads_both(
     local_hub: LocalHub, made: Callable[..., Uploader], caplog: pytest.LogCaptureFixture
 ) -> None:
     local_hub.faults.add(Fault.outage(on="commit"))
-    for n, format in enumerate(FORMATS):
+    formats: list[Format] = ["jsonl", "jsonl.gz", "jsonl.zst"]  # one kind of file for `datasets`
+    for n, format in enumerate(formats):
         up = made(format=format).open()
         up.put([{"id": n}], offset=n)
         with pytest.raises(NotDrained):
             up.close(timeout=0.5)
     local_hub.faults.clear()
     with made(format="jsonl.gz") as up:
-        assert up.offset() == 3
-        up.put([{"id": 4}], offset=4)
+        assert up.offset() == 2
+        up.put([{"id": 3}], offset=3)
     dataset = Dataset(local_hub)
-    assert dataset.ids() == [0, 1, 2, 3, 4]
-    assert len(dataset.paths(tuple(f".{format}" for format in FORMATS))) == 5
+    assert dataset.ids() == [0, 1, 2, 3]
+    assert len(dataset.paths(tuple(f".{format}" for format in formats))) == 4
 
 
 def test_a_mix_of_file_kinds_is_refused(local_hub: LocalHub, made: Callable[..., Uploader]) -> None:
