@@ -63,7 +63,7 @@ def test_eight_processes_put_at_once_while_the_committer_is_killed_again_and_aga
 ) -> None:
     spool, told = tmp_path / "spool", tmp_path / "told"
     hub.faults.add(Fault.reset(when="after", on="commit", probability=0.2))
-    running = {jobs.start("telling", spool, told, 0.02) for _ in range(8)}
+    running = {jobs.start("telling", spool, told, 0.3) for _ in range(8)}
     for _ in range(8):
         until(lambda: committer_of(spool) in running, jobs)
         before = hub.commits_served
@@ -73,7 +73,7 @@ def test_eight_processes_put_at_once_while_the_committer_is_killed_again_and_aga
             jobs.kill(victim)
             assert jobs.end(victim) == -signal.SIGKILL
             running.remove(victim)
-            running.add(jobs.start("telling", spool, told, 0.02))
+            running.add(jobs.start("telling", spool, told, 0.3))
     for pid in running:
         jobs.kill(pid)
     hub.faults.clear()
