@@ -487,7 +487,7 @@ class SpoolWriter:
         """Undo what a failed take wrote. The catalogue has rolled back already."""
         for segment in take.touched.values():
             if before is not None and segment.id == before.id:
-                with suppress(OSError):  # the disk refuses that, too: the next take finds what is left
+                with suppress(OSError):  # the disk refuses this as well: the next take compares again
                     before.compare()
             else:
                 segment.close()

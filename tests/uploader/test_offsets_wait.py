@@ -1,4 +1,4 @@
-"""A job waits for the dataset's offsets as long as they are being read, says so, and is told the truth if it ends."""
+"""A job waits while the dataset's offsets are being read and says so; if the wait ends, the error says why."""
 
 from __future__ import annotations
 
