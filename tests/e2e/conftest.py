@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,15 @@ class Jobs:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def describe(self) -> str:
+        """Return the log, with what each thread of each job does now; a job that is stopped says nothing."""
+        for pid, job in self._jobs.items():
+            if job.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR2)
+        time.sleep(1)  # until they have written it
+        return self.log
 
     def close(self) -> None:
         for job in self._jobs.values():

@@ -4,10 +4,12 @@ by themselves at a failpoint.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
+import threading
 from contextlib import ExitStack
 from itertools import count
 from typing import Any
@@ -140,7 +142,8 @@ def at(point: Failpoint, nth: int, number: int) -> None:
                     # No other thread is within a transaction: there a stopped process holds all up (guarantees.md).
                     for opened in database._open_catalogues:
                         still.enter_context(opened._lock)
-                os.kill(os.getpid(), number)
+                # To this thread: another one would stop a little later, when this one has left the block.
+                signal.pthread_kill(threading.get_ident(), number)
 
     failpoints.listener = listen
 
@@ -152,5 +155,6 @@ def stopping(spool: str, told: str, point: str) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR2)  # `Jobs.describe` asks for it
     name, *args = json.loads(sys.argv[1])
     globals()[name](*args)

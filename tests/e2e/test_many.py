@@ -31,7 +31,7 @@ def accepted(told: Path) -> list[str]:
 
 def until(what: Callable[[], object], jobs: Jobs, every_s: float = 0.01) -> None:
     """Wait for something that a healthy system brings about; see `tests.waiting.until`."""
-    waiting.until(what, lambda: jobs.log, every_s=every_s)
+    waiting.until(what, jobs.describe, every_s=every_s)
 
 
 def committer_of(spool: Path) -> int:
