@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
+
 from hubsync._runtime.paths import absolute
 from hubsync.dashboard.snapshot import Depth, Snapshot, last_hour, links_of, next_commit, snapshot
 from hubsync.dashboard.view import (
@@ -84,7 +86,7 @@ class _History:
         waiting: Rows and bytes that wait for the Hub; the dead letter, which waits for a person, is not counted.
         shards: The last committed ones.
         seen: Segments that are counted in `commits`.
-        found, problem: What the last refresh read.
+        info, problem: What the last refresh read; `info` has the detail.
         files: Size and time of the catalogue's files before that refresh.
     """
 
@@ -95,7 +97,7 @@ class _History:
     commits: dict[str, _Commit] = field(default_factory=dict)
     shards: list[SegmentSummary] = field(default_factory=list)
     seen: dict[int, None] = field(default_factory=dict)
-    found: Snapshot | None = None
+    info: SpoolInfo | None = None
     problem: Problem | None = None
     files: tuple[tuple[int, int], ...] = ()
 
@@ -135,13 +137,12 @@ class SpoolHistories:
         history = self._histories.setdefault(directory, _History())
         now, files = time.time(), _files(directory)
         unchanged = files == history.files and now - history.at < _IDLE_S
-        if unchanged and history.found is not None and not history.found.processes:
+        if unchanged and history.info is not None and history.info.detail and not history.info.detail.processes:
             return
         try:
             found = snapshot(directory, _LATER if now - history.at < _GAP_S else _FIRST)
             _remember(history, found)
-            history.found, history.problem, history.files = found, None, files
-            _info(directory, history, detailed=True)  # so that a value that cannot be understood shows up here
+            history.info, history.problem, history.files = _info(found, history), None, files
         except Exception as error:  # noqa: BLE001  (one spool's content must not hide the others)
             known = isinstance(error, SpoolError)
             text = str(error) if known else f"Its catalogue has unexpected content ({type(error).__name__}: {error})."
@@ -251,18 +252,17 @@ def _id_of(directory: Path) -> str:
 
 
 def _view(directory: Path, history: _History, detailed: bool) -> SpoolView:
+    info = history.info
     return SpoolView(
         id=_id_of(directory),
         spool=str(directory).encode("utf-8", "replace").decode(),
         now=time.time(),
-        info=_info(directory, history, detailed=detailed) if history.found is not None else None,
+        info=info if detailed or info is None else msgspec.structs.replace(info, detail=None),
         problem=history.problem,
     )
 
 
-def _info(directory: Path, history: _History, *, detailed: bool) -> SpoolInfo:
-    found = history.found
-    assert found is not None, directory
+def _info(found: Snapshot, history: _History) -> SpoolInfo:
     return SpoolInfo(
         repo=found.target.repo,
         revision=found.target.revision,
@@ -275,7 +275,7 @@ def _info(directory: Path, history: _History, *, detailed: bool) -> SpoolInfo:
         oldest_age_s=found.oldest_age_s,
         next=NextCommit(*next_commit(found)),
         minute=_minute(history, found.at),
-        detail=_detail(found, history) if detailed else None,
+        detail=_detail(found, history),
     )
 
 

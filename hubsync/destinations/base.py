@@ -15,7 +15,7 @@ from hubsync.errors import (
     TransientError,
 )
 from hubsync.model.commit import BranchTip, Plan
-from hubsync.model.shard import RemoteFile, Shard, Staged
+from hubsync.model.shard import ListedFile, RemoteFile, Shard, Staged
 from hubsync.model.watermarks import RemoteWatermarks
 
 
@@ -69,18 +69,6 @@ async def outcome_of(sending: Awaitable[str]) -> CommitOutcome:
         return NotSent(error)
     except DefectError as error:
         return Rejected(error)
-
-
-class ListedFile(Protocol):
-    """A file in a listing of the repo."""
-
-    @property
-    def path(self) -> str:
-        """Its path."""
-
-    @property
-    def size(self) -> int:
-        """Its size, in bytes."""
 
 
 class Destination(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from hubsync._runtime.formatting import count_text
-from hubsync.destinations.base import CommitOutcome, Destination, Landed, ListedFile
+from hubsync.destinations.base import CommitOutcome, Destination, Landed
 from hubsync.model.commit import BranchTip, Plan
-from hubsync.model.shard import RemoteFile, Shard, Staged
+from hubsync.model.shard import ListedFile, RemoteFile, Shard, Staged
 from hubsync.model.watermarks import RemoteWatermarks
 from hubsync.telemetry.status import Status
 from hubsync.telemetry.tracing import span

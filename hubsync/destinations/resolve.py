@@ -9,9 +9,12 @@ import ipaddress
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from urllib.parse import urlsplit
+
+import anyio
 
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.validation import check_repo_id, check_type, is_set
@@ -138,6 +141,21 @@ def online_destination(target: Target, token: Secret | str | None, retry: RetryP
     if found is None:
         raise HubsyncError(f"HF_HUB_OFFLINE is set, and this needs {target.repo} on the Hub. Unset it and try again.")
     return found
+
+
+@asynccontextmanager
+async def open_hub(target: Target, token: Secret | None, retry: RetryPolicy | None = None) -> AsyncIterator[HubDataset]:
+    """Open the destination of `target` for work that needs it; its connections are closed at the end.
+
+    Raises:
+        HubsyncError: HF_HUB_OFFLINE is set.
+    """
+    hub = online_destination(target, token, retry or RetryPolicy())
+    try:
+        yield hub
+    finally:
+        with anyio.CancelScope(shield=True):
+            await hub.aclose()
 
 
 def _is_loopback(endpoint: str) -> bool:

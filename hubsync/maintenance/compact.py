@@ -30,7 +30,7 @@ from hubsync._runtime.threads import run_in_thread
 from hubsync.destinations.base import FolderFull, Landed, NotSent, Rejected, Unknown
 from hubsync.destinations.hub.card import Entry
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
-from hubsync.destinations.resolve import online_destination, target_of
+from hubsync.destinations.resolve import open_hub, target_of
 from hubsync.encoding import codecs
 from hubsync.errors import BlockedError, ConfigError, TransientError
 from hubsync.model.commit import Plan, Watermark
@@ -146,13 +146,9 @@ def compact(
     target = target_of(repo, endpoint, revision)
 
     async def run() -> Compaction:
-        hub = online_destination(target, secret, RetryPolicy())
-        try:
+        async with open_hub(target, secret) as hub:
             compactor = _Compactor(hub, clock or SystemClock(), min_age_s, max_file_bytes)
             return await (compactor.apply(progress) if apply else compactor.look())
-        finally:
-            with anyio.CancelScope(shield=True):
-                await hub.aclose()
 
     return anyio.run(run)
 

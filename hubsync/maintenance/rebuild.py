@@ -26,7 +26,7 @@ from hubsync._runtime.clock import SystemClock
 from hubsync._runtime.file_lock import HEARTBEAT_S, FileLock
 from hubsync._runtime.files import is_raw, whole_rows
 from hubsync._runtime.formatting import count_text
-from hubsync.destinations.resolve import online_destination
+from hubsync.destinations.resolve import open_hub
 from hubsync.encoding.codecs import DamagedShard, read_lines
 from hubsync.errors import ConfigError, SpoolBusy, SpoolError
 from hubsync.maintenance.salvage import SalvagedCatalogue
@@ -99,13 +99,10 @@ def rebuild(directory: Path, *, retry: RetryPolicy | None = None) -> RebuildRepo
 
 async def read_remote(target: Target, private: bool | None, retry: RetryPolicy) -> RemoteState:
     """Return what the dataset holds, creating it if it does not exist."""
-    destination = online_destination(target, None, retry)
-    try:
+    async with open_hub(target, None, retry) as destination:
         head = (await destination.ensure_repo(private=private)).sha or ""
         oids = {file.oid for file in await destination.list_files(head)}
         return RemoteState(oids, list((await destination.read_watermarks(head)).by_writer.values()))
-    finally:
-        await destination.aclose()
 
 
 class _Builder:

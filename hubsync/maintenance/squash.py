@@ -9,8 +9,7 @@ import anyio
 
 from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.secret import Secret
-from hubsync.destinations.resolve import online_destination, target_of
-from hubsync.policies import RetryPolicy
+from hubsync.destinations.resolve import open_hub, target_of
 from hubsync.reader.snapshot import SnapshotReader
 
 
@@ -60,8 +59,7 @@ def squash(
     target = target_of(repo, endpoint, revision)
 
     async def run() -> Squashed:
-        hub = online_destination(target, secret, RetryPolicy())
-        try:
+        async with open_hub(target, secret) as hub:
             reader = SnapshotReader(hub, clock or SystemClock())
             head = await reader.head()
             commits = 0
@@ -74,8 +72,5 @@ def squash(
             # Repeating it is harmless: a history of one commit stays one.
             await reader.retry(lambda: hub.squash(f"Squash {commits:,} commits"))
             return Squashed(target.repo, revision, commits, await reader.head())
-        finally:
-            with anyio.CancelScope(shield=True):
-                await hub.aclose()
 
     return anyio.run(run)

@@ -21,7 +21,7 @@ from hubsync._runtime.formatting import count_text
 from hubsync._runtime.paths import absolute
 from hubsync._runtime.secret import Secret
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
-from hubsync.destinations.resolve import online_destination, target_of, token_source
+from hubsync.destinations.resolve import open_hub, target_of, token_source
 from hubsync.encoding.codecs import SUFFIXES
 from hubsync.errors import BlockedError
 from hubsync.maintenance.shard_content import ShardContent, read_contents
@@ -30,7 +30,6 @@ from hubsync.model.layout import part_of
 from hubsync.model.series import Series, series_of
 from hubsync.model.target import Target
 from hubsync.model.watermarks import RemoteWatermarks
-from hubsync.policies import RetryPolicy
 from hubsync.reader.selection import Selection, select_files
 from hubsync.reader.shard_listing import read_origins
 from hubsync.reader.snapshot import Snapshot, SnapshotReader
@@ -158,9 +157,8 @@ async def _verify(
     progress: Callable[[int, int], None],
     clock: Clock,
 ) -> Report:
-    hub = online_destination(target, token, RetryPolicy())
-    reader = SnapshotReader(hub, clock)
-    try:
+    async with open_hub(target, token) as hub:
+        reader = SnapshotReader(hub, clock)
         commit, before, after = await _head(hub, directory, token, clock)
         snapshot = await reader.snapshot(commit)
         found = await reader.watermarks(snapshot)
@@ -187,9 +185,6 @@ async def _verify(
             rows = sum(read.rows for read in contents.values() if isinstance(read, ShardContent))
         elif any(isinstance(finding, Difference) for finding in findings):
             rows = await _count_rows(reader, shards, snapshot.commit, after)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await hub.aclose()
     return Report(
         repo=target.repo,
         revision=target.revision,

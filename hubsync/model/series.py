@@ -9,19 +9,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from hubsync.model.commit import Watermark
 from hubsync.model.layout import part_of, without_part
-
-
-class ListedFile(Protocol):
-    """A file in a listing of the dataset."""
-
-    @property
-    def path(self) -> str:
-        """Its path."""
-
+from hubsync.model.shard import ListedFile
 
 File = TypeVar("File", bound=ListedFile)
 

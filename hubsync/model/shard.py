@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from hubsync._runtime.formatting import count_text
 from hubsync.errors import ShardsRefused
@@ -58,6 +58,18 @@ class Staged:
 
     mode: Mode
     remote_oid: str | None = None
+
+
+class ListedFile(Protocol):
+    """A file in a listing of the repo."""
+
+    @property
+    def path(self) -> str:
+        """Its path."""
+
+    @property
+    def size(self) -> int:
+        """Its size, in bytes."""
 
 
 class QuarantinedShard(NamedTuple):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from hubsync.model.receipt import Receipt, SegmentOutcome, Until, mark_spooled
 from hubsync.uploader.queue import BoundedQueue
 from tests.waiting import until
 
+T = TypeVar("T")
 TIMEOUT_S = 0.05
 
 
@@ -39,6 +41,21 @@ def interrupted_by(handler: Callable[..., None]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def result_while_blocked_by(block: Callable[[], object], wait: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `wait`, which `block` interrupts on the same event loop as soon as it waits."""
+
+    async def hold_up() -> None:
+        await anyio.wait_all_tasks_blocked()
+        block()
+
+    async def run() -> T:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hold_up)
+            return await wait()
+
+    return anyio.run(run)
 
 
 def small_batch() -> Batch:
@@ -66,18 +83,7 @@ def test_a_receipt_that_gets_there_during_a_long_signal_handler_does_not_time_ou
 def test_a_receipt_that_gets_there_while_the_event_loop_is_blocked_does_not_time_out(goal: Until) -> None:
     receipt, outcome = Receipt(1, 1), SegmentOutcome("abc", settled=True)
     block = beyond_the_deadline(lambda: mark_spooled(receipt, outcome, replayed=False))
-
-    async def run() -> None:
-        async with anyio.create_task_group() as tasks:
-
-            async def hold_up() -> None:
-                await anyio.wait_all_tasks_blocked()
-                block()
-
-            tasks.start_soon(hold_up)
-            assert await receipt.wait_async(goal, timeout=TIMEOUT_S) == "abc"
-
-    anyio.run(run)
+    assert result_while_blocked_by(block, lambda: receipt.wait_async(goal, timeout=TIMEOUT_S)) == "abc"
 
 
 def test_a_receipt_that_does_not_get_there_times_out() -> None:
@@ -95,18 +101,7 @@ def test_room_that_a_long_signal_handler_makes_is_taken() -> None:
 def test_room_that_is_made_while_the_event_loop_is_blocked_is_taken() -> None:
     queue = full_queue()
     block = beyond_the_deadline(lambda: make_room(queue))
-
-    async def run() -> None:
-        async with anyio.create_task_group() as tasks:
-
-            async def hold_up() -> None:
-                await anyio.wait_all_tasks_blocked()
-                block()
-
-            tasks.start_soon(hold_up)
-            assert await queue.put_async(small_batch(), TIMEOUT_S)
-
-    anyio.run(run)
+    assert result_while_blocked_by(block, lambda: queue.put_async(small_batch(), TIMEOUT_S))
 
 
 @pytest.mark.parametrize("call", ["flush", "close"])
