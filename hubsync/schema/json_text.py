@@ -8,31 +8,42 @@ value is written as in any column.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import msgspec
 
 _SPACE = " \t\r\n\ufeff"  # what the parser of `datasets` skips
 _CLOSING = {"{": "}", "[": "]", '"': '"'}
-# It accepts `1.`, `01` and `-e` as well.
-_SCALAR = re.compile(r"(?=.)-?[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]*)?|true|false|null|NaN|-?Infinity")
 _FIRST = frozenset('{["-0123456789tfnNI' + _SPACE)
+_FEW = 1_000  # of which an iterator each is no burden
+# A bracket or quote that opens a value, or a scalar and nothing else. The parser accepts `1.`, `01` and `-e` as well.
+# No quantifier gives back what it took (`*+`), so the time is linear, whatever the text.
+_START = re.compile(
+    rf"""[{_SPACE}]*+(?:([{{\["])|(?=[-0-9tfnNI])"""
+    r"(?:-?+[0-9]*+(?:\.[0-9]*+)?+(?:[eE][+-]?+[0-9]*+)?+|true|false|null|NaN|-?Infinity)"
+    rf"[{_SPACE}]*+\Z)"
+)
 
 
 def reads_as_json(text: str) -> bool:
     """Return whether `datasets` may take a string for JSON text. It is True for some that it can't parse."""
-    if text[:1] not in _FIRST:
-        return False
+    found = _START.match(text)
+    if found is None or (opening := found[1]) is None:
+        return found is not None
     core = text.strip(_SPACE)
-    if (closing := _CLOSING.get(core[:1])) is not None:
-        return len(core) > 1 and core[-1] == closing
-    return _SCALAR.fullmatch(core) is not None
+    return len(core) > 1 and core[-1] == _CLOSING[opening]
 
 
 def any_reads_as_json(texts: Sequence[str]) -> bool:
     """Return `any(map(reads_as_json, texts))`. For most texts, the first character decides, which is checked here."""
-    return any(map(reads_as_json, [text for text in texts if text[:1] in _FIRST]))
+    firsts = next(zip(*texts, strict=False), None) if len(texts) <= _FEW else None
+    if firsts is None:  # one is empty, or there are too many for an iterator each
+        candidates: Iterable[str] = [text for text in texts if text[:1] in _FIRST]
+    else:
+        candidates = compress(texts, map(_FIRST.__contains__, firsts))
+    return any(map(reads_as_json, candidates))
 
 
 def escaped(rows: Sequence[Mapping[str, Any]], columns: Collection[str]) -> Sequence[Mapping[str, Any]]:

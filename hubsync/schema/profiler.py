@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import chain
+from operator import itemgetter
 from types import NoneType
 from typing import Annotated, Any
 from uuid import UUID
@@ -138,10 +140,12 @@ class RowProfiler:
 class _Node:
     """One place in the rows: the rows themselves, a column, or the elements of a list column."""
 
-    __slots__ = ("columns", "elements", "is_column", "is_json", "keys", "kinds", "sizes")
+    __slots__ = ("columns", "elements", "is_column", "is_json", "keys", "kinds", "last_keys", "sizes", "values_of")
 
     def __init__(self) -> None:
         self.keys: set[tuple[str, ...]] = set()
+        self.last_keys: tuple[str, ...] = ()
+        self.values_of: Callable[[dict[str, Any]], tuple[Any, ...]] | None = None  # of `last_keys`, if they are known
         self.kinds: set[frozenset[type]] = set()
         self.sizes: set[int] = set()
         self.is_json = False
@@ -151,18 +155,33 @@ class _Node:
 
 
 def _profile(dicts: Collection[dict[Any, Any]], node: _Node, found: Discoveries, root: _Node | None = None) -> None:
-    signatures = set(map(tuple, dicts))
-    for keys in signatures:
-        alike = dicts if len(signatures) == 1 else [item for item in dicts if tuple(item) == keys]
+    for keys, columns in _columns_by_keys(dicts, node):
         if keys not in node.keys:
             if not all(isinstance(key, str) and "\0" not in key for key in keys):
                 raise SuspiciousValue
             found.append((node.keys, keys))
-        for key, column in zip(keys, zip(*map(dict.values, alike), strict=True), strict=True):
+        elif len(keys) > 1 and keys is not node.last_keys:
+            node.last_keys, node.values_of = keys, itemgetter(*keys)
+        for key, column in zip(keys, columns, strict=True):
             if (below := node.columns.get(key)) is None:
                 below = node.columns[key] = _Node()
                 below.is_column = node is root
             _profile_values(column, below, found)
+
+
+def _columns_by_keys(
+    dicts: Collection[dict[Any, Any]], node: _Node
+) -> Iterable[tuple[tuple[Any, ...], Iterable[Sequence[Any]]]]:
+    """Return, for each combination of keys, the columns of the dicts that have them."""
+    keys, values_of = node.last_keys, node.values_of  # most batches are like the last one, in any order of the keys
+    if values_of is not None and {*map(len, dicts)} == {len(keys)}:
+        with suppress(KeyError):
+            return [(keys, zip(*map(values_of, dicts), strict=True))]
+    signatures = set(map(tuple, dicts))
+    if len(signatures) == 1:
+        return [(signatures.pop(), zip(*map(dict.values, dicts), strict=True))]
+    alike = {keys: [item for item in dicts if tuple(item) == keys] for keys in signatures}
+    return [(keys, zip(*map(dict.values, items), strict=True)) for keys, items in alike.items()]
 
 
 def _profile_values(values: Sequence[Any], node: _Node, found: Discoveries) -> None:

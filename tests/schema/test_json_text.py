@@ -54,3 +54,10 @@ def test_json_is_told_from_text(text: str) -> None:
     assert reads_as_json(text)
     assert any_reads_as_json(["text", "", text])
     assert not any_reads_as_json(["text", "", "the 4", "[INST] hi", "2026-01-01", "Null", "tru", text + "x"])
+
+
+@pytest.mark.parametrize("text", ["{0}x", "-{0}e", "1.{0}.", "1e{0}e", "[{0}", "{0}"], ids=repr)
+@pytest.mark.parametrize("filling", ["1", " "], ids=["digits", "spaces"])
+def test_a_long_text_takes_no_longer_than_its_length(text: str, filling: str) -> None:
+    """As the digits of pi, or a number in base 10: a pattern that tries every split takes hours."""
+    assert reads_as_json(text.format(filling * 1_000_000)) == reads_as_json(text.format(filling * 20))
