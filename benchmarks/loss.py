@@ -1,8 +1,8 @@
-"""What a generator loses by being watched: its throughput with an uploader in the loop against none, within one round.
+"""The throughput that a generator loses to an uploader in its loop, compared with the same loop without one.
 
-Four kinds of generators make a batch of 50 rows of 3 kB every 100 ms: one sleeps as for an API, one computes in Python,
-one holds the GIL in C, one is a task of asyncio; the Hub in four weathers. Beside hubsync the peer that most jobs begin
-with: `HfApi.upload_file` for every batch. Each case runs in a process of its own, against a Hub in another.
+Each generator makes a batch of 50 rows of 3 kB every 100 ms: one sleeps as if it called an API, one computes in Python,
+one holds the GIL in C, one is a task of asyncio. The Hub is healthy, slow, limited or down. The peer is what most jobs
+begin with: `HfApi.upload_file` for every batch. Each case runs in a process of its own, and so does its Hub.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens to a run, drawn from its seed alone: who is killed or stopped when, and the Hub's weather meanwhile.
+"""What happens to a run, drawn from its seed alone: who is killed or stopped when, and the Hub's faults meanwhile.
 
 The same seed draws the same kills, stops and spells in the same order. What they meet differs, since real time does.
 """

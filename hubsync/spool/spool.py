@@ -142,7 +142,7 @@ class Spool:
             raise SpoolMismatch(
                 f"the spool {self.directory} holds rows for {found.repo} ({found.revision}) at {found.endpoint}, not "
                 f"for {target.repo} ({target.revision}) at {target.endpoint}. Nothing was changed. Use another spool, "
-                f"or upload what is left in this one first: hubsync drain {self.directory}"
+                f"or upload the rows of this one first: hubsync drain {self.directory}"
             )
         return found
 

@@ -301,7 +301,7 @@ class SpoolWriter:
     def _drop_damaged(self, take: _Take) -> None:
         """Seal the open segment if something else has cut or deleted its file.
 
-        Rows that follow half a row would be lost with it. What is left is kept when the file is checked: see `Shards`.
+        Rows that follow half a row would be lost with it. `Shards` keeps the others when it checks the file.
         """
         segment = self._open
         if segment is not None and segment.is_damaged:

@@ -261,7 +261,7 @@ class AsyncUploader(BaseUploader):
     async def _drain_before_the_end(self, engine: Engine, why: str, seconds: float | None) -> None:
         """Upload what is possible in time; a second signal ends it at once."""
         bound = "" if seconds is None else f", for up to {seconds:.0f} s"
-        _log.warning("%s ended the job. Uploading what is left%s: %s.", why, bound, engine.waiting_text())
+        _log.warning("%s ended the job. Uploading the rest%s: %s.", why, bound, engine.waiting_text())
         try:
             with (
                 anyio.CancelScope(shield=True) as self._draining,

@@ -441,7 +441,7 @@ class BaseUploader:
     def _at_exit(self, seconds: float) -> None:
         if self._closed or os.getpid() != self._pid:
             return
-        _log.warning("The uploader of %s was not closed. Uploading what is left, for up to %g s.", self.repo, seconds)
+        _log.warning("The uploader of %s was not closed. Uploading the rest, for up to %g s.", self.repo, seconds)
         try:
             self._close(seconds)
         except HubsyncError as error:

@@ -1,4 +1,4 @@
-"""Closing an uploader: turn what ends a wait for commits into errors that say what is left, and where.
+"""Closing an uploader: turn what ends a wait for commits into errors that say what remains, and where.
 
 Draining must not hide what ended the job: an exception of the block goes on, whatever happens to the rows.
 """
@@ -23,7 +23,7 @@ _log = logging.getLogger("hubsync")
 
 @contextmanager
 def draining(engine: Engine, timeout: float | None) -> Iterator[None]:
-    """Show progress within the block, and say what is left if it ends early.
+    """Show progress within the block, and say what remains if it ends early.
 
     Raises:
         NotDrained: the block timed out.
@@ -70,7 +70,7 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
     has_rows = bool(engine.status.counts.spooled_rows or engine.monitor.depth().rows or engine.queue.depth().rows)
     if has_rows:
         _log.warning(
-            "%s ended the job. Uploading what is left%s: %s. Press Ctrl-C to stop; the rows stay in the spool.",
+            "%s ended the job. Uploading the rest%s: %s. Press Ctrl-C to stop; the rows stay in the spool.",
             type(error).__name__, limit, engine.waiting_text(),
         )  # fmt: skip
     try:

@@ -80,7 +80,7 @@ def test_sigterm_while_the_block_is_being_left_still_has_its_grace(
     (tmp_path / "go on").touch()
     until(lambda: "leaving" in accepted(tmp_path / "told") and hub.faults.struck(outage), jobs)
     jobs.kill(pid, signal.SIGTERM)
-    until(lambda: "Uploading what is left" in jobs.log, jobs)
+    until(lambda: "Uploading the rest" in jobs.log, jobs)
     hub.faults.clear()
     assert jobs.end(pid) == 143, jobs.log
     assert Counter(row["id"] for row in dataset.rows()) == rows()
@@ -95,7 +95,7 @@ def test_the_second_signal_ends_it_at_once(
     pid = start(jobs, face, tmp_path, 3600)
     hub.faults.add(Fault.outage())
     jobs.kill(pid, first)
-    until(lambda: "Uploading what is left" in jobs.log, jobs)
+    until(lambda: "Uploading the rest" in jobs.log, jobs)
     time.sleep(signals._SAME_SIGNAL_S)
     jobs.kill(pid, first)
     assert jobs.end(pid) in (143, -signal.SIGINT), jobs.log
@@ -112,7 +112,7 @@ def test_the_second_sigterm_ends_it_also_where_the_drain_has_not_begun(
 
     class Impatient(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "Uploading what is left" in record.getMessage():
+            if "Uploading the rest" in record.getMessage():
                 signal.raise_signal(signal.SIGTERM)
 
     impatient = Impatient()
@@ -367,7 +367,7 @@ def test_sigterm_at_the_interpreters_exit_has_its_grace_and_says_so_in_the_exit_
     hub: LocalHub, dataset: Dataset, forgetful: subprocess.Popen[str]
 ) -> None:
     forgetful.send_signal(signal.SIGTERM)
-    read_until("Uploading what is left", forgetful)
+    read_until("Uploading the rest", forgetful)
     hub.faults.clear()
     said, log = forgetful.communicate()
     assert (forgetful.returncode, said) == (143, "the end of all\n"), log

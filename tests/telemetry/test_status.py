@@ -284,7 +284,7 @@ def test_a_job_that_an_exception_ended_logs_how_its_drain_went(uploader: Make, l
         up.put([{"id": 1}])
         1 / 0  # noqa: B018
     began, ended = lines("WARNING")
-    assert began.startswith("WARNING ZeroDivisionError ended the job. Uploading what is left: 1 row")
+    assert began.startswith("WARNING ZeroDivisionError ended the job. Uploading the rest: 1 row")
     assert ended == "WARNING Done: all rows are on the Hub."
 
 
