@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import ssl
 import threading
 from collections.abc import Iterator
@@ -131,6 +132,24 @@ def test_ssl_cert_file_adds_a_private_authority(
 def trust(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+
+def test_certificates_are_loaded_once_and_again_when_their_file_changes(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")  # each proxy has connections of its own
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    trust(trustme.CA(), tmp_path, monkeypatch)
+    with tls_server(authority.issue_cert("127.0.0.1")) as server:
+        assert type(head_of(server)) is BlockedError
+        loaded: list[object] = []
+        load = httpx.create_ssl_context
+        monkeypatch.setattr(httpx, "create_ssl_context", lambda: loaded.append(None) or load())
+        trust(authority, tmp_path, monkeypatch)
+        os.utime(tmp_path / "ca.pem", (1, 1))
+        for _ in range(3):
+            assert head_of(server).sha == SHA
+    assert len(loaded) == 1
 
 
 def test_a_missing_certificate_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
