@@ -6,13 +6,13 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hubsync.localhub import LocalHub
+from tests.zygote import ROOT, Program, Python
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -38,31 +38,21 @@ def browser(path: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextlib.contextmanager
-def job(hub: LocalHub, repo: str, spool: Path, **options: object) -> Iterator[subprocess.Popen[str]]:
+def job(python: Python, hub: LocalHub, repo: str, spool: Path, **options: object) -> Iterator[Program]:
     """A job that runs, and is killed in the end."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "tests.dashboard.job", repo, str(spool), *flags]
-    with ended(subprocess.Popen(command, env={**os.environ, **hub.environ()}, text=True)) as process:
-        yield process
+    environ = {**os.environ, **hub.environ()}
+    with python.start("-m", "tests.dashboard.job", repo, spool, *flags, env=environ, cwd=ROOT) as program:
+        yield program
 
 
 @contextlib.contextmanager
-def page(*spools: Path, port: int = 0, **environ: str) -> Iterator[str]:
+def page(python: Python, *spools: Path, port: int = 0, **environ: str) -> Iterator[str]:
     """`hubsync dashboard` in a process of its own: its address."""
-    command = [sys.executable, "-m", "hubsync", "dashboard", f"--port={port}", *map(str, spools)]
-    process = subprocess.Popen(command, env={**os.environ, **environ}, text=True, stdout=subprocess.PIPE)
-    with ended(process):
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
+    command = ["-m", "hubsync", "dashboard", f"--port={port}", *spools]
+    with python.start(*command, env={**os.environ, **environ}, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        address = program.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:"), address
         yield address
 

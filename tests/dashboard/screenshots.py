@@ -17,6 +17,7 @@ from typing import Any
 
 from hubsync.localhub import Fault, LocalHub
 from tests.dashboard.browser import browser, chromium, job, page, wait_until
+from tests.zygote import Python
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
@@ -29,11 +30,12 @@ def main(minutes: float) -> None:
         homes = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="job-"))) for _ in range(2)]
         hubs = [stack.enter_context(LocalHub(home / "hub", users={"ada": "hf_localhub_user"})) for home in homes]
         spools = [homes[0] / "ada--rollouts", homes[0] / "ada--judgements", homes[1] / "ada--rollouts"]
+        python = stack.enter_context(Python())
         quick: dict[str, Any] = {"linger_s": 8, "blocked_s": 120}
-        stack.enter_context(job(hubs[0], "ada/rollouts", spools[0], rows_per_s=700, per_hour=120, **quick))
-        stack.enter_context(job(hubs[0], "ada/judgements", spools[1], rows_per_s=60, per_hour=240, **quick))
-        stack.enter_context(job(hubs[1], "ada/rollouts", spools[2], rows_per_s=500, per_hour=120, **quick))
-        alone, both, other = (stack.enter_context(page(*some)) for some in (spools[:1], spools[:2], spools[2:]))
+        stack.enter_context(job(python, hubs[0], "ada/rollouts", spools[0], rows_per_s=700, per_hour=120, **quick))
+        stack.enter_context(job(python, hubs[0], "ada/judgements", spools[1], rows_per_s=60, per_hour=240, **quick))
+        stack.enter_context(job(python, hubs[1], "ada/rollouts", spools[2], rows_per_s=500, per_hour=120, **quick))
+        alone, both, other = (stack.enter_context(page(python, *some)) for some in (spools[:1], spools[:2], spools[2:]))
         chrome = stack.enter_context(browser(path))
         time.sleep(minutes * 60)
         _wait_for(alone, "uploading")

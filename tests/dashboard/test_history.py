@@ -28,7 +28,8 @@ from hubsync.spool.database import VERSION, read_only
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.heartbeat import Heartbeat, read_heartbeats, write_heartbeat
 from hubsync.telemetry.status import State, Status, Stored
-from tests.dashboard.browser import job, wait_until
+from tests.dashboard.browser import wait_until
+from tests.dashboard.conftest import Job
 
 Make = Callable[..., Uploader]
 
@@ -74,7 +75,7 @@ def left(uploader: Make, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow("waits until the heartbeat of a stopped job is old")
-def test_a_job_in_another_process_is_followed_until_it_is_killed(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_job_in_another_process_is_followed_until_it_is_killed(hub: LocalHub, job: Job, tmp_path: Path) -> None:
     histories = SpoolHistories([tmp_path / "spool"])
     problem = only(histories).problem
     assert problem is not None

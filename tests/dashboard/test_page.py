@@ -17,7 +17,8 @@ import pytest
 from hubsync import HubsyncError, Uploader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.telemetry.heartbeat import Heartbeat, write_heartbeat
-from tests.dashboard.browser import job, page
+from tests.conftest import FAST
+from tests.dashboard.conftest import Job, Page
 
 pytestmark = [pytest.mark.slow("drives a browser"), pytest.mark.timeout(900)]  # it may have to be installed first
 
@@ -57,10 +58,15 @@ def browse(chrome: Any) -> Iterator[Open]:
     assert wrong == []
 
 
-@pytest.fixture
-def ended(hub: LocalHub, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def ended_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A spool with everything in it that a page can show, and no job: commits, what waits, a dead shard, changes."""
-    with Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "spool") as up:
+    directory = tmp_path_factory.mktemp("ended")
+    spool = directory / "spool"
+    with (
+        LocalHub(directory / "hub") as hub,
+        Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool=spool, retry=FAST["retry"]) as up,
+    ):
         for code, times in ((503, 1), (422, 4)):
             up.put([{"id": n} for n in range(30)])
             up.flush()
@@ -72,8 +78,15 @@ def ended(hub: LocalHub, tmp_path: Path) -> Path:
         up.put([{"id": 1}])
         with contextlib.suppress(HubsyncError):
             up.close(timeout=0.5)
+    return spool
+
+
+@pytest.fixture
+def ended(ended_once: Path, tmp_path: Path) -> Path:
+    """A copy of `ended_once`, of a job that ended long ago."""
+    shutil.copytree(ended_once, tmp_path / "spool")
     for lock in (tmp_path / "spool").rglob("*.lock"):
-        os.utime(lock, (0, 0))  # long ago
+        os.utime(lock, (0, 0))
     return tmp_path / "spool"
 
 
@@ -89,7 +102,9 @@ def until(shown: Any, script: str, argument: Any = None) -> None:
 STATE = "kind => document.querySelector('.state span').textContent === kind"
 
 
-def test_the_figures_follow_a_job_in_another_process(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
+def test_the_figures_follow_a_job_in_another_process(
+    hub: LocalHub, browse: Open, job: Job, page: Page, tmp_path: Path
+) -> None:
     with job(hub, "user/rows", tmp_path / "spool") as process, page(tmp_path / "spool") as address:
         shown = browse(address, wait=".card")
         until(shown, STATE, "Uploading")
@@ -108,7 +123,9 @@ def test_the_figures_follow_a_job_in_another_process(hub: LocalHub, browse: Open
         assert "of 67.1 MB" in shown.locator("dt:text-is('Queue in memory') ~ dd").inner_text()
 
 
-def test_the_state_follows_the_hub_and_changes_are_read_out(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
+def test_the_state_follows_the_hub_and_changes_are_read_out(
+    hub: LocalHub, browse: Open, job: Job, page: Page, tmp_path: Path
+) -> None:
     with job(hub, "user/rows", tmp_path / "spool") as process, page(tmp_path / "spool") as address:
         shown = browse(address, wait=".card")
         until(shown, STATE, "Uploading")
@@ -128,7 +145,9 @@ def test_the_state_follows_the_hub_and_changes_are_read_out(hub: LocalHub, brows
     hub.revoke(hub.token)
 
 
-def test_a_revoked_token_is_shown_and_so_is_its_end(hub: LocalHub, browse: Open, tmp_path: Path) -> None:
+def test_a_revoked_token_is_shown_and_so_is_its_end(
+    hub: LocalHub, browse: Open, job: Job, page: Page, tmp_path: Path
+) -> None:
     with job(hub, "user/rows", tmp_path / "spool"), page(tmp_path / "spool") as address:
         shown = browse(address, wait=".card")
         until(shown, STATE, "Uploading")
@@ -146,7 +165,7 @@ def test_a_revoked_token_is_shown_and_so_is_its_end(hub: LocalHub, browse: Open,
 
 
 def test_several_spools_side_by_side_and_one_that_comes_and_goes(
-    hub: LocalHub, browse: Open, tmp_path: Path, ended: Path
+    hub: LocalHub, browse: Open, page: Page, tmp_path: Path, ended: Path
 ) -> None:
     home = tmp_path / "home"
     with page(HUBSYNC_HOME=str(home)) as address:
@@ -169,20 +188,21 @@ def test_several_spools_side_by_side_and_one_that_comes_and_goes(
         until(shown, "() => document.querySelectorAll('article').length === 1")
 
 
-@pytest.fixture
-def many(ended: Path, hub: LocalHub, tmp_path: Path) -> Path:
-    """A home with six spools: two that need someone, four that are finished."""
-    home = tmp_path / "home"
-    shutil.copytree(ended, home / "rejected")
+@pytest.fixture(scope="module")
+def many(ended_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with six spools: two that need someone, four that are finished. No test changes it."""
+    directory = tmp_path_factory.mktemp("many")
+    home = directory / "home"
+    shutil.copytree(ended_once, home / "rejected")
     (home / "corrupt").mkdir()
     (home / "corrupt" / "catalogue.sqlite").write_bytes(b"not a database" * 100)
-    hub.start()
-    for n in range(4):
-        spool = home / f"finished-{n}"
-        with Uploader(f"user/rows-{n}", endpoint=hub.endpoint, token=hub.token, spool=spool) as up:
-            up.put([{"id": n} for n in range(10 * (n + 1))])
-        for lock in spool.rglob("*.lock"):
-            os.utime(lock, (0, 0))  # long ago
+    with LocalHub(directory / "hub") as hub:
+        for n in range(4):
+            spool = home / f"finished-{n}"
+            with Uploader(f"user/rows-{n}", endpoint=hub.endpoint, token=hub.token, spool=spool) as up:
+                up.put([{"id": n} for n in range(10 * (n + 1))])
+    for lock in home.rglob("*.lock"):
+        os.utime(lock, (0, 0))  # long ago
     return home
 
 
@@ -190,7 +210,7 @@ def names(shown: Any) -> list[str]:
     return [str(text) for text in shown.locator(".overview .open").all_inner_texts()]
 
 
-def test_many_spools_have_an_overview_to_sort_and_filter(browse: Open, many: Path) -> None:
+def test_many_spools_have_an_overview_to_sort_and_filter(browse: Open, page: Page, many: Path) -> None:
     with page(HUBSYNC_HOME=str(many)) as address:
         shown = browse(address, wait=".overview tbody tr")
         assert names(shown) == ["corrupt", "user/rows", *(f"user/rows-{n}" for n in range(4))]
@@ -213,7 +233,7 @@ def test_many_spools_have_an_overview_to_sort_and_filter(browse: Open, many: Pat
         assert shown.locator(".overview .none").inner_text() == "No spool matches."
 
 
-def test_a_spool_of_the_overview_opens_and_its_address_can_be_kept(browse: Open, many: Path) -> None:
+def test_a_spool_of_the_overview_opens_and_its_address_can_be_kept(browse: Open, page: Page, many: Path) -> None:
     with page(HUBSYNC_HOME=str(many)) as address:
         shown = browse(address, wait=".overview tbody tr")
         row = shown.locator(".open:text-is('user/rows-1')")
@@ -230,7 +250,7 @@ def test_a_spool_of_the_overview_opens_and_its_address_can_be_kept(browse: Open,
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_the_overview_fits_and_can_be_read(browse: Open, many: Path, width: int, scheme: str) -> None:
+def test_the_overview_fits_and_can_be_read(browse: Open, page: Page, many: Path, width: int, scheme: str) -> None:
     with page(HUBSYNC_HOME=str(many)) as address:
         shown = browse(address, width=width, wait=".overview tbody tr", color_scheme=scheme)
         assert shown.evaluate("() => document.documentElement.scrollWidth") <= width
@@ -239,7 +259,7 @@ def test_the_overview_fits_and_can_be_read(browse: Open, many: Path, width: int,
         assert [entry for entry in found if entry[1] < 4.5] == []
 
 
-def test_the_page_outlives_its_server(browse: Open, ended: Path) -> None:
+def test_the_page_outlives_its_server(browse: Open, page: Page, ended: Path) -> None:
     with page(ended) as address:
         shown = browse(address)
     until(shown, "() => document.getElementById('connection').textContent.startsWith('disconnected since ')")
@@ -250,9 +270,9 @@ def test_the_page_outlives_its_server(browse: Open, ended: Path) -> None:
 
 
 def test_what_was_refused_stands_at_the_top_and_nothing_says_that_all_went_well(
-    hub: LocalHub, browse: Open, tmp_path: Path
+    hub: LocalHub, uploader: Callable[..., Uploader], browse: Open, page: Page, tmp_path: Path
 ) -> None:
-    with Uploader("user/rows", endpoint=hub.endpoint, token=hub.token, spool=tmp_path / "spool") as up:
+    with uploader() as up:
         hub.faults.add(Fault.status(422, on="commit"))
         up.put([{"id": n} for n in range(3)])
         with contextlib.suppress(HubsyncError):
@@ -269,7 +289,7 @@ def test_what_was_refused_stands_at_the_top_and_nothing_says_that_all_went_well(
             assert shown.evaluate("() => document.activeElement.className") == "dead-letter"
 
 
-def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -> None:
+def test_words_of_a_spool_are_never_more_than_words(browse: Open, page: Page, ended: Path) -> None:
     evil = "<img src=x onerror=\"document.title='got you'\"><script>alert(1)</script>"
     with contextlib.closing(sqlite3.connect(ended / "catalogue.sqlite", isolation_level=None)) as db:
         db.execute("UPDATE segments SET error = ? WHERE state = 'dead'", (evil,))
@@ -286,7 +306,7 @@ def test_words_of_a_spool_are_never_more_than_words(browse: Open, ended: Path) -
 
 @pytest.mark.parametrize("width", [360, 600, 1280, 1440])
 def test_nothing_is_wider_than_its_card_and_no_card_than_a_small_telephone(
-    browse: Open, ended: Path, width: int
+    browse: Open, page: Page, ended: Path, width: int
 ) -> None:
     (lock,) = (ended / "writers").glob("*.lock")
     (ended / "committer.lock").write_text("4194304\n")
@@ -339,7 +359,7 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_read_in_light_and_in_the_dark(browse: Open, ended: Path, scheme: str) -> None:
+def test_all_text_can_be_read_in_light_and_in_the_dark(browse: Open, page: Page, ended: Path, scheme: str) -> None:
     """WCAG AA: 4.5 to 1."""
     with page(ended) as address:
         shown = browse(address, color_scheme=scheme)
@@ -355,7 +375,7 @@ def test_all_text_can_be_read_in_light_and_in_the_dark(browse: Open, ended: Path
         assert (result["ground"] < 0.05) == (scheme == "dark")
 
 
-def test_a_reader_of_screens_finds_its_way(browse: Open, ended: Path) -> None:
+def test_a_reader_of_screens_finds_its_way(browse: Open, page: Page, ended: Path) -> None:
     with page(ended) as address:
         shown = browse(address)
         outline = shown.evaluate("() => [...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
@@ -383,7 +403,7 @@ def test_a_reader_of_screens_finds_its_way(browse: Open, ended: Path) -> None:
         assert shown.locator("[role=status]").inner_text() == ""  # figures are not read out
 
 
-def test_everything_can_be_done_by_the_keyboard(browse: Open, ended: Path) -> None:
+def test_everything_can_be_done_by_the_keyboard(browse: Open, page: Page, ended: Path) -> None:
     with page(ended) as address:
         shown = browse(address)
         what = (
@@ -421,7 +441,7 @@ def test_everything_can_be_done_by_the_keyboard(browse: Open, ended: Path) -> No
         assert shown.evaluate("() => document.activeElement.href") == link.get_attribute("href")
 
 
-def test_who_wants_no_movement_gets_none(browse: Open, ended: Path) -> None:
+def test_who_wants_no_movement_gets_none(browse: Open, page: Page, ended: Path) -> None:
     with page(ended) as address:
         moving = (
             "() => [...document.querySelectorAll('*')]"

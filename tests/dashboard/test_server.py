@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from hubsync.dashboard import server
-from tests.dashboard.browser import page
+from tests.dashboard.conftest import Page
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with page(HUBSYNC_HOME=str(tmp_path_factory.mktemp("home"))) as address:
         yield address
 
