@@ -27,10 +27,16 @@ _PATIENCE_MS = 60_000
 Open = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def windows(chrome: Any) -> list[Any]:
+    """The browser's windows that no test uses: a new one takes it two seconds, another address half of one."""
+    return []
+
+
 @pytest.fixture
-def browse(chrome: Any) -> Iterator[Open]:
-    """Opens an address in a new window; in the end nothing may have gone wrong in it, or have come from elsewhere."""
-    contexts: list[Any] = []
+def browse(chrome: Any, windows: list[Any]) -> Iterator[Open]:
+    """Opens an address in a window; in the end nothing may have gone wrong in it, or have come from elsewhere."""
+    used: list[tuple[Any, dict[str, Callable[[Any], None]]]] = []
     wrong: list[str] = []
 
     def heard(said: Any) -> None:
@@ -38,23 +44,29 @@ def browse(chrome: Any) -> Iterator[Open]:
         if said.type in ("error", "warning") and not said.text.startswith("Failed to load resource: net::ERR_"):
             wrong.append(said.text)
 
-    def open_(address: str, *, width: int = 1280, wait: str = ".plot svg", **given: Any) -> Any:
-        context = chrome.new_context(viewport={"width": width, "height": 800}, **given)
-        context.set_default_timeout(_PATIENCE_MS)
-        contexts.append(context)
-        shown = context.new_page()
-        shown.on("console", heard)
-        shown.on("pageerror", lambda error: wrong.append(str(error)))
-        shown.on(
-            "request", lambda made: None if made.url.startswith(address.partition("#")[0]) else wrong.append(made.url)
-        )
-        shown.goto(address)
+    def open_(address: str, *, width: int = 1280, wait: str = ".plot svg", **media: str) -> Any:
+        def requested(made: Any) -> None:
+            if not made.url.startswith(address.partition("#")[0]):
+                wrong.append(made.url)
+
+        shown = windows.pop() if windows else chrome.new_context().new_page()
+        shown.set_default_timeout(_PATIENCE_MS)
+        shown.set_viewport_size({"width": width, "height": 800})
+        shown.emulate_media(**{"color_scheme": "light", "reduced_motion": "no-preference", **media})
+        listeners = {"console": heard, "pageerror": lambda error: wrong.append(str(error)), "request": requested}
+        for event, listener in listeners.items():
+            shown.on(event, listener)
+        used.append((shown, listeners))
+        shown.goto(address)  # on a port of its own: nothing is stored for it yet
         shown.wait_for_selector(wait)
         return shown
 
     yield open_
-    for context in contexts:
-        context.close()
+    for shown, listeners in used:
+        for event, listener in listeners.items():
+            shown.remove_listener(event, listener)
+        shown.goto("about:blank")
+        windows.append(shown)
     assert wrong == []
 
 
