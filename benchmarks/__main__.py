@@ -101,7 +101,7 @@ def main(
             found = (_ALL | _LONG)[name](quick=quick)
         report.show(found)
         report.write(found, machine, out)
-        good = good and found.good
+        good = good and found.passed
     print(f"written to {out}")
     sys.exit(0 if good else 1)
 

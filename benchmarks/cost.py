@@ -47,20 +47,20 @@ def _figures(runs: Sequence[dict[str, Run]]) -> list[dict[str, Any]]:
     figures = []
     for name, subject in SUBJECTS.items():
         mine = [run[name] for run in runs]
-        cpu = [run.told.cpu_s / run.told.bytes * 1e9 for run in mine]
+        cpu = [run.result.cpu_s / run.result.bytes * 1e9 for run in mine]
         figures.append(
             {
                 "subject": name,
                 "kind": subject.kind,
                 "rounds": len(mine),
-                "MB": statistics.median(run.told.bytes for run in mine) / 1e6,
+                "MB": statistics.median(run.result.bytes for run in mine) / 1e6,
                 "commits": statistics.median(run.commits for run in mine),
                 "requests": statistics.median(sum(run.requests.values()) for run in mine),
                 "by_operation": mine[0].requests,
-                "commits_per_GB": statistics.median(run.commits / run.told.bytes for run in mine) * 1e9,
-                "requests_per_GB": statistics.median(sum(r.requests.values()) / r.told.bytes for r in mine) * 1e9,
-                "sent_per_byte": statistics.median(run.sent / run.told.bytes for run in mine),
-                "received_per_byte": statistics.median(run.received / run.told.bytes for run in mine),
+                "commits_per_GB": statistics.median(run.commits / run.result.bytes for run in mine) * 1e9,
+                "requests_per_GB": statistics.median(sum(r.requests.values()) / r.result.bytes for r in mine) * 1e9,
+                "sent_per_byte": statistics.median(run.sent / run.result.bytes for run in mine),
+                "received_per_byte": statistics.median(run.received / run.result.bytes for run in mine),
                 "cpu_s_per_GB": statistics.median(cpu),
                 "cpu_s_per_GB_min": min(cpu),
                 "cpu_s_per_GB_max": max(cpu),

@@ -321,7 +321,7 @@ def _fill(file: Path) -> None:
 
 
 def run(*, quick: bool, rounds: int = 100, seeds: Sequence[int] = (1,), keep: Path | None = None) -> Report:
-    """Run all rounds of all seeds. Prints what is wrong, and then the report is not `good`."""
+    """Run all rounds of all seeds. Prints what is wrong, and then the report is not `passed`."""
     root = Path(tempfile.mkdtemp(prefix="hubsync-damage-")) if keep is None else keep.absolute()
     figures: list[dict[str, Any]] = []
     good = True
@@ -356,7 +356,7 @@ def run(*, quick: bool, rounds: int = 100, seeds: Sequence[int] = (1,), keep: Pa
         columns=tuple(Column(name, name, "" if name == "seed" else ",") for name in figures[0]),
         draw=lambda figure: _draw(figure, figures),
         size=(7.0, 3.0),
-        good=good,
+        passed=good,
     )
 
 

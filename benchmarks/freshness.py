@@ -16,7 +16,7 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches
+from benchmarks.hub import BenchmarkHub, batches
 from benchmarks.report import OURS, Column, Report, bars
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def run(*, quick: bool) -> Report:
     if not quick:
         cases.append(("defaults", _PACES[1]))  # whatever the pace: it is the quota's
     figures: list[dict[str, Any]] = []
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         for way, pace in cases:
-            ages = _ages(ground, way, pace, seconds[way])
+            ages = _ages(hub, way, pace, seconds[way])
             figures.append(
                 {
                     "way": way, "batches_per_s": pace, "rows": len(ages), "p50_s": statistics.median(ages),
@@ -62,11 +62,11 @@ def run(*, quick: bool) -> Report:
     )  # fmt: skip
 
 
-def _ages(ground: Ground, way: str, pace: int, seconds: float) -> list[float]:
+def _ages(hub: BenchmarkHub, way: str, pace: int, seconds: float) -> list[float]:
     repo = f"user/fresh-{way}-{pace}"
-    writer = ground.child("freshness", "write", repo, way, pace, seconds)
-    writer.line()  # the repo is there
-    reader = ground.child("freshness", "read", repo)
+    writer = hub.spawn("freshness", "write", repo, way, pace, seconds)
+    writer.read_line()  # the repo is there
+    reader = hub.spawn("freshness", "read", repo)
     ages: list[float] = json.loads(reader.communicate()[0])
     writer.communicate()
     return ages

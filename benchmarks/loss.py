@@ -17,43 +17,43 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, Weather, batches, ready, tell
+from benchmarks.hub import BenchmarkHub, HubCondition, batches, send_result, wait_for_start
 from benchmarks.report import OURS, PEER, Column, Report, bars
-from benchmarks.subjects import uploading
+from benchmarks.subjects import batch_uploader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROWS, _ROW_BYTES, _BATCH_S = 50, 3_000, 0.1
 KINDS = ("sleeping", "computing", "holding the GIL", "async")
-WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "limited", "down")
+CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow", "limited", "down")
 # A peer that waits for the Hub is only run where it ends; so long a case may take.
-_PEER_WEATHERS: tuple[Weather, ...] = ("healthy", "slow")
+_PEER_CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow")
 
 
 def run(*, quick: bool) -> Report:
     """All cases: how much of its throughput without an uploader a generator keeps, in percent."""
     rounds, count, few = (1, 10, 1) if quick else (3, 30, 5)
     cases = [
-        *(("hubsync", weather, count) for weather in (WEATHERS[:1] if quick else WEATHERS)),
-        *(("upload_file", weather, few) for weather in (_PEER_WEATHERS[1:] if quick else _PEER_WEATHERS)),
+        *(("hubsync", condition, count) for condition in (CONDITIONS[:1] if quick else CONDITIONS)),
+        *(("upload_file", condition, few) for condition in (_PEER_CONDITIONS[1:] if quick else _PEER_CONDITIONS)),
     ]
     sizes = {"computing": _sized(_compute, 1_000), "holding the GIL": _sized(_hold_the_gil, 1_000_000)}
     kept: dict[tuple[str, str, str], list[float]] = {}
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         for number in range(rounds):
             for kind in KINDS[:2] if quick else KINDS:
                 size = sizes.get(kind, 0)
-                alone = _one(ground, kind, "none", "healthy", count, size, f"{number}")
-                for subject, weather, batches_ in cases:
-                    took = _one(ground, kind, subject, weather, batches_, size, f"{number}-{subject}-{weather}")
-                    kept.setdefault((kind, subject, weather), []).append(alone / took * 100)
+                alone = _one(hub, kind, "none", "healthy", count, size, f"{number}")
+                for subject, condition, batches_ in cases:
+                    took = _one(hub, kind, subject, condition, batches_, size, f"{number}-{subject}-{condition}")
+                    kept.setdefault((kind, subject, condition), []).append(alone / took * 100)
     figures = [
         {
-            "generator": kind, "uploader": subject, "hub": weather, "kept_percent": statistics.median(runs),
+            "generator": kind, "uploader": subject, "hub": condition, "kept_percent": statistics.median(runs),
             "lowest_percent": min(runs), "highest_percent": max(runs),
         }
-        for (kind, subject, weather), runs in kept.items()
+        for (kind, subject, condition), runs in kept.items()
     ]  # fmt: skip
     return Report(
         name="loss",
@@ -87,15 +87,17 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
         axes.set_title(kind, fontsize=9.5)
 
 
-def _one(ground: Ground, kind: str, subject: str, weather: Weather, count: int, size: int, name: str) -> float:
+def _one(
+    hub: BenchmarkHub, kind: str, subject: str, condition: HubCondition, count: int, size: int, name: str
+) -> float:
     """Seconds a batch."""
-    ground.weather("healthy")
-    child = ground.child("loss", kind, subject, count, size, f"user/loss-{kind.split()[0]}-{name}")
-    child.line()  # it is open: now the weather may turn
-    ground.weather(weather)
+    hub.set_condition("healthy")
+    child = hub.spawn("loss", kind, subject, count, size, f"user/loss-{kind.split()[0]}-{name}")
+    child.read_line()  # it is open: now the weather may turn
+    hub.set_condition(condition)
     child.go()
-    line = child.line()
-    child.end()
+    line = child.read_line()
+    child.stop()
     return float(json.loads(line)) / count
 
 
@@ -117,22 +119,22 @@ def _work(kind: str, subject: str, count: int, size: int, repo: str) -> None:
 
 
 def _generate(think: Callable[[], object], put: Callable[[Any], object], stock: list[Any], count: int) -> None:
-    ready()
+    wait_for_start()
     began = time.perf_counter()
     for n in range(count):
         think()
         put(stock[n % len(stock)])
-    tell(time.perf_counter() - began)
+    send_result(time.perf_counter() - began)
 
 
 async def _generate_async(subject: str, stock: list[Any], count: int, repo: str) -> None:
     async def go(put: Callable[[Any], Awaitable[object]]) -> None:
-        await asyncio.to_thread(ready)
+        await asyncio.to_thread(wait_for_start)
         began = time.perf_counter()
         for n in range(count):
             await asyncio.sleep(_BATCH_S)
             await put(stock[n % len(stock)])
-        tell(time.perf_counter() - began)
+        send_result(time.perf_counter() - began)
 
     async def nothing(rows: Any) -> None:
         pass
@@ -150,7 +152,7 @@ async def _generate_async(subject: str, stock: list[Any], count: int, repo: str)
 
 
 def _peer(repo: str) -> Callable[[Any], object]:
-    upload, number = uploading(repo), itertools.count()
+    upload, number = batch_uploader(repo), itertools.count()
     return lambda rows: upload(next(number), rows)
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from benchmarks.ground import Ground, batches, ready, tell
+from benchmarks.hub import BenchmarkHub, batches, send_result, wait_for_start
 from benchmarks.report import OURS, Column, Report, bars
 
 _QUEUE_MB = 64  # the default bound of the queue
@@ -19,15 +19,15 @@ def run(*, quick: bool) -> Report:
     shards = [("shards", count) for count in (1_000, 10_000, 100_000)]
     cases = [("GB", 200), ("shards", 300)] if quick else [("GB", 5_000), *shards]
     figures: list[dict[str, Any]] = []
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         for number, (kind, amount) in enumerate(cases):
-            ground.weather("healthy")
-            child = ground.child("memory", kind, amount, f"user/memory-{number}")
-            child.line()
-            ground.weather("down")
+            hub.set_condition("healthy")
+            child = hub.spawn("memory", kind, amount, f"user/memory-{number}")
+            child.read_line()
+            hub.set_condition("down")
             child.go()
-            found = json.loads(child.line())
-            child.end()
+            found = json.loads(child.read_line())
+            child.stop()
             figures.append(
                 {
                     "produced": f"{amount / 1_000:g} GB" if kind == "GB" else f"{amount:,} shards",
@@ -60,7 +60,7 @@ def _work(kind: str, amount: int, repo: str) -> None:
     shard = ShardPolicy(max_rows=1) if kind == "shards" else ShardPolicy()
     with Uploader(repo, shard=shard, spool=SpoolPolicy(max_bytes=1 << 40)) as up:
         before = _rss_mb()
-        ready()
+        wait_for_start()
         if kind == "GB":
             done = n = 0
             while done < amount * 1_000_000:
@@ -70,7 +70,7 @@ def _work(kind: str, amount: int, repo: str) -> None:
             for _ in range(amount):
                 up.put(one_row, ack="queued")
         up.put(one_row)  # spooled: all before it are
-        tell({"before": before, "peak": _rss_mb()})  # killed here
+        send_result({"before": before, "peak": _rss_mb()})  # killed here
 
 
 def _rss_mb() -> float:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches, ready
+from benchmarks.hub import BenchmarkHub, batches, wait_for_start
 from benchmarks.report import LIMIT, OURS, Column, Report, bars
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def run(*, quick: bool) -> Report:
     """All cases: seconds, and by how much the checkpointer is slower."""
     rounds, count = (1, 250) if quick else (2, 3_000)
     times: dict[tuple[str, str], list[float]] = {}
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         for number in range(rounds):
             for kind in _KINDS:
                 for case in _CASES if number % 2 == 0 else reversed(_CASES):
-                    times.setdefault((kind, case), []).append(_one(ground, kind, case, count))
+                    times.setdefault((kind, case), []).append(_one(hub, kind, case, count))
     figures: list[dict[str, Any]] = []
     for kind in _KINDS:
         without, with_it = (statistics.median(times[kind, case]) for case in _CASES)
@@ -66,27 +66,27 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
     )
 
 
-def _one(ground: Ground, kind: str, case: str, count: int) -> float:
-    ground.weather("healthy")
+def _one(hub: BenchmarkHub, kind: str, case: str, count: int) -> float:
+    hub.set_condition("healthy")
     repo = f"user/pipeline-{time.time_ns()}"
-    child = ground.child("pipeline", kind, case, count, repo)
-    child.line()  # the steps are loaded: now the weather turns
-    ground.weather("down")
+    child = hub.spawn("pipeline", kind, case, count, repo)
+    child.read_line()  # the steps are loaded: now the weather turns
+    hub.set_condition("down")
     child.go()
-    took = float(child.line())
-    ground.weather("healthy")
+    took = float(child.read_line())
+    hub.set_condition("healthy")
     child.communicate()
     if child.returncode:
         raise RuntimeError(f"the pipeline ended with {child.returncode}")
-    if case == "with" and (found := _rows_of(ground, repo)) != count * _ROWS:
+    if case == "with" and (found := _rows_of(hub, repo)) != count * _ROWS:
         raise RuntimeError(f"{found:,} of {count * _ROWS:,} rows have arrived")
     return took
 
 
-def _rows_of(ground: Ground, repo: str) -> int:
+def _rows_of(hub: BenchmarkHub, repo: str) -> int:
     from hubsync.reader import shards
 
-    return sum(shard.rows or 0 for shard in shards(repo, endpoint=ground.endpoint, token=ground.token))
+    return sum(shard.rows or 0 for shard in shards(repo, endpoint=hub.endpoint, token=hub.token))
 
 
 def _work(kind: str, case: str, count: int, repo: str) -> None:
@@ -98,7 +98,7 @@ def _work(kind: str, case: str, count: int, repo: str) -> None:
 
     class Source(GeneratorStep):
         def load(self) -> None:
-            ready()
+            wait_for_start()
             began[0] = time.perf_counter()
 
         def process(self, offset: int = 0) -> Iterator[tuple[list[dict[str, Any]], bool]]:

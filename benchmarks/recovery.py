@@ -16,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches, ready, tell
+from benchmarks.hub import BenchmarkHub, batches, send_result, wait_for_start
 from benchmarks.report import OURS, PEER, Column, Report, bars
-from benchmarks.subjects import uploading
+from benchmarks.subjects import batch_uploader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,12 +33,12 @@ _PATIENCE_S = 300
 def run(*, quick: bool) -> Report:
     """Both parts."""
     figures: list[dict[str, Any]] = []
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         sizes = _SIZES_MB[:1] if quick else _SIZES_MB
-        figures += [{"what": f"hubsync, {size:,} MB in the spool", **_refill(ground, size)} for size in sizes]
+        figures += [{"what": f"hubsync, {size:,} MB in the spool", **_refill(hub, size)} for size in sizes]
     for subject in _SUBJECTS:
-        with Ground() as ground, tempfile.TemporaryDirectory() as directory:
-            figures.append({"what": subject, **_killed(ground, subject, Path(directory), 40 if quick else 300)})
+        with BenchmarkHub() as hub, tempfile.TemporaryDirectory() as directory:
+            figures.append({"what": subject, **_killed(hub, subject, Path(directory), 40 if quick else 300)})
     return Report(
         name="recovery",
         title="After SIGKILL: how soon it is on the Hub, and what is lost or there twice",
@@ -71,53 +71,53 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
     )
 
 
-def _refill(ground: Ground, size: int) -> dict[str, Any]:
+def _refill(hub: BenchmarkHub, size: int) -> dict[str, Any]:
     repo = f"user/refill-{size}"
-    ground.weather("healthy")
-    filling = ground.child("recovery", "fill", repo, size)
-    filling.line()
-    ground.weather("down")
+    hub.set_condition("healthy")
+    filling = hub.spawn("recovery", "fill", repo, size)
+    filling.read_line()
+    hub.set_condition("down")
     filling.go()
-    rows = int(filling.line())
-    filling.end()
-    ground.weather("healthy")
-    before = _commits(ground)
+    rows = int(filling.read_line())
+    filling.stop()
+    hub.set_condition("healthy")
+    before = _commits(hub)
     began = time.perf_counter()
-    rest = ground.child("recovery", "fill", repo, 0)
-    while rest.poll() is None and _commits(ground) == before:
+    rest = hub.spawn("recovery", "fill", repo, 0)
+    while rest.poll() is None and _commits(hub) == before:
         time.sleep(0.02)
     first = time.perf_counter() - began
     rest.wait()
     last = time.perf_counter() - began
-    return {"rows": rows, "first_commit_s": first, "last_commit_s": last, **_judge(ground, repo, rows)}
+    return {"rows": rows, "first_commit_s": first, "last_commit_s": last, **_judge(hub, repo, rows)}
 
 
-def _commits(ground: Ground) -> int:
-    return int(ground.control("GET", "requests?operation=none")["counters"].get("commit", 0))
+def _commits(hub: BenchmarkHub) -> int:
+    return int(hub.control("GET", "requests?operation=none")["counters"].get("commit", 0))
 
 
-def _killed(ground: Ground, subject: str, directory: Path, count: int) -> dict[str, Any]:
+def _killed(hub: BenchmarkHub, subject: str, directory: Path, count: int) -> dict[str, Any]:
     repo, progress = "user/killed", directory / "progress"
     for kill in range(4):
-        job = ground.child("recovery", "job", repo, subject, directory, count)
+        job = hub.spawn("recovery", "job", repo, subject, directory, count)
         if kill < 3:
             until = time.monotonic() + _PATIENCE_S
             while _made(progress) < (kill + 1) * count // 4 and time.monotonic() < until:
                 time.sleep(0.01)
             job.send_signal(signal.SIGKILL)
         job.communicate()
-    return {"rows": count * _ROWS, **_judge(ground, repo, count * _ROWS)}
+    return {"rows": count * _ROWS, **_judge(hub, repo, count * _ROWS)}
 
 
 def _made(progress: Path) -> int:
     return progress.read_bytes().count(b"\n") if progress.exists() else 0
 
 
-def _judge(ground: Ground, repo: str, rows: int) -> dict[str, Any]:
+def _judge(hub: BenchmarkHub, repo: str, rows: int) -> dict[str, Any]:
     from huggingface_hub import HfApi, HfFileSystem
 
-    api = HfApi(endpoint=ground.endpoint, token=ground.token)
-    fs = HfFileSystem(endpoint=ground.endpoint, token=ground.token, skip_instance_cache=True)
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    fs = HfFileSystem(endpoint=hub.endpoint, token=hub.token, skip_instance_cache=True)
     found: Counter[int] = Counter()
     for path in api.list_repo_files(repo, repo_type="dataset"):
         if path.endswith(".jsonl"):
@@ -136,14 +136,14 @@ def _fill(repo: str, size: int) -> None:
     stock = batches(50, 3_000)
     with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
         if size:
-            ready()
+            wait_for_start()
         done = n = 0
         while done < size * 1_000_000:
             rows = [{**row, "id": n * 50 + k} for k, row in enumerate(stock[n % len(stock)])]
             done += up.put(rows).bytes
             n += 1
         if size:
-            tell(n * 50)  # killed here
+            send_result(n * 50)  # killed here
 
 
 def _job(repo: str, subject: str, directory: Path, count: int) -> None:
@@ -196,7 +196,7 @@ def _scheduler(repo: str, directory: Path) -> Any:
 
 
 def _upload_file(repo: str, directory: Path) -> Any:
-    upload = uploading(repo)
+    upload = batch_uploader(repo)
     return upload, lambda: None
 
 

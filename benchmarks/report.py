@@ -50,7 +50,7 @@ class Report:
     note: str = ""
     section: str | None = None
     size: tuple[float, float] = (10.0, 5.5)
-    good: bool = True
+    passed: bool = True
 
 
 def show(report: Report) -> None:

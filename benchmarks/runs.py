@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.ground import Ground
-from benchmarks.source import Job, Told
+from benchmarks.hub import BenchmarkHub
+from benchmarks.source import Job, Result
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,21 +23,21 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     subject: str
     job: Job
-    told: Told
+    result: Result
     requests: dict[str, int]
     sent: int
     received: int
 
     @property
     def mb_per_s(self) -> float:
-        return self.told.bytes / self.told.wall_s / 1e6
+        return self.result.bytes / self.result.wall_s / 1e6
 
     @property
     def commits(self) -> int:
         return self.requests.get("commit", 0)
 
 
-def one(ground: Ground, subject: str, **job: Any) -> Run:
+def run_subject(hub: BenchmarkHub, subject: str, **job: Any) -> Run:
     """Runs one subject to its end.
 
     What it keeps on disk, huggingface_hub's caches among it, is new for every run and gone afterwards: else what is
@@ -48,25 +48,25 @@ def one(ground: Ground, subject: str, **job: Any) -> Run:
     """
     with tempfile.TemporaryDirectory(prefix="hubsync-subject-") as directory:
         made = Job(repo=f"user/run-{time.time_ns()}", directory=directory, **job)
-        process = start(ground, subject, made)
-        ground.control("DELETE", "requests")
+        process = start_subject(hub, subject, made)
+        hub.control("DELETE", "requests")
         out, error = process.communicate(msgspec.json.encode(made) + b"\n")
         if process.returncode:
             raise RuntimeError(f"{subject} ended with {process.returncode}:\n{error.decode()[-4_000:]}")
-        served = ground.control("GET", "requests")["requests"]
+        served = hub.control("GET", "requests")["requests"]
     return Run(
         subject=subject,
         job=made,
-        told=msgspec.json.decode(out.splitlines()[-1], type=Told),
+        result=msgspec.json.decode(out.splitlines()[-1], type=Result),
         requests=dict(Counter(item["operation"] for item in served)),
         sent=sum(item["bytes_in"] for item in served),
         received=sum(item["bytes_out"] for item in served),
     )
 
 
-def start(ground: Ground, subject: str, job: Job) -> subprocess.Popen[bytes]:
+def start_subject(hub: BenchmarkHub, subject: str, job: Job) -> subprocess.Popen[bytes]:
     """The subject's process, which waits for its job: for those who kill it, or turn the weather, on the way."""
-    environ = ground.environ() | {
+    environ = hub.environ() | {
         "HF_HOME": f"{job.directory}/hf",
         "HUBSYNC_HOME": f"{job.directory}/state",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches, ready
+from benchmarks.hub import BenchmarkHub, batches, wait_for_start
 from benchmarks.report import Column, Report, lines
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ _BATCHES = (1_000, 10_000, 100_000)
 def run(*, quick: bool) -> Report:
     """Throughput, put latency and commits by processes; microseconds a batch by batches."""
     figures: list[dict[str, Any]] = []
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         seconds = 1.0 if quick else 3.0
-        figures += [_many(ground, processes, seconds) for processes in ((1, 4) if quick else _PROCESSES)]
+        figures += [_many(hub, processes, seconds) for processes in ((1, 4) if quick else _PROCESSES)]
         for count in (1_000, 5_000) if quick else _BATCHES:
             out = subprocess.run(
                 [sys.executable, "-m", "benchmarks.scale", "batches", f"user/batches-{count}", str(count)],
-                env=ground.environ(), stdout=subprocess.PIPE, text=True, check=True,
+                env=hub.environ(), stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
             figures.append({"what": f"{count:,} batches", "batches": count, **json.loads(out.stdout)})
     return Report(
@@ -78,11 +78,11 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _many(ground: Ground, processes: int, seconds: float) -> dict[str, Any]:
+def _many(hub: BenchmarkHub, processes: int, seconds: float) -> dict[str, Any]:
     repo = f"user/scale-{processes}"
-    jobs = [ground.child("scale", "puts", repo, seconds) for _ in range(processes)]
+    jobs = [hub.spawn("scale", "puts", repo, seconds) for _ in range(processes)]
     for job in jobs:
-        job.line()
+        job.read_line()
     began = time.perf_counter()
     for job in jobs:
         job.go()
@@ -90,7 +90,7 @@ def _many(ground: Ground, processes: int, seconds: float) -> dict[str, Any]:
     took = time.perf_counter() - began
     rows = sum(one["rows"] for one in found)
     times = sorted(at for one in found for at in one["times"])
-    commits = sum(r["status"] == 200 for r in _requests(ground, repo, "commit"))
+    commits = sum(r["status"] == 200 for r in _requests(hub, repo, "commit"))
     return {
         "what": f"{processes} process{'es' if processes > 1 else ''}", "processes": processes, "rows": rows,
         "spooled_mb_per_s": sum(one["bytes"] for one in found) / seconds / 1e6,
@@ -99,8 +99,8 @@ def _many(ground: Ground, processes: int, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _requests(ground: Ground, repo: str, operation: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = ground.control("GET", f"requests?operation={operation}")["requests"]
+def _requests(hub: BenchmarkHub, repo: str, operation: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = hub.control("GET", f"requests?operation={operation}")["requests"]
     return [request for request in found if request["repo"] in (repo, f"datasets/{repo}")]
 
 
@@ -111,7 +111,7 @@ def _puts(repo: str, seconds: float) -> None:
     times: list[float] = []
     size = n = 0
     with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
-        ready()
+        wait_for_start()
         until = time.perf_counter() + seconds
         while (before := time.perf_counter()) < until:
             size += up.put(stock[n % len(stock)]).bytes

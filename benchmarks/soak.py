@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, batches
+from benchmarks.hub import BenchmarkHub, batches
 from benchmarks.report import Column, Report, lines
 
 if TYPE_CHECKING:
@@ -37,17 +37,17 @@ def run(*, quick: bool, minutes: float = 60.0) -> Report:
     """What there was of each at the beginning and at the end."""
     seconds = 20.0 if quick else minutes * 60
     rng = random.Random(1)
-    with Ground() as ground:
-        job = ground.child("soak", "user/soak", seconds)
-        job.line()
+    with BenchmarkHub() as hub:
+        job = hub.spawn("soak", "user/soak", seconds)
+        job.read_line()
         until = time.monotonic() + seconds
         while time.monotonic() < until and job.poll() is None:
-            ground.weather("healthy")
+            hub.set_condition("healthy")
             fault = rng.choice(_FAULTS)
             if fault is not None:
-                ground.control("POST", "faults", fault)
+                hub.control("POST", "faults", fault)
             time.sleep(min(_SPELL_S, seconds / 8))
-        ground.weather("healthy")
+        hub.set_condition("healthy")
         samples = json.loads(job.communicate()[0])
     fifth = max(1, len(samples) // 5)
     figures = [

@@ -46,7 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 300.0
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What it writes to its standard output: seconds, bytes, and the quantiles of its steps.
 
     `cpu_s` is user and system time of all threads and children, and `rss_peak` the largest resident set, both until
@@ -111,14 +111,14 @@ class Source:
             self._cpu_start = _cpu()
             self._began = time.perf_counter()
 
-    def stop(self) -> Told:
+    def stop(self) -> Result:
         """Everything is committed."""
         wall = time.perf_counter() - (self._began or 0.0)
         cpu = _cpu() - self._cpu_start
         assert self._began is not None, "the subject has taken nothing"
         steps = sorted(self._steps) or [0.0]
         p50, p99, p999 = (steps[min(len(steps) - 1, int(q * len(steps)))] for q in (0.5, 0.99, 0.999))
-        return Told(
+        return Result(
             wall_s=wall, cpu_s=cpu, rss_start=self._rss_start, rss_peak=_rss(),
             step_p50_s=p50, step_p99_s=p99, step_p999_s=p999, step_max_s=steps[-1], steps_s=sum(steps),
             rows=self.job.rows * self.job.batches, bytes=self.bytes,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground, Weather, batches, ready, tell
+from benchmarks.hub import BenchmarkHub, HubCondition, batches, send_result, wait_for_start
 from benchmarks.report import LIMIT, OURS, Column, Report, bars
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _ROWS, _ROW_BYTES, _THINK_S = 50, 3_000, 0.004
 _QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 _UNDISTURBED = "p99.9, not preempted"
-_WEATHERS: tuple[Weather, ...] = ("healthy", "slow", "down")
-_CASES: list[tuple[Weather | None, str]] = [
+_CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow", "down")
+_CASES: list[tuple[HubCondition | None, str]] = [
     (None, "encode"),
-    *((weather, ack) for weather in _WEATHERS for ack in ("queued", "spooled")),
+    *((condition, ack) for condition in _CONDITIONS for ack in ("queued", "spooled")),
 ]
 
 
@@ -37,19 +37,19 @@ def run(*, quick: bool) -> Report:
     """All cases, times in milliseconds."""
     rounds, puts = (1, 250) if quick else (3, 2_000)
     figures: list[dict[str, Any]] = []
-    with Ground() as ground:
+    with BenchmarkHub() as hub:
         stalls: dict[tuple[str, str], list[dict[str, float]]] = {}
-        for number, (weather, ack) in enumerate(_CASES * rounds):
-            ground.weather("healthy")
-            child = ground.child("stall", ack, puts, f"user/stall-{number}")
-            child.line()  # it is open: now the weather may turn
-            ground.weather(weather or "healthy")
+        for number, (condition, ack) in enumerate(_CASES * rounds):
+            hub.set_condition("healthy")
+            child = hub.spawn("stall", ack, puts, f"user/stall-{number}")
+            child.read_line()  # it is open: now the weather may turn
+            hub.set_condition(condition or "healthy")
             child.go()
-            stalls.setdefault((weather or "-", ack), []).append(_quantiles(json.loads(child.line())))
-            child.end()
-        for (weather, ack), runs in stalls.items():
+            stalls.setdefault((condition or "-", ack), []).append(_quantiles(json.loads(child.read_line())))
+            child.stop()
+        for (condition, ack), runs in stalls.items():
             medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-            figures.append({"hub": weather, "ack": ack, "puts": puts * rounds, **medians})
+            figures.append({"hub": condition, "ack": ack, "puts": puts * rounds, **medians})
     return Report(
         name="stall",
         title=f"put, batches of {_ROWS} rows of {_ROW_BYTES:,} bytes, medians of {rounds} rounds",
@@ -107,7 +107,7 @@ def _produce(ack: Any, puts: int, repo: str) -> None:
 
 def _time(step: Callable[[Any], object], puts: int) -> None:
     stock = batches(_ROWS, _ROW_BYTES)
-    ready()
+    wait_for_start()
     times = []
     for n in range(puts):
         time.sleep(_THINK_S)
@@ -116,7 +116,7 @@ def _time(step: Callable[[Any], object], puts: int) -> None:
         step(stock[n % len(stock)])
         took = (time.perf_counter() - before) * 1e3
         times.append((took, _preempted() > preempted))
-    tell(times)  # killed here: what was measured is the stall, not the drain
+    send_result(times)  # killed here: what was measured is the stall, not the drain
 
 
 if __name__ == "__main__":

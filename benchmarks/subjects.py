@@ -1,8 +1,8 @@
 """The subjects: hubsync, its peers, and the limits nobody can pass, behind one face.
 
-A subject is a function of a job and its source: it makes ready, takes the batches from the source, and returns when all
-of it is committed. The peers are the real packages, used as their own documentation says. Each runs in a process of its
-own: `python -m benchmarks.subjects NAME` reads a `Job` from its standard input, one line of JSON, and writes a `Told`.
+A subject is a function of a job and its source: it sets up, takes the batches from the source, and returns when all of
+them are committed. The peers are the real packages, used as their own documentation says. Each runs in a process of its
+own: `python -m benchmarks.subjects NAME` reads a `Job` (one line of JSON) from standard input and writes a `Result`.
 
 Left out: trackio (0.43). Its client sends metrics to a Space that runs its server; only in there does a copy of
 huggingface_hub's CommitScheduler, or a bucket, bring them to the Hub. An embedded Hub runs no Spaces. distilabel's own
@@ -80,12 +80,12 @@ def _lines(batch: Batch) -> str:
 
 @_subject("upload_file", "per batch")
 def _upload_file(job: Job, source: Source) -> None:
-    upload = uploading(job.repo)
+    upload = batch_uploader(job.repo)
     for n, batch in enumerate(source):
         upload(n, batch)
 
 
-def uploading(repo: str) -> Callable[[int, Batch], None]:
+def batch_uploader(repo: str) -> Callable[[int, Batch], None]:
     """As distilabel's HuggingFaceHubCheckpointer sends a batch, with the flush that it forgets; by its number."""
     api = _api(repo)
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ground import Ground
+from benchmarks.hub import BenchmarkHub
 from benchmarks.report import LIMIT, OURS, PEER, READY, Column, Report, bars
-from benchmarks.runs import Run, one
+from benchmarks.runs import Run, run_subject
 from benchmarks.subjects import SUBJECTS, Kind
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def rounds(row_bytes: int, *, quick: bool) -> Sequence[dict[str, Run]]:
     batches = max(1, megabytes * 1_000_000 // (ROWS * row_bytes))
     done: list[dict[str, Run]] = []
     for number in range(count):
-        with Ground() as ground:
+        with BenchmarkHub() as hub:
             done.append(
                 {
-                    name: one(ground, name, rows=ROWS, row_bytes=row_bytes, batches=_amount(name, batches))
+                    name: run_subject(hub, name, rows=ROWS, row_bytes=row_bytes, batches=_amount(name, batches))
                     for name in (SUBJECTS if number % 2 == 0 else reversed(SUBJECTS))
                 }
             )
@@ -89,17 +89,17 @@ def _figures(row_bytes: int, runs: Sequence[dict[str, Run]]) -> list[dict[str, A
     for name, subject in SUBJECTS.items():
         rates = [run[name].mb_per_s for run in runs]
         ratios = [run["hubsync"].mb_per_s / run[name].mb_per_s for run in runs]
-        told = runs[0][name].told
+        result = runs[0][name].result
         figures.append(
             {
                 "row_kB": row_bytes / 1_000,
                 "subject": name,
                 "kind": subject.kind,
                 "batches": runs[0][name].job.batches,
-                "MB": told.bytes / 1e6,
+                "MB": result.bytes / 1e6,
                 "rounds": len(runs),
                 **_spread("MB_per_s", rates),
-                "rows_per_s": statistics.median(run[name].told.rows / run[name].told.wall_s for run in runs),
+                "rows_per_s": statistics.median(run[name].result.rows / run[name].result.wall_s for run in runs),
                 **(_spread("ratio", ratios) if name != "hubsync" else {}),
             }
         )

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from huggingface_hub import HfFileSystem
 
-from benchmarks.ground import Ground
+from benchmarks.hub import BenchmarkHub
 from benchmarks.report import Column, Report, bars, lines, machine, show, write
-from benchmarks.runs import Run, one
+from benchmarks.runs import Run, run_subject
 from benchmarks.source import Job, Source
 from benchmarks.subjects import SUBJECTS
 
@@ -25,33 +25,33 @@ _ROWS, _BATCHES = 20, 6
 
 
 @pytest.fixture(scope="module")
-def ground() -> Iterator[Ground]:
-    with Ground() as ground:
-        yield ground
+def bench_hub() -> Iterator[BenchmarkHub]:
+    with BenchmarkHub() as hub:
+        yield hub
 
 
-def _ids(ground: Ground, run: Run) -> list[int]:
-    fs = HfFileSystem(endpoint=ground.endpoint, token=ground.token, skip_instance_cache=True)
+def _ids(bench_hub: BenchmarkHub, run: Run) -> list[int]:
+    fs = HfFileSystem(endpoint=bench_hub.endpoint, token=bench_hub.token, skip_instance_cache=True)
     paths = fs.glob(f"datasets/{run.job.repo}/data/*.jsonl")
     return sorted(json.loads(line)["id"] for path in paths for line in fs.cat_file(path).splitlines())
 
 
 @pytest.mark.slow("runs each subject in a process of its own")
 @pytest.mark.parametrize("name", ["hubsync", "upload_file", "upload_folder", "CommitScheduler", "limit: sum"])
-def test_every_row_of_a_subject_is_in_its_dataset(ground: Ground, name: str) -> None:
-    run = one(ground, name, rows=_ROWS, row_bytes=500, batches=_BATCHES)
-    assert _ids(ground, run) == list(range(_ROWS * _BATCHES))
-    assert run.told.rows == _ROWS * _BATCHES
-    assert 400 < run.told.bytes / run.told.rows < 600
-    assert 0 <= run.told.step_p50_s <= run.told.step_p99_s <= run.told.step_max_s
-    assert run.told.steps_s <= run.told.wall_s
-    assert run.told.cpu_s > 0
-    assert run.told.rss_peak >= run.told.rss_start > 0
+def test_every_row_of_a_subject_is_in_its_dataset(bench_hub: BenchmarkHub, name: str) -> None:
+    run = run_subject(bench_hub, name, rows=_ROWS, row_bytes=500, batches=_BATCHES)
+    assert _ids(bench_hub, run) == list(range(_ROWS * _BATCHES))
+    assert run.result.rows == _ROWS * _BATCHES
+    assert 400 < run.result.bytes / run.result.rows < 600
+    assert 0 <= run.result.step_p50_s <= run.result.step_p99_s <= run.result.step_max_s
+    assert run.result.steps_s <= run.result.wall_s
+    assert run.result.cpu_s > 0
+    assert run.result.rss_peak >= run.result.rss_start > 0
     if SUBJECTS[name].kind == "per batch":
         assert run.commits == _BATCHES
     else:
         assert 1 <= run.commits <= 2  # CommitScheduler also uploads existing files when it starts
-    assert run.sent > run.told.bytes / 2
+    assert run.sent > run.result.bytes / 2
 
 
 def test_rows_made_as_they_are_asked_for_are_the_same(tmp_path: Path) -> None:
@@ -62,9 +62,9 @@ def test_rows_made_as_they_are_asked_for_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("runs a subject in a process of its own")
-def test_a_subject_that_fails_says_why(ground: Ground) -> None:
+def test_a_subject_that_fails_says_why(bench_hub: BenchmarkHub) -> None:
     with pytest.raises(RuntimeError, match=r"nobody ended with 1:[\s\S]*KeyError"):
-        one(ground, "nobody", rows=1, row_bytes=100, batches=1)
+        run_subject(bench_hub, "nobody", rows=1, row_bytes=100, batches=1)
 
 
 @pytest.mark.slow("draws with matplotlib")

@@ -24,7 +24,7 @@ from benchmarks.report import OURS, PEER, Column, Report, bars
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from benchmarks.chaos.storm import Outcome
+    from benchmarks.chaos.runner import Outcome
 
 _SHOWN = 10  # findings of one kind that are printed
 _WIDE = 140  # characters of a line
@@ -34,8 +34,8 @@ _COLUMNS = ("lost", "twice", "damaged", "never_put", "overwritten")
 def run(
     *, quick: bool, kills: int = 100, seeds: Sequence[int] = (1,), producers: int = 2, keep: Path | None = None
 ) -> Report:
-    """All seeds, one after the other. Prints what is wrong, and then the report is not `good`."""
-    from benchmarks.chaos.storm import Storm
+    """All seeds, one after the other. Prints what is wrong, and then the report is not `passed`."""
+    from benchmarks.chaos.runner import ChaosRun
 
     root = Path(tempfile.mkdtemp(prefix="hubsync-chaos-")) if keep is None else keep.absolute()
     # What the fork server passes on to every producer: from its first start, so it can't be the run's own.
@@ -52,7 +52,7 @@ def run(
         directory = root / f"seed-{seed}"
         if directory.exists():
             shutil.rmtree(directory)
-        outcome = Storm(directory, seed=seed, kills=20 if quick else kills, producers=producers).run()
+        outcome = ChaosRun(directory, seed=seed, kills=20 if quick else kills, producers=producers).run()
         figures.append(_figures(outcome))
         for kind, found in outcome.wrong.items():
             wrong = True
@@ -68,7 +68,7 @@ def run(
         columns=tuple(Column(name, name, "" if name == "seed" else ",") for name in figures[0] if name != "more"),
         draw=lambda figure: _draw(figure, figures),
         size=(11.0, 4.0),
-        good=not wrong,
+        passed=not wrong,
     )
 
 

@@ -40,7 +40,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Spell:
+class FaultPeriod:
     """Some weather, for so long.
 
     Attributes:
@@ -84,7 +84,7 @@ def _victim(rng: random.Random) -> Victim:
     return rng.choices(victims, weights=(5, 3, 2))[0]
 
 
-def spells(seed: int) -> Iterator[Spell]:
+def fault_periods(seed: int) -> Iterator[FaultPeriod]:
     """For ever."""
     rng = random.Random(f"{seed}/spells")
     kinds, weights = zip(*_KINDS, strict=True)
@@ -101,22 +101,22 @@ def _often(rng: random.Random) -> float:
     return rng.choice((0.2, 0.5, 1.0))
 
 
-def _spell(rng: random.Random, name: str, *faults: Fault, **more: Any) -> Spell:
-    return Spell(rng.uniform(0.3, 1.5), name, faults, **more)
+def _spell(rng: random.Random, name: str, *faults: Fault, **more: Any) -> FaultPeriod:
+    return FaultPeriod(rng.uniform(0.3, 1.5), name, faults, **more)
 
 
-def _calm(rng: random.Random) -> Spell:
+def _calm(rng: random.Random) -> FaultPeriod:
     return _spell(rng, "calm")
 
 
-def _slow(rng: random.Random) -> Spell:
+def _slow(rng: random.Random) -> FaultPeriod:
     if rng.random() < 0.5:
         return _spell(rng, "latency", {"kind": "latency", "on": _where(rng), "seconds": rng.uniform(0.05, 1)})
     rate = 10 ** rng.uniform(4, 6)
     return _spell(rng, "bandwidth", {"kind": "bandwidth", "on": _where(rng), "bytes_per_s": rate})
 
 
-def _limit(rng: random.Random) -> Spell:
+def _limit(rng: random.Random) -> FaultPeriod:
     """429 in each of the Hub's shapes; to every commit, so that it can be told whether it is obeyed."""
     shape = rng.choice(("api", "commits", "retry-after"))
     asks = rng.choice((1, 2))
@@ -136,60 +136,60 @@ def _limit(rng: random.Random) -> Spell:
         fault = {"kind": "rate_limit", "shape": shape, "seconds": asks}
     if rng.random() < 0.3:
         return _spell(rng, f"429 {shape}", {**fault, "on": "*", "probability": 0.3})
-    return Spell(rng.uniform(1, 3), f"429 {shape}", ({**fault, "on": "commit"},), asks_s=asks)
+    return FaultPeriod(rng.uniform(1, 3), f"429 {shape}", ({**fault, "on": "commit"},), asks_s=asks)
 
 
-def _refused(rng: random.Random) -> Spell:
+def _refused(rng: random.Random) -> FaultPeriod:
     code = rng.choice((500, 502, 503, 504))
     when = rng.choice(("before", "after"))
     fault = {"kind": "status", "code": code, "when": when, "on": _where(rng), "probability": _often(rng)}
     return _spell(rng, f"{code} {when}", fault)
 
 
-def _conflict(rng: random.Random) -> Spell:
+def _conflict(rng: random.Random) -> FaultPeriod:
     kind = rng.choice(("conflict", "stale"))
     return _spell(rng, kind, {"kind": kind, "on": "commit", "probability": _often(rng)})
 
 
-def _reset(rng: random.Random) -> Spell:
+def _reset(rng: random.Random) -> FaultPeriod:
     when = rng.choice(("before", "after"))
     return _spell(
         rng, f"reset {when}", {"kind": "reset", "when": when, "on": _where(rng), "probability": _often(rng)}
     )  # fmt: skip
 
 
-def _hang(rng: random.Random) -> Spell:
+def _hang(rng: random.Random) -> FaultPeriod:
     fault = {"kind": "hang", "when": rng.choice(("before", "after")), "seconds": rng.uniform(0.2, 2.5)}
     return _spell(rng, "hang", {**fault, "on": _where(rng), "probability": _often(rng)})
 
 
-def _late(rng: random.Random) -> Spell:
+def _late(rng: random.Random) -> FaultPeriod:
     fault = {"kind": "late", "seconds": rng.uniform(0.05, 2.5), "code": rng.choice((504, None))}
     return _spell(rng, "late", {**fault, "on": rng.choice(("commit", "commit", "*")), "probability": _often(rng)})
 
 
-def _outage(rng: random.Random) -> Spell:
+def _outage(rng: random.Random) -> FaultPeriod:
     return _spell(rng, "outage", {"kind": "outage", "on": "*"})
 
 
-def _expired(rng: random.Random) -> Spell:
+def _expired(rng: random.Random) -> FaultPeriod:
     return _spell(rng, "expired token", expires=True)
 
 
-def _hostile(rng: random.Random) -> Spell:
+def _hostile(rng: random.Random) -> FaultPeriod:
     shape = rng.choice(("html", "garbage", "truncated", "empty", "wrong-shape", "redirect"))
     fault = {"kind": "hostile", "shape": shape, "when": rng.choice(("before", "after"))}
     return _spell(rng, f"hostile {shape}", {**fault, "on": _where(rng), "probability": _often(rng)})
 
 
-def _two(rng: random.Random) -> Spell:
+def _two(rng: random.Random) -> FaultPeriod:
     """An answer that is lost from a Hub that is slow as well."""
     slow: Fault = {"kind": "latency", "on": "*", "seconds": rng.uniform(0.05, 0.5)}
     lost: Fault = {"kind": "reset", "when": "after", "on": "commit", "probability": 0.5}
     return _spell(rng, "slow, reset after", slow, lost)
 
 
-_KINDS: tuple[tuple[Callable[[random.Random], Spell], int], ...] = (
+_KINDS: tuple[tuple[Callable[[random.Random], FaultPeriod], int], ...] = (
     (_calm, 6), (_slow, 3), (_limit, 3), (_refused, 4), (_conflict, 3), (_reset, 5), (_hang, 3), (_late, 5),
     (_outage, 2), (_expired, 2), (_hostile, 4), (_two, 3),
 )  # fmt: skip

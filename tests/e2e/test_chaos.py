@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from benchmarks.chaos.producers import REPO, Ledger, row
-from benchmarks.chaos.schedule import kills, spells
+from benchmarks.chaos.schedule import fault_periods, kills
 from hubsync.localhub import LocalHub
 
 _ROOT = Path(__file__).parents[2]
@@ -41,8 +41,8 @@ def test_producers_that_are_killed_under_faults_bring_every_row_once(tmp_path: P
 
 def test_a_seed_draws_the_same_kills_and_spells_again() -> None:
     assert list(islice(kills(5), 200)) == list(islice(kills(5), 200))
-    assert list(islice(spells(5), 200)) == list(islice(spells(5), 200))
-    assert list(islice(spells(5), 200)) != list(islice(spells(6), 200))
+    assert list(islice(fault_periods(5), 200)) == list(islice(fault_periods(5), 200))
+    assert list(islice(fault_periods(5), 200)) != list(islice(fault_periods(6), 200))
 
 
 @pytest.mark.slow("runs the judge in a process of its own")

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.producers import REPO, Job, produce
-from benchmarks.chaos.schedule import Kill, Spell, Stop, kills, spells, stops
-from benchmarks.ground import Ground
+from benchmarks.chaos.schedule import FaultPeriod, Kill, Stop, fault_periods, kills, stops
+from benchmarks.hub import BenchmarkHub
 
 _END_S = 120.0  # what the last lives, and the drain, may take without any fault
 _SPARED = 0.7  # of the kills that would strike a stopped process: others must get the time to take over from it
@@ -78,7 +78,7 @@ class _Life:
         self.start()
 
 
-class Storm:
+class ChaosRun:
     """Runs one seed in `directory`, which is kept."""
 
     def __init__(self, directory: Path, *, seed: int, kills: int, producers: int) -> None:
@@ -91,7 +91,7 @@ class Storm:
         self._disobeyed: list[str] = []
         self._stuck: list[str] = []
         self._committer_kills: list[float] = []
-        self._spell = Spell(0, "calm")
+        self._spell = FaultPeriod(0, "calm")
         self._spell_began = 0.0
         self._changes = 0  # starts, stops and ends of stops, within this spell
         self._stopped: tuple[_Life, int] | None = None  # and its pid
@@ -101,7 +101,7 @@ class Storm:
         self._events = (directory / "events.jsonl").open("a", buffering=1)
 
     def run(self) -> Outcome:
-        with self._events, Ground(self.directory) as self._ground:
+        with self._events, BenchmarkHub(self.directory) as self._hub:
             began = time.monotonic()
             self._prepare()
             self._lives = [_Life(job) for job in self._jobs()]
@@ -127,7 +127,7 @@ class Storm:
     def _prepare(self) -> None:
         from huggingface_hub import HfApi
 
-        api = HfApi(endpoint=self._ground.endpoint, token=self._ground.token)
+        api = HfApi(endpoint=self._hub.endpoint, token=self._hub.token)
         api.create_repo(REPO, repo_type="dataset")
         api.upload_file(
             path_or_fileobj=b"large/*.jsonl filter=lfs diff=lfs merge=lfs -text\n",
@@ -139,7 +139,7 @@ class Storm:
         """Where huggingface_hub looks for it, whole at any time."""
         file = Path(os.environ["HF_HOME"], "token")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".new").write_text(self._ground.token)
+        file.with_suffix(".new").write_text(self._hub.token)
         file.with_suffix(".new").replace(file)
 
     def _jobs(self) -> list[Job]:
@@ -148,7 +148,7 @@ class Storm:
         flip, plain = rng.random() < 0.5, rng.randrange(self._producers)
         jobs = [
             Job(
-                self.directory, self._ground.endpoint, self._seed, f"p{n}",
+                self.directory, self._hub.endpoint, self._seed, f"p{n}",
                 kind="keys" if n % 2 else "offsets",
                 config="large" if (n % 2 == 0) == flip else "default",
                 xet=n != plain,
@@ -163,7 +163,7 @@ class Storm:
     # The storm.
 
     def _blow(self) -> None:
-        to_kill, to_stop, weather = kills(self._seed), stops(self._seed), spells(self._seed)
+        to_kill, to_stop, weather = kills(self._seed), stops(self._seed), fault_periods(self._seed)
         kill, stop = next(to_kill), next(to_stop)
         now = time.monotonic()
         kill_at, stop_at, turn_at = now + kill.after_s, now + stop.after_s, now
@@ -186,7 +186,7 @@ class Storm:
                 kill_at = time.monotonic() + kill.after_s
             time.sleep(max(0.0, min(kill_at, stop_at, turn_at, now + 0.02) - time.monotonic()))
         self._let_go_on()
-        self._turn(Spell(0, "calm"))
+        self._turn(FaultPeriod(0, "calm"))
 
     def _victim(self, of: Kill | Stop) -> _Life:
         victim = self._lives[int(of.pick * len(self._lives))]
@@ -265,12 +265,12 @@ class Storm:
 
     # The weather.
 
-    def _turn(self, spell: Spell) -> None:
+    def _turn(self, spell: FaultPeriod) -> None:
         """The weather changes. Faults go one by one, so that what hangs or lands late does so in its own time."""
         before, lasted = self._spell, time.monotonic() - self._spell_began
-        struck = {fault["id"]: fault for fault in self._ground.control("GET", "faults")}
+        struck = {fault["id"]: fault for fault in self._hub.control("GET", "faults")}
         for number in self._faults:
-            self._ground.control("DELETE", f"faults/{number}")
+            self._hub.control("DELETE", f"faults/{number}")
             times = struck[number]["struck"]
             self._outcome.struck[before.name] += times
             self._say("spell over", name=before.name, struck=times, seen=struck[number]["seen"])
@@ -280,21 +280,21 @@ class Storm:
                     f"{self._changes} changes of processes"
                 )
         if before.expires:
-            self._ground.renew()
+            self._hub.renew_token()
             self._write_token()
             self._outcome.struck[before.name] += 1
         self._spell, self._spell_began, self._changes = spell, time.monotonic(), 0
         self._say("spell", name=spell.name, seconds=round(spell.seconds, 2), faults=spell.faults)
         self._outcome.spells += 1
-        self._faults = [self._ground.control("POST", "faults", fault)["id"] for fault in spell.faults]
+        self._faults = [self._hub.control("POST", "faults", fault)["id"] for fault in spell.faults]
         if spell.expires:
-            self._ground.revoke()
+            self._hub.revoke_token()
 
     # The end.
 
     def _end(self) -> None:
         """The sky clears; every producer puts a little more and ends: some close, some just go."""
-        self._ground.control("DELETE", "faults")
+        self._hub.control("DELETE", "faults")
         (self.directory / "end").touch()
         self._say("the end begins")
         until = time.monotonic() + _END_S
@@ -311,7 +311,7 @@ class Storm:
             self._stuck.append(
                 f"{life.job.source}.{life.job.life} did not end in {_END_S:g} s: logs/{life.job.source}.log"
             )
-        while self._ground.control("GET", "health")["held"]:
+        while self._hub.control("GET", "health")["held"]:
             time.sleep(0.05)
 
     def _drain(self) -> None:
@@ -333,7 +333,7 @@ class Storm:
 
     def _judge(self) -> None:
         began = time.monotonic()
-        requests = self._ground.control("GET", "requests")
+        requests = self._hub.control("GET", "requests")
         (self.directory / "requests.json").write_text(json.dumps(requests))
         done = self._command("judge", ["benchmarks.chaos.judge", str(self.directory)])
         if done.returncode:
@@ -361,11 +361,11 @@ class Storm:
         rng = random.Random(f"{self._seed}/{name}")
         environ = {
             **os.environ,
-            "HF_ENDPOINT": self._ground.endpoint,
+            "HF_ENDPOINT": self._hub.endpoint,
             "HF_HUB_DISABLE_XET": str(rng.randrange(2)) if name == "drain" else "0",
         }
         if name == "judge":
-            environ |= {"HF_HOME": f"{self.directory}/hf-of-judge", "HF_TOKEN": self._ground.token}
+            environ |= {"HF_HOME": f"{self.directory}/hf-of-judge", "HF_TOKEN": self._hub.token}
         self._say(name)
         try:
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The ground of the benchmarks: an embedded Hub in a process of its own, its weather, rows of a known size."""
+"""The ground of the benchmarks: an embedded Hub in a process of its own, its condition, rows of a known size."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any, Literal, Self
 
 from hubsync.localhub.storage.store import Store
 
-Weather = Literal["healthy", "slow", "limited", "down"]
+HubCondition = Literal["healthy", "slow", "limited", "down"]
 
 
-class Child(subprocess.Popen[str]):
+class ChildProcess(subprocess.Popen[str]):
     """A process that is measured: it says when it is ready, waits for the word, and tells its figures in one line.
 
     Its own side of this are `ready` and `tell`.
     """
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         assert self.stdout is not None
         return self.stdout.readline()
 
@@ -35,25 +35,25 @@ class Child(subprocess.Popen[str]):
         self.stdin.write("go\n")
         self.stdin.flush()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Kills it: what was measured is its figures, not its drain."""
         self.kill()
         self.wait()
 
 
-def ready() -> None:
+def wait_for_start() -> None:
     """All is open; waits for the word."""
     print("ready", flush=True)
     sys.stdin.readline()
 
 
-def tell(figures: Any) -> None:
+def send_result(figures: Any) -> None:
     """Tells the figures, and waits to be killed, or for the word to go on."""
     print(json.dumps(figures), flush=True)
     sys.stdin.readline()
 
 
-class Ground:
+class BenchmarkHub:
     """One Hub process and one directory: a temporary one, gone afterwards, or a given one, which is kept."""
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -105,9 +105,9 @@ class Ground:
             "HUBSYNC_HOME": f"{self.directory}/state",
         }
 
-    def child(self, module: str, *arguments: object) -> Child:
+    def spawn(self, module: str, *arguments: object) -> ChildProcess:
         """Starts `python -m benchmarks.MODULE`, pointed at this Hub."""
-        return Child(
+        return ChildProcess(
             [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
             env=self.environ(),
             stdin=subprocess.PIPE,
@@ -115,24 +115,24 @@ class Ground:
             text=True,
         )
 
-    def weather(self, weather: Weather) -> None:
+    def set_condition(self, condition: HubCondition) -> None:
         """Slow: every commit takes 2 s; limited: the commit quota is spent; down: every connection is dropped."""
         self.control("DELETE", "faults")
-        if weather == "slow":
+        if condition == "slow":
             self.control("POST", "faults", {"kind": "latency", "on": ["commit"], "seconds": 2.0})
-        elif weather == "limited":
+        elif condition == "limited":
             self.control("POST", "faults", {"kind": "rate_limit", "shape": "commits", "on": ["commit"]})
-        elif weather == "down":
+        elif condition == "down":
             self.control("POST", "faults", {"kind": "outage", "on": ["*"]})
 
-    def revoke(self) -> None:
+    def revoke_token(self) -> None:
         """From now on the Hub answers 401 to the user's token."""
         # There is no control endpoint for tokens; the Hub asks its database at every request.
         store = Store(Path(self.directory, "hub", "hub.sqlite3"))
         store.revoke(self.token)
         store.close()
 
-    def renew(self) -> str:
+    def renew_token(self) -> str:
         """Gives the user another token."""
         store = Store(Path(self.directory, "hub", "hub.sqlite3"))
         self.token = store.add_token(None, "user", "write", None)
