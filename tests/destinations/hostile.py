@@ -202,7 +202,10 @@ class FakeXet:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def start_upload_file(self, file: str, *, sha256: str) -> None:
+    def start_upload_file(self, file: str, *, sha256: str) -> FakeXet:
+        return self
+
+    def result(self) -> None:
         pass
 
     def sigint_abort(self) -> None:

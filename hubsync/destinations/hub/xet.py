@@ -6,20 +6,26 @@ import contextlib
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
 
 import anyio
 import msgspec
 
 from hubsync._runtime.failpoints import Failpoint, failpoint
+from hubsync._runtime.files import open_regular
+from hubsync._runtime.formatting import count_text
 from hubsync._runtime.secret import Secret, hide
 from hubsync._runtime.threads import run_in_thread
 from hubsync._runtime.validation import is_set
 from hubsync.destinations.hub.transport import HubHTTP
-from hubsync.errors import TransientError
+from hubsync.errors import TransientError, UnreadableShard
 from hubsync.model.shard import Shard
 
+_OPEN_FILES = 16  # of one upload; hf_xet reads 8 at a time
+_PROC = Path("/proc/self/fd")  # Linux
 _NICE = 10  # how much lower the priority of hf_xet's threads is
 
 
@@ -42,6 +48,37 @@ def xet_available() -> bool:
     return hasattr(hf_xet, "XetSession")
 
 
+def _send(commit: Any, shards: Sequence[Shard]) -> None:
+    """Hand the shards' files to hf_xet, a few at a time: each is open here until hf_xet has read it."""
+    with contextlib.ExitStack() as opened:
+        sent: deque[tuple[Any, BinaryIO]] = deque()
+        for shard in shards:
+            if len(sent) == _OPEN_FILES:
+                upload, file = sent.popleft()
+                upload.result()
+                file.close()
+            file = opened.enter_context(_open(shard.file))
+            sent.append((commit.start_upload_file(_path_of(file, shard.file), sha256=shard.sha256), file))
+        for upload, _ in sent:
+            upload.result()
+
+
+def _open(file: Path) -> BinaryIO:
+    try:
+        return open_regular(file)
+    except OSError as error:
+        raise UnreadableShard(f"a shard cannot be read: {error}.") from error
+
+
+def _path_of(file: BinaryIO, path: Path) -> str:
+    """Return a path by which hf_xet opens this very file.
+
+    If a named pipe took the place of the file, hf_xet would wait for its writer forever, and hold the GIL once it is
+    to abort.
+    """
+    return f"/proc/self/fd/{file.fileno()}" if _PROC.is_dir() else str(path)
+
+
 class XetStore:
     """Uploads blobs in one hf_xet session per process; a forked child creates its own."""
 
@@ -57,6 +94,7 @@ class XetStore:
 
         Raises:
             TransientError: The store is unreachable or rejected them; hf_xet has already retried for minutes.
+            `UnreadableShard`: a file cannot be opened.
             BlockedError: The Hub gives no write token.
         """
         response = await self._http.send("xet-write-token", "GET", self._token_url)
@@ -68,15 +106,13 @@ class XetStore:
             )
         session = await run_in_thread(self._get_session)
         try:
-            await run_in_thread(
-                self._run, session, grant, [(str(s.file), s.sha256) for s in shards], abandon_on_cancel=True
-            )
+            await run_in_thread(self._run, session, grant, shards, abandon_on_cancel=True)
         except anyio.get_cancelled_exc_class():
             self.abort()
             raise
         failpoint(Failpoint.BLOB_STAGED)
 
-    def _run(self, session: Any, grant: _Grant, files: list[tuple[str, str]]) -> None:
+    def _run(self, session: Any, grant: _Grant, shards: Sequence[Shard]) -> None:
         try:
             with session.new_upload_commit(
                 endpoint=grant.cas_url,
@@ -86,13 +122,14 @@ class XetStore:
                 token_refresh_headers={**self._http.authorization(), **self._http.sender},
                 custom_headers=self._http.sender,
             ) as commit:
-                for file, sha256 in files:
-                    commit.start_upload_file(file, sha256=sha256)
+                _send(commit, shards)
             return
+        except UnreadableShard:
+            raise
         except Exception as error:  # noqa: BLE001  (hf_xet raises many builtin exceptions)
             why = grant.access_token.hide_in(hide(f"{type(error).__name__}: {error}"))
         # Outside of the `except`: otherwise the error's context would be one whose text may contain secrets.
-        raise TransientError(f"uploading {len(files)} shards to Xet: {why}")
+        raise TransientError(f"uploading {count_text(len(shards), 'shard')} to Xet: {why}")
 
     def _get_session(self) -> Any:
         with self._lock:
