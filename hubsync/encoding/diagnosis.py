@@ -7,6 +7,7 @@ know yet and can't judge.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -24,6 +25,7 @@ _NOT_TEXT = "the key {!r} is not a string, but column names are. Use str(key)."
 _NUL = "the key {!r} contains a NUL, where readers cut off a column's name. Remove it."
 _RAW = "msgspec.Raw is written unchecked and may not be JSON. Decode it before put."
 _TOO_DEEP = "the value is nested too deep for readers."
+_RECURSION = "the value is nested {} deep, more than Python's recursion limit of {} allows here. Use json.dumps(value)."
 _BINARY = "{} can't be in JSON Lines. Use format='parquet', or declare text: features={{'name': 'base64'}}."
 NOT_A_ROW = "a row is a mapping, a dataclass, a Struct or a pydantic model, not {}."
 _SURROGATE = (
@@ -122,6 +124,19 @@ def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowEr
     except RowError as error:
         return error
     return None
+
+
+def too_deep(rows: Sequence[Any]) -> RowError:
+    """Return the error of the value that is nested deepest, for which Python's stack had no room."""
+    deepest, at, path = 0, 0, ""
+    for index, row in enumerate(rows):
+        for step, column in _children(row):
+            level, depth = [column], -1
+            while level:
+                level, depth = [below for item in level for _, below in _children(item)], depth + 1
+            if depth > deepest:
+                deepest, at, path = depth, index, _join("", step)
+    return RowError(at, path, _RECURSION.format(deepest, sys.getrecursionlimit()))
 
 
 def _check_is_row(value: Any, row: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from hubsync.encoding.diagnosis import advice, check_rows, diagnose, find_binary, named
+from hubsync.encoding.diagnosis import advice, check_rows, diagnose, find_binary, named, too_deep
 from hubsync.encoding.encoded import Encoded as Encoded
 from hubsync.encoding.encoded import decode_rows
 from hubsync.encoding.tables import (
@@ -172,6 +172,8 @@ def _encode(rows: Sequence[Row], profiler: RowProfiler | None, types: Types) -> 
             raise binary from None
         if (found := diagnose(rows, plain, 0)) is not None:
             raise found from None
+        if isinstance(error, RecursionError):
+            raise too_deep(plain) from None
         if isinstance(error, _CHANGED):
             raise RowError(0, "", "the batch changed while it was being encoded.") from error
         raise  # from a signal handler, such as a time limit

@@ -177,10 +177,9 @@ def _columns_by_keys(
     if values_of is not None and {*map(len, dicts)} == {len(keys)}:
         with suppress(KeyError):
             return [(keys, zip(*map(values_of, dicts), strict=True))]
-    signatures = set(map(tuple, dicts))
-    if len(signatures) == 1:
-        return [(signatures.pop(), zip(*map(dict.values, dicts), strict=True))]
-    alike = {keys: [item for item in dicts if tuple(item) == keys] for keys in signatures}
+    alike: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+    for item in dicts:
+        alike.setdefault(tuple(item), []).append(item)
     return [(keys, zip(*map(dict.values, items), strict=True)) for keys, items in alike.items()]
 
 

@@ -256,6 +256,14 @@ def test_a_deeply_nested_value_is_refused() -> None:
         encode([{"a": value}])
 
 
+def test_a_value_that_is_nested_too_deep_for_the_stack_is_named() -> None:
+    value: Any = 1
+    for _ in range(400):
+        value = {"b": value}
+    with pytest.raises(RowError, match=r"row 1, field 'c': the value is nested 400 deep"):
+        encode([{"a": 1}, {"a": [], "c": value}])
+
+
 @pytest.mark.parametrize("form", [lambda row: row, lambda row: Boxed(row)], ids=["a dict", "in a dataclass"])
 @pytest.mark.parametrize(
     ("row", "said"),
