@@ -1,9 +1,9 @@
-"""Whether a job always ends when files of its spool are damaged: finished, or with an error that names what is lost.
+"""Damage the spool of a job: does the job always end, either finished or with an error that names the lost rows?
 
-Each round has an embedded Hub, a job, and one to three faults drawn from a seed: a file of the spool is deleted, cut,
-grows, or becomes a directory (reading it fails with EISDIR, as EIO would); the catalogue is damaged; a small disk is
-full for a while. They happen while the job runs, or after SIGKILL and before it starts again. Afterwards `drain` runs,
-with `--rescue` if it says so, and the dataset is compared with the ledger of the job.
+Each round has an embedded Hub, a job, and one to three faults drawn from a seed: a spool file is deleted, truncated,
+appended to, or replaced by a directory (reading it fails with EISDIR, much like EIO); the catalogue is damaged; a small
+disk is full for a while. Faults happen while the job runs, or between a SIGKILL and the restart. Afterwards `drain`
+runs, with `--rescue` if its message asks for that, and the dataset is compared with the job's ledger.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REPO = "user/damage"
 _ROWS, _SHARD_ROWS = 60, 3
-_END_S = 40.0  # a job or a drain that takes longer counts as stuck; the Hub answers at once
+_END_S = 40.0  # a job or a drain that takes longer is stuck, because the Hub responds at once
 _TARGETS = {
     "segment": 8, "catalogue": 2, "log": 1, "lock": 1, "note": 1, "segments": 1, "spool": 1, "disk": 2,
 }  # fmt: skip
@@ -44,12 +44,12 @@ class Outcome:
     """One round.
 
     Attributes:
-        faults: what was done to which file.
+        faults: which file was damaged, and how.
         accepted: rows that `put` accepted.
         lost: rows that were accepted and are not on the Hub.
-        named: whether an exit code and a message told of the loss.
-        wrong: what must never happen; empty after a good round.
-        log: everything that the job and the commands printed.
+        named: whether an exit code and a message reported the loss.
+        wrong: what must never happen; empty if the round passed.
+        log: the output of the job and the commands.
     """
 
     number: int
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Round:
-    """A job on a damaged spool, and what became of its rows."""
+    """Run one job on a damaged spool, and compare the dataset with its ledger."""
 
     def __init__(self, root: Path, seed: int, number: int) -> None:
         self._rng = random.Random(f"{seed}/{number}")
@@ -70,9 +70,8 @@ class Round:
         self._spool = root / "disk" / "spool"
         self._ledger = root / "ledger"
         self._outcome = Outcome(number)
-        self._at_risk: dict[str, set[int]] = {}  # by file, the rows that its damage may lose
+        self._at_risk: dict[str, set[int]] = {}  # rows that may be lost, by damaged file
         self._codes: list[int] = []
-        self._rescued = False
 
     def run(self) -> Outcome:
         """Run the job to its end, drain, and compare."""
@@ -116,20 +115,20 @@ class Round:
 
     def _end(self, job: subprocess.Popen[str], *, is_killed: bool = False) -> None:
         try:
-            said, _ = job.communicate(timeout=_END_S)
+            output, _ = job.communicate(timeout=_END_S)
         except subprocess.TimeoutExpired:
             self._outcome.wrong.append("the job did not end")
             job.send_signal(signal.SIGUSR1)  # faulthandler prints all stacks
             try:
-                said, _ = job.communicate(timeout=1)
+                output, _ = job.communicate(timeout=1)
             except subprocess.TimeoutExpired:
                 job.kill()
-                said, _ = job.communicate()
-        self._log(f"job: exit code {job.returncode}", said)
+                output, _ = job.communicate()
+        self._log(f"job: exit code {job.returncode}", output)
         if not is_killed:
             self._codes.append(job.returncode)
-            if "Traceback" in said:
-                self._outcome.wrong.append("the job ended with an exception that is not hubsync's")
+            if "Traceback" in output:
+                self._outcome.wrong.append("the job ended with an exception that does not come from hubsync")
 
     # Damage.
 
@@ -142,7 +141,7 @@ class Round:
                 _fill(self._root / "disk" / "ballast")
             return
         file = self._pick(target)
-        if file is None or (target == "spool" and when == "killed"):  # then nothing is left that could know of the rows
+        if file is None or (target == "spool" and when == "killed"):  # afterwards nothing could report the lost rows
             return
         self._note(when, "delete" if target in ("segments", "spool") else action, file)
         segments = [file] if target == "segment" else list((self._spool / "segments").glob("*"))
@@ -184,9 +183,8 @@ class Round:
     def _drain(self, environ: dict[str, str]) -> None:
         if not self._spool.exists():
             return
-        said = self._command(environ, "drain", self._spool, "--timeout", 30)
-        if "--rescue" in said:
-            self._rescued = True
+        output = self._command(environ, "drain", self._spool, "--timeout", 30)
+        if "--rescue" in output:
             self._command(environ, "drain", "--rescue", self._spool, "--timeout", 30)
         self._command(environ, "dead-letter", "list", self._spool)
         self._command(environ, "status", self._spool)
@@ -225,17 +223,17 @@ class Round:
                 outcome.wrong.append(f"the dataset cannot be read: {error}")
         lost = accepted - found.keys()
         outcome.accepted, outcome.lost = len(accepted), len(lost)
-        outcome.wrong += [f"row {n} is there {many} times" for n, many in found.items() if many > 1]
+        outcome.wrong += [f"row {n} is on the Hub {count} times" for n, count in found.items() if count > 1]
         outcome.wrong += [f"row {n} was never put" for n in found.keys() - tried]
         at_risk = set().union(*self._at_risk.values())
         if unexplained := lost - at_risk:
-            outcome.wrong.append(f"lost, though no damaged file held them: rows {sorted(unexplained)}")
+            outcome.wrong.append(f"lost, though no damaged file contained them: rows {sorted(unexplained)}")
         if lost:
             files = [name for name, ids in self._at_risk.items() if ids & lost]
-            is_told = any(self._codes) and ("lost" in outcome.log or any(name in outcome.log for name in files))
-            outcome.named = is_told
-            if not is_told:
-                outcome.wrong.append(f"lost, and nothing names them: rows {sorted(lost)} of {', '.join(files)}")
+            is_named = any(self._codes) and ("lost" in outcome.log or any(name in outcome.log for name in files))
+            outcome.named = is_named
+            if not is_named:
+                outcome.wrong.append(f"lost without a message: rows {sorted(lost)} of {', '.join(files)}")
 
     def _log(self, title: str, text: str) -> None:
         self._outcome.log += f"--- {title}\n{text}\n"
@@ -250,7 +248,11 @@ def make_row(n: int) -> dict[str, Any]:
 
 
 def job(spool: Path, ledger: Path, rows: int) -> int:
-    """Put the rows that no earlier life of the job put, and close."""
+    """Put the rows that no earlier run of the job put, then close.
+
+    Returns:
+        The exit code.
+    """
     import faulthandler
     import logging
 
@@ -263,16 +265,16 @@ def job(spool: Path, ledger: Path, rows: int) -> int:
     start = max(_read_ledger(ledger, "try"), default=-1) + 1
     try:
         with (
-            ledger.open("a", buffering=1) as told,
+            ledger.open("a", buffering=1) as log,
             Uploader(
                 REPO, spool=SpoolPolicy(directory=spool), shard=ShardPolicy(max_rows=_SHARD_ROWS, linger_s=0.2),
                 commit=CommitPolicy(per_hour=100_000), retry=RetryPolicy(initial_s=0.01, max_s=0.2, blocked_s=0.5),
             ) as up,
         ):  # fmt: skip
             for n in range(start, rows):
-                told.write(f"try {n}\n")
+                log.write(f"try {n}\n")
                 up.put([make_row(n)])
-                told.write(f"got {n}\n")
+                log.write(f"got {n}\n")
                 time.sleep(0.01)
     except HubsyncError as error:
         print("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
@@ -299,7 +301,7 @@ def _ids_in(file: Path) -> set[int]:
 
 @contextmanager
 def _small_disk(where: Path) -> Iterator[bool]:
-    """Yield whether `where` is a small disk of its own, which only root can mount."""
+    """Mount a 4 MB disk at `where`; yield whether that worked, since only root may."""
     where.mkdir(parents=True)
     is_mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(where)], capture_output=True, check=False
@@ -321,10 +323,20 @@ def _fill(file: Path) -> None:
 
 
 def run(*, quick: bool, rounds: int = 100, seeds: Sequence[int] = (1,), keep: Path | None = None) -> Report:
-    """Run all rounds of all seeds. Prints what is wrong, and then the report is not `passed`."""
+    """Run all rounds of all seeds; print what is wrong.
+
+    Args:
+        quick: ten rounds per seed.
+        rounds: jobs per seed.
+        seeds: draw the faults.
+        keep: directory for the logs of failed rounds; by default a temporary one.
+
+    Returns:
+        The report; `passed` is False if anything is wrong.
+    """
     root = Path(tempfile.mkdtemp(prefix="hubsync-damage-")) if keep is None else keep.absolute()
     figures: list[dict[str, Any]] = []
-    good = True
+    passed = True
     for seed in seeds:
         outcomes = []
         for number in range(10 if quick else rounds):
@@ -332,7 +344,7 @@ def run(*, quick: bool, rounds: int = 100, seeds: Sequence[int] = (1,), keep: Pa
             outcome = Round(directory, seed, number).run()
             outcomes.append(outcome)
             if outcome.wrong:
-                good = False
+                passed = False
                 (root / f"{seed}-{number}.log").write_text(outcome.log)
                 print(f"seed {seed}, round {number}: {'; '.join(outcome.faults)}", file=sys.stderr)
                 for text in outcome.wrong[:5]:
@@ -345,18 +357,18 @@ def run(*, quick: bool, rounds: int = 100, seeds: Sequence[int] = (1,), keep: Pa
                 "wrong": sum(bool(o.wrong) for o in outcomes),
             }
         )  # fmt: skip
-    if keep is None and good:
+    if keep is None and passed:
         shutil.rmtree(root)
-    elif not good:
+    elif not passed:
         print(f"logs: {root}", file=sys.stderr)
     return Report(
         name="damage",
-        title="jobs whose spool is damaged: rows accepted, and rows lost with an error that names them",
+        title="Jobs with a damaged spool: rows accepted, and rows lost with an error that names them",
         figures=figures,
         columns=tuple(Column(name, name, "" if name == "seed" else ",") for name in figures[0]),
         draw=lambda figure: _draw(figure, figures),
         size=(7.0, 3.0),
-        passed=good,
+        passed=passed,
     )
 
 
@@ -364,7 +376,7 @@ def _draw(figure: Figure, figures: Sequence[dict[str, Any]]) -> None:
     axes = figure.subplots()
     names = ("rounds", "faults", "rows", "lost and named", "wrong")
     totals = [sum(f[name] for f in figures) for name in names]
-    bars(axes, names, totals, colours=[OURS] * len(names), unit="how many", log=True, spec=",.0f")
+    bars(axes, names, totals, colours=[OURS] * len(names), unit="count", log=True, spec=",.0f")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The throughput that a generator loses to an uploader in its loop, compared with the same loop without one.
+"""Measure how much throughput a generator loses to an uploader in its loop, compared with the loop alone.
 
-Each generator makes a batch of 50 rows of 3 kB every 100 ms: one sleeps as if it called an API, one computes in Python,
-one holds the GIL in C, one is a task of asyncio. The Hub is healthy, slow, limited or down. The peer is what most jobs
-begin with: `HfApi.upload_file` for every batch. Each case runs in a process of its own, and so does its Hub.
+Each generator makes a batch of 50 rows of 3 kB every 100 ms. One sleeps, as if it called an API; one computes in
+Python; one holds the GIL in C; one is an asyncio task. The Hub is healthy, slow, limited or down. The peer is what most
+jobs start with: one `HfApi.upload_file` per batch. Each case runs in its own process, and so does its Hub.
 """
 
 from __future__ import annotations
@@ -25,39 +25,40 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROWS, _ROW_BYTES, _BATCH_S = 50, 3_000, 0.1
-KINDS = ("sleeping", "computing", "holding the GIL", "async")
+GENERATORS = ("sleeping", "computing", "holding the GIL", "async")
 CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow", "limited", "down")
-# A peer that waits for the Hub is only run where it ends; so long a case may take.
+# A peer waits for the Hub, so it would never finish on a Hub that is limited or down.
 _PEER_CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow")
 
 
 def run(*, quick: bool) -> Report:
-    """All cases: how much of its throughput without an uploader a generator keeps, in percent."""
+    """Run all cases; report the percentage of its throughput that each generator keeps."""
     rounds, count, few = (1, 10, 1) if quick else (3, 30, 5)
     cases = [
         *(("hubsync", condition, count) for condition in (CONDITIONS[:1] if quick else CONDITIONS)),
         *(("upload_file", condition, few) for condition in (_PEER_CONDITIONS[1:] if quick else _PEER_CONDITIONS)),
     ]
-    sizes = {"computing": _sized(_compute, 1_000), "holding the GIL": _sized(_hold_the_gil, 1_000_000)}
+    sizes = {"computing": _calibrate(_compute, 1_000), "holding the GIL": _calibrate(_hold_the_gil, 1_000_000)}
     kept: dict[tuple[str, str, str], list[float]] = {}
     with BenchmarkHub() as hub:
         for number in range(rounds):
-            for kind in KINDS[:2] if quick else KINDS:
-                size = sizes.get(kind, 0)
-                alone = _one(hub, kind, "none", "healthy", count, size, f"{number}")
+            for generator in GENERATORS[:2] if quick else GENERATORS:
+                size = sizes.get(generator, 0)
+                baseline_s = _run_case(hub, generator, "none", "healthy", count, size, f"{number}")
                 for subject, condition, batches_ in cases:
-                    took = _one(hub, kind, subject, condition, batches_, size, f"{number}-{subject}-{condition}")
-                    kept.setdefault((kind, subject, condition), []).append(alone / took * 100)
+                    name = f"{number}-{subject}-{condition}"
+                    took_s = _run_case(hub, generator, subject, condition, batches_, size, name)
+                    kept.setdefault((generator, subject, condition), []).append(baseline_s / took_s * 100)
     figures = [
         {
-            "generator": kind, "uploader": subject, "hub": condition, "kept_percent": statistics.median(runs),
+            "generator": generator, "uploader": subject, "hub": condition, "kept_percent": statistics.median(runs),
             "lowest_percent": min(runs), "highest_percent": max(runs),
         }
-        for (kind, subject, condition), runs in kept.items()
+        for (generator, subject, condition), runs in kept.items()
     ]  # fmt: skip
     return Report(
         name="loss",
-        title=f"Throughput that a generator keeps, of that without an uploader: medians of {rounds} rounds",
+        title=f"Share of its throughput that a generator keeps with an uploader: medians of {rounds} rounds",
         figures=figures,
         columns=(
             Column("generator", "generator"), Column("uploader", "uploader"), Column("hub", "Hub"),
@@ -71,29 +72,29 @@ def run(*, quick: bool) -> Report:
 
 
 def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
-    kinds = list(dict.fromkeys(f["generator"] for f in figures))
-    panels = figure.subplots(1, len(kinds), sharey=True)
-    for axes, kind in zip(panels, kinds, strict=True):
-        ours = [f for f in figures if f["generator"] == kind]
+    generators = list(dict.fromkeys(f["generator"] for f in figures))
+    panels = figure.subplots(1, len(generators), sharey=True)
+    for axes, generator in zip(panels, generators, strict=True):
+        shown = [f for f in figures if f["generator"] == generator]
         bars(
             axes,
-            [f"{f['uploader']}, {f['hub']}" for f in ours],
-            [f["kept_percent"] for f in ours],
-            spans=[(f["lowest_percent"], f["highest_percent"]) for f in ours],
-            colours=[OURS if f["uploader"] == "hubsync" else PEER for f in ours],
+            [f"{f['uploader']}, {f['hub']}" for f in shown],
+            [f["kept_percent"] for f in shown],
+            spans=[(f["lowest_percent"], f["highest_percent"]) for f in shown],
+            colours=[OURS if f["uploader"] == "hubsync" else PEER for f in shown],
             unit="% kept",
             spec=".1f",
         )
-        axes.set_title(kind, fontsize=9.5)
+        axes.set_title(generator, fontsize=9.5)
 
 
-def _one(
-    hub: BenchmarkHub, kind: str, subject: str, condition: HubCondition, count: int, size: int, name: str
+def _run_case(
+    hub: BenchmarkHub, generator: str, subject: str, condition: HubCondition, count: int, size: int, name: str
 ) -> float:
-    """Seconds a batch."""
+    """Return the seconds per batch."""
     hub.set_condition("healthy")
-    child = hub.spawn("loss", kind, subject, count, size, f"user/loss-{kind.split()[0]}-{name}")
-    child.read_line()  # it is open: now the weather may turn
+    child = hub.spawn("loss", generator, subject, count, size, f"user/loss-{generator.split()[0]}-{name}")
+    child.read_line()  # the uploader is open
     hub.set_condition(condition)
     child.go()
     line = child.read_line()
@@ -101,28 +102,31 @@ def _one(
     return float(json.loads(line)) / count
 
 
-def _work(kind: str, subject: str, count: int, size: int, repo: str) -> None:
+def _child(generator: str, subject: str, count: int, size: int, repo: str) -> None:
     stock = batches(_ROWS, _ROW_BYTES)
-    if kind == "async":
+    if generator == "async":
         asyncio.run(_generate_async(subject, stock, count, repo))
         return
-    think = {"sleeping": _sleep, "computing": partial(_compute, size), "holding the GIL": partial(_hold_the_gil, size)}[
-        kind
-    ]
+    works: dict[str, Callable[[], object]] = {
+        "sleeping": _sleep,
+        "computing": partial(_compute, size),
+        "holding the GIL": partial(_hold_the_gil, size),
+    }
+    work = works[generator]
     if subject == "hubsync":
         from hubsync import ShardPolicy, Uploader
 
         with Uploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
-            _generate(think, up.put, stock, count)
+            _generate(work, up.put, stock, count)
     else:
-        _generate(think, _peer(repo) if subject == "upload_file" else lambda rows: None, stock, count)
+        _generate(work, _peer(repo) if subject == "upload_file" else lambda rows: None, stock, count)
 
 
-def _generate(think: Callable[[], object], put: Callable[[Any], object], stock: list[Any], count: int) -> None:
+def _generate(work: Callable[[], object], put: Callable[[Any], object], stock: list[Any], count: int) -> None:
     wait_for_start()
     began = time.perf_counter()
     for n in range(count):
-        think()
+        work()
         put(stock[n % len(stock)])
     send_result(time.perf_counter() - began)
 
@@ -166,19 +170,24 @@ def _compute(size: int) -> None:
 
 
 def _hold_the_gil(size: int) -> None:
-    """One call into C, within which no other thread gets its turn."""
+    """Make one call into C that keeps all other threads waiting."""
     sum(range(size))
 
 
-def _sized(work: Callable[[int], object], some: int) -> int:
-    """So much work as takes this machine, undisturbed, the time of a batch: measured once, for all cases."""
-    quickest = float("inf")
+def _calibrate(work: Callable[[int], object], size: int) -> int:
+    """Return the size at which `work` takes `_BATCH_S` on this machine when idle: measured once, for all cases.
+
+    Args:
+        work: the function to measure.
+        size: the size to measure it with.
+    """
+    fastest_s = float("inf")
     for _ in range(20):
         before = time.perf_counter()
-        work(some)
-        quickest = min(quickest, time.perf_counter() - before)
-    return int(some * _BATCH_S / quickest)
+        work(size)
+        fastest_s = min(fastest_s, time.perf_counter() - before)
+    return int(size * _BATCH_S / fastest_s)
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    _child(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,8 +1,8 @@
-"""A month in minutes: does anything grow with the dataset, or with an outage?
+"""Simulate a month in minutes: does anything grow with the dataset, or with an outage?
 
-64 writers seal five shards a minute for 30 days, on a clock that is moved by hand, and a commit a minute takes up to a
-hundred. Three times nothing is committed for twelve hours. Before and after the outages all curves must be level;
-during one, only the catalogue may grow, since it records what waits. A second table holds up to 100,000 shards back.
+64 writers seal five shards per minute for 30 days on a manual clock. One commit per minute takes up to 100 shards.
+Three times, nothing is committed for twelve hours. Outside the outages all curves must be flat; during one, only the
+catalogue may grow, because it records the pending shards. A second table measures a backlog of up to 100,000 shards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NAMES = ("catalogue, MB", "memory, MB", "put, us", "ready(), us", "open, ms")
 
 
 class Month:
-    """A spool, its writers, and a committer whose Hub answers at once."""
+    """A spool, its writers, and a committer whose Hub responds at once."""
 
     def __init__(self, directory: Path, writers: int) -> None:
         self.directory = directory
@@ -66,8 +66,8 @@ class Month:
             self.spool.plans.settle(plan, {shard.segment: "0" * 40 for shard in ready})
         self.spool.catalogue.checkpoint()
 
-    def look(self) -> dict[str, float]:
-        """Return the figures of this moment."""
+    def sample(self) -> dict[str, float]:
+        """Return the current figures."""
         puts, self.puts_s = self.puts_s, []
         value = self.spool.catalogue.value
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -101,9 +101,9 @@ def _seconds(work: Any) -> float:
 
 @contextmanager
 def month(writers: int) -> Iterator[Month]:
-    """Make one in a directory that is removed."""
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory, prefix="hubsync-month-") as directory:
+    """Yield a `Month` in a temporary directory."""
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=in_memory, prefix="hubsync-month-") as directory:
         one = Month(Path(directory) / "spool", writers)
         try:
             yield one
@@ -114,7 +114,17 @@ def month(writers: int) -> Iterator[Month]:
 def simulate(
     days: float, *, writers: int = 64, outage_h: float = 12.0, sample_h: float = 4.0
 ) -> list[dict[str, float]]:
-    """Live through some days with three outages; return the samples, with the hour and whether the Hub is away."""
+    """Simulate some days with three outages.
+
+    Args:
+        days: simulated days.
+        writers: how many writers share the spool.
+        outage_h: hours that each outage lasts.
+        sample_h: hours between two samples.
+
+    Returns:
+        The samples. `hour` is when a sample was taken; `away` is 1.0 during an outage.
+    """
     minutes, samples = int(days * 1440), []
     starts = [minutes * n // 4 for n in (1, 2, 3)]
     with month(writers) as one:
@@ -126,12 +136,12 @@ def simulate(
             if not is_away:
                 one.commit()
             if (minute + 1) % int(sample_h * 60) == 0:
-                samples.append({"hour": (minute + 1) / 60, "away": float(is_away), **one.look()})
+                samples.append({"hour": (minute + 1) / 60, "away": float(is_away), **one.sample()})
     return samples
 
 
 def backlog(sizes: tuple[int, ...]) -> list[dict[str, float]]:
-    """Hold back more and more sealed shards; return the figures at each size."""
+    """Build up a backlog of sealed shards; return the figures at each size."""
     found = []
     with month(64) as one:
         for size in sizes:
@@ -142,7 +152,7 @@ def backlog(sizes: tuple[int, ...]) -> list[dict[str, float]]:
             one.puts_s.clear()
             for _ in range(300):
                 one.put()
-            found.append({"waiting": size, **one.look()})
+            found.append({"waiting": size, **one.sample()})
     return found
 
 
@@ -165,7 +175,7 @@ def run(*, quick: bool) -> Report:
     held = backlog(sizes)
     figures += [
         {
-            "what": f"{sample['waiting']:,.0f} shards wait: put and ready(), us",
+            "what": f"{sample['waiting']:,.0f} pending shards: put and ready(), us",
             "first": sample["put, us"],
             "last": sample["ready(), us"],
             "highest": sample["put, us"] / held[0]["put, us"],
@@ -174,7 +184,7 @@ def run(*, quick: bool) -> Report:
     ]
     return Report(
         name="month",
-        title=f"{days:.0f} days of {_SHARDS_PER_MINUTE} shards a minute by 64 writers, with three outages",
+        title=f"{days:.0f} days of {_SHARDS_PER_MINUTE} shards per minute from 64 writers, with three outages",
         figures=figures,
         columns=(
             Column("what", "what"), Column("first", "second tenth", ",.1f"), Column("last", "last tenth", ",.1f"),

@@ -1,7 +1,7 @@
-"""An hour at a steady rate while things go wrong: does anything grow that should not?
+"""Run an hour at a steady rate on a faulty Hub: does anything grow that should not?
 
-A job puts ten batches a second; every ten seconds the Hub gets another fault, or none. Memory, handles, threads and
-the spool's size are looked at every second; told are the medians of the first and the last fifth of the time.
+A job puts ten batches per second. Every ten seconds the Hub gets another fault, or none. Memory, file handles, threads
+and the spool's size are sampled every second; the report compares the medians of the first and the last fifth.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _FAULTS: list[dict[str, Any] | None] = [
     {"kind": "hang", "seconds": 3.0, "on": ["*"], "probability": 0.1},
     {"kind": "outage", "on": ["*"]},
 ]
-_SPELL_S = 10.0
+_FAULT_S = 10.0
 
 
 def run(*, quick: bool, minutes: float = 60.0) -> Report:
-    """What there was of each at the beginning and at the end."""
+    """Run the soak; report each resource at the beginning and at the end."""
     seconds = 20.0 if quick else minutes * 60
     rng = random.Random(1)
     with BenchmarkHub() as hub:
@@ -46,7 +46,7 @@ def run(*, quick: bool, minutes: float = 60.0) -> Report:
             fault = rng.choice(_FAULTS)
             if fault is not None:
                 hub.control("POST", "faults", fault)
-            time.sleep(min(_SPELL_S, seconds / 8))
+            time.sleep(min(_FAULT_S, seconds / 8))
         hub.set_condition("healthy")
         samples = json.loads(job.communicate()[0])
     fifth = max(1, len(samples) // 5)
@@ -62,7 +62,7 @@ def run(*, quick: bool, minutes: float = 60.0) -> Report:
     ]
     return Report(
         name="soak",
-        title=f"{seconds / 60:.0f} minutes of ten batches a second, with faults",
+        title=f"{seconds / 60:.0f} minutes of ten batches per second, with faults",
         figures=figures,
         columns=(
             Column("what", "what"), Column("first_fifth", "first fifth", ",.1f"),
@@ -74,13 +74,13 @@ def run(*, quick: bool, minutes: float = 60.0) -> Report:
 
 
 def _draw(figure: Figure, samples: list[dict[str, float]]) -> None:
-    step = max(1, len(samples) // 600)  # a sample a second is more than a plot can show
+    step = max(1, len(samples) // 600)  # a plot can't show one sample per second
     for axes, name in zip(figure.subplots(1, len(samples[0])), samples[0], strict=True):
         shown = [(n / 60, sample[name]) for n, sample in enumerate(samples)][::step]
         lines(axes, {name: shown}, x="minutes", y=name)
 
 
-def _work(repo: str, seconds: float) -> None:
+def _child(repo: str, seconds: float) -> None:
     from hubsync import CommitPolicy, RetryPolicy, ShardPolicy, Uploader
 
     stock = batches(50, 3_000)
@@ -94,12 +94,12 @@ def _work(repo: str, seconds: float) -> None:
             up.put(stock[n % len(stock)], key=f"batch {n}", offset=n)
             n += 1
             if n % 10 == 0:
-                samples.append(_look(up.spool))
+                samples.append(_sample(up.spool))
             time.sleep(max(0.0, began + n / 10 - time.monotonic()))
     print(json.dumps(samples))
 
 
-def _look(spool: Path) -> dict[str, float]:
+def _sample(spool: Path) -> dict[str, float]:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "memory, MB": int(status["VmRSS"].split()[0]) / 1_000,
@@ -111,4 +111,4 @@ def _look(spool: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], float(sys.argv[2]))
+    _child(sys.argv[1], float(sys.argv[2]))
