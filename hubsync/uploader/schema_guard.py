@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from hubsync.encoding.encoded import decode_rows
 from hubsync.encoding.rows import Encoded, profile
@@ -260,6 +261,7 @@ class SchemaGuard:
         return SchemaConflict(row, conflict.path, known_as, given, why)
 
 
+_BLOCK = 64  # rows between two looks at the size of all columns, each of which takes milliseconds
 _TOO_MANY = (
     "{}, which a card cannot describe. Store keys that are data as a list of key and value, or set "
     'schema=SchemaPolicy(on_conflict="json").'
@@ -277,9 +279,22 @@ def _columns_of(encoded: Encoded) -> StructOf:
 
 def first_that_conflicts(known: StructOf, lines: bytes) -> int | None:
     """Return the index of the first line that conflicts with `known` and the lines before it."""
-    for index, row in enumerate(decode_rows(lines)):
-        try:
-            known = types.extend(known, as_json(types.row_type(row, known), known))
-        except Conflict:
-            return index
+    rows = decode_rows(lines)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        merged = _merged(known, block)
+        if merged is None:
+            return start + next(n for n in range(len(block)) if _merged(known, block[: n + 1]) is None)
+        known = merged
     return None
+
+
+def _merged(known: StructOf, rows: Sequence[Mapping[str, Any]]) -> StructOf | None:
+    """Return the columns of a config with these rows, too; None if they conflict."""
+    try:
+        merged = known
+        for row in rows:
+            merged = types.merge_structs(merged, as_json(types.row_type(row, merged), merged))
+    except Conflict:
+        return None
+    return merged if merged is known or types.is_within_bounds(merged) else None
