@@ -1,4 +1,4 @@
-"""Runs benchmarks by name; each prints its table and leaves JSON, Markdown and plots.
+"""Run benchmarks by name. Each prints a table and writes JSON, Markdown and plots.
 
 Absolute times on a shared machine are not stable: compare ratios within one run.
 """
@@ -29,8 +29,8 @@ from benchmarks import (
     throughput,
 )
 
-# With no name: these, within half an hour (quick: 2 minutes).
-_ALL: dict[str, Callable[..., report.Report]] = {
+# Without a name, these run. They take half an hour (with --quick, 2 minutes).
+_DEFAULT: dict[str, Callable[..., report.Report]] = {
     "stall": stall.run,
     "loss": loss.run,
     "throughput": throughput.run,
@@ -40,7 +40,7 @@ _ALL: dict[str, Callable[..., report.Report]] = {
     "recovery": recovery.run,
     "scale": scale.run,
 }
-# Only by name: a quarter of an hour each, or more.
+# These run only by name. Each takes at least a quarter of an hour.
 _LONG: dict[str, Callable[..., report.Report]] = {
     "pipeline": pipeline.run,
     "keys": keys.run,
@@ -54,23 +54,23 @@ _RESULTS = Path(__file__).parent / "results"
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice([*_ALL, *_LONG]), metavar="[NAME]...")
-@click.option("--quick", is_flag=True, help="Fewer rounds: to see that it works, not to quote.")
+@click.argument("names", nargs=-1, type=click.Choice([*_DEFAULT, *_LONG]), metavar="[NAME]...")
+@click.option("--quick", is_flag=True, help="Fewer rounds: checks that a benchmark works; don't quote the figures.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write NAME.json, .md, .png and .svg here. [default: benchmarks/results; with --quick, quick/ in it]",
+    help="Write NAME.json, .md, .png and .svg here. [default: benchmarks/results; with --quick, its folder quick]",
 )
-@click.option("--kills", default=100, show_default=True, help="chaos: SIGKILLs for each seed.")
-@click.option("--rounds", default=100, show_default=True, help="damage: jobs for each seed.")
+@click.option("--kills", default=100, show_default=True, help="chaos: SIGKILLs per seed.")
+@click.option("--rounds", default=100, show_default=True, help="damage: jobs per seed.")
 @click.option(
-    "--seed", "seeds", multiple=True, type=int, default=[1], show_default=True, help="chaos, damage: repeatable."
+    "--seed", "seeds", multiple=True, type=int, default=[1], show_default=True, help="chaos, damage: seed; repeatable."
 )
 @click.option(
-    "--producers", default=2, show_default=True, type=click.IntRange(1), help="chaos: processes on the spool."
+    "--producers", default=2, show_default=True, type=click.IntRange(1), help="chaos: processes that share the spool."
 )
-@click.option("--minutes", default=60.0, show_default=True, help="soak: how long.")
-@click.option("--keep", type=click.Path(path_type=Path), help="chaos, damage: keep what the run leaves here.")
+@click.option("--minutes", default=60.0, show_default=True, help="soak: duration.")
+@click.option("--keep", type=click.Path(path_type=Path), help="chaos, damage: run in this directory, and keep it.")
 def main(
     names: tuple[str, ...],
     quick: bool,
@@ -82,28 +82,28 @@ def main(
     minutes: float,
     keep: Path | None,
 ) -> None:
-    """The benchmarks of hubsync, against an embedded Hub in a process of its own.
+    """Run hubsync's benchmarks against an embedded Hub in its own process.
 
-    NAME is stall, loss, throughput, cost, memory, freshness, recovery or scale; those are run when none is given.
-    pipeline, keys, soak, chaos and damage take longer, and are run by name.
+    NAME is stall, loss, throughput, cost, memory, freshness, recovery or scale; without a NAME, all of these run.
+    pipeline, keys, soak, month, chaos and damage take longer, and run only by name.
     """
     out = out or (_RESULTS / "quick" if quick else _RESULTS)
-    good = True
-    machine = report.machine()  # before anything is written: results that are tracked would make the commit dirty
-    for name in names or _ALL:
+    passed = True
+    machine = report.machine()  # before anything is written, since new results would mark the commit as dirty
+    for name in names or _DEFAULT:
         if name == "chaos":
-            found = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
+            result = chaos.run(quick=quick, kills=kills, seeds=seeds, producers=producers, keep=keep)
         elif name == "damage":
-            found = damage.run(quick=quick, rounds=rounds, seeds=seeds, keep=keep)
+            result = damage.run(quick=quick, rounds=rounds, seeds=seeds, keep=keep)
         elif name == "soak":
-            found = soak.run(quick=quick, minutes=minutes)
+            result = soak.run(quick=quick, minutes=minutes)
         else:
-            found = (_ALL | _LONG)[name](quick=quick)
-        report.show(found)
-        report.write(found, machine, out)
-        good = good and found.passed
+            result = (_DEFAULT | _LONG)[name](quick=quick)
+        report.show(result)
+        report.write(result, machine, out)
+        passed = passed and result.passed
     print(f"written to {out}")
-    sys.exit(0 if good else 1)
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What rows on the Hub cost: commits, requests, bytes sent, processor time; from the runs that `throughput` times."""
+"""Measure what an upload costs: commits, requests, bytes sent and CPU time, in the same runs as `throughput`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ _ROW_BYTES = 3_000
 
 
 def run(*, quick: bool) -> Report:
-    """Rows of 3 kB."""
+    """Report the cost of each subject for rows of 3 kB."""
     figures = _figures(rounds(_ROW_BYTES, quick=quick))
     return Report(
         name="cost",
-        title=f"What it costs: batches of {ROWS} rows of {_ROW_BYTES / 1_000:g} kB, medians of the rounds",
+        title=f"Cost of an upload: batches of {ROWS} rows of {_ROW_BYTES / 1_000:g} kB, medians of the rounds",
         figures=figures,
         columns=(
             Column("subject", "subject"),
             Column("MB", "MB of a run", ",.0f"),
             Column("commits", "commits", ",g"),
             Column("requests", "requests", ",g"),
-            Column("commits_per_GB", "commits a GB", ",.0f"),
-            Column("requests_per_GB", "requests a GB", ",.0f"),
-            Column("sent_per_byte", "bytes sent a byte", ".3f"),
-            Column("cpu_s_per_GB", "CPU s a GB (min-max)", ".1f", ("cpu_s_per_GB_min", "cpu_s_per_GB_max")),
+            Column("commits_per_GB", "commits per GB", ",.0f"),
+            Column("requests_per_GB", "requests per GB", ",.0f"),
+            Column("sent_per_byte", "bytes sent per byte", ".3f"),
+            Column("cpu_s_per_GB", "CPU s per GB (min-max)", ".1f", ("cpu_s_per_GB_min", "cpu_s_per_GB_max")),
         ),
         note=(
-            "A GB, and a byte, of JSON Lines. Sent are the bodies that reached the Hub and its stores: Xet packs them, "
-            "Parquet too, and base64 makes them longer. CPU is the subject's process; the Hub is another."
+            "GB and bytes are of JSON Lines. Bytes sent are the request bodies that reached the Hub and its storage: "
+            "Xet and Parquet compress them, base64 makes them larger. CPU time is that of the subject's process, "
+            "without the Hub's."
         ),
         draw=lambda figure: _draw(figure, figures),
         size=(13.0, 8.5),
@@ -73,10 +74,10 @@ def _draw(figure: Figure, figures: Sequence[dict[str, Any]]) -> None:
     panels = figure.subplots(2, 2)
     senders = [f for f in figures if f["requests"]]
     for axes, key, unit, log in (
-        (panels[0, 0], "commits_per_GB", "commits a GB", True),
-        (panels[0, 1], "requests_per_GB", "requests a GB", True),
-        (panels[1, 0], "sent_per_byte", "bytes sent a byte of JSON Lines", False),
-        (panels[1, 1], "cpu_s_per_GB", "CPU seconds a GB", True),
+        (panels[0, 0], "commits_per_GB", "commits per GB", True),
+        (panels[0, 1], "requests_per_GB", "requests per GB", True),
+        (panels[1, 0], "sent_per_byte", "bytes sent per byte of JSON Lines", False),
+        (panels[1, 1], "cpu_s_per_GB", "CPU seconds per GB", True),
     ):
         shown = figures if key == "cpu_s_per_GB" else senders
         bars(

@@ -1,7 +1,7 @@
-"""What each format costs and saves: `python -m benchmarks.formats` prints the table of docs/how-to/choose-a-format.md.
+"""Compare the formats: `python -m benchmarks.formats` prints the table of docs/how-to/choose-a-format.md.
 
-Rows of about 3 kB (text of a made-up language, a few numbers), in shards of 34 MB. The second shard is the first one
-without its first tenth, and with a tenth of new rows at its end; "sent" is what hf_xet sends for each.
+Rows are about 3 kB (invented words, a few numbers), and shards 34 MB. The second shard is the first one without its
+first tenth, with as many new rows at its end. "sent" is what hf_xet uploads for each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ ROWS = 10_000
 
 
 class Rows:
+    """Make random rows; the same seed makes the same rows."""
+
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         letters = "abcdefghijklmnopqrstuvwxyz"
@@ -35,6 +37,7 @@ class Rows:
         return " ".join(self._random.choices(self._words, self._weights, k=words))
 
     def make(self, count: int) -> list[dict[str, Any]]:
+        """Make the next `count` rows."""
         draw = self._random
         return [
             {
@@ -50,7 +53,16 @@ class Rows:
 
 
 def cost(lines: bytes, format: Format, where: Path) -> tuple[float, float]:
-    """Size as a part of the lines', and MB of lines a second of one core."""
+    """Compress JSON Lines.
+
+    Args:
+        lines: the rows.
+        format: the format to compress them to.
+        where: an empty directory.
+
+    Returns:
+        The compressed size as a fraction of the lines, and MB of lines per CPU second.
+    """
     if format == "jsonl":
         return 1.0, 0.0
     source, target = where / "lines.jsonl", where / f"shard.{format}"
@@ -61,7 +73,7 @@ def cost(lines: bytes, format: Format, where: Path) -> tuple[float, float]:
 
 
 def sent(first: list[Any], second: list[Any], format: Format) -> tuple[float, float]:
-    """MB that go to Xet's store for each of two shards."""
+    """Return the MB that are uploaded to Xet storage for each of two shards."""
     one = ShardPolicy(max_rows=ROWS, linger_s=3600)
     with tempfile.TemporaryDirectory() as scratch, LocalHub(Path(scratch, "hub")) as hub:
         os.environ["HF_HOME"] = str(Path(scratch, "hf"))
@@ -81,12 +93,13 @@ def _sent(hub: LocalHub) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     rows = Rows(2)
     first, new = rows.make(ROWS), rows.make(ROWS // 10)
     second = [*first[len(new) :], *new]
     lines = msgspec.json.Encoder().encode_lines(first)
     print(f"{len(lines) / 1e6:.1f} MB of lines")
-    print("| format | size | MB/s of a core | sent | sent for the second |")
+    print("| format | size | MB/s per core | sent | sent for the second shard |")
     print("| --- | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as where:
         for format in FORMATS:

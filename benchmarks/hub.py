@@ -1,4 +1,4 @@
-"""The ground of the benchmarks: an embedded Hub in a process of its own, its condition, rows of a known size."""
+"""The embedded Hub that a benchmark runs against, the child processes that it measures, and batches of known size."""
 
 from __future__ import annotations
 
@@ -21,47 +21,55 @@ HubCondition = Literal["healthy", "slow", "limited", "down"]
 
 
 class ChildProcess(subprocess.Popen[str]):
-    """A process that is measured: it says when it is ready, waits for the word, and tells its figures in one line.
+    """A process that is measured. It prints a line when it is ready, waits for `go`, then prints its figures as JSON.
 
-    Its own side of this are `ready` and `tell`.
+    The child calls `wait_for_start` and `send_result`.
     """
 
     def read_line(self) -> str:
+        """Wait for the next line that the process prints."""
         assert self.stdout is not None
         return self.stdout.readline()
 
     def go(self) -> None:
+        """Let the process start what is measured."""
         assert self.stdin is not None
         self.stdin.write("go\n")
         self.stdin.flush()
 
     def stop(self) -> None:
-        """Kills it: what was measured is its figures, not its drain."""
+        """Kill the process: its drain is not measured."""
         self.kill()
         self.wait()
 
 
 def wait_for_start() -> None:
-    """All is open; waits for the word."""
+    """Report that the setup is done, and wait until the parent calls `ChildProcess.go`."""
     print("ready", flush=True)
     sys.stdin.readline()
 
 
 def send_result(figures: Any) -> None:
-    """Tells the figures, and waits to be killed, or for the word to go on."""
+    """Print the figures as JSON, then wait until the parent kills this process or lets it go on."""
     print(json.dumps(figures), flush=True)
     sys.stdin.readline()
 
 
 class BenchmarkHub:
-    """One Hub process and one directory: a temporary one, gone afterwards, or a given one, which is kept."""
+    """An embedded Hub in its own process, as a context manager.
+
+    Attributes:
+        directory: its data; a temporary directory unless one is given.
+        endpoint: its URL.
+        token: a token of the user `user`.
+    """
 
     def __init__(self, directory: Path | None = None) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="hubsync-bench-") if directory is None else None
         self.directory = str(directory) if self._scratch is None else self._scratch.name
 
     def __enter__(self) -> Self:
-        # The real Hub is on another machine: this one must not take the processor from what is measured.
+        # The real Hub runs on another machine, so this one must not compete for the CPU with what is measured.
         self._process = subprocess.Popen(
             [
                 "nice",
@@ -97,6 +105,7 @@ class BenchmarkHub:
             self._scratch.cleanup()
 
     def environ(self) -> dict[str, str]:
+        """Return the environment of a process that uses this Hub, with its own caches."""
         return {
             **os.environ,
             "HF_ENDPOINT": self.endpoint,
@@ -106,7 +115,7 @@ class BenchmarkHub:
         }
 
     def spawn(self, module: str, *arguments: object) -> ChildProcess:
-        """Starts `python -m benchmarks.MODULE`, pointed at this Hub."""
+        """Start `python -m benchmarks.MODULE`, pointed at this Hub."""
         return ChildProcess(
             [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
             env=self.environ(),
@@ -116,7 +125,12 @@ class BenchmarkHub:
         )
 
     def set_condition(self, condition: HubCondition) -> None:
-        """Slow: every commit takes 2 s; limited: the commit quota is spent; down: every connection is dropped."""
+        """Set how the Hub behaves from now on.
+
+        Args:
+            condition: "healthy"; "slow": every commit takes 2 s; "limited": the commit quota is used up; "down": every
+                connection is dropped.
+        """
         self.control("DELETE", "faults")
         if condition == "slow":
             self.control("POST", "faults", {"kind": "latency", "on": ["commit"], "seconds": 2.0})
@@ -126,30 +140,37 @@ class BenchmarkHub:
             self.control("POST", "faults", {"kind": "outage", "on": ["*"]})
 
     def revoke_token(self) -> None:
-        """From now on the Hub answers 401 to the user's token."""
-        # There is no control endpoint for tokens; the Hub asks its database at every request.
+        """Revoke the user's token: the Hub answers 401."""
+        # There is no control endpoint for tokens. The Hub reads its database on every request.
         store = Store(Path(self.directory, "hub", "hub.sqlite3"))
         store.revoke(self.token)
         store.close()
 
     def renew_token(self) -> str:
-        """Gives the user another token."""
+        """Create another token for the user, and return it."""
         store = Store(Path(self.directory, "hub", "hub.sqlite3"))
         self.token = store.add_token(None, "user", "write", None)
         store.close()
         return self.token
 
     def control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """A call of the Hub's control interface: `hubsync.localhub.control`."""
+        """Call the Hub's control interface, `hubsync.localhub.control`, and return the decoded response."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.endpoint}/_localhub/{path}", data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
 
 
 def batches(rows: int, row_bytes: int, kinds: int = 32, seed: int = 0) -> list[list[dict[str, Any]]]:
-    """`kinds` different batches of `rows` rows of about `row_bytes` bytes, of text that compresses as text does."""
+    """Make batches of rows whose text compresses like natural text.
+
+    Args:
+        rows: rows per batch.
+        row_bytes: approximate size of a row as JSON.
+        kinds: how many different batches.
+        seed: draws the text.
+    """
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 10))) for _ in range(5_000)]
 

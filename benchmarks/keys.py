@@ -1,6 +1,6 @@
-"""What a put with a key costs when millions of keys are known: time, memory, disk. Offline: only the spool is measured.
+"""Measure what `put` with a key costs when the spool knows millions of keys: time, memory, disk. Runs offline.
 
-The keys are made in bulk; each case then runs in a process of its own, and reads them from the disk as a job would.
+The keys are inserted in bulk. Each case then runs in its own process, and reads them from disk like any job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TIMES = ("new p50", "new p99", "replay p50", "replay p99")
 
 
 def run(*, quick: bool) -> Report:
-    """0, 1 and 10 million keys (quick: 0 and 100,000)."""
+    """Run the cases: 0, 1 and 10 million keys (quick: 0 and 100,000)."""
     figures: list[dict[str, Any]] = []
     for count in (0, 100_000) if quick else (0, 1_000_000, 10_000_000):
         with tempfile.TemporaryDirectory(prefix="hubsync-keys-") as directory:
@@ -40,12 +40,12 @@ def run(*, quick: bool) -> Report:
             figures.append({"keys": count, **json.loads(done.stdout), "catalogue MB": round(size / 1e6, 1)})
     return Report(
         name="keys",
-        title=f"put with a key: {_PUTS:,} new ones, then the same again",
+        title=f"put with a key: {_PUTS:,} new keys, then the same keys again",
         figures=figures,
         columns=(
-            Column("keys", "keys known before", ",d"),
+            Column("keys", "known keys", ",d"),
             *(Column(name, f"{name} (ms)", ",.3f") for name in _TIMES),
-            Column("RSS grown MB", "RSS grown (MB)", ",.1f"),
+            Column("RSS grown MB", "RSS growth (MB)", ",.1f"),
             Column("catalogue MB", "catalogue (MB)", ",.1f"),
         ),
         draw=lambda figure: _draw(figure, figures),
@@ -55,11 +55,11 @@ def run(*, quick: bool) -> Report:
 
 def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
     series = {name: [(f["keys"], f[name]) for f in figures] for name in _TIMES}
-    lines(figure.subplots(), series, x="keys known before", y="ms a put", log="x")
+    lines(figure.subplots(), series, x="known keys", y="ms per put", log="x")
 
 
 def fill(directory: Path, count: int) -> None:
-    """Enters `count` keys, as `writer` does."""
+    """Insert `count` keys into the catalogue, the way `hubsync.spool.writer` stores them."""
     digests = (hashlib.blake2b(b"old-%d" % n, digest_size=16).digest() for n in range(count))
     with sqlite3.connect(directory / "catalogue.sqlite") as db:
         db.execute("PRAGMA cache_size = -1000000")
@@ -73,16 +73,17 @@ def _produce(directory: str, puts: int) -> None:
     with Uploader("user/keys", spool=directory, endpoint="http://127.0.0.1:1") as up:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         new = [_time(up, f"new-{puts}-{n}") for n in range(puts)]
-        again = [_time(up, f"new-{puts}-{n}") for n in range(puts)]
+        replayed = [_time(up, f"new-{puts}-{n}") for n in range(puts)]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     at = {"p50": 0.5, "p99": 0.99}
-    told: dict[str, float] = {}
-    for name, times in (("new", sorted(new)), ("replay", sorted(again))):
-        told |= {f"{name} {quantile}": times[int(q * len(times))] for quantile, q in at.items()}
-    print(json.dumps(told | {"RSS grown MB": round(grown / 1000, 1)}))
+    result: dict[str, float] = {}
+    for name, times in (("new", sorted(new)), ("replay", sorted(replayed))):
+        result |= {f"{name} {quantile}": times[int(q * len(times))] for quantile, q in at.items()}
+    print(json.dumps(result | {"RSS grown MB": round(grown / 1000, 1)}))
 
 
 def _time(up: Any, key: str) -> float:
+    """Return the milliseconds that one `put` takes."""
     before = time.perf_counter()
     up.put([{"key": key}], key=key)
     return (time.perf_counter() - before) * 1e3

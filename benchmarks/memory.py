@@ -1,5 +1,6 @@
-"""How much memory an uploader takes while nothing can leave the spool: the Hub is down, and gigabytes are produced; and
-with many shards in the spool. Peak RSS over that of the same process before its first put.
+"""Measure an uploader's memory while the Hub is down: after gigabytes of rows, and with many shards in the spool.
+
+The figure is the growth of the peak RSS since before the first `put` of the same process.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 from benchmarks.hub import BenchmarkHub, batches, send_result, wait_for_start
 from benchmarks.report import OURS, Column, Report, bars
 
-_QUEUE_MB = 64  # the default bound of the queue
+_QUEUE_MB = 64  # the queue's default bound
 
 
 def run(*, quick: bool) -> Report:
-    """Megabytes, for each amount."""
+    """Report the growth in MB for each amount."""
     shards = [("shards", count) for count in (1_000, 10_000, 100_000)]
     cases = [("GB", 200), ("shards", 300)] if quick else [("GB", 5_000), *shards]
     figures: list[dict[str, Any]] = []
@@ -42,17 +43,17 @@ def run(*, quick: bool) -> Report:
         columns=(
             Column("produced", "produced"), Column("before_mb", "before (MB)", ".0f"),
             Column("peak_mb", "peak (MB)", ".0f"), Column("grown_mb", "grown by (MB)", ".0f"),
-            Column("queue_bound_mb", "the queue's bound (MB)", "d"),
+            Column("queue_bound_mb", "queue bound (MB)", "d"),
         ),
         draw=lambda figure: bars(
             figure.subplots(), [f["produced"] for f in figures], [f["grown_mb"] for f in figures],
-            colours=OURS, unit="MB that the peak of the memory has grown by",
+            colours=OURS, unit="growth of peak memory, MB",
         ),
         size=(8.0, 3.0),
     )  # fmt: skip
 
 
-def _work(kind: str, amount: int, repo: str) -> None:
+def _child(kind: str, amount: int, repo: str) -> None:
     from hubsync import ShardPolicy, SpoolPolicy, Uploader
 
     stock = batches(50, 3_000)
@@ -69,15 +70,15 @@ def _work(kind: str, amount: int, repo: str) -> None:
         else:
             for _ in range(amount):
                 up.put(one_row, ack="queued")
-        up.put(one_row)  # spooled: all before it are
-        send_result({"before": before, "peak": _rss_mb()})  # killed here
+        up.put(one_row)  # returns when all earlier rows are spooled as well
+        send_result({"before": before, "peak": _rss_mb()})  # the parent kills this process here
 
 
 def _rss_mb() -> float:
-    """The highest that it ever was; `ru_maxrss` begins with that of the process that has forked this one."""
+    """Return the peak RSS; `ru_maxrss` is no good, because it starts with that of the parent process."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1_000
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    _child(sys.argv[1], int(sys.argv[2]), sys.argv[3])

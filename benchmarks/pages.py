@@ -31,8 +31,8 @@ def failpoints() -> str:
     return "\n".join(lines)
 
 
-# What the pages leave out of the tables in benchmarks/results/.
-_LEFT_OUT = {
+# Columns of the tables in benchmarks/results/ that the pages omit.
+_OMITTED = {
     "stall": {"puts", "p99.9, not preempted (ms)"},
     "cost": {"MB of a run", "commits", "requests"},
     "scale": {"rows", "commits"},
@@ -42,11 +42,11 @@ _MINOR = ("limit: encode", "limit: disk", "limit: hf_xet")
 
 
 def measured(name: str) -> str:
-    """Return the table of a benchmark, its note, and where it was measured; without the title."""
+    """Return a benchmark's table, its note and where it was measured, without the title."""
     text = (_RESULTS / f"{name}.md").read_text().partition("\n\n")[2].partition("Measured on:")[0]
     table, _, note = text.partition("\n\n")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    kept = [n for n, title in enumerate(rows[0]) if title not in _LEFT_OUT.get(name, ())]
+    kept = [n for n, title in enumerate(rows[0]) if title not in _OMITTED.get(name, ())]
     lines = ["| " + " | ".join(row[n] for n in kept) + " |" for row in rows if row[0] not in _MINOR]
     return "\n\n".join(part for part in ("\n".join(lines), note.strip(), _where(name)) if part)
 
@@ -58,7 +58,7 @@ def _where(name: str) -> str:
 
 
 def loss() -> str:
-    """Return the throughput that generators keep, in percent, with a column per state of the Hub."""
+    """Return the throughput that generators keep, in percent, with a column per condition of the Hub."""
     figures = _figures("loss")
     hubs = list(dict.fromkeys(f["hub"] for f in figures))
     lines = ["| generator | uploader | " + " | ".join(hubs) + " |", "| --- | --- " + "| ---: " * len(hubs) + "|"]
@@ -70,7 +70,7 @@ def loss() -> str:
 
 
 def throughput() -> str:
-    """Return the throughput of each subject, and hubsync's over it: a column per size of the rows."""
+    """Return each subject's throughput and its ratio to hubsync's, with a column per row size."""
     figures = [f for f in _figures("throughput") if f["subject"] not in _MINOR]
     sizes = list(dict.fromkeys(f["row_kB"] for f in figures))
     columns = [f"MB/s, {size:g} kB" for size in sizes] + [f"hubsync over it, {size:g} kB" for size in sizes]
@@ -84,7 +84,7 @@ def throughput() -> str:
 
 
 def figures() -> str:
-    """Return the few figures that the README shows."""
+    """Return the summary of the README."""
     puts = {(f["hub"], f["ack"]): f["p50"] for f in _figures("stall")}
     kept = {(f["generator"], f["uploader"], f["hub"]): f["kept_percent"] for f in _figures("loss")}
     speed = {f["subject"]: f["MB_per_s"] for f in _figures("throughput") if f["row_kB"] == 3}
@@ -114,7 +114,7 @@ def _figures(name: str) -> list[dict[str, Any]]:
 def metrics() -> str:
     """Return the table of metrics, with their names in OpenTelemetry and in Prometheus."""
     kinds = {"gauge": "gauge", "level": "up-down counter", "counter": "counter", "histogram": "histogram"}
-    lines = ["| metric | in Prometheus | kind, unit | tells |", "| --- | --- | --- | --- |"]
+    lines = ["| metric | in Prometheus | kind, unit | description |", "| --- | --- | --- | --- |"]
     lines += [f"| `{m.name}` | `{_prometheus(m)}` | {kinds[m.kind]}, `{m.unit}` | {m.description} |" for m in METRICS]
     return "\n".join(lines)
 
@@ -125,7 +125,7 @@ def _prometheus(metric: Metric) -> str:
     return name.removesuffix(unit) + unit + ("_total" if metric.kind == "counter" else "")
 
 
-_MADE = {
+_TABLES = {
     "failpoints": failpoints,
     "loss": loss,
     "throughput": throughput,
@@ -135,11 +135,11 @@ _MADE = {
 
 
 def filled(page: str) -> str:
-    """Return a page with its blocks generated anew: each is one of `_MADE`, or `measured: NAME`."""
+    """Return the page with its blocks regenerated. A block is one of `_TABLES`, or `measured: NAME`."""
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]
-        text = _MADE[name]() if name in _MADE else measured(name.removeprefix("measured: "))
+        text = _TABLES[name]() if name in _TABLES else measured(name.removeprefix("measured: "))
         return f"<!-- begin {name} -->\n{text}\n<!-- end {name} -->"
 
     return _BLOCK.sub(fill, page)

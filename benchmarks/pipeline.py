@@ -1,8 +1,8 @@
-"""What a checkpointer costs a pipeline while the Hub is down: the same pipeline with one and without, by turns.
+"""Measure what a checkpointer costs a pipeline while the Hub is down, by running the pipeline with and without one.
 
-A generator that waits (as for an API) and one that computes, batches of 50 rows of 3 kB; timed from the first
-batch to the last one behind the last step. The Hub is gone for all of it, a minute; then it comes back, and the rows
-must all arrive. Each case runs in a process of its own, against a Hub in another.
+One generator waits, as for an API; another computes. Batches have 50 rows of 3 kB. The time counts from the first batch
+until the last step has processed the last one, about a minute, during which the Hub is down. Then it comes back, and
+all rows must arrive. Each case runs in its own process, and so does its Hub.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROWS, _ROW_BYTES = 50, 3_000
-_BATCH_S = 0.02  # that a batch takes to be generated
-_KINDS = ("waiting", "computing")
+_BATCH_S = 0.02  # time to generate a batch
+_GENERATORS = ("waiting", "computing")
 _CASES = ("without", "with")
 
 
 def run(*, quick: bool) -> Report:
-    """All cases: seconds, and by how much the checkpointer is slower."""
+    """Run all cases; report the seconds, and by how much the checkpointer slows the pipeline down."""
     rounds, count = (1, 250) if quick else (2, 3_000)
     times: dict[tuple[str, str], list[float]] = {}
     with BenchmarkHub() as hub:
         for number in range(rounds):
-            for kind in _KINDS:
+            for generator in _GENERATORS:
                 for case in _CASES if number % 2 == 0 else reversed(_CASES):
-                    times.setdefault((kind, case), []).append(_one(hub, kind, case, count))
+                    times.setdefault((generator, case), []).append(_run_case(hub, generator, case, count))
     figures: list[dict[str, Any]] = []
-    for kind in _KINDS:
-        without, with_it = (statistics.median(times[kind, case]) for case in _CASES)
-        pairs = zip(times[kind, "without"], times[kind, "with"], strict=True)
+    for generator in _GENERATORS:
+        without, with_it = (statistics.median(times[generator, case]) for case in _CASES)
+        pairs = zip(times[generator, "without"], times[generator, "with"], strict=True)
         slower = statistics.median((b / a - 1) * 100 for a, b in pairs)
-        figures.append({"generator": kind, "without_s": without, "with_s": with_it, "slower_percent": slower})
+        figures.append({"generator": generator, "without_s": without, "with_s": with_it, "slower_percent": slower})
     return Report(
         name="pipeline",
         title=f"A pipeline of {count:,} batches while the Hub is down, medians of {rounds} rounds",
@@ -66,11 +66,12 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
     )
 
 
-def _one(hub: BenchmarkHub, kind: str, case: str, count: int) -> float:
+def _run_case(hub: BenchmarkHub, generator: str, case: str, count: int) -> float:
+    """Return the seconds from the first to the last batch."""
     hub.set_condition("healthy")
     repo = f"user/pipeline-{time.time_ns()}"
-    child = hub.spawn("pipeline", kind, case, count, repo)
-    child.read_line()  # the steps are loaded: now the weather turns
+    child = hub.spawn("pipeline", generator, case, count, repo)
+    child.read_line()  # the steps are loaded
     hub.set_condition("down")
     child.go()
     took = float(child.read_line())
@@ -78,18 +79,18 @@ def _one(hub: BenchmarkHub, kind: str, case: str, count: int) -> float:
     child.communicate()
     if child.returncode:
         raise RuntimeError(f"the pipeline ended with {child.returncode}")
-    if case == "with" and (found := _rows_of(hub, repo)) != count * _ROWS:
-        raise RuntimeError(f"{found:,} of {count * _ROWS:,} rows have arrived")
+    if case == "with" and (found := _count_rows(hub, repo)) != count * _ROWS:
+        raise RuntimeError(f"only {found:,} of {count * _ROWS:,} rows arrived")
     return took
 
 
-def _rows_of(hub: BenchmarkHub, repo: str) -> int:
+def _count_rows(hub: BenchmarkHub, repo: str) -> int:
     from hubsync.reader import shards
 
     return sum(shard.rows or 0 for shard in shards(repo, endpoint=hub.endpoint, token=hub.token))
 
 
-def _work(kind: str, case: str, count: int, repo: str) -> None:
+def _child(generator: str, case: str, count: int, repo: str) -> None:
     from hubsync import RetryPolicy
     from hubsync.pipeline import GeneratorStep, HuggingFaceHubCheckpointer, Pipeline, Step, StepInput
 
@@ -103,7 +104,7 @@ def _work(kind: str, case: str, count: int, repo: str) -> None:
 
         def process(self, offset: int = 0) -> Iterator[tuple[list[dict[str, Any]], bool]]:
             for n in range(count):
-                if kind == "waiting":
+                if generator == "waiting":
                     time.sleep(_BATCH_S)
                 else:
                     _compute(_BATCH_S)
@@ -117,16 +118,16 @@ def _work(kind: str, case: str, count: int, repo: str) -> None:
             self.seen += len(inputs[0])
             if self.seen == count * _ROWS:
                 print(time.perf_counter() - began[0], flush=True)
-            yield []  # the distiset is not what is measured
+            yield []  # the distiset is not measured
 
     with Pipeline(name="bench") as pipeline:
         last = Last()
         if case == "with":
-            # Retries soon: how long the rows take after the outage is not what is measured.
+            # Retry quickly, because the time after the outage is not measured.
             checkpointer = HuggingFaceHubCheckpointer(
                 repo_id=repo, input_batch_size=2_000, retry=RetryPolicy(initial_s=0.5, max_s=2.0)
             )
-            source = Source()  # loaded behind the checkpointer, which opens while the Hub is there
+            source = Source()  # loaded after the checkpointer, which has to open while the Hub is up
             source >> checkpointer >> last
         else:
             Source() >> last
@@ -134,11 +135,11 @@ def _work(kind: str, case: str, count: int, repo: str) -> None:
 
 
 def _compute(seconds: float) -> None:
-    """Takes the processor for so long; by its own time, so that who takes it away makes this take longer."""
+    """Use that much CPU time of this thread. It takes longer if other threads or processes compete for the CPU."""
     until = time.thread_time() + seconds
     while time.thread_time() < until:
         sum(range(1_000))
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    _child(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

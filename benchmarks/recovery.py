@@ -1,8 +1,8 @@
-"""After SIGKILL: how soon what was accepted is on the Hub, and what of it is lost or there twice, against peers.
+"""Measure recovery after SIGKILL: how soon accepted rows are committed, and how many are lost or duplicated.
 
-Part one fills a spool while the Hub is down, kills the job, and starts another when the Hub is back: seconds from its
-start to the first and the last commit. Part two kills a job in the middle of its work, three times, and starts it again
-as its tool's users do: one that notes after each batch how far it is, and goes on from there.
+Part one fills a spool while the Hub is down, kills the job, and starts another when the Hub is up: the figures are the
+seconds from its start to the first and the last commit. Part two compares hubsync with its peers. It kills a running
+job three times and restarts it. The job records its progress after each batch, as users do, and resumes from there.
 """
 
 from __future__ import annotations
@@ -25,95 +25,97 @@ if TYPE_CHECKING:
 
 _SIZES_MB = (10, 100, 1_000, 5_000)
 _SUBJECTS = ("hubsync", "CommitScheduler", "upload_file")
-_ROWS = 20  # of a batch of part two, of about 3 kB
-_PAUSE_S = 0.02  # between its batches
-_PATIENCE_S = 300
+_ROWS = 20  # per batch in part two, of about 3 kB each
+_PAUSE_S = 0.02  # between batches in part two
+_TIMEOUT_S = 300
 
 
 def run(*, quick: bool) -> Report:
-    """Both parts."""
+    """Run both parts."""
     figures: list[dict[str, Any]] = []
     with BenchmarkHub() as hub:
         sizes = _SIZES_MB[:1] if quick else _SIZES_MB
-        figures += [{"what": f"hubsync, {size:,} MB in the spool", **_refill(hub, size)} for size in sizes]
+        figures += [{"what": f"hubsync, {size:,} MB in the spool", **_recover(hub, size)} for size in sizes]
     for subject in _SUBJECTS:
         with BenchmarkHub() as hub, tempfile.TemporaryDirectory() as directory:
-            figures.append({"what": subject, **_killed(hub, subject, Path(directory), 40 if quick else 300)})
+            figures.append({"what": subject, **_kill_and_restart(hub, subject, Path(directory), 40 if quick else 300)})
     return Report(
         name="recovery",
-        title="After SIGKILL: how soon it is on the Hub, and what is lost or there twice",
+        title="Recovery after SIGKILL: time until all is committed, rows lost, rows duplicated",
         figures=figures,
         columns=(
             Column("what", "what"), Column("rows", "rows", ",d"), Column("first_commit_s", "first commit (s)", ".2f"),
             Column("last_commit_s", "all committed (s)", ".2f"), Column("lost", "lost", ",d"),
-            Column("twice", "twice", ",d"),
+            Column("twice", "duplicated", ",d"),
         ),
         draw=lambda figure: _draw(figure, figures),
-        note="Spools are filled while the Hub is down; times count from the start of the next process. The others are "
-        "jobs that are killed three times and go on from their own notes.",
+        note="Spools are filled while the Hub is down; times count from the start of the next process. Rows without "
+        "times are jobs that are killed three times and resume from their own progress file.",
     )  # fmt: skip
 
 
 def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
-    refills = [f for f in figures if "last_commit_s" in f]
+    recovered = [f for f in figures if "last_commit_s" in f]
     killed = [f for f in figures if "last_commit_s" not in f]
     first, second = figure.subplots(1, 2)
     bars(
-        first, [f["what"] for f in refills], [f["last_commit_s"] for f in refills], colours=OURS,
+        first, [f["what"] for f in recovered], [f["last_commit_s"] for f in recovered], colours=OURS,
         unit="seconds until all is committed", log=True,
     )  # fmt: skip
     bars(
         second,
-        [f"{f['what']}, {name}" for f in killed for name in ("lost", "twice")],
+        [f"{f['what']}, {name}" for f in killed for name in ("lost", "duplicated")],
         [f[name] for f in killed for name in ("lost", "twice")],
         colours=[OURS if f["what"] == "hubsync" else PEER for f in killed for _ in range(2)],
         unit=f"rows of {killed[0]['rows']:,}",
     )
 
 
-def _refill(hub: BenchmarkHub, size: int) -> dict[str, Any]:
-    repo = f"user/refill-{size}"
+def _recover(hub: BenchmarkHub, size_mb: int) -> dict[str, Any]:
+    repo = f"user/recover-{size_mb}"
     hub.set_condition("healthy")
-    filling = hub.spawn("recovery", "fill", repo, size)
-    filling.read_line()
+    producer = hub.spawn("recovery", "fill", repo, size_mb)
+    producer.read_line()
     hub.set_condition("down")
-    filling.go()
-    rows = int(filling.read_line())
-    filling.stop()
+    producer.go()
+    rows = int(producer.read_line())
+    producer.stop()
     hub.set_condition("healthy")
-    before = _commits(hub)
+    before = _count_commits(hub)
     began = time.perf_counter()
-    rest = hub.spawn("recovery", "fill", repo, 0)
-    while rest.poll() is None and _commits(hub) == before:
+    successor = hub.spawn("recovery", "fill", repo, 0)
+    while successor.poll() is None and _count_commits(hub) == before:
         time.sleep(0.02)
-    first = time.perf_counter() - began
-    rest.wait()
-    last = time.perf_counter() - began
-    return {"rows": rows, "first_commit_s": first, "last_commit_s": last, **_judge(hub, repo, rows)}
+    first_s = time.perf_counter() - began
+    successor.wait()
+    last_s = time.perf_counter() - began
+    return {"rows": rows, "first_commit_s": first_s, "last_commit_s": last_s, **_compare(hub, repo, rows)}
 
 
-def _commits(hub: BenchmarkHub) -> int:
+def _count_commits(hub: BenchmarkHub) -> int:
     return int(hub.control("GET", "requests?operation=none")["counters"].get("commit", 0))
 
 
-def _killed(hub: BenchmarkHub, subject: str, directory: Path, count: int) -> dict[str, Any]:
+def _kill_and_restart(hub: BenchmarkHub, subject: str, directory: Path, count: int) -> dict[str, Any]:
     repo, progress = "user/killed", directory / "progress"
     for kill in range(4):
         job = hub.spawn("recovery", "job", repo, subject, directory, count)
         if kill < 3:
-            until = time.monotonic() + _PATIENCE_S
-            while _made(progress) < (kill + 1) * count // 4 and time.monotonic() < until:
+            until = time.monotonic() + _TIMEOUT_S
+            while _read_progress(progress) < (kill + 1) * count // 4 and time.monotonic() < until:
                 time.sleep(0.01)
             job.send_signal(signal.SIGKILL)
         job.communicate()
-    return {"rows": count * _ROWS, **_judge(hub, repo, count * _ROWS)}
+    return {"rows": count * _ROWS, **_compare(hub, repo, count * _ROWS)}
 
 
-def _made(progress: Path) -> int:
+def _read_progress(progress: Path) -> int:
+    """Return how many batches the job has finished."""
     return progress.read_bytes().count(b"\n") if progress.exists() else 0
 
 
-def _judge(hub: BenchmarkHub, repo: str, rows: int) -> dict[str, Any]:
+def _compare(hub: BenchmarkHub, repo: str, rows: int) -> dict[str, Any]:
+    """Count the rows that the dataset lacks, and those that it has twice."""
     from huggingface_hub import HfApi, HfFileSystem
 
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
@@ -130,35 +132,36 @@ def _judge(hub: BenchmarkHub, repo: str, rows: int) -> dict[str, Any]:
     return {"lost": rows - len(found), "twice": sum(n - 1 for n in found.values())}
 
 
-def _fill(repo: str, size: int) -> None:
+def _fill(repo: str, size_mb: int) -> None:
+    """Put that many rows; with a size of 0, only upload what is in the spool."""
     from hubsync import CommitPolicy, Uploader
 
     stock = batches(50, 3_000)
     with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
-        if size:
+        if size_mb:
             wait_for_start()
         done = n = 0
-        while done < size * 1_000_000:
+        while done < size_mb * 1_000_000:
             rows = [{**row, "id": n * 50 + k} for k, row in enumerate(stock[n % len(stock)])]
             done += up.put(rows).bytes
             n += 1
-        if size:
-            send_result(n * 50)  # killed here
+        if size_mb:
+            send_result(n * 50)  # the parent kills this process here
 
 
 def _job(repo: str, subject: str, directory: Path, count: int) -> None:
-    """Goes on behind the last batch that it has noted. What it was at when it was killed it makes again."""
+    """Resume after the last recorded batch; the batch that a kill interrupted is put again."""
     stock = batches(_ROWS, 3_000)
     progress = directory / "progress"
-    begin = _made(progress)
+    done = _read_progress(progress)
     put, end = {"hubsync": _hubsync, "CommitScheduler": _scheduler, "upload_file": _upload_file}[subject](
         repo, directory
     )
-    with progress.open("ab", buffering=0) as notes:
-        for n in range(begin, count):
+    with progress.open("ab", buffering=0) as log:
+        for n in range(done, count):
             time.sleep(_PAUSE_S)
             put(n, [{**row, "id": n * _ROWS + k} for k, row in enumerate(stock[n % len(stock)])])
-            notes.write(b"%d\n" % n)
+            log.write(b"%d\n" % n)
     end()
 
 
@@ -171,7 +174,7 @@ def _hubsync(repo: str, directory: Path) -> Any:
 
 
 def _scheduler(repo: str, directory: Path) -> Any:
-    """As its documentation shows: a file of a name of its own for each process, appended to under the lock."""
+    """Use CommitScheduler as its documentation does: each process appends to its own file, holding the lock."""
     import uuid
 
     from huggingface_hub import CommitScheduler
