@@ -63,11 +63,16 @@ class CardUpdater:
         self._rejections = 0
         self._retry_at = 0.0
         self._content: tuple[int, bytes | None] | None = None  # the card, and the head's `moves` when it was read
+        self._is_wrong = False
         self._read_at_move: int | None = None  # the head's `moves` when the card was last read
 
     def reconsider(self) -> None:
         """Try the card again: it was not at fault, or someone may have changed it."""
         self._rejections = 0
+
+    def repair(self) -> None:
+        """Examine the dataset before the next commit: its card has sizes that are wrong."""
+        self._is_wrong = True
 
     async def next(self, shards: Sequence[Shard], at: str) -> CardUpdate | SchemaMismatch | None:
         """Return the card's update for a commit of `shards` on the commit `at`; or a shard that does not fit.
@@ -83,7 +88,9 @@ class CardUpdater:
         schemas = await on_disk(self._schemas.of, shards)
         is_due = await on_disk(lambda: self._spool.cards.is_update_due)
         is_counted = any(_is_counted(shard) for shard in shards)
-        is_unchanged = not (missing or is_due or is_counted) and self._read_at_move == self._head.moves
+        is_unchanged = (
+            not (missing or is_due or is_counted or self._is_wrong) and self._read_at_move == self._head.moves
+        )
         if is_unchanged and await on_disk(self._schemas.are_published, schemas):
             return CardUpdate()
         if self._rejections >= _TRIES and self._clock.time() < self._retry_at:
@@ -92,7 +99,9 @@ class CardUpdater:
         moves = self._head.moves
         try:
             entries = [card.Entry(*entry) for entry in await on_disk(self._spool.cards.of, shards)]
-            existing = await self._examine(entries, at, missing, has_schema=bool(schemas))
+            existing = await self._examine(
+                entries, at, entries if self._is_wrong else missing, has_schema=bool(schemas)
+            )
             if await self._move_misplaced(existing, shards):
                 return None
             shown = await run_in_thread(existing.card.features)
@@ -229,7 +238,7 @@ class CardUpdater:
         await self._retrier.on_disk(self._schemas.mark_published, update.features)
         if update.file is not None:
             self._content = self._head.moves, update.file.content
-            self._rejections = 0
+            self._rejections, self._is_wrong = 0, False
             await self._retrier.on_disk(self._spool.cards.set_update_due, False)
 
 

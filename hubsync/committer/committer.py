@@ -185,13 +185,15 @@ class Committer:
             TransientError: the Hub can't be reached now.
         """
         repo, backoff = self._spool.target.repo, self._retrier.backoff()
+        known = {card.Entry(*entry) for entry in await self._retrier.on_disk(self._spool.cards.of_committed)}
         while True:
             try:
                 at = self._head.sha or (await self._destination.head()).sha
                 content = await self._cards.read(at) if at else None
                 layout, existing = await place(
-                    self._destination, at, repo, content, wanted, format, is_custom=is_custom, has_schema=has_schema
-                )
+                    self._destination, at, repo, content, wanted, format,
+                    is_custom=is_custom, has_schema=has_schema, known=known,
+                )  # fmt: skip
                 shown = await run_in_thread(existing.card.features)
                 break
             except StaleParentError as error:
@@ -202,6 +204,8 @@ class Committer:
                     f"the card of {repo} cannot be read, so load_dataset would not find the rows: {error}. Nothing was "
                     "changed. Fix the YAML in its README.md."
                 ) from error
+        if existing.is_repaired:
+            self._cards.repair()
         if (today := existing.replaced_default(layout.config)) is not None:
             _log.warning(
                 "load_dataset(%r) loads the config %r now, and 'default' once these rows are committed. To keep it, "

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hubsync import DatasetConflict, HubsyncError, SchemaPolicy, Uploader
+from hubsync.destinations.hub import existing
 from hubsync.localhub import LocalHub
 from hubsync.localhub.pytest_plugin import point_at
 from tests.conftest import FAST
@@ -125,6 +126,8 @@ MAIN = "configs:\n- config_name: main\n  data_files: main/t.jsonl\n"
         ({"data/train.jsonl": xs(1), "data/dev.jsonl": xs(2)}, {}, {"default": {"train": [1, 9], "validation": [2]}}),
         ({"data/train-00000-of-00001.parquet": parquet(1), "data/extra-00000-of-00001.parquet": parquet(2)}, {},
          {"default": {"train": [1, 9], "extra": [2]}}),
+        ({"data/train-00000-of-00001.parquet": parquet(1), "train.parquet": parquet(2), "test.parquet": parquet(3)}, {},
+         {"default": {"train": [1, 9]}}),
         ({"a.parquet": parquet(1)}, {"split": "test"}, {"default": {"train": [1], "test": [9]}}),
         ({"a.jsonl": xs(1), "b.jsonl": xs(2), "notes.csv": b"y\n1\n"}, {}, {"default": {"train": [1, 2, 9]}}),
         ({"main/t.jsonl": xs(1), "README.md": card(MAIN + "  default: true\n")}, {},
@@ -193,8 +196,20 @@ def zipped() -> bytes:
     return sink.getvalue()
 
 
-PARQUET = {"data/train-0.parquet": parquet(1), "README.md": card(
-    "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n")}  # fmt: skip
+ENTRY = card("configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n")
+OUR_ENTRY = ENTRY.replace(b"train-*", b"train-*.jsonl")
+PARQUET = {"data/train-0.parquet": parquet(1), "README.md": ENTRY}
+
+
+def entry(info: str, more: str = "") -> bytes:
+    """Return a card with one entry for the split train, and perhaps more."""
+    front = ENTRY.decode().split("---\n")[1]
+    return card(front + more + info)
+
+
+def sizes(download_size: int, **splits: int) -> str:
+    listed = "".join(f"  - name: {name}\n    num_bytes: 8\n    num_examples: {rows}\n" for name, rows in splits.items())
+    return f"dataset_info:\n  splits:\n{listed}  download_size: {download_size}\n  dataset_size: 8\n"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +234,14 @@ PARQUET = {"data/train-0.parquet": parquet(1), "README.md": card(
         ({"README.md": b"# long\n" + b"x" * (9 << 20)}, {}),
         ({"a.jsonl": xs(1), "README.md": card("a: &a\n  configs: []\n<<: *a\n")}, {}),
         ({"data.zip": zipped()}, {}),
+        ({"data/train-0.jsonl": b"no JSON\n"}, {}),
+        ({"data/train-0.jsonl": b"no JSON\n"}, {"schema": None}),
+        ({"data/train-0.jsonl": xs(1), "data/train-1.jsonl": xs(1) + b"{'x': 2}\n", "README.md": ENTRY}, {}),
+        ({"data/train-0.jsonl": xs(1), "data/train-1.jsonl": xs(1) + b"{'x': 2}\n", "README.md": OUR_ENTRY}, {}),
+        ({"data/train-0.jsonl": xs(1), "data/train-1.jsonl.gz": xs(1), "README.md": ENTRY}, {}),
+        ({"data/train-0.jsonl": b"version https://git-lfs.github.com/spec/v1\n", "README.md": ENTRY}, {}),
+        ({"data/train-0.parquet": b"PAR1 and no more", "data/train-1.parquet": parquet(1), "README.md": ENTRY}, {}),
+        ({"data/train-0.parquet": b"PAR1 and PAR1", "README.md": entry(SIZES)}, {}),
         ({"a.jsonl": xs(1), "README.md": card(MAIN + "  default: true\n- config_name: default\n"
           "  data_files: a.jsonl\n")}, {}),
     ],
@@ -233,6 +256,51 @@ def test_what_cannot_load_is_refused_before_any_row_is_accepted(
     assert "README.md" in str(caught.value)
     assert "Nothing was changed" in str(caught.value)
     assert repo.head() == before
+
+
+DEV = "  - split: dev\n    path: data/dev-*\n"
+TWO = {"data/train-0.parquet": parquet(1, 2)}
+TOTAL = len(TWO["data/train-0.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "is_counted"),
+    [
+        ({**TWO, "README.md": entry(sizes(TOTAL, train=3))}, "train", True),
+        ({**TWO, "README.md": entry(sizes(TOTAL, train=2, gone=1))}, "new", True),
+        ({**TWO, "README.md": entry(sizes(TOTAL, train=2, gone=1))}, "train", False),
+        ({**TWO, "data/dev-0.parquet": parquet(3), "README.md": entry(sizes(TOTAL, train=2), DEV)}, "train", True),
+        ({**TWO, "data/dev-0.parquet": parquet(3), "README.md": entry(sizes(TOTAL, train=2), DEV)}, "new", False),
+        ({**TWO, "data/train-1.parquet": parquet(3), "README.md": entry(sizes(TOTAL, train=2))}, "train", False),
+        ({**TWO, "data/train-1.parquet": parquet(3), "README.md": card(sizes(TOTAL, train=2))}, "train", True),
+        ({"data/train-0.jsonl": xs(1, 2), "README.md": entry(sizes(12, train=5))}, "train", True),
+    ],
+)
+def test_sizes_that_let_nothing_load_are_put_right(
+    repo: Repo, files: dict[str, bytes], split: str, is_counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_counted:  # as for many large files
+        monkeypatch.setattr(existing, "_MAX_COUNTED_BYTES", 0)
+    repo.add(files)
+    with pytest.raises(Exception) as caught:
+        repo.load()
+    assert "Split" in type(caught.value).__name__
+    repo.put([{"x": 9}], split=split)
+    old = {"train": [1, 2, 3] if "data/train-1.parquet" in files else [1, 2]}
+    old |= {"dev": [3]} if "data/dev-0.parquet" in files else {}
+    want = {**old, split: [*old.get(split, ()), 9]}
+    assert {name: sorted(row["x"] for row in rows) for name, rows in repo.load().items()} == want
+    repo.put([{"x": 10}], split=split)
+    assert repo.x(split=split) == [*want[split], 10]
+
+
+def test_sizes_that_someone_made_wrong_are_put_right_by_the_next_job(repo: Repo) -> None:
+    repo.put([{"x": 1}], format="parquet")
+    repo.add({"README.md": repo.read().replace("num_examples: 1", "num_examples: 5").encode()})
+    repo.put([{"x": 2}])
+    assert repo.x() == [1, 2]
+    datasets.Dataset.from_dict({"x": [6]}).push_to_hub(repo.name, split="more")
+    assert repo.x(split="more") == [6]
 
 
 def test_a_repo_of_push_to_hub_takes_more_rows_of_its_format(repo: Repo) -> None:

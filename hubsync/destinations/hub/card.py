@@ -6,7 +6,7 @@ hubsync adds what is missing to the card's `configs:` and `dataset_info:`. Every
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -51,6 +51,18 @@ class Added(NamedTuple):
     is_counted: bool
 
 
+class Sizes(NamedTuple):
+    """What a card says of a config's sizes.
+
+    Attributes:
+        rows: The rows of each split.
+        bytes: The size of all files; None if it does not say.
+    """
+
+    rows: Mapping[str, object]
+    bytes: int | None
+
+
 class CardError(ValueError):
     """The existing card cannot be read, so hubsync does not change it."""
 
@@ -69,9 +81,11 @@ class Card:
 
     Attributes:
         first: the config that must come first once it is added; None if the order stays.
+        filled: configs with splits that have files, although the card lists none.
     """
 
     first: str | None = None
+    filled: Collection[tuple[str, str]] = ()
 
     def __init__(self, existing: bytes | None, repo: str) -> None:
         """Parse the card that exists in the dataset; None creates a new one.
@@ -138,6 +152,18 @@ class Card:
                 with suppress(ValueError):
                     found[_name(info)] = from_features(info.get("features") or [])
         return found
+
+    def sizes(self, config: str) -> Sizes | None:
+        """Return the sizes that `datasets` compares with what it loads; None if the card has none.
+
+        Raises:
+            CardError: The card's `dataset_info:` is invalid.
+        """
+        with _as_card_error():
+            infos = _as_list(self._data.get("dataset_info"))
+            info: dict[str, Any] = next((info for info in infos if _name(info) == config), {})
+            rows = {str(split["name"]): split.get("num_examples") for split in info.get("splits") or ()}
+            return Sizes(rows, info.get("download_size")) if rows else None
 
     def default_config(self) -> str | None:
         """Return the config that `load_dataset` loads if none is named; None if it needs a name.
@@ -247,12 +273,22 @@ class Card:
         for key, value in info.items():
             found.setdefault(key, value)
 
+    def set_sizes(self, config: str, splits: Mapping[str, tuple[int, int]] | None) -> None:
+        """Replace what the card says of a config's sizes: the rows and bytes of each split, or nothing."""
+        info = self._info(config)
+        for key in _SIZES:
+            info.pop(key, None)
+        if splits is not None:
+            total = sum(size for _, size in splits.values())
+            listed = [{"name": s, "num_bytes": size, "num_examples": rows} for s, (rows, size) in splits.items()]
+            info.update(splits=listed, download_size=total, dataset_size=total)
+
     def _add(self, entry: Entry) -> None:
         if self.lists(entry):
             return
         configs = self.configs()
         config = next((item for item in configs if _name(item) == entry.config), None)
-        if not any((name, split) == entry[:2] for name, split, _ in self.entries()):
+        if entry[:2] not in self.filled and not any(other[:2] == entry[:2] for other in self.entries()):
             self._fresh.add(entry[:2])
         if config is None:
             configs.append({"config_name": entry.config, "data_files": [{"split": entry.split, "path": entry.glob}]})

@@ -7,6 +7,8 @@ their entry in the card.
 
 from __future__ import annotations
 
+import codecs
+import json
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -35,6 +37,9 @@ _KINDS: dict[str, Kind] = {"json": "json", "jsonl": "json", "ndjson": "json", "p
 _SHARD = re.compile(r"-[0-9a-f]{8}-\d{5,}\.\w+(\.\w+)?")  # how the names of hubsync's own shards end
 _MAX_LISTED = 1_000  # files that are listed one by one in a card
 _SAMPLE_BYTES = 16 << 20  # of a JSON Lines file; `datasets` infers types from the first 10 MiB
+_HEAD_BYTES = 64 << 10  # of each file that is looked at before rows are added to its config
+_MAX_HEADS = 64  # such files
+_MAX_COUNTED_BYTES = 16 << 20  # of Parquet files whose rows are counted to check the card's sizes
 _MAX_SAMPLE_BYTES = 128 << 20  # of a file that must be read as a whole
 
 
@@ -50,6 +55,7 @@ class Existing(NamedTuple):
         theirs: Those of them that hubsync did not write.
         taken_in: Those of `theirs` that load in the config and split of the new shards today, and that these shards'
             glob finds as well.
+        is_repaired: Whether the dataset's own card has sizes that are wrong, so that nothing loads; `card` has others.
     """
 
     repo: str
@@ -59,6 +65,7 @@ class Existing(NamedTuple):
     files: Collection[str] | None = None
     theirs: Collection[str] = ()
     taken_in: Collection[str] = ()
+    is_repaired: bool = False
 
     def problem_with(self, entry: Entry) -> str | None:
         """Return why shards at an entry's glob would not load, or change what loads; None if all is well."""
@@ -124,6 +131,7 @@ class Existing(NamedTuple):
 
 _ENDINGS = tuple(f".{one}" for one in FORMATS)
 _ONE_KIND = "load_dataset reads one kind of file per repo"
+_MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh", "xz": b"\xfd7zXZ", "lz4": b"\x04\x22\x4d\x18"}
 _NAMES = {"json": "JSON files", "parquet": "Parquet files"}
 
 
@@ -154,8 +162,8 @@ async def examine(
         DatasetConflict: `datasets` loads something that no card can say together with JSON Lines or Parquet.
     """
     card = await run_in_thread(Card, content, repo)
-    is_listed = all(card.lists(entry) and (entry in known or _is_clear(card, entry)) for entry in entries)
-    if at is None or (entries and is_listed):
+    is_known = all(entry in known and card.lists(entry) for entry in entries)
+    if at is None or (entries and is_known):
         return Existing(repo, card, content is not None)
     return await _Examination(source, repo, at, card, content, entries, has_schema).run()
 
@@ -170,6 +178,7 @@ async def place(
     *,
     is_custom: bool,
     has_schema: bool,
+    known: Collection[Entry] = (),
 ) -> tuple[Layout, Existing]:
     """Return where new shards can go, and the dataset as it is.
 
@@ -182,6 +191,7 @@ async def place(
         format: The format that the user asked for; None to follow the dataset.
         is_custom: Whether the user chose the paths, so that only these will do.
         has_schema: See `examine`.
+        known: See `examine`. The sizes that a card has are checked all the same.
 
     Raises:
         CardError: The card cannot be read.
@@ -194,7 +204,8 @@ async def place(
         if _is_clear(card, _entry_of(layout)):
             wanted = layout
             break
-    existing = await examine(source, repo, at, content, [_entry_of(wanted)], has_schema=has_schema)
+    known = () if card.sizes(wanted.config) is not None else known
+    existing = await examine(source, repo, at, content, [_entry_of(wanted)], known=known, has_schema=has_schema)
     layout = existing.place(wanted, format, is_custom=is_custom)
     if existing.has_card:
         await run_in_thread(existing.card.merge, [_entry_of(layout)])  # raises if its YAML cannot be edited
@@ -224,6 +235,7 @@ class _Examination:
         self._sizes: dict[str, int] = {}
         self._theirs: set[str] = set()
         self._taken_in: set[str] = set()
+        self._is_repaired = False
 
     async def run(self) -> Existing:
         files = await self._source.list_files(self._at)
@@ -233,10 +245,15 @@ class _Examination:
         self._card.default_config()  # raises if nothing loads because several configs are the default
         inferred = await self._infer_what_is_implicit()
         kind = self._kind(inferred)
+        for config in dict.fromkeys(entry.config for entry in self._entries):
+            of_config = self._files_of(config)
+            await self._check_readable(config, of_config)
+            await self._check_sizes(config, of_config)
         await self._declare_features(inferred)
         return Existing(
-            self._repo, self._card, PATH in self._contents, kind, self._sizes.keys(), self._theirs, self._taken_in
-        )
+            self._repo, self._card, PATH in self._contents, kind, self._sizes.keys(), self._theirs, self._taken_in,
+            self._is_repaired,
+        )  # fmt: skip
 
     async def _find_theirs(self) -> set[str]:
         """Return the files that hubsync did not write, by their names and by the numbers in the watermarks."""
@@ -281,6 +298,8 @@ class _Examination:
         globs = [entry.glob for entry in self._entries if (entry.config, entry.split) == (config, split)]
         found = {path for path in paths if any(matches(glob, path) for glob in globs)}
         self._taken_in |= found
+        if found:
+            self._card.filled = {*self._card.filled, (config, split)}
         return [path for path in paths if path not in found]
 
     def _implicit(self) -> list[str]:
@@ -355,11 +374,58 @@ class _Examination:
         for config in {entry.config for entry in self._entries} if self._has_schema else ():
             if declared.get(config) and declared[config].fields:
                 continue
-            patterns = [entry.glob for entry in self._card.entries() if entry.config == config]
-            found = (path for pattern in patterns for path in sorted(self._sizes) if matches(pattern, path))
+            found = (path for paths in self._files_of(config).values() for path in paths)
             sample = next((path for path in found if self._sizes[path] and path in self._theirs), None)
             if sample is not None:
                 self._card.set_info(config, {"features": await self._features_of(sample)})
+
+    def _files_of(self, config: str) -> dict[str, list[str]]:
+        """Return the files of each split of a config, among them those that our shards' glob will find."""
+        found: dict[str, list[str]] = {}
+        for entry in dict.fromkeys([*self._card.entries(), *self._entries]):
+            paths = [path for path in sorted(self._sizes) if matches(entry.glob, path)]
+            if entry.config == config and paths:
+                found[entry.split] = list(dict.fromkeys([*found.get(entry.split, ()), *paths]))
+        return found
+
+    async def _check_readable(self, config: str, files: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a config of which nothing loads because of a file that no reader can read, as far as heads tell."""
+        theirs = [path for paths in files.values() for path in paths if path in self._theirs]
+        for path in theirs[:_MAX_HEADS]:
+            head = bytearray()
+            await self._download(path, head.extend, _HEAD_BYTES)
+            if _looks_readable(path, bytes(head), is_whole=len(head) >= self._sizes[path]):
+                continue
+            try:
+                await self._features_of(path)
+            except DatasetConflict as error:
+                raise self._conflict(
+                    f"{path!r} can't be read, so nothing of {config} loads. Remove or repair it"
+                ) from error
+
+    async def _check_sizes(self, config: str, files: Mapping[str, Sequence[str]]) -> None:
+        """Put right what the card says of a config's sizes if it is wrong, so that nothing loads today."""
+        sizes = self._card.sizes(config)
+        if sizes is None:
+            return
+        paths = [path for listed in files.values() for path in listed]
+        total = sum(self._sizes[path] for path in paths)
+        if total <= _MAX_COUNTED_BYTES and all(_kind_of(path) == "parquet" for path in paths):
+            rows = {split: sum([await self._count(path) for path in listed]) for split, listed in files.items()}
+            if rows != sizes.rows:
+                self._is_repaired = True
+                self._card.set_sizes(config, {s: (n, sum(self._sizes[p] for p in files[s])) for s, n in rows.items()})
+        elif sizes.rows.keys() != files.keys() or (sizes.bytes != total and not self._theirs.isdisjoint(paths)):
+            self._card.set_sizes(config, None)
+            self._is_repaired = True
+
+    async def _count(self, path: str) -> int:
+        content = bytearray()
+        await self._download(path, content.extend, None)
+        try:
+            return await run_in_thread(_rows_of_parquet, bytes(content))
+        except ValueError as error:
+            raise self._conflict(f"{path!r} can't be read, so nothing loads ({error}). Remove or repair it") from error
 
     async def _features_of(self, path: str) -> list[dict[str, object]]:
         advice = f"Declare the columns of {path!r} as dataset_info: features: in {PATH}"
@@ -401,6 +467,26 @@ class _Examination:
 
 class _Enough(Exception):
     """The part of a file that is needed has arrived."""
+
+
+def _rows_of_parquet(content: bytes) -> int:
+    """Return how many rows a Parquet file has; a `ValueError` says that it is none."""
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).metadata.num_rows)
+
+
+def _looks_readable(path: str, head: bytes, *, is_whole: bool) -> bool:
+    """Return whether a file begins as `datasets` expects; only `datasets` itself knows it of one that does not."""
+    if _kind_of(path) == "parquet":
+        return head.startswith(b"PAR1") and (not is_whole or head.endswith(b"PAR1"))
+    if (magic := _MAGIC.get(path.rpartition(".")[2])) is not None:
+        return not head or head.startswith(magic)
+    lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    try:
+        return all(isinstance(json.loads(line), dict) for line in (lines if is_whole else lines[:-1]) if line.strip())
+    except ValueError:
+        return False
 
 
 def _cut_last_line(file: Path) -> None:
