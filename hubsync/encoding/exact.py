@@ -34,11 +34,7 @@ _MISSING = frozenset({"NoneType", "NaTType", "NAType", "MaskedConstant"})
 _EPOCH = datetime(1970, 1, 1)
 _US = timedelta(microseconds=1)
 _DAY_NS = 86_400 * 10**9
-_FLOATS = {"float16": "e", "float32": "f", "float64": "d"}  # as `struct` names them
-_ADVICE = {
-    "float16": " Use numpy.float16(value), or declare float64.",
-    "float32": " Use numpy.float32(value), or declare float64.",
-}
+_FLOATS = {"float16": "<e", "float32": "<f", "float64": "<d"}  # as `struct` names them: these raise an OverflowError
 
 
 class Unfit(Exception):
@@ -56,13 +52,19 @@ class Unfit(Exception):
 
 def refusal(value: Any, kind: ColumnType) -> str:
     """Return why a value does not fit a type."""
-    advice = _ADVICE.get(_dtype(kind) or "", "") if isinstance(value, float) else ""
+    advice = " Declare float64." if isinstance(value, float) and _dtype(kind) in ("float16", "float32") else ""
     name = type(value).__name__
     return f"{name} does not fit the column's type, {describe(kind)}, without a change of the value.{advice}"
 
 
-def fit(value: Any, kind: ColumnType, path: str) -> Any:
+def fit(value: Any, kind: ColumnType, path: str, *, rounds: bool = False) -> Any:
     """Return a value as pyarrow takes it for a type.
+
+    Args:
+        value: The value.
+        kind: The type.
+        path: The place, for errors.
+        rounds: Whether a float is rounded to the precision of its type.
 
     Raises:
         Unfit: The value would change.
@@ -71,16 +73,17 @@ def fit(value: Any, kind: ColumnType, path: str) -> Any:
     if _is_missing(value, kind):
         return None
     if isinstance(kind, StructOf):
-        return _fit_struct(value, kind, path)
+        return _fit_struct(value, kind, path, rounds=rounds)
     if isinstance(kind, ListOf):
-        return _fit_list(value, kind, path)
+        return _fit_list(value, kind, path, rounds=rounds)
     if isinstance(kind, Foreign) and (feature := feature_name(kind)) is not None:
-        return _fit_feature(value, kind, feature, path)
+        return _fit_feature(value, kind, feature, path, rounds=rounds)
     plain = known(value)
     if _is_missing(plain, kind):
         return None
     dtype = _dtype(kind) or ""
-    found = _converter(dtype)(plain, dtype)
+    is_rounded = rounds and dtype in _FLOATS and isinstance(plain, float)
+    found = _to_float(plain, dtype, rounds=True) if is_rounded else _converter(dtype)(plain, dtype)
     if found is None:
         raise Unfit(path, refusal(value, kind))
     return found
@@ -130,27 +133,28 @@ def mapping(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _fit_struct(value: Any, kind: StructOf, path: str) -> dict[str, Any]:
+def _fit_struct(value: Any, kind: StructOf, path: str, *, rounds: bool = False) -> dict[str, Any]:
     if (fields := mapping(known(value))) is None:
         raise Unfit(path, refusal(value, kind))
     if extra := fields.keys() - kind.fields.keys():
         raise Unfit(f"{path}.{min(map(str, extra))}", f"the column's type, {describe(kind)}, has no such field.")
-    return {name: fit(fields.get(name), field, f"{path}.{name}") for name, field in kind.fields.items()}
+    below = kind.fields.items()
+    return {name: fit(fields.get(name), field, f"{path}.{name}", rounds=rounds) for name, field in below}
 
 
-def _fit_list(value: Any, kind: ListOf, path: str) -> list[Any]:
+def _fit_list(value: Any, kind: ListOf, path: str, *, rounds: bool) -> list[Any]:
     items = known(value)
     if not isinstance(items, _LISTS):
         raise Unfit(path, refusal(value, kind))
     if kind.length not in (-1, len(items)):
         raise Unfit(path, f"it has {len(items)} elements, and the column's lists have {kind.length}.")
-    return [fit(item, kind.item, f"{path}[]") for item in items]
+    return [fit(item, kind.item, f"{path}[]", rounds=rounds) for item in items]
 
 
 # The features of `datasets`.
 
 
-def _fit_feature(value: Any, kind: Foreign, feature: str, path: str) -> Any:
+def _fit_feature(value: Any, kind: Foreign, feature: str, path: str, *, rounds: bool) -> Any:
     if feature in media.FEATURES:
         return media.stored(value, feature, is_decoded=is_decoded(kind))
     if feature == "json":
@@ -166,7 +170,7 @@ def _fit_feature(value: Any, kind: Foreign, feature: str, path: str) -> Any:
     if feature == "translation_variable_languages":
         return _translations(value, kind, path)
     options = next(iter(kind.entry["dtype"].values()))
-    return _grid(value, list(options["shape"]), Foreign({"dtype": options["dtype"]}, []), path)
+    return _grid(value, list(options["shape"]), Foreign({"dtype": options["dtype"]}, []), path, rounds=rounds)
 
 
 def _languages(kind: Foreign) -> Sequence[str]:
@@ -221,15 +225,15 @@ def _texts(value: Any, path: str) -> list[str]:
     return texts
 
 
-def _grid(value: Any, shape: list[int | None], kind: Foreign, path: str) -> Any:
+def _grid(value: Any, shape: list[int | None], kind: Foreign, path: str, *, rounds: bool) -> Any:
     if not shape:
-        return fit(value, kind, path)
+        return fit(value, kind, path, rounds=rounds)
     items = known(value)
     if not isinstance(items, list | tuple):
         raise Unfit(path, f"a {type(value).__name__} is no array.")
     if shape[0] is not None and len(items) != shape[0]:
         raise Unfit(path, f"a dimension has {len(items)} elements, and the column's shape has {shape[0]}.")
-    return [_grid(item, shape[1:], kind, path) for item in items]
+    return [_grid(item, shape[1:], kind, path, rounds=rounds) for item in items]
 
 
 # Scalars: each function returns None for a value that does not fit.
@@ -251,16 +255,16 @@ def _to_int(value: Any, dtype: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _to_float(value: Any, dtype: str) -> float | None:
+def _to_float(value: Any, dtype: str, *, rounds: bool = False) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    form = _FLOATS.get(dtype, "d")
+    form = _FLOATS.get(dtype, "<d")
     try:
         (found,) = struct.unpack(form, struct.pack(form, value))
     except (OverflowError, struct.error):
         return None
     assert isinstance(found, float)
-    return found if found == value or value != value else None
+    return found if rounds or found == value or value != value else None
 
 
 def _to_text(value: Any, dtype: str) -> str | None:

@@ -71,12 +71,25 @@ def rows_of_tables(tables: Iterable[Any]) -> tuple[list[dict[str, Any]], StructO
     columns = EMPTY
     for table in _checked(tables):
         try:
-            normal = normalized(table)
+            normal = map_leaves(normalized(table), _check_python)
         except UnsupportedType as error:
             raise RowError(len(rows), error.path, error.why) from None
         columns = merge_structs(columns, columns_of_table(normal))
         rows += normal.to_pylist()
     return rows, StructOf({name: kind for name, kind in columns.fields.items() if not is_json_type(kind)})
+
+
+def _check_python(array: Any, path: str) -> Any:
+    """Refuse times of day in nanoseconds, which Python's do not have: `to_pylist` would cut them off."""
+    import pyarrow
+
+    try:
+        if array.type == pyarrow.time64("ns"):
+            array.cast(pyarrow.time64("us"))
+    except pyarrow.ArrowInvalid:
+        why = "Python's time has no nanoseconds, so transform= would lose them. Cast the column to time64('us')."
+        raise UnsupportedType(path, why) from None
+    return array
 
 
 def encode_tables(tables: Iterable[Any], profiler: RowProfiler | None, types: Types) -> Encoded:
@@ -127,7 +140,7 @@ def _conformed(table: Any, types: Types, first_row: int) -> tuple[Any, StructOf]
         column = columns.get(name)
         if column is None or kinds[name] != kind:
             values = [None] * table.num_rows if column is None else values_of(column, kinds[name])
-            columns[name] = pyarrow.chunked_array([column_of(values, kind, name, first_row)])
+            columns[name] = pyarrow.chunked_array([column_of(values, kind, name, first_row, rounds=True)])
             kinds[name] = kind if feature_name(kind) != BASE64 else "string"
     for name, kind in types.known.fields.items():
         if name not in columns or name in types.declared.fields or kinds[name] == kind or is_json(kind):

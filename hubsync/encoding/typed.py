@@ -7,7 +7,7 @@ would have in JSON, and bytes and images keep theirs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, time
 from typing import Any
@@ -85,7 +85,7 @@ def table_of_rows(
                 kind = wider
             else:
                 values, kind = plain_values, unfitting(kind, known.fields.get(name))
-        columns.append(column_of(values, kind, name, first_row))
+        columns.append(column_of(values, kind, name, first_row, rounds=name in declared.fields))
         fields[name] = kind
     table = pyarrow.table(columns, names=list(names))
     exact = columns_of_table(table).fields
@@ -93,8 +93,8 @@ def table_of_rows(
     return table, StructOf({name: exact[name] if is_scalar[name] else kind for name, kind in fields.items()})
 
 
-def column_of(values: Sequence[Any], kind: ColumnType, name: str, first_row: int) -> Any:
-    """Return values as an Arrow array of this type.
+def column_of(values: Sequence[Any], kind: ColumnType, name: str, first_row: int, *, rounds: bool = False) -> Any:
+    """Return values as an Arrow array of this type; floats rounded to it if `rounds`.
 
     Raises:
         RowError: A value does not fit.
@@ -104,7 +104,7 @@ def column_of(values: Sequence[Any], kind: ColumnType, name: str, first_row: int
     prepared = []
     for index, value in enumerate(values):
         try:
-            prepared.append(fit(value, kind, name))
+            prepared.append(fit(value, kind, name, rounds=rounds))
         except Unfit as unfit:
             raise RowError(first_row + index, unfit.path, unfit.why) from None
         except media.NotMedia as error:
@@ -134,33 +134,45 @@ def fitting(values: Sequence[Any], kind: ColumnType, name: str) -> ColumnType | 
 
 def values_of(column: Any, kind: ColumnType) -> list[Any]:
     """Return the values of a table's column: times with all digits, and class labels by their names."""
-    if isinstance(kind, Foreign) and _UNIT.search(_dtype(kind)):
-        return list(column)
-    values = column.to_pylist()
-    return [_named(value, kind) for value in values] if _holds_labels(kind) else values
+    is_plain = not _holds(kind, _is_time) and not _holds(kind, _is_label)
+    return column.to_pylist() if is_plain else [_value_of(scalar, kind) for scalar in column]
 
 
-def _named(value: Any, kind: ColumnType) -> Any:
-    """Return a value with the names of its class labels, since other columns may number them differently."""
-    if value is None:
+def _value_of(scalar: Any, kind: ColumnType) -> Any:
+    """Return a value with times as they are in Arrow, and the names of its class labels.
+
+    Python's times have no nanoseconds, and other columns may number their labels differently.
+    """
+    if not scalar.is_valid:
         return None
     if isinstance(kind, StructOf):
-        return {name: _named(value[name], field) for name, field in kind.fields.items()}
+        return {name: _value_of(scalar[name], field) for name, field in kind.fields.items()}
     if isinstance(kind, ListOf):
-        return [_named(item, kind.item) for item in value]
-    names = class_names(kind)
+        return [_value_of(item, kind.item) for item in scalar.values]
+    if _is_time(kind):
+        return scalar
+    value, names = scalar.as_py(), class_names(kind)
     return names[value] if names is not None and 0 <= value < len(names) else value
 
 
-def _holds_labels(kind: ColumnType) -> bool:
+def _is_time(kind: ColumnType) -> bool:
+    return _UNIT.search(_dtype(kind)) is not None
+
+
+def _is_label(kind: ColumnType) -> bool:
+    return class_names(kind) is not None
+
+
+def _holds(kind: ColumnType, is_such: Callable[[ColumnType], bool]) -> bool:
+    """Return whether a type has a part of a kind."""
     if isinstance(kind, StructOf):
-        return any(map(_holds_labels, kind.fields.values()))
-    return _holds_labels(kind.item) if isinstance(kind, ListOf) else class_names(kind) is not None
+        return any(_holds(field, is_such) for field in kind.fields.values())
+    return _holds(kind.item, is_such) if isinstance(kind, ListOf) else is_such(kind)
 
 
 def may_become(given: ColumnType, known: ColumnType) -> bool:
     """Return whether values of a table's type may become ones of a known type, if they fit: its kind is the same."""
-    if _holds_labels(given):
+    if _holds(given, _is_label):
         return _without_names(given) == _without_names(known)
     try:
         merge(_coarse(known), _coarse(given))

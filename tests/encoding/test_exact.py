@@ -34,6 +34,7 @@ IN_NS = pd.Timestamp("2026-01-01T12:00:00.123456789")
 SECOND = dt.timedelta(seconds=1)
 PIXEL = b"P5 1 1 255\nx"  # the smallest image
 LABEL = datasets.ClassLabel(names=["no", "yes"])
+F32 = 0.10000000149011612  # the float32 next to 0.1
 VECTOR = datasets.Sequence(datasets.Value("float32"), length=2)
 PAIR = datasets.Translation(languages=["de", "en"])
 PAIRS = datasets.TranslationVariableLanguages(languages=["de", "en"])
@@ -80,15 +81,21 @@ TABLE = [
     ),
     Kind(
         "float16, float32, float64",
-        "a number that it holds exactly, NaN, an infinity: in a float32 column `numpy.float32(0.1)`, not `0.1`",
+        "a float, NaN, an infinity, an int that it holds exactly; if the type is declared, a float is rounded to it",
         [
-            ("float16", [0.5, np.float16(0.1)], [0.5, 0.0999755859375]),
-            ("float32", [0.5, 1, np.float32(0.1), None], [0.5, 1.0, 0.10000000149011612, None]),
+            ("float16", [0.5, np.float16(0.1), 0.1], [0.5, 0.0999755859375, 0.0999755859375]),
+            ("float32", [0.5, 1, np.float32(0.1), 0.1, None], [0.5, 1.0, F32, F32, None]),
+            (
+                {"a": ["float32"]},
+                [{"a": [0.1, np.float64(0.1)]}, {"a": np.array([0.1])}],
+                [{"a": [F32, F32]}, {"a": [F32]}],
+            ),
+            (datasets.Array2D((1, 2), "float32"), [np.array([[0.1, 0.5]])], [[[F32, 0.5]]]),
             ("float64", [0.1, 2**53, float("inf"), np.array(0.5)], [0.1, 2.0**53, float("inf"), 0.5]),
         ],
         [
-            ("float16", [0.1, 65505.0]),
-            ("float32", [0.1, 1e39, "0.5", 2**24 + 1, True, np.timedelta64(1, "s")]),
+            ("float16", [65520.0, np.float64(1e5)]),
+            ("float32", [1e39, "0.5", 2**24 + 1, True, np.timedelta64(1, "s")]),
             ("float64", [2**53 + 1, Decimal("0.5"), np.longdouble("0.1"), 1j]),
         ],
     ),
@@ -208,8 +215,8 @@ TABLE = [
         ],
         [
             (["int8"], ["ab", [300], {"a": 1}, range(2), deque([1]), 5, np.array(5)]),
-            (["float32"], [[0.1]]),
-            (VECTOR, [[1, 2, 3], [0.1, 0.2]]),
+            (["float32"], [[0.1, 1e39]]),
+            (VECTOR, [[1, 2, 3], [0.1, -1e39]]),
             (datasets.Array2D((2, 2), "int8"), [[[1, 2]], [[1, 300], [0, 0]]]),
         ],
     ),
@@ -223,7 +230,7 @@ TABLE = [
                 [{"a": 1, "b": None}, {"a": None, "b": ["x"]}, {"a": 2, "b": None}, {"a": 3, "b": None}],
             ),
         ],
-        [({"a": "int8"}, [{"b": 1}, [1], {"a": 300}, "a"]), ({"a": "float32"}, [{"a": 0.1}])],
+        [({"a": "int8"}, [{"b": 1}, [1], {"a": 300}, "a"]), ({"a": "float32"}, [{"a": 1e39}])],
     ),
     Kind(
         "`ClassLabel`",
@@ -350,6 +357,39 @@ def test_the_guides_table_of_types_is_generated_from_these_tests() -> None:
     assert found[1].splitlines() == table
 
 
-def test_a_refused_float_is_told_how_to_fit() -> None:
-    with pytest.raises(RowError, match=r"Use numpy\.float32\(value\), or declare float64"):
-        column([0.1], "float32")
+def test_a_float_beyond_its_type_is_refused_with_the_remedy() -> None:
+    with pytest.raises(RowError, match="Declare float64"):
+        column([1e39], "float32")
+
+
+def test_a_declared_float_rounds_the_floats_of_a_table_too() -> None:
+    types = Types(native=True, declared=declared_types({"x": "float32", "v": ["float16"]}))
+    (frame,) = read_frames(io.BytesIO(encode(pa.table({"x": [0.1], "v": [[0.1]]}), types=types).lines))
+    assert pa.ipc.open_stream(frame.data).read_all().to_pylist() == [{"x": F32, "v": [0.0999755859375]}]
+
+
+@pytest.mark.parametrize("kind", [pa.time64("ns"), pa.timestamp("ns"), pa.duration("ns")], ids=str)
+def test_a_nested_time_keeps_its_nanoseconds_or_is_refused(kind: Any) -> None:
+    """pyarrow's `to_pylist` cuts them off."""
+    coarse = type(kind)  # the same kind of type in microseconds
+    us = {pa.Time64Type: pa.time64("us"), pa.TimestampType: pa.timestamp("us"), pa.DurationType: pa.duration("us")}[
+        coarse
+    ]
+    for ns in (1_000, 1_001):
+        lists = pa.ListArray.from_arrays([0, 1], pa.array([ns], kind))
+        table = pa.table({"x": pa.StructArray.from_arrays([lists], ["a"])})
+        for to, is_exact in ((kind, True), (us, ns == 1_000)):
+            types = Types(native=True, declared=declared_types({"x": {"a": [to]}}))
+            if not is_exact:
+                with pytest.raises(RowError, match="without a change of the value"):
+                    encode(table, types=types)
+                continue
+            (frame,) = read_frames(io.BytesIO(encode(table, types=types).lines))
+            (stored,) = pa.ipc.open_stream(frame.data).read_all()["x"].chunks
+            assert stored.flatten()[0].flatten().cast(pa.int64()).to_pylist() == [ns if to == kind else 1]
+
+
+def test_a_transform_gets_no_time_that_python_does_not_have() -> None:
+    table = pa.table({"x": pa.array([[1_001]], pa.list_(pa.int64())).cast(pa.list_(pa.time64("ns")))})
+    with pytest.raises(RowError, match="nanoseconds"):
+        encode(table, transform=lambda row: row, types=Types(native=True))
