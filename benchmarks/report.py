@@ -1,6 +1,6 @@
-"""What a benchmark found, as a table in the terminal and as NAME.json, NAME.md, NAME.png and NAME.svg in a directory.
+"""The results of a benchmark: a table in the terminal, and the files NAME.json, NAME.md, NAME.png and NAME.svg.
 
-A `Report` is figures (flat dictionaries, one a row), the columns that are shown of them, and how they are drawn.
+A `Report` has figures (one flat dictionary per row), the columns of the table, and a function that draws the plot.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PACKAGES = ("huggingface_hub", "hf_xet", "datasets", "msgspec")
-_WIDE = 140  # characters of a line, where the terminal does not say
+_WIDTH = 140  # columns, if the terminal's width is smaller or unknown
 
-OURS, PEER, READY, LIMIT = "#d9541e", "#4878a8", "#6aa36f", "#a8a8a8"  # what a bar shows
+OURS, PEER, READY, LIMIT = "#d9541e", "#4878a8", "#6aa36f", "#a8a8a8"  # colours of the bars
 
 
 class Column(NamedTuple):
-    """A column: where its values are in the figures, its heading with its unit, how a number is written.
+    """A column of the table.
 
-    A `span` names two more keys, between which the value was found in all rounds: it is written behind it.
+    Attributes:
+        key: where its values are in the figures.
+        title: its heading, with the unit.
+        spec: the format of a number.
+        span: keys of the lowest and the highest value of all rounds, shown in parentheses.
     """
 
     key: str
@@ -40,7 +44,19 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One benchmark's results. `section` is a key: a line is drawn where its value changes."""
+    """One benchmark's results.
+
+    Attributes:
+        name: of the files.
+        title: of the table and the plot.
+        figures: one dictionary per row.
+        columns: which figures the table shows.
+        draw: draws the plot.
+        note: shown below the table.
+        section: a key; the table has a rule where its value changes.
+        size: of the plot, in inches.
+        passed: False if the benchmark found something wrong.
+    """
 
     name: str
     title: str
@@ -54,45 +70,54 @@ class Report:
 
 
 def show(report: Report) -> None:
-    """Prints the table."""
+    """Print the table."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=report.title, caption=report.note or None, caption_justify="left")
     for column in report.columns:
         table.add_column(column.title, justify="right" if _is_number(report, column) else "left")
-    before: object = None
+    section: object = None
     for figure in report.figures:
-        if report.section is not None and before not in (None, figure[report.section]):
+        if report.section is not None and section not in (None, figure[report.section]):
             table.add_section()
-        before = figure[report.section] if report.section is not None else None
+        section = figure[report.section] if report.section is not None else None
         table.add_row(*_cells(report, figure))
     console = Console()
-    console.width = max(console.width, _WIDE)
+    console.width = max(console.width, _WIDTH)
     console.print(table)
 
 
 def write(report: Report, machine: Mapping[str, str], out: Path) -> list[Path]:
-    """Writes the four files, and answers their paths."""
+    """Write the four files.
+
+    Args:
+        report: what to write.
+        machine: where it was measured; see `machine`.
+        out: the directory.
+
+    Returns:
+        The paths of the JSON, Markdown, PNG and SVG files.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     out.mkdir(parents=True, exist_ok=True)
-    told, page, picture, drawing = (out / f"{report.name}{kind}" for kind in (".json", ".md", ".png", ".svg"))
-    told.write_text(json.dumps({"machine": dict(machine), "figures": list(report.figures)}, indent=2) + "\n")
+    data, page, png, svg = (out / f"{report.name}{suffix}" for suffix in (".json", ".md", ".png", ".svg"))
+    data.write_text(json.dumps({"machine": dict(machine), "figures": list(report.figures)}, indent=2) + "\n")
     page.write_text(markdown(report, machine))
-    # The same figures give the same SVG, so that a commit shows what has changed.
+    # The same figures give the same SVG, so a diff shows only real changes.
     with rc_context({"font.size": 9.5, "svg.hashsalt": report.name, "svg.fonttype": "none"}):
         figure = Figure(figsize=report.size, layout="constrained", facecolor="white")
         figure.suptitle(report.title)
         report.draw(figure)
-        figure.savefig(picture, dpi=150)
-        figure.savefig(drawing, metadata={"Date": None})
-    return [told, page, picture, drawing]
+        figure.savefig(png, dpi=150)
+        figure.savefig(svg, metadata={"Date": None})
+    return [data, page, png, svg]
 
 
 def markdown(report: Report, machine: Mapping[str, str]) -> str:
-    """The table for a document, and where it was measured."""
+    """Return the table in Markdown, with where it was measured."""
     lines = [
         f"# {report.title}",
         "",
@@ -140,21 +165,32 @@ def bars(
     log: bool = False,
     spec: str | None = None,
 ) -> None:
-    """Horizontal bars, the first on top, each with its number; `spans` draws from where to where the rounds lie."""
+    """Draw horizontal bars, the first one on top, each with its number.
+
+    Args:
+        axes: where to draw.
+        labels: one per bar.
+        values: one per bar.
+        unit: of the values.
+        spans: the lowest and the highest value of all rounds, drawn as error bars.
+        colours: one per bar.
+        log: use a log scale.
+        spec: the format of the numbers.
+    """
     places = range(len(values))
-    # A log scale has no zero: what is none there has no bar, but its number.
+    # A log scale has no zero: such a value has a number, but no bar.
     axes.barh(places, [v if v > 0 or not log else 0 for v in values], color=colours or PEER, height=0.7)
     if spans is not None:
-        wings = [
+        errors = [
             [max(0.0, v - low) for v, (low, _) in zip(values, spans, strict=True)],
             [max(0.0, high - v) for v, (_, high) in zip(values, spans, strict=True)],
         ]
-        axes.errorbar(values, places, xerr=wings, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+        axes.errorbar(values, places, xerr=errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
-        seen = [v for v in values if v > 0] or [1.0]
-        axes.set_xlim(min(seen) / 2, max(seen) * 6)
+        positive = [v for v in values if v > 0] or [1.0]
+        axes.set_xlim(min(positive) / 2, max(positive) * 6)
     else:
         axes.set_xlim(0, max([*values, *(high for _, high in spans or ())], default=1.0) * 1.2 or 1.0)
     left = axes.get_xlim()[0]
@@ -167,10 +203,10 @@ def bars(
     axes.invert_yaxis()
     axes.set_xlabel(unit + (", log scale" if log else ""))
     axes.xaxis.set_major_formatter(lambda value, _: _number(value, ",.6g"))
-    _plain(axes, "x")
+    _style(axes, "x")
 
 
-_FEW = 50  # points of a line, each of which is shown
+_MAX_MARKERS = 50  # a line with more points has no markers
 
 
 def lines(
@@ -181,10 +217,18 @@ def lines(
     y: str,
     log: str = "",
 ) -> None:
-    """One line for each name; `log` is any of "x", "y" and "xy"."""
+    """Draw one line per series.
+
+    Args:
+        axes: where to draw.
+        series: the points (x, y), by name.
+        x: label of the x axis.
+        y: label of the y axis.
+        log: which axes are logarithmic: "x", "y" or "xy".
+    """
     for name, points in series.items():
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, marker="o" if len(xs) <= _FEW else None, markersize=4, linewidth=1.2, label=name)
+        axes.plot(xs, ys, marker="o" if len(xs) <= _MAX_MARKERS else None, markersize=4, linewidth=1.2, label=name)
     if "x" in log:
         axes.set_xscale("symlog" if any(not p > 0 for line in axes.lines for p in line.get_xdata()) else "log")
     if "y" in log:
@@ -195,17 +239,17 @@ def lines(
     axes.set_ylabel(y + (", log scale" if "y" in log else ""))
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
-    _plain(axes, "both")
+    _style(axes, "both")
 
 
 def _number(value: float, spec: str | None) -> str:
-    """Three digits of it, never an exponent, where no other form is asked for."""
+    """Format a number; by default with three digits and without an exponent."""
     if spec is None:
         spec = ",.0f" if abs(value) >= 100 else ",.3g"
     return format(value, spec)
 
 
-def _plain(axes: Axes, grid: str) -> None:
+def _style(axes: Axes, grid: str) -> None:
     axes.grid(axis=grid, color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -215,7 +259,7 @@ def _plain(axes: Axes, grid: str) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Where the figures are measured, and of what. The load is that of before: it tells whether others were at work."""
+    """Describe the machine and the versions. Call it before the run: the load average shows what else was running."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
@@ -235,8 +279,8 @@ def machine() -> dict[str, str]:
 
 def _processor() -> str:
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    models = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return models[0] if models else platform.machine()

@@ -1,4 +1,4 @@
-"""Runs of subjects against one Hub: each in a process of its own, with what the Hub counted meanwhile."""
+"""Run subjects against a Hub, each in its own process, and count the requests that the Hub gets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from benchmarks.source import Job, Result
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: what the subject told, and what reached the Hub from its start to its end, the CAS included.
+    """One run of a subject.
 
-    `requests` counts by operation, `sent` and `received` are bytes of bodies, to and from the Hub.
+    Attributes:
+        subject: its name.
+        job: what it did.
+        result: what it measured.
+        requests: how many requests reached the Hub, its CAS included, by operation.
+        sent: bytes of request bodies.
+        received: bytes of response bodies.
     """
 
     subject: str
@@ -38,25 +44,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_subject(hub: BenchmarkHub, subject: str, **job: Any) -> Run:
-    """Runs one subject to its end.
+    """Run one subject until it exits.
 
-    What it keeps on disk, huggingface_hub's caches among it, is new for every run and gone afterwards: else what is
-    remembered there would make the second run easier than the first.
+    Each run has a new directory for the spool and for huggingface_hub's caches, so no run profits from an earlier one.
+
+    Args:
+        hub: where it uploads to.
+        subject: a name in `SUBJECTS`.
+        **job: fields of `Job`, other than `repo` and `directory`.
 
     Raises:
-        RuntimeError: the subject failed; with what it said.
+        RuntimeError: The subject failed; the message has the end of its stderr.
     """
     with tempfile.TemporaryDirectory(prefix="hubsync-subject-") as directory:
-        made = Job(repo=f"user/run-{time.time_ns()}", directory=directory, **job)
-        process = start_subject(hub, subject, made)
+        spec = Job(repo=f"user/run-{time.time_ns()}", directory=directory, **job)
+        process = start_subject(hub, subject, spec)
         hub.control("DELETE", "requests")
-        out, error = process.communicate(msgspec.json.encode(made) + b"\n")
+        out, error = process.communicate(msgspec.json.encode(spec) + b"\n")
         if process.returncode:
             raise RuntimeError(f"{subject} ended with {process.returncode}:\n{error.decode()[-4_000:]}")
         served = hub.control("GET", "requests")["requests"]
     return Run(
         subject=subject,
-        job=made,
+        job=spec,
         result=msgspec.json.decode(out.splitlines()[-1], type=Result),
         requests=dict(Counter(item["operation"] for item in served)),
         sent=sum(item["bytes_in"] for item in served),
@@ -65,7 +75,7 @@ def run_subject(hub: BenchmarkHub, subject: str, **job: Any) -> Run:
 
 
 def start_subject(hub: BenchmarkHub, subject: str, job: Job) -> subprocess.Popen[bytes]:
-    """The subject's process, which waits for its job: for those who kill it, or turn the weather, on the way."""
+    """Start a subject's process; it waits for its job on standard input."""
     environ = hub.environ() | {
         "HF_HOME": f"{job.directory}/hf",
         "HUBSYNC_HOME": f"{job.directory}/state",

@@ -1,7 +1,7 @@
-"""What happens where there is much of it: 1 to 64 processes on one spool, and 1 to 100,000 batches of one process.
+"""Measure how hubsync scales: 1 to 64 processes that share a spool, and 1,000 to 100,000 batches from one process.
 
-The processes put batches of 50 rows of 3 kB, each as fast as it can, for some seconds; all of it is drained then. The
-batches are of one row, so that what is measured is the cost of a batch and not of its bytes.
+The processes put batches of 50 rows of 3 kB as fast as they can for a few seconds, then drain. In the second part each
+batch has one small row, so the cost per batch is measured and not the cost per byte.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _BATCHES = (1_000, 10_000, 100_000)
 
 
 def run(*, quick: bool) -> Report:
-    """Throughput, put latency and commits by processes; microseconds a batch by batches."""
+    """Report throughput, `put` latency and commits by number of processes, and the time per batch."""
     figures: list[dict[str, Any]] = []
     with BenchmarkHub() as hub:
         seconds = 1.0 if quick else 3.0
-        figures += [_many(hub, processes, seconds) for processes in ((1, 4) if quick else _PROCESSES)]
+        figures += [_run_processes(hub, processes, seconds) for processes in ((1, 4) if quick else _PROCESSES)]
         for count in (1_000, 5_000) if quick else _BATCHES:
             out = subprocess.run(
                 [sys.executable, "-m", "benchmarks.scale", "batches", f"user/batches-{count}", str(count)],
@@ -37,17 +37,17 @@ def run(*, quick: bool) -> Report:
             figures.append({"what": f"{count:,} batches", "batches": count, **json.loads(out.stdout)})
     return Report(
         name="scale",
-        title="Many processes on one spool, many batches of one process",
+        title="Many processes on one spool, many batches from one process",
         figures=figures,
         columns=(
             Column("what", "what"), Column("rows", "rows", ",d"),
             Column("spooled_mb_per_s", "spooled (MB/s)", ",.0f"),
             Column("committed_mb_per_s", "committed (MB/s)", ",.0f"),
             Column("put_p50_ms", "put p50 (ms)", ".3f"), Column("put_p99_ms", "put p99 (ms)", ".1f"),
-            Column("commits", "commits", "d"), Column("per_batch_ms", "ms a batch, committed", ".3f"),
+            Column("commits", "commits", "d"), Column("per_batch_ms", "ms per batch, committed", ".3f"),
         ),
         draw=lambda figure: _draw(figure, figures),
-        note="Processes put batches of 50 rows of 3 kB as fast as they can; batches are of one small row.",
+        note="Processes put batches of 50 rows of 3 kB as fast as they can; the other batches have one small row.",
     )  # fmt: skip
 
 
@@ -74,11 +74,11 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
             "spooled": [(f["batches"], f["put_p50_ms"]) for f in long],
             "committed": [(f["batches"], f["per_batch_ms"]) for f in long],
         },
-        x="batches", y="ms a batch", log="x",
+        x="batches", y="ms per batch", log="x",
     )  # fmt: skip
 
 
-def _many(hub: BenchmarkHub, processes: int, seconds: float) -> dict[str, Any]:
+def _run_processes(hub: BenchmarkHub, processes: int, seconds: float) -> dict[str, Any]:
     repo = f"user/scale-{processes}"
     jobs = [hub.spawn("scale", "puts", repo, seconds) for _ in range(processes)]
     for job in jobs:
@@ -126,7 +126,7 @@ def _many_batches(repo: str, count: int) -> None:
     rows = [{"id": 1, "text": "a small row"}]
     began = time.perf_counter()
     with Uploader(repo, commit=CommitPolicy(per_hour=100_000)) as up:
-        for _ in range(200):  # warm
+        for _ in range(200):  # warm-up
             up.put(rows)
         began = time.perf_counter()
         for _ in range(count):

@@ -1,8 +1,9 @@
-"""What every subject is given: a job, and a source of rows that keeps the clock.
+"""The input of every subject: a job, and a source of rows that measures the time.
 
-The clock starts when a subject asks for its first batch and ends when it returns, with everything committed. A *step*
-is the time from handing a batch out to being asked for the next one: how long the producer stood still, whether the
-subject is pushed to or pulls. Rows are made before the clock starts, or outside the steps.
+The clock starts when the subject asks for its first batch, and stops when it returns with everything committed. A
+*step* is the time from handing out a batch until the subject asks for the next one, so it shows how long the subject
+blocks the producer, whether it pulls rows or they are pushed to it. Rows are made before the clock starts, or outside
+the steps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,21 @@ import msgspec
 
 Batch = list[dict[str, Any]]
 
-SHARD_BYTES = 64 << 20  # of files that are there already: hubsync's own default
+SHARD_BYTES = 64 << 20  # size of finished files; hubsync's own default
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subject's process reads from its standard input.
+    """What a subject's process reads from standard input.
 
     Attributes:
-        repo: a dataset repo; the seed of the rows too, so that no two runs upload the same bytes.
-        rows, row_bytes, batches: rows of a batch, bytes of a row's JSON (about), how many batches.
-        think_s: seconds between batches; 0 for as fast as the subject takes them.
-        directory: the process' own, for whatever it keeps on disk.
-        lazy: makes each batch when it is asked for, so that memory shows the subject's and not the rows'.
-        every_s: seconds between the uploads of a subject that goes by a schedule. 300 is CommitScheduler's default.
+        repo: a dataset repo. It also seeds the rows, so no two runs upload the same bytes.
+        rows: per batch.
+        row_bytes: approximate size of a row as JSON.
+        batches: how many.
+        directory: for everything that the process stores.
+        think_s: seconds between batches; 0 means as fast as the subject takes them.
+        lazy: make each batch on demand, so the memory measured is the subject's and not that of the rows.
+        every_s: seconds between the uploads of a scheduled subject. 300 is CommitScheduler's default.
     """
 
     repo: str
@@ -47,10 +50,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What it writes to its standard output: seconds, bytes, and the quantiles of its steps.
+    """What a subject's process writes to standard output, measured until everything is committed.
 
-    `cpu_s` is user and system time of all threads and children, and `rss_peak` the largest resident set, both until
-    everything was committed; `rss_start` is the largest until the clock started, with the rows and the imports in it.
+    Attributes:
+        wall_s: from the first batch to the last commit.
+        step_p50_s, step_p99_s, step_p999_s, step_max_s: quantiles of the steps.
+        steps_s: sum of all steps.
+        cpu_s: user and system time of all threads and child processes.
+        rss_start: peak RSS in bytes when the clock started, which includes the rows and the imports.
+        rss_peak: peak RSS in bytes.
+        rows: that were uploaded.
+        bytes: of their JSON Lines.
     """
 
     wall_s: float
@@ -67,7 +77,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source:
-    """The job's batches, in order. A subject may begin again from the start, as some do to look at the first row."""
+    """The job's batches, in order. A subject may iterate again, as some do after looking at the first row.
+
+    Attributes:
+        job: what it makes.
+        bytes: size as JSON Lines of the batches made so far.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -75,12 +90,12 @@ class Source:
         self._steps: list[float] = []
         self._began: float | None = None
         self._ready = None if job.lazy else [self._make(n) for n in range(job.batches)]
-        # A real job does not hold all its rows, so the garbage collector need not walk them again and again.
+        # A real job does not keep all its rows, so spare the garbage collector from scanning them.
         gc.collect()
         gc.freeze()
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches, by the clock."""
+        """Yield the batches, and measure the time."""
         self.start()
         self._steps.clear()
         if self._ready is None:
@@ -94,28 +109,28 @@ class Source:
             self._steps.append(time.perf_counter() - before)
 
     def encoded(self) -> Iterator[bytes]:
-        """The batches as JSON Lines, before the clock: for subjects that begin with bytes."""
+        """Yield the batches as JSON Lines without starting the clock, for subjects that start with bytes."""
         for n in range(self.job.batches):
             yield _encoder.encode_lines(self._make(n) if self._ready is None else self._ready[n])
 
     def files(self) -> list[Path]:
-        """Shards of JSON Lines, written before the clock: for subjects that begin with files."""
+        """Write JSON Lines shards without starting the clock, for subjects that start with files."""
         folder = Path(self.job.directory, "ready", "data")
         folder.mkdir(parents=True)
         return write_shards(folder, self.encoded())
 
     def start(self) -> None:
-        """Starts the clock, at the first call."""
+        """Start the clock, unless it is running."""
         if self._began is None:
             self._rss_start = _rss()
             self._cpu_start = _cpu()
             self._began = time.perf_counter()
 
     def stop(self) -> Result:
-        """Everything is committed."""
+        """Stop the clock when everything is committed."""
         wall = time.perf_counter() - (self._began or 0.0)
         cpu = _cpu() - self._cpu_start
-        assert self._began is not None, "the subject has taken nothing"
+        assert self._began is not None, "the subject took no batch"
         steps = sorted(self._steps) or [0.0]
         p50, p99, p999 = (steps[min(len(steps) - 1, int(q * len(steps)))] for q in (0.5, 0.99, 0.999))
         return Result(
@@ -132,19 +147,25 @@ class Source:
 
 
 def rows_of(count: int, row_bytes: int, *, first: int, seed: str) -> Batch:
-    """`count` rows with the ids from `first` on, of text that compresses as text does: some hundred MB a second.
+    """Make rows whose text compresses like natural text, at a few hundred MB/s.
 
-    No two runs of 64 kB are alike, which is what Xet deduplicates.
+    No two chunks of 64 kB are equal, so Xet has nothing to deduplicate.
+
+    Args:
+        count: how many rows.
+        row_bytes: approximate size of a row as JSON.
+        first: the id of the first row.
+        seed: draws the text, together with `first`.
     """
     rng = random.Random(f"{seed} {first}")
-    phrases = _phrases.made
+    phrases = _phrases()
 
     def text(size: int) -> str:
-        if size < 2 * _PHRASE:  # a piece of a phrase, or all texts would be as long as one
+        if size < 2 * _PHRASE:  # cut a phrase, or every text would be as long as one
             return (rng.choice(phrases) + rng.choice(phrases))[:size]
         return " ".join(rng.choices(phrases, k=size // _PHRASE))
 
-    rest = max(40, row_bytes - 170)  # what the other columns take
+    rest = max(40, row_bytes - 170)  # the other columns take 170 bytes
     return [
         {
             "id": first + n,
@@ -160,7 +181,7 @@ def rows_of(count: int, row_bytes: int, *, first: int, seed: str) -> Batch:
 
 
 def write_shards(folder: Path, encoded: Iterator[bytes] | Sequence[bytes]) -> list[Path]:
-    """Files of `SHARD_BYTES` at most; a batch is not torn apart."""
+    """Write batches to files of at most `SHARD_BYTES`, without splitting a batch."""
     paths: list[Path] = []
     room, file = 0, None
     for lines in encoded:
@@ -176,20 +197,17 @@ def write_shards(folder: Path, encoded: Iterator[bytes] | Sequence[bytes]) -> li
     return paths
 
 
-_PHRASE = 112  # characters of a phrase of 16 words, with the blank behind it
+_PHRASE = 112  # characters in a phrase of 16 words and the space after it
 
 
-class _Phrases:
-    """Made when they are first asked for, the same ones in every process."""
-
-    @cached_property
-    def made(self) -> list[str]:
-        rng = random.Random(0)
-        words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 10))) for _ in range(5_000)]
-        return [" ".join(rng.choices(words, k=16)) for _ in range(20_000)]
+@cache
+def _phrases() -> list[str]:
+    """Make the phrases, which are equal in every process."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 10))) for _ in range(5_000)]
+    return [" ".join(rng.choices(words, k=16)) for _ in range(20_000)]
 
 
-_phrases = _Phrases()
 _encoder = msgspec.json.Encoder()
 
 

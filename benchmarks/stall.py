@@ -1,9 +1,9 @@
-"""How long the producer stands still in `put`: batches of 50 rows of 3 kB, one every 4 ms, the Hub in three weathers.
+"""Measure how long `put` blocks the producer, for batches of 50 rows of 3 kB, one every 4 ms, and three Hub conditions.
 
-Each case runs in a process of its own, against a Hub in another; cases are interleaved over the rounds. The case
-`encode` only makes JSON of the batch, without an uploader: the rest of its tail is the machine's. So are puts
-within which the kernel gave the producer's processor to somebody else (getrusage tells), such as hf_xet's threads or
-the Hub, which is elsewhere in real life: the last column is the tail without them.
+Each case runs in its own process, and so does the Hub. The rounds interleave the cases. The case `encode` only encodes
+the batch as JSON, without an uploader, so its tail shows the noise of the machine. The kernel may also preempt the
+producer within a `put` (getrusage counts that), for hf_xet's threads or for the Hub, which in production runs on
+another machine. The last column is the tail without preempted puts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ROWS, _ROW_BYTES, _THINK_S = 50, 3_000, 0.004
 _QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-_UNDISTURBED = "p99.9, not preempted"
+_NOT_PREEMPTED = "p99.9, not preempted"
 _CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow", "down")
 _CASES: list[tuple[HubCondition | None, str]] = [
     (None, "encode"),
@@ -34,7 +34,7 @@ _CASES: list[tuple[HubCondition | None, str]] = [
 
 
 def run(*, quick: bool) -> Report:
-    """All cases, times in milliseconds."""
+    """Run all cases; report the times in milliseconds."""
     rounds, puts = (1, 250) if quick else (3, 2_000)
     figures: list[dict[str, Any]] = []
     with BenchmarkHub() as hub:
@@ -42,7 +42,7 @@ def run(*, quick: bool) -> Report:
         for number, (condition, ack) in enumerate(_CASES * rounds):
             hub.set_condition("healthy")
             child = hub.spawn("stall", ack, puts, f"user/stall-{number}")
-            child.read_line()  # it is open: now the weather may turn
+            child.read_line()  # the uploader is open
             hub.set_condition(condition or "healthy")
             child.go()
             stalls.setdefault((condition or "-", ack), []).append(_quantiles(json.loads(child.read_line())))
@@ -58,7 +58,7 @@ def run(*, quick: bool) -> Report:
             Column("hub", "Hub"),
             Column("ack", "ack"),
             Column("puts", "puts", ",d"),
-            *(Column(name, f"{name} (ms)", ".3f") for name in (*_QUANTILES, _UNDISTURBED)),
+            *(Column(name, f"{name} (ms)", ".3f") for name in (*_QUANTILES, _NOT_PREEMPTED)),
         ),
         draw=lambda figure: _draw(figure, figures),
         size=(13.0, 4.5),
@@ -70,7 +70,7 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
     for axes, name in zip(panels, _QUANTILES, strict=True):
         bars(
             axes,
-            ["only encoding" if f["ack"] == "encode" else f"{f['hub']}, {f['ack']}" for f in figures],
+            ["encoding only" if f["ack"] == "encode" else f"{f['hub']}, {f['ack']}" for f in figures],
             [f[name] for f in figures],
             colours=[LIMIT if f["ack"] == "encode" else OURS for f in figures],
             unit="ms",
@@ -82,15 +82,15 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
 
 def _quantiles(puts: list[tuple[float, bool]]) -> dict[str, float]:
     found = {name: _quantile(q, [took for took, _ in puts]) for name, q in _QUANTILES.items()}
-    return found | {_UNDISTURBED: _quantile(_QUANTILES["p99.9"], [took for took, preempted in puts if not preempted])}
+    return found | {_NOT_PREEMPTED: _quantile(_QUANTILES["p99.9"], [took for took, preempted in puts if not preempted])}
 
 
 def _quantile(q: float, times: list[float]) -> float:
     return sorted(times)[min(len(times) - 1, int(q * len(times)))]
 
 
-def _preempted() -> int:
-    """How often the kernel took the processor from this thread. Linux alone tells."""
+def _preemptions() -> int:
+    """Return how often the kernel has preempted this thread; 0 except on Linux."""
     who = getattr(resource, "RUSAGE_THREAD", None)
     return 0 if who is None else resource.getrusage(who).ru_nivcsw
 
@@ -111,12 +111,12 @@ def _time(step: Callable[[Any], object], puts: int) -> None:
     times = []
     for n in range(puts):
         time.sleep(_THINK_S)
-        preempted = _preempted()
+        preemptions = _preemptions()
         before = time.perf_counter()
         step(stock[n % len(stock)])
-        took = (time.perf_counter() - before) * 1e3
-        times.append((took, _preempted() > preempted))
-    send_result(times)  # killed here: what was measured is the stall, not the drain
+        took_ms = (time.perf_counter() - before) * 1e3
+        times.append((took_ms, _preemptions() > preemptions))
+    send_result(times)  # the parent kills this process here, because the drain is not measured
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The subjects: hubsync, its peers, and the limits nobody can pass, behind one face.
+"""The subjects that the benchmarks compare: hubsync, its peers, and the limits of the machine, with one interface.
 
-A subject is a function of a job and its source: it sets up, takes the batches from the source, and returns when all of
-them are committed. The peers are the real packages, used as their own documentation says. Each runs in a process of its
-own: `python -m benchmarks.subjects NAME` reads a `Job` (one line of JSON) from standard input and writes a `Result`.
+A subject is a function of a job and its source. It sets up, takes the batches from the source, and returns when all of
+them are committed. The peers are the real packages, used as their documentation shows. Each subject runs in its own
+process: `python -m benchmarks.subjects NAME` reads a `Job` (a line of JSON) from standard input and prints a `Result`.
 
-Left out: trackio (0.43). Its client sends metrics to a Space that runs its server; only in there does a copy of
-huggingface_hub's CommitScheduler, or a bucket, bring them to the Hub. An embedded Hub runs no Spaces. distilabel's own
-HuggingFaceHubCheckpointer is in no release of distilabel (1.5.3 is the newest); "upload_file" does what it does.
+Not compared: trackio (0.43), whose client sends metrics to the server in a Space, where a copy of huggingface_hub's
+CommitScheduler or a bucket uploads them; an embedded Hub runs no Spaces. distilabel's HuggingFaceHubCheckpointer is not
+in any release (1.5.3 is the latest); the subject "upload_file" does the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ Kind = Literal["ours", "per batch", "from rows", "ready files", "limit"]
 
 
 class Subject(NamedTuple):
-    """Its name in the tables, what it is compared as, and what it does."""
+    """What a benchmark compares.
+
+    Attributes:
+        name: in the tables.
+        kind: which group it is compared with.
+        run: uploads all batches of a source.
+    """
 
     name: str
     kind: Kind
@@ -38,11 +44,11 @@ SUBJECTS: dict[str, Subject] = {}
 
 
 def _subject(name: str, kind: Kind) -> Callable[[Callable[[Job, Source], object]], Callable[[Job, Source], object]]:
-    def enter(run: Callable[[Job, Source], object]) -> Callable[[Job, Source], object]:
+    def register(run: Callable[[Job, Source], object]) -> Callable[[Job, Source], object]:
         SUBJECTS[name] = Subject(name, kind, run)
         return run
 
-    return enter
+    return register
 
 
 # --- hubsync ----------------------------------------------------------------------------------------------------------
@@ -57,7 +63,7 @@ def _hubsync(job: Job, source: Source) -> None:
 
 @_subject("hubsync, queued", "ours")
 def _hubsync_queued(job: Job, source: Source) -> None:
-    """What waiting for the spool costs a producer that never thinks is the difference to the one above."""
+    """Don't wait for the spool. The difference to "hubsync" is what that wait costs a producer without pauses."""
     with _uploader(job) as up:
         for batch in source:
             up.put(batch, ack="queued")
@@ -66,15 +72,15 @@ def _hubsync_queued(job: Job, source: Source) -> None:
 def _uploader(job: Job) -> Any:
     from hubsync import CommitPolicy, Uploader
 
-    # The embedded Hub has no quota here, so that none is measured; all else is the default.
+    # Without a commit quota, which would dominate the figures. Everything else is the default.
     return Uploader(job.repo, spool=f"{job.directory}/spool", commit=CommitPolicy(per_hour=1_000_000))
 
 
-# --- peers that send every batch --------------------------------------------------------------------------------------
+# --- peers that upload each batch -------------------------------------------------------------------------------------
 
 
 def _lines(batch: Batch) -> str:
-    """As the documentation of all of them writes JSON Lines."""
+    """Encode a batch the way the documentation of all these peers does."""
     return "".join(json.dumps(row) + "\n" for row in batch)
 
 
@@ -86,7 +92,10 @@ def _upload_file(job: Job, source: Source) -> None:
 
 
 def batch_uploader(repo: str) -> Callable[[int, Batch], None]:
-    """As distilabel's HuggingFaceHubCheckpointer sends a batch, with the flush that it forgets; by its number."""
+    """Return a function (number, batch) that uploads like distilabel's HuggingFaceHubCheckpointer.
+
+    Unlike the checkpointer, it flushes the file before the upload.
+    """
     api = _api(repo)
 
     def upload(n: int, batch: Batch) -> None:
@@ -100,7 +109,7 @@ def batch_uploader(repo: str) -> Callable[[int, Batch], None]:
 
 @_subject("upload_file, run_as_future", "per batch")
 def _upload_file_as_future(job: Job, source: Source) -> None:
-    """huggingface_hub's guide, "Non-blocking uploads": one after the other, in a thread of its own."""
+    """Use `run_as_future`, as in huggingface_hub's guide "Non-blocking uploads"; one thread uploads in order."""
     api = _api(job.repo)
     futures = [
         api.upload_file(
@@ -127,12 +136,12 @@ def _hf_file_system(job: Job, source: Source) -> None:
             file.write(_lines(batch).encode())
 
 
-# --- peers that begin with rows and send them together ----------------------------------------------------------------
+# --- peers that collect rows and upload them together -----------------------------------------------------------------
 
 
 @_subject("CommitScheduler", "from rows")
 def _commit_scheduler(job: Job, source: Source) -> None:
-    """huggingface_hub's guide, "Scheduled uploads": appended to a file under the lock; the `with` ends in a commit."""
+    """Append to a file, holding the lock, as in huggingface_hub's guide "Scheduled uploads"; leaving `with` commits."""
     from huggingface_hub import CommitScheduler
 
     folder = Path(job.directory, "scheduled")
@@ -171,12 +180,12 @@ def _iterable_push_to_hub(job: Job, source: Source) -> None:
     IterableDataset.from_generator(generate).push_to_hub(job.repo)
 
 
-# --- what begins with ready files -------------------------------------------------------------------------------------
+# --- peers that start with finished files -----------------------------------------------------------------------------
 
 
 @_subject("upload_folder", "ready files")
 def _upload_folder(job: Job, source: Source) -> None:
-    """The upper bound that users know."""
+    """Upload finished files: the upper bound that users know."""
     api = _api(job.repo)
     folder = source.files()[0].parents[1]
     source.start()
@@ -211,7 +220,7 @@ def _hf_xet(job: Job, source: Source) -> None:
 
 @_subject("limit: sum", "limit")
 def _sum(job: Job, source: Source) -> None:
-    """Encode, write, send: one after the other."""
+    """Encode, write and upload, one after the other."""
     _api(job.repo)
     encoder = msgspec.json.Encoder()
     send = _xet(job)
@@ -219,7 +228,7 @@ def _sum(job: Job, source: Source) -> None:
 
 
 def _xet(job: Job) -> Callable[[list[Path]], None]:
-    """hf_xet and one commit, with nothing around them."""
+    """Return a function that uploads files with hf_xet and commits them, with no other work."""
     import hf_xet
     import httpx
     from huggingface_hub import constants
@@ -237,8 +246,8 @@ def _xet(job: Job) -> Callable[[list[Path]], None]:
             started = [commit.start_upload_file(str(file), sha256=hf_xet.COMPUTE_SHA256) for file in files]
         lines: list[dict[str, Any]] = [{"key": "header", "value": {"summary": "ready bytes"}}]
         for file, upload in zip(files, started, strict=True):
-            told = upload.result().xet_info
-            value = {"path": f"data/{file.name}", "algo": "sha256", "oid": told.sha256, "size": told.file_size}
+            info = upload.result().xet_info
+            value = {"path": f"data/{file.name}", "algo": "sha256", "oid": info.sha256, "size": info.file_size}
             lines.append({"key": "lfsFile", "value": value})
         body = "".join(json.dumps(line) + "\n" for line in lines)
         http.post(
@@ -249,7 +258,7 @@ def _xet(job: Job) -> Callable[[list[Path]], None]:
 
 
 def _api(repo: str) -> Any:
-    """huggingface_hub's, with the repo made before the clock starts, as hubsync's is."""
+    """Create the repo before the clock starts, as hubsync does, and return an `HfApi`."""
     from huggingface_hub import HfApi
 
     api = HfApi()

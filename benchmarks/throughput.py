@@ -1,7 +1,7 @@
-"""How fast rows come to the Hub: from the first put to all committed, against peers and limits, in rounds.
+"""Measure how fast rows are uploaded, from the first `put` to the last commit, by hubsync, its peers and the limits.
 
-Times of different rounds are not comparable on a shared machine, so each other subject is compared with hubsync within
-one round. The Hub is on the same machine, behind no network: what is measured is the work, and the waits between it.
+On a shared machine, times of different rounds are not comparable, so each subject is compared with hubsync within one
+round. The Hub runs on the same machine without a network, so the figures show work and waits, but no transfer times.
 """
 
 from __future__ import annotations
@@ -19,37 +19,38 @@ from benchmarks.subjects import SUBJECTS, Kind
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = 50  # of a batch
+ROWS = 50  # per batch
 COLOURS: dict[Kind, str] = {"ours": OURS, "per batch": PEER, "from rows": PEER, "ready files": READY, "limit": LIMIT}
 
-# Bytes of a row: megabytes of a run, rounds.
-_WHOLE = {300: (100, 3), 3_000: (200, 5), 30_000: (200, 3)}
+# Bytes per row: (megabytes per run, rounds).
+_FULL = {300: (100, 3), 3_000: (200, 5), 30_000: (200, 3)}
 _QUICK = {3_000: (24, 1)}
-# A subject that sends every batch would take minutes for all of them, and each batch costs the same.
-_PER_BATCH = 100
-# It walks every row in Python many times over: 2 MB/s of small rows, however many there are.
+# A subject that uploads each batch would take minutes for all, and each one costs the same.
+_MAX_UPLOADS = 100
+# It processes each row many times in Python: 2 MB/s for small rows, whatever their number.
 _SHARES = {"IterableDataset.push_to_hub": 0.1}
 
 
 def run(*, quick: bool) -> Report:
-    """All sizes of rows."""
+    """Run all row sizes."""
     figures = [figure for size in sizes(quick=quick) for figure in _figures(size, rounds(size, quick=quick))]
     return Report(
         name="throughput",
-        title=f"From the first put to all committed: batches of {ROWS} rows, medians of the rounds",
+        title=f"From the first put to the last commit: batches of {ROWS} rows, medians of the rounds",
         figures=figures,
         columns=(
-            Column("row_kB", "rows of (kB)", "g"),
+            Column("row_kB", "row size (kB)", "g"),
             Column("subject", "subject"),
             Column("batches", "batches", ",d"),
             Column("MB_per_s", "MB/s (min-max)", ",.1f", ("MB_per_s_min", "MB_per_s_max")),
             Column("rows_per_s", "rows/s", ",.0f"),
-            Column("ratio", "hubsync over it (min-max)", ".2f", ("ratio_min", "ratio_max")),
+            Column("ratio", "hubsync / subject (min-max)", ".2f", ("ratio_min", "ratio_max")),
         ),
         section="row_kB",
         note=(
-            "Megabytes of JSON Lines. The last column is hubsync's MB/s over the subject's, within one round. Who "
-            f"sends every batch gets {_PER_BATCH} batches of the same size at most, IterableDataset a tenth of all."
+            "Megabytes of JSON Lines. The last column is hubsync's MB/s divided by the subject's, within one round. "
+            f"Subjects that upload each batch get at most {_MAX_UPLOADS} batches of the same size, IterableDataset a "
+            "tenth of all."
         ),
         draw=lambda figure: _draw(figure, figures),
         size=(6.0 + 4.0 * len(sizes(quick=quick)), 5.5),
@@ -57,30 +58,33 @@ def run(*, quick: bool) -> Report:
 
 
 def sizes(*, quick: bool) -> tuple[int, ...]:
-    """Bytes of a row, of all the runs that are made."""
-    return tuple(_QUICK if quick else _WHOLE)
+    """Return the row sizes in bytes."""
+    return tuple(_QUICK if quick else _FULL)
 
 
 @cache
 def rounds(row_bytes: int, *, quick: bool) -> Sequence[dict[str, Run]]:
-    """Every subject once a round, by turns from both ends, on a Hub that is new each round. `cost` reads the same."""
-    megabytes, count = (_QUICK if quick else _WHOLE)[row_bytes]
+    """Run every subject once per round, with a new Hub each round, and reverse the order every other round.
+
+    The runs are cached, so `cost` reports on the same ones.
+    """
+    megabytes, count = (_QUICK if quick else _FULL)[row_bytes]
     batches = max(1, megabytes * 1_000_000 // (ROWS * row_bytes))
     done: list[dict[str, Run]] = []
     for number in range(count):
         with BenchmarkHub() as hub:
             done.append(
                 {
-                    name: run_subject(hub, name, rows=ROWS, row_bytes=row_bytes, batches=_amount(name, batches))
+                    name: run_subject(hub, name, rows=ROWS, row_bytes=row_bytes, batches=_batches_for(name, batches))
                     for name in (SUBJECTS if number % 2 == 0 else reversed(SUBJECTS))
                 }
             )
     return done
 
 
-def _amount(subject: str, batches: int) -> int:
+def _batches_for(subject: str, batches: int) -> int:
     if SUBJECTS[subject].kind == "per batch":
-        return min(batches, _PER_BATCH)
+        return min(batches, _MAX_UPLOADS)
     return max(1, int(batches * _SHARES.get(subject, 1)))
 
 
