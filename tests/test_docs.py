@@ -10,6 +10,7 @@ import tomllib
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 from urllib.parse import unquote
@@ -198,6 +199,9 @@ def test_every_environment_variable_is_in_the_table() -> None:
     theirs = ""
     for library in (huggingface_hub, httpx):
         theirs += "\n".join(file.read_text() for file in sorted(Path(str(library.__file__)).parent.rglob("*.py")))
+    xet = find_spec("hf_xet")  # not imported, because that starts a thread
+    assert xet is not None
+    theirs += "".join(file.read_bytes().decode("latin-1") for file in Path(str(xet.origin)).parent.glob("*.so"))
     theirs += "\n".join(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL", "NO"))  # httpx asks urllib.request
     assert {name for name in listed - read if name not in theirs} == set(), "in the reference, and not read"
 
