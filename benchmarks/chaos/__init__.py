@@ -1,10 +1,10 @@
-"""Whether every row is there once: producers that are killed again and again, a Hub with faults, an independent judge.
+"""Kill producers again and again while the Hub has faults: is every accepted row in the dataset exactly once?
 
-`producers` are the jobs, `schedule` draws kills and weather from a seed, `storm` is one run, `judge` reads the dataset
-back by huggingface_hub. Here are the command and its table.
+`producers` has the jobs, `schedule` draws kills and faults from a seed, `runner` runs one seed, and `judge` reads the
+dataset back with huggingface_hub only. This module has the command and its table.
 
-*recovery* is the time from the SIGKILL of the process that committed to the next commit that stands on the Hub,
-whoever sent it. The Hub's weather is in it: during an outage nobody can recover.
+*recovery* is the time from the SIGKILL of the committing process until the next commit on the Hub, from any process.
+It includes the Hub's faults: no process can recover during an outage.
 """
 
 from __future__ import annotations
@@ -26,19 +26,30 @@ if TYPE_CHECKING:
 
     from benchmarks.chaos.runner import Outcome
 
-_SHOWN = 10  # findings of one kind that are printed
-_WIDE = 140  # characters of a line
+_MAX_PRINTED = 10  # findings of one kind
+_WIDTH = 140  # characters per printed line
 _COLUMNS = ("lost", "twice", "damaged", "never_put", "overwritten")
 
 
 def run(
     *, quick: bool, kills: int = 100, seeds: Sequence[int] = (1,), producers: int = 2, keep: Path | None = None
 ) -> Report:
-    """All seeds, one after the other. Prints what is wrong, and then the report is not `passed`."""
+    """Run all seeds, one after the other; print what is wrong.
+
+    Args:
+        quick: 20 kills per seed.
+        kills: SIGKILLs per seed.
+        seeds: draw the kills and the faults.
+        producers: processes that share the spool.
+        keep: directory of the runs, which is kept; by default a temporary one, kept if anything is wrong.
+
+    Returns:
+        The report; `passed` is False if anything is wrong.
+    """
     from benchmarks.chaos.runner import ChaosRun
 
     root = Path(tempfile.mkdtemp(prefix="hubsync-chaos-")) if keep is None else keep.absolute()
-    # What the fork server passes on to every producer: from its first start, so it can't be the run's own.
+    # The fork server passes its environment on to every producer. It starts once, so these can't differ between runs.
     os.environ |= {
         "HF_HOME": str(root / "hf"),
         "HUBSYNC_HOME": str(root / "state"),
@@ -57,13 +68,13 @@ def run(
         for kind, found in outcome.wrong.items():
             wrong = True
             print(f"seed {seed}: {kind}: {len(found)}, in {directory}", file=sys.stderr)
-            for text in found[:_SHOWN]:
-                print(f"  {text[:_WIDE]}", file=sys.stderr)
+            for text in found[:_MAX_PRINTED]:
+                print(f"  {text[:_WIDTH]}", file=sys.stderr)
     if keep is None and not wrong:
         shutil.rmtree(root)
     return Report(
         name="chaos",
-        title="rows accepted, and rows on the Hub, after SIGKILL, SIGSTOP and faults",
+        title="Rows accepted and rows on the Hub, after SIGKILL, SIGSTOP and faults",
         figures=figures,
         columns=tuple(Column(name, name, "" if name == "seed" else ",") for name in figures[0] if name != "more"),
         draw=lambda figure: _draw(figure, figures),
@@ -80,7 +91,7 @@ def _draw(figure: Figure, figures: Sequence[dict[str, Any]]) -> None:
         left,
         names,
         [sum(f[name] for f in figures) for name in names],
-        unit="how many",
+        unit="count",
         log=True,
         spec=",.0f",
     )
@@ -88,22 +99,22 @@ def _draw(figure: Figure, figures: Sequence[dict[str, Any]]) -> None:
     right.set_title("recovery after the committer was killed", fontsize=9.5)
     bars(
         right,
-        [f"seed {f['seed']}, {word}" for f in seeds for word in ("p50", "max")],
-        [f[f"recovery {word} s"] for f in seeds for word in ("p50", "max")],
-        colours=[OURS if word == "p50" else PEER for _ in seeds for word in ("p50", "max")],
+        [f"seed {f['seed']}, {quantile}" for f in seeds for quantile in ("p50", "max")],
+        [f[f"recovery {quantile} s"] for f in seeds for quantile in ("p50", "max")],
+        colours=[OURS if quantile == "p50" else PEER for _ in seeds for quantile in ("p50", "max")],
         unit="seconds",
     )
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
-    """One line of the table, and what stands only in the JSON."""
+    """Return one row of the table; `more` is only in the JSON."""
     verdict = outcome.verdict
     times = outcome.recovered_s
     return {
         "seed": outcome.seed,
         "kills": outcome.kills,
         "stops": outcome.stops,
-        "faults": sum(outcome.struck.values()),
+        "faults": sum(outcome.faults.values()),
         "rows": verdict["accepted"],
         "commits": len(verdict["commit_times"]),
         "lost": len(verdict["lost"]),
@@ -113,12 +124,12 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "other": sum(len(found) for kind, found in outcome.wrong.items() if kind not in _COLUMNS),
         "recovery p50 s": round(statistics.median(times), 2) if times else None,
         "recovery max s": round(max(times), 2) if times else None,
-        "took s": round(outcome.storm_s),
+        "took s": round(outcome.run_s),
         "more": {
-            "kills of the committer": outcome.of_committer,
+            "kills of the committer": outcome.committer_kills,
             "rows on the Hub": verdict["rows"], "shards": verdict["shards"], "large shards": verdict["large"],
             "closed": outcome.closed,
-            "spells": outcome.spells, "struck": dict(outcome.struck), "drains": outcome.drains,
-            "judged_s": round(outcome.judged_s, 1), "wrong": outcome.wrong,
+            "spells": outcome.fault_periods, "struck": dict(outcome.faults), "drains": outcome.drains,
+            "judged_s": round(outcome.judge_s, 1), "wrong": outcome.wrong,
         },
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A short run of the chaos benchmark, with one seed, and proof that its judge is not blind."""
+"""A short run of the chaos benchmark with one seed, and a test that its judge finds every kind of error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow("runs the chaos benchmark")
-def test_producers_that_are_killed_under_faults_bring_every_row_once(tmp_path: Path) -> None:
+def test_producers_that_are_killed_under_faults_upload_every_row_once(tmp_path: Path) -> None:
     keep, out = tmp_path / "kept", tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "chaos", "--kills", "5", "--seed", "7", "--keep", keep, "--out", out],
@@ -39,22 +39,22 @@ def test_producers_that_are_killed_under_faults_bring_every_row_once(tmp_path: P
     assert (out / "chaos.md").read_text().count("| 7 | 5 |") == 1
 
 
-def test_a_seed_draws_the_same_kills_and_spells_again() -> None:
+def test_a_seed_always_draws_the_same_kills_and_fault_periods() -> None:
     assert list(islice(kills(5), 200)) == list(islice(kills(5), 200))
     assert list(islice(fault_periods(5), 200)) == list(islice(fault_periods(5), 200))
     assert list(islice(fault_periods(5), 200)) != list(islice(fault_periods(6), 200))
 
 
-@pytest.mark.slow("runs the judge in a process of its own")
-def test_the_judge_names_what_is_lost_twice_damaged_never_put_and_overwritten(hub: LocalHub, tmp_path: Path) -> None:
+@pytest.mark.slow("runs the judge in its own process")
+def test_the_judge_names_rows_lost_duplicated_damaged_never_put_or_overwritten(hub: LocalHub, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for folder in ("ledgers", "spool/segments", "spool/dead-letter"):
         (run / folder).mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"seed": 3, "sources": ["p0"]}))
     ledger = Ledger(run, "p0")
     ledger.open()
-    ledger.tell("try", range(6))
-    ledger.tell("got", range(5))
+    ledger.record("try", range(6))
+    ledger.record("got", range(5))
     (run / "spool" / "segments" / "w-00000001.jsonl").write_text("left")
     catalogue = sqlite3.connect(run / "spool" / "catalogue.sqlite")
     catalogue.executescript(
@@ -101,5 +101,5 @@ def test_the_judge_names_what_is_lost_twice_damaged_never_put_and_overwritten(hu
     assert any("went back" in text for text in verdict["watermarks"])
     assert any("rows of" in text for text in verdict["watermarks"])
     assert any("came after" in text for text in verdict["watermarks"])
-    assert any("does not show" in text for text in verdict["hidden"])
+    assert any("does not list" in text for text in verdict["hidden"])
     assert verdict["left"] == ["segments/w-00000001.jsonl", "plan 8", "segment 1 is dead"]
