@@ -32,7 +32,15 @@ from hubsync.errors import (
     WriteForbiddenError,
 )
 from hubsync.model.receipt import Receipt
-from hubsync.policies import CommitPolicy, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy, SpoolPolicy
+from hubsync.policies import (
+    CommitPolicy,
+    CompactPolicy,
+    QueuePolicy,
+    RetryPolicy,
+    SchemaPolicy,
+    ShardPolicy,
+    SpoolPolicy,
+)
 from hubsync.uploader.aio import AsyncUploader
 from hubsync.uploader.base import Stats
 from hubsync.uploader.sync import Uploader
@@ -46,6 +54,7 @@ __all__ = [
     "BlockedError",
     "ClosedError",
     "CommitPolicy",
+    "CompactPolicy",
     "ConfigError",
     "DatasetConflict",
     "ForkedError",

@@ -84,6 +84,29 @@ class CommitPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompactPolicy:
+    """When the uploader merges small shards that are in the dataset into few large ones. See docs/how-to/compact.md.
+
+    A merge waits while a flush, a close or a signal hurries. At most one commit in ten is a merge.
+
+    Attributes:
+        min_shards: So many shards of a writer become one file, so many of these the next larger one, and so on.
+        max_file_bytes: The size of a merged file, at most. One of half this size is not merged again.
+        at_end: When the uploader is closed or the spool drained, merge everything that is left, however little it is.
+    """
+
+    min_shards: int = 64
+    max_file_bytes: int = 500 * MIB
+    at_end: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(int, min_shards=self.min_shards, max_file_bytes=self.max_file_bytes)
+        if self.min_shards < 2:
+            raise ConfigError(f"min_shards must be at least 2, not {self.min_shards}.")
+        check_type(bool, "True or False", at_end=self.at_end)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """Intervals between retries, and how long `open` and `close` wait. Transient errors are retried, with full jitter.
 
@@ -180,6 +203,7 @@ class Policies(NamedTuple):
     shard: ShardPolicy
     commit: CommitPolicy
     retry: RetryPolicy
+    compact: CompactPolicy | None = None
 
     @classmethod
     def of(
@@ -188,19 +212,23 @@ class Policies(NamedTuple):
         shard: ShardPolicy | None,
         commit: CommitPolicy | None,
         retry: RetryPolicy | None,
+        compact: CompactPolicy | None = None,
     ) -> Policies:
-        """Return each policy, or its default.
+        """Return each policy, or its default. Without a `CompactPolicy` nothing is merged.
 
         Raises:
             ConfigError: One is not a policy, but a dict, for example.
         """
-        given = cls(queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy())
+        given = cls(
+            queue or QueuePolicy(), shard or ShardPolicy(), commit or CommitPolicy(), retry or RetryPolicy(), compact
+        )
         for name, kind, value in zip(cls._fields, _POLICIES, given, strict=True):
-            check_type(kind, f"a {kind.__name__}(…), or None", **{name: value})
+            if name != "compact" or value is not None:
+                check_type(kind, f"a {kind.__name__}(…), or None", **{name: value})
         return given
 
 
-_POLICIES = (QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy)
+_POLICIES = (QueuePolicy, ShardPolicy, CommitPolicy, RetryPolicy, CompactPolicy)
 OnConflict = Literal["json", "refuse", "dead letter", "new config"]
 
 

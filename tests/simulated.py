@@ -125,7 +125,9 @@ class SimulatedHub:
         ]
         self.commits.append(body.plan)
         for path in body.plan.deletions:
-            del self.files[path]
+            content = self.files.pop(path)
+            if path.endswith(".jsonl"):
+                self.ids.subtract(ids_in(content))
         return self._land(body.files)
 
     async def find_files(self, paths: Sequence[str], at: str) -> Mapping[str, RemoteFile]:

@@ -26,7 +26,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hubsync import SchemaPolicy
+from hubsync import CompactPolicy, SchemaPolicy
+from hubsync.committer import merger
 from hubsync.destinations.hub import card
 from hubsync.errors import OffsetOrderError
 from hubsync.schema.types import infer, merge_structs
@@ -35,6 +36,7 @@ from tests.world import Dead, World
 SLOTS = st.sampled_from([0, 0, 1, 2])
 # What a row's second column holds: most of it goes together.
 DRIFT: list[Any] = [None, None, 1, 2, 0.5, [], {}, "text"]
+MERGES = [0]  # that landed, for the report
 MOVES = [0]  # steps taken, for the report: puts, answers, ticks, deaths, starts
 
 
@@ -67,13 +69,19 @@ class Jobs(RuleBasedStateMachine):
         lfs=st.booleans(),
         on_conflict=st.sampled_from([None, "dead letter", "new config"]),
         names=st.integers(0, 9),
+        merges=st.booleans(),
     )
-    def begin(self, template: str, lfs: bool, on_conflict: Any, names: int) -> None:
+    def begin(self, template: str, lfs: bool, on_conflict: Any, names: int, merges: bool) -> None:
         rng = random.Random(names)  # of the writers, who are asked in their order: Hypothesis needs to repeat a run
         self.patch.setattr(secrets, "token_hex", lambda size: rng.randbytes(size).hex())
         schema = None if on_conflict is None else SchemaPolicy(on_conflict=on_conflict)
         self.world = World(self.directory, template, "lfs" if lfs else "regular", schema)
         self.card_is_ours = True
+        if merges:
+            self.world.compact = CompactPolicy(min_shards=2)
+            self.patch.setattr(merger, "_COMMITS_BETWEEN", 1)
+            self.patch.setattr(merger, "_COMMITS_IF_BUSY", 2)
+            self.patch.setattr(merger, "_RETRY_S", 1.0)
 
     def _put(self, slot: int, row: str, **about: Any) -> None:
         disk = slot // 2
@@ -149,6 +157,24 @@ class Jobs(RuleBasedStateMachine):
             for call in self.world.calls():
                 self.world.answer(call, "ok")
             self.world.run()
+
+    @precondition(lambda self: self.world.compact is not None)
+    @rule(
+        slot=SLOTS,
+        shards=st.integers(2, 5),
+        steps=st.integers(0, 14),
+        points=st.none() | st.integers(0, 8),
+    )
+    def shards_are_committed_and_merged(self, slot: int, shards: int, steps: int, points: int | None) -> None:
+        """Up to a step, so that what comes next strikes at any point of a merge; or the process dies there."""
+        for _ in range(shards):
+            self.put(slot, 3)
+            self.answers(4)
+        if points is not None:
+            self.world.light_fuse(points)
+        for _ in range(steps):
+            self.answers(1)
+            self.world.pass_time(0.5)
 
     @precondition(lambda self: self.world.calls())
     @rule(
@@ -298,6 +324,7 @@ class Jobs(RuleBasedStateMachine):
         for disk in (0, 1):
             assert self.accepted[disk] - there - self._buried(disk) == set()
             assert list((world.disks[disk] / "segments").iterdir()) == []
+        MERGES[0] += sum(bool(plan.deletions) and not plan.sidecars for plan in world.hub.commits)
 
     def _buried(self, disk: int) -> set[str]:
         graves = (self.world.disks[disk] / "dead-letter").glob("*.jsonl")

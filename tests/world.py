@@ -36,7 +36,7 @@ from hubsync.model.receipt import Receipt
 from hubsync.model.shard import Mode, RemoteFile, Shard, Staged
 from hubsync.model.target import Target
 from hubsync.model.watermarks import RemoteWatermarks
-from hubsync.policies import CommitPolicy, Policies, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
+from hubsync.policies import CommitPolicy, CompactPolicy, Policies, QueuePolicy, RetryPolicy, SchemaPolicy, ShardPolicy
 from hubsync.spool.spool import Spool
 from hubsync.testing import ManualClock
 from hubsync.uploader.engine import Engine, Placement
@@ -167,7 +167,7 @@ class Process:
         self.guard = None if schema is None else SchemaGuard(spool, layout, schema)
         self.engine = Engine(
             spool, self.line, Placement(layout, layout.format, is_custom=True),
-            Policies(QueuePolicy(), ShardPolicy(max_rows=3, linger_s=20), commit, retry),
+            Policies(QueuePolicy(), ShardPolicy(max_rows=3, linger_s=20), commit, retry, world.compact),
             random.Random(1), on_schema_mismatch=self.guard.forget if self.guard is not None else lambda: None,
         )  # fmt: skip
         self.spool = spool
@@ -251,6 +251,7 @@ class World:
         self.template = template
         self.schema = schema
         self.commit = CommitPolicy(per_hour=100_000, max_files=3)
+        self.compact: CompactPolicy | None = None
         self.disks = [directory / "disk 0", directory / "disk 1"]
         self.processes: list[Process | None] = [None] * 3
         self.late: list[Body] = []  # commits that are on their way, whose sender waits no more

@@ -53,6 +53,14 @@ class Failpoint(Enum):
     FILE_REMOVED = "one local file is removed, others are not", "the others are removed"
     CARD_RECORDED = "the catalogue records what the card contains", "nothing is left to do"
 
+    # Merging shards that are settled: see `committer/merger.py`. Nothing of it is in the catalogue.
+    MERGE_CHOSEN = "the shards to merge are chosen", "they are chosen again later"
+    MERGE_DOWNLOADED = "their files are in the spool again", "the files are removed; as above"
+    MERGE_WRITTEN = "the merged file is written", "the file is removed; as above"
+    MERGE_STAGED = "the merged file's blob is uploaded", "as above: equal content is one blob"
+    MERGE_CHECKED = "the shards are unchanged at the head", "as above"
+    MERGE_ANSWERED = "the merge is in the dataset, or was refused", "the head is read: it holds the same rows"
+
     # Unknown outcomes and rejections.
     PATH_TAKEN = "another file is at the shard's path; a free number is found", "a free number is looked up again"
     RENUMBERED = "the shard has its new path", "it is staged"

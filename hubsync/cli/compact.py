@@ -50,7 +50,7 @@ def _progress(merged: int, files: int) -> None:
 def print_compaction(found: Compaction) -> None:
     """Print what was merged, or would be."""
     for merge in found.merges if not found.commits else ():
-        click.echo(printable(f"{merge.path}: {count_text(len(merge.files), 'file')}, {size_text(merge.bytes)}"))
+        click.echo(printable(f"{merge.path}: {count_text(len(merge.files), 'file')}, {size_text(merge.size)}"))
     for note in found.notes:
         click.echo(printable(f"left alone: {note}"))
     if not found.merges:

@@ -10,6 +10,7 @@ from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdate, CardUpdater
 from hubsync.committer.context import Context
 from hubsync.committer.folder_guard import FolderGuard
+from hubsync.committer.merger import Merger
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
 from hubsync.committer.schema_check import SchemaChecker, SchemaMismatch
@@ -48,6 +49,7 @@ class CommitLoop:
         schemas: SchemaChecker,
         folders: FolderGuard,
         seeding: Seeding,
+        merger: Merger,
     ) -> None:
         self._spool = context.spool
         self._destination = context.destination
@@ -61,6 +63,7 @@ class CommitLoop:
         self._schemas = schemas
         self._folders = folders
         self._seeding = seeding
+        self._merger = merger
         self._clock = context.clock
         self._status = context.status
         self._events = context.events
@@ -71,7 +74,11 @@ class CommitLoop:
         backoff = self._retrier.backoff()
         while True:
             shards, is_urgent = await self._retrier.on_disk(self._ready)
-            if not shards:
+            if await self._is_turn_of_merge(shards):
+                if self._head.sha is None:
+                    await self._reconciler.read_head()
+                await self._merger.commit()
+            elif not shards:
                 if self._status.troubled("commit"):  # the shards it was about are gone
                     self._status.report("commit", State())
                 await self._wakeups.commit.wait(POLL_S)
@@ -81,6 +88,14 @@ class CommitLoop:
             else:
                 self._status.report("pace", State())
                 await self._commit(shards, backoff)
+
+    async def _is_turn_of_merge(self, shards: Sequence[Shard]) -> bool:
+        """Return whether to send a merge now. A flush comes first, wherever its rows are."""
+        if not self._merger.may_commit(is_idle=not shards):
+            return False
+        if self._rate_limiter.wait_s(urgent=self._merger.is_finishing):
+            return False
+        return not await self._retrier.on_disk(self._spool.segments.has_urgent)
 
     def _ready(self) -> tuple[list[Shard], bool]:
         """Return what the next commit may contain, and whether a flush waits for any of it."""
@@ -155,6 +170,7 @@ class CommitLoop:
         known = LastCommit.of(sha, self._cards.known, self._folders.known)
         await self._retrier.on_disk(self._spool.remember, known)
         await self._reconciler.settle(plan, {shard.segment: sha for shard in plan.shards})
+        self._merger.committed(plan.shards)
         self._status.report("commit", State())
 
     async def _unknown(self, plan: Plan, error: AmbiguousError | StaleParentError, backoff: Backoff) -> None:

@@ -3,6 +3,7 @@
     compressor -> stager -> commit loop -> reconciler (settles)
                                  card updater, schema check, folder guard, rate limiter
                      rejections: what the Hub rejects
+          merger -> commit loop: what was settled, in fewer files
 
 Every commit names its parent. So a commit whose response is lost, one that lands late, or one of a process that was
 paused for an hour can't land twice, or on top of something it did not see: the head has moved. After any unknown
@@ -34,6 +35,7 @@ from hubsync.committer.compressor import Compressor
 from hubsync.committer.context import Context
 from hubsync.committer.events import DeliveryEvents, NoEvents
 from hubsync.committer.folder_guard import FolderGuard
+from hubsync.committer.merger import Merger
 from hubsync.committer.rate_limiter import RateLimiter
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
@@ -49,7 +51,7 @@ from hubsync.destinations.hub.existing import place
 from hubsync.errors import DatasetConflict, DefectError, LeaseLost, SpoolError, StaleParentError
 from hubsync.model.commit import BranchTip, LastCommit
 from hubsync.model.layout import Format, Layout
-from hubsync.policies import CommitPolicy, RetryPolicy
+from hubsync.policies import CommitPolicy, CompactPolicy, RetryPolicy
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.status import State, Status
 
@@ -70,6 +72,7 @@ class Committer:
         rng: random.Random,
         status: Status,
         events: DeliveryEvents | None = None,
+        compact: CompactPolicy | None = None,
     ) -> None:
         events = events or NoEvents()
         self._spool = spool
@@ -93,8 +96,9 @@ class Committer:
         self._reconciler = Reconciler(context, self._rollback, cards, rejections)
         self._compressor = Compressor(context, rejections)
         self._stager = Stager(context, self._reconciler, rejections)
+        self._merger = Merger(context, compact, cards, self._folders)
         self._commit_loop = CommitLoop(
-            context, commit, self._reconciler, rejections, cards, schemas, self._folders, self._seeding
+            context, commit, self._reconciler, rejections, cards, schemas, self._folders, self._seeding, self._merger
         )
 
     def wake(self) -> None:
@@ -105,6 +109,18 @@ class Committer:
         """A flush waits: look now, and retry even if an operator must act. From the event loop only."""
         self._wakeups.all()
         self._retrier.hurry()
+
+    def merge_rest(self) -> bool:
+        """Merge the small shards that are left once this is woken, if the policy asks for it; return whether it does.
+
+        From any thread.
+        """
+        return self._merger.finish()
+
+    @property
+    def is_merging_rest(self) -> bool:
+        """Whether that is still to be done or under way, in this process and without an error."""
+        return self._merger.is_finishing and not self._spool.lease.is_held_by_others
 
     # Starting.
 
@@ -256,6 +272,7 @@ class Committer:
         tasks.start_soon(self._compressor.run)
         tasks.start_soon(self._stager.run)
         tasks.start_soon(self._commit_loop.run)
+        tasks.start_soon(self._merger.run)
 
     def _take_over(self) -> None:
         """Continue where the last committer died or stalled."""

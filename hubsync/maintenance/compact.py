@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import anyio
 
@@ -27,6 +24,7 @@ from hubsync._runtime.clock import Clock, SystemClock
 from hubsync._runtime.retry import Backoff, retry_transient
 from hubsync._runtime.secret import Secret
 from hubsync._runtime.threads import run_in_thread
+from hubsync.committer.merger import write_merged
 from hubsync.destinations.base import FolderFull, Landed, NotSent, Rejected, Unknown
 from hubsync.destinations.hub.card import Entry
 from hubsync.destinations.hub.dataset import HubDataset, HubFile
@@ -34,8 +32,8 @@ from hubsync.destinations.resolve import open_hub, target_of
 from hubsync.encoding import codecs
 from hubsync.errors import BlockedError, ConfigError, TransientError
 from hubsync.model.commit import Plan, Watermark
-from hubsync.model.hashing import hash_file
-from hubsync.model.series import Series, series_of
+from hubsync.model.merging import MAX_FILE_BYTES, Merge, batches, groups, names_writer, problem_with, runs
+from hubsync.model.series import series_of
 from hubsync.model.shard import Shard
 from hubsync.policies import MIB, RetryPolicy
 from hubsync.reader.selection import Selection, select_files
@@ -44,34 +42,8 @@ from hubsync.reader.snapshot import Snapshot, SnapshotReader, run_few_at_once
 
 MIN_AGE_S = 3600.0
 """How long ago a shard must have been committed: a job that stalled may still have to find out that it was."""
-MAX_FILE_BYTES = 500 * MIB
-"""The size of a merged file, at most. `datasets` writes shards of this size, and a reader downloads a whole file."""
-_SMALL_BYTES = 16 * MIB  # of a file that is merged whatever the others are
 _COMMIT_BYTES = 2048 * MIB  # of the files that one commit merges, which are on this disk meanwhile
-_COMMIT_FILES = 1_000  # that one commit deletes
 _MAX_TRIES = 8  # of a commit
-
-
-class Merge(NamedTuple):
-    """Files to merge into one.
-
-    Attributes:
-        series: what they belong to.
-        files: the files, in the order of their numbers.
-    """
-
-    series: Series[HubFile]
-    files: Sequence[HubFile]
-
-    @property
-    def path(self) -> str:
-        """The path of the new file."""
-        return self.series.path_of_merged(self.files[0].path, self.files[-1].path)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all files."""
-        return sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +62,7 @@ class Compaction:
     repo: str
     revision: str
     files: int
-    merges: Sequence[Merge] = ()
+    merges: Sequence[Merge[HubFile]] = ()
     commits: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -102,7 +74,7 @@ class Compaction:
     @property
     def bytes(self) -> int:
         """The size of what is merged: at most this much is downloaded, and uploaded again."""
-        return sum(merge.bytes for merge in self.merges)
+        return sum(merge.size for merge in self.merges)
 
 
 def compact(
@@ -172,10 +144,10 @@ class _Compactor:
     async def apply(self, progress: Callable[[int, int], None]) -> Compaction:
         """Merge, in as many commits as it takes."""
         found = await self.look()
-        done: list[Merge] = []
+        done: list[Merge[HubFile]] = []
         commits: list[str] = []
         progress(0, found.merged_files)
-        for batch in _batches(found.merges):
+        for batch in batches(found.merges, _COMMIT_BYTES):
             with tempfile.TemporaryDirectory(prefix="hubsync-compact-") as scratch:
                 merges, shards = await self._merge(batch, Path(scratch))
                 if not shards:
@@ -193,14 +165,18 @@ class _Compactor:
         places = _places(snapshot.files.values(), entries)
         settled = await self._settled(snapshot)
         settled = await self._without_strangers(settled, marks, snapshot.commit)
-        merges: list[Merge] = []
+
+        def is_settled(file: HubFile) -> bool:
+            return settled.get(file.path) == file
+
+        merges: list[Merge[HubFile]] = []
         notes: list[str] = []
         for one in series_of(marks, snapshot.files.values())[0]:
-            if (problem := _problem_with(one)) is not None:
+            if (problem := problem_with(one)) is not None:
                 notes.append(f"{one.name}: {problem}")
                 continue
-            for run in _runs(one, settled):
-                merges += [Merge(one, files) for files in _groups(run, self.max_file_bytes)]
+            for run in runs(one, is_settled):
+                merges += [Merge(one, files) for files in groups(run, self.max_file_bytes)]
         alike = [merge for merge in merges if _loads_alike(merge, places, entries)]
         notes += [
             f"{merge.path}: the card does not show it as it shows {merge.files[0].path}"
@@ -229,53 +205,44 @@ class _Compactor:
 
         A commit of hubsync describes its shards.
         """
-        unsure = [
-            file
-            for one in series_of(marks, files.values())[0]
-            if not any(writer in one.name for writer in one.writers)
-            for file in one.files
-        ]
+        unsure = [file for one in series_of(marks, files.values())[0] if not names_writer(one) for file in one.files]
         origins = await read_origins(self.reader, unsure, commit) if unsure else {}
         strangers = {file.path for file in unsure if origins.get(file.path, (None,))[0] is None}
         return {path: file for path, file in files.items() if path not in strangers}
 
     # Merging.
 
-    async def _merge(self, merges: Sequence[Merge], scratch: Path) -> tuple[list[Merge], list[Shard]]:
+    async def _merge(self, merges: Sequence[Merge[HubFile]], scratch: Path) -> tuple[list[Merge[HubFile]], list[Shard]]:
         """Download and merge files; return the merges as they were done, and the new files."""
-        done: list[Merge] = []
+        done: list[Merge[HubFile]] = []
         shards: list[Shard] = []
         head = await self.reader.head() or ""
         for number, merge in enumerate(merges):
             files = await self._download(merge, head, scratch)
-            for part in await run_in_thread(_parts, merge, files):
-                target = scratch / f"{number}-{len(shards)}{''.join(PurePosixPath(merge.path).suffixes)}"
-                rows = await run_in_thread(codecs.merge, [files[file] for file in part.files], target)
-                size = target.stat().st_size
-                sha256, git_oid = await run_in_thread(hash_file, target, size)
+            for part in await run_in_thread(merge.parts, codecs.schema_of, files):
+                shards.append(await run_in_thread(write_merged, part, files, scratch / f"{number}-{len(shards)}"))
                 done.append(part)
-                shards.append(Shard(0, "", target, part.path, size, rows, sha256, git_oid))
             for file in files.values():
                 file.unlink()
         return done, shards
 
-    async def _download(self, merge: Merge, commit: str, scratch: Path) -> dict[HubFile, Path]:
+    async def _download(self, merge: Merge[HubFile], commit: str, scratch: Path) -> dict[str, Path]:
         """Download the files of a merge, each verified by its oid."""
-        found: dict[HubFile, Path] = {}
+        found: dict[str, Path] = {}
 
         async def download(file: HubFile) -> None:
             received = await self.reader.download(file, commit)
             if received is None or not received.is_as_listed:
                 raise TransientError(f"{file.path}: the Hub sent something else than it lists. Nothing was changed.")
-            found[file] = scratch / f"part-{len(found)}-{PurePosixPath(file.path).name}"
-            await run_in_thread(received.save, found[file])
+            found[file.path] = scratch / f"part-{len(found)}-{PurePosixPath(file.path).name}"
+            await run_in_thread(received.save, found[file.path])
 
         await run_few_at_once(merge.files, download)
         return found
 
     # Committing.
 
-    async def _commit(self, merges: Sequence[Merge], shards: Sequence[Shard]) -> str:
+    async def _commit(self, merges: Sequence[Merge[HubFile]], shards: Sequence[Shard]) -> str:
         """Add the merged files and delete their shards in one commit; return its sha."""
         policy = RetryPolicy()
         backoff = Backoff(policy.initial_s, policy.max_s, random.Random())
@@ -301,7 +268,7 @@ class _Compactor:
                 case NotSent(BlockedError() as error) | FolderFull(error) | Rejected(error):
                     raise error
 
-    def _check_unchanged(self, snapshot: Snapshot, merges: Sequence[Merge]) -> None:
+    def _check_unchanged(self, snapshot: Snapshot, merges: Sequence[Merge[HubFile]]) -> None:
         """Raise if someone has changed what is merged, or uses the path of a merged file."""
         for merge in merges:
             changed = next((file.path for file in merge.files if snapshot.files.get(file.path) != file), None)
@@ -319,7 +286,7 @@ def _places(files: Iterable[HubFile], entries: Sequence[Entry]) -> dict[str, tup
     return {file.path: (config, split) for file, config, split in select_files(files, entries, Selection())}
 
 
-def _loads_alike(merge: Merge, places: Mapping[str, tuple[str, str]], entries: Sequence[Entry]) -> bool:
+def _loads_alike(merge: Merge[HubFile], places: Mapping[str, tuple[str, str]], entries: Sequence[Entry]) -> bool:
     """Return whether the merged file belongs to the same config and split as each of its files."""
     place = _places([HubFile(merge.path, 0, "", is_large=False)], entries).get(merge.path)
     return place is not None and all(places.get(file.path) == place for file in merge.files)
@@ -328,80 +295,3 @@ def _loads_alike(merge: Merge, places: Mapping[str, tuple[str, str]], entries: S
 def _is_in(snapshot: Snapshot, shard: Shard) -> bool:
     file = snapshot.files.get(shard.path)
     return file is not None and file.oid in (shard.sha256, shard.git_oid)
-
-
-def _problem_with(one: Series[HubFile]) -> str | None:
-    """Return why a series cannot be merged; None if it can."""
-    if len(one.writers) > 1:
-        return f"{len(one.writers)} writers share its numbers"
-    if any(len(files) > 1 or one.merged_with(number) for number, files in one.shards.items()):
-        return "a number is there twice; see hubsync verify"
-    return None
-
-
-class _Piece(NamedTuple):
-    first: int
-    last: int
-    file: HubFile
-
-
-def _runs(one: Series[HubFile], settled: Mapping[str, HubFile]) -> Iterator[list[HubFile]]:
-    """Yield the files with successive numbers, of each folder: a number that is missing may still come."""
-    pieces = [_Piece(number, number, file) for number, (file,) in one.shards.items()]
-    by_folder: defaultdict[str, list[_Piece]] = defaultdict(list)
-    for piece in sorted([*pieces, *(_Piece(*merged) for merged in one.merged)]):
-        if piece.last < one.next and settled.get(piece.file.path) == piece.file:
-            by_folder[str(PurePosixPath(piece.file.path).parent)].append(piece)
-    for found in by_folder.values():
-        run: list[_Piece] = []
-        for piece in found:
-            if run and piece.first != run[-1].last + 1:
-                yield [each.file for each in run]
-                run = []
-            run.append(piece)
-        yield [each.file for each in run]
-
-
-def _groups(run: Sequence[HubFile], max_bytes: int) -> Iterator[Sequence[HubFile]]:
-    """Yield the files to merge, up to a size.
-
-    A file that is larger than all others of its group together stays as it is, so no row is sent again and again.
-    """
-    group: list[HubFile] = []
-    for file in run:
-        if group and sum(each.size for each in group) + file.size > max_bytes:
-            yield from _without_large(group)
-            group = []
-        group.append(file)
-    yield from _without_large(group)
-
-
-def _without_large(group: Sequence[HubFile]) -> Iterator[Sequence[HubFile]]:
-    if len(group) < 2:
-        return
-    largest = max(range(len(group)), key=lambda at: group[at].size)
-    if group[largest].size > max(_SMALL_BYTES, sum(file.size for file in group) / 2):
-        yield from _without_large(group[:largest])
-        yield from _without_large(group[largest + 1 :])
-    else:
-        yield group
-
-
-def _batches(merges: Sequence[Merge]) -> Iterator[list[Merge]]:
-    """Yield what one commit merges."""
-    batch: list[Merge] = []
-    for merge in merges:
-        more = [*batch, merge]
-        is_full = sum(each.bytes for each in more) > _COMMIT_BYTES or sum(len(m.files) for m in more) > _COMMIT_FILES
-        if batch and is_full:
-            yield batch
-            batch = []
-        batch.append(merge)
-    if batch:
-        yield batch
-
-
-def _parts(merge: Merge, files: Mapping[HubFile, Path]) -> list[Merge]:
-    """Return a merge in parts whose files have the same schema, without parts of one file."""
-    parts = (list(part) for _, part in groupby(merge.files, lambda file: codecs.schema_of(files[file])))
-    return [Merge(merge.series, part) for part in parts if len(part) > 1]

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -25,7 +26,7 @@ from hubsync.destinations.instrumented import InstrumentedDestination
 from hubsync.destinations.resolve import online_destination
 from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
 from hubsync.model.stats import SpoolDepth
-from hubsync.policies import CommitPolicy, RetryPolicy
+from hubsync.policies import CommitPolicy, CompactPolicy, RetryPolicy
 from hubsync.spool.database import corrupt
 from hubsync.spool.opening import open_spool
 from hubsync.spool.spool import Spool
@@ -44,6 +45,7 @@ def drain(
     silent_s: float | None = None,
     commit: CommitPolicy | None = None,
     retry: RetryPolicy | None = None,
+    compact: CompactPolicy | None = None,
     progress: Callable[[SpoolDepth, Status], None] = lambda depth, status: None,
 ) -> SpoolDepth:
     """Upload everything in a spool; return its depth afterwards: only rejected or lost rows remain.
@@ -54,6 +56,7 @@ def drain(
         silent_s: how long the Hub may be away without any progress, in seconds; None for no limit.
         commit: None for the policy of the job that filled the spool.
         retry: None for the default.
+        compact: how to merge small shards; with `at_end`, also those that are left once everything is uploaded.
         progress: called a few times a second.
 
     Raises:
@@ -62,7 +65,8 @@ def drain(
         BlockedError: an operator must act.
     """
     try:
-        return anyio.run(_drain, directory, _Limits(timeout, silent_s), commit, retry or RetryPolicy(), progress)
+        policies = _Policies(commit, retry or RetryPolicy(), compact)
+        return anyio.run(_drain, directory, _Limits(timeout, silent_s), policies, progress)
     except BaseExceptionGroup as group:
         error = root_cause(group)
         if isinstance(error, msgspec.DecodeError):  # a response of the Hub raises other errors
@@ -70,17 +74,22 @@ def drain(
         raise error from error.__cause__
 
 
+class _Policies(NamedTuple):
+    commit: CommitPolicy | None
+    retry: RetryPolicy
+    compact: CompactPolicy | None
+
+
 async def _drain(
     directory: Path,
     limits: _Limits,
-    commit: CommitPolicy | None,
-    retry: RetryPolicy,
+    policies: _Policies,
     progress: Callable[[SpoolDepth, Status], None],
 ) -> SpoolDepth:
     clock = SystemClock()
     spool = open_spool(None, directory, clock)
     try:
-        destination = online_destination(spool.target, None, retry)
+        destination = online_destination(spool.target, None, policies.retry)
         until = clock.time() + _STALLED_S
         while not spool.lease.acquire():  # again and again, since a stalled committer is taken over
             if clock.time() > until:
@@ -98,8 +107,9 @@ async def _drain(
         committer = Committer(
             spool,
             InstrumentedDestination(destination, status, {"hubsync.repo": spool.target.repo, "hubsync.writer": ""}),
-            commit=commit or last_policy(spool.catalogue.get("governor")),
-            retry=retry,
+            commit=policies.commit or last_policy(spool.catalogue.get("governor")),
+            retry=policies.retry,
+            compact=policies.compact,
             clock=clock,
             rng=random.Random(),
             status=status,
@@ -172,6 +182,12 @@ async def _until_empty(
                 ended = NotDrained(spool.directory, depth.rows, depth.bytes, f"{passed} ({condition_of(facts)}).")
                 break
             await anyio.sleep(_POLL_S)
+        if ended is None and not depth.rows and committer.merge_rest():
+            committer.wake()
+            while True:
+                await anyio.sleep(_POLL_S)
+                if not committer.is_merging_rest or limits.passed(anyio.current_time(), depth, status.state):
+                    break
         tasks.cancel_scope.cancel()
     if isinstance(ended, BlockedError):
         ended.add_note(f"Safe in {spool.directory}: {count_text(depth.rows, 'row')}.")

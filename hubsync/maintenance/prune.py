@@ -24,7 +24,7 @@ from hubsync.spool.segments import SegmentQueries, StateDepth
 _PIECE_BYTES = 1 << 20
 # What a spool consists of; a directory that holds anything else is not removed.
 _PARTS = {"catalogue.sqlite", "catalogue.sqlite-wal", "catalogue.sqlite-shm", "segments", "writers", "dead-letter",
-          "committer.lock", "reserve", "host"}  # fmt: skip
+          "committer.lock", "reserve", "host", "merging"}  # fmt: skip
 
 
 class Pruned(NamedTuple):

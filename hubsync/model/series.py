@@ -54,7 +54,7 @@ class Series(Generic[File]):
         return [one.file for one in self.merged if one.first <= number <= one.last]
 
     def path_of_merged(self, first: str, last: str) -> str:
-        """Return the path of a file that holds the shards from path `first` to path `last`, in the same folder."""
+        """Return the path of a file with the shards from path `first` to path `last`, in the folder of the first."""
         ends = [self._number_text(first, "n"), self._number_text(last, "last")]
         components = "-to-".join(ends).join(self.name.split("*")).split("/")
         if part := part_of(first):

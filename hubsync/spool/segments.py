@@ -216,6 +216,10 @@ class SegmentQueries:
         file: str | None = self._db.value(f"SELECT file FROM segments WHERE {_PENDING} AND id = ?", segment)
         return file or None
 
+    def unsettled_paths(self) -> set[str]:
+        """Return the paths of all segments that are not committed, the dead ones included."""
+        return {row[0] for row in self._db.rows(f"SELECT path FROM segments WHERE {_PENDING} AND path IS NOT NULL")}
+
     def is_path_taken(self, path: str) -> bool:
         """Return whether a segment has this path in the dataset."""
         return self._db.row("SELECT 1 FROM segments WHERE path = ?", path) is not None

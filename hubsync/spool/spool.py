@@ -7,6 +7,7 @@
          /host                the machine that uses it
          /committer.lock      the process that commits for all writers
          /reserve             room that is kept for the catalogue
+         /merging/            the files of a merge, while one is prepared
 
 Any number of processes may open one spool: each is a writer with a locked name, and one of them is the committer.
 """

@@ -29,7 +29,7 @@ from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader, dropped_if_full
-from hubsync.uploader.closing import draining, seconds_after
+from hubsync.uploader.closing import draining, seconds_after, seconds_after_start
 from hubsync.uploader.engine import Engine
 from hubsync.uploader.in_order import MAX_BATCHES, MAX_BYTES, AsyncInOrder
 
@@ -174,8 +174,10 @@ class AsyncUploader(BaseUploader):
             drained = engine.flush(everything=True)
         except ClosedError:  # another task or thread is closing the uploader
             return
+        began = time.monotonic()
         with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
+            await run_in_thread(engine.merge_rest, seconds_after_start(began, timeout))
         if self._draining.cancelled_caught:  # SIGTERM during the drain starts the grace period
             await self._drain_before_the_end(engine, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)

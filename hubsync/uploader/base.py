@@ -49,6 +49,7 @@ from hubsync.model.stats import Counts, QueueDepth, SpoolDepth
 from hubsync.policies import (
     Ack,
     CommitPolicy,
+    CompactPolicy,
     Policies,
     QueuePolicy,
     RetryPolicy,
@@ -118,6 +119,7 @@ class BaseUploader:
         shard: ShardPolicy | None = None,
         commit: CommitPolicy | None = None,
         retry: RetryPolicy | None = None,
+        compact: CompactPolicy | None = None,
         transform: Transform | None = None,
         schema: SchemaPolicy | None = SchemaPolicy(),  # noqa: B008  (frozen)
         features: Features | None = None,
@@ -149,6 +151,7 @@ class BaseUploader:
             shard: When a shard is complete; None for the defaults.
             commit: How many commits may be sent, and how large; None for the defaults.
             retry: Intervals between retries; None for the defaults.
+            compact: When to merge small shards into large files while the job runs; None to leave them as they are.
             transform: A function that `put` calls with each row before anything is written. It returns the row to write
                 instead, or None to leave it out. See docs/how-to/redact-rows.md.
             schema: What to do with rows that would stop the dataset from loading. None turns the check off, and the
@@ -183,7 +186,7 @@ class BaseUploader:
         asked = self._layout.format if path is not None else format
         self._placement = Placement(self._layout, asked, path is not None, schema is not None)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
-        self._policies = Policies.of(queue, shard, commit, retry)
+        self._policies = Policies.of(queue, shard, commit, retry, compact)
         self._close_timeout_s = close_timeout_s(self._policies.retry)
         check_transform(transform)
         self._transform = transform

@@ -6,6 +6,7 @@ Draining must not hide what ended the job: an exception of the block goes on, wh
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,6 +66,7 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
     if engine is None:
         yield
         return
+    engine.is_ended_by_error = True
     spool = engine.spool
     limit = "" if timeout is None else f", for up to {timeout:.0f} s"
     has_rows = bool(engine.status.counts.spooled_rows or engine.monitor.depth().rows or engine.queue.depth().rows)
@@ -101,15 +103,22 @@ def drain(engine: Engine, timeout: float | None) -> None:
         flush = engine.flush(everything=True)
     except ClosedError:  # another thread is closing the uploader
         return
+    began = time.monotonic()
     with flush:
         try:
             flush.wait("committed", timeout)
+            engine.merge_rest(seconds_after_start(began, timeout))
         except SystemExit as ended:
             # SIGTERM during the drain starts the grace period; the next signal ends it at once.
             if not is_second_signal and (left := signals.shutdown.seconds_left()) is not None:
                 with after_error(engine, ended, left), draining(engine, left):
                     flush.wait("committed", left if timeout is None else min(left, timeout))
             raise
+
+
+def seconds_after_start(began: float, timeout: float | None) -> float | None:
+    """Return how much of `timeout` is left, if it began at this time of the monotonic clock."""
+    return None if timeout is None else max(0.0, began + timeout - time.monotonic())
 
 
 def raise_failure(engine: Engine, repo: str) -> None:

@@ -10,7 +10,9 @@ leaves the spool consistent: everything taken from the queue is either in the sp
 from __future__ import annotations
 
 import logging
+import math
 import random
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -76,6 +78,7 @@ _log = logging.getLogger("hubsync")
 
 _FOLLOW_S = 0.5  # how soon a writer notices what another process committed for it
 _IDLE_S = 3600.0
+_REST_POLL_S = 0.05
 
 
 class Engine:
@@ -109,6 +112,7 @@ class Engine:
         """
         self.spool = spool
         self.failure: BaseException | None = None
+        self.is_ended_by_error = False  # of the job: only what was accepted is uploaded
         self._clock = clock = spool.clock
         self._retry = policies.retry
         self._rng = rng
@@ -137,7 +141,7 @@ class Engine:
             self._destination = InstrumentedDestination(destination, self.status, self.monitor.source.attributes)
             self._committer = Committer(
                 spool, self._destination, commit=policies.commit, retry=policies.retry, clock=clock, rng=rng,
-                status=self.status, events=self,
+                status=self.status, events=self, compact=policies.compact,
             )  # fmt: skip
 
     @property
@@ -349,6 +353,22 @@ class Engine:
             return self.flush(of=batch)
         except ClosedError:  # another thread has closed the uploader since: the batch is accepted, and will be spooled
             return nullcontext(batch)
+
+    def merge_rest(self, timeout: float | None) -> None:
+        """Merge the small shards that are left, if the policy asks for it. It blocks, but waits out no trouble.
+
+        Args:
+            timeout: the longest time, in seconds; None for no limit.
+        """
+        committer = self._committer
+        if committer is None or self.is_ended_by_error or not committer.merge_rest():
+            return
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        self.wakers.wake()
+        while committer.is_merging_rest and self.failure is None and self.status.state.kind == "ok":
+            if time.monotonic() > until:
+                break
+            time.sleep(_REST_POLL_S)
 
     # In the event loop.
 

@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
-from hubsync import AsyncUploader, CommitPolicy, RetryPolicy, ShardPolicy, Uploader
+from hubsync import AsyncUploader, CommitPolicy, CompactPolicy, RetryPolicy, ShardPolicy, Uploader
 from hubsync._runtime import failpoints, file_lock
 from hubsync._runtime.failpoints import Failpoint
+from hubsync.committer import merger
 from hubsync.model.layout import format_of
 from hubsync.spool import database
 
@@ -45,17 +46,24 @@ def endless(spool: str) -> None:
 
 
 def telling(
-    spool: str, told: str, pause_s: float, path: str | None = None, stalled_s: float = file_lock._STALLED_S
+    spool: str,
+    told: str,
+    pause_s: float,
+    path: str | None = None,
+    stalled_s: float = file_lock._STALLED_S,
+    merges: bool = False,
 ) -> None:
     """As `endless`; writes to the file `told` what was accepted, so that it outlives every reader.
 
-    Takes over from a committer that has shown no sign of life for `stalled_s`.
+    Takes over from a committer that has shown no sign of life for `stalled_s`; if it `merges`, then as often as it can.
     """
     import time
 
     file_lock._STALLED_S = stalled_s
+    merger._COMMITS_BETWEEN, merger._COMMITS_IF_BUSY, merger._RETRY_S = 1, 1, 0.2
+    compact = CompactPolicy(min_shards=2) if merges else None
     fd = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    with Uploader("user/rows", spool=spool, path=path, **QUICK) as up:
+    with Uploader("user/rows", spool=spool, path=path, compact=compact, **QUICK) as up:
         for n in count():
             up.put([{"id": f"{os.getpid()}-{n}"}])
             os.write(fd, b"%d-%d\n" % (os.getpid(), n))
@@ -119,13 +127,18 @@ def forgetful(spool: str, rows: int) -> None:
         up.put([{"id": n}], ack="queued")
 
 
-def crashing(spool: str, rows: int, path: str | None, point: str | None, nth: int, number: int) -> None:
+def crashing(
+    spool: str, rows: int, path: str | None, point: str | None, nth: int, number: int, merges: bool = False
+) -> None:
     """Goes on by offset; sends itself the signal `number` when it reaches a failpoint for the `nth` time."""
     if point is not None:
         at(Failpoint[point], nth, number)
     shard = ShardPolicy(linger_s=3600, max_rows=4)
     format = format_of(path or ".jsonl")
-    with Uploader("user/rows", spool=spool, path=path, format=format, **{**QUICK, "shard": shard}) as up:
+    compact = CompactPolicy(at_end=True) if merges else None
+    with Uploader(
+        "user/rows", spool=spool, path=path, format=format, compact=compact, **{**QUICK, "shard": shard}
+    ) as up:
         start = -1 if (known := up.offset("a")) is None else known
         for n in range(start + 1, rows):
             up.put([{"id": n}], offset=n, source="a")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hubsync import reader
+from hubsync import CompactPolicy, reader
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.compact import compact
 from hubsync.maintenance.drain import drain
@@ -64,3 +64,44 @@ def test_merges_that_are_killed_while_jobs_write_leave_each_row_once(
     assert len(dataset.paths()) <= 4
     report = verify("user/rows", spool=spool, endpoint=hub.endpoint, token=hub.token, content=True)
     assert report.differences == ()
+
+
+def test_jobs_that_merge_their_shards_and_are_killed_at_any_moment_leave_each_row_once(
+    hub: LocalHub, dataset: Dataset, jobs: Jobs, tmp_path: Path
+) -> None:
+    spool, told, rng = tmp_path / "spool", tmp_path / "told", random.Random(11)
+    hub.faults.add(Fault.reset(when="after", on="commit", probability=0.15))
+    hub.faults.add(Fault.reset(when="before", on="commit", probability=0.1))
+    followed: Counter[str] = Counter()
+    cursor, running = None, list[int]()
+    for _ in range(6):
+        while len(running) < 2:  # of which one commits
+            running.append(jobs.start("telling", spool, told, 0.4, None, 1.0, True))
+        before = merges_served(dataset) if cursor else -1
+        until(partial(is_further, hub, dataset, hub.commits_served + rng.randrange(1, 6), before), jobs, every_s=0.1)
+        victim = running.pop(rng.randrange(2))
+        jobs.kill(victim)
+        assert jobs.end(victim) == -signal.SIGKILL
+        rows = reader.rows("user/rows", since=cursor, endpoint=hub.endpoint, token=hub.token)
+        followed.update(row["id"] for row in rows)
+        cursor = rows.cursor
+    for pid in running:
+        jobs.kill(pid)
+        jobs.end(pid)
+    hub.faults.clear()
+    drain(spool, timeout=120, compact=CompactPolicy(at_end=True))
+    rows = reader.rows("user/rows", since=cursor, endpoint=hub.endpoint, token=hub.token)
+    followed.update(row["id"] for row in rows)
+
+    assert merges_served(dataset) >= 5
+    found = Counter(row["id"] for row in dataset.rows())
+    assert [row for row, times in found.items() if times > 1] == []
+    assert set(accepted(told)) <= set(found)
+    assert followed == found
+    report = verify("user/rows", spool=spool, endpoint=hub.endpoint, token=hub.token, content=True)
+    assert report.differences == ()
+
+
+def is_further(hub: LocalHub, dataset: Dataset, commits: int, merges: int) -> bool:
+    """Return whether there were so many commits, and a merge since."""
+    return hub.commits_served >= commits and merges_served(dataset) > merges

@@ -35,7 +35,18 @@ _LOST = {P.RESPONSE_LOST, P.RECONCILED}
 _TAKEN = {P.PATH_TAKEN, P.RENUMBERED}
 _REFUSED = {P.QUARANTINE_LINKED, P.QUARANTINED}
 _DEAD_BEFORE = {P.NAME_TAKEN, P.TAIL_CUT, P.ADOPTED}
-_ONCE = {P.REPO_CREATED, P.SEEDED, P.LOCK_TAKEN, P.TAKEN_OVER, P.DRAINED, P.CARD_MERGED, P.CARD_RECORDED, *_DEAD_BEFORE}
+_MERGING = {point for point in P if point.name.startswith("MERGE_")}
+_ONCE = {
+    *_MERGING,
+    P.REPO_CREATED,
+    P.SEEDED,
+    P.LOCK_TAKEN,
+    P.TAKEN_OVER,
+    P.DRAINED,
+    P.CARD_MERGED,
+    P.CARD_RECORDED,
+    *_DEAD_BEFORE,
+}
 _BY_HAND = {
     P.EDITED_COPIED,
     P.RELINKED,
@@ -49,7 +60,7 @@ _WITH_PACKED |= {P.UNSTAGED, *_REFUSED}
 CASES = [
     *((point, "jsonl") for point in P if point not in _PACKING | _BY_HAND),
     *((point, format) for format in ("jsonl.gz", "jsonl.zst", "parquet") for point in P if point in _PACKING),
-    *((point, "parquet") for point in P if point in _WITH_PACKED),
+    *((point, "parquet") for point in P if point in _WITH_PACKED | _MERGING),
 ]
 
 
@@ -95,19 +106,23 @@ def test_a_process_killed_at(
     prepare(point, hub, dataset, format)
     if point in _DEAD_BEFORE:
         assert jobs.end(jobs.start("crashing", spool, ROWS, path, "NOTIFIED", 3, signal.SIGKILL)) == -signal.SIGKILL
+    merges = point in _MERGING
     for nth in (1,) if point in _ONCE else (1, 3):
-        end = jobs.end(jobs.start("crashing", spool, ROWS, path, point.name, nth, signal.SIGKILL))
+        end = jobs.end(jobs.start("crashing", spool, ROWS, path, point.name, nth, signal.SIGKILL, merges))
         if nth == 1:
             assert end == -signal.SIGKILL, jobs.log
         if point is P.QUARANTINE_LINKED:
             hub.faults.clear()  # the Hub has changed its mind: nothing may stay in the dead letter
     hub.faults.clear()
-    last = jobs.end(jobs.start("crashing", spool, ROWS, path, None, 0, 0))
+    last = jobs.end(jobs.start("crashing", spool, ROWS, path, None, 0, 0, merges))
     assert last == 0 or point in _REFUSED, jobs.log
     found = Counter(row["id"] for row in dataset.rows() if row["id"] >= 0)
     found.update(refused(spool))
     assert found == Counter(range(ROWS))
-    assert shards_ever_changed(dataset) == []
+    if merges:
+        assert len(dataset.paths(SUFFIXES)) == 1
+    else:
+        assert shards_ever_changed(dataset) == []
     assert leftovers(spool) == []
     assert verify(dataset.repo, spool=spool, endpoint=hub.endpoint, token=hub.token).differences == ()
 
@@ -140,4 +155,5 @@ def leftovers(spool: Path) -> list[str]:
     buried = [p.name for p in (spool / "dead-letter").iterdir() if p.name.split("-")[0] not in graves]
     files = [p.name for p in (spool / "segments").iterdir()]
     locks = [p.name for p in spool.glob("committer.*") if p.name != "committer.lock"]
-    return plans + waiting + buried + files + locks
+    merging = [p.name for p in spool.glob("merging")]
+    return plans + waiting + buried + files + locks + merging

@@ -182,7 +182,7 @@ def test_young_shards_are_left_alone(uploader: Make, merge: Merge) -> None:
 def test_a_large_file_is_not_merged_again_for_a_few_rows(
     uploader: Make, merge: Merge, api: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hubsync.maintenance.compact._SMALL_BYTES", 100)
+    monkeypatch.setattr("hubsync.model.merging._SMALL_BYTES", 100)
     write(uploader, range(20))
     merge()
     write(uploader, range(20, 23))
