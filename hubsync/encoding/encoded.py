@@ -53,9 +53,9 @@ class Encoded(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, lines=encoder.encode_lines(rows), escaped=columns | self.escaped)
 
 
-def decode_rows(lines: bytes) -> list[Any]:
-    """Return the rows of a batch that is JSON."""
-    return _decoder.decode_lines(lines)
+def decode_rows(lines: bytes, *, most: int | None = None) -> list[Any]:
+    """Return the rows of a batch that is JSON, or the first of them."""
+    return _decoder.decode_lines(lines if most is None else b"\n".join(lines.split(b"\n", most)[:most]))
 
 
 _decoder = msgspec.json.Decoder()

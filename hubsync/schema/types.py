@@ -270,6 +270,13 @@ def json_columns(columns: StructOf) -> frozenset[str]:
     return frozenset(name for name, kind in columns.fields.items() if is_json(kind))
 
 
+def holds_floats(kind: ColumnType) -> bool:
+    """Return whether a type has a part that is a float."""
+    if isinstance(kind, StructOf):
+        return any(map(holds_floats, kind.fields.values()))
+    return holds_floats(kind.item) if isinstance(kind, ListOf) else (_dtype_of(kind) or "").startswith("float")
+
+
 def _takes(foreign: Foreign, kind: ColumnType) -> bool:
     if kind == "literal":
         kind = "string"

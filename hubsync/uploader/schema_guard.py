@@ -7,6 +7,7 @@ What two processes accept at the same moment is checked by the committer (`schem
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from hubsync.policies import SchemaPolicy
 from hubsync.schema import types
 from hubsync.schema.arrow import has_own_type
 from hubsync.schema.profiler import RowProfiler
+from hubsync.schema.time_text import places_of_times
 from hubsync.schema.types import EMPTY, JSON, Conflict, OutOfBounds, StructOf, describe
 from hubsync.schema.widening import JSON_NEEDS, Fixed, Widened, Widening, as_json, is_declared, is_within
 from hubsync.spool.spool import Spool
@@ -58,7 +60,8 @@ class SchemaGuard:
         self._kinds: dict[str, StructOf] = {}  # what was accepted here, by config
         self._stored: dict[str, tuple[str, StructOf]] = {}  # what the catalogue says, as text and decoded
         self._same = Admission(EMPTY)
-        self._reported: set[str] = set()
+        self._reported: set[str] = set()  # configs and places that the log has named
+        self._has_told_of_json = False
         self.widened = 0
         self._last = EMPTY, EMPTY  # types of the config, and those of them that JSON does not have
         self.relocate(layout)
@@ -126,12 +129,24 @@ class SchemaGuard:
     def _accept(self, encoded: Encoded, known: StructOf) -> Admission:
         """Remember a batch, and what is JSON with it."""
         places = StructOf({**self._declared.fields, **types.json_places(known).fields})
+        if not self._is_parquet:
+            self._report_readers(encoded, known, places)
         if places != self.profiler.places:
             self.profiler.places = places
         encoded = encoded.with_escaped(self.profiler.escaped)
         self._same = Admission(known)
         self.profiler.remember(encoded.discoveries)  # only now: from here on, other threads rely on `_same`
         return self._same._replace(lines=encoded.lines)
+
+    def _report_readers(self, encoded: Encoded, known: StructOf, places: StructOf) -> None:
+        """Log once what readers of JSON Lines would change."""
+        if places.fields and not self._has_told_of_json and types.holds_floats(known):
+            self._has_told_of_json = True
+            _log.warning("%s: JSON in these columns. %s", ", ".join(places.fields), JSON_NEEDS)
+        times = places_of_times(decode_rows(encoded.lines, most=_LOOKED_AT_ROWS), known)
+        for path in sorted(times - self._reported):
+            self._reported.add(path)
+            _log.warning(_READ_AS_TIMES, path, re.split(r"[.\[]", path)[0])
 
     def forget(self) -> None:
         """Check everything again from now on: the dataset holds something that was not known here."""
@@ -218,6 +233,7 @@ class SchemaGuard:
             row = self._row(encoded, known, change.conflict)
             _log.warning("%s (row %d of a batch). %s", change, row, JSON_NEEDS)
         self.widened += len(changes)
+        self._has_told_of_json |= bool(changes)
         return self._accept(encoded, widened)
 
     def _widened(self, config: str, encoded: Encoded) -> tuple[StructOf, list[Widened]]:
@@ -262,6 +278,12 @@ class SchemaGuard:
 
 
 _BLOCK = 64  # rows between two looks at the size of all columns, each of which takes milliseconds
+_LOOKED_AT_ROWS = 100  # of a batch with something new
+_READ_AS_TIMES = (
+    "field %r holds text that looks like times. Where all text of a file does, load_dataset returns each as "
+    "'2026-01-01 00:00:00', whatever its form; the files hold what you put. To get it back as it was, use "
+    "format='parquet' or json_columns=[%r], or declare times, such as features={'at': 'timestamp[s]'}."
+)
 _TOO_MANY = (
     "{}, which a card cannot describe. Store keys that are data as a list of key and value, or set "
     'schema=SchemaPolicy(on_conflict="json").'

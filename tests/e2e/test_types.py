@@ -227,6 +227,22 @@ def test_a_table_that_does_not_fit_is_refused(format: Format, made: Callable[...
     assert load()["x"][:] == [1]
 
 
+@pytest.mark.parametrize(
+    "options", [{"format": "parquet"}, {"json_columns": ["day"]}, {"features": {"day": "date32"}}, {}], ids=str
+)
+def test_text_like_times_comes_back_as_the_log_says(
+    options: dict[str, Any], made: Callable[..., Uploader], caplog: pytest.LogCaptureFixture
+) -> None:
+    with made(**options) as up:
+        up.put([{"day": "2026-01-01"}, {"day": "2026-01-02"}])
+    kept: list[Any] = (
+        [dt.date(2026, 1, 1), dt.date(2026, 1, 2)] if "features" in options else ["2026-01-01", "2026-01-02"]
+    )
+    assert load()["day"][:] == (kept if options else ["2026-01-01 00:00:00", "2026-01-02 00:00:00"])
+    assert ("holds text that looks like times" in caplog.text) == (not options)
+    assert [row["day"] for row in read_rows("user/rows")] == ["2026-01-01", "2026-01-02"]
+
+
 # Faults.
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,38 @@ def test_batches_encoded_elsewhere_are_checked(tmp_path: Path) -> None:
     with pytest.raises(SchemaConflict, match="row 1"):
         guard.admit(encode([{"a": 2}, {"a": "x"}]))
     spool.close()
+
+
+def reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, *batches: Any, **options: Any) -> list[str]:
+    """What the log says of these batches."""
+    layout = Layout(template=options.pop("template", ""))
+    spool = Spool(tmp_path / "spool", target=Target("http://127.0.0.1:1", "user/rows"))
+    guard = SchemaGuard(spool, layout, SchemaPolicy(**options))
+    with caplog.at_level(logging.WARNING, "hubsync"):
+        for batch in batches:
+            guard.admit(encode(batch, guard.profiler))
+    spool.close()
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_text_that_readers_take_for_times_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"id": 1, "runs": [{"day": "2026-01-01"}], "at": datetime(2026, 1, 1), "text": "x"}]
+    (day, at) = sorted(reported(tmp_path, caplog, rows, rows, [{**rows[0], "new": 1}]), reverse=True)
+    assert day.startswith("field 'runs[].day' holds text that looks like times")
+    assert "format='parquet' or json_columns=['runs']" in day
+    assert at.startswith("field 'at' holds")
+
+
+def test_nobody_hears_of_times_in_parquet_or_json_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"day": "2026-01-01"}]
+    assert reported(tmp_path / "1", caplog, rows, template="data/{split}-{writer}-{seq}.parquet") == []
+    assert reported(tmp_path / "2", caplog, rows, json_columns=["day"]) == []
+
+
+def test_floats_next_to_declared_json_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    batches = [{"v": 1}], [{"v": 1, "score": 0.1}], [{"v": "x", "score": 0.1, "more": 0.5}]
+    (told,) = reported(tmp_path, caplog, *batches, json_columns=["v"])
+    assert told.startswith("v: JSON in these columns. load_dataset needs datasets 4.7 or newer")
 
 
 def test_what_fitted_before_is_checked_again_once_another_process_changed_the_schema(tmp_path: Path) -> None:
