@@ -7,9 +7,11 @@ know yet and can't judge.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ from hubsync.schema.types import INT64
 
 _TOO_LARGE = "the int does not fit int64, and readers would make it a float. Use a string."
 _NOT_TEXT = "the key {!r} is not a string, but column names are. Use str(key)."
+_HIDDEN = "msgspec leaves out the private field {!r} of an attrs class. Use attrs.asdict(value)."
 _NUL = "the key {!r} contains a NUL, where readers cut off a column's name. Remove it."
 _RAW = "msgspec.Raw is written unchecked and may not be JSON. Decode it before put."
 _TOO_DEEP = "the value is nested too deep for readers."
@@ -33,6 +36,7 @@ _SURROGATE = (
     "Use text.encode('utf-8', 'replace').decode()."
 )
 _HARMLESS = LEAVES - {int}
+_BUILTIN = frozenset({dict, list, tuple, set, frozenset, float})
 _MAX_DEPTH = 500
 
 
@@ -51,6 +55,16 @@ def advice(value: Any) -> str:
         return " Await it first."
     if callable(value):
         return " Call it, and put its result."
+    if isinstance(value, os.PathLike):
+        return " Read its rows first, such as map(json.loads, open(path))."
+    if hasattr(value, "_asdict"):
+        return " Use row._asdict()."
+    if isinstance(value, tuple) and any(hasattr(item, "to_frame") for item in value):  # of DataFrame.iterrows
+        return " Put the DataFrame."
+    return _advice_for_data(value)
+
+
+def _advice_for_data(value: Any) -> str:
     if hasattr(value, "to_frame"):
         row = ", or if it is one row, series.to_dict()" if hasattr(value, "to_dict") else ""
         return f" It is one column: use series.to_frame(){row}."
@@ -60,9 +74,39 @@ def advice(value: Any) -> str:
         return " Put each table in a call of its own."
     if getattr(getattr(value, "dtype", None), "names", None):
         return " Use pandas.DataFrame(array)."
-    if isinstance(value, list | tuple) or hasattr(value, "dtype"):
+    if isinstance(value, list | tuple | int | float) or hasattr(value, "dtype"):
         return " Name its values, as in {'name': value}."
-    return ""
+    return _advice_for_object(value)
+
+
+def _advice_for_object(value: Any) -> str:
+    if hasattr(value, "keys"):  # such as a row of sqlite3
+        return " Use dict(row)."
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__"):  # such as a dataset of torch
+        return " Use (data[n] for n in range(len(data)))."
+    return " Use vars(row), or another mapping." if hasattr(value, "__dict__") else ""
+
+
+def _as_value(value: Any) -> str:
+    """Return how to make a value of an object that JSON does not have."""
+    if hasattr(value, "columns"):
+        rows = "to_dicts()" if hasattr(value, "to_dicts") else "to_dict('records')"
+        rows = "to_pylist()" if hasattr(value, "to_pylist") else rows
+        return f"a DataFrame is not a value. Use frame.{rows}, a list of its rows."
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if (dense := next((name for name in ("to_dense", "toarray") if hasattr(value, name)), None)) is not None:
+        return f"{name} is sparse. Use value.{dense}()."
+    if callable(value) and not isinstance(value, type):
+        return f"{name} has no JSON form. Call it, and use its result."
+    if isinstance(value, Iterable) and not isinstance(value, os.PathLike):
+        return f"{name} has no JSON form. Use list(value)."
+    return (
+        f"{name} has no JSON form. Convert it before put, such as by {'vars' if _is_record(value) else 'str'}(value)."
+    )
+
+
+def _is_record(value: Any) -> bool:
+    return bool(getattr(value, "__dict__", None)) and not isinstance(value, BaseException | type | ModuleType)
 
 
 def check_rows(rows: Sequence[Any], first_row: int) -> None:
@@ -112,8 +156,10 @@ def diagnose(rows: Sequence[Any], plain: Sequence[Any], first_row: int) -> RowEr
         try:
             encoder.encode(row)
         except Exception as error:  # noqa: BLE001
-            if isinstance(row, type):
-                return RowError(first_row + index, "", NOT_A_ROW.format(named(row)) + advice(row))
+            try:
+                _check_is_row(row, first_row + index)
+            except RowError as found:
+                return found
             path, reason = _innermost(row, "", error, ())
             return RowError(first_row + index, path, reason)
     try:
@@ -139,11 +185,16 @@ def too_deep(rows: Sequence[Any]) -> RowError:
     return RowError(at, path, _RECURSION.format(deepest, sys.getrecursionlimit()))
 
 
+def is_row(value: Any) -> bool:
+    """Return whether a value has named fields: a mapping, a dataclass, an attrs class, a Struct or a pydantic model."""
+    is_model = hasattr(value, "model_dump") or hasattr(value, "__attrs_attrs__")
+    return isinstance(value, Mapping | msgspec.Struct) or is_dataclass(value) or is_model
+
+
 def _check_is_row(value: Any, row: int) -> None:
     if isinstance(value, msgspec.Struct) and value.__struct_config__.array_like:
         raise RowError(row, "", NOT_A_ROW.format(f"an array_like {named(value)}"))
-    is_row = isinstance(value, Mapping | msgspec.Struct) or is_dataclass(value) or hasattr(value, "model_dump")
-    if isinstance(value, type) or not is_row:
+    if isinstance(value, type) or not is_row(value):
         raise RowError(row, "", NOT_A_ROW.format(named(value)) + advice(value))
 
 
@@ -159,6 +210,9 @@ def _check(value: Any, row: int, path: str) -> None:
             raise RowError(row, path, _NOT_TEXT.format(key))
         if "\0" in key:
             raise RowError(row, path, _NUL.format(key))
+    hidden = [] if type(value) in _BUILTIN else [name for name in attrs_fields(value) if name.startswith("_")]
+    if hidden:
+        raise RowError(row, path, _HIDDEN.format(hidden[0]))
     if isinstance(value, list | tuple | set | frozenset) and set(map(type, value)) == {float}:  # an embedding
         if not INFINITIES.isdisjoint(value):
             raise RowError(row, path, INFINITE.format("an infinity"))
@@ -185,9 +239,19 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             yield f".{name}", getattr(value, name)
-    elif is_dataclass(value):
-        for name in value.__dataclass_fields__:
+    elif is_dataclass(value) or hasattr(value, "__attrs_attrs__"):
+        for name in field_names(value):
             yield f".{name}", getattr(value, name, None)
+
+
+def field_names(value: Any) -> list[str]:
+    """Return the fields of a dataclass, or of an attrs class."""
+    return attrs_fields(value) or list(getattr(value, "__dataclass_fields__", ()))
+
+
+def attrs_fields(value: Any) -> list[str]:
+    """Return the fields of an attrs class; empty for any other value."""
+    return [field.name for field in getattr(value, "__attrs_attrs__", ())]
 
 
 def _join(path: str, step: str) -> str:
@@ -217,9 +281,6 @@ def _reason(value: Any, error: Exception) -> str:
                 return _NOT_TEXT.format(key)
     if isinstance(error, RecursionError):
         return _TOO_DEEP
-    if isinstance(error, TypeError):
-        if hasattr(value, "columns"):
-            rows = "frame.to_dicts()" if hasattr(value, "to_dicts") else "frame.to_dict('records')"
-            return f"a DataFrame is not a value. Use {rows}, a list of its rows."
-        return f"{type(value).__module__}.{type(value).__qualname__} has no JSON form. Convert it before put."
+    if isinstance(error, TypeError) or hasattr(value, "to_dense"):
+        return _as_value(value)
     return error.reason if isinstance(error, RowError) else str(error)

@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 
 from hubsync.encoding import media
-from hubsync.encoding.diagnosis import check_rows, find_binary
+from hubsync.encoding.diagnosis import check_rows, field_names, find_binary
 from hubsync.encoding.values import BINARY, NS, duration_ns, numpy_ns, spell_out_times, to_known
 from hubsync.errors import RowError
 from hubsync.schema.arrow import arrow_type
@@ -118,15 +118,15 @@ def known(value: Any) -> Any:
 
 
 def mapping(value: Any) -> Mapping[str, Any] | None:
-    """Return what has fields as a mapping: a dict, a dataclass, a Struct or a pydantic model; None for others."""
+    """Return what `is_row` accepts as a mapping; None for others."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, type):
         return None
     if isinstance(value, msgspec.Struct) and not value.__struct_config__.array_like:
         return {name: getattr(value, name) for name in value.__struct_fields__}
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if hasattr(value, "__dataclass_fields__") or hasattr(value, "__attrs_attrs__"):
+        return {name: getattr(value, name) for name in field_names(value)}
     if hasattr(value, "model_dump"):
         dumped: dict[str, Any] = value.model_dump()
         return dumped

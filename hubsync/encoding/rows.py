@@ -8,13 +8,13 @@ contract.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, is_dataclass
+from dataclasses import Field
 from datetime import datetime, time
 from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from hubsync.encoding.diagnosis import advice, check_rows, diagnose, find_binary, named, too_deep
+from hubsync.encoding.diagnosis import advice, check_rows, diagnose, find_binary, is_row, named, too_deep
 from hubsync.encoding.encoded import Encoded as Encoded
 from hubsync.encoding.encoded import decode_rows
 from hubsync.encoding.tables import (
@@ -45,6 +45,12 @@ class _Model(Protocol):
     def model_dump(self) -> dict[str, Any]: ...
 
 
+class _Attrs(Protocol):
+    """An instance of an attrs class."""
+
+    __attrs_attrs__: ClassVar[Any]
+
+
 class _Arrow(Protocol):
     """A `pyarrow.Table` or `RecordBatch`; to a type checker, a `datasets.Dataset` is an iterable of rows."""
 
@@ -64,8 +70,8 @@ class _ArrowStream(Protocol):
 _CHANGED = (TypeError, ValueError, RuntimeError, LookupError)
 
 
-# One row as the caller has it: a mapping, a dataclass instance, a msgspec Struct or a pydantic model.
-Row = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Model
+# One row as the caller has it: a mapping, a dataclass, an attrs class, a msgspec Struct or a pydantic model.
+Row = Mapping[str, Any] | msgspec.Struct | _Dataclass | _Attrs | _Model
 # A batch: one row, an iterable of rows, a DataFrame, a `datasets.Dataset`, any Arrow table; or one encoded before.
 Rows = Row | Iterable[Row] | _Arrow | _ArrowStream | Encoded
 
@@ -190,11 +196,11 @@ def _columns(rows: Sequence[Any], first_row: int, places: StructOf) -> StructOf 
 
 def _as_list(rows: Any) -> Sequence[Row]:
     kind = type(rows)
-    if isinstance(rows, list | tuple):
+    if isinstance(rows, list | tuple) and not hasattr(rows, "_asdict"):
         return rows
     if kind.__name__ == "LazyBatch":  # what `Dataset.map(batched=True)` passes: columns
         return _zip_columns(dict(rows))
-    if isinstance(rows, Mapping | msgspec.Struct) or is_dataclass(rows) or hasattr(rows, "model_dump"):
+    if is_row(rows):
         if not isinstance(rows, type):
             return [rows]
     elif hasattr(rows, "collect") and hasattr(rows, "collect_schema"):
@@ -203,7 +209,7 @@ def _as_list(rows: Any) -> Sequence[Row]:
         return _rows_of_frame(rows)
     elif hasattr(rows, "__aiter__"):
         raise RowError(0, "", "put can't wait for an async iterator. Use put([row async for row in rows]).")
-    elif isinstance(rows, Iterable) and not _is_array(rows) and not isinstance(rows, str | bytes | bytearray):
+    elif isinstance(rows, Iterable) and not _is_array(rows) and not isinstance(rows, str | bytes | bytearray | tuple):
         return list(rows)
     raise RowError(0, "", f"a batch is a row or a list of rows, not {named(rows)}.{advice(rows)}")
 

@@ -395,6 +395,15 @@ def test_images_and_sound_load_as_what_they_are(made: Callable[..., Uploader], t
     assert np.array_equal(np.frombuffer(data[44:], np.float32), sound["array"])
 
 
+def test_a_video_keeps_its_file_and_its_name(made: Callable[..., Uploader]) -> None:
+    clip = {"bytes": b"not decoded here", "path": "a.mp4"}
+    with made(format="parquet", features={"clip": datasets.Video()}) as up:
+        up.put([{"clip": clip}, {"clip": None}])
+    back = load()
+    assert back.features["clip"] == datasets.Video()
+    assert back.cast_column("clip", datasets.Video(decode=False))["clip"][:] == [clip, None]
+
+
 def test_an_image_needs_no_declaration(made: Callable[..., Uploader]) -> None:
     with made(format="parquet") as up:
         up.put([{"id": 0, "image": picture(), "more": [picture(1)]}])

@@ -6,9 +6,14 @@ import dataclasses
 import datetime as dt
 import json
 import math
-from types import MappingProxyType
-from typing import Any
+import sqlite3
+from collections import deque
+from contextlib import closing
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple
 
+import attrs
 import datasets
 import msgspec
 import numpy as np
@@ -21,6 +26,8 @@ from hypothesis import strategies as st
 
 from hubsync import RowError
 from hubsync.encoding.rows import encode
+from hubsync.encoding.tables import Types
+from hubsync.encoding.typed import declared_types
 
 
 @dataclasses.dataclass
@@ -191,6 +198,38 @@ def test_a_dataset_of_several_splits_is_refused(kind: type) -> None:
         encode(kind(train=datasets.Dataset.from_dict({"id": [1]})))
 
 
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+class Sequenced:
+    """As a dataset of torch."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"id": index}
+
+
+class Sparse:
+    """As a sparse tensor of torch, which has no memory that numpy could read."""
+
+    def __array__(self) -> Any:
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
+
+    def to_dense(self) -> Any:
+        return np.zeros(2)
+
+
+def sqlite_row() -> sqlite3.Row:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.row_factory = sqlite3.Row
+        row: sqlite3.Row = connection.execute("SELECT 1 AS a").fetchone()
+        return row
+
+
 async def _rows_later() -> list[dict[str, int]]:
     return [{"id": 1}]
 
@@ -215,7 +254,24 @@ def _rows() -> list[dict[str, int]]:
         (pa.array([1]), "Int64Array is no table. It is one column: use pyarrow.table({'name': array})"),
         (pa.chunked_array([[1]]), "pyarrow.table({'name': array})"),
         ([datasets.Dataset.from_dict({"id": [1]})], "Put each table in a call of its own"),
-        ([pd.DataFrame({"a": [1]})], "Use frame.to_dict('records'), a list of its rows"),
+        ([pd.DataFrame({"a": [1]})], "Put each table in a call of its own"),
+        (pd.DataFrame({"a": [1]}).iterrows(), "not tuple. Put the DataFrame"),
+        (pd.DataFrame({"a": [1]}).itertuples(), "not Pandas. Use row._asdict()"),
+        (Pair(1, 2), "not Pair. Use row._asdict()"),
+        (Path("rows.jsonl"), "Read its rows first"),
+        (Sequenced(), "Use (data[n] for n in range(len(data)))"),
+        (SimpleNamespace(a=1), "not SimpleNamespace. Use vars(row)"),
+        ([sqlite_row()], "not Row. Use dict(row)"),
+        (5, "not int. Name its values"),
+        ({"a": pd.DataFrame({"a": [1]})}, "Use frame.to_dict('records'), a list of its rows"),
+        ({"a": pa.table({"a": [1]})}, "Use frame.to_pylist()"),
+        ({"a": range(2)}, "builtins.range has no JSON form. Use list(value)"),
+        ({"a": deque([1])}, "Use list(value)"),
+        ({"a": Path("a")}, "Convert it before put, such as by str(value)"),
+        ({"a": ValueError("x")}, "by str(value)"),
+        ({"a": SimpleNamespace(a=1)}, "by vars(value)"),
+        ({"a": len}, "Call it, and use its result"),
+        ({"a": Sparse()}, "Sparse is sparse. Use value.to_dense()"),
         (_rows, "Call it, and put its result"),
         (Boxed, "not the class Boxed. Use an instance of it"),
         ([Boxed], "not the class Boxed. Use an instance of it"),
@@ -227,6 +283,33 @@ def test_what_is_no_batch_is_refused_with_what_to_put_instead(batch: Any, said: 
     with pytest.raises(RowError) as refused:
         encode(batch)
     assert said in str(refused.value)
+
+
+@attrs.define
+class Private:
+    _x: int
+
+
+@attrs.define
+class Point:
+    x: int
+    at: list[Any]
+
+
+def test_instances_of_attrs_classes_are_rows() -> None:
+    row = {"x": 1, "at": ["2026-01-01T00:00:00"]}
+    point = Point(1, [dt.datetime(2026, 1, 1)])
+    assert json.loads(encode(point).lines) == row
+    assert encode([point, {"id": point}]).rows == 2
+    assert json.loads(encode(point, types=Types(declared=declared_types({"x": "int8"}))).lines) == row
+    with pytest.raises(RowError, match=r"field 'at\[0\]'"):
+        encode(Point(1, [object()]))
+
+
+def test_a_private_field_that_would_be_left_out_is_refused() -> None:
+    for rows in ([Private(1)], [{"a": [Private(1)]}]):
+        with pytest.raises(RowError, match=r"private field '_x'.*Use attrs\.asdict"):
+            encode(rows)
 
 
 def test_a_coroutine_is_refused() -> None:

@@ -169,7 +169,7 @@ TABLE: list[tuple[str, str, list[tuple[Any, Any]]]] = [
     ),
     ("set, frozenset", "a list, in no particular order", [({3}, [3]), (frozenset({3}), [3])]),
     (
-        "dataclass, msgspec Struct, pydantic model, other mappings",
+        "dataclass, attrs class, msgspec Struct, pydantic model, other mappings",
         "an object",
         [
             (Sample("p", 0.5), {"prompt": "p", "score": 0.5}), (Record("p"), {"prompt": "p"}),
