@@ -24,13 +24,13 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
     from rich.traceback import Traceback
 
     print("CRASHED", file=sys.stderr)
-    tell(error)
+    print_error(error)
     rich = Traceback.from_exception(kind, error, trace, show_locals=True, locals_max_string=None)
     Console(stderr=True, width=5_000).print(rich)
     faulthandler.dump_traceback(all_threads=True)
 
 
-def tell(error: BaseException) -> None:
+def print_error(error: BaseException) -> None:
     print(repr(error), vars(error), file=sys.stderr)
     for line in traceback.TracebackException.from_exception(error, capture_locals=True).format():
         print(line, file=sys.stderr)
@@ -55,7 +55,7 @@ def main() -> None:
         try:
             up = Uploader("user/rows", **GIVEN).open()
         except HubsyncError as error:
-            tell(error)
+            print_error(error)
     up.put([{"id": -1}])
     flush(up)
     up.put(blob())
@@ -71,7 +71,7 @@ def flush(up: Uploader) -> None:
         try:
             up.flush()
         except HubsyncError as error:
-            tell(error)
+            print_error(error)
 
 
 async def main_async() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark harness: what a subject commits is there, the Hub counts right, a report writes all its files."""
+"""The benchmark harness: subjects upload all their rows, the Hub counts correctly, a report writes all its files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _ids(bench_hub: BenchmarkHub, run: Run) -> list[int]:
     return sorted(json.loads(line)["id"] for path in paths for line in fs.cat_file(path).splitlines())
 
 
-@pytest.mark.slow("runs each subject in a process of its own")
+@pytest.mark.slow("runs each subject in its own process")
 @pytest.mark.parametrize("name", ["hubsync", "upload_file", "upload_folder", "CommitScheduler", "limit: sum"])
 def test_every_row_of_a_subject_is_in_its_dataset(bench_hub: BenchmarkHub, name: str) -> None:
     run = run_subject(bench_hub, name, rows=_ROWS, row_bytes=500, batches=_BATCHES)
@@ -54,17 +54,17 @@ def test_every_row_of_a_subject_is_in_its_dataset(bench_hub: BenchmarkHub, name:
     assert run.sent > run.result.bytes / 2
 
 
-def test_rows_made_as_they_are_asked_for_are_the_same(tmp_path: Path) -> None:
+def test_rows_that_are_made_on_demand_are_the_same(tmp_path: Path) -> None:
     job = Job(repo="user/rows", rows=3, row_bytes=300, batches=4, directory=str(tmp_path))
     ready, lazy = Source(job), Source(msgspec.structs.replace(job, lazy=True))
     assert list(ready) == list(lazy) == list(lazy)  # a subject may begin again
     assert ready.bytes == lazy.bytes == sum(len(lines) for lines in ready.encoded())
 
 
-@pytest.mark.slow("runs a subject in a process of its own")
+@pytest.mark.slow("runs a subject in its own process")
 def test_a_subject_that_fails_says_why(bench_hub: BenchmarkHub) -> None:
-    with pytest.raises(RuntimeError, match=r"nobody ended with 1:[\s\S]*KeyError"):
-        run_subject(bench_hub, "nobody", rows=1, row_bytes=100, batches=1)
+    with pytest.raises(RuntimeError, match=r"unknown ended with 1:[\s\S]*KeyError"):
+        run_subject(bench_hub, "unknown", rows=1, row_bytes=100, batches=1)
 
 
 @pytest.mark.slow("draws with matplotlib")
@@ -85,10 +85,10 @@ def test_a_report_is_a_table_and_four_files(tmp_path: Path, capsys: pytest.Captu
     assert "1.5 (1.0-2.0)" in capsys.readouterr().out
     paths = write(report, machine(), tmp_path / "made")
     assert [path.name for path in paths] == ["sample.json", "sample.md", "sample.png", "sample.svg"]
-    told = json.loads(paths[0].read_text())
-    assert told["figures"] == figures
+    data = json.loads(paths[0].read_text())
+    assert data["figures"] == figures
     assert {"processor", "cores", "memory", "huggingface_hub", "hf_xet", "datasets", "hubsync at"} <= set(
-        told["machine"]
+        data["machine"]
     )
     page = paths[1].read_text()
     assert "| subject | seconds (min-max) |\n| --- | ---: |\n| hubsync | 1.5 (1.0-2.0) |\n| none | - |" in page

@@ -30,7 +30,7 @@ from tests.snippets import PAGES, ROOT, blocks, environ_of, problems, prose
 
 
 @dataclass
-class Ground:
+class SharedEnvironment:
     """What all pages share, so that their blocks have equal environments and one warm interpreter runs them."""
 
     home: Path
@@ -39,29 +39,29 @@ class Ground:
 
 
 @pytest.fixture(scope="module")
-def ground() -> Iterator[Ground]:
+def shared() -> Iterator[SharedEnvironment]:
     with tempfile.TemporaryDirectory(prefix="hubsync-") as directory:
         home = Path(directory) / "home"
         if sys.platform != "linux":  # macOS has no such sockets, and its libraries don't like forks
-            yield Ground(home, Path(sys.executable).parent)
+            yield SharedEnvironment(home, Path(sys.executable).parent)
             return
         with ForkServer(Path(directory)) as server:
-            yield Ground(home, server.programs)
+            yield SharedEnvironment(home, server.programs)
 
 
 @pytest.fixture
-def environ(ground: Ground, tmp_path: Path) -> Iterator[dict[str, str]]:
+def environ(shared: SharedEnvironment, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a page's blocks: an empty home, and an empty Hub."""
-    shutil.rmtree(ground.home, ignore_errors=True)
-    ground.home.mkdir()
-    hub = LocalHub(tmp_path / "hub", port=ground.port)
+    shutil.rmtree(shared.home, ignore_errors=True)
+    shared.home.mkdir()
+    hub = LocalHub(tmp_path / "hub", port=shared.port)
     try:
         hub.start()
-    except OSError:  # somebody else has that port by now
+    except OSError:  # another process has taken that port
         hub = LocalHub(tmp_path / "hub").start()
-    ground.port = hub.port
+    shared.port = hub.port
     with hub:
-        yield environ_of(hub.environ(), ground.home, ground.programs)
+        yield environ_of(hub.environ(), shared.home, shared.programs)
 
 
 def name_of(page: Path) -> str:

@@ -116,8 +116,10 @@ def test_a_public_name_says_what_it_is_and_in_which_units(path: str) -> None:
         text = "\n".join(str(one.value) for one in [*docstrings(each), *around])
         for parameter in [] if is_error(each) else parameters(each):
             if re.search(r"\b(int|float)\b", str(parameter.annotation or "")):
-                told = re.findall(rf"[^\n]*\b{parameter.name}\b[^\n]*(?:\n {{4,}}[^\n]*)*", text)
-                assert UNITS.search(" ".join([parameter.name, *told])), f"{each.path}: {parameter.name} in which unit?"
+                descriptions = re.findall(rf"[^\n]*\b{parameter.name}\b[^\n]*(?:\n {{4,}}[^\n]*)*", text)
+                assert UNITS.search(" ".join([parameter.name, *descriptions])), (
+                    f"{each.path}: {parameter.name} in which unit?"
+                )
 
 
 @pytest.mark.parametrize("path", THINGS)
@@ -138,8 +140,8 @@ def test_each_exception_has_an_entry_of_its_own_under_raises(path: str) -> None:
 @pytest.mark.parametrize("path", ["hubsync.uploader.sync.Uploader", "hubsync.uploader.aio.AsyncUploader"])
 def test_every_argument_of_an_uploader_has_an_entry(path: str) -> None:
     for each in [THINGS[path], *members(THINGS[path])]:
-        told = {entry.name for entry in section(each, "parameters")}
-        assert {parameter.name for parameter in parameters(each)} - told == set(), each.path
+        documented = {entry.name for entry in section(each, "parameters")}
+        assert {parameter.name for parameter in parameters(each)} - documented == set(), each.path
 
 
 def test_put_shows_every_exception_that_it_raises() -> None:

@@ -98,24 +98,24 @@ def test_a_job_never_shows_its_token_whatever_fails(
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
         )  # fmt: skip
     assert job.stdout is not None
-    said = job.stdout.readline()
-    assert said == "revoke\n", (tmp_path / "stderr").read_text()[-3_000:]
+    stdout = job.stdout.readline()
+    assert stdout == "revoke\n", (tmp_path / "stderr").read_text()[-3_000:]
     idle = {operation for fault in hub.faults.active() if not fault["struck"] for operation in fault["on"]}
     assert idle <= ({"lfs-batch", "lfs-verify", "lfs-upload"} if store == "xet" else {"xet-token", "lfs-verify"})
     hub.faults.clear()
     commits = [f"{c.title} {c.message}" for c in dataset.api.list_repo_commits(dataset.repo, repo_type="dataset")]
     contents = [dataset.read(path) for path in dataset.paths("")]
     hub.revoke(TOKEN)
-    said += job.communicate("go on\n")[0]
+    stdout += job.communicate("go on\n")[0]
 
-    told = (tmp_path / "stderr").read_text()
+    stderr = (tmp_path / "stderr").read_text()
     assert job.returncode == 1
-    assert "CRASHED" in told
-    assert "AuthenticationError" in told
-    assert "httpcore" in told  # every logger was loud
+    assert "CRASHED" in stderr
+    assert "AuthenticationError" in stderr
+    assert "httpcore" in stderr  # every logger was loud
     assert len(commits) > 1
     assert len(signed) > 1 or store == "async"
-    places = {"stdout": said.encode(), "stderr": told.encode(), "commits": repr(commits).encode()}
+    places = {"stdout": stdout.encode(), "stderr": stderr.encode(), "commits": repr(commits).encode()}
     places |= {f"file {number} of the dataset": content for number, content in enumerate(contents)}
     for home in homes.values():
         places |= {str(file): file.read_bytes() for file in Path(home).rglob("*") if file.is_file()}
@@ -137,28 +137,28 @@ def report(error: BaseException) -> str:
 
     The frames of the tests are left out.
     """
-    told = io.StringIO()
+    text = io.StringIO()
     todo, seen = [error], set()
     while todo:
         one = todo.pop()
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        print(one, repr(one), one.args, vars(one), getattr(one, "__notes__", ()), file=told)
+        print(one, repr(one), one.args, vars(one), getattr(one, "__notes__", ()), file=text)
         todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]  # type: ignore[list-item]
         for frame, _ in traceback.walk_tb(one.__traceback__):
             if "/tests/" not in frame.f_code.co_filename:
-                print(frame.f_code, {name: safe_repr(value) for name, value in frame.f_locals.items()}, file=told)
-    print(pickle.dumps(error), file=told)
-    return told.getvalue()
+                print(frame.f_code, {name: safe_repr(value) for name, value in frame.f_locals.items()}, file=text)
+    print(pickle.dumps(error), file=text)
+    return text.getvalue()
 
 
 def safe_repr(value: object) -> str:
-    told = ""
+    text = ""
     for part in (lambda: repr(value), lambda: repr(vars(value))):
         with contextlib.suppress(Exception):
-            told += part()
-    return told
+            text += part()
+    return text
 
 
 def outcome(server: Callable[[httpx.Request], Any], ask: Callable[[HubDataset], Any], token: Any = None) -> HubError:
@@ -241,8 +241,8 @@ def test_no_error_shows_secrets_that_a_server_sent_back(
     if not how.startswith("200") and how not in ("other json", "cut", "type"):  # a store's success has no body to read
         cases.append(outcome(FakeHub(lfs=signed, replaced={"elsewhere": answer}), lambda hub: hub.stage([shard])))
     for error in cases:
-        told = report(error)
-        assert_hidden({"the error": told.encode()}, list(SECRETS))
+        text = report(error)
+        assert_hidden({"the error": text.encode()}, list(SECRETS))
     assert_hidden({"the log": caplog.text.encode()}, list(SECRETS))
 
 
@@ -532,7 +532,7 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
 
 @pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize(
-    ("said", "code", "told"),
+    ("found", "code", "expected"),
     [
         ({"dependencies": [CLEAN, UNKNOWN]}, 0, "1 packages audited, 0 known vulnerabilities; 1 packages are not in"),
         ({"dependencies": [CLEAN, FLAWED]}, 1, "b 1: PYSEC-1, CVE-1; fixed in 2\n2 packages audited, 1 known"),
@@ -541,16 +541,16 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
     ],
 )
 def test_an_audit_fails_for_a_vulnerability_but_not_without_a_network(
-    tmp_path: Path, said: Any, code: int, told: str
+    tmp_path: Path, found: Any, code: int, expected: str
 ) -> None:
     (tmp_path / "pip_audit.py").write_text(
-        f"import sys; print({json.dumps(said)!r})" if said else "raise ConnectionError('no network')"
+        f"import sys; print({json.dumps(found)!r})" if found else "raise ConnectionError('no network')"
     )
     done = subprocess.run(
         [sys.executable, Path(__file__).parents[1] / ".ci" / "audit.py"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout[: len(told)]) == (code, told), done.stderr
+    assert (done.returncode, done.stdout[: len(expected)]) == (code, expected), done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

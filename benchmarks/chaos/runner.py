@@ -177,7 +177,7 @@ class ChaosRun:
     # Interfere.
 
     def _interfere(self) -> None:
-        """Kill, stop and continue processes and change the Hub's faults, until the run has had all its kills."""
+        """Kill, stop and continue processes and change the faults of the Hub, until enough kills happened."""
         to_kill, to_stop, periods = kills(self._seed), stops(self._seed), fault_periods(self._seed)
         kill, stop = next(to_kill), next(to_stop)
         now = time.monotonic()

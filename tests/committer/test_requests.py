@@ -39,7 +39,7 @@ def test_later_commits_need_two_requests(hub: LocalHub, uploader: Callable[..., 
         assert Counter(served.operation for served in hub.requests()) == {"preupload": 3, "commit": 3}
 
 
-def test_a_job_that_comes_back_reads_nothing_of_a_dataset_that_nobody_changed(
+def test_a_restarted_job_reads_nothing_of_an_unchanged_dataset(
     hub: LocalHub, uploader: Callable[..., Uploader]
 ) -> None:
     job(hub, uploader())

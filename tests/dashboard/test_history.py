@@ -110,7 +110,7 @@ def test_a_job_tells_its_queue_and_bounds_and_takes_that_away_when_it_ends(uploa
         live = wait_until(
             lambda: (found := read_heartbeats(tmp_path / "spool"))
             and (live := next(iter(found.values()))).counts.spooled_rows
-            and live, "it tells that a row was spooled",
+            and live, "the update shows that a row was spooled",
         )  # fmt: skip
         assert (live.pid, live.linger_s, live.shard_max_bytes) == (os.getpid(), 7, 1000)
         queue = detail(SpoolHistories([up.spool])).queue
@@ -272,7 +272,7 @@ def test_a_look_hinders_no_writer_and_no_checkpoint(left: Path, monkeypatch: pyt
 
 
 def test_who_opens_a_new_spool_and_who_looks_do_not_meet(hub: LocalHub, tmp_path: Path) -> None:
-    """SQLite refuses to become WAL while another reads, and waits for nobody: a job would not start."""
+    """SQLite refuses to switch to WAL while another process reads, without waiting: a job would not start."""
     histories = SpoolHistories([tmp_path / f"spool-{n}" for n in range(15)])
     done = threading.Event()
 

@@ -281,7 +281,7 @@ def test_the_page_outlives_its_server(browse: Open, page: Page, ended: Path) -> 
         assert "Connected again" in shown.locator("[role=status]").inner_text()
 
 
-def test_what_was_refused_stands_at_the_top_and_nothing_says_that_all_went_well(
+def test_rejections_are_shown_at_the_top_and_nothing_says_that_all_went_well(
     hub: LocalHub, uploader: Callable[..., Uploader], browse: Open, page: Page, tmp_path: Path
 ) -> None:
     with uploader() as up:

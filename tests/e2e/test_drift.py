@@ -185,8 +185,8 @@ def test_without_the_guard_the_same_conflict_breaks_the_dataset(
 
 
 def test_a_batch_that_conflicts_with_itself_is_refused(uploader: Make) -> None:
-    told = r"row 2, field 'm\[\]\.c': it is a list: string, and others in the batch are string: .*Make them one type"
-    with uploader(schema=REFUSE) as up, pytest.raises(SchemaConflict, match=told):
+    message = r"row 2, field 'm\[\]\.c': it is a list: string, and others in the batch are string: .*Make them one type"
+    with uploader(schema=REFUSE) as up, pytest.raises(SchemaConflict, match=message):
         up.put([{"m": []}, {"m": [{"c": "x"}]}, {"m": [{"c": ["y"]}]}])
 
 

@@ -128,9 +128,9 @@ def test_a_column_that_conflicts_later_still_loads(
         assert up.stats().spool.dead == 0
     back = [without_missing(row) for row in load()]
     assert sorted(map(repr, back)) == sorted(map(repr, map(without_missing, [*put, *put])))
-    told = [record.getMessage() for record in caplog.records if "is JSON from now on" in record.getMessage()]
-    assert 1 <= len(told) <= 2  # a place, and the column around it
-    assert all(message.startswith("column 'v") for message in told)
+    messages = [record.getMessage() for record in caplog.records if "is JSON from now on" in record.getMessage()]
+    assert 1 <= len(messages) <= 2  # a place, and the column around it
+    assert all(message.startswith("column 'v") for message in messages)
 
 
 def test_a_conflict_after_thousands_of_rows_widens_the_column(
@@ -143,8 +143,8 @@ def test_a_conflict_after_thousands_of_rows_widens_the_column(
         with caplog.at_level(logging.WARNING, "hubsync"):
             up.put([{"id": 5_000, "args": {"n": 1}, "x": "a"}, {"id": 5_001, "args": {"n": "all"}, "x": "b"}])
             up.put([{"id": 5_002, "args": [{"n": [1]}], "x": "a"}])
-    (told,) = [r.getMessage() for r in caplog.records if "JSON" in r.getMessage()]
-    assert told.startswith(
+    (message,) = [r.getMessage() for r in caplog.records if "JSON" in r.getMessage()]
+    assert message.startswith(
         "column 'args' is JSON from now on: it holds int64 and string at 'args.n' (row 1 of a batch)."
     )
     back = in_order(load())

@@ -27,13 +27,13 @@ Start = Callable[..., Program]
 
 @pytest.fixture
 def start(jobs: Jobs) -> Iterator[Start]:
-    """Start a job, whose standard output tells what it has put."""
+    """Start a job that prints what it has put."""
     with ExitStack() as running:
         yield lambda *args: running.enter_context(jobs.open(*args, stdout=subprocess.PIPE))
 
 
 def lines(process: Program, most: int) -> list[str]:
-    """Reads up to `most` whole lines of what a job tells."""
+    """Read up to `most` complete lines of a job's output."""
     assert process.stdout is not None
     found = []
     for line in process.stdout:
@@ -45,7 +45,7 @@ def lines(process: Program, most: int) -> list[str]:
 
 
 def kill(process: Program) -> list[str]:
-    """SIGKILL; answers what it had told and nobody had read yet."""
+    """Kill a job with SIGKILL, and return the rest of its output."""
     process.kill()
     assert process.stdout is not None
     rest = [line.strip() for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
@@ -57,7 +57,7 @@ def ids(dataset: Dataset) -> Counter[str]:
     return Counter(row["id"] for row in dataset.rows())
 
 
-def test_a_job_that_is_killed_again_and_again_brings_every_row_once(
+def test_a_job_that_is_killed_again_and_again_uploads_every_row_once(
     hub: LocalHub, start: Start, dataset: Dataset, tmp_path: Path
 ) -> None:
     rng = random.Random(7)
@@ -118,10 +118,10 @@ def test_a_job_that_ends_in_any_way_loses_nothing(start: Start, dataset: Dataset
 
 def test_the_demo_passes_all_its_checks(run: Commands) -> None:
     done = run("demo", "--rows", 600, "--crash", "--outage", 0.5, "--json")
-    told = json.loads(done.stdout)
-    assert told["passed"], (told, done.stderr)
+    result = json.loads(done.stdout)
+    assert result["passed"], (result, done.stderr)
     assert done.returncode == 0
-    assert len(told["checks"]) >= 6
+    assert len(result["checks"]) >= 6
 
 
 def test_the_demo_ends_if_its_job_fails(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ class Job:
     def end(self) -> Any:
         """Wait for a successful end; return the result that the job wrote."""
         assert self.wait() == 0, self.output
-        return json.loads((self.directory / "told").read_text())
+        return json.loads((self.directory / "result").read_text())
 
     def until(self, what: Callable[[], object]) -> None:
         """Wait for a condition while the job runs."""

@@ -40,7 +40,7 @@ def check(dataset: Dataset, ids: list[int], config: str = "config-0") -> None:
 
 class Finished(NamedTuple):
     job: Job
-    told: dict[str, Any]
+    result: dict[str, Any]
     hub: LocalHub
     dataset: Dataset
 
@@ -99,26 +99,26 @@ def test_each_predecessor_has_its_own_config_and_all_rows_go_on(start: Start, da
     """They are connected in another order than they were created in, which distilabel's cache forgets."""
     load = [["user/rows", "config-0"], ["user/rows", "config-1"]]
     for _ in ("a new run", "the same, from the cache's pipeline.yaml"):
-        told = start(rows=120, generate=["first", "second"], load=load).end()
-        assert sorted(told["rows"]) == [[name, n] for name in ("first", "second") for n in range(120)]
+        result = start(rows=120, generate=["first", "second"], load=load).end()
+        assert sorted(result["rows"]) == [[name, n] for name in ("first", "second") for n in range(120)]
         for number, name in enumerate(("first", "second")):
             check(dataset, list(range(120)), f"config-{number}")
-            assert told[f"user/rows config-{number}"] == list(range(120))
+            assert result[f"user/rows config-{number}"] == list(range(120))
             assert {row["by"] for row in dataset.rows(f"config-{number}")} == {name}
 
 
 def test_a_transform_reaches_the_steps_process_from_the_cache_too(start: Start, dataset: Dataset) -> None:
     load = [["user/rows", "config-0"]]
     for _ in ("a new run", "the same, from the cache's pipeline.yaml"):
-        told = start(rows=120, transform=True, load=load).end()
-        assert sorted(told["rows"]) == [["first", n] for n in range(120)]
+        result = start(rows=120, transform=True, load=load).end()
+        assert sorted(result["rows"]) == [["first", n] for n in range(120)]
         assert dataset.ids() == list(range(0, 120, 2))
         assert {row["text"] for row in dataset.rows()} == {"*"}
 
 
 def test_a_value_without_json_form_costs_only_its_own_row(finished: Finished) -> None:
     assert finished.dataset.rows()[0]["when"] == "2026-01-01T12:00:00Z"
-    assert finished.told["rows"] == [["first", n] for n in range(200)]  # no row is missing downstream
+    assert finished.result["rows"] == [["first", n] for n in range(200)]  # no row is missing downstream
     assert re.search(r"ERROR +Not uploaded .*field 'score': inf has no JSON form", finished.job.log)
     assert re.search(
         r"ERROR +Checkpoint incomplete: 199 rows accepted. Accepted rows are in user/rows", finished.job.log
@@ -149,7 +149,7 @@ def test_the_run_does_not_wait_for_the_hub(hub: LocalHub, start: Start, dataset:
 
 
 def test_the_dataset_loads_by_its_card(finished: Finished) -> None:
-    assert finished.told["user/rows config-0"] == [n for n in range(200) if n != 7]
+    assert finished.result["user/rows config-0"] == [n for n in range(200) if n != 7]
 
 
 # How a run ends.
@@ -191,14 +191,14 @@ def test_a_named_run_resumes_by_count_if_its_rows_differ(start: Start, dataset: 
 
 
 def test_a_finished_run_comes_from_the_cache_and_adds_nothing(finished: Finished) -> None:
-    assert finished.told["again"] == 200
+    assert finished.result["again"] == 200
     assert "Returning `Distiset` from cache" in finished.job.log
     assert len(finished.job.made()) == 200
-    assert finished.told["given"] == [77, 88]  # the user's settings, not the cache's
+    assert finished.result["given"] == [77, 88]  # the user's settings, not the cache's
 
 
 def test_the_distiset_can_be_pushed(finished: Finished) -> None:
-    assert finished.told["user/final default"] == list(range(200))
+    assert finished.result["user/final default"] == list(range(200))
 
 
 def test_an_absent_hub_delays_the_end_no_longer_than_drain_s(
@@ -225,8 +225,8 @@ def test_a_token_that_can_not_write_ends_the_run_before_it_starts(hub: LocalHub,
 
 
 def test_after_a_routing_function_all_rows_go_to_one_config(start: Start, dataset: Dataset) -> None:
-    told = start(rows=300, generate=["first", "second"], routed=True).end()
-    assert sorted(n for _, n in told["rows"]) == list(range(300))
+    result = start(rows=300, generate=["first", "second"], routed=True).end()
+    assert sorted(n for _, n in result["rows"]) == list(range(300))
     assert sorted(row["id"] for row in dataset.rows()) == list(range(300))
     assert all(path.startswith("config-0/") for path in dataset.paths())
 

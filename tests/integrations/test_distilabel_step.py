@@ -22,7 +22,7 @@ def errors(scene: dict[str, Any]) -> list[str]:
 
 
 def test_several_inputs_are_passed_on_in_one_list(alone: Alone, dataset: Dataset) -> None:
-    assert alone("two_predecessors")["told"] == 80
+    assert alone("two_predecessors")["result"] == 80
     assert [row["id"] for row in dataset.rows("config-0")] == list(range(50))
     assert [row["id"] for row in dataset.rows("config-1")] == list(range(50, 80))
 
@@ -32,7 +32,7 @@ def test_a_revoked_token_is_reported_at_the_end_with_the_remedy(
 ) -> None:
     hub.faults.add(Fault.status(403, on="commit"))
     scene = alone("lives")
-    assert scene["told"] == 50
+    assert scene["result"] == 50
     summary, left, note = errors(scene)
     assert summary == "Checkpoint incomplete: 50 rows accepted."
     assert left.startswith("Not everything is in user/rows: commit to user/rows: 403")
@@ -56,13 +56,13 @@ def test_offline_the_log_says_that_the_rows_are_in_the_spool(alone: Alone) -> No
 def test_a_rejected_shard_is_reported_at_the_end(hub: LocalHub, alone: Alone) -> None:
     hub.faults.add(Fault.status(413, on="commit"))
     scene = alone("is_rejected")
-    assert scene["told"] == 50
+    assert scene["result"] == 50
     assert any("dead-letter" in line or "dead letter" in line for line in errors(scene)), scene
 
 
 def test_a_conflicting_batch_is_quarantined_and_reported(alone: Alone, dataset: Dataset) -> None:
     scene = alone("quarantines")
-    assert scene["told"] == 100
+    assert scene["result"] == 100
     assert errors(scene)[-2] == "Checkpoint incomplete: 90 rows accepted. Accepted rows are in user/rows."
     assert re.match("10 rows never uploaded: .*rejected: .*field 'text': it is int64", errors(scene)[-1])
     assert len(dataset.paths(".parquet")) == 2
@@ -71,27 +71,27 @@ def test_a_conflicting_batch_is_quarantined_and_reported(alone: Alone, dataset: 
 
 def test_by_default_a_conflicting_column_becomes_json(alone: Alone, dataset: Dataset) -> None:
     scene = alone("conflicts")
-    assert (scene["told"], errors(scene)) == (100, [])
+    assert (scene["result"], errors(scene)) == (100, [])
     assert dataset.ids() == list(range(100))
 
 
 def test_uploaded_rows_are_transformed_and_passed_rows_are_not(alone: Alone, dataset: Dataset) -> None:
     scene = alone("transforms")
-    told = scene["told"]
-    assert told["passed"] == ["secret"] * 50
+    result = scene["result"]
+    assert result["passed"] == ["secret"] * 50
     assert dataset.ids() == [n for n in range(50) if n % 3 and n != 31]
     assert {row["text"] for row in dataset.rows()} == {"*"}
     assert errors(scene)[-2].endswith("17 left out by transform. Accepted rows are in user/rows.")
     assert errors(scene)[-1].startswith("1 row never uploaded: TransformError: transform raised KeyError:")
     assert "secret" not in str(scene["log"])
-    assert "mask" not in told["dumped"]
-    assert len(told["refused"]) == 2
-    assert all("was saved with a transform" in refused for refused in told["refused"])
+    assert "mask" not in result["dumped"]
+    assert len(result["refused"]) == 2
+    assert all("was saved with a transform" in refused for refused in result["refused"])
 
 
 def test_rows_go_on_downstream_if_the_spool_is_lost(alone: Alone) -> None:
     scene = alone("loses_its_spool")
-    assert scene["told"] == 150
+    assert scene["result"] == 150
     said = errors(scene)
     assert said[0].startswith("Not uploaded (further rows with this error are counted): SpoolLost:")
     counted = [re.match(r"(\d+) rows never uploaded: ", line) for line in said]
@@ -100,14 +100,14 @@ def test_rows_go_on_downstream_if_the_spool_is_lost(alone: Alone) -> None:
 
 def test_a_batch_too_large_for_the_queue_is_split(alone: Alone, dataset: Dataset) -> None:
     scene = alone("large_rows")
-    assert scene["told"] == 50
+    assert scene["result"] == 50
     assert dataset.ids() == [n for n in range(50) if n != 20]
     assert any(line.startswith("1 row never uploaded: BatchTooLarge:") for line in errors(scene))
 
 
 def test_counting_resumes_within_a_batch_and_without_the_spool(alone: Alone, dataset: Dataset) -> None:
     scene = alone("goes_on_by_count")
-    assert scene["told"] == 270
+    assert scene["result"] == 270
     assert dataset.ids() == list(range(150))
     assert [row["text"] for row in dataset.rows()] == ["a"] * 120 + ["b"] * 30
     assert "120 skipped because an earlier run has uploaded them" in scene["log"][-1]
@@ -116,12 +116,12 @@ def test_counting_resumes_within_a_batch_and_without_the_spool(alone: Alone, dat
 def test_a_named_run_does_not_start_if_its_count_is_unknown(hub: LocalHub, alone: Alone) -> None:
     """`unload` works on a step that was not loaded, or failed to load."""
     hub.stop()
-    assert alone("cannot_begin") == {"told": "OffsetUnknown", "log": []}
+    assert alone("cannot_begin") == {"result": "OffsetUnknown", "log": []}
 
 
 def test_arguments_are_checked_early_and_local_settings_not_saved(alone: Alone) -> None:
-    told = alone("arguments")["told"]
-    refused = told["refused"]
+    result = alone("arguments")["result"]
+    refused = result["refused"]
     assert "several replicas can't do" in refused["run and replicas"]
     assert "invalid repo id 'no/such/repo'" in refused["repo"]
     assert "needs {seq}" in refused["path"]
@@ -129,7 +129,7 @@ def test_arguments_are_checked_early_and_local_settings_not_saved(alone: Alone) 
     assert "lingers" in refused["typo"]
     assert "would mix their configs" in refused["twin a"]
     assert "twin c" not in refused
-    assert len(told["seen"]) > 10
-    assert TOKEN not in str(told)
-    assert told["token"]
-    assert (told["same"], told["else"], told["copied"]) == (True, False, 5)
+    assert len(result["seen"]) > 10
+    assert TOKEN not in str(result)
+    assert result["token"]
+    assert (result["same"], result["else"], result["copied"]) == (True, False, 5)

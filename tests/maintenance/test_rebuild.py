@@ -105,7 +105,7 @@ def test_every_row_is_uploaded_once_whatever_is_broken(
     assert drain(spool, timeout=60).rows == 0
     assert dataset.ids() == list(range(30))
     with uploader(path=path) as up:
-        assert up.offset("a") in (9, 29)  # what the dataset told before, or what the old catalogue still tells
+        assert up.offset("a") in (9, 29)  # from the dataset, or from the old catalogue
         up.put([{"id": 30}])
     assert dataset.ids() == list(range(31))
 

@@ -172,7 +172,7 @@ class World:
         pieces = Cursor.decode(self.cursor, self._repo).ranges.values() if self.cursor else ()
         known = {piece.path for piece in pieces if piece.rows}
         if known and not known & paths:
-            return  # by chance it may hold just the same rows as another shard that stands: nobody can tell
+            return  # by chance it may have the same rows as another existing shard, so a reader cannot know
         more = self._rows(more)
         parts = [self._files[path] for path in sorted(paths)]
         made = [n for part in parts for n in part] + more
@@ -192,8 +192,8 @@ class World:
                 for row in islice(reader, count):
                     self.had[row["id"]] += 1
             except DatasetRewritten:
-                # Where a new shard says the same as a part of what became one, and the history is gone, nobody can
-                # tell which is which.
+                # If a new shard has the same rows as a part of a merged one, and the history is gone, a reader cannot
+                # know which is which.
                 assert self._alike
                 assert self.is_squashed
                 self.is_refused = True

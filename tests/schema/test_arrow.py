@@ -115,7 +115,7 @@ def test_features_survive_the_card_and_the_metadata_of_a_file() -> None:
     assert from_metadata(msgspec.json.decode(msgspec.json.encode(OWN_FEATURES.to_dict()))) == columns
     assert datasets.Features.from_dict(to_metadata(columns)) == OWN_FEATURES
     found = datasets.Features.from_arrow_schema(arrow_schema(columns, stored=True))
-    nested = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))  # only the card tells its shape
+    nested = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))  # only the card has its shape
     assert found == OWN_FEATURES | {"grid": nested}
 
 

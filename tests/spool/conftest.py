@@ -1,4 +1,4 @@
-"""Fixtures and helpers of the spool's tests: batches, writers, and spools on a clock that stands still."""
+"""Fixtures and helpers of the spool's tests: batches, writers, and spools on a stopped clock."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ NFS, FUSE, EXT4 = 0x6969, 0x65735546, 0xEF53
 
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is on NFS, as far as statfs tells."""
+    """A directory that is on NFS according to statfs."""
     shared = tmp_path / "home"
     shared.mkdir()
 

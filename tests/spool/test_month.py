@@ -1,4 +1,4 @@
-"""The soak of a month, shortened: a catalogue and a memory that are level before and after outages."""
+"""A short run of the month simulation: the catalogue and the memory are as large after outages as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dead writers left: torn tails, open segments, files that nobody needs."""
+"""What dead writers leave behind: torn tails, open segments, obsolete files."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_one_of_two_jobs_that_create_a_spool_for_different_repos_is_refused(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=30)
-    get, told = Catalogue.get, {}
+    get, outcomes = Catalogue.get, {}
 
     def meet(catalogue: Catalogue, key: str) -> str | None:
         found = get(catalogue, key)
@@ -72,10 +72,10 @@ def test_one_of_two_jobs_that_create_a_spool_for_different_repos_is_refused(
     def job(repo: str) -> None:
         try:
             spool = Spool(directory, target=Target(TARGET.endpoint, repo))
-            told[repo] = spool.target.repo
+            outcomes[repo] = spool.target.repo
             spool.close()
         except SpoolMismatch:
-            told[repo] = "refused"
+            outcomes[repo] = "refused"
 
     monkeypatch.setattr(Catalogue, "get", meet)
     jobs = [threading.Thread(target=job, args=(repo,)) for repo in ("user/public", "user/private")]
@@ -83,8 +83,8 @@ def test_one_of_two_jobs_that_create_a_spool_for_different_repos_is_refused(
         thread.start()
     for thread in jobs:
         thread.join()
-    assert sorted(told.values()) in (["refused", "user/public"], ["refused", "user/private"])
-    assert all(found in (repo, "refused") for repo, found in told.items())
+    assert sorted(outcomes.values()) in (["refused", "user/public"], ["refused", "user/private"])
+    assert all(found in (repo, "refused") for repo, found in outcomes.items())
 
 
 def test_a_new_directory_and_its_parents_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

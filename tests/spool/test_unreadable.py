@@ -48,7 +48,7 @@ def cut_short(file: Path) -> None:
 
 
 def changed(file: Path) -> None:
-    """Something else of the same size: its length tells nothing."""
+    """Other content of the same size, so the length does not reveal it."""
     file.write_bytes(file.read_bytes().replace(b"id", b"di"))
 
 
@@ -97,7 +97,7 @@ def test_drain_uploads_all_others(left: Path, dataset: Dataset) -> None:
     assert drain(left, timeout=60, retry=FAST["retry"]).dead == 4
     assert dataset.ids() == INTACT
     assert lost(left) == DAMAGED
-    drain(left, timeout=60, retry=FAST["retry"])  # and its remains are in nobody's way
+    drain(left, timeout=60, retry=FAST["retry"])  # its remains do not interfere
     assert lost(left) == DAMAGED
 
 

@@ -89,7 +89,7 @@ def test_a_condition_that_is_no_success_says_why(where: str, job: str, state: st
     else:
         assert found.exit_code == ExitCode.OK
     if job == "gone":
-        assert found.until is None  # nobody tries again
+        assert found.until is None  # no retry is scheduled
 
 
 def test_a_condition_names_what_waits_for_a_response() -> None:

@@ -288,9 +288,9 @@ def test_the_next_flush_reports_earlier_rejections_once(uploader: Make, hub: Loc
         refuse(hub, up, 1)
         refuse(hub, up, 2)
         up.put([{"id": 3}], ack="committed")  # reports only itself
-        with pytest.raises(ShardsRefused, match="422") as told:
+        with pytest.raises(ShardsRefused, match="422") as error:
             up.flush()
-        assert (told.value.shards, told.value.rows) == (2, 2)
+        assert (error.value.shards, error.value.rows) == (2, 2)
         up.flush()
     assert dataset.ids() == [0, 3]
 

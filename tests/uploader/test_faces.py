@@ -244,19 +244,19 @@ def test_two_threads_whose_close_times_out_get_the_same_error(uploader: Callable
     up = uploader().open()
     up.put([{"id": 1}])
     hub.faults.add(Fault.outage())
-    told: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def close(timeout: float) -> None:
         with pytest.raises(NotDrained) as error:
             up.close(timeout)
-        told.append(error.value)
+        errors.append(error.value)
 
     threads = [threading.Thread(target=close, args=(timeout,)) for timeout in (0.1, 0.2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert [error.rows for error in told if isinstance(error, NotDrained)] == [1, 1]
+    assert [error.rows for error in errors if isinstance(error, NotDrained)] == [1, 1]
 
 
 def test_a_put_that_races_with_close_loses_no_accepted_row(uploader: Callable[..., Uploader], dataset: Dataset) -> None:

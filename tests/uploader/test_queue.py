@@ -135,20 +135,20 @@ def test_a_blocked_task_continues_once_there_is_room() -> None:
 def test_closing_the_queue_raises_in_blocked_producers() -> None:
     queue = BoundedQueue(QueuePolicy(max_batches=1))
     queue.put(batch())
-    told: list[Exception] = []
+    errors: list[Exception] = []
 
     def put() -> None:
         try:
             queue.put(batch())
         except ClosedError as error:
-            told.append(error)
+            errors.append(error)
 
     producer = threading.Thread(target=put)
     producer.start()
     until(queue.waiting_producers)
     queue.close()
     producer.join(PATIENCE_S)
-    assert len(told) == 1
+    assert len(errors) == 1
 
 
 def test_a_batch_larger_than_the_queue_is_rejected_at_once() -> None:

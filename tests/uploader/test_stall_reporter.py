@@ -48,7 +48,7 @@ def test_progress_and_idleness_are_no_stalls() -> None:
         assert not reports(reporter, clock, 9, progress=progress, is_stuck=True, someone_waits=True)
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def stall_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage() for record in caplog.records
         if record.levelno >= logging.WARNING and record.getMessage().startswith("Nothing has been uploaded")
@@ -70,11 +70,11 @@ def test_a_close_that_waits_for_the_hub_says_so_every_minute(
 
         def passes(expected: int = expected) -> bool:
             clock.advance(2)
-            return len(told(caplog)) >= expected
+            return len(stall_warnings(caplog)) >= expected
 
         until(passes)
-    assert all("50 rows (" in line and str(up.spool) in line for line in told(caplog))
-    assert all(f"hubsync drain {up.spool}" in line for line in told(caplog))
+    assert all("50 rows (" in line and str(up.spool) in line for line in stall_warnings(caplog))
+    assert all(f"hubsync drain {up.spool}" in line for line in stall_warnings(caplog))
     hub.faults.clear()
 
     def is_closed() -> bool:
@@ -98,10 +98,10 @@ def test_a_put_that_waits_for_a_full_spool_says_so(
 
     def says_so() -> bool:
         clock.advance(2)
-        return bool(told(caplog))
+        return bool(stall_warnings(caplog))
 
     until(says_so)
-    assert "holds its 10 bytes" in told(caplog)[0]
+    assert "holds its 10 bytes" in stall_warnings(caplog)[0]
     hub.faults.clear()
 
     def is_done() -> bool:

@@ -191,6 +191,6 @@ def arguments() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    told = {"told": globals()[sys.argv[1]](), "log": said.lines}
-    with open("told", "w") as file:
-        json.dump(told, file)
+    result = {"result": globals()[sys.argv[1]](), "log": said.lines}
+    with open("result", "w") as file:
+        json.dump(result, file)

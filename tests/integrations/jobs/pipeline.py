@@ -98,18 +98,18 @@ def build(plan: dict[str, Any], **given: Any) -> Pipeline:
 
 
 def main(plan: dict[str, Any]) -> None:
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     pipeline = build(plan)
     if plan.get("dry_run"):
         pipeline.dry_run()
     distiset = pipeline.run(use_cache=False)
-    told["rows"] = [[row["by"], row["id"]] for row in distiset["default"]["train"]] if distiset else []
+    result["rows"] = [[row["by"], row["id"]] for row in distiset["default"]["train"]] if distiset else []
     if plan.get("again"):
         again = build(plan, drain_s=88.0)
         distiset = again.run(use_cache=True, parameters={"checkpoint": {"linger_s": 77.0}})
-        told["again"] = len(distiset["default"]["train"])
+        result["again"] = len(distiset["default"]["train"])
         step = again.dag.get_step("checkpoint")["step"]
-        told["given"] = [step.linger_s, step.drain_s]
+        result["given"] = [step.linger_s, step.drain_s]
     if repo := plan.get("push_to"):
         # Its card holds a row, as JSON.
         distiset["default"]["train"] = distiset["default"]["train"].remove_columns("when")
@@ -119,9 +119,9 @@ def main(plan: dict[str, Any]) -> None:
 
         for repo, config in plan["load"]:
             loaded = load_dataset(repo, config, split="train", token=os.environ.get("JOB_TOKEN"))
-            told[f"{repo} {config}"] = loaded["id"][:]
-    with open("told", "w") as file:
-        json.dump(told, file)
+            result[f"{repo} {config}"] = loaded["id"][:]
+    with open("result", "w") as file:
+        json.dump(result, file)
 
 
 if __name__ == "__main__":
