@@ -38,8 +38,8 @@ _SHARD = re.compile(r"-[0-9a-f]{8}-\d{5,}\.\w+(\.\w+)?")  # how the names of hub
 _MAX_LISTED = 1_000  # files that are listed one by one in a card
 _SAMPLE_BYTES = 16 << 20  # of a JSON Lines file; `datasets` infers types from the first 10 MiB
 _HEAD_BYTES = 64 << 10  # of each file that is looked at before rows are added to its config
-_MAX_HEADS = 64  # such files
-_MAX_COUNTED_BYTES = 16 << 20  # of Parquet files whose rows are counted to check the card's sizes
+_MAX_HEADS = 16  # such files, each of which takes requests while a job waits to start
+_MAX_COUNTED_BYTES = 16 << 20  # of as many Parquet files, whose rows are counted to check the card's sizes
 _MAX_SAMPLE_BYTES = 128 << 20  # of a file that must be read as a whole
 
 
@@ -410,7 +410,8 @@ class _Examination:
             return
         paths = [path for listed in files.values() for path in listed]
         total = sum(self._sizes[path] for path in paths)
-        if total <= _MAX_COUNTED_BYTES and all(_kind_of(path) == "parquet" for path in paths):
+        is_small = len(paths) <= _MAX_HEADS and total <= _MAX_COUNTED_BYTES
+        if is_small and all(_kind_of(path) == "parquet" for path in paths):
             rows = {split: sum([await self._count(path) for path in listed]) for split, listed in files.items()}
             if rows != sizes.rows:
                 self._is_repaired = True
