@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -183,9 +184,15 @@ class Round:
     def _drain(self, environ: dict[str, str]) -> None:
         if not self._spool.exists():
             return
-        output = self._command(environ, "drain", self._spool, "--timeout", 30)
-        if "--rescue" in output:
-            self._command(environ, "drain", "--rescue", self._spool, "--timeout", 30)
+        rescue: tuple[str, ...] = ()
+        for _ in range(4):  # an operator, who does as the messages say
+            said = self._command(environ, "drain", *rescue, self._spool, "--timeout", 30)
+            if found := re.search(r"place of the lock (\S+), .* remove what is there", said):
+                os.rmdir(found[1])
+            elif "--rescue" in said and not rescue:
+                self._rescued, rescue = True, ("--rescue",)
+            else:
+                break
         self._command(environ, "dead-letter", "list", self._spool)
         self._command(environ, "status", self._spool)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hubsync._runtime.clock import Clock
 from hubsync._runtime.fork import after_fork_in_child
-from hubsync.errors import SpoolError
+from hubsync.errors import SpoolError, SpoolLost
 
 HEARTBEAT_S = 0.5  # how often a holder refreshes its lock
 # A holder counts as stalled after this long without a heartbeat, and over this many checks: a clock that jumps or a
@@ -46,9 +46,15 @@ class FileLock:
 
         Raises:
             SpoolError: The file can't be opened or locked.
+            SpoolLost: Something else is in its place, such as a directory.
         """
         if self._fd is not None:
             return True
+        if self.path.exists() and not self.path.is_file():
+            raise SpoolLost(
+                f"something else is in the place of the lock {self.path}, which is not a regular file. The rows of the "
+                "spool are safe. End all jobs that use it, remove what is there, and start again: a lock holds no rows."
+            )
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
@@ -113,11 +119,11 @@ class FileLock:
             raise SpoolError(f"the lock {self.path} can't be taken over: {error}.") from error
 
     def holder(self) -> int | None:
-        """Return the pid of the process that holds the lock, this one included; None if it is free."""
+        """Return the pid of the process that holds the lock, this one included; None if it is free or no file."""
         with _guard:
             if self._fd is not None:
                 return os.getpid()
-            if not self.path.exists():
+            if not self.path.is_file():  # opening a pipe would wait for its writer
                 return None
             with open(self.path, "rb") as file:
                 pid = file.read(20).strip()

@@ -271,6 +271,7 @@ def _info(found: Snapshot, history: _History) -> SpoolInfo:
         condition=ConditionView(*found.condition),
         waiting=_amount(found.waiting),
         rejected=_amount(found.depths["dead"]),
+        lost_rows=found.lost_rows,
         committed=_amount(found.committed),
         oldest_age_s=found.oldest_age_s,
         next=NextCommit(*next_commit(found)),

@@ -118,11 +118,12 @@ class ChangeView(msgspec.Struct, frozen=True):
 
 
 class RejectedGroup(msgspec.Struct, frozen=True):
-    """The shards in the dead letter that were rejected for the same reason; `path` and `at` are the newest one's."""
+    """The shards that were rejected, or lost rows, for the same reason; `path` and `at` are the newest one's."""
 
     why: str
     shards: int
     rows: int
+    lost: int
     path: str | None
     at: float | None
 
@@ -164,6 +165,7 @@ class SpoolInfo(msgspec.Struct, frozen=True):
     condition: ConditionView
     waiting: Amount
     rejected: Amount
+    lost_rows: int
     committed: Amount
     oldest_age_s: float | None
     next: NextCommit

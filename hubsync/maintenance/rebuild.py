@@ -36,7 +36,7 @@ from hubsync.model.layout import Layout, format_of
 from hubsync.model.target import Target
 from hubsync.policies import RetryPolicy
 from hubsync.spool.acknowledged import SUFFIX, forgotten_files
-from hubsync.spool.database import Catalogue, read_only
+from hubsync.spool.database import Catalogue, read_only, strange_file
 from hubsync.spool.disk import segment_id_of
 from hubsync.spool.offsets import Offsets
 from hubsync.spool.opening import restrict_to_owner
@@ -79,7 +79,8 @@ def rebuild(directory: Path, *, retry: RetryPolicy | None = None) -> RebuildRepo
     with _all_locks(directory) as locks, _scratch(directory) as scratch:
         old = SalvagedCatalogue(directory, scratch)
         is_sound = old.is_sound()
-        if is_sound and not _is_set_back(directory):
+        is_whole = is_sound and strange_file(directory / "catalogue.sqlite") is None
+        if is_whole and not _is_set_back(directory):
             return None
         notes = _read_notes(directory)
         target, private = _target(directory, old, notes), _private(old, notes)

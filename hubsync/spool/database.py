@@ -408,7 +408,13 @@ def _refuse_newer(path: Path, version: int) -> None:
         )
 
 
-def corrupt(path: Path, error: Exception) -> SpoolLost:
+def strange_file(path: Path) -> Path | None:
+    """Return which of a catalogue's files is something else, such as a directory; None if all are files or missing."""
+    files = (Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm"))
+    return next((file for file in files if file.exists() and not file.is_file()), None)
+
+
+def corrupt(path: Path, error: Exception | str) -> SpoolLost:
     """Return the error for a catalogue that can't be read, or whose contents can't be."""
     return SpoolLost(
         f"the spool's catalogue {path} is corrupt ({one_line(str(error))}). The rows' files are unharmed. End all jobs "
@@ -417,6 +423,8 @@ def corrupt(path: Path, error: Exception) -> SpoolLost:
 
 
 def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
+    if (strange := strange_file(path)) is not None:
+        return corrupt(path, f"something else is in the place of {strange.name}, which is not a regular file")
     code = getattr(error, "sqlite_errorcode", None)  # None if Python found text that is not UTF-8
     is_text = code is None and (isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in str(error))
     if is_text or (code or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

@@ -111,11 +111,21 @@ class SegmentSummary(NamedTuple):
 
 
 class RejectionReason(NamedTuple):
-    """The dead shards with one error; `path` and `at` (seconds since the epoch) are those of the newest."""
+    """The shards that were rejected, or lost rows, for one reason.
+
+    Attributes:
+        why: the reason.
+        shards: how many.
+        rows: their rows that are kept in the dead letter.
+        lost: their rows that are lost.
+        path: the newest one's path.
+        at: when the newest one was sealed or rejected, in seconds since the epoch.
+    """
 
     why: str
     shards: int
     rows: int
+    lost: int
     path: str | None
     at: float | None
 
@@ -357,22 +367,28 @@ class SegmentQueries:
 
     def lost_rows(self) -> int:
         """Return how many accepted rows are lost, without those that were discarded."""
-        if self._db.value("PRAGMA user_version") < _COUNTS_LOSSES:
+        if not self._counts_losses:
             return 0
         return int(self._db.value("SELECT coalesce(sum(lost), 0) FROM segments WHERE lost > 0"))
 
+    @property
+    def _counts_losses(self) -> bool:
+        return int(self._db.value("PRAGMA user_version")) >= _COUNTS_LOSSES
+
     def rejection_reasons(self, limit: int) -> list[RejectionReason]:
-        """Return why shards are dead, the reason with the most shards first, without the discarded ones.
+        """Return why shards are dead or lost rows, the reason with the most shards first, without the discarded ones.
 
         Two errors of the Hub that differ only in the request's id are the same reason.
         """
         # SQLite takes the other columns from the row that has the maximum: the newest shard's.
+        lost, or_lost = ("lost", "OR lost > 0") if self._counts_losses else ("0", "")
+        figures = f"count(*) AS shards, sum(iif(state = 'dead', rows, 0)), sum({lost})"
         sql = (
-            "SELECT coalesce(error, ''), count(*) AS shards, sum(rows), path, sealed_at, max(id) FROM segments "
-            f"WHERE {_QUARANTINED} GROUP BY substr(error, 1, instr(error || ' (request ', ' (request ')) "
+            f"SELECT coalesce(error, ''), {figures}, path, sealed_at, max(id) FROM segments "
+            f"WHERE ({_QUARANTINED}) {or_lost} GROUP BY substr(error, 1, instr(error || ' (request ', ' (request ')) "
             "ORDER BY shards DESC LIMIT ?"
         )
-        return [RejectionReason(*row[:5]) for row in self._db.rows(sql, limit)]
+        return [RejectionReason(*row[:6]) for row in self._db.rows(sql, limit)]
 
     def to_expire(self, *, keep: int, before: float, limit: int) -> list[Segment]:
         """Return the segments that were committed first.

@@ -263,6 +263,12 @@ class Spool:
         with suppress(SpoolError):
             left = self.depth()  # the catalogue answers as long as this process has it open
             rows, were = rows_text(left.rows, left.bytes), word(left.rows, "was", "were")
+            if left.rows and next((self.directory / "segments").glob("*-*.*"), None) is not None:
+                return SpoolLost(
+                    f"the catalogue of the spool {self.directory} was deleted or replaced while the job was running. "
+                    f"{rows} {were} accepted and not on the Hub yet; files of rows are still there. To upload what "
+                    f"they hold: hubsync drain --rescue {self.directory}"
+                )
             return SpoolLost(
                 f"the spool {self.directory} or a part of it was deleted, or its disk is gone, while the job was "
                 f"running. {rows} {were} accepted and not on the Hub yet, and {were} lost. What was committed is safe: "

@@ -296,9 +296,33 @@ def test_rejections_are_shown_at_the_top_and_nothing_says_that_all_went_well(
             said = shown.locator(".lead").inner_text()
             assert "Every row is on the Hub except 3 rows in the dead letter." in said
             assert "Everything else is on the Hub." in said
-            assert "No state changes. Rejected rows are in the dead letter." in shown.locator(".changes").inner_text()
+            assert (
+                "No state changes. For rejected and lost rows, see the dead letter."
+                in shown.locator(".changes").inner_text()
+            )
             shown.locator(".rejected").click()
             assert shown.evaluate("() => document.activeElement.className") == "dead-letter"
+
+
+def test_lost_rows_are_a_figure_of_their_own(ended: Path, browse: Open, page: Page) -> None:
+    with contextlib.closing(sqlite3.connect(ended / "catalogue.sqlite", isolation_level=None)) as db:
+        db.execute(
+            "UPDATE segments SET lost = 1234, error = 'a file was cut' "
+            "WHERE id = (SELECT max(id) FROM segments WHERE state = 'committed')"
+        )
+    for n in range(4):  # so that there is an overview
+        shutil.copytree(ended, ended.parent / f"more-{n}")
+    with page(ended, *(ended.parent / f"more-{n}" for n in range(4))) as address:
+        shown = browse(address, wait=".overview tbody tr")
+        heads = shown.locator(".overview th").all_inner_texts()
+        assert shown.locator(".overview tbody tr").first.locator("td").nth(heads.index("Lost")).inner_text() == "1,234"
+        shown.locator(".overview .open").first.click()
+        shown.wait_for_selector("article .dead-letter td")
+        words = "1 row in the dead letter and 1,234 lost rows"
+        assert shown.locator("header .rejected").inner_text() == words
+        reasons = shown.locator(".dead-letter").inner_text()
+        assert words in reasons
+        assert "a file was cut" in reasons
 
 
 def test_words_of_a_spool_are_never_more_than_words(browse: Open, page: Page, ended: Path) -> None:

@@ -67,6 +67,31 @@ def middle(spool: Path) -> None:
             file.write(os.urandom(4096))
 
 
+def directory_in_the_place_of(suffix: str) -> Callable[[Path], None]:
+    def damage(spool: Path) -> None:
+        file = spool / f"catalogue.sqlite{suffix}"
+        file.unlink(missing_ok=True)
+        file.mkdir()
+
+    return damage
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_a_directory_in_the_place_of_a_catalogues_file_is_named_and_rescued(
+    hub: LocalHub, uploader: Callable[..., Uploader], dataset: Dataset, spool: Path, suffix: str
+) -> None:
+    fill(hub, uploader)
+    directory_in_the_place_of(suffix)(spool)
+    rescue = rf"catalogue\.sqlite{suffix}, which is not a regular file.*hubsync drain --rescue {spool}$"
+    with pytest.raises(SpoolLost, match=rescue):
+        uploader().open()
+    with pytest.raises(SpoolLost, match=rescue):
+        inspect_spool(spool)
+    assert rebuild(spool) is not None
+    drain(spool, timeout=60)
+    assert dataset.ids() == list(range(30))
+
+
 @pytest.mark.parametrize("damage", [header, removed])
 def test_a_repo_that_a_rebuild_creates_is_as_private_as_the_job_asked(
     hub: LocalHub,

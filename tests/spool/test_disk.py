@@ -292,6 +292,19 @@ def test_deleting_the_segments_of_a_running_job_is_an_error_at_once(uploader: An
         up.put(rows(2, 1))
 
 
+def test_deleting_the_catalogue_of_a_running_job_names_the_command_that_recovers_its_rows(
+    uploader: Any, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(SpoolLost, match=r"2 rows .* still there\. .*hubsync drain --rescue"),
+        uploader(shard=ShardPolicy(linger_s=3600)) as up,
+    ):
+        up.put(rows(0, 2))
+        for file in (tmp_path / "spool").glob("catalogue.sqlite*"):
+            file.unlink()
+        up.put(rows(2, 1))
+
+
 def test_a_writer_whose_lock_file_was_deleted_is_not_taken_for_dead(uploader: Any, tmp_path: Path) -> None:
     with uploader(shard=ShardPolicy(linger_s=3600)) as up:
         up.put(rows(0, 2))

@@ -25,7 +25,7 @@ export function createCard(spool, onToggle) {
     commits: createPlot("Commits", [["size of each", "committed"]], [["Time"], ["Commit"], ["Shards", "n"], ["Rows", "n"], ["Size", "n"]], onToggle),
     shards: createSection("Shards", "shards", [["Shard"], ["State"], ["Rows", "n wide"], ["Size", "n wide"], ["When", "n"]]),
     changes: createSection("State changes and errors", "changes", [["When"], ["State"], ["Reason"]]),
-    rejected: createSection("Dead letter", "dead-letter", [["Reason"], ["Shards", "n"], ["Rows", "n"], ["Newest", "n"]]),
+    rejected: createSection("Dead letter", "dead-letter", [["Reason"], ["Shards", "n"], ["Kept", "n"], ["Lost", "n"], ["Newest", "n"]]),
     processes: createSection("Processes", "processes", [["Process"], ["Role"], ["Rows", "n"], ["Retries", "n wide"], ["Heartbeat", "n"]]),
   };
   card.quota.value.after(card.quotaBar);
@@ -203,7 +203,7 @@ function updateShards(section, { now, info }) {
 
 function updateChanges(section, spool) {
   const { changes } = spool.info.detail;
-  updateSection(section, changes, "", rejectedOf(spool) ? "No state changes. Rejected rows are in the dead letter." : "No state changes and no errors.");
+  updateSection(section, changes, "", rejectedOf(spool) ? "No state changes. For rejected and lost rows, see the dead letter." : "No state changes and no errors.");
   updateList(section.body, changes, (change) => `${change.at} ${change.kind}`,
     () => element("tr", {}, element("td", { class: "short" }), element("td", { class: "short" }), element("td")),
     (row, change) => {
@@ -214,11 +214,11 @@ function updateChanges(section, spool) {
 }
 
 function updateRejected(section, { spool, now, info }) {
-  const all = info.rejected;
-  const note = all.shards ? `${plural(all.shards, "shard")}, ${plural(all.rows, "row")}. To inspect: hubsync dead-letter list ${spool}` : "";
-  updateSection(section, info.detail.rejected, note, "Empty: nothing was rejected.");
+  const all = rejectedOf({ info });
+  const note = all ? `${all}. To inspect: hubsync dead-letter list ${spool}` : "";
+  updateSection(section, info.detail.rejected, note, "Empty: nothing was rejected or lost.");
   updateRows(section.body, info.detail.rejected, (group) => group.why, (group) => [
-    [group.shards === 1 && group.path ? `${group.path}: ${group.why}` : group.why], [count(group.shards), "n"], [count(group.rows), "n"], [group.at === null ? "–" : ago(group.at, now), "n"],
+    [group.shards === 1 && group.path ? `${group.path}: ${group.why}` : group.why], [count(group.shards), "n"], [count(group.rows), "n"], [count(group.lost), "n"], [group.at === null ? "–" : ago(group.at, now), "n"],
   ]);
 }
 

@@ -77,9 +77,13 @@ export function reasonOf({ info, now }) {
   return `${text}${/[.!?]$/.test(text) ? "" : "."}${next}${kept}${command ? ` To upload: ${command}` : ""}`;
 }
 
-// "3 rows in the dead letter", or empty.
+// "3 rows in the dead letter and 2 lost rows", or empty.
 export function rejectedOf({ info }) {
-  const rejected = info?.rejected;
-  if (!rejected?.shards) return "";
-  return `${rejected.rows ? plural(rejected.rows, "row") : plural(rejected.shards, "shard")} in the dead letter`;
+  if (!info) return "";
+  const { rejected, lost_rows: lost } = info;
+  const kept = rejected.rows || (rejected.shards && !lost);
+  return [
+    kept ? `${rejected.rows ? plural(rejected.rows, "row") : plural(rejected.shards, "shard")} in the dead letter` : "",
+    lost ? plural(lost, "lost row") : "",
+  ].filter(Boolean).join(" and ");
 }

@@ -14,6 +14,7 @@ const COLUMNS = [
   { name: "Size", kind: "n wide", text: (spool) => (spool.info ? bytes(spool.info.committed.bytes) : "–"), sort: (spool) => spool.info?.committed.bytes ?? -1 },
   { name: "Rate", kind: "n wide", text: (spool) => (spool.info?.alive ? rate(spool.info.minute[`spooled_${unit()}`]) : "–"), sort: (spool) => (spool.info?.alive ? spool.info.minute[`spooled_${unit()}`] : -1) },
   { name: "Rejected", kind: "n", text: (spool) => (spool.info ? count(spool.info.rejected.rows) : "–"), sort: (spool) => spool.info?.rejected.rows ?? -1 },
+  { name: "Lost", kind: "n", text: (spool) => (spool.info ? count(spool.info.lost_rows) : "–"), sort: (spool) => spool.info?.lost_rows ?? -1 },
 ];
 const FILTERS = {
   all: { label: "All", test: () => true },
