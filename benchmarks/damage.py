@@ -190,7 +190,7 @@ class Round:
             if found := re.search(r"place of the lock (\S+), .* remove what is there", said):
                 os.rmdir(found[1])
             elif "--rescue" in said and not rescue:
-                self._rescued, rescue = True, ("--rescue",)
+                rescue = ("--rescue",)
             else:
                 break
         self._command(environ, "dead-letter", "list", self._spool)
