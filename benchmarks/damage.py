@@ -187,7 +187,7 @@ class Round:
         rescue: tuple[str, ...] = ()
         for _ in range(4):  # an operator, who does as the messages say
             said = self._command(environ, "drain", *rescue, self._spool, "--timeout", 30)
-            if found := re.search(r"place of the lock (\S+), .* remove what is there", said):
+            if found := re.search(r"place of the lock (\S+), .* and remove", said):
                 os.rmdir(found[1])
             elif "--rescue" in said and not rescue:
                 rescue = ("--rescue",)

@@ -53,12 +53,12 @@ class FileLock:
         if self.path.exists() and not self.path.is_file():
             raise SpoolLost(
                 f"something else is in the place of the lock {self.path}, which is not a regular file. The rows of the "
-                "spool are safe. End all jobs that use it, remove what is there, and start again: a lock holds no rows."
+                f"spool are safe. End all jobs that use it, and remove {self.path}, which holds none of them."
             )
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise SpoolError(f"the lock {self.path} can't be opened: {error}.") from error
+            raise SpoolError(f"the lock {self.path} can't be opened: {error}. The rows are safe.") from error
         with _guard:  # `holder` in another thread must not see the lock taken before it is recorded as ours
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,7 +67,8 @@ class FileLock:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     return False
                 raise SpoolError(
-                    f"{self.path} can't be locked: {error}. Is it on a file system without locks?"
+                    f"{self.path} can't be locked: {error}. If its file system has no locks, use a spool on a local "
+                    "disk: spool=…"
                 ) from error
             self._record(fd)
         if not self.is_current():  # stolen between opening and locking it
@@ -116,7 +117,7 @@ class FileLock:
             os.replace(new, self.path)
         except OSError as error:
             self.release()
-            raise SpoolError(f"the lock {self.path} can't be taken over: {error}.") from error
+            raise SpoolError(f"the lock {self.path} can't be taken over: {error}. The rows are safe.") from error
 
     def holder(self) -> int | None:
         """Return the pid of the process that holds the lock, this one included; None if it is free or no file."""

@@ -441,7 +441,7 @@ def _error_of(path: Path, error: Exception, what: str) -> SpoolError:
             f"the spool {path.parent} is read-only here, and even reading its catalogue needs write access. Nothing "
             "was changed. Make it writable for this user, or copy the whole directory and look at the copy."
         )
-    return SpoolError(f"the spool's catalogue {path} {what}: {error}.")
+    return SpoolError(f"the spool's catalogue {path} {what}: {error}. Accepted rows are safe there.")
 
 
 @contextmanager

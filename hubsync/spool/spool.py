@@ -136,7 +136,7 @@ class Spool:
         stored = self.catalogue.get("target")
         if stored is None:
             self.catalogue.close()
-            raise SpoolError(f"the spool {self.directory} was never used for a repo.")
+            raise SpoolError(f"the spool {self.directory} was never used for a repo, so it holds no rows.")
         found = msgspec.json.decode(stored, type=Target)
         if target is not None and found != target:
             self.catalogue.close()

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubsync.localhub import LocalHub
+from tests.waiting import PATIENCE_S
 
 REPO = "user/rollouts"
 
@@ -29,7 +30,7 @@ def repo(api: HfApi) -> str:
 @pytest.fixture
 def http(local_hub: LocalHub) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {local_hub.token}"}
-    with httpx.Client(base_url=local_hub.endpoint, headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=local_hub.endpoint, headers=headers, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from hubsync.localhub import Fault, LocalHub
 from tests.dashboard.browser import browser, chromium
+from tests.waiting import PATIENCE_S
 
 OUTAGE = b'{"kind": "outage", "on": "commit"}'
 JSON = {"Content-Type": "application/json"}
@@ -18,7 +19,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def control(local_hub: LocalHub) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{local_hub.endpoint}/_localhub", timeout=20) as client:
+    with httpx.Client(base_url=f"{local_hub.endpoint}/_localhub", timeout=PATIENCE_S) as client:
         yield client
 
 

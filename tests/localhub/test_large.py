@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants
 from hubsync.localhub import LocalHub
 from hubsync.localhub.xet.formats import XetFormatError, hash_text, read_shard, unpack_chunks
 from tests.localhub.conftest import REPO, commit, ndjson
+from tests.waiting import PATIENCE_S
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -183,7 +184,7 @@ def test_a_xet_token_expires(tmp_path: Path) -> None:
     now = [1_800_000_000.0]
     path = f"/v1/xorbs/default/{'2' * 64}"
     with LocalHub(tmp_path / "hub", xet_token_ttl_s=60, clock=lambda: now[0]) as hub:
-        http = httpx.Client(base_url=hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"})
+        http = httpx.Client(base_url=hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"}, timeout=PATIENCE_S)
         http.post("/api/repos/create", json={"name": "rollouts", "type": "dataset"})
         cas = Cas(http)
         assert cas.post(path, raw_chunk(b"x")).status_code == 200

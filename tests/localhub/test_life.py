@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants
 from hubsync.localhub import Fault, LocalHub
 from hubsync.localhub.pytest_plugin import point_at
 from tests.localhub.conftest import REPO, commit, file_line, ndjson
+from tests.waiting import PATIENCE_S
 
 SERVE = "import sys; from hubsync.localhub import serve; serve(sys.argv[1], port=int(sys.argv[2]))"
 
@@ -93,7 +94,7 @@ def test_a_killed_hub_restarts_with_its_commits(tmp_path: Path) -> None:
         assert process.stdout is not None
         endpoint = process.stdout.readline().split()[5].rstrip(",")
         headers = {"Authorization": "Bearer hf_localhub_user"}
-        with httpx.Client(base_url=endpoint, headers=headers) as http:
+        with httpx.Client(base_url=endpoint, headers=headers, timeout=PATIENCE_S) as http:
             http.post("/api/repos/create", json={"name": "rollouts", "type": "dataset"})
             sha = commit(http, ndjson(file_line("a"))).json()["commitOid"]
         process.kill()
@@ -106,7 +107,7 @@ def test_commits_from_many_threads_form_one_linear_history(local_hub: LocalHub, 
 
     def send(number: int) -> int:
         headers = {"Authorization": f"Bearer {local_hub.token}"}
-        with httpx.Client(base_url=local_hub.endpoint, headers=headers) as http:
+        with httpx.Client(base_url=local_hub.endpoint, headers=headers, timeout=PATIENCE_S) as http:
             return commit(http, ndjson(file_line(f"{number}.txt"))).status_code
 
     local_hub.faults.add(Fault.latency(0.001))

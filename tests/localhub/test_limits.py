@@ -11,6 +11,7 @@ import pytest
 
 from hubsync.localhub import Fault, LocalHub
 from tests.localhub.conftest import REPO, commit, file_line, ndjson
+from tests.waiting import PATIENCE_S
 
 
 class Clock:
@@ -34,7 +35,9 @@ def hub(tmp_path: Path, clock: Clock) -> Iterator[LocalHub]:
 
 @pytest.fixture
 def http(hub: LocalHub) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"}) as client:
+    with httpx.Client(
+        base_url=hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"}, timeout=PATIENCE_S
+    ) as client:
         client.post("/api/repos/create", json={"name": "rollouts", "type": "dataset"})
         yield client
 
@@ -77,7 +80,7 @@ def test_each_user_has_a_separate_quota(hub: LocalHub, http: httpx.Client) -> No
     other = {"Authorization": f"Bearer {hub.add_user('other')}"}
     hub.add_org("lab", ["user", "other"])
     http.post("/api/repos/create", json={"name": "shared", "organization": "lab", "type": "dataset"})
-    with httpx.Client(base_url=hub.endpoint, headers=other) as second:
+    with httpx.Client(base_url=hub.endpoint, headers=other, timeout=PATIENCE_S) as second:
         assert commit(second, ndjson(file_line("a")), repo="lab/shared").status_code == 200
     assert commit(http, ndjson(file_line("a")), repo="lab/shared").status_code == 429
 
@@ -121,7 +124,9 @@ def strict(local_hub: LocalHub, http_local: httpx.Client) -> httpx.Client:
 
 @pytest.fixture
 def http_local(local_hub: LocalHub) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=local_hub.endpoint, headers={"Authorization": f"Bearer {local_hub.token}"}) as client:
+    with httpx.Client(
+        base_url=local_hub.endpoint, headers={"Authorization": f"Bearer {local_hub.token}"}, timeout=PATIENCE_S
+    ) as client:
         client.post("/api/repos/create", json={"name": "rollouts", "type": "dataset"})
         yield client
 

@@ -33,7 +33,7 @@ def test_something_else_in_the_place_of_the_lock_ends_a_job_and_says_what_to_do(
     lock = tmp_path / "spool" / "committer.lock"
     lock.unlink()
     make(lock)
-    with pytest.raises(SpoolLost, match=rf"place of the lock {lock}.* rows .* are safe.* remove what is there"):
+    with pytest.raises(SpoolLost, match=rf"place of the lock {lock}.* rows .* are safe.* and remove"):
         uploader().open()
     assert inspect_spool(tmp_path / "spool").committer_pid is None
     lock.rmdir() if make is os.mkdir else lock.unlink()
