@@ -32,7 +32,8 @@ _TARGET = Target("http://127.0.0.1:1", "user/month")
 _LINES = b'{"id":1,"text":"' + b"x" * 200 + b'"}\n'
 _SHARDS_PER_MINUTE = 5
 _SHARDS_PER_COMMIT = 100
-_NAMES = ("catalogue, MB", "memory, MB", "put, us", "ready(), us", "open, ms")
+_NEW = "put in a new spool, us"  # at the same moment: what the machine's other work adds
+_NAMES = ("catalogue, MB", "memory, MB", "put, us", _NEW, "ready(), us", "open, ms")
 
 
 class Month:
@@ -75,6 +76,7 @@ class Month:
             value("PRAGMA page_count") * value("PRAGMA page_size") / 1e6,
             int(status["VmRSS"].split()[0]) / 1_000,
             statistics.median(puts) * 1e6 if puts else 0.0,
+            1e6 * self._put_in_a_new_spool(),
             1e6 * _seconds(lambda: self.spool.shards.ready(_SHARDS_PER_COMMIT, 1 << 30)),
             1e3 * _seconds(self._open),
         )
@@ -82,6 +84,14 @@ class Month:
 
     def _open(self) -> None:
         Spool(self.directory, target=_TARGET, clock=self.clock).close()
+
+    def _put_in_a_new_spool(self) -> float:
+        with tempfile.TemporaryDirectory(dir=self.directory.parent) as directory:
+            new = Month(Path(directory) / "new", 1)
+            for _ in range(50):
+                new.put()
+            new.close()
+        return statistics.median(new.puts_s)
 
     def close(self) -> None:
         """Close the writers and the spool."""
@@ -196,5 +206,8 @@ def run(*, quick: bool) -> Report:
 
 
 def _draw(figure: Figure, samples: list[dict[str, float]]) -> None:
-    for axes, name in zip(figure.subplots(1, len(_NAMES)), _NAMES, strict=True):
-        lines(axes, {name: [(sample["hour"] / 24, sample[name]) for sample in samples]}, x="days", y=name)
+    panels = [(name,) for name in _NAMES if name not in ("put, us", _NEW)]
+    panels.insert(2, ("put, us", _NEW))
+    for axes, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        shown = {name: [(sample["hour"] / 24, sample[name]) for sample in samples] for name in names}
+        lines(axes, shown, x="days", y=names[0])
