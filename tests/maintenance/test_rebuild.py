@@ -85,8 +85,9 @@ def test_a_directory_in_the_place_of_a_catalogues_file_is_named_and_rescued(
     rescue = rf"catalogue\.sqlite{suffix}, which is not a regular file.*hubsync drain --rescue {spool}$"
     with pytest.raises(SpoolLost, match=rescue):
         uploader().open()
-    with pytest.raises(SpoolLost, match=rescue):
-        inspect_spool(spool)
+    if suffix != "-shm":  # without which SQLite can read
+        with pytest.raises(SpoolLost, match=rescue):
+            inspect_spool(spool)
     assert rebuild(spool) is not None
     drain(spool, timeout=60)
     assert dataset.ids() == list(range(30))
