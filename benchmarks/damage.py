@@ -186,10 +186,10 @@ class Round:
             return
         rescue: tuple[str, ...] = ()
         for _ in range(4):  # an operator, who does as the messages say
-            said = self._command(environ, "drain", *rescue, self._spool, "--timeout", 30)
-            if found := re.search(r"place of the lock (\S+), .* and remove", said):
+            output = self._command(environ, "drain", *rescue, self._spool, "--timeout", 30)
+            if found := re.search(r"place of the lock (\S+), .* and remove", output):
                 os.rmdir(found[1])
-            elif "--rescue" in said and not rescue:
+            elif "--rescue" in output and not rescue:
                 rescue = ("--rescue",)
             else:
                 break
