@@ -82,7 +82,7 @@ async def main_async() -> None:
 
 
 def revoke() -> None:
-    """Tells the test that all is committed, and waits until the token is worth nothing."""
+    """Signal the test that all rows are committed, and wait until it has revoked the token."""
     print("revoke", flush=True)
     sys.stdin.readline()
 

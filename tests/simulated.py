@@ -115,7 +115,7 @@ class SimulatedHub:
         return Body(plan.parent, files, plan)
 
     def land(self, body: Body) -> str:
-        """Takes what was sent, where its parent is the head."""
+        """Commit what was sent, if its parent is the head."""
         if body.parent != self.sha:
             raise StaleParentError("412", status=412)
         self.overwritten += [

@@ -308,7 +308,7 @@ class World:
         return [c for p in self.processes if p is not None for c in p.line.calls if not c.answered.done()]
 
     def answer(self, call: Call, answer: str) -> None:
-        """Answers a request: "ok", an error's name, or for a commit "landed, lost" and "late" besides."""
+        """Respond to a request with "ok" or an error's name; for a commit also with "landed, lost" or "late"."""
         self.moves += 1
         if call.body is None:
             call.answered.set_result(answer)
@@ -333,7 +333,7 @@ class World:
             self.hub.land(body)
 
     def run(self) -> None:
-        """Lets every process that is not paused do what it can."""
+        """Let every process that is not paused run until it has nothing left to do."""
         moved = True
         while moved:
             moved = False

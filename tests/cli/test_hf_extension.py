@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 
 
 class Terminal:
-    """Runs commands as a user types them, in a new home directory."""
+    """Run commands as a user types them, in a new home directory."""
 
     def __init__(self, home: Path, **environ: str) -> None:
         self.home = home

@@ -1,4 +1,4 @@
-"""Makes the pictures in docs/images: `python -m tests.dashboard.screenshots [MINUTES]`.
+"""Take the screenshots in docs/images: `python -m tests.dashboard.screenshots [MINUTES]`.
 
 Real jobs, a real embedded Hub with faults, and the page in a browser; nothing in them is drawn by hand. After MINUTES
 of history (12) they are shown healthy, then what they do when the Hub refuses commits, and when the token is revoked.

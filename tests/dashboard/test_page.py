@@ -35,7 +35,7 @@ def windows(chrome: Any) -> list[Any]:
 
 @pytest.fixture
 def browse(chrome: Any, windows: list[Any]) -> Iterator[Open]:
-    """Opens an address in a window; in the end nothing may have gone wrong in it, or have come from elsewhere."""
+    """Open an address in a window; at the end, check that it had no errors and loaded nothing from other hosts."""
     used: list[tuple[Any, dict[str, Callable[[Any], None]]]] = []
     wrong: list[str] = []
 

@@ -1,4 +1,4 @@
-"""How a job ends: SIGTERM with a grace, Ctrl-C once and twice, with the Hub there and gone. Nothing is ever lost."""
+"""How a job ends: SIGTERM with a grace, Ctrl-C once and twice, with the Hub up and down. No row is ever lost."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_signal_that_falls_where_python_drops_what_it_raises_ends_the_job_all_
     with pytest.raises(SystemExit, match="143"), uploader(grace_s=3600) as up:
         up.put([{"id": 1}])
         Unlucky()
-        threading.Event().wait()  # for ever, if it were not for the signal
+        threading.Event().wait()  # until the signal
     assert dataset.ids() == [1]
     assert (signals.shutdown.seconds_left() or 0) > 0  # one signal, and its grace counts
     assert not dropped
@@ -264,7 +264,7 @@ def test_ctrl_c_while_a_block_is_being_left_says_where_the_rows_are(hub: LocalHu
     assert any("1 row " in note and "hubsync drain" in note for note in caught.value.__notes__)
 
 
-def test_sigterm_is_left_alone_where_somebody_handles_it_or_nobody_wants_it(hub: LocalHub, uploader: Any) -> None:
+def test_sigterm_is_left_alone_if_it_has_a_handler_or_the_grace_is_off(hub: LocalHub, uploader: Any) -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
@@ -345,7 +345,7 @@ for name in ("rows", "others"):
 
 
 def read_until(what: str, job: subprocess.Popen[str]) -> None:
-    """Reads the job's log up to a line that has `what`."""
+    """Read the job's log up to a line that contains `what`."""
     assert job.stderr is not None
     next(line for line in job.stderr if what in line)
 

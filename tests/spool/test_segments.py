@@ -47,7 +47,7 @@ def segments(catalogue: Catalogue, clock: ManualClock) -> Segments:
 
 @pytest.fixture
 def make(catalogue: Catalogue, segments: Segments, clock: ManualClock) -> Callable[..., int]:
-    """Makes a segment of three rows in a state, by the transitions that lead there."""
+    """Make a segment of three rows in a state, through the transitions that lead there."""
 
     def make(state: SegmentState, *, writer: str = "w", layout: Layout = LAYOUT, rows: int = 3) -> int:
         with catalogue.transaction():
