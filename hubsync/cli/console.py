@@ -6,6 +6,7 @@ cannot be written does not fail a command that has done its work.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -89,6 +90,8 @@ def exit_with_error(error: HubsyncError, code: int = 1) -> NoReturn:
 def report_errors() -> Iterator[None]:
     """Turn the errors of a command into one message and exit code 1, without a traceback."""
     _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a locale that lacks a character
     try:
         yield
     except HubsyncError as error:

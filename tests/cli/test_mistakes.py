@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hubsync import Uploader
+from hubsync.cli.console import print_lines, report_errors
 from hubsync.localhub import LocalHub
 from hubsync.reader import snapshot
 from tests.cli.lines import jsonl
@@ -117,3 +120,12 @@ def test_a_home_that_is_a_file_is_one_line(run: Commands, tmp_path: Path, line: 
     (tmp_path / "file").touch()
     done = run(*line.split(), HUBSYNC_HOME=str(tmp_path / "file"))
     is_one_line(done.returncode, done.stdout, done.stderr, "Check HUBSYNC_HOME")
+
+
+def test_a_locale_that_lacks_a_character_gets_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(output, encoding="ascii"))
+    with report_errors():
+        print_lines([("why", "set token=…")])
+        sys.stdout.flush()
+    assert output.getvalue().split() == [b"why", b"set", b"token=\\u2026"]

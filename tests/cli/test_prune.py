@@ -58,6 +58,8 @@ def test_only_empty_spools_are_removed_and_only_if_asked(
         before = sorted(home.iterdir())
         assert actions(run) == {**kept, "empty": "would be removed", "unused": "would be removed"}
         assert sorted(home.iterdir()) == before
+        headings = [line for line in run("prune").stdout.splitlines() if not line.startswith(" ")]
+        assert headings == ["Kept:", "Would be removed:"]  # last is what --yes does
         assert actions(run, "--yes") == {**kept, "empty": "removed", "unused": "removed"}
     assert len(list(home.iterdir())) == len(kept)
     shown = run("prune")
