@@ -106,7 +106,8 @@ def repo(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Repo
     return Repo(hub, tmp_path)
 
 
-SIZES = "dataset_info:\n  features:\n  - name: x\n    dtype: int64\n  splits:\n  - name: train\n    num_examples: 2\n" \
+FEATURES = "  features:\n  - name: x\n    dtype: int64\n"
+SIZES = "dataset_info:\n" + FEATURES + "  splits:\n  - name: train\n    num_examples: 2\n" \
         "    num_bytes: 16\n  download_size: 16\n  dataset_size: 16\n"  # fmt: skip
 MAIN = "configs:\n- config_name: main\n  data_files: main/t.jsonl\n"
 
@@ -134,6 +135,9 @@ MAIN = "configs:\n- config_name: main\n  data_files: main/t.jsonl\n"
          {"main": {"train": [1]}, "default": {"train": [9]}}),
         ({"main/t.jsonl": xs(1), "README.md": card(MAIN)}, {"config": "more"},
          {"main": {"train": [1]}, "more": {"train": [9]}, None: {"train": [1]}}),
+        ({"a.jsonl": xs(1), "b.jsonl": xs(2), "README.md": card("configs:\n- config_name: a\n  data_files: a.jsonl\n"
+          "- config_name: b\n  data_files: b.jsonl\ndataset_info:\n  config_name: b\n" + FEATURES)}, {"config": "a"},
+         {"a": {"train": [1, 9]}, "b": {"train": [2]}, None: {"train": [2]}}),
         ({"mydata/train.jsonl": xs(1), "README.md": card("configs:\n- config_name: default\n  data_dir: mydata\n")}, {},
          {"default": {"train": [1, 9]}}),
         ({"main/t.jsonl": xs(1), "README.md": card("configs:\n- config_name: m\n  data_dir: main\n")},

@@ -82,6 +82,7 @@ class Card:
     Attributes:
         first: the config that must come first once it is added; None if the order stays.
         filled: configs with splits that have files, although the card lists none.
+        default_before: the config that `load_dataset` loads without a name, before any change; None if it needs a name.
     """
 
     first: str | None = None
@@ -101,6 +102,7 @@ class Card:
         with _as_card_error():
             self._front = FrontMatter(text)
         self._data: dict[str, Any] = copy.deepcopy(self._front.data)
+        self.default_before = self.default_config_or_none()
         self._fresh: set[tuple[str, str]] = set()  # configs with splits that had no entry before
 
     # What it says.
@@ -232,7 +234,7 @@ class Card:
             CardError: The card's `configs:` or `dataset_info:` are invalid.
         """
         with _as_card_error():
-            default = self.default_config()
+            default = self.default_before or self.default_config()
             for entry in entries:
                 self._add(entry)
             for config, columns in features.items():

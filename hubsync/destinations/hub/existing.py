@@ -108,7 +108,7 @@ class Existing(NamedTuple):
 
     def replaced_default(self, config: str) -> str | None:
         """Return the config that `load_dataset` loads without a name today, if adding `config` changes that."""
-        today = self.card.default_config_or_none()
+        today = self.card.default_before
         return today if config == "default" and today not in (None, "default") else None
 
     def holds_others(self, config: str) -> bool:
