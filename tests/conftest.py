@@ -70,6 +70,11 @@ _INTERVALS = (
 )
 
 
+def rounds(few: int, many: int) -> int:
+    """How often a test tries what depends on chance: `many` times with the profile `random` (`make test-newest`)."""
+    return many if settings.get_current_profile_name() == "random" else few
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let the quick lane try fewer examples of each property."""
     if not config.getoption("--hypothesis-profile"):

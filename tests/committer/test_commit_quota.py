@@ -70,9 +70,9 @@ def put_and_flush(world: World, quota: Quota, seconds: float) -> float:
 
 def test_a_job_that_flushes_every_second_is_never_refused_and_stays_fresh(world: World) -> None:
     quota, begin = Quota(), world.clock.time()
-    ages = [put_and_flush(world, quota, 1.0) for _ in range(600)]
+    ages = [put_and_flush(world, quota, 1.0) for _ in range(120)]
     world.kill(0)  # the rate limiter's state survives the process
-    ages += [put_and_flush(world, quota, 5.0) for _ in range(800)]
+    ages += [put_and_flush(world, quota, 5.0) for _ in range(900)]
     assert quota.refused == []
     # A quarter of 120 an hour is spent at once, so the rest of this hour allows one in 40 s; later one in 30 s.
     assert max(ages[:25]) <= 2
@@ -84,10 +84,10 @@ def test_a_job_that_flushes_every_second_is_never_refused_and_stays_fresh(world:
 
 def test_a_quota_shared_with_others_is_never_exceeded_twice_in_a_row(world: World) -> None:
     quota = Quota()
-    for tick in range(1_800):
-        if tick % 8 == 0 and len(quota.spent) < QUOTA:  # 75 an hour by somebody else
+    for tick in range(1_080):
+        if tick % 5 == 0 and len(quota.spent) < QUOTA:  # 72 an hour by somebody else
             quota.answer(world.clock.time())
-        put_and_flush(world, quota, 6.0)
+        put_and_flush(world, quota, 10.0)
     assert quota.refused
     assert quota.most_refusals_in_a_row == 1
     assert len(quota.refused) < 10

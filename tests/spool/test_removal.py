@@ -15,7 +15,7 @@ from hubsync.errors import SpoolBusy
 from hubsync.model.target import Target
 from hubsync.spool.removal import remove_spool, sweep_removed
 from hubsync.spool.spool import Spool
-from tests.conftest import Dataset
+from tests.conftest import Dataset, rounds
 from tests.zygote import Python
 
 TARGET = Target("http://127.0.0.1:9", "user/rows")
@@ -61,15 +61,16 @@ while not Path(sys.argv[2]).exists():
     removed += sum(one.is_removed for one in prune([Path(sys.argv[1])], dry_run=False))
 print(removed)
 """
+    count = rounds(15, 200)
     spool, stop = tmp_path / "home" / "spool", tmp_path / "stop"
     spool.parent.mkdir()
     args = [sys.executable, "-c", code, str(spool), str(stop)]
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as process:
         try:
-            for n in range(60):
+            for n in range(count):
                 with uploader(spool=spool) as up:
                     up.put([{"id": n}])
         finally:
             stop.touch()
         assert process.communicate()[0].strip() not in ("", "0")
-    assert dataset.ids() == list(range(60))
+    assert dataset.ids() == list(range(count))
