@@ -40,7 +40,7 @@ class Python:
     """Starts programs; one process that is forked, for as long as the block lasts."""
 
     def __init__(self, executable: str | Path = sys.executable, imports: str = "") -> None:
-        """By default with what hubsync's commands import; else with the statements in `imports`."""
+        """With what hubsync's commands import, and the statements in `imports`."""
         ours, theirs = socket.socketpair()
         self._socket, self._lock = ours, threading.Lock()
         with theirs:
@@ -309,12 +309,22 @@ def _load() -> None:
     import hubsync.maintenance.quarantine
     import hubsync.maintenance.verify  # noqa: F401
     from hubsync.cli.main import COMMANDS, cli
-    from hubsync.destinations.hub import card
+    from hubsync.destinations.hub import card, transport
 
     for name in COMMANDS:
         cli.get_command(click.Context(cli), name)
+    for module in (
+        "anyio._backends._asyncio",
+        "httpcore",
+        "opentelemetry.metrics",
+        "opentelemetry.trace",
+        "pyarrow.parquet",
+    ):
+        with suppress(ImportError):  # not every environment has all of them
+            importlib.import_module(module)
     card.preload()
     share_certificates()
+    transport._certificates()
 
 
 def _set_environment(environ: dict[str, str]) -> None:
@@ -414,10 +424,8 @@ def _end(run: Callable[[], None]) -> NoReturn:
 
 def main() -> None:
     sys.path.remove(str(ROOT))  # of `-m`; PYTHONPATH has it too
-    if sys.argv[2]:
-        exec(sys.argv[2], {})
-    else:
-        _load()
+    _load()
+    exec(sys.argv[2], {})
     gc.collect()
     gc.freeze()  # a child copies no page because its objects are counted
     args, environ, directory, new_session = _serve(socket.socket(fileno=int(sys.argv[1])))
