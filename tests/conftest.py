@@ -1,6 +1,6 @@
 """Fixtures of all tests: an embedded Hub of its own for each test that asks, and a home that is thrown away.
 
-`pytest -n 2 -m "not slow"` is the quick lane, which `make check` runs; `pytest -n 2` runs everything, as `make test`.
+`pytest -n 3 -m "not slow"` is the quick lane, which `make check` runs; `pytest -n 4` runs everything, as `make test`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ os.environ.update(HF_UPDATE_DOWNLOAD_COUNTS="0", HF_HUB_DISABLE_TELEMETRY="1")
 share_certificates()
 
 # No test asserts a duration, so none fails on a slow machine.
-settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
 # The same examples in each run: an unrelated change never fails on a new one. `make test-newest` looks for new ones.
-settings.register_profile("hubsync", settings.get_profile("random"), derandomize=True)
+settings.register_profile("hubsync", settings.get_profile("random"), derandomize=True, max_examples=75)
 settings.register_profile("quick", settings.get_profile("hubsync"), max_examples=25)
 
 # A run in the background (nohup, `&` in a script) ignores Ctrl-C, and its children would as well.
@@ -82,12 +83,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the slow tests first, so that no worker is left with one at the end."""
+    """Let each worker begin with its share of the slow tests, whole files: none is left with one at the end."""
     for item in items:
         for mark in item.iter_markers("slow"):
             if not mark.args:
                 raise pytest.UsageError(f"{item.nodeid}: say why it is slow: @pytest.mark.slow(reason)")
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # xdist gives each worker a part of the list; one that has nothing left takes the end of another's part.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    quick = (item for item in items if item.get_closest_marker("slow") is None)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for _, found in groupby(slow, lambda item: item.path):
+        min(shares, key=len).extend(found)
+    for share in shares:
+        share += islice(quick, max(0, len(items) // workers - len(share)))
+    items[:] = [*chain(*shares), *quick]
     gc.collect()
     gc.freeze()  # else each full collection walks what was imported
 

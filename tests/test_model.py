@@ -31,6 +31,7 @@ from hubsync.committer import merger
 from hubsync.destinations.hub import card
 from hubsync.errors import OffsetOrderError
 from hubsync.schema.types import infer, merge_structs
+from tests.conftest import rounds
 from tests.world import Dead, World
 
 SLOTS = st.sampled_from([0, 0, 1, 2])
@@ -340,4 +341,4 @@ class TestAFewJobs(Jobs.TestCase):  # type: ignore[name-defined]
 
 @pytest.mark.slow("takes thousands of steps")
 class TestJobs(Jobs.TestCase):  # type: ignore[name-defined]
-    settings = settings(BRIEF, max_examples=int(os.environ.get("HUBSYNC_MODEL_EXAMPLES", "60")))
+    settings = settings(BRIEF, max_examples=int(os.environ.get("HUBSYNC_MODEL_EXAMPLES", rounds(30, 300))))

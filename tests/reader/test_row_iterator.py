@@ -28,7 +28,7 @@ from hubsync.errors import DatasetRewritten, UnreadableRow
 from hubsync.localhub import Fault, LocalHub
 from hubsync.reader import follow, rows, shards
 from hubsync.reader.snapshot import SnapshotReader
-from tests.conftest import Dataset
+from tests.conftest import Dataset, rounds
 from tests.waiting import until
 
 Make = Callable[..., Uploader]
@@ -544,10 +544,10 @@ def test_rows_read_from_the_spool_are_not_repeated_once_committed(repo: Repo, up
 def test_reading_a_spool_repeatedly_while_it_commits_repeats_nothing(
     repo: Repo, uploader: Make, tmp_path: Path
 ) -> None:
-    found: list[int] = []
+    count, found = rounds(60, 300), list[int]()
     with uploader(shard=ShardPolicy(max_rows=4)) as up, repo.follow(spool=tmp_path / "spool", poll_s=0.001) as reader:
-        for n in range(200):
+        for n in range(count):
             up.put([{"id": n}])
             found += ids(islice(reader, 1))
-    assert found == list(range(200))
-    assert sorted(ids(repo.rows(spool=tmp_path / "spool"))) == list(range(200))
+    assert found == list(range(count))
+    assert sorted(ids(repo.rows(spool=tmp_path / "spool"))) == list(range(count))
