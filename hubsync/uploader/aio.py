@@ -177,7 +177,8 @@ class AsyncUploader(BaseUploader):
         began = time.monotonic()
         with drained, anyio.CancelScope() as self._draining:
             await drained.wait_async("committed", timeout)
-            await run_in_thread(engine.merge_rest, seconds_after_start(began, timeout))
+            left = seconds_after_start(began, timeout)
+            await run_in_thread(engine.merge_rest, left, abandon_on_cancel=True)
         if self._draining.cancelled_caught:  # SIGTERM during the drain starts the grace period
             await self._drain_before_the_end(engine, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)

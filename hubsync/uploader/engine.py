@@ -366,7 +366,7 @@ class Engine:
         until = math.inf if timeout is None else time.monotonic() + timeout
         self.wakers.wake()
         while committer.is_merging_rest and self.failure is None and self.status.state.kind == "ok":
-            if time.monotonic() > until:
+            if time.monotonic() > until or self.spool_thread.is_stopping:
                 break
             time.sleep(_REST_POLL_S)
 

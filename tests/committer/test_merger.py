@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from hubsync import CommitPolicy, CompactPolicy, ShardPolicy, SpoolPolicy, Uploader, reader
+from hubsync import AsyncUploader, CommitPolicy, CompactPolicy, ShardPolicy, SpoolPolicy, Uploader, reader
 from hubsync.committer import merger
 from hubsync.destinations.hub import card
 from hubsync.destinations.hub.dataset import HubDataset
@@ -18,9 +20,9 @@ from hubsync.encoding.codecs import SUFFIXES
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from hubsync.maintenance.verify import verify
-from tests.conftest import Dataset
+from tests.conftest import FAST, Dataset
 from tests.test_model import _inline
-from tests.waiting import until
+from tests.waiting import until, until_async
 from tests.world import World
 
 Make = Callable[..., Uploader]
@@ -165,6 +167,26 @@ def test_the_rest_is_merged_at_the_end_if_asked_for(
     drain(tmp_path / "spool", compact=CompactPolicy(at_end=True), timeout=60)
     assert len(dataset.paths()) == 1
     check(dataset, hub, tmp_path / "spool", 5)
+
+
+@pytest.mark.anyio
+async def test_a_close_that_merges_the_rest_can_be_cancelled(
+    hub: LocalHub, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(self: merger.Merger, *args: object) -> None:
+        looked.set()
+        await anyio.sleep_forever()
+
+    looked = threading.Event()
+    monkeypatch.setattr(merger.Merger, "_choose", never)
+    given = {**FAST, "shard": ONE, "endpoint": hub.endpoint, "token": hub.token}
+    up = await AsyncUploader("user/rows", spool=tmp_path / "spool", compact=CompactPolicy(at_end=True), **given).open()
+    await up.put([{"id": 0}], ack="committed")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(up.close)
+        await until_async(looked.is_set)
+        tasks.cancel_scope.cancel()
+    assert [row["id"] for row in dataset.rows()] == [0]
 
 
 def test_an_error_in_the_job_leaves_the_rest_as_it_is(uploader: Make, dataset: Dataset) -> None:
