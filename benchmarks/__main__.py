@@ -13,6 +13,7 @@ import click
 
 from benchmarks import (
     chaos,
+    compaction,
     cost,
     damage,
     freshness,
@@ -46,6 +47,7 @@ _LONG: dict[str, Callable[..., report.Report]] = {
     "keys": keys.run,
     "soak": soak.run,
     "month": month.run,
+    "compaction": compaction.run,
     "chaos": chaos.run,
     "damage": damage.run,
 }
@@ -85,7 +87,7 @@ def main(
     """Run hubsync's benchmarks against an embedded Hub in its own process.
 
     NAME is stall, loss, throughput, cost, memory, freshness, recovery or scale; without a NAME, all of these run.
-    pipeline, keys, soak, month, chaos and damage take longer, and run only by name.
+    pipeline, keys, soak, month, compaction, chaos and damage take longer, and run only by name.
     """
     out = out or (_RESULTS / "quick" if quick else _RESULTS)
     passed = True
