@@ -351,7 +351,10 @@ def _target(directory: Path, old: SalvagedCatalogue, notes: Mapping[str, WriterN
         return msgspec.json.decode(stored, type=Target)
     targets = {note.target for note in notes.values()}
     if len(targets) != 1:
-        raise SpoolError(f"Nothing in {directory} tells which repo its rows belong to. Its files are unchanged.")
+        raise SpoolError(
+            f"Nothing in {directory} tells which repo its rows belong to. Its files are unchanged. Rows not on the "
+            f"Hub are in {directory / 'segments'}; to upload one of its .jsonl files: hubsync pipe REPO < FILE"
+        )
     return targets.pop()
 
 
