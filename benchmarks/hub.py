@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -64,6 +66,8 @@ class BenchmarkHub:
         token: a token of the user `user`.
     """
 
+    state = "state"  # the home of the spools, in the directory
+
     def __init__(self, directory: Path | None = None) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="hubsync-bench-") if directory is None else None
         self.directory = str(directory) if self._scratch is None else self._scratch.name
@@ -111,7 +115,7 @@ class BenchmarkHub:
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": self.token,
             "HF_HOME": f"{self.directory}/hf",
-            "HUBSYNC_HOME": f"{self.directory}/state",
+            "HUBSYNC_HOME": f"{self.directory}/{self.state}",
         }
 
     def spawn(self, module: str, *arguments: object) -> ChildProcess:
@@ -123,6 +127,16 @@ class BenchmarkHub:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    @contextmanager
+    def agent(self) -> Iterator[None]:
+        """Run an agent for this Hub's jobs within the block."""
+        agent = subprocess.Popen([sys.executable, "-m", "hubsync", "agent"], env=self.environ())
+        try:
+            yield
+        finally:
+            agent.kill()
+            agent.wait()
 
     def set_condition(self, condition: HubCondition) -> None:
         """Set how the Hub behaves from now on.

@@ -2,7 +2,8 @@
 
 Each generator makes a batch of 50 rows of 3 kB every 100 ms. One sleeps, as if it called an API; one computes in
 Python; one holds the GIL in C; one is an asyncio task. The Hub is healthy, slow, limited or down. The peer is what most
-jobs start with: one `HfApi.upload_file` per batch. Each case runs in its own process, and so does its Hub.
+jobs start with: one `HfApi.upload_file` per batch. Each case runs in its own process, and so do its Hub and, for
+"hubsync, agent", the agent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,10 @@ from benchmarks.subjects import batch_uploader
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from hubsync.policies import CommitterPlace
+
 _ROWS, _ROW_BYTES, _BATCH_S = 50, 3_000, 0.1
+_OURS: dict[str, CommitterPlace] = {"hubsync": "thread", "hubsync, agent": "agent"}
 GENERATORS = ("sleeping", "computing", "holding the GIL", "async")
 CONDITIONS: tuple[HubCondition, ...] = ("healthy", "slow", "limited", "down")
 # A peer waits for the Hub, so it would never finish on a Hub that is limited or down.
@@ -35,7 +40,7 @@ def run(*, quick: bool) -> Report:
     """Run all cases; report the percentage of its throughput that each generator keeps."""
     rounds, count, few = (1, 10, 1) if quick else (3, 30, 5)
     cases = [
-        *(("hubsync", condition, count) for condition in (CONDITIONS[:1] if quick else CONDITIONS)),
+        *((subject, condition, count) for subject in _OURS for condition in (CONDITIONS[:1] if quick else CONDITIONS)),
         *(("upload_file", condition, few) for condition in (_PEER_CONDITIONS[1:] if quick else _PEER_CONDITIONS)),
     ]
     sizes = {"computing": _calibrate(_compute, 1_000), "holding the GIL": _calibrate(_hold_the_gil, 1_000_000)}
@@ -81,7 +86,7 @@ def _draw(figure: Figure, figures: list[dict[str, Any]]) -> None:
             [f"{f['uploader']}, {f['hub']}" for f in shown],
             [f["kept_percent"] for f in shown],
             spans=[(f["lowest_percent"], f["highest_percent"]) for f in shown],
-            colours=[OURS if f["uploader"] == "hubsync" else PEER for f in shown],
+            colours=[OURS if f["uploader"] in _OURS else PEER for f in shown],
             unit="% kept",
             spec=".1f",
         )
@@ -93,6 +98,14 @@ def _run_case(
 ) -> float:
     """Return the seconds per batch."""
     hub.set_condition("healthy")
+    hub.state = f"state-{generator}-{name}"  # of its own: no later agent uploads what this case leaves
+    with hub.agent() if _OURS.get(subject) == "agent" else nullcontext():
+        return _measure(hub, generator, subject, condition, count, size, name)
+
+
+def _measure(
+    hub: BenchmarkHub, generator: str, subject: str, condition: HubCondition, count: int, size: int, name: str
+) -> float:
     child = hub.spawn("loss", generator, subject, count, size, f"user/loss-{generator.split()[0]}-{name}")
     child.read_line()  # the uploader is open
     hub.set_condition(condition)
@@ -113,10 +126,10 @@ def _child(generator: str, subject: str, count: int, size: int, repo: str) -> No
         "holding the GIL": partial(_hold_the_gil, size),
     }
     work = works[generator]
-    if subject == "hubsync":
+    if subject in _OURS:
         from hubsync import ShardPolicy, Uploader
 
-        with Uploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
+        with Uploader(repo, shard=ShardPolicy(linger_s=2.0), committer=_OURS[subject]) as up:
             _generate(work, up.put, stock, count)
     else:
         _generate(work, _peer(repo) if subject == "upload_file" else lambda rows: None, stock, count)
@@ -143,10 +156,10 @@ async def _generate_async(subject: str, stock: list[Any], count: int, repo: str)
     async def nothing(rows: Any) -> None:
         pass
 
-    if subject == "hubsync":
+    if subject in _OURS:
         from hubsync import AsyncUploader, ShardPolicy
 
-        async with AsyncUploader(repo, shard=ShardPolicy(linger_s=2.0)) as up:
+        async with AsyncUploader(repo, shard=ShardPolicy(linger_s=2.0), committer=_OURS[subject]) as up:
             await go(up.put)
     elif subject == "upload_file":
         upload = _peer(repo)

@@ -19,6 +19,8 @@ from hubsync.errors import ConfigError
 MIB = 1024 * 1024
 Ack = Literal["queued", "spooled", "committed"]
 """How far a batch must be before `put` returns: in memory; on local disk, where it survives the process; on the Hub."""
+CommitterPlace = Literal["thread", "agent"]
+"""Where an uploader's rows are committed: in a thread of its process, or by the agent of its host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ ORDER = [
     "uploader",
     "reader",
     "maintenance",
+    "agent",
     "pipeline",
     "integrations",
     "dashboard",

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "status",
     "dashboard": "dashboard",
     "drain": "drain",
+    "agent": "agent",
     "prune": "prune",
     "dead-letter": "dead_letter",
     "verify": "verify",

@@ -136,7 +136,7 @@ def _lines(report: SpoolReport) -> list[tuple[str, str]]:
             "committed",
             f"{count_text(report.depth.committed_rows, 'row')}, {count_text(report.depth.committed_shards, 'shard')}",
         ),
-        ("committer", f"process {fact['committer_pid']}" if fact["committer_pid"] else _no_committer(jobs)),
+        ("committer", _committer(report, jobs)),
     ]
     for shard in report.dead_letter:
         rows = "" if shard.lost else f" ({count_text(shard.rows, 'row')})"
@@ -154,5 +154,10 @@ def _waiting(fact: dict[str, Any]) -> str:
     return f"{waiting} ({shards})" if shards else waiting
 
 
-def _no_committer(jobs: str) -> str:
+def _committer(report: SpoolReport, jobs: str) -> str:
+    pid, agent = report.committer_pid, report.agent_pid
+    if agent is not None and pid in (agent, None):
+        return f"process {agent}, the agent" + ("" if pid else ": nothing to upload now")
+    if pid is not None:
+        return f"process {pid}"
     return f"no process; open in process {jobs}" if jobs else "no process: no job has this spool open"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import anyio
+
 from hubsync._runtime.failpoints import Failpoint, failpoint
 from hubsync._runtime.retry import Backoff
 from hubsync.committer.card_updater import CardUpdate, CardUpdater
@@ -68,6 +70,11 @@ class CommitLoop:
         self._status = context.status
         self._events = context.events
         self._wakeups = context.wakeups
+        self._turn = anyio.Lock(fast_acquire=True)  # held while a commit is made; and from `finish` on
+
+    async def finish(self) -> None:
+        """Begin no further commit, and return once the running one is settled."""
+        await self._turn.acquire()
 
     async def run(self) -> None:
         """Commit what is staged, until cancelled."""
@@ -77,7 +84,8 @@ class CommitLoop:
             if await self._is_turn_of_merge(shards):
                 if self._head.sha is None:
                     await self._reconciler.read_head()
-                await self._merger.commit()
+                async with self._turn:
+                    await self._merger.commit()
             elif not shards:
                 if self._status.troubled("commit"):  # the shards it was about are gone
                     self._status.report("commit", State())
@@ -87,7 +95,8 @@ class CommitLoop:
                 await self._wakeups.commit.wait(wait if is_urgent else min(wait, POLL_S))
             else:
                 self._status.report("pace", State())
-                await self._commit(shards, backoff)
+                async with self._turn:
+                    await self._commit(shards, backoff)
 
     async def _is_turn_of_merge(self, shards: Sequence[Shard]) -> bool:
         """Return whether to send a merge now. A flush comes first, wherever its rows are."""

@@ -36,7 +36,7 @@ from hubsync.committer.context import Context
 from hubsync.committer.events import DeliveryEvents, NoEvents
 from hubsync.committer.folder_guard import FolderGuard
 from hubsync.committer.merger import Merger
-from hubsync.committer.rate_limiter import RateLimiter
+from hubsync.committer.rate_limiter import Quota, RateLimiter
 from hubsync.committer.reconciler import Reconciler
 from hubsync.committer.rejections import Rejections
 from hubsync.committer.retry import Retrier
@@ -73,6 +73,7 @@ class Committer:
         status: Status,
         events: DeliveryEvents | None = None,
         compact: CompactPolicy | None = None,
+        quota: Quota | None = None,
     ) -> None:
         events = events or NoEvents()
         self._spool = spool
@@ -82,7 +83,7 @@ class Committer:
         self._is_connected = False
         self._head = BranchHead()
         self._wakeups = Wakeups(clock)
-        self._rate_limiter = RateLimiter(commit, clock)
+        self._rate_limiter = RateLimiter(commit, clock, quota=quota)
         self._retrier = Retrier(spool, retry, clock, rng, status, self._rate_limiter, events)
         context = Context(
             spool, destination, clock, status, events, self._head, self._wakeups, self._rate_limiter, self._retrier
@@ -121,6 +122,10 @@ class Committer:
     def is_merging_rest(self) -> bool:
         """Whether that is still to be done or under way, in this process and without an error."""
         return self._merger.is_finishing and not self._spool.lease.is_held_by_others
+
+    async def finish(self) -> None:
+        """Begin no further commit, and return once the running one is settled."""
+        await self._commit_loop.finish()
 
     # Starting.
 

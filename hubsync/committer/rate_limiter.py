@@ -48,6 +48,18 @@ def last_policy(stored: str | None) -> CommitPolicy:
     return CommitPolicy(per_hour=per_hour) if per_hour else CommitPolicy()
 
 
+class Quota(_State):
+    """What the rate limiters of several spools have spent from one account's quota, in one process."""
+
+    def merge(self, other: _State) -> None:
+        """Add what a spool's committers spent before."""
+        self.spent = sorted({*self.spent, *other.spent})
+        self.not_before = max(self.not_before, other.not_before)
+        self.refusals = max(self.refusals, other.refusals)
+        self.share_at = self.share_at or other.share_at
+        self.share = min(self.share, other.share)
+
+
 class RateLimiter:
     """Spends the commit quota: never more than it in any hour, a quarter at once for flushes, the rest evenly.
 
@@ -60,7 +72,9 @@ class RateLimiter:
         clock: Clock,
         stored: str | None = None,
         save: Callable[[str], None] = lambda state: None,
+        quota: Quota | None = None,
     ) -> None:
+        self._quota = quota  # shared with other rate limiters
         self._per_hour = policy.per_hour
         self._clock = clock
         self._save = save
@@ -75,7 +89,9 @@ class RateLimiter:
         self._save = save
         now = self._clock.time()
         self._state = msgspec.json.decode(stored, type=_State) if stored else _State(share_at=now)
-        self._state.per_hour = self._per_hour
+        if self._quota is not None:
+            self._quota.merge(self._state)
+            self._state = self._quota
         self._follow_clock(now)
 
     def wait_s(self, *, urgent: bool) -> float:
@@ -153,4 +169,5 @@ class RateLimiter:
             state.share_at = now
 
     def _store(self) -> None:
+        self._state.per_hour = self._per_hour
         self._save(msgspec.json.encode(self._state).decode())

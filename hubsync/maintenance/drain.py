@@ -20,8 +20,9 @@ from hubsync._runtime.file_lock import HEARTBEAT_S
 from hubsync._runtime.formatting import count_text, seconds_text
 from hubsync._runtime.threads import run_in_thread
 from hubsync.committer.committer import Committer
-from hubsync.committer.events import NoEvents
-from hubsync.committer.rate_limiter import last_policy
+from hubsync.committer.events import DeliveryEvents, NoEvents
+from hubsync.committer.rate_limiter import Quota, last_policy
+from hubsync.destinations.base import Destination
 from hubsync.destinations.instrumented import InstrumentedDestination
 from hubsync.destinations.resolve import online_destination
 from hubsync.errors import BlockedError, HubError, HubsyncError, NotDrained, SpoolBusy
@@ -98,22 +99,9 @@ async def _drain(
                 )
             await clock.sleep(HEARTBEAT_S)
         await run_in_thread(spool.recovery.sweep)  # also if nothing is left to commit
-        status = Status(
-            lambda text: spool.catalogue.set_if_idle("status", text),
-            spool.waiting_text,
-            stored=spool.catalogue.get("status"),
-        )
         events = _Events()
-        committer = Committer(
-            spool,
-            InstrumentedDestination(destination, status, {"hubsync.repo": spool.target.repo, "hubsync.writer": ""}),
-            commit=policies.commit or last_policy(spool.catalogue.get("governor")),
-            retry=policies.retry,
-            compact=policies.compact,
-            clock=clock,
-            rng=random.Random(),
-            status=status,
-            events=events,
+        committer, status = committer_for(
+            spool, destination, policies.retry, commit=policies.commit, compact=policies.compact, events=events
         )
         try:
             return await _until_empty(spool, committer, status, events, limits, progress)
@@ -122,6 +110,48 @@ async def _drain(
                 await destination.aclose()
     finally:
         spool.close()
+
+
+def committer_for(
+    spool: Spool,
+    destination: Destination,
+    retry: RetryPolicy,
+    *,
+    commit: CommitPolicy | None = None,
+    compact: CompactPolicy | None = None,
+    events: DeliveryEvents | None = None,
+    quota: Quota | None = None,
+) -> tuple[Committer, Status]:
+    """Return a committer for a spool that this process does not write to, and its status.
+
+    Args:
+        spool: the spool.
+        destination: where its rows go.
+        retry: the intervals between retries.
+        commit: None for the policy of the job that filled the spool.
+        compact: how to merge small shards; None to leave them.
+        events: what listens to it.
+        quota: what other committers of this process spend from as well; None if there are no others.
+    """
+    status = Status(
+        lambda text: spool.catalogue.set_if_idle("status", text),
+        spool.waiting_text,
+        stored=spool.catalogue.get("status"),
+        now=spool.clock.time,
+    )
+    committer = Committer(
+        spool,
+        InstrumentedDestination(destination, status, {"hubsync.repo": spool.target.repo, "hubsync.writer": ""}),
+        commit=commit or spool.commit_policy or last_policy(spool.catalogue.get("governor")),
+        retry=retry,
+        clock=spool.clock,
+        rng=random.Random(),
+        status=status,
+        events=events,
+        compact=compact,
+        quota=quota,
+    )
+    return committer, status
 
 
 class _Limits:

@@ -17,6 +17,7 @@ from hubsync.errors import ConfigError, HubsyncError
 from hubsync.model.shard import QuarantinedShard
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target, default_home
+from hubsync.spool.agent_home import agent_of
 from hubsync.spool.database import corrupt
 from hubsync.spool.opening import open_spool
 from hubsync.telemetry.condition import Committer, Condition, SpoolFacts, condition_of
@@ -39,6 +40,7 @@ class SpoolReport:
         condition: the verdict on all of it.
         oldest_age_s: how long the oldest uncommitted row has waited, in seconds; None if no row waits.
         committer_pid: the process that commits for the spool; None if no process does.
+        agent_pid: the agent's process, if one runs and serves the spool.
         writer_pids: the processes that have the spool open to write, in ascending order.
         dead_letter: the rejected shards, oldest first.
     """
@@ -50,6 +52,7 @@ class SpoolReport:
     condition: Condition
     oldest_age_s: float | None = None
     committer_pid: int | None = None
+    agent_pid: int | None = None
     writer_pids: tuple[int, ...] = ()
     dead_letter: tuple[QuarantinedShard, ...] = ()
     error: str | None = None
@@ -81,6 +84,7 @@ class SpoolReport:
             "reason": state.reason,
             "next_try_at": state.until,
             "committer_pid": self.committer_pid,
+            "agent_pid": self.agent_pid,
             "writer_pids": list(self.writer_pids),
             "dead_letter": [shard._asdict() for shard in self.dead_letter],
         }
@@ -148,6 +152,7 @@ def inspect_spool(directory: Path) -> SpoolReport:
             condition=condition_of(facts),
             oldest_age_s=depth.oldest_age_s(time.time()),
             committer_pid=committer_pid,
+            agent_pid=agent_of(directory.absolute()),
             writer_pids=writer_pids,
             dead_letter=tuple(spool.quarantine.shards()),
         )

@@ -14,6 +14,7 @@ import msgspec
 
 from hubsync.model.commit import LastCommit, Watermark
 from hubsync.model.target import Target
+from hubsync.policies import CommitPolicy
 from hubsync.schema.types import loads
 from hubsync.spool.database import Catalogue
 from hubsync.spool.disk import segment_id_of
@@ -29,7 +30,7 @@ _TYPES = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 # The JSON of other names is a number.
 _META_TYPES: dict[str, Any] = {
     "target": Target, "private": bool | None, "status": Any, "governor": dict, "folder": FolderFill,
-    "declared": dict[str, list[str]], "last_commit": LastCommit,
+    "declared": dict[str, list[str]], "last_commit": LastCommit, "commit_policy": CommitPolicy,
 }  # fmt: skip
 
 

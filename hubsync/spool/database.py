@@ -323,6 +323,11 @@ class Catalogue:
             if free > max(_SPARE_PAGES, pages // 2):  # a backlog has gone; catalogues of version 2 only use it again
                 db.execute(f"PRAGMA incremental_vacuum({_SPARE_PAGES})").fetchall()
 
+    def empty_log(self) -> None:
+        """Move all of the write-ahead log into the database, unless others use it now."""
+        with _connecting, suppress(sqlite3.Error), closing(sqlite3.connect(self.path, timeout=0)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def close(self) -> None:
         """Close the connection."""
         with self._lock:

@@ -31,7 +31,7 @@ from hubsync.errors import SpoolBusy, SpoolError, SpoolLost, SpoolMismatch
 from hubsync.model.commit import LastCommit, Watermark
 from hubsync.model.stats import SpoolDepth
 from hubsync.model.target import Target
-from hubsync.policies import MIB, SpoolPolicy
+from hubsync.policies import MIB, CommitPolicy, SpoolPolicy
 from hubsync.schema.types import StructOf
 from hubsync.spool.acknowledged import forgotten_files
 from hubsync.spool.cards import CardEntries
@@ -164,6 +164,17 @@ class Spool:
     @private.setter
     def private(self, private: bool) -> None:
         self.catalogue.set("private", json.dumps(private))
+
+    @property
+    def commit_policy(self) -> CommitPolicy | None:
+        """The pace and size of commits that the last job asked for; None if it asked for none in particular."""
+        stored = self.catalogue.get("commit_policy")
+        return None if stored is None else msgspec.json.decode(stored, type=CommitPolicy)
+
+    @commit_policy.setter
+    def commit_policy(self, policy: CommitPolicy) -> None:
+        if policy != (self.commit_policy or CommitPolicy()):
+            self.catalogue.set("commit_policy", msgspec.json.encode(policy).decode())
 
     # What the dataset contains.
 

@@ -25,7 +25,7 @@ from hubsync._runtime.threads import run_in_thread
 from hubsync._runtime.validation import check_type
 from hubsync.encoding.rows import Rows
 from hubsync.errors import ClosedError, HubsyncError
-from hubsync.model.receipt import Receipt, ReceiptWaiter, mark_dropped
+from hubsync.model.receipt import Receipt, ReceiptWaiter, Until, mark_dropped
 from hubsync.model.stats import SpoolDepth
 from hubsync.policies import Ack, check_wait
 from hubsync.uploader.base import DROPPED, BaseUploader, dropped_if_full
@@ -155,7 +155,7 @@ class AsyncUploader(BaseUploader):
         """Return the depth half a second ago: reading the disk could block the event loop."""
         return engine.monitor.depth()
 
-    async def close(self, timeout: float | None = None) -> None:
+    async def close(self, timeout: float | None = None, *, wait: bool = True) -> None:
         """Like `Uploader.close`, from any task. If it is cancelled, the uploader ends all the same."""
         if (engine := self._begin_close()) is None:
             return
@@ -163,22 +163,25 @@ class AsyncUploader(BaseUploader):
         try:
             with draining(engine, timeout):
                 if engine.failure is None:
-                    await self._drain_async(engine, timeout)
+                    await self._drain_async(engine, timeout, "committed" if wait else "spooled")
                     failpoint(Failpoint.DRAINED)
         finally:
             await self._end(engine)
         self._raise_failure(engine)
+        if not wait and self._final is not None:
+            engine.report_left(self._final.spool.rows)
 
-    async def _drain_async(self, engine: Engine, timeout: float | None) -> None:
+    async def _drain_async(self, engine: Engine, timeout: float | None, until: Until) -> None:
         try:
-            drained = engine.flush(everything=True)
+            drained = engine.flush(everything=until == "committed")
         except ClosedError:  # another task or thread is closing the uploader
             return
         began = time.monotonic()
         with drained, anyio.CancelScope() as self._draining:
-            await drained.wait_async("committed", timeout)
-            left = seconds_after_start(began, timeout)
-            await run_in_thread(engine.merge_rest, left, abandon_on_cancel=True)
+            await drained.wait_async(until, timeout)
+            if until == "committed":
+                left = seconds_after_start(began, timeout)
+                await run_in_thread(engine.merge_rest, left, abandon_on_cancel=True)
         if self._draining.cancelled_caught:  # SIGTERM during the drain starts the grace period
             await self._drain_before_the_end(engine, "SIGTERM", signals.shutdown.seconds_left())
             raise SystemExit(signals.EXIT_CODE)

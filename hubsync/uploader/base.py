@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, get_args
 
 import anyio
 
@@ -49,6 +49,7 @@ from hubsync.model.stats import Counts, QueueDepth, SpoolDepth
 from hubsync.policies import (
     Ack,
     CommitPolicy,
+    CommitterPlace,
     CompactPolicy,
     Policies,
     QueuePolicy,
@@ -120,6 +121,7 @@ class BaseUploader:
         commit: CommitPolicy | None = None,
         retry: RetryPolicy | None = None,
         compact: CompactPolicy | None = None,
+        committer: CommitterPlace = "thread",
         transform: Transform | None = None,
         schema: SchemaPolicy | None = SchemaPolicy(),  # noqa: B008  (frozen)
         features: Features | None = None,
@@ -152,6 +154,8 @@ class BaseUploader:
             commit: How many commits may be sent, and how large; None for the defaults.
             retry: Intervals between retries; None for the defaults.
             compact: When to merge small shards into large files while the job runs; None to leave them as they are.
+            committer: "thread": this process uploads the rows. "agent": it only spools them, and `hubsync agent`, one
+                process for all jobs of this host and user, uploads them. See docs/how-to/run-an-agent.md.
             transform: A function that `put` calls with each row before anything is written. It returns the row to write
                 instead, or None to leave it out. See docs/how-to/redact-rows.md.
             schema: What to do with rows that would stop the dataset from loading. None turns the check off, and the
@@ -187,6 +191,11 @@ class BaseUploader:
         self._placement = Placement(self._layout, asked, path is not None, schema is not None)
         self._where = spool if isinstance(spool, SpoolPolicy) else SpoolPolicy(directory=spool)
         self._policies = Policies.of(queue, shard, commit, retry, compact)
+        if committer not in get_args(CommitterPlace):
+            raise ConfigError(f'committer must be "thread" or "agent", not {committer!r}.')
+        self._uses_agent = committer == "agent"
+        if self._uses_agent and compact is not None:
+            raise ConfigError('the agent merges no shards: use committer="thread" with compact=…, or hubsync compact.')
         self._close_timeout_s = close_timeout_s(self._policies.retry)
         check_transform(transform)
         self._transform = transform
@@ -269,6 +278,7 @@ class BaseUploader:
                 self._placement,
                 self._policies,
                 self._rng,
+                uses_agent=self._uses_agent,
                 progress=self._progress,
                 on_schema_mismatch=self._guard.forget if self._guard is not None else lambda: None,
             )
@@ -409,14 +419,14 @@ class BaseUploader:
         self._engine.queue.refuse()
         return self._engine
 
-    def _close(self, timeout: float | None) -> None:
+    def _close(self, timeout: float | None, *, wait: bool = True) -> None:
         if (engine := self._begin_close()) is None:
             return
         timeout = self._close_timeout_s if timeout is None else timeout
         try:
             with draining(engine, timeout):
                 if engine.failure is None:
-                    drain(engine, timeout)
+                    drain(engine, timeout, "committed" if wait else "spooled")
                     failpoint(Failpoint.DRAINED)
         finally:
             self._closed = True
@@ -425,6 +435,8 @@ class BaseUploader:
             signals.shutdown.unregister(self._at_exit)
             logs.wait_for_logs()
         self._raise_failure(engine)
+        if not wait and self._final is not None:
+            engine.report_left(self._final.spool.rows)
 
     def _raise_failure(self, engine: Engine) -> None:
         raise_failure(engine, self.repo)

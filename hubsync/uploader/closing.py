@@ -16,6 +16,7 @@ from hubsync._runtime.formatting import count_text, seconds_text, word
 from hubsync._runtime.threads import call_in_new_thread
 from hubsync._runtime.validation import check_seconds
 from hubsync.errors import BlockedError, ClosedError, HubsyncError, NotDrained, SpoolLost
+from hubsync.model.receipt import Until
 from hubsync.telemetry.tracing import span
 from hubsync.uploader.engine import Engine
 
@@ -89,8 +90,8 @@ def after_error(engine: Engine | None, error: BaseException, timeout: float | No
             _log.warning("Done: all rows are in the spool." if engine.is_offline else "Done: all rows are on the Hub.")
 
 
-def drain(engine: Engine, timeout: float | None) -> None:
-    """Upload everything, waiting in this thread. After SIGTERM, the grace period applies.
+def drain(engine: Engine, timeout: float | None, until: Until = "committed") -> None:
+    """Upload everything, or only spool it, waiting in this thread. After SIGTERM, the grace period applies.
 
     Raises:
         NotDrained: `timeout` seconds, or the grace period, passed.
@@ -100,19 +101,20 @@ def drain(engine: Engine, timeout: float | None) -> None:
     """
     is_second_signal = signals.shutdown.has_begun()
     try:
-        flush = engine.flush(everything=True)
+        flush = engine.flush(everything=until == "committed")
     except ClosedError:  # another thread is closing the uploader
         return
     began = time.monotonic()
     with flush:
         try:
-            flush.wait("committed", timeout)
-            engine.merge_rest(seconds_after_start(began, timeout))
+            flush.wait(until, timeout)
+            if until == "committed":
+                engine.merge_rest(seconds_after_start(began, timeout))
         except SystemExit as ended:
             # SIGTERM during the drain starts the grace period; the next signal ends it at once.
             if not is_second_signal and (left := signals.shutdown.seconds_left()) is not None:
                 with after_error(engine, ended, left), draining(engine, left):
-                    flush.wait("committed", left if timeout is None else min(left, timeout))
+                    flush.wait(until, left if timeout is None else min(left, timeout))
             raise
 
 

@@ -49,6 +49,7 @@ from hubsync.policies import Policies
 from hubsync.spool.spool import Spool
 from hubsync.telemetry.metrics import register_source
 from hubsync.telemetry.status import READING, State, Status, read_stored
+from hubsync.uploader.agent_link import AgentLink
 from hubsync.uploader.delivery import Delivery, Flush
 from hubsync.uploader.monitor import Monitor
 from hubsync.uploader.queue import BoundedQueue, Order
@@ -96,6 +97,7 @@ class Engine:
         policies: Policies,
         rng: random.Random,
         *,
+        uses_agent: bool = False,
         progress: bool | None = False,
         on_schema_mismatch: Callable[[], None] = lambda: None,
     ) -> None:
@@ -107,6 +109,7 @@ class Engine:
             placement: where the rows belong in the dataset.
             policies: the bounds and paces.
             rng: randomness for the backoff.
+            uses_agent: leave the commits to the agent of this host once access is checked.
             progress: when to show bars; see `Uploader`.
             on_schema_mismatch: called in the event loop when a shard did not fit what others committed.
         """
@@ -125,6 +128,8 @@ class Engine:
         self._linger_s = shard.linger_s
         stored = spool.catalogue.get("status")
         self.status = Status(self._save_status, self.waiting_text, stored=stored, now=clock.time)
+        self._agent = AgentLink(spool, self.status) if uses_agent and destination is not None else None
+        spool.commit_policy = policies.commit
         self.queue = BoundedQueue(policies.queue, clock.time)
         self.delivery = Delivery(spool)
         spool.segments.on_refused = self._refused
@@ -178,6 +183,8 @@ class Engine:
             self.bind(threadsafe_callback)
             if self._committer is not None:
                 await self._connect_until_stopped(self._committer)
+                if self._agent is not None:
+                    await self._leave_to_agent()
             else:
                 self.status.report("commit", State("offline", "HF_HUB_OFFLINE is set; rows are only spooled"))
             async with anyio.create_task_group() as tasks:
@@ -206,16 +213,25 @@ class Engine:
             wrap: makes a callback of the event loop safe to call from any thread.
         """
         self.wakers.wake_linger = wrap(self._linger_wake.notify)
-        if self._committer is not None:
+        if self._committer is not None and self._agent is None:
             self.wakers.wake = wrap(self._committer.wake)
             self.wakers.hurry = wrap(self._committer.hurry)
 
     def services(self) -> list[Service]:
         """Return what runs in the event loop until it is cancelled, apart from the monitor."""
         services: list[Service] = [self._linger, self._send_heartbeats]
-        if self._committer is not None:
+        if self._agent is not None:
+            services += [self._agent.watch, self._follow]
+        elif self._committer is not None:
             services += [self._committer.run, self._follow]
         return services
+
+    async def _leave_to_agent(self) -> None:
+        """Use no network from now on, and let the agent commit."""
+        self._committer = None
+        await run_in_thread(self.spool.lease.release)
+        if self._destination is not None:
+            await self._destination.aclose()
 
     async def _connect_until_stopped(self, committer: Committer) -> None:
         async with unwrapped_hub_errors(), anyio.create_task_group() as tasks:
@@ -327,18 +343,29 @@ class Engine:
             writer.close()
         self.delivery.end(ended)
 
+    def report_left(self, rows: int) -> None:
+        """Log that an uploader that ended without waiting for the Hub leaves so many rows in the spool."""
+        if rows:
+            pid, spool = self._agent and self._agent.pid, self.spool.directory
+            if pid is None:
+                _log.warning("Closed without waiting: %s not on the Hub yet, and safe in %s. To upload them: hubsync "
+                             "drain %s", count_text(rows, "row"), spool, spool)  # fmt: skip
+            else:
+                _log.info("The agent (process %d) uploads the last %s in %s.", pid, count_text(rows, "row"), spool)
+
     # Flushing, from any thread.
 
     def flush(self, *, everything: bool = False, of: Receipt | None = None) -> Flush:
         """Return a receipt that is committed once everything that was put before is. Wait for it within its block.
 
         Args:
-            everything: wait for other writers' shards as well.
+            everything: wait for other writers' shards as well, if this process commits them.
             of: wait only for this batch.
 
         Raises:
             ClosedError: the uploader is closed.
         """
+        everything = everything and self._agent is None
         flush = self.delivery.flush(of)
         try:
             self.queue.order(Order(lambda: self.spool_thread.start_flush(flush, everything, of)))

@@ -233,20 +233,22 @@ class Uploader(BaseUploader):
             flushed.wait("committed", timeout)
         wait_for_logs()
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None, *, wait: bool = True) -> None:
         """Upload everything accepted so far, and end. `with` calls this; a second call does nothing.
 
         Whatever this raises, every accepted row is on the Hub or in the spool.
 
         Args:
             timeout: Seconds to wait; None for `RetryPolicy.close_timeout_s`, which is no limit by default.
+            wait: False to end as soon as everything is in the spool, and leave the upload to the agent (see
+                `committer`), or to the next job.
 
         Raises:
             NotDrained: `timeout` seconds passed. The rows are safe in the spool.
             BlockedError: An operator must act. The rows are safe in the spool.
             ShardsRefused: The Hub rejected shards, now or since the last flush. The rows are in the dead letter.
         """
-        self._close(timeout)
+        self._close(timeout, wait=wait)
 
     def __enter__(self) -> Self:
         return self.open()

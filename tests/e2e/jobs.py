@@ -167,6 +167,25 @@ def stopping(spool: str, told: str, point: str) -> None:
     telling(spool, told, 0.005)
 
 
+def spooling(source: str, rows: int, wait: bool) -> None:
+    """Leaves its rows to the agent; tells on stdout how far it was accepted."""
+    with Uploader("user/rows", committer="agent", **QUICK) as up:
+        start = -1 if (known := up.offset(source)) is None else known
+        for n in range(start + 1, rows):
+            up.put([{"id": f"{source}-{n}"}], offset=n, source=source)
+            print(n, flush=True)
+        up.close(wait=wait)
+
+
+def serving(point: str | None) -> None:
+    """The agent; kills itself when it reaches a failpoint."""
+    from hubsync.cli.agent import agent
+
+    if point is not None:
+        at(Failpoint[point], 1, signal.SIGKILL)
+    agent(["--health", "127.0.0.1:0"])
+
+
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR2)  # `Jobs.describe` asks for it
     name, *args = json.loads(sys.argv[1])

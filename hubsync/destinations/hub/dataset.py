@@ -13,7 +13,7 @@ import io
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -148,11 +148,15 @@ class HubDataset:
         self._http = HubHTTP(target.endpoint, token, timeout_s=timeout_s, transport=transport)
         self._rev = quote(target.revision, safe="")
         self._api = f"api/datasets/{target.repo}"
-        self._xet = XetStore(self._http, f"{self._api}/xet-write-token/{self._rev}") if xet_available() else None
         self._listing: tuple[str, Sequence[HubFile]] = ("", ())  # a commit whose files were listed; it never changes
         self._marks: dict[HubFile, list[Watermark] | str] = {}  # as read last, of all files of `_marked`
         self._marked: tuple[str, Sequence[HubFile]] = ("", ())  # a commit's files of watermarks, folded ones first
         self._lfs = LfsStore(self._http, f"datasets/{target.repo}.git/info/lfs/objects/batch", target.revision)
+
+    @cached_property
+    def _xet(self) -> XetStore | None:
+        """Loaded at the first upload: a process that only checks access never needs it."""
+        return XetStore(self._http, f"{self._api}/xet-write-token/{self._rev}") if xet_available() else None
 
     async def ensure_repo(self, *, private: bool | None) -> BranchTip:
         """Create the repo if it does not exist, and check that the token may write to it.
@@ -471,8 +475,8 @@ class HubDataset:
 
     async def aclose(self) -> None:
         """Stop uploads and close the connections."""
-        if self._xet is not None:
-            self._xet.abort()
+        if (xet := vars(self).get("_xet")) is not None:
+            xet.abort()
         await self._http.aclose()
 
 
