@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, Self, get_args
 
 from hubsync._runtime.validation import check_type
@@ -96,7 +97,7 @@ class Layout:
     @property
     def format(self) -> Format:
         """The shards' format."""
-        return format_of(self.path("w", 0))
+        return _format_of(self)
 
     def alternatives(self, format: Format) -> Iterator[Layout]:
         """Yield layouts in this format with the default template, in one folder after another."""
@@ -213,6 +214,11 @@ def part_of(path: str) -> str:
 def _folder(config: str) -> str:
     """Return the folder of a config's shards. That of "default" is `data`, so a config of that name gets another."""
     return {"default": "data", "data": "configs/{config}"}.get(config, "{config}")
+
+
+@lru_cache(maxsize=64)  # each `put` asks
+def _format_of(layout: Layout) -> Format:
+    return format_of(layout.path("w", 0))
 
 
 def format_of(path: str) -> Format:

@@ -43,7 +43,7 @@ def any_reads_as_json(texts: Sequence[str]) -> bool:
         candidates: Iterable[str] = [text for text in texts if text[:1] in _FIRST]
     else:
         candidates = compress(texts, map(_FIRST.__contains__, firsts))
-    return any(map(reads_as_json, candidates))
+    return any(map(reads_as_json, filter(_START.match, candidates)))
 
 
 def escaped(rows: Sequence[Mapping[str, Any]], columns: Collection[str]) -> Sequence[Mapping[str, Any]]:
