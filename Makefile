@@ -25,17 +25,17 @@ endef
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
-check: lint types unit ## run lint, types and unit tests: what to run while you work, under a minute
+check: lint types unit ## run lint, types and unit tests: what to run while you work
 
-# Four workers on two cores: half of the time, the tests wait.
+# Three workers on two cores: a third of the time, the tests wait.
 test: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests (make test ARGS="-k spool")
-	$(BIN)/python -m pytest -n 4 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-newest: $(VENV)/.dev $(VENV)/.chromium $(VENV)-distilabel/.ready $(VENV)-lowest/.ready ## run all tests with the newest versions of everything, new random examples and more rounds
 	$(call venv,$(VENV)-newest)
 	@$(VENV)-newest/bin/python $(PIP) --upgrade pip
 	@$(VENV)-newest/bin/python $(PIP) --editable '.[demo]' --group test
-	$(VENV)-newest/bin/python -m pytest -n 4 --hypothesis-profile=random $(ARGS)
+	$(VENV)-newest/bin/python -m pytest -n 3 --hypothesis-profile=random $(ARGS)
 
 lint: $(VENV)/.dev ## check style and format with ruff
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Fixtures of all tests: an embedded Hub of its own for each test that asks, and a home that is thrown away.
 
-`pytest -n 3 -m "not slow"` is the quick lane, which `make check` runs; `pytest -n 4` runs everything, as `make test`.
+`pytest -n 3 -m "not slow"` is the quick lane, which `make check` runs; `pytest -n 3` runs everything, as `make test`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import anyio
 
-PATIENCE_S = 60
+PATIENCE_S = 120  # two cores, three workers, and tests that use both
 
 
 def until(
