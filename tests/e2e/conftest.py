@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 
 from hubsync.localhub import LocalHub
 from tests.zygote import Program, Python
+
+Start = Callable[..., Program]
 
 
 class Jobs:
@@ -79,3 +81,10 @@ def jobs(hub: LocalHub, tmp_path: Path, python: Python, monkeypatch: pytest.Monk
         yield jobs
     finally:
         jobs.close()
+
+
+@pytest.fixture
+def start(jobs: Jobs) -> Iterator[Start]:
+    """Start a job that prints what it has put."""
+    with ExitStack() as running:
+        yield lambda *args: running.enter_context(jobs.open(*args, stdout=subprocess.PIPE))

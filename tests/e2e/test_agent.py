@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,19 +15,11 @@ from hubsync.maintenance.inspect import inspect_spool
 from hubsync.model.target import Target, default_directory
 from hubsync.spool.agent_home import AgentHome
 from tests.conftest import Dataset
-from tests.e2e.conftest import Jobs
+from tests.e2e.conftest import Jobs, Start
 from tests.waiting import until
 from tests.zygote import Program
 
 pytestmark = pytest.mark.slow("starts processes and kills them")
-
-Start = Callable[..., Program]
-
-
-@pytest.fixture
-def start(jobs: Jobs) -> Iterator[Start]:
-    with ExitStack() as running:
-        yield lambda *args: running.enter_context(jobs.open(*args, stdout=subprocess.PIPE))
 
 
 @pytest.fixture

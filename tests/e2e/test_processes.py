@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,19 +14,10 @@ from hubsync.cli import demo as demo_module
 from hubsync.localhub import Fault, LocalHub
 from hubsync.maintenance.drain import drain
 from tests.conftest import Commands, Dataset
-from tests.e2e.conftest import Jobs
+from tests.e2e.conftest import Start
 from tests.zygote import Program
 
 pytestmark = pytest.mark.slow("starts processes and kills them")
-
-Start = Callable[..., Program]
-
-
-@pytest.fixture
-def start(jobs: Jobs) -> Iterator[Start]:
-    """Start a job that prints what it has put."""
-    with ExitStack() as running:
-        yield lambda *args: running.enter_context(jobs.open(*args, stdout=subprocess.PIPE))
 
 
 def lines(process: Program, most: int) -> list[str]:
